@@ -1,0 +1,87 @@
+// Package envelope holds mail's nouns: mailboxes, paths, replies, the SMTP
+// client and the envelope of RFC 5321 §2.3.1. Every room speaks in these
+// words. It has no behaviour beyond parsing and printing them, does no I/O and
+// imports no other room.
+package envelope
+
+import (
+	"io"
+	"net/netip"
+	"time"
+)
+
+// Client is the SMTP client as the server knows it: from the connection, or
+// as a trusted proxy stated it by XCLIENT or the PROXY protocol.
+type Client struct {
+	Addr netip.Addr // unmapped: an IPv4 client is never ::ffff:a.b.c.d
+	Port uint16
+
+	// Name is the host name that the address maps to and that maps back to
+	// it, "unknown" when there is none, and "" while nobody has asked.
+	Name string
+	// ReverseName is the PTR name, whether it maps back or not; "unknown"
+	// and "" as for Name.
+	ReverseName string
+	// NameStatus and ReverseStatus tell why a name is "unknown".
+	NameStatus    NameStatus
+	ReverseStatus NameStatus
+
+	Helo     string // argument of HELO or EHLO
+	Protocol string // SMTP or ESMTP, as XCLIENT's PROTO
+	TLS      string // protocol version and cipher, "" in plain text
+}
+
+// NameStatus is what became of a name look-up. A temporary failure is a value
+// of its own, because it must never turn into a permanent refusal.
+type NameStatus uint8
+
+const (
+	NameUnasked  NameStatus = iota // not looked up yet
+	NameOK                         // looked up, found
+	NameNotFound                   // the DNS says that there is none
+	NameTemp                       // the DNS failed or did not answer
+	NameForged                     // a PTR exists, but the name does not map back
+)
+
+// Recipient is one forward-path of a mail transaction with its RFC 3461
+// parameters, passed on as the client gave them.
+type Recipient struct {
+	Path   ForwardPath
+	Notify string // NOTIFY=, "" when absent
+	ORcpt  string // ORCPT=, "" when absent
+	Rule   string // the policy rule that let the recipient in, for the operator
+}
+
+// Envelope is RFC 5321 §2.3.1's mail envelope: all that is known of a message
+// besides its content.
+type Envelope struct {
+	ID       string // ours, assigned when the spool opens the message
+	Client   Client
+	From     ReversePath
+	To       []Recipient
+	EightBit bool   // BODY=8BITMIME, RFC 6152
+	UTF8     bool   // SMTPUTF8, RFC 6531
+	Ret      string // RET=, RFC 3461 §4.3, "" when absent
+	EnvID    string // ENVID=, RFC 3461 §4.4, "" when absent
+	Received time.Time
+}
+
+// Transfer is one message on its way to one next hop. The queue makes it, the
+// relay carries it out.
+type Transfer struct {
+	// Envelope lists in To only the recipients that this attempt is for.
+	Envelope *Envelope
+	// Size is the content's length in octets, CRLF line ends included,
+	// without dot-stuffing.
+	Size int64
+	// Open reads the content from its start: lines end in CRLF, no
+	// dot-stuffing, our Received field first.
+	Open func() (io.ReadCloser, error)
+	// Settle MUST be called exactly once for each Transfer that was taken.
+	// With a nil err, replies has one final reply for each of Envelope.To,
+	// in that order. A non-nil err says that the session ended before the
+	// next hop answered for all; then replies may be nil, and a recipient
+	// whose reply is zero counts as not tried. A reply that is not zero is
+	// the next hop's word and counts even beside an err.
+	Settle func(replies []Reply, err error)
+}

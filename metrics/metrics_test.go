@@ -1,0 +1,67 @@
+package metrics_test
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/understudy-mx/understudy/metrics"
+)
+
+func TestLint(t *testing.T) {
+	reg := prometheus.NewPedanticRegistry()
+	m := metrics.New(reg)
+	m.Queue(func() metrics.QueueStats { return metrics.QueueStats{Messages: 3, Oldest: time.Now().Add(-time.Hour)} })
+	m.Verdicts.WithLabelValues("rcpt", "reject", "reject_unlisted_recipient").Inc()
+	m.PrimaryUp.WithLabelValues("default").Set(1)
+	problems, err := testutil.GatherAndLint(reg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Errorf("%s: %s", p.Metric, p.Text)
+	}
+}
+
+func TestHandler(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	m := metrics.New(reg)
+	m.Queue(func() metrics.QueueStats { return metrics.QueueStats{Messages: 3} })
+	var notReady error
+	srv := httptest.NewServer(metrics.Handler(reg, func() error { return notReady }))
+	defer srv.Close()
+
+	get := func(path string) (int, string) {
+		t.Helper()
+		resp, err := http.Get(srv.URL + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.StatusCode, string(b)
+	}
+	if code, body := get("/metrics"); code != 200 || !strings.Contains(body, "understudy_queue_messages 3\n") {
+		t.Errorf("/metrics: %d, without the queue's depth:\n%s", code, body)
+	}
+	if code, _ := get("/readyz"); code != 200 {
+		t.Errorf("/readyz when ready: %d", code)
+	}
+	notReady = errors.New("no policy yet")
+	if code, body := get("/readyz"); code != 503 || !strings.Contains(body, "no policy yet") {
+		t.Errorf("/readyz when not ready: %d %q", code, body)
+	}
+	if code, _ := get("/healthz"); code != 200 {
+		t.Errorf("/healthz must not depend on readiness: %d", code)
+	}
+}
