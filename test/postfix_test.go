@@ -1,0 +1,276 @@
+package test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// postfix is a real Postfix with a configuration, queue and log of its own on
+// a loopback port. It delivers to one maildir, which the test reads. Needs
+// root, as Postfix's master does.
+type postfix struct {
+	t    *testing.T
+	dir  string
+	addr string
+	cmd  *exec.Cmd
+	done chan error
+}
+
+// master.cf of the stand-in: smtpd on %s, and the services that it needs.
+const masterCF = `%s inet n - n - - smtpd
+pickup unix n - n 60 1 pickup
+cleanup unix n - n - 0 cleanup
+qmgr unix n - n 300 1 qmgr
+rewrite unix - - n - - trivial-rewrite
+bounce unix - - n - 0 bounce
+defer unix - - n - 0 bounce
+trace unix - - n - 0 bounce
+verify unix - - n - 1 verify
+proxymap unix - - n - - proxymap
+error unix - - n - - error
+retry unix - - n - - error
+discard unix - - n - - discard
+virtual unix - n n - - virtual
+anvil unix - - n - 1 anvil
+postlog unix-dgram n - n - 1 postlogd
+`
+
+const mainCF = `compatibility_level = 3.6
+queue_directory = %[1]s/queue
+data_directory = %[1]s/data
+command_directory = /usr/sbin
+daemon_directory = /usr/lib/postfix/sbin
+mail_owner = postfix
+setgid_group = postdrop
+myhostname = primary.example.org
+mydestination =
+inet_interfaces = 127.0.0.1
+inet_protocols = ipv4
+mynetworks = 127.0.0.0/8
+maillog_file = %[1]s/mail.log
+maillog_file_prefixes = /
+virtual_mailbox_domains = example.org
+virtual_mailbox_maps = static:all/
+virtual_mailbox_base = %[1]s/mail
+virtual_mailbox_limit = 0
+virtual_uid_maps = static:65534
+virtual_gid_maps = static:65534
+local_header_rewrite_clients =
+message_size_limit = 20480000
+smtpd_client_connection_count_limit = 0
+`
+
+// newPostfix writes the configuration, extra lines last, and leaves Postfix
+// stopped.
+func newPostfix(t *testing.T, extra ...string) *postfix {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Fatal("a real Postfix is the primary here, and its master needs root: run the tests as root, as .ci/run does")
+	}
+	if _, err := exec.LookPath("postfix"); err != nil {
+		t.Fatal("Postfix is not installed: apt-get install postfix (see .ci/run)")
+	}
+	p := &postfix{t: t, dir: tempDir(t), addr: freeAddr(t)}
+	for _, d := range []string{"conf", "queue", "data", "mail"} {
+		if err := os.Mkdir(filepath.Join(p.dir, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chown(filepath.Join(p.dir, "mail"), 65534, 65534); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(p.dir, "conf/main.cf"), fmt.Sprintf(mainCF, p.dir)+strings.Join(extra, "\n")+"\n")
+	write(t, filepath.Join(p.dir, "conf/master.cf"), fmt.Sprintf(masterCF, p.addr))
+	if out, err := exec.Command("chown", "postfix", filepath.Join(p.dir, "data")).CombinedOutput(); err != nil {
+		t.Fatalf("chown: %v\n%s", err, out)
+	}
+	if out, err := exec.Command("postfix", "-c", filepath.Join(p.dir, "conf"), "check").CombinedOutput(); err != nil {
+		t.Fatalf("postfix check: %v\n%s", err, out)
+	}
+	t.Cleanup(func() {
+		p.kill()
+		if t.Failed() {
+			log, _ := os.ReadFile(filepath.Join(p.dir, "mail.log"))
+			t.Logf("the end of Postfix's log:\n%s", tail(log, 4000))
+		}
+	})
+	return p
+}
+
+// start brings the primary up and returns when it listens.
+func (p *postfix) start() {
+	p.t.Helper()
+	p.cmd = exec.Command("/usr/lib/postfix/sbin/master", "-c", filepath.Join(p.dir, "conf"), "-d")
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := p.cmd.Start(); err != nil {
+		p.t.Fatal(err)
+	}
+	p.done = make(chan error, 1)
+	go func(cmd *exec.Cmd, done chan<- error) { done <- cmd.Wait() }(p.cmd, p.done)
+	eventually(p.t, 20*time.Second, "Postfix listens on "+p.addr, func() bool {
+		c, err := net.DialTimeout("tcp", p.addr, time.Second)
+		if err != nil {
+			return false
+		}
+		c.Close()
+		return true
+	})
+}
+
+// kill ends Postfix and every process of it at once, as a power cut would.
+func (p *postfix) kill() {
+	if p.cmd == nil {
+		return
+	}
+	if err := syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+		p.t.Errorf("kill Postfix: %v", err)
+	}
+	<-p.done
+	p.cmd = nil
+	// A killed master leaves its lock file's pid behind; the lock itself is gone.
+	os.Remove(filepath.Join(p.dir, "queue/pid/master.pid"))
+}
+
+// delivery is one file of the primary's maildir.
+type delivery struct {
+	to      string // X-Original-To, the recipient as it was relayed
+	content []byte // what followed our Received field, line ends as in the maildir: LF
+}
+
+// deliveries reads the maildir. The content begins behind the Received field
+// that names hostname, which is ours.
+func (p *postfix) deliveries(hostname string) []delivery {
+	p.t.Helper()
+	var all []delivery
+	dir := filepath.Join(p.dir, "mail/all/new")
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		p.t.Fatal(err)
+	}
+	for _, e := range entries {
+		b, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		all = append(all, parseDelivery(p.t, b, hostname))
+	}
+	return all
+}
+
+// parseDelivery cuts off the fields that the primary and Understudy put
+// before the message.
+func parseDelivery(t *testing.T, b []byte, hostname string) delivery {
+	t.Helper()
+	var d delivery
+	if _, after, ok := bytes.Cut(b, []byte("X-Original-To: ")); ok {
+		to, _, _ := bytes.Cut(after, []byte("\n"))
+		d.to = string(to)
+	}
+	by := bytes.Index(b, []byte("by "+hostname+" "))
+	if by < 0 {
+		t.Fatalf("a delivered message lacks our Received field:\n%s", b[:min(len(b), 1000)])
+	}
+	rest := b[by:]
+	for { // the field ends at the first line end that no white space follows
+		_, after, ok := bytes.Cut(rest, []byte("\n"))
+		if !ok {
+			t.Fatalf("a delivered message ends within our Received field")
+		}
+		if len(after) == 0 || after[0] != ' ' && after[0] != '\t' {
+			d.content = after
+			return d
+		}
+		rest = after
+	}
+}
+
+// smtpSource sends n messages with Postfix's own load generator over the
+// given number of parallel sessions, to user1@example.org … userN@example.org
+// with the file's content, and returns what it printed.
+func smtpSource(t *testing.T, addr, file, rcpt string, n, sessions int) error {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "smtp-source", "-N", "-m", strconv.Itoa(n), "-s", strconv.Itoa(sessions),
+		"-f", "sender@sender.example", "-t", rcpt, "-M", "client.sender.example", "-F", file, addr)
+	if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
+		return fmt.Errorf("smtp-source: %v\n%s", err, out)
+	}
+	return nil
+}
+
+// swaks plays one session with the Swiss army knife for SMTP and returns its
+// transcript and exit code.
+func swaks(t *testing.T, addr string, args ...string) (transcript string, code int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, "swaks", append([]string{"--server", addr, "--helo", "client.sender.example"}, args...)...).CombinedOutput()
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+	case errors.As(err, &exit):
+		code = exit.ExitCode()
+	default:
+		t.Fatalf("swaks: %v", err)
+	}
+	return string(out), code
+}
+
+// tempDir is like t.TempDir, but other users may pass through it: Postfix's
+// daemons drop root.
+func tempDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "understudy")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// freeAddr returns a loopback address that nobody listens on.
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return ln.Addr().String()
+}
+
+func write(t *testing.T, path, content string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// eventually polls until ok or the time is over; processes of their own have
+// no channel to wait on.
+func eventually(t *testing.T, limit time.Duration, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(limit); !ok(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("after %v still not: %s", limit, what)
+		}
+	}
+}
+
+func tail(b []byte, n int) []byte { return b[max(0, len(b)-n):] }
