@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -63,5 +64,21 @@ func TestHandler(t *testing.T) {
 	}
 	if code, _ := get("/healthz"); code != 200 {
 		t.Errorf("/healthz must not depend on readiness: %d", code)
+	}
+}
+
+// TestPromtool lets Prometheus's own linter read a scrape and the alert rules.
+func TestPromtool(t *testing.T) {
+	if out, err := exec.Command("promtool", "check", "rules", "alerts.yml").CombinedOutput(); err != nil {
+		t.Errorf("promtool check rules: %v\n%s", err, out)
+	}
+	reg := prometheus.NewRegistry()
+	metrics.New(reg).Queue(func() metrics.QueueStats { return metrics.QueueStats{} })
+	rec := httptest.NewRecorder()
+	metrics.Handler(reg, func() error { return nil }).ServeHTTP(rec, httptest.NewRequest("GET", "/metrics", nil))
+	cmd := exec.Command("promtool", "check", "metrics")
+	cmd.Stdin = rec.Body
+	if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("promtool check metrics: %v\n%s", err, out)
 	}
 }

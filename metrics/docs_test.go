@@ -1,0 +1,54 @@
+package metrics_test
+
+import (
+	"fmt"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/understudy-mx/understudy/metrics"
+)
+
+//go:generate env UPDATE=1 go test -run ^TestMetricsDoc$ .
+
+var descPattern = regexp.MustCompile(`fqName: "(\w+)", help: "((?:[^"\\]|\\.)*)", .*variableLabels: \{([^}]*)\}`)
+
+// TestMetricsDoc keeps docs/METRICS.md equal to what is registered; with
+// UPDATE=1 it writes the file.
+func TestMetricsDoc(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	metrics.New(reg).Queue(func() metrics.QueueStats { return metrics.QueueStats{} })
+	descs := make(chan *prometheus.Desc, 1000)
+	reg.Describe(descs)
+	close(descs)
+	var rows []string
+	for d := range descs {
+		m := descPattern.FindStringSubmatch(strings.ReplaceAll(d.String(), `\"`, "”"))
+		if m == nil {
+			t.Fatalf("no name and help in %s", d)
+		}
+		rows = append(rows, fmt.Sprintf("| `%s` | %s | %s |\n", m[1], strings.ReplaceAll(m[3], ",", ", "), strings.ReplaceAll(m[2], "”", "`")))
+	}
+	slices.Sort(rows)
+	want := "# Metrics\n\nGenerated from the code by `make generate`. Names ending in `_total` are counters, `_duration_seconds`\nare histograms (classic and native), the others gauges. Alert rules: `metrics/alerts.yml`.\n\n" +
+		"| metric | labels | meaning |\n| --- | --- | --- |\n" + strings.Join(rows, "")
+
+	const path = "../docs/METRICS.md"
+	if os.Getenv("UPDATE") != "" {
+		if err := os.WriteFile(path, []byte(want), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, string(got)); diff != "" {
+		t.Errorf("docs/METRICS.md is stale, run 'make generate' (-code +file):\n%s", diff)
+	}
+}
