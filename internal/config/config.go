@@ -1,0 +1,335 @@
+// Package config is Understudy's configuration file: one table (table.go) says
+// for each key its type, default, unit and meaning. Reading, checking,
+// `understudy config` and understudy.conf(5) all come from that table.
+//
+// A file with a mistake is refused as a whole, and every mistake in it is
+// named with line, column and remedy. The package reads no file besides the
+// configuration itself: whether a certificate or policy is any good is for its
+// reader to say.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/BurntSushi/toml"
+)
+
+// maxFile bounds a configuration file; a real one has a few kilobytes.
+const maxFile = 1 << 20
+
+// Config is a whole configuration, every value checked.
+type Config struct {
+	File     string // where it was read, "" for the defaults
+	Hostname string
+	StateDir string
+	SMTP     SMTP
+	Primary  Primary
+	Routes   []Route
+	Policy   Policy
+	Queue    Queue
+	DNS      DNS
+	Metrics  Metrics
+	Log      Log
+}
+
+// SMTP is the door: section [smtp].
+type SMTP struct {
+	Listen                  []string // host:port, host may be empty
+	TLSCert, TLSKey         string   // PEM files, both or neither
+	XClientFrom, ProxyFrom  []netip.Prefix
+	MaxConnections          int
+	MaxConnectionsPerClient int
+	CommandTimeout          time.Duration
+	DataTimeout             time.Duration
+	ShutdownTimeout         time.Duration
+	BareNewline             string // reject, normalize
+}
+
+// Primary is one next hop: section [primary], and the body of each [[route]].
+type Primary struct {
+	Address        string // host:port
+	TLS            string // opportunistic, require, off
+	TLSName, TLSCA string
+	XClient        bool
+	ProbeInterval  time.Duration
+	MaxConnections int
+}
+
+// Route sends some domains to a next hop of their own.
+type Route struct {
+	Name    string
+	Domains []string // lower case; ".example.org" is every name below it
+	Primary
+}
+
+// Policy is section [policy].
+type Policy struct{ File string }
+
+// Queue is section [queue].
+type Queue struct {
+	MaxAge        time.Duration
+	MinFree       Size
+	MinFreeInodes int
+}
+
+// DNS is section [dns].
+type DNS struct {
+	Servers []string // ip:port; none: /etc/resolv.conf
+	Timeout time.Duration
+}
+
+// Metrics is section [metrics].
+type Metrics struct{ Listen string } // "" is off
+
+// Log is section [log].
+type Log struct{ Format, Level string }
+
+// Mistake is one thing wrong in a configuration file, and what to do about it.
+type Mistake struct {
+	File      string
+	Line, Col int // from 1
+	Key       string
+	Text      string
+}
+
+func (m *Mistake) Error() string {
+	if m.Key == "" {
+		return fmt.Sprintf("%s:%d:%d: %s", m.File, m.Line, m.Col, m.Text)
+	}
+	return fmt.Sprintf("%s:%d:%d: %s: %s", m.File, m.Line, m.Col, m.Key, m.Text)
+}
+
+// Load reads and checks a configuration file. The error joins a *Mistake for
+// everything that is wrong in it, in the file's order, one line each.
+func Load(path string) (*Config, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	defer f.Close()
+	b := make([]byte, maxFile+1)
+	n, err := readFull(f, b)
+	if err != nil {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	if n > maxFile {
+		return nil, fmt.Errorf("read configuration %s: longer than %d bytes; is it the right file?", path, maxFile)
+	}
+	return Parse(path, b[:n])
+}
+
+// Parse checks the text of a configuration file; path is its name, against
+// whose directory relative file names in it are read.
+func Parse(path string, text []byte) (*Config, error) {
+	var tree map[string]any
+	if err := toml.Unmarshal(text, &tree); err != nil {
+		var pe toml.ParseError
+		if errors.As(err, &pe) {
+			return nil, &Mistake{File: path, Line: pe.Position.Line, Col: max(1, pe.Position.Col),
+				Text: pe.Message + "; see https://toml.io for the syntax"}
+		}
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	r := &reader{file: path, at: locate(string(text)), cfg: Default()}
+	r.cfg.File = path
+	r.table("", tree)
+	r.check()
+	if len(r.mistakes) > 0 {
+		slices.SortStableFunc(r.mistakes, func(a, b *Mistake) int {
+			if a.Line != b.Line {
+				return a.Line - b.Line
+			}
+			return a.Col - b.Col
+		})
+		errs := make([]error, len(r.mistakes))
+		for i, m := range r.mistakes {
+			errs[i] = m
+		}
+		return nil, errors.Join(errs...)
+	}
+	return r.cfg, nil
+}
+
+// Default returns the configuration of an empty file. It lacks what only the
+// operator can know: the primary's address and the policy's file.
+func Default() *Config {
+	c := &Config{}
+	for _, s := range settings {
+		if s.section != "route" {
+			s.setDefault(c)
+		}
+	}
+	return c
+}
+
+// reader walks a parsed file and gathers values and mistakes.
+type reader struct {
+	file     string
+	at       map[string]position
+	cfg      *Config
+	mistakes []*Mistake
+}
+
+func (r *reader) mistake(path, format string, args ...any) {
+	p := find(r.at, path)
+	r.mistakes = append(r.mistakes, &Mistake{File: r.file, Line: p.line, Col: p.col,
+		Key: path, Text: fmt.Sprintf(format, args...)})
+}
+
+// table reads one TOML table; section is "" for the top level.
+func (r *reader) table(section string, t map[string]any) {
+	for key, v := range t {
+		path := join(section, key)
+		if section == "" && slices.Contains(sections(), key) {
+			r.section(key, v)
+			continue
+		}
+		s := lookup(section, key)
+		if s == nil {
+			r.unknown(section, path, key)
+			continue
+		}
+		r.set(r.cfg, s, path, v)
+	}
+}
+
+func (r *reader) section(name string, v any) {
+	if name == "route" {
+		list, ok := v.([]map[string]any)
+		if !ok {
+			r.mistake(name, "is a list of tables; write [[route]] above its keys")
+			return
+		}
+		for i, t := range list {
+			r.route(fmt.Sprintf("route[%d]", i), t)
+		}
+		return
+	}
+	t, ok := v.(map[string]any)
+	if !ok {
+		r.mistake(name, "is a section; write [%s] on a line of its own above its keys", name)
+		return
+	}
+	r.table(name, t)
+}
+
+// route reads one [[route]]: its own keys and those of [primary], which it
+// does not inherit.
+func (r *reader) route(path string, t map[string]any) {
+	c := &Config{Routes: make([]Route, 1)}
+	for _, s := range settings {
+		if s.section == "primary" {
+			s.setDefault(c)
+		}
+	}
+	for key, v := range t {
+		s := lookup("route", key)
+		if s == nil {
+			s = lookup("primary", key)
+		}
+		if s == nil {
+			r.unknown("route", path+"."+key, key)
+			continue
+		}
+		r.set(c, s, path+"."+key, v)
+	}
+	rt := c.Routes[0]
+	rt.Primary = c.Primary
+	for key, missing := range map[string]bool{"name": rt.Name == "", "address": rt.Address == "", "domains": len(rt.Domains) == 0} {
+		if _, there := t[key]; missing && !there {
+			r.mistake(path, "lacks the key %q; add it", key)
+		}
+	}
+	r.cfg.Routes = append(r.cfg.Routes, rt)
+}
+
+func (r *reader) set(c *Config, s *setting, path string, v any) {
+	if err := s.kind.parse(v, s.field(c)); err != nil {
+		r.mistake(path, "%v", err)
+		return
+	}
+	if s.kind.file {
+		p := s.field(c).(*string)
+		*p = resolveFile(filepath.Dir(r.file), *p)
+	}
+}
+
+func (r *reader) unknown(section, path, key string) {
+	known := names(section)
+	if near := nearest(key, known); near != "" {
+		r.mistake(path, "unknown key; did you mean %q?", near)
+		return
+	}
+	for _, s := range settings {
+		if s.name == key && s.section != section {
+			r.mistake(path, "unknown key here; it belongs in section [%s]", s.section)
+			return
+		}
+	}
+	r.mistake(path, "unknown key; remove it, or see understudy.conf(5) for the keys that exist")
+}
+
+// check looks at what no single key can show.
+func (r *reader) check() {
+	c := r.cfg
+	if c.Primary.Address == "" && len(c.Routes) == 0 && !r.failed("primary.address") {
+		r.mistake("primary.address", `missing: where does accepted mail go? Add address = "mx1.example.org:25" under [primary]`)
+	}
+	if c.Policy.File == "" && !r.failed("policy.file") {
+		r.mistake("policy.file", `missing: whom do we accept mail for? Add file = "policy.toml" under [policy]`)
+	}
+	if (c.SMTP.TLSCert == "") != (c.SMTP.TLSKey == "") && !r.failed("smtp.tls_cert") && !r.failed("smtp.tls_key") {
+		set, other := "smtp.tls_cert", "tls_key"
+		if c.SMTP.TLSCert == "" {
+			set, other = "smtp.tls_key", "tls_cert"
+		}
+		r.mistake(set, "is set without %s; set both, or neither for no STARTTLS", other)
+	}
+	r.checkRoutes()
+}
+
+func (r *reader) checkRoutes() {
+	domain, name := map[string]string{}, map[string]string{"primary": "the section [primary]"}
+	for i, rt := range r.cfg.Routes {
+		path := fmt.Sprintf("route[%d]", i)
+		if other, twice := name[rt.Name]; twice && rt.Name != "" {
+			r.mistake(path+".name", "%q already names %s; choose another", rt.Name, other)
+		}
+		name[rt.Name] = path
+		for _, d := range rt.Domains {
+			if other, twice := domain[d]; twice {
+				r.mistake(path+".domains", "%q is also in route %q; keep it in one", d, other)
+			}
+			domain[d] = rt.Name
+		}
+	}
+}
+
+// failed says that the key was there, but bad: then it is not missing too.
+func (r *reader) failed(path string) bool {
+	return slices.ContainsFunc(r.mistakes, func(m *Mistake) bool { return m.Key == path || m.Key == "primary" || m.Key == "policy" })
+}
+
+// resolveFile reads a relative name against the configuration's directory and
+// "$CREDENTIALS_DIRECTORY/…" against where systemd's LoadCredential= puts
+// its files, also when an operator asks from outside the service.
+func resolveFile(dir, name string) string {
+	if rest, ok := strings.CutPrefix(name, "$CREDENTIALS_DIRECTORY/"); ok {
+		base := os.Getenv("CREDENTIALS_DIRECTORY")
+		if base == "" {
+			base = "/run/credentials/understudy.service"
+		}
+		return filepath.Join(base, rest)
+	}
+	if name == "" || filepath.IsAbs(name) {
+		return name
+	}
+	return filepath.Join(dir, name)
+}
