@@ -207,6 +207,8 @@ func FuzzParse(f *testing.F) {
 	}
 	f.Add(b)
 	f.Add([]byte(minimal))
+	f.Add([]byte("a = 1 #"))
+	f.Add([]byte("a = [ 1, #"))
 	f.Add([]byte("a = \"\"\"x\"\"\"\"\n[b.'c d']\ne = [{f = '#'}, [1]]\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if c, err := Parse("x.conf", b); err == nil {

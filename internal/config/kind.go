@@ -199,7 +199,7 @@ func list(name string, check func(string) (string, error)) *kind {
 func each(v any, check func(string) (string, error)) ([]string, error) {
 	raw, ok := v.([]any)
 	if !ok {
-		return nil, fmt.Errorf("%s is no list; write [%s]", show(v), show(v))
+		return nil, fmt.Errorf("%s is no list; write %s", show(v), "["+show(v)+"]")
 	}
 	var items []string
 	var errs []string
@@ -306,7 +306,7 @@ func checkDomain(s string) (string, error) {
 
 func checkLabel(s string) (string, error) {
 	if s == "" || len(s) > 64 || strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") != "" {
-		return "", fmt.Errorf("%q is no name; take 1 to 64 letters, digits and - _ .", s)
+		return "", fmt.Errorf("%q is no name; take 1 to 64 letters, digits, \".\", \"-\" and \"_\"", s)
 	}
 	return s, nil
 }

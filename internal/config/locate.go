@@ -158,7 +158,9 @@ func (s *scanner) value() {
 			depth--
 		case '#':
 			s.skipTo("\n")
-			s.pos--
+			if depth <= 0 {
+				return
+			}
 			continue
 		case '\n':
 			if depth <= 0 {
