@@ -91,7 +91,7 @@ func newPostfix(t *testing.T, extra ...string) *postfix {
 	if err := os.Chown(filepath.Join(p.dir, "mail"), 65534, 65534); err != nil {
 		t.Fatal(err)
 	}
-	write(t, filepath.Join(p.dir, "conf/main.cf"), fmt.Sprintf(mainCF, p.dir)+strings.Join(extra, "\n")+"\n")
+	p.writeMain(extra...)
 	write(t, filepath.Join(p.dir, "conf/master.cf"), fmt.Sprintf(masterCF, p.addr))
 	if out, err := exec.Command("chown", "postfix", filepath.Join(p.dir, "data")).CombinedOutput(); err != nil {
 		t.Fatalf("chown: %v\n%s", err, out)
@@ -107,6 +107,11 @@ func newPostfix(t *testing.T, extra ...string) *postfix {
 		}
 	})
 	return p
+}
+
+func (p *postfix) writeMain(extra ...string) {
+	p.t.Helper()
+	write(p.t, filepath.Join(p.dir, "conf/main.cf"), fmt.Sprintf(mainCF, p.dir)+strings.Join(extra, "\n")+"\n")
 }
 
 // start brings the primary up and returns when it listens.
@@ -196,9 +201,33 @@ func parseDelivery(t *testing.T, b []byte, hostname string) delivery {
 	}
 }
 
+// settle waits until Postfix's own queue is empty.
+func (p *postfix) settle() {
+	p.t.Helper()
+	eventually(p.t, time.Minute, "Postfix's queue is empty", func() bool {
+		for _, queue := range []string{"maildrop", "incoming", "active", "deferred"} {
+			n := 0
+			err := filepath.WalkDir(filepath.Join(p.dir, "queue", queue), func(_ string, d fs.DirEntry, err error) error {
+				if err == nil && !d.IsDir() {
+					n++
+				}
+				return nil // a file that went away meanwhile is what we wait for
+			})
+			if err != nil || n > 0 {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// firstNumber is the number that smtp-source -N puts before its first
+// recipient.
+const firstNumber = 1
+
 // smtpSource sends n messages with Postfix's own load generator over the
-// given number of parallel sessions, to user1@example.org … userN@example.org
-// with the file's content, and returns what it printed.
+// given number of parallel sessions, with the file's content, to 1rcpt, 2rcpt
+// and so on.
 func smtpSource(t *testing.T, addr, file, rcpt string, n, sessions int) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
@@ -260,6 +289,15 @@ func write(t *testing.T, path, content string) {
 	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func readFile(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
 }
 
 // eventually polls until ok or the time is over; processes of their own have
