@@ -1,0 +1,259 @@
+package policy
+
+import (
+	"net/netip"
+	"strings"
+
+	"golang.org/x/net/idna"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+)
+
+// addressClass is the kind of domain that an address belongs to.
+type addressClass uint8
+
+const (
+	classDefault addressClass = iota // not ours
+	classLocal
+	classVirtualAlias
+	classVirtualMailbox
+	classRelay
+)
+
+// final says that mail for the class ends at the primary.
+func (c addressClass) final() bool {
+	return c == classLocal || c == classVirtualAlias || c == classVirtualMailbox
+}
+
+// address is a mailbox as the restrictions see it: as it was given, and
+// resolved as Postfix's trivial-rewrite(8) does.
+type address struct {
+	raw    string // as given, the local-part without quoting; "" for the null reverse-path
+	local  string // resolved and folded
+	domain string // likewise; a literal keeps its brackets
+	class  addressClass
+	routed bool // a routing operator is left in the local-part
+	bad    bool // no address that mail could be sent to
+}
+
+// key spells the resolved address.
+func (a *address) key() string { return a.local + "@" + a.domain }
+
+// domainSet answers whether a domain is listed.
+type domainSet struct {
+	exact, sub store // sub holds the names whose subdomains are listed, without the leading dot
+}
+
+func newDomainSet(domains []string) (d domainSet, dup string, err error) {
+	var exact, sub []string
+	for _, name := range domains {
+		if rest, ok := strings.CutPrefix(fold(name), "."); ok {
+			sub = append(sub, rest)
+		} else {
+			exact = append(exact, fold(name))
+		}
+	}
+	if d.exact, dup, err = newStore(exact); err == nil {
+		d.sub, dup, err = newStore(sub)
+	}
+	return d, dup, err
+}
+
+func (d *domainSet) has(domain string) bool {
+	if d.exact.find([]byte(domain)) >= 0 {
+		return true
+	}
+	for d.sub.len() > 0 {
+		_, rest, ok := strings.Cut(domain, ".")
+		if !ok {
+			return false
+		}
+		if domain = rest; d.sub.find([]byte(domain)) >= 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// resolve finds out which domain an address really goes to: a local domain is
+// stripped, and what remains is looked at again, "%" and "!" being operators
+// (Postfix's defaults: allow_percent_hack, swap_bangpath, resolve_dequoted_address).
+func (s *Snapshot) resolve(m envelope.Mailbox, utf8 bool) address {
+	a := address{raw: m.Local}
+	if m.Domain != "" {
+		a.raw += "@" + m.Domain
+	}
+	a.local, a.domain = fold(m.Local), fold(m.Domain)
+	for range len(a.raw) + 2 {
+		if n := len(a.domain); n > 1 && a.domain[n-1] == '.' && a.domain[n-2] != '.' {
+			a.domain = a.domain[:n-1]
+		}
+		if a.domain != "" && !s.domains[classLocal].has(a.domain) {
+			break
+		}
+		local, domain, ok := splitRoute(a.local)
+		if !ok {
+			if a.domain == "" {
+				a.domain = fold(s.spec.Addresses.MyOrigin)
+			}
+			break
+		}
+		a.local, a.domain = local, domain
+	}
+	for _, c := range []addressClass{classLocal, classVirtualAlias, classVirtualMailbox, classRelay} {
+		if s.domains[c].has(a.domain) {
+			a.class = c
+			break
+		}
+	}
+	key := a.key()
+	first := strings.IndexAny(key, "@!%")
+	a.routed = key[first+1:] != a.domain
+	a.bad = !validMailDomain(a.domain, utf8)
+	return a
+}
+
+// splitRoute takes the next domain out of a local-part.
+func splitRoute(local string) (rest, domain string, ok bool) {
+	if i := strings.LastIndexByte(local, '@'); i >= 0 {
+		return local[:i], local[i+1:], true
+	}
+	if i := strings.IndexByte(local, '!'); i >= 0 {
+		return local[i+1:], local[:i], true
+	}
+	if i := strings.LastIndexByte(local, '%'); i >= 0 {
+		return local[:i], local[i+1:], true
+	}
+	return "", "", false
+}
+
+// validMailDomain says that a domain or address literal may follow the "@".
+func validMailDomain(d string, utf8 bool) bool {
+	if strings.HasPrefix(d, "[") {
+		_, ok := literalAddr(d)
+		return ok
+	}
+	if !isASCII(d) && !utf8 {
+		return false
+	}
+	return validHostname(toASCII(d))
+}
+
+// literalAddr reads an address literal, RFC 5321 §4.1.3.
+func literalAddr(s string) (netip.Addr, bool) {
+	s, ok := strings.CutPrefix(s, "[")
+	s, ok2 := strings.CutSuffix(s, "]")
+	if !ok || !ok2 {
+		return netip.Addr{}, false
+	}
+	return mailhostAddr(s)
+}
+
+// mailhostAddr reads an address as it stands inside of a literal.
+func mailhostAddr(s string) (netip.Addr, bool) {
+	v6 := len(s) > 5 && strings.EqualFold(s[:5], "IPv6:")
+	if v6 {
+		s = s[5:]
+	}
+	a, err := netip.ParseAddr(s)
+	if err != nil || a.Zone() != "" || a.Is4() == v6 {
+		return netip.Addr{}, false
+	}
+	return a.Unmap(), true
+}
+
+// validHostname is Postfix's test: letters, digits, "-", "_", labels of at
+// most 63 octets, not all numeric, no trailing dot.
+func validHostname(s string) bool {
+	if s == "" || len(s) > 255 {
+		return false
+	}
+	label, numeric := 0, true
+	for i := range len(s) {
+		c := s[i]
+		last := i+1 == len(s)
+		switch {
+		case c >= '0' && c <= '9':
+			label++
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c == '_':
+			label++
+			numeric = false
+		case c == '.':
+			if label == 0 || last {
+				return false
+			}
+			label = 0
+			continue
+		case c == '-':
+			if label == 0 || last || s[i+1] == '.' {
+				return false
+			}
+			label++
+			numeric = false
+		default:
+			return false
+		}
+		if label > 63 {
+			return false
+		}
+	}
+	return !numeric
+}
+
+// validHostaddr says that s is a bare IP address.
+func validHostaddr(s string) bool {
+	a, err := netip.ParseAddr(s)
+	return err == nil && a.Zone() == ""
+}
+
+func isASCII(s string) bool {
+	for i := range len(s) {
+		if s[i] >= 0x80 {
+			return false
+		}
+	}
+	return true
+}
+
+// toASCII gives an internationalized name its form in the DNS; a name that has
+// none stays as it is, and no look-up will find it.
+func toASCII(s string) string {
+	if isASCII(s) {
+		return s
+	}
+	if a, err := idna.Lookup.ToASCII(s); err == nil {
+		return a
+	}
+	return s
+}
+
+// trimDot drops one trailing dot, but not of "." or "..".
+func trimDot(s string) string {
+	if n := len(s); n > 1 && s[n-1] == '.' && s[n-2] != '.' {
+		return s[:n-1]
+	}
+	return s
+}
+
+// splitExtension returns the user of a local-part without its address
+// extension; ok is false when there is none.
+func (s *Snapshot) splitExtension(local string) (user string, ok bool) {
+	set := s.spec.Addresses.RecipientDelimiter
+	if set == "" {
+		return "", false
+	}
+	switch local {
+	case "postmaster", "mailer-daemon", "double-bounce":
+		return "", false
+	}
+	if s.spec.Addresses.OwnerRequestSpecial && strings.Contains(set, "-") {
+		if strings.HasPrefix(local, "owner-") || len(local) > 8 && strings.HasSuffix(local, "-request") {
+			return "", false
+		}
+	}
+	i := strings.IndexAny(local, set)
+	if i <= 0 {
+		return "", false
+	}
+	return local[:i], true
+}

@@ -1,0 +1,274 @@
+package policy
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+)
+
+// dnsStatus is what became of a look-up.
+type dnsStatus uint8
+
+const (
+	dnsFound dnsStatus = iota
+	dnsNotFound
+	dnsTemp
+	dnsNullMX
+)
+
+func statusOf(err error) dnsStatus {
+	var de *net.DNSError
+	switch {
+	case err == nil:
+		return dnsFound
+	case errors.As(err, &de) && de.IsNotFound:
+		return dnsNotFound
+	}
+	return dnsTemp
+}
+
+// answer is one look-up's outcome, or two's that belong together. done is
+// closed when the rest may be read.
+type answer struct {
+	done   chan struct{}
+	status dnsStatus
+	addrs  []netip.Addr
+	hosts  []string
+	txt    string
+
+	name, reverse             string // of the client
+	nameStatus, reverseStatus envelope.NameStatus
+}
+
+// Bounds of one session's look-ups.
+const (
+	maxFanOut  = 8    // at once, ahead of being asked for
+	maxAnswers = 1000 // remembered
+	maxTXT     = 500  // octets of a DNS list's text, as Postfix
+	maxServers = 100  // addresses behind the MX or NS records of a name
+)
+
+// lookups remembers the DNS answers of one session, so that a session never
+// sees two answers to one question. Answers about the client live as long as
+// the session, others as long as the transaction.
+type lookups struct {
+	r      Resolver
+	ctx    context.Context // of the look-ups that nobody has asked for yet
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu      sync.Mutex         // guards the maps
+	session map[string]*answer // by question
+	trans   map[string]*answer
+}
+
+func (l *lookups) init(r Resolver) {
+	l.r = r
+	l.session = map[string]*answer{}
+	l.trans = map[string]*answer{}
+}
+
+// question is a look-up that can be made ahead.
+type question struct {
+	key string
+	ask func(context.Context, *answer)
+}
+
+// start makes look-ups about the client in the background, a few at a time,
+// until ctx ends or close is called. It takes ctx's values, not its end, since
+// that is the end of a command.
+func (l *lookups) start(ctx context.Context, qs []question) {
+	l.ctx, l.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	work := make(chan func(), len(qs))
+	l.mu.Lock()
+	for _, q := range qs {
+		if l.session[q.key] != nil {
+			continue
+		}
+		a := &answer{done: make(chan struct{})}
+		l.session[q.key] = a
+		work <- func() {
+			defer close(a.done)
+			q.ask(l.ctx, a)
+		}
+	}
+	l.mu.Unlock()
+	close(work)
+	for range min(maxFanOut, len(work)) {
+		l.wg.Go(func() {
+			for f := range work {
+				f()
+			}
+		})
+	}
+}
+
+// close ends the background look-ups and waits for them.
+func (l *lookups) close() {
+	if l.cancel != nil {
+		l.cancel()
+	}
+	l.wg.Wait()
+}
+
+func (l *lookups) reset() {
+	l.mu.Lock()
+	clear(l.trans)
+	l.mu.Unlock()
+}
+
+// get answers a question: from memory, by waiting for the look-up under way,
+// or by asking now. An answer that ctx's end cut short isn't remembered.
+func (l *lookups) get(ctx context.Context, q question) *answer {
+	l.mu.Lock()
+	a := l.session[q.key]
+	if a == nil {
+		a = l.trans[q.key]
+	}
+	l.mu.Unlock()
+	if a != nil {
+		select {
+		case <-a.done:
+			return a
+		default:
+		}
+		select {
+		case <-a.done:
+			return a
+		case <-ctx.Done():
+			return &answer{status: dnsTemp, nameStatus: envelope.NameTemp, reverseStatus: envelope.NameTemp}
+		}
+	}
+	a = &answer{done: make(chan struct{})}
+	q.ask(ctx, a)
+	close(a.done)
+	l.mu.Lock()
+	if ctx.Err() == nil && len(l.trans) < maxAnswers {
+		l.trans[q.key] = a
+	}
+	l.mu.Unlock()
+	return a
+}
+
+// clientNames looks up the PTR name and whether it maps back, as Postfix's
+// smtpd_peer.c does.
+func (l *lookups) clientNames(addr netip.Addr) question {
+	return question{"ptr " + addr.String(), func(ctx context.Context, a *answer) {
+		a.name, a.reverse = unknown, unknown
+		names, err := l.r.LookupAddr(ctx, addr.String())
+		ptr := ""
+		if len(names) > 0 {
+			ptr = trimDot(names[0])
+		}
+		if a.status = statusOf(err); a.status == dnsFound && ptr == "" {
+			a.status = dnsNotFound
+		}
+		if a.status != dnsFound {
+			a.nameStatus = nameStatus(a.status)
+			a.reverseStatus = a.nameStatus
+			return
+		}
+		if !validHostname(ptr) { // a bare address included
+			a.nameStatus, a.reverseStatus = envelope.NameNotFound, envelope.NameNotFound
+			return
+		}
+		a.reverse, a.reverseStatus = ptr, envelope.NameOK
+		network := "ip4"
+		if addr.Is6() {
+			network = "ip6"
+		}
+		addrs, err := l.r.LookupNetIP(ctx, network, ptr)
+		a.nameStatus = envelope.NameForged
+		if statusOf(err) == dnsTemp {
+			a.nameStatus = envelope.NameTemp
+		}
+		for _, x := range addrs {
+			if err == nil && x.Unmap() == addr {
+				a.name, a.nameStatus = ptr, envelope.NameOK
+			}
+		}
+	}}
+}
+
+const unknown = "unknown"
+
+func nameStatus(s dnsStatus) envelope.NameStatus {
+	if s == dnsTemp {
+		return envelope.NameTemp
+	}
+	return envelope.NameNotFound
+}
+
+// listed asks a DNS list for a name, and for the text when it is listed.
+func (l *lookups) listed(name string) question {
+	return question{"list " + name, func(ctx context.Context, a *answer) {
+		addrs, err := l.r.LookupNetIP(ctx, "ip4", name)
+		if a.status = statusOf(err); a.status != dnsFound {
+			return
+		}
+		if len(addrs) == 0 {
+			a.status = dnsNotFound
+			return
+		}
+		a.addrs = addrs
+		if texts, err := l.r.LookupTXT(ctx, name); err == nil {
+			a.txt = strings.Join(texts, " / ")
+			a.txt = a.txt[:min(len(a.txt), maxTXT)]
+		}
+	}}
+}
+
+// exists asks whether a name has MX or address records, of which the MX come
+// first or last. Any record decides; else a temporary failure does.
+func (l *lookups) exists(name string, mxFirst bool) question {
+	name = toASCII(name)
+	key := "addr " + name
+	if mxFirst {
+		key = "mail " + name
+	}
+	return question{key, func(ctx context.Context, a *answer) {
+		a.status = dnsNotFound
+		if !validHostname(name) {
+			return
+		}
+		mx := func() dnsStatus {
+			mxs, err := l.r.LookupMX(ctx, name)
+			st := statusOf(err)
+			switch {
+			case st == dnsFound && len(mxs) == 0:
+				st = dnsNotFound
+			case st == dnsFound && len(mxs) == 1 && (mxs[0].Host == "." || mxs[0].Host == ""):
+				st = dnsNullMX
+			}
+			return st
+		}
+		ip := func(network string) func() dnsStatus {
+			return func() dnsStatus {
+				addrs, err := l.r.LookupNetIP(ctx, network, name)
+				st := statusOf(err)
+				if st == dnsFound && len(addrs) == 0 {
+					st = dnsNotFound
+				}
+				return st
+			}
+		}
+		asks := []func() dnsStatus{ip("ip4"), ip("ip6"), mx}
+		if mxFirst {
+			asks = []func() dnsStatus{mx, ip("ip4"), ip("ip6")}
+		}
+		for _, ask := range asks {
+			switch st := ask(); st {
+			case dnsFound, dnsNullMX:
+				a.status = st
+				return
+			case dnsTemp:
+				a.status = dnsTemp
+			}
+		}
+	}}
+}

@@ -1,0 +1,292 @@
+package policy
+
+import (
+	"context"
+	"strings"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+)
+
+// status is what a restriction says.
+type status uint8
+
+const (
+	dunno   status = iota // no opinion, ask the next
+	ok                    // ends this list
+	refused               // ends everything; eval.reply and eval.rule say why
+)
+
+// maxRecursion bounds restriction lists inside of access tables.
+const maxRecursion = 100
+
+// eval is one evaluation at one command: the session and what this command
+// yields. Postfix's order is ported literally; see docs/PARITY.md.
+type eval struct {
+	*Session
+	ctx   context.Context
+	stage Stage  // of the list under evaluation
+	what  string // whom the generic restrictions name in their reply
+	class string // and what that is
+
+	atRcpt        bool // the command is RCPT
+	inTransaction bool
+	warnIfReject  int // depth of the list that warn_if_reject stands in, 0 when off
+	depth         int
+
+	reply    envelope.Reply
+	rule     Rule // what decided
+	listed   Rule // the entry that says that the recipient exists
+	warnings []Rule
+}
+
+// deferral is a refusal put off: Postfix's defer_if_permit and defer_if_reject.
+type deferral struct {
+	active bool
+	rule   Rule
+	reply  envelope.Reply
+}
+
+// check is a restriction, compiled.
+type check struct {
+	*kind
+	table *table
+	zone  *zone
+	list  *[]check // restriction class
+}
+
+// list evaluates restrictions in order until one is decisive.
+func (e *eval) list(checks []check) status {
+	saved := e.depth
+	e.depth++
+	st := dunno
+	if e.depth > maxRecursion {
+		return e.serverError(Rule{Stage: e.stage, Kind: kindServerError})
+	}
+	for i := range checks {
+		if e.discard {
+			break
+		}
+		c := &checks[i]
+		if c.fn == nil { // warn_if_reject
+			if e.warnIfReject == 0 {
+				e.warnIfReject = e.depth
+			}
+			continue
+		}
+		st = c.fn(e, c)
+		if e.warnIfReject >= e.depth {
+			e.warnIfReject = 0
+		}
+		if st != dunno || e.deferPermit.active && e.deferReject.active {
+			break
+		}
+	}
+	e.depth = saved
+	if e.warnIfReject >= e.depth {
+		e.warnIfReject = 0
+	}
+	return st
+}
+
+// begin resets what each stage's list starts with.
+func (e *eval) begin(stage Stage, what, class string) {
+	e.stage, e.what, e.class = stage, what, class
+	e.depth, e.warnIfReject = 0, 0
+	e.deferReject.active = false
+}
+
+// rejectNow refuses, whatever warn_if_reject says.
+func (e *eval) rejectNow(rule Rule, code int, dsn, text string) status {
+	if code < 400 || code > 599 || !validDSN(dsn) {
+		code, dsn, text = 450, "4.7.1", "Service unavailable"
+	}
+	if e.deferReject.active && code/100 == 5 {
+		e.warnIfReject, e.deferReject.active = 0, false
+		e.reply, e.rule = e.deferReject.reply, e.deferReject.rule
+		return refused
+	}
+	e.reply, e.rule = newReply(code, dsn, text), rule
+	return refused
+}
+
+// answer refuses at the level of the protocol, beyond all lists.
+func (e *eval) answer(rule Rule, code int, dsn, text string) status {
+	e.reply, e.rule = newReply(code, dsn, text), rule
+	return refused
+}
+
+// reject refuses, unless warn_if_reject makes a warning of it.
+func (e *eval) reject(rule Rule, code int, dsn, text string) status {
+	if e.warnIfReject != 0 {
+		e.warnings = append(e.warnings, rule)
+		return dunno
+	}
+	return e.rejectNow(rule, code, dsn, text)
+}
+
+// serverError is Postfix's answer to its own misconfiguration.
+func (e *eval) serverError(rule Rule) status {
+	return e.rejectNow(rule, 451, "4.3.5", "Server configuration error")
+}
+
+func (e *eval) permit(rule Rule) status {
+	e.rule = rule
+	return ok
+}
+
+func (e *eval) deferIfPermit(rule Rule, code int, dsn, text string) status {
+	if e.warnIfReject != 0 {
+		return e.reject(rule, code, dsn, text)
+	}
+	e.deferPermit.set(rule, code, dsn, text)
+	return dunno
+}
+
+func (e *eval) deferIfReject(rule Rule, code int, dsn, text string) status {
+	e.deferReject.set(rule, code, dsn, text)
+	return dunno
+}
+
+// tempfail is what a restriction does when the DNS doesn't answer it.
+func (e *eval) tempfail(action string, rule Rule, code int, dsn, text string) status {
+	if action == actionDefer {
+		return e.reject(rule, code, dsn, text)
+	}
+	return e.deferIfPermit(rule, code, dsn, text)
+}
+
+// set keeps the first reason.
+func (d *deferral) set(rule Rule, code int, dsn, text string) {
+	if !d.active {
+		*d = deferral{true, rule, newReply(code, dsn, text)}
+	}
+}
+
+// checkClient, checkHelo and checkMail evaluate their list as Postfix does,
+// each time from the state that the stage before it left.
+func (e *eval) checkClient() status {
+	e.deferPermit.active = false
+	e.begin(Connect, e.namaddr(), classClient)
+	st := e.list(e.snap.client)
+	e.deferPermitClient = e.deferPermit.active
+	return st
+}
+
+func (e *eval) checkHelo() status {
+	if !e.heloGiven {
+		return dunno
+	}
+	e.deferPermit.active = e.deferPermitClient
+	e.begin(Helo, e.client.Helo, classHelo)
+	st := e.list(e.snap.helo)
+	e.deferPermitHelo = e.deferPermit.active
+	return st
+}
+
+func (e *eval) checkMail() status {
+	e.deferPermit.active = e.deferPermitClient || e.deferPermitHelo
+	e.senderChecked = false
+	e.begin(Mail, e.sender.raw, classSender)
+	st := e.list(e.snap.sender)
+	e.deferPermitSender = e.deferPermit.active
+	if e.snap.spec.RejectUnlistedSender && st != refused && !e.senderChecked && !e.discard && e.sender.raw != "" {
+		st = e.unlisted(&e.sender, classSender, kindUnlistedSender)
+	}
+	return st
+}
+
+// checkRcpt evaluates everything that a forward-path has to pass.
+func (e *eval) checkRcpt() status {
+	e.rcptChecked = false
+	if e.snap.spec.DelayReject {
+		if e.checkClient() == refused || e.checkHelo() == refused || e.checkMail() == refused {
+			return refused
+		}
+	}
+	e.deferPermit.active = e.deferPermitSender
+	e.begin(Rcpt, e.rcpt.raw, classRcpt)
+	lists := [2][]check{e.snap.recipient, e.snap.relay}
+	if e.snap.spec.RelayBeforeRecipient {
+		lists[0], lists[1] = lists[1], lists[0]
+	}
+	st := dunno
+	for _, l := range lists {
+		if st = e.list(l); st == refused {
+			return refused
+		}
+	}
+	if e.deferPermit.active {
+		return e.fireDeferral()
+	}
+	if e.snap.spec.RejectUnlistedRcpt && !e.rcptChecked && !e.discard {
+		st = e.unlisted(&e.rcpt, classRcpt, kindUnlistedRcpt)
+	}
+	return st
+}
+
+// checkData evaluates the list of DATA or of the end of data. The recipient
+// is visible when there is exactly one.
+func (e *eval) checkData(stage Stage, checks []check, what, class string) status {
+	saved := e.rcpt
+	if e.rcptCount > 1 {
+		e.rcpt, e.hasRcpt = address{}, false
+	}
+	e.deferPermit.active = false
+	e.begin(stage, what, class)
+	st := e.list(checks)
+	if st != refused && e.deferPermit.active {
+		st = e.fireDeferral()
+	}
+	e.rcpt, e.hasRcpt = saved, e.rcptCount > 0
+	return st
+}
+
+// fireDeferral refuses with the temporary error that was remembered.
+func (e *eval) fireDeferral() status {
+	e.reply, e.rule = e.deferPermit.reply, e.deferPermit.rule
+	return refused
+}
+
+// verdict turns the outcome into a Verdict.
+func (e *eval) verdict(stage Stage, st status) Verdict {
+	v := Verdict{Rule: e.rule, Warnings: e.warnings}
+	switch {
+	case st == refused:
+		v.Reply = e.reply
+		v.Action = Defer
+		if e.reply.Permanent() {
+			v.Action = Reject
+		}
+		v.Close = e.reply.Code == 421 || e.reply.Code == 521
+		return v
+	case e.discard:
+		v.Action, v.Rule = Discard, e.discardRule
+	case e.hold:
+		v.Action, v.Rule = Hold, e.holdRule
+	case e.listed.Kind != "":
+		v.Rule = e.listed
+	case st != ok:
+		v.Rule = Rule{Stage: stage, Kind: kindNone}
+	}
+	return v
+}
+
+func newReply(code int, dsn, text string) envelope.Reply {
+	const room = 510 - len("550 ") // as Postfix: one line of RFC 5321 §4.5.3.1.5
+	dsn = string(rune('0'+code/100)) + dsn[1:]
+	if n := room - len(dsn) - 1; len(text) > n {
+		text = text[:n]
+	}
+	return envelope.Reply{Code: code, Enhanced: dsn, Text: printable(text)}
+}
+
+// printable replaces what can't stand in a reply by spaces.
+func printable(s string) string {
+	s = strings.ToValidUTF8(s, " ")
+	return strings.Map(func(r rune) rune {
+		if r < 0x20 || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, s)
+}

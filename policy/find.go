@@ -1,0 +1,147 @@
+package policy
+
+import (
+	"net/netip"
+	"strings"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+)
+
+// finder looks keys up. Its buffer belongs to one session and is overwritten
+// by each key, so that a look-up allocates nothing.
+type finder struct {
+	snap *Snapshot
+	buf  []byte
+}
+
+// one asks the tables for one key made of two parts.
+func (f *finder) one(tables []*table, a, b string, addr netip.Addr) hit {
+	f.buf = append(append(f.buf[:0], a...), b...)
+	for _, t := range tables {
+		if h := t.find(f.buf, addr); h.ok() {
+			return h
+		}
+	}
+	return hit{}
+}
+
+// mailbox asks for local+rest with the local-part quoted where it needs it,
+// then without.
+func (f *finder) mailbox(tables []*table, local, rest string) hit {
+	if q := (envelope.Mailbox{Local: local}).String(); q != local {
+		if h := f.one(tables, q, rest, netip.Addr{}); h.ok() {
+			return h
+		}
+	}
+	return f.one(tables, local, rest, netip.Addr{})
+}
+
+// at is "@"+domain without an allocation where the domain is the folded end of
+// the raw address.
+func (a *address) at() string {
+	if n := len(a.raw) - len(a.domain) - 1; n >= 0 && a.raw[n] == '@' && a.raw[n+1:] == a.domain {
+		return a.raw[n:]
+	}
+	return "@" + a.domain
+}
+
+// recipient looks an address up as in a recipient or alias table: the
+// address, without its extension, the bare local-part where the domain is
+// local, the domain.
+func (f *finder) recipient(tables []*table, a *address) hit {
+	if len(tables) == 0 {
+		return hit{}
+	}
+	at := a.at()
+	user, extended := f.snap.splitExtension(a.local)
+	h := f.mailbox(tables, a.local, at)
+	if !h.ok() && extended {
+		h = f.mailbox(tables, user, at)
+	}
+	if !h.ok() && (a.class == classLocal || f.snap.isOrigin(a.domain)) {
+		h = f.mailbox(tables, a.local, "")
+		if !h.ok() && extended {
+			h = f.mailbox(tables, user, "")
+		}
+	}
+	if !h.ok() {
+		h = f.one(tables, at, "", netip.Addr{})
+	}
+	return h
+}
+
+// mailAccess looks an address up as in a sender or recipient access table:
+// the address, without its extension, the domain and its parents, the
+// local-part with "@".
+func (f *finder) mailAccess(t *table, a *address) hit {
+	tables := []*table{t}
+	at := a.at()
+	user, extended := f.snap.splitExtension(a.local)
+	h := f.mailbox(tables, a.local, at)
+	if !h.ok() && extended {
+		h = f.mailbox(tables, user, at)
+	}
+	if !h.ok() {
+		h = f.parents(tables, at[1:])
+	}
+	if !h.ok() {
+		h = f.mailbox(tables, a.local, "@")
+		if !h.ok() && extended {
+			h = f.mailbox(tables, user, "@")
+		}
+	}
+	return h
+}
+
+// domain looks a host name up with its parents. A bare address has none.
+func (f *finder) domain(t *table, name string) hit {
+	name = fold(name)
+	tables := []*table{t}
+	if a, err := netip.ParseAddr(name); err == nil {
+		return f.one(tables, name, "", a.Unmap())
+	}
+	return f.parents(tables, name)
+}
+
+// parents asks for a name and its parent domains; these as ".parent" when
+// access tables don't match subdomains by themselves.
+func (f *finder) parents(tables []*table, name string) hit {
+	for name != "" {
+		if h := f.one(tables, name, "", netip.Addr{}); h.ok() {
+			return h
+		}
+		i := strings.IndexByte(name[1:], '.')
+		if i < 0 {
+			break
+		}
+		name = name[i+1:]
+		if f.snap.spec.AccessMatchesSubdomain {
+			name = name[1:]
+		}
+	}
+	return hit{}
+}
+
+// addr looks an address up with the networks above it, cut at its dots or
+// colons.
+func (f *finder) addr(t *table, a netip.Addr) hit {
+	tables := []*table{t}
+	s, delim, full := a.String(), ".", a
+	if a.Is6() {
+		delim = ":"
+	}
+	for {
+		if h := f.one(tables, s, "", full); h.ok() {
+			return h
+		}
+		i := strings.LastIndex(s, delim)
+		if i < 0 {
+			return hit{}
+		}
+		s, full = s[:i], netip.Addr{}
+	}
+}
+
+func (s *Snapshot) isOrigin(domain string) bool {
+	return s.spec.Addresses.MyOrigin != "" && domain == fold(s.spec.Addresses.MyOrigin)
+}

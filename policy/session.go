@@ -1,0 +1,204 @@
+package policy
+
+import (
+	"bytes"
+	"context"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+)
+
+// Session judges one SMTP session. Its methods follow the session's commands
+// and are called one after another, never at once.
+type Session struct {
+	snap    *Snapshot
+	client  envelope.Client
+	find    finder
+	lookups lookups
+
+	heloGiven bool
+	started   bool
+
+	// Of the mail transaction.
+	hasSender, hasRcpt bool
+	utf8               bool
+	sender, rcpt       address
+	rcptCount          int // accepted
+	discard, hold      bool
+	discardRule        Rule
+	holdRule           Rule
+
+	// What a stage leaves to those after it.
+	deferPermit, deferReject                              deferral
+	deferPermitClient, deferPermitHelo, deferPermitSender bool
+	senderChecked, rcptChecked                            bool
+}
+
+func (s *Session) eval(ctx context.Context, st Stage) *eval {
+	return &eval{Session: s, ctx: ctx, stage: st, inTransaction: s.hasSender}
+}
+
+// Connect judges the client, and starts looking up its names and the DNS lists
+// that will be asked about it. With delayed reject the answer is always
+// Permit.
+func (s *Session) Connect(ctx context.Context) Verdict {
+	s.start(ctx)
+	e := s.eval(ctx, Connect)
+	if s.snap.spec.DelayReject {
+		return e.verdict(Connect, dunno)
+	}
+	s.names(ctx)
+	return e.verdict(Connect, e.checkClient())
+}
+
+func (s *Session) start(ctx context.Context) {
+	if s.started {
+		return
+	}
+	s.started = true
+	var qs []question
+	if s.client.NameStatus == envelope.NameUnasked {
+		qs = append(qs, s.lookups.clientNames(s.client.Addr))
+	}
+	if !s.snap.inMyNetworks(s.client.Addr) {
+		for _, z := range s.snap.prefetch {
+			qs = append(qs, s.lookups.listed(reverseAddr(s.client.Addr)+z))
+		}
+	}
+	s.lookups.start(ctx, qs)
+}
+
+// names fills in the client's names, waiting for their look-up.
+func (s *Session) names(ctx context.Context) {
+	s.start(ctx)
+	if s.client.NameStatus != envelope.NameUnasked {
+		if s.client.Name == "" {
+			s.client.Name = unknown
+		}
+		if s.client.ReverseName == "" {
+			s.client.ReverseName = unknown
+		}
+		if s.client.ReverseStatus == envelope.NameUnasked {
+			s.client.ReverseStatus = s.client.NameStatus
+		}
+		return
+	}
+	a := s.lookups.get(ctx, s.lookups.clientNames(s.client.Addr))
+	s.client.Name, s.client.NameStatus = a.name, a.nameStatus
+	s.client.ReverseName, s.client.ReverseStatus = a.reverse, a.reverseStatus
+}
+
+// Client returns the client with its names, waiting for their look-up.
+func (s *Session) Client(ctx context.Context) envelope.Client {
+	s.names(ctx)
+	return s.client
+}
+
+// Helo judges the argument of HELO or EHLO.
+func (s *Session) Helo(ctx context.Context, name string) Verdict {
+	s.client.Helo, s.heloGiven = name, true
+	e := s.eval(ctx, Helo)
+	if s.snap.spec.DelayReject {
+		return e.verdict(Helo, dunno)
+	}
+	s.names(ctx)
+	return e.verdict(Helo, e.checkHelo())
+}
+
+// Mail judges a reverse-path and begins a mail transaction.
+func (s *Session) Mail(ctx context.Context, from envelope.ReversePath, p MailParams) Verdict {
+	s.Reset()
+	e := s.eval(ctx, Mail)
+	if s.snap.spec.HeloRequired && !s.heloGiven {
+		return e.verdict(Mail, e.answer(Rule{Stage: Mail, Kind: kindHeloRequired}, 503, "5.5.1", "Error: send HELO/EHLO first"))
+	}
+	s.utf8 = p.UTF8
+	if !from.Null() {
+		s.sender = s.snap.resolve(from.Mailbox, p.UTF8)
+		if s.sender.bad {
+			return e.verdict(Mail, e.answer(Rule{Stage: Mail, Kind: kindSyntax}, 501, "5.1.7", "Bad sender address syntax"))
+		}
+	}
+	if limit := s.snap.spec.Limits.MessageSize; limit > 0 && p.Size > limit {
+		return e.verdict(Mail, e.answer(Rule{Stage: Mail, Kind: kindSize}, 552, "5.3.4", "Message size exceeds fixed limit"))
+	}
+	s.hasSender, e.inTransaction = true, true
+	if s.snap.spec.DelayReject {
+		return e.verdict(Mail, dunno)
+	}
+	s.names(ctx)
+	return e.verdict(Mail, e.checkMail())
+}
+
+// Rcpt judges a forward-path, and with delayed reject the client, its HELO
+// name and the reverse-path too.
+func (s *Session) Rcpt(ctx context.Context, to envelope.ForwardPath) Verdict {
+	e := s.eval(ctx, Rcpt)
+	if n := s.snap.spec.Limits.Recipients; n > 0 && s.rcptCount >= n {
+		return e.verdict(Rcpt, e.answer(Rule{Stage: Rcpt, Kind: kindRcptLimit}, 452, "4.5.3", "Error: too many recipients"))
+	}
+	if to.Postmaster() {
+		s.rcptCount++
+		return Verdict{Rule: Rule{Stage: Rcpt, Kind: kindPostmaster}}
+	}
+	saved, had := s.rcpt, s.hasRcpt
+	s.rcpt, s.hasRcpt = s.snap.resolve(to.Mailbox, s.utf8), true
+	if s.rcpt.bad {
+		s.rcpt, s.hasRcpt = saved, had
+		return e.verdict(Rcpt, e.answer(Rule{Stage: Rcpt, Kind: kindSyntax}, 501, "5.1.3", "Bad recipient address syntax"))
+	}
+	s.names(ctx)
+	e.atRcpt = true
+	st := e.checkRcpt()
+	if st == refused {
+		s.rcpt, s.hasRcpt = saved, had
+	} else {
+		s.rcptCount++
+	}
+	return e.verdict(Rcpt, st)
+}
+
+// Data judges the DATA command.
+func (s *Session) Data(ctx context.Context) Verdict {
+	e := s.eval(ctx, Data)
+	s.names(ctx)
+	return e.verdict(Data, e.checkData(Data, s.snap.data, "DATA", classData))
+}
+
+// Message judges a whole message.
+func (s *Session) Message(ctx context.Context, m Message) Verdict {
+	e := s.eval(ctx, EndOfData)
+	limits := &s.snap.spec.Limits
+	if limits.MessageSize > 0 && m.Size > limits.MessageSize {
+		return e.verdict(EndOfData, e.answer(Rule{Stage: EndOfData, Kind: kindSize}, 552, "5.3.4", "Error: message file too big"))
+	}
+	s.names(ctx)
+	st := e.checkData(EndOfData, s.snap.endOfData, "END-OF-MESSAGE", classEOD)
+	if st != refused && limits.Hops > 0 && hops(m.Header)+1 >= limits.Hops {
+		st = e.answer(Rule{Stage: EndOfData, Kind: kindHops}, 554, "5.4.0", "Error: too many hops")
+	}
+	return e.verdict(EndOfData, st)
+}
+
+// hops counts the Received fields of a header section.
+func hops(header []byte) int {
+	n := 0
+	for line := range bytes.Lines(header) {
+		if len(line) >= 8 && bytes.EqualFold(line[:8], []byte("received")) &&
+			bytes.HasPrefix(bytes.TrimLeft(line[8:], " \t"), []byte(":")) {
+			n++
+		}
+	}
+	return n
+}
+
+// Reset ends the mail transaction: RSET, or the end of a message.
+func (s *Session) Reset() {
+	s.hasSender, s.hasRcpt, s.utf8 = false, false, false
+	s.sender, s.rcpt, s.rcptCount = address{}, address{}, 0
+	s.discard, s.hold = false, false
+	s.discardRule, s.holdRule = Rule{}, Rule{}
+	s.lookups.reset()
+}
+
+// Close ends the session's look-ups and waits for them.
+func (s *Session) Close() { s.lookups.close() }

@@ -1,0 +1,299 @@
+package policy
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/gaissmai/bart"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+)
+
+// Snapshot is one version of the whole policy, compiled. It is immutable.
+type Snapshot struct {
+	spec   *Spec
+	digest func() [32]byte
+	stats  Stats
+
+	client, helo, sender, relay, recipient, data, endOfData []check
+
+	networks   *bart.Table[bool] // mynetworks: false excludes
+	domains    [classRelay + 1]domainSet
+	recipients [classRelay + 1][]*table
+
+	rcptCanonical, senderCanonical, canonical, virtualAlias []*table
+
+	sites    []*zone  // of reject_dnsbl_score
+	prefetch []string // DNS lists that every client is looked up in
+}
+
+// Compile makes a Snapshot of a Spec, which must not change afterwards. The
+// error joins all that is wrong with it.
+func Compile(spec *Spec) (*Snapshot, error) {
+	c := &compiler{
+		s:       &Snapshot{spec: spec},
+		tables:  map[string]*table{},
+		classes: map[string]*[]check{},
+		zones:   map[string]bool{},
+	}
+	c.settings()
+	c.addresses()
+	c.restrictions()
+	if err := errors.Join(c.errs...); err != nil {
+		return nil, err
+	}
+	c.s.prefetch = slices.Sorted(maps.Keys(c.zones))
+	c.s.digest = sync.OnceValue(func() [32]byte { return sha256.Sum256(c.s.Encode()) })
+	return c.s, nil
+}
+
+// Digest identifies the policy: SHA-256 of its canonical encoding.
+func (s *Snapshot) Digest() [32]byte { return s.digest() }
+
+// Limits are the bounds that the SMTP server keeps.
+func (s *Snapshot) Limits() Limits { return s.spec.Limits }
+
+// Stats describes the policy in numbers.
+func (s *Snapshot) Stats() Stats { return s.stats }
+
+// Spec is the policy as data. The caller must not change it.
+func (s *Snapshot) Spec() *Spec { return s.spec }
+
+// Session starts judging one SMTP session. Its owner must Close it.
+func (s *Snapshot) Session(r Resolver, c envelope.Client) *Session {
+	c.Addr = c.Addr.Unmap()
+	se := &Session{snap: s, client: c, heloGiven: c.Helo != ""}
+	se.find.snap = s
+	se.lookups.init(r)
+	return se
+}
+
+func (s *Snapshot) inMyNetworks(a netip.Addr) bool {
+	in, found := s.networks.Lookup(a)
+	return found && in
+}
+
+// compiler collects what is wrong, so that it can be told all at once.
+type compiler struct {
+	s       *Snapshot
+	errs    []error
+	tables  map[string]*table
+	classes map[string]*[]check
+	zones   map[string]bool
+}
+
+func (c *compiler) errorf(format string, args ...any) {
+	c.errs = append(c.errs, fmt.Errorf(format, args...))
+}
+
+func (c *compiler) settings() {
+	spec := c.s.spec
+	if spec.Version != SpecVersion {
+		c.errorf("version: this program knows version %d, not %d", SpecVersion, spec.Version)
+	}
+	for _, t := range []struct{ name, value string }{
+		{"unknown_address_tempfail_action", spec.UnknownAddressTempfail},
+		{"unknown_helo_hostname_tempfail_action", spec.UnknownHeloTempfail},
+	} {
+		if t.value != actionPermit && t.value != actionDefer {
+			c.errorf("%s: %q is neither %q nor %q", t.name, t.value, actionPermit, actionDefer)
+		}
+	}
+	for name, code := range spec.Codes.byName() {
+		if code < 400 || code > 599 {
+			c.errorf("codes.%s: %d is no reply code from 400 to 599", name, code)
+		}
+	}
+	c.s.networks = new(bart.Table[bool])
+	for _, n := range spec.MyNetworks {
+		rest, excluded := strings.CutPrefix(n, "!")
+		p, err := parsePrefix(rest)
+		if err != nil {
+			c.errorf("mynetworks: %w", err)
+			continue
+		}
+		if _, covered := c.s.networks.LookupPrefix(p); !covered { // the first match wins
+			c.s.networks.Insert(p, !excluded)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(spec.Tables)) {
+		if t := spec.Tables[name]; t == nil || t.typ == "" {
+			c.errorf("tables.%s: is empty", name)
+		} else {
+			c.tables[name] = newTable(name, t)
+		}
+	}
+	for _, site := range spec.DNSBL.Sites {
+		z := c.zone("dnsbl.sites", site.Zone)
+		if z != nil {
+			z.weight = site.Weight
+			c.s.sites = append(c.s.sites, z)
+		}
+	}
+}
+
+func (c *compiler) zone(where, arg string) *zone {
+	z, err := parseZone(arg)
+	if err != nil {
+		c.errorf("%s: %w", where, err)
+		return nil
+	}
+	z.reply = c.s.spec.DNSBL.Replies[arg]
+	if z.reply == "" {
+		z.reply = c.s.spec.DNSBL.Replies[z.suffix]
+	}
+	return z
+}
+
+func (c *compiler) addresses() {
+	a, s := &c.s.spec.Addresses, c.s
+	for class, ac := range map[addressClass]*AddressClass{
+		classLocal: &a.Local, classVirtualAlias: &a.VirtualAliases,
+		classVirtualMailbox: &a.VirtualMailbox, classRelay: &a.Relay,
+	} {
+		set, _, err := newDomainSet(ac.Domains)
+		if err != nil {
+			c.errorf("addresses: domains: %w", err)
+		}
+		s.domains[class] = set
+		s.recipients[class] = c.named("addresses: recipients", ac.Recipients)
+		s.stats.Domains += len(ac.Domains)
+		for _, t := range s.recipients[class] {
+			s.stats.Recipients += t.Len()
+		}
+	}
+	s.rcptCanonical = c.named("addresses: recipient_canonical_maps", a.RecipientCanonical)
+	s.senderCanonical = c.named("addresses: sender_canonical_maps", a.SenderCanonical)
+	s.canonical = c.named("addresses: canonical_maps", a.Canonical)
+	s.virtualAlias = c.named("addresses: virtual_alias_maps", a.VirtualAlias)
+	for _, t := range s.virtualAlias {
+		s.stats.Recipients += t.Len()
+	}
+}
+
+func (c *compiler) named(where string, names []string) []*table {
+	var list []*table
+	for _, n := range names {
+		if t := c.tables[n]; t != nil {
+			list = append(list, t)
+		} else {
+			c.errorf("%s: no table is called %q", where, n)
+		}
+	}
+	return list
+}
+
+func (c *compiler) restrictions() {
+	spec, s := c.s.spec, c.s
+	for name := range spec.Classes {
+		if findKind(name) != nil {
+			c.errorf("restriction_classes: %q is a restriction's name", name)
+		}
+		c.classes[name] = new([]check)
+	}
+	for _, name := range slices.Sorted(maps.Keys(spec.Classes)) {
+		*c.classes[name] = c.list("restriction_classes."+name, spec.Classes[name])
+	}
+	r := &spec.Restrictions
+	s.client = c.list("restrictions.client", r.Client)
+	s.helo = c.list("restrictions.helo", r.Helo)
+	s.sender = c.list("restrictions.sender", r.Sender)
+	s.relay = c.list("restrictions.relay", r.Relay)
+	s.recipient = c.list("restrictions.recipient", r.Recipient)
+	s.data = c.list("restrictions.data", r.Data)
+	s.endOfData = c.list("restrictions.end_of_data", r.EndOfData)
+	if slices.Contains(slices.Concat(r.Client, r.Helo, r.Sender, r.Relay, r.Recipient), Restriction{Kind: "reject_dnsbl_score"}) {
+		for _, z := range s.sites {
+			c.zones[z.suffix] = true
+		}
+	}
+}
+
+func (c *compiler) list(where string, rs []Restriction) []check {
+	var checks []check
+	for _, r := range rs {
+		if ch, ok := c.check(where, r); ok {
+			checks = append(checks, ch)
+			if ch.fn != nil {
+				c.s.stats.Rules++
+			}
+		}
+	}
+	return checks
+}
+
+// check compiles one restriction.
+func (c *compiler) check(where string, r Restriction) (check, bool) {
+	k := findKind(r.Kind)
+	ch := check{kind: k}
+	before := len(c.errs)
+	switch {
+	case k == nil && c.classes[r.Kind] != nil:
+		return check{kind: &kind{name: r.Kind, fn: evalClass}, list: c.classes[r.Kind]}, true
+	case k == nil:
+		c.errorf("%s: unknown restriction %q", where, r.Kind)
+	case k.arg == argNone && r.Arg != "":
+		c.errorf("%s: %s takes no argument, not %q", where, k.name, r.Arg)
+	case k.arg == argTable:
+		ch.table = c.tables[r.Arg]
+		if ch.table == nil {
+			c.errorf("%s: %s: no table is called %q", where, k.name, r.Arg)
+		} else {
+			c.actions(ch.table)
+		}
+	case k.arg == argZone:
+		if ch.zone = c.zone(where+": "+k.name, r.Arg); ch.zone != nil && (k.name == "reject_rbl_client" || k.name == "permit_dnswl_client") {
+			c.zones[ch.zone.suffix] = true
+		}
+	case k.arg == argNumber && !allDigits(r.Arg):
+		c.errorf("%s: %s needs a number, not %q", where, k.name, r.Arg)
+	}
+	return ch, len(c.errs) == before
+}
+
+func evalClass(e *eval, c *check) status { return e.list(*c.list) }
+
+// actions reads a table's values as access(5) actions, once. A value that
+// Postfix would stumble over at run time is refused by the same reply there.
+func (c *compiler) actions(t *table) {
+	if t.actions != nil {
+		return
+	}
+	if t.typ == typeSet {
+		c.errorf("table %s: a set has no actions", t.name)
+		return
+	}
+	t.actions = make([]access, len(t.values))
+	c.s.stats.Rules += t.Len()
+	for i, v := range t.values {
+		a := parseAccess(v)
+		if a.op == opList {
+			if a.list = c.valueList(t, v); a.list == nil {
+				a.op = opBad
+			}
+		}
+		t.actions[i] = a
+	}
+}
+
+// valueList compiles a list of restrictions in a table's value; nil when it
+// isn't one.
+func (c *compiler) valueList(t *table, v string) []check {
+	rs, err := parseRestrictions(v)
+	if err != nil {
+		return nil
+	}
+	before := len(c.errs)
+	list := c.list("table "+t.name, rs)
+	if len(c.errs) > before {
+		c.errs = c.errs[:before]
+		return nil
+	}
+	return list
+}

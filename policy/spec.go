@@ -1,0 +1,172 @@
+package policy
+
+import (
+	"fmt"
+	"strings"
+)
+
+// SpecVersion is the version of the Spec that this package writes and reads.
+const SpecVersion = 1
+
+// Spec is the whole policy as data. Names and meanings are those of Postfix's
+// parameters; see postconf(5). NewSpec gives Postfix's defaults.
+type Spec struct {
+	Version int `json:"version"`
+
+	DelayReject            bool `json:"delay_reject"`
+	RelayBeforeRecipient   bool `json:"relay_before_recipient_restrictions"`
+	HeloRequired           bool `json:"helo_required"`
+	RejectUnlistedSender   bool `json:"reject_unlisted_sender"`
+	RejectUnlistedRcpt     bool `json:"reject_unlisted_recipient"`
+	AllowUntrustedRouting  bool `json:"allow_untrusted_routing"`
+	AccessMatchesSubdomain bool `json:"access_matches_subdomains"` // smtpd_access_maps in parent_domain_matches_subdomains
+
+	// What a temporary DNS failure does: "defer_if_permit" or "defer".
+	UnknownAddressTempfail string `json:"unknown_address_tempfail_action"`
+	UnknownHeloTempfail    string `json:"unknown_helo_hostname_tempfail_action"`
+
+	Restrictions Restrictions             `json:"restrictions"`
+	Classes      map[string][]Restriction `json:"restriction_classes,omitempty"`
+	MyNetworks   []string                 `json:"mynetworks,omitempty"` // addresses and prefixes, "!" excludes, first match wins
+
+	Addresses Addresses         `json:"addresses"`
+	DNSBL     DNSBL             `json:"dnsbl"`
+	Limits    Limits            `json:"limits"`
+	Codes     Codes             `json:"codes"`
+	Tables    map[string]*Table `json:"tables,omitempty"`
+}
+
+// Restrictions are the ordered lists of restrictions, one for each stage.
+type Restrictions struct {
+	Client    []Restriction `json:"client,omitempty"`
+	Helo      []Restriction `json:"helo,omitempty"`
+	Sender    []Restriction `json:"sender,omitempty"`
+	Relay     []Restriction `json:"relay,omitempty"`
+	Recipient []Restriction `json:"recipient,omitempty"`
+	Data      []Restriction `json:"data,omitempty"`
+	EndOfData []Restriction `json:"end_of_data,omitempty"`
+}
+
+// Restriction is one element of a list: a restriction's name and its argument,
+// which is a table, a DNS list with its filter, a number, or nothing. A name
+// that isn't a restriction's is a restriction class.
+type Restriction struct {
+	Kind string
+	Arg  string
+}
+
+// MarshalText spells the restriction as in main.cf: "kind" or "kind argument".
+func (r Restriction) MarshalText() ([]byte, error) {
+	if r.Arg == "" {
+		return []byte(r.Kind), nil
+	}
+	return []byte(r.Kind + " " + r.Arg), nil
+}
+
+// UnmarshalText reads what MarshalText wrote.
+func (r *Restriction) UnmarshalText(b []byte) error {
+	r.Kind, r.Arg, _ = strings.Cut(string(b), " ")
+	if r.Kind == "" || strings.ContainsAny(r.Arg, " \t\r\n") {
+		return fmt.Errorf("restriction %q: want a name and at most one argument", b)
+	}
+	return nil
+}
+
+// Addresses says which addresses exist. A domain belongs to the first class
+// that lists it, in the order of the fields.
+type Addresses struct {
+	RecipientDelimiter  string   `json:"recipient_delimiter,omitempty"` // a set of characters
+	OwnerRequestSpecial bool     `json:"owner_request_special"`
+	MyOrigin            string   `json:"myorigin,omitempty"`
+	RecipientCanonical  []string `json:"recipient_canonical_maps,omitempty"` // tables
+	SenderCanonical     []string `json:"sender_canonical_maps,omitempty"`
+	Canonical           []string `json:"canonical_maps,omitempty"`
+	VirtualAlias        []string `json:"virtual_alias_maps,omitempty"`
+
+	Local          AddressClass `json:"local"`
+	VirtualAliases AddressClass `json:"virtual_alias"`
+	VirtualMailbox AddressClass `json:"virtual_mailbox"`
+	Relay          AddressClass `json:"relay"`
+}
+
+// AddressClass is a set of domains and the tables that list its recipients.
+type AddressClass struct {
+	Domains    []string `json:"domains,omitempty"`    // sorted; ".example.org" stands for all subdomains
+	Recipients []string `json:"recipients,omitempty"` // tables, in look-up order; none: every recipient exists
+}
+
+// DNSBL configures DNS lists beyond what a restriction's argument says.
+type DNSBL struct {
+	DefaultReply string            `json:"default_rbl_reply,omitempty"` // template, as in postconf(5)
+	Replies      map[string]string `json:"rbl_reply_maps,omitempty"`    // template by zone, with or without its filter
+	Sites        []DNSBLSite       `json:"sites,omitempty"`             // of the restriction reject_dnsbl_score
+	Threshold    int               `json:"threshold,omitempty"`
+}
+
+// DNSBLSite is a DNS list whose listing adds Weight to a client's score.
+type DNSBLSite struct {
+	Zone   string `json:"zone"` // with its filter: "zen.spamhaus.org=127.0.0.[2..11]"
+	Weight int    `json:"weight"`
+}
+
+// Limits are the bounds that a client meets. 0 is no limit, unless said
+// otherwise.
+type Limits struct {
+	MessageSize   int64 `json:"message_size_limit"` // octets
+	Recipients    int   `json:"recipient_limit"`    // a transaction
+	HeaderBytes   int   `json:"header_size_limit"`
+	LineLength    int   `json:"line_length_limit"`
+	Hops          int   `json:"hopcount_limit"` // Received fields, our own included
+	SoftErrors    int   `json:"soft_error_limit"`
+	HardErrors    int   `json:"hard_error_limit"`
+	JunkCommands  int   `json:"junk_command_limit"`
+	RcptOvershoot int   `json:"recipient_overshoot_limit"`
+}
+
+// Codes are the configured reply codes, by Postfix's parameter names.
+type Codes struct {
+	AccessMapDefer        int `json:"access_map_defer_code"`
+	AccessMapReject       int `json:"access_map_reject_code"`
+	Defer                 int `json:"defer_code"`
+	InvalidHostname       int `json:"invalid_hostname_reject_code"`
+	MapsRBL               int `json:"maps_rbl_reject_code"`
+	MultiRecipientBounce  int `json:"multi_recipient_bounce_reject_code"`
+	NonFQDN               int `json:"non_fqdn_reject_code"`
+	Plaintext             int `json:"plaintext_reject_code"`
+	Reject                int `json:"reject_code"`
+	RelayDomains          int `json:"relay_domains_reject_code"`
+	UnknownAddress        int `json:"unknown_address_reject_code"`
+	UnknownClient         int `json:"unknown_client_reject_code"`
+	UnknownHostname       int `json:"unknown_hostname_reject_code"`
+	UnknownLocalRcpt      int `json:"unknown_local_recipient_reject_code"`
+	UnknownRelayRcpt      int `json:"unknown_relay_recipient_reject_code"`
+	UnknownVirtualAlias   int `json:"unknown_virtual_alias_reject_code"`
+	UnknownVirtualMailbox int `json:"unknown_virtual_mailbox_reject_code"`
+}
+
+const defaultRBLReply = "$rbl_code Service unavailable; $rbl_class [$rbl_what] blocked using $rbl_domain${rbl_reason?; $rbl_reason}"
+
+// NewSpec returns a Spec with the defaults of Postfix 3.7 and no restriction,
+// domain or table.
+func NewSpec() *Spec {
+	return &Spec{
+		Version:                SpecVersion,
+		DelayReject:            true,
+		RejectUnlistedRcpt:     true,
+		AccessMatchesSubdomain: true,
+		UnknownAddressTempfail: actionPermit,
+		UnknownHeloTempfail:    actionPermit,
+		Addresses:              Addresses{OwnerRequestSpecial: true},
+		DNSBL:                  DNSBL{DefaultReply: defaultRBLReply},
+		Limits: Limits{
+			MessageSize: 10240000, Recipients: 1000, HeaderBytes: 102400, LineLength: 2048, Hops: 50,
+			SoftErrors: 10, HardErrors: 20, JunkCommands: 100, RcptOvershoot: 1000,
+		},
+		Codes: Codes{
+			AccessMapDefer: 450, AccessMapReject: 554, Defer: 450, InvalidHostname: 501, MapsRBL: 554,
+			MultiRecipientBounce: 550, NonFQDN: 504, Plaintext: 450, Reject: 554, RelayDomains: 554,
+			UnknownAddress: 450, UnknownClient: 450, UnknownHostname: 450, UnknownLocalRcpt: 550,
+			UnknownRelayRcpt: 550, UnknownVirtualAlias: 550, UnknownVirtualMailbox: 550,
+		},
+	}
+}
