@@ -13,22 +13,22 @@ import (
 // Client is the SMTP client as the server knows it: from the connection, or
 // as a trusted proxy stated it by XCLIENT or the PROXY protocol.
 type Client struct {
-	Addr netip.Addr // unmapped: an IPv4 client is never ::ffff:a.b.c.d
-	Port uint16
+	Addr netip.Addr `json:"addr"` // unmapped: an IPv4 client is never ::ffff:a.b.c.d
+	Port uint16     `json:"port"`
 
 	// Name is the host name that the address maps to and that maps back to
 	// it, "unknown" when there is none, and "" while nobody has asked.
-	Name string
+	Name string `json:"name,omitempty"`
 	// ReverseName is the PTR name, whether it maps back or not; "unknown"
 	// and "" as for Name.
-	ReverseName string
+	ReverseName string `json:"reverse_name,omitempty"`
 	// NameStatus and ReverseStatus tell why a name is "unknown".
-	NameStatus    NameStatus
-	ReverseStatus NameStatus
+	NameStatus    NameStatus `json:"-"`
+	ReverseStatus NameStatus `json:"-"`
 
-	Helo     string // argument of HELO or EHLO
-	Protocol string // SMTP or ESMTP, as XCLIENT's PROTO
-	TLS      string // protocol version and cipher, "" in plain text
+	Helo     string `json:"helo,omitempty"`     // argument of HELO or EHLO
+	Protocol string `json:"protocol,omitempty"` // SMTP or ESMTP, as XCLIENT's PROTO
+	TLS      string `json:"tls,omitempty"`      // protocol version and cipher, "" in plain text
 }
 
 // NameStatus is what became of a name look-up. A temporary failure is a value
@@ -64,6 +64,7 @@ type Envelope struct {
 	Ret      string // RET=, RFC 3461 §4.3, "" when absent
 	EnvID    string // ENVID=, RFC 3461 §4.4, "" when absent
 	Received time.Time
+	Hold     bool // the policy's verdict was hold: kept for the operator at once
 }
 
 // Transfer is one message on its way to one next hop. The queue makes it, the
