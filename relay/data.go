@@ -1,0 +1,95 @@
+package relay
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// chunk is how much of a message's content is in memory at a time.
+const chunk = 32 << 10
+
+// contentError says that a message's own content could not be read. The next
+// hop is not to blame, but the session is over: nothing but closing the
+// connection says "forget it" behind a 354.
+type contentError struct{ err error }
+
+func (e *contentError) Error() string { return "read content: " + e.err.Error() }
+func (e *contentError) Unwrap() error { return e.err }
+
+var errContentSize = errors.New("content has not the length that the envelope states")
+
+// writeContent copies size octets of body to w, dot-stuffed, and ends them with
+// CRLF.CRLF, of which the first CRLF is the content's own if it has one. It
+// writes the final dot only after body ended well and had that length. buf is
+// its scratch space. Errors of body are contentErrors.
+func writeContent(w *bufio.Writer, body io.Reader, size int64, buf []byte) error {
+	d := stuffer{w: w, last: [2]byte{'\r', '\n'}}
+	for {
+		n, err := body.Read(buf)
+		if size -= int64(n); size < 0 {
+			return &contentError{errContentSize}
+		}
+		if werr := d.write(buf[:n]); werr != nil {
+			return werr
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return &contentError{err}
+		}
+	}
+	if size != 0 {
+		return &contentError{fmt.Errorf("%w: %d octets are missing", errContentSize, size)}
+	}
+	return d.end()
+}
+
+// stuffer does RFC 5321 §4.5.2's dot-stuffing. It also stuffs behind a bare LF,
+// which our own door lets nobody send: a next hop that takes a bare LF for a
+// line's end removes that dot, and one that does not is spared a smuggled end
+// of data.
+type stuffer struct {
+	w    *bufio.Writer
+	last [2]byte // the last two octets written; CRLF before the first
+}
+
+func (d *stuffer) write(p []byte) error {
+	if len(p) == 0 {
+		return nil
+	}
+	bol := d.last[1] == '\n'
+	if len(p) == 1 {
+		d.last = [2]byte{d.last[1], p[0]}
+	} else {
+		d.last = [2]byte(p[len(p)-2:])
+	}
+	for {
+		if bol && p[0] == '.' {
+			if err := d.w.WriteByte('.'); err != nil {
+				return err
+			}
+		}
+		i := bytes.Index(p, []byte("\n."))
+		if i < 0 {
+			_, err := d.w.Write(p)
+			return err
+		}
+		if _, err := d.w.Write(p[:i+1]); err != nil {
+			return err
+		}
+		p, bol = p[i+1:], true
+	}
+}
+
+func (d *stuffer) end() error {
+	end := "\r\n.\r\n"
+	if d.last == [2]byte{'\r', '\n'} {
+		end = ".\r\n"
+	}
+	_, err := d.w.WriteString(end)
+	return err
+}

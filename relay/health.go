@@ -1,0 +1,201 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/understudy-mx/understudy/metrics"
+)
+
+// In an outage's first ten minutes somebody is likely to be at work on the
+// primary: the backlog should move as soon as it is back.
+const (
+	eagerProbe   = 2 * time.Second
+	eagerFor     = 10 * time.Minute
+	defaultProbe = 10 * time.Second
+	probeReply   = 30 * time.Second // bound on each reply to a probe
+)
+
+// RouteStatus is what is known of a next hop.
+type RouteStatus struct {
+	Name      string    `json:"name"`
+	Address   string    `json:"address"`
+	Up        bool      `json:"up"`
+	Since     time.Time `json:"since"`      // when it went up or down, or when we began
+	LastError string    `json:"last_error"` // of the outage, "" when up
+}
+
+type health uint8
+
+const (
+	unknown health = iota // never asked
+	up
+	down
+)
+
+// route is a Route and its health.
+type route struct {
+	Route
+	dest    string
+	metrics *metrics.Metrics
+	kick    chan struct{} // one token: health changed, look at the timer again
+
+	mu       sync.Mutex // guards what follows
+	health   health
+	since    time.Time
+	lastErr  string
+	sessions int // open for mail
+}
+
+func newRoute(dest string, r Route, m *metrics.Metrics) *route {
+	if r.TLS == "" {
+		r.TLS = TLSOpportunistic
+	}
+	if r.ProbeInterval <= 0 {
+		r.ProbeInterval = defaultProbe
+	}
+	r.Timeouts.defaults()
+	m.PrimaryUp.WithLabelValues(r.Name).Set(0)
+	m.OutageStart.WithLabelValues(r.Name).Set(0)
+	return &route{Route: r, dest: dest, metrics: m, kick: make(chan struct{}, 1), since: time.Now()}
+}
+
+func (r *route) opened() { r.mu.Lock(); r.sessions++; r.mu.Unlock() }
+func (r *route) closed() { r.mu.Lock(); r.sessions--; r.mu.Unlock() }
+
+// observe takes over the outcome of opening a session. It says whether the
+// health changed.
+func (r *route) observe(err error) (changed health, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now, was := time.Now(), r.health
+	var refused *refusal
+	switch {
+	case err == nil:
+		r.health, r.lastErr = up, ""
+	case r.sessions > 0 && errors.As(err, &refused):
+		return was, false // it serves us elsewhere: too many sessions, not an outage
+	default:
+		r.health, r.lastErr = down, clean([]byte(err.Error()))
+	}
+	if r.health == was {
+		return was, false
+	}
+	r.since = now
+	if r.health == up {
+		r.metrics.PrimaryUp.WithLabelValues(r.Name).Set(1)
+		r.metrics.OutageStart.WithLabelValues(r.Name).Set(0)
+	} else {
+		r.metrics.PrimaryUp.WithLabelValues(r.Name).Set(0)
+		r.metrics.OutageStart.WithLabelValues(r.Name).Set(float64(now.Unix()))
+	}
+	select {
+	case r.kick <- struct{}{}:
+	default:
+	}
+	return r.health, true
+}
+
+// interval is the time from one probe's start to the next one's.
+func (r *route) interval() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.health == down && time.Since(r.since) < eagerFor {
+		return min(eagerProbe, r.ProbeInterval)
+	}
+	return r.ProbeInterval
+}
+
+// note tells a route's health what opening a session came to.
+func (c *Client) note(r *route, err error) {
+	switch health, changed := r.observe(err); {
+	case !changed:
+	case health == up:
+		c.log.Info("next hop is up", "route", r.Name, "address", r.Address)
+		c.onUp(r.dest)
+	default:
+		c.log.Warn("next hop is down", "route", r.Name, "address", r.Address, "err", err)
+	}
+}
+
+// Up says whether dest answered when it was last asked.
+func (c *Client) Up(dest string) bool {
+	r, ok := c.routes[dest]
+	if !ok {
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.health == up
+}
+
+// Status returns the health of all routes, by name.
+func (c *Client) Status() []RouteStatus {
+	all := make([]RouteStatus, 0, len(c.routes))
+	for _, r := range c.routes {
+		r.mu.Lock()
+		all = append(all, RouteStatus{Name: r.Name, Address: r.Address, Up: r.health == up, Since: r.since, LastError: r.lastErr})
+		r.mu.Unlock()
+	}
+	slices.SortFunc(all, func(a, b RouteStatus) int { return strings.Compare(a.Name, b.Name) })
+	return all
+}
+
+// Run probes every route, at once and then at its interval, until ctx ends.
+func (c *Client) Run(ctx context.Context) {
+	var wg sync.WaitGroup
+	for _, r := range c.routes {
+		wg.Go(func() { c.watch(ctx, r) })
+	}
+	wg.Wait()
+}
+
+func (c *Client) watch(ctx context.Context, r *route) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	started := time.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+			started = time.Now()
+			c.probe(ctx, r)
+		case <-r.kick:
+		}
+		timer.Reset(max(0, time.Until(started.Add(r.interval()))))
+	}
+}
+
+// probe asks whether r's next hop takes sessions: connect, greeting, EHLO, QUIT,
+// and STARTTLS where nothing goes without. A connect takes no longer than the
+// time to the next probe: a SYN of one's own beats waiting for the repetition of
+// an unanswered one.
+func (c *Client) probe(ctx context.Context, r *route) {
+	t, mode := r.Timeouts, r.TLS
+	t.Connect = min(t.Connect, r.interval())
+	t.Greeting, t.Command = min(t.Greeting, probeReply), min(t.Command, probeReply)
+	if mode != TLSRequire {
+		mode = TLSOff
+	}
+	s, err := c.connect(ctx, r, mode, t)
+	if ctx.Err() != nil {
+		if err == nil {
+			s.conn.Close()
+		}
+		return
+	}
+	result := "ok"
+	if err != nil {
+		result = "failed"
+	}
+	c.metrics.Probes.WithLabelValues(result).Inc()
+	c.note(r, err)
+	if err == nil {
+		s.quit()
+	}
+}

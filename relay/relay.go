@@ -1,0 +1,196 @@
+// Package relay is the SMTP client to the primary: it carries what the queue
+// hands it to the next hop, and knows whether the next hop answers.
+//
+// It does not decide what is due, retry, or bounce; that is the queue's job.
+// It looks up no MX: a route names its host.
+//
+// Invariants:
+//   - A Transfer that was taken is settled exactly once, whatever happens.
+//   - A recipient is settled positively only by a positive reply to the final
+//     dot. If that reply gets lost, the recipient counts as not tried: the next
+//     hop may get the message twice, never zero times.
+//   - The final dot follows only content that was read to its end and has the
+//     length that the Transfer states; else the connection is closed without
+//     it. Content goes out as it is, but for dot-stuffing.
+//   - No text of a client's ends a command, and no text of the next hop's leaves
+//     here uncleaned or longer than 256 octets.
+//   - Every read and every write has a deadline.
+//   - What goes wrong before the first MAIL concerns the route, never a message.
+//
+// RFC 5321, 2920 (pipelining, also across messages), 1870 (SIZE), 6152
+// (8BITMIME), 6531 (SMTPUTF8), 3461 (DSN parameters), 3207 (STARTTLS), 2034
+// (status codes), and Postfix's XCLIENT_README.
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/metrics"
+)
+
+// The values of Route.TLS.
+const (
+	TLSOpportunistic = "opportunistic" // STARTTLS if it works, unverified; else plain text
+	TLSRequire       = "require"       // STARTTLS with a verified certificate, or no session
+	TLSOff           = "off"
+)
+
+// Route is the way to one next hop.
+type Route struct {
+	Name    string // label in logs and metrics, from the configuration
+	Address string // host:port
+	TLS     string // one of the TLS constants; "" is opportunistic
+	TLSName string // name that the certificate must hold; "" is the host of Address
+	TLSCA   string // PEM file of trusted roots; "" are the system's. Read anew for each session.
+
+	// ProbeInterval is the time between two health probes, 10 s if 0. During
+	// an outage's first ten minutes they come every 2 s, unless it is shorter.
+	ProbeInterval time.Duration
+	// XClient forwards each message's client to a next hop that offers XCLIENT.
+	XClient bool
+	// Timeouts that are 0 have the defaults of RFC 5321 §4.5.3.2.
+	Timeouts Timeouts
+}
+
+// Timeouts bound each wait for the next hop. All but the first and the last two
+// are RFC 5321 §4.5.3.2's.
+type Timeouts struct {
+	Connect  time.Duration // TCP connect; 30 s
+	Greeting time.Duration // initial 220; 5 min
+	Command  time.Duration // reply to any command not named here, TLS handshake; 5 min
+	DataInit time.Duration // 354; 2 min
+	Block    time.Duration // writing up to 64 KiB; 3 min
+	DataEnd  time.Duration // reply to the final dot; 10 min
+	Quit     time.Duration // reply to QUIT; 5 s
+	Idle     time.Duration // how long an idle session waits for another message; 5 s
+}
+
+func (t *Timeouts) defaults() {
+	for _, d := range []struct {
+		field *time.Duration
+		value time.Duration
+	}{
+		{&t.Connect, 30 * time.Second},
+		{&t.Greeting, 5 * time.Minute},
+		{&t.Command, 5 * time.Minute},
+		{&t.DataInit, 2 * time.Minute},
+		{&t.Block, 3 * time.Minute},
+		{&t.DataEnd, 10 * time.Minute},
+		{&t.Quit, 5 * time.Second},
+		{&t.Idle, 5 * time.Second},
+	} {
+		if *d.field <= 0 {
+			*d.field = d.value
+		}
+	}
+}
+
+// shutdownGrace is what a transaction under way gets to end after its context
+// has: breaking it off behind the final dot would make a duplicate.
+const shutdownGrace = 10 * time.Second
+
+// Options are New's.
+type Options struct {
+	Routes   map[string]Route // by destination, the queue's key
+	Hostname string           // ours: EHLO's argument
+	Log      *slog.Logger     // nil discards
+	Metrics  *metrics.Metrics // required
+	// OnUp is called without locks held when a destination that was down or
+	// unknown answers. It must not block. May be nil.
+	OnUp func(dest string)
+	// Dial replaces the dialer of net. May be nil.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// Client relays to a set of next hops.
+type Client struct {
+	hostname string
+	log      *slog.Logger
+	metrics  *metrics.Metrics
+	onUp     func(dest string)
+	dial     func(ctx context.Context, network, address string) (net.Conn, error)
+	routes   map[string]*route
+}
+
+// New returns a Client. No destination is up before Run has probed it.
+func New(o Options) *Client {
+	c := &Client{
+		hostname: o.Hostname,
+		log:      o.Log,
+		metrics:  o.Metrics,
+		onUp:     o.OnUp,
+		dial:     o.Dial,
+		routes:   make(map[string]*route, len(o.Routes)),
+	}
+	if c.log == nil {
+		c.log = slog.New(slog.DiscardHandler)
+	}
+	if c.onUp == nil {
+		c.onUp = func(string) {}
+	}
+	if c.dial == nil {
+		c.dial = new(net.Dialer).DialContext
+	}
+	for dest, r := range o.Routes {
+		c.routes[dest] = newRoute(dest, r, c.metrics)
+	}
+	return c
+}
+
+// Relay opens a session to dest and relays what next yields, until next has
+// waited Timeouts.Idle for nothing, ctx ends, or the session fails. Transfers
+// that were not begun when the next hop ended a session tidily, or that need a
+// session of their own because XCLIENT can't be repeated, go on in another
+// session within the same call.
+//
+// next(wait) waits up to wait for a message, and returns nil for none; next(0)
+// never waits. A failure to open a session marks the destination down, and
+// then no Transfer has been taken.
+func (c *Client) Relay(ctx context.Context, dest string, next func(wait time.Duration) *envelope.Transfer) error {
+	r, ok := c.routes[dest]
+	if !ok {
+		return fmt.Errorf("relay: no route to %q", dest)
+	}
+	var carried *envelope.Transfer
+	for {
+		s, err := c.open(ctx, r)
+		if err != nil {
+			if carried != nil {
+				carried.Settle(nil, err)
+			}
+			return err
+		}
+		carried, err = s.relay(ctx, next, carried)
+		r.closed()
+		if err != nil && !errors.Is(err, errNewSession) {
+			c.metrics.RelaySessions.WithLabelValues("failed").Inc()
+			c.log.Warn("relay session failed", "route", r.Name, "relayed", s.done, "err", err)
+			return err
+		}
+		c.metrics.RelaySessions.WithLabelValues("ok").Inc()
+		if err == nil {
+			return nil
+		}
+	}
+}
+
+// open opens a session for mail and tells the route's health how that went.
+func (c *Client) open(ctx context.Context, r *route) (*session, error) {
+	s, err := c.connect(ctx, r, r.TLS, r.Timeouts)
+	if err != nil {
+		c.metrics.RelaySessions.WithLabelValues("failed").Inc()
+		if ctx.Err() == nil {
+			c.note(r, err)
+		}
+		return nil, err
+	}
+	r.opened()
+	c.note(r, nil)
+	return s, nil
+}

@@ -1,0 +1,139 @@
+package relay
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+)
+
+// Bounds on a reply. RFC 5321 §4.5.3.1.5 has lines of 512 octets; real servers
+// exceed that.
+const (
+	maxReplyLine  = 2048
+	maxReplyLines = 100
+	maxReplyText  = 256
+)
+
+var (
+	errReplyLong   = errors.New("next hop sent a reply that is too long")
+	errReplySyntax = errors.New("next hop sent something that is no SMTP reply")
+)
+
+// newReplyReader returns a reader for readReply. Its size is what bounds a line.
+func newReplyReader(r io.Reader) *bufio.Reader { return bufio.NewReaderSize(r, maxReplyLine) }
+
+// readReply reads one reply, RFC 5321 §4.2: lines of a code, "-" on all but the
+// last, and text. A line may end in a bare LF. Codes are 200 to 599 and the
+// same on all lines. Text and status code come back clean (see clean); each, if
+// not nil, sees the clean text of each line in full.
+func readReply(br *bufio.Reader, each func(line string)) (envelope.Reply, error) {
+	var r envelope.Reply
+	var text strings.Builder
+	for n := 0; ; n++ {
+		if n == maxReplyLines {
+			return envelope.Reply{}, errReplyLong
+		}
+		b, err := br.ReadSlice('\n')
+		switch {
+		case errors.Is(err, bufio.ErrBufferFull):
+			return envelope.Reply{}, errReplyLong
+		case err == io.EOF && (n > 0 || len(b) > 0):
+			return envelope.Reply{}, io.ErrUnexpectedEOF
+		case err != nil:
+			return envelope.Reply{}, err
+		}
+		code, more, line, ok := parseLine(b)
+		if !ok || n > 0 && code != r.Code {
+			return envelope.Reply{}, errReplySyntax
+		}
+		if each != nil {
+			each(line)
+		}
+		enhanced, rest := cutStatus(line, code/100)
+		if enhanced != "" {
+			r.Enhanced, line = enhanced, rest
+		}
+		r.Code = code
+		if n > 0 && text.Len() < maxReplyText {
+			text.WriteByte('\n')
+		}
+		text.WriteString(line[:min(len(line), maxReplyText-text.Len())])
+		if !more {
+			r.Text = text.String()
+			return r, nil
+		}
+	}
+}
+
+// parseLine takes one line of a reply apart.
+func parseLine(b []byte) (code int, more bool, text string, ok bool) {
+	b = b[:len(b)-1] // LF
+	if n := len(b); n > 0 && b[n-1] == '\r' {
+		b = b[:n-1]
+	}
+	if len(b) < 3 || b[0] < '2' || b[0] > '5' || !isDigit(b[1]) || !isDigit(b[2]) {
+		return 0, false, "", false
+	}
+	code = int(b[0]-'0')*100 + int(b[1]-'0')*10 + int(b[2]-'0')
+	if len(b) == 3 {
+		return code, false, "", true
+	}
+	if b[3] != ' ' && b[3] != '-' {
+		return 0, false, "", false
+	}
+	return code, b[3] == '-', clean(b[4:]), true
+}
+
+// clean makes a peer's text fit for logs, the operator and other peers: what is
+// not printable ASCII becomes "?".
+func clean(b []byte) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == '\t':
+			return ' '
+		case r < ' ' || r > '~':
+			return '?'
+		}
+		return r
+	}, string(b))
+}
+
+// cutStatus splits RFC 3463's status code off text. Its class must be the
+// reply's.
+func cutStatus(text string, class int) (status, rest string) {
+	status, rest, _ = strings.Cut(text, " ")
+	if len(status) > len("5.123.123") || status == "" || int(status[0]-'0') != class {
+		return "", text
+	}
+	parts := strings.Split(status, ".")
+	if len(parts) != 3 || len(parts[0]) != 1 || !isNumber(parts[1]) || !isNumber(parts[2]) {
+		return "", text
+	}
+	return status, rest
+}
+
+func isDigit(c byte) bool { return c >= '0' && c <= '9' }
+
+// isNumber says that s is one to three digits.
+func isNumber(s string) bool {
+	for i := range len(s) {
+		if !isDigit(s[i]) {
+			return false
+		}
+	}
+	return len(s) >= 1 && len(s) <= 3
+}
+
+// refusal is a reply that ends a session.
+type refusal struct {
+	step  step
+	reply envelope.Reply
+}
+
+func (e *refusal) Error() string {
+	return fmt.Sprintf("next hop answered %s with %s", e.step, e.reply)
+}

@@ -1,0 +1,335 @@
+package relay
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+)
+
+// step is what a reply answers.
+type step string
+
+const (
+	stepGreeting step = "the connection"
+	stepEhlo     step = "EHLO"
+	stepStartTLS step = "STARTTLS"
+	stepXClient  step = "XCLIENT"
+	stepRset     step = "RSET"
+	stepMail     step = "MAIL"
+	stepRcpt     step = "RCPT"
+	stepData     step = "DATA"
+	stepEnd      step = "the message"
+	stepLoneDot  step = "an empty message" // ends a DATA that had no recipients
+	stepQuit     step = "QUIT"
+)
+
+var (
+	errOurselves   = errors.New("next hop greets with our own hostname: mail would loop; check the route's address and hostname")
+	errNoStartTLS  = errors.New("next hop offers no STARTTLS, which the route requires")
+	errUnsolicited = errors.New("next hop spoke out of turn")
+)
+
+// handshakeError is a TLS handshake that failed.
+type handshakeError struct{ err error }
+
+func (e *handshakeError) Error() string { return "TLS handshake with next hop: " + e.err.Error() }
+func (e *handshakeError) Unwrap() error { return e.err }
+
+// caps are the service extensions of the last EHLO reply that we use.
+type caps struct {
+	pipelining, size, eightBit, utf8, dsn, startTLS bool
+	xclient                                         string // " NAME ADDR … ", "" when not offered
+}
+
+// add takes one line of an EHLO reply.
+func (c *caps) add(line string) {
+	keyword, params, _ := strings.Cut(strings.ToUpper(line), " ")
+	switch keyword {
+	case "PIPELINING":
+		c.pipelining = true
+	case "SIZE":
+		c.size = true
+	case "8BITMIME":
+		c.eightBit = true
+	case "SMTPUTF8":
+		c.utf8 = true
+	case "DSN":
+		c.dsn = true
+	case "STARTTLS":
+		c.startTLS = true
+	case "XCLIENT":
+		c.xclient = " " + params + " "
+	}
+}
+
+// session is one connection to a next hop. One goroutine owns it.
+type session struct {
+	c    *Client
+	r    *route
+	t    Timeouts
+	conn net.Conn // the TLS connection, once there is one
+	br   *bufio.Reader
+	bw   *bufio.Writer
+	caps caps
+
+	identity  string             // the XCLIENT command in force, "" for none
+	xclient   string             // XCLIENT's attributes, also when it is offered no more
+	noXClient bool               // the next hop offers XCLIENT, but does not take ours
+	awaited   []awaited          // replies owed to us, in order
+	active    []*transaction     // begun and not settled: one ending, one behind it
+	waiting   *envelope.Transfer // taken, to be begun when active is empty
+	done      int                // messages that got their final reply
+	dirty     bool               // a transaction is open that needs RSET
+	buf       []byte             // scratch for content
+}
+
+// timedConn gives each write a deadline. Reads get theirs where they happen.
+type timedConn struct {
+	net.Conn
+	timeout time.Duration
+}
+
+func (c timedConn) Write(p []byte) (n int, err error) {
+	for err == nil {
+		if err = c.SetWriteDeadline(time.Now().Add(c.timeout)); err != nil {
+			break
+		}
+		var m int
+		m, err = c.Conn.Write(p[n:min(len(p), n+64<<10)])
+		if n += m; n == len(p) {
+			break
+		}
+	}
+	return n, err
+}
+
+// connect opens a session: greeting, EHLO, and STARTTLS as mode says. If the
+// handshake fails and mode allows it, it goes on in plain text by a new
+// connection.
+func (c *Client) connect(ctx context.Context, r *route, mode string, t Timeouts) (*session, error) {
+	s, err := c.connectOnce(ctx, r, mode, t)
+	var failed *handshakeError
+	if mode == TLSOpportunistic && errors.As(err, &failed) && ctx.Err() == nil {
+		c.log.Warn("going on in plain text", "route", r.Name, "err", err)
+		s, err = c.connectOnce(ctx, r, TLSOff, t)
+	}
+	return s, err
+}
+
+func (c *Client) connectOnce(ctx context.Context, r *route, mode string, t Timeouts) (*session, error) {
+	dialCtx, cancel := context.WithTimeout(ctx, t.Connect)
+	conn, err := c.dial(dialCtx, "tcp", r.Address)
+	cancel()
+	if err != nil {
+		return nil, err
+	}
+	conn = timedConn{conn, t.Block}
+	s := &session{
+		c: c, r: r, t: t, conn: conn,
+		br:  newReplyReader(conn),
+		bw:  bufio.NewWriterSize(conn, chunk),
+		buf: make([]byte, chunk),
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	err = s.hello(ctx, mode)
+	if !stop() && err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		s.conn.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *session) hello(ctx context.Context, mode string) error {
+	reply, err := s.read(stepGreeting, s.notOurselves())
+	if err != nil {
+		return err
+	}
+	if reply.Code != 220 {
+		return &refusal{stepGreeting, reply}
+	}
+	if err := s.ehlo(s.c.hostname); err != nil {
+		return err
+	}
+	switch {
+	case mode == TLSOff:
+		return nil
+	case s.caps.startTLS:
+		return s.startTLS(ctx, mode)
+	case mode == TLSRequire:
+		return errNoStartTLS
+	}
+	return nil
+}
+
+// ehlo says EHLO, or HELO if that is refused (RFC 5321 §3.2), and takes over
+// the extensions that are offered.
+func (s *session) ehlo(name string) error {
+	var offered caps
+	own := s.notOurselves()
+	reply, err := s.call(stepEhlo, func(line string) error {
+		if own != nil {
+			err := own(line)
+			own = nil
+			return err
+		}
+		offered.add(line)
+		return nil
+	}, "EHLO ", name)
+	if err != nil {
+		return err
+	}
+	if reply.Permanent() {
+		offered = caps{}
+		if reply, err = s.call(stepEhlo, s.notOurselves(), "HELO ", name); err != nil {
+			return err
+		}
+	}
+	if !reply.Positive() {
+		return &refusal{stepEhlo, reply}
+	}
+	s.caps = offered
+	if offered.xclient != "" {
+		s.xclient = offered.xclient
+	}
+	return nil
+}
+
+// notOurselves returns a check of a greeting: its first word is the server's
+// name, RFC 5321 §4.2.
+func (s *session) notOurselves() func(line string) error {
+	first := true
+	return func(line string) error {
+		name, _, _ := strings.Cut(line, " ")
+		own := first && s.c.hostname != "" &&
+			strings.EqualFold(strings.TrimSuffix(name, "."), strings.TrimSuffix(s.c.hostname, "."))
+		first = false
+		if own {
+			return errOurselves
+		}
+		return nil
+	}
+}
+
+// startTLS secures the session, RFC 3207, and says EHLO again: what was offered
+// in plain text does not count.
+func (s *session) startTLS(ctx context.Context, mode string) error {
+	config, err := s.tlsConfig(mode)
+	if err != nil {
+		return err
+	}
+	reply, err := s.call(stepStartTLS, nil, "STARTTLS")
+	if err != nil {
+		return err
+	}
+	if reply.Code != 220 {
+		if mode == TLSRequire || reply.Code == 421 {
+			return &refusal{stepStartTLS, reply}
+		}
+		return nil
+	}
+	if s.br.Buffered() > 0 {
+		return errUnsolicited // in plain text, where replies in TLS belong
+	}
+	conn := tls.Client(s.conn, config)
+	s.conn.SetReadDeadline(time.Now().Add(s.t.Command))
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return &handshakeError{err}
+	}
+	s.conn = conn
+	s.br = newReplyReader(conn)
+	s.bw.Reset(conn)
+	return s.ehlo(s.c.hostname)
+}
+
+func (s *session) tlsConfig(mode string) (*tls.Config, error) {
+	name := s.r.TLSName
+	if name == "" {
+		name, _, _ = net.SplitHostPort(s.r.Address)
+	}
+	config := &tls.Config{ServerName: name, InsecureSkipVerify: mode != TLSRequire}
+	if mode == TLSRequire && s.r.TLSCA != "" {
+		pem, err := os.ReadFile(s.r.TLSCA)
+		if err != nil {
+			return nil, fmt.Errorf("read the route's CA certificates: %w", err)
+		}
+		config.RootCAs = x509.NewCertPool()
+		if !config.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("read the route's CA certificates: no certificate in %s", s.r.TLSCA)
+		}
+	}
+	return config, nil
+}
+
+// call sends one command by itself and returns its reply. No other reply may
+// be owed.
+func (s *session) call(at step, each func(line string) error, command ...string) (envelope.Reply, error) {
+	if err := s.write(command...); err != nil {
+		return envelope.Reply{}, err
+	}
+	if err := s.bw.Flush(); err != nil {
+		return envelope.Reply{}, err
+	}
+	return s.read(at, each)
+}
+
+// write puts one line into the buffer. A next hop that has spoken although
+// nothing was owed has lost the thread, and so have we.
+func (s *session) write(parts ...string) error {
+	if len(s.awaited) == 0 && s.br.Buffered() > 0 {
+		return errUnsolicited
+	}
+	for _, p := range parts {
+		s.bw.WriteString(p) // its error sticks
+	}
+	_, err := s.bw.WriteString("\r\n")
+	return err
+}
+
+// read reads one reply, with the deadline of what it answers. An error of each
+// comes back.
+func (s *session) read(at step, each func(line string) error) (envelope.Reply, error) {
+	s.conn.SetReadDeadline(time.Now().Add(s.timeout(at))) // fails on a closed connection only, as the read will
+	var objection error
+	reply, err := readReply(s.br, func(line string) {
+		if each != nil && objection == nil {
+			objection = each(line)
+		}
+	})
+	if err != nil {
+		return envelope.Reply{}, fmt.Errorf("wait for the reply to %s: %w", at, err)
+	}
+	return reply, objection
+}
+
+func (s *session) timeout(at step) time.Duration {
+	switch at {
+	case stepGreeting:
+		return s.t.Greeting
+	case stepData:
+		return s.t.DataInit
+	case stepEnd, stepLoneDot:
+		return s.t.DataEnd
+	case stepQuit:
+		return s.t.Quit
+	}
+	return s.t.Command
+}
+
+// quit ends the session tidily. The reply does not matter, but waiting for it
+// spares the next hop a log line about a lost connection.
+func (s *session) quit() {
+	s.call(stepQuit, nil, "QUIT")
+	s.conn.Close()
+}
