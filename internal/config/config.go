@@ -258,6 +258,9 @@ func (r *reader) set(c *Config, s *setting, path string, v any) {
 	if s.kind.file {
 		p := s.field(c).(*string)
 		*p = resolveFile(filepath.Dir(r.file), *p)
+		if abs, err := filepath.Abs(*p); err == nil {
+			*p = abs // so that messages name it whole
+		}
 	}
 }
 

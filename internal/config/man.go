@@ -12,7 +12,7 @@ const manHead = `.\" Generated from the table in internal/config; edit that, the
 .SH NAME
 understudy.conf \- configuration of the backup MX Understudy
 .SH SYNOPSIS
-.B /etc/understudy/understudy.conf
+.B /etc/understudy/understudy.toml
 .SH DESCRIPTION
 The file is TOML: keys and values, gathered in sections. Two keys have no
 default: where accepted mail goes, and whom it is accepted for.
