@@ -109,14 +109,14 @@ func parsePrefix(s string) (netip.Prefix, error) {
 	if !strings.Contains(s, "/") {
 		a, err := netip.ParseAddr(s)
 		if err != nil || a.Zone() != "" {
-			return netip.Prefix{}, fmt.Errorf("%q is not an IP address", s)
+			return netip.Prefix{}, fmt.Errorf("%q is not an IP address; write 192.0.2.1 or 2001:db8::1", s)
 		}
 		a = a.Unmap()
 		return netip.PrefixFrom(a, a.BitLen()), nil
 	}
 	p, err := netip.ParsePrefix(s)
 	if err != nil || p.Addr().Is4In6() {
-		return netip.Prefix{}, fmt.Errorf("%q is not an IP prefix", s)
+		return netip.Prefix{}, fmt.Errorf("%q is not an IP prefix; write 192.0.2.0/24 or 2001:db8::/32", s)
 	}
 	if p != p.Masked() {
 		return netip.Prefix{}, fmt.Errorf("%q has host bits; write %s", s, p.Masked())

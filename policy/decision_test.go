@@ -1,0 +1,247 @@
+package policy
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/txtar"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/internal/testmx"
+)
+
+// TestDecisions plays the sessions of testdata/decisions. A file is a txtar
+// archive: "policy.toml", or "spec.json" whose fields replace NewSpec's; "dns",
+// lines "type name value..." with "fail" for a name that doesn't answer; and
+// "sessions", lines "command argument => verdict // rule".
+func TestDecisions(t *testing.T) {
+	files, err := filepath.Glob("testdata/decisions/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no decision tables: %v", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) { playFile(t, file) })
+	}
+}
+
+func playFile(t *testing.T, file string) {
+	ar, err := txtar.ParseFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts := map[string][]byte{}
+	for _, f := range ar.Files {
+		parts[f.Name] = f.Data
+	}
+	snap := loadParts(t, parts)
+	r := parseDNS(t, string(parts["dns"]))
+	offset := strings.Count(fileBefore(t, file), "\n") + 1
+	p := &player{t: t, snap: snap, r: r}
+	for i, line := range strings.Split(string(parts["sessions"]), "\n") {
+		if line = strings.TrimSpace(line); line == "" || line[0] == '#' {
+			continue
+		}
+		p.where = fmt.Sprintf("%s:%d", file, offset+i)
+		p.line(line)
+	}
+	p.end()
+}
+
+// fileBefore is the text of an archive up to its sessions.
+func fileBefore(t *testing.T, file string) string {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, _, found := strings.Cut(string(b), "-- sessions --\n")
+	if !found {
+		t.Fatalf("%s has no sessions", file)
+	}
+	return before + "\n"
+}
+
+func loadParts(t *testing.T, parts map[string][]byte) *Snapshot {
+	t.Helper()
+	if b, found := parts["policy.toml"]; found {
+		s, err := Parse("policy.toml", b, func(name string) ([]byte, error) {
+			b, found := parts[name]
+			if !found {
+				return nil, os.ErrNotExist
+			}
+			return b, nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	spec := NewSpec()
+	if err := strictJSON(parts["spec.json"], spec); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Compile(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func parseDNS(t *testing.T, text string) *testmx.MapResolver {
+	r := &testmx.MapResolver{
+		IP: map[string][]string{}, MX: map[string][]net.MX{}, PTR: map[string][]string{},
+		TXT: map[string][]string{}, NS: map[string][]string{},
+	}
+	for line := range strings.Lines(text) {
+		f := strings.Fields(line)
+		if len(f) == 0 || f[0][0] == '#' {
+			continue
+		}
+		switch f[0] {
+		case "a":
+			r.IP[f[1]] = f[2:]
+		case "ptr":
+			r.PTR[f[1]] = f[2:]
+		case "ns":
+			r.NS[f[1]] = f[2:]
+		case "mx":
+			for _, host := range f[2:] {
+				r.MX[f[1]] = append(r.MX[f[1]], net.MX{Host: host, Pref: 10})
+			}
+		case "txt":
+			r.TXT[f[1]] = append(r.TXT[f[1]], strings.Join(f[2:], " "))
+		case "fail":
+			r.Fail = append(r.Fail, strings.Join(f[1:], " "))
+		default:
+			t.Fatalf("dns: %s", line)
+		}
+	}
+	return r
+}
+
+type player struct {
+	t     *testing.T
+	snap  *Snapshot
+	r     Resolver
+	s     *Session
+	where string
+}
+
+func (p *player) end() {
+	if p.s != nil {
+		p.s.Close()
+	}
+}
+
+func (p *player) line(line string) {
+	cmd, want, _ := strings.Cut(line, "=>")
+	want, rule, ruled := strings.Cut(want, " // ")
+	verb, arg, _ := strings.Cut(strings.TrimSpace(cmd), " ")
+	want, rule = strings.TrimSpace(want), strings.TrimSpace(rule)
+	v := p.command(verb, strings.TrimSpace(arg))
+	got := v.Reply.String()
+	if v.Reply.Zero() {
+		got = v.Action.String()
+	} else if v.Action.String() != "defer" && v.Action.String() != "reject" {
+		p.t.Errorf("%s: action %s with reply %s", p.where, v.Action, v.Reply)
+	}
+	if v.Close {
+		got += " (close)"
+	}
+	if want == "" {
+		want = "permit"
+	}
+	if got != want {
+		p.t.Errorf("%s: %s\n got %s\nwant %s", p.where, cmd, got, want)
+	}
+	gotRule := v.Rule.String()
+	for _, w := range v.Warnings {
+		gotRule += "; warn " + w.String()
+	}
+	if ruled && gotRule != rule {
+		p.t.Errorf("%s: %s\n got rule %s\nwant rule %s", p.where, cmd, gotRule, rule)
+	}
+}
+
+func (p *player) command(verb, arg string) Verdict {
+	ctx := context.Background()
+	switch verb {
+	case "connect":
+		p.end()
+		p.s = p.snap.Session(p.r, parseClient(p.t, arg))
+		return p.s.Connect(ctx)
+	case "helo":
+		return p.s.Helo(ctx, arg)
+	case "mail":
+		var params MailParams
+		f := strings.Fields(arg)
+		for _, o := range f[1:] {
+			if o == "SMTPUTF8" {
+				params.UTF8 = true
+			} else if n, found := strings.CutPrefix(o, "SIZE="); found {
+				params.Size, _ = strconv.ParseInt(n, 10, 64)
+			}
+		}
+		return p.s.Mail(ctx, envelope.ReversePath{Mailbox: parseMailbox(f[0])}, params)
+	case "rcpt":
+		return p.s.Rcpt(ctx, envelope.ForwardPath{Mailbox: parseMailbox(arg)})
+	case "data":
+		return p.s.Data(ctx)
+	case "message":
+		hops, size, _ := strings.Cut(arg, " ")
+		n, _ := strconv.Atoi(hops)
+		m := Message{Header: []byte(strings.Repeat("Received: from a\r\n by b\r\n", n) + "Subject: x\r\n")}
+		m.Size, _ = strconv.ParseInt(size, 10, 64)
+		return p.s.Message(ctx, m)
+	case "reset":
+		p.s.Reset()
+		return Verdict{}
+	}
+	p.t.Fatalf("%s: unknown command %q", p.where, verb)
+	return Verdict{}
+}
+
+func parseClient(t *testing.T, arg string) envelope.Client {
+	f := strings.Fields(arg)
+	c := envelope.Client{Addr: netip.MustParseAddr(f[0])}
+	for _, o := range f[1:] {
+		k, v, _ := strings.Cut(o, "=")
+		switch k {
+		case "name": // as XCLIENT gives it
+			c.Name, c.NameStatus = v, envelope.NameOK
+			c.ReverseName, c.ReverseStatus = v, envelope.NameOK
+		case "tls":
+			c.TLS = v
+		default:
+			t.Fatalf("client: %s", o)
+		}
+	}
+	return c
+}
+
+// parseMailbox takes the path as the server would have parsed it: in angle
+// brackets, the local-part unquoted.
+func parseMailbox(s string) envelope.Mailbox {
+	s = strings.Trim(s, "<>")
+	local, domain, _ := cutLast(s, "@")
+	return envelope.Mailbox{Local: strings.Trim(local, `"`), Domain: domain}
+}
+
+func TestSpecRoundTrip(t *testing.T) {
+	spec := NewSpec()
+	b, err := json.Marshal(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	back := new(Spec)
+	if err := strictJSON(b, back); err != nil {
+		t.Fatal(err)
+	}
+}
