@@ -41,14 +41,14 @@ func (s *session) relay(ctx context.Context, next func(time.Duration) *envelope.
 				return nil, nil
 			}
 		}
-		if err = s.drain(0); err == nil {
+		if err = s.drain(); err == nil {
 			err = s.send(x)
 		}
 		if err == nil {
 			x, err = s.behind(ctx, next)
 		}
 		if err == nil && x == nil {
-			err = s.drain(0)
+			err = s.drain()
 		}
 		if err != nil {
 			return s.fail(ctx, err)

@@ -181,9 +181,9 @@ func param(name, value string) string {
 	return name + value
 }
 
-// window is how many replies may be owed to us. It keeps what is under way in
-// either direction below any socket buffer, so that two peers that both wait
-// to write can't block each other (RFC 2920 §3.1).
+// window is how many replies may be owed to us. It keeps them below what socket
+// buffers hold, so that we and the next hop can't block each other, both waiting
+// to write (RFC 2920 §3.1).
 const window = 100
 
 // command queues a command whose reply handle will get.
@@ -192,21 +192,21 @@ func (s *session) command(a awaited, parts ...string) error {
 		return err
 	}
 	s.awaited = append(s.awaited, a)
-	if !s.caps.pipelining {
-		return s.drain(0)
-	}
-	if len(s.awaited) >= window {
-		return s.drain(window / 2)
+	if !s.caps.pipelining || len(s.awaited) >= window {
+		return s.drain()
 	}
 	return nil
 }
 
-// drain sends what is queued and reads replies until at most left are owed.
-func (s *session) drain(left int) error {
+// drain sends what is queued and reads all replies that are owed.
+func (s *session) drain() error {
 	if err := s.bw.Flush(); err != nil {
+		if len(s.awaited) > 0 && s.awaited[0].step == stepEnd {
+			return s.lastWord(s.awaited[0].x, err)
+		}
 		return err
 	}
-	for len(s.awaited) > left {
+	for len(s.awaited) > 0 {
 		a := s.awaited[0]
 		reply, err := s.read(a.step, nil)
 		if err != nil {
