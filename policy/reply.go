@@ -41,7 +41,7 @@ func fixDSN(dsn, class string) string {
 	var sender, rcpt string
 	switch detail {
 	case "1", "4", "6":
-		sender, rcpt = ".1.0", ".1."+detail
+		sender, rcpt = ".1.7", ".1."+detail
 	case "2", "8":
 		sender, rcpt = ".1.8", ".1.2"
 	case "3", "7":
