@@ -366,24 +366,11 @@ func TestCancelWhileConnecting(t *testing.T) {
 // TestEarlyRefusal heeds a refusal that the primary sent before it hung up amid
 // the content: without that the message would be tried for ever.
 func TestEarlyRefusal(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
 	var box outbox
 	content := strings.Repeat("a line of some length\r\n", 1<<20)
 	m := box.add(content, mail("a@x.example", "b@y.example", "c@y.example"))
-	c := newClient(t, Route{Address: l.Addr().String()}, nil)
-	c.dial = new(net.Dialer).DialContext
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		conn, err := l.Accept()
-		if err != nil {
-			return
-		}
-		defer conn.Close()
+	c := newClient(t, Route{}, nil)
+	c.dial = overTCP(t, func(conn net.Conn) {
 		buf := make([]byte, 1<<16)
 		io.WriteString(conn, greeting)
 		conn.Read(buf)
@@ -392,11 +379,10 @@ func TestEarlyRefusal(t *testing.T) {
 		io.WriteString(conn, ok+ok+"550 5.1.1 no\r\n"+goAhead)
 		conn.Read(buf)
 		io.WriteString(conn, "552 5.3.4 too big\r\n")
-	}()
+	})
 	if err := c.Relay(context.Background(), dest, box.next); err == nil {
 		t.Error("no error")
 	}
-	<-done
 	box.check(t)
 	// The kernel may drop the refusal along with the connection.
 	if got := codes(m.replies); m.err == nil && (got[0] != 552 || got[1] != 550) || m.err != nil && got[1] != 550 {

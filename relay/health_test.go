@@ -1,0 +1,202 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+)
+
+// outage is a primary that can be down, and notes when it was asked.
+type outage struct {
+	primary
+	began time.Time
+
+	mu     sync.Mutex
+	down   bool
+	silent bool // packets to it vanish
+	asked  []time.Duration
+}
+
+func (o *outage) set(down bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.down, o.asked = down, nil
+}
+
+func (o *outage) probes() []time.Duration {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return append([]time.Duration(nil), o.asked...)
+}
+
+func (o *outage) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	o.mu.Lock()
+	o.asked = append(o.asked, time.Since(o.began))
+	down, silent := o.down, o.silent
+	o.mu.Unlock()
+	switch {
+	case silent:
+		<-ctx.Done()
+		return nil, ctx.Err()
+	case down:
+		return nil, errors.New("connection refused")
+	}
+	here, there := net.Pipe()
+	go func() {
+		defer there.Close()
+		o.serve(there)
+	}()
+	return here, nil
+}
+
+// watch runs the probes of a new client until the test's end.
+func (o *outage) watch(t *testing.T, r Route, onUp func(string)) *Client {
+	c := newClient(t, r, nil)
+	c.dial, c.onUp = o.dial, onUp
+	o.began = time.Now()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		c.Run(ctx)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-done
+	})
+	return c
+}
+
+func TestHealth(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var ups atomic.Int32
+		o := &outage{down: true}
+		c := o.watch(t, Route{Name: "main"}, func(d string) {
+			if d != dest {
+				t.Errorf("OnUp(%q)", d)
+			}
+			ups.Add(1)
+		})
+		if c.Up(dest) || c.Up("elsewhere") {
+			t.Error("up before anybody has asked")
+		}
+		synctest.Wait()
+		if got := o.probes(); len(got) != 1 || c.Up(dest) {
+			t.Errorf("probes %v, want one at once", got)
+		}
+		if got, want := testutil.ToFloat64(c.metrics.OutageStart.WithLabelValues("main")), float64(o.began.Unix()); got != want {
+			t.Errorf("outage started at %v, want %v", got, want)
+		}
+
+		// Every 2 s for ten minutes, then every 10 s.
+		time.Sleep(10*time.Minute - 1)
+		synctest.Wait()
+		if got := len(o.probes()); got != 300 {
+			t.Errorf("%d probes in the first ten minutes, want 300", got)
+		}
+		o.set(true)
+		time.Sleep(10*time.Minute + 1)
+		synctest.Wait()
+		if got := len(o.probes()); got != 61 {
+			t.Errorf("%d probes in the next ten minutes, want 61", got)
+		}
+
+		// Up after one success, and probed still.
+		o.set(false)
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		if !c.Up(dest) || ups.Load() != 1 {
+			t.Errorf("up %v, OnUp called %d times", c.Up(dest), ups.Load())
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if got := len(o.probes()); got != 7 || ups.Load() != 1 {
+			t.Errorf("%d probes while up, want 7; OnUp called %d times", got, ups.Load())
+		}
+		if got := testutil.ToFloat64(c.metrics.PrimaryUp.WithLabelValues("main")); got != 1 {
+			t.Errorf("primary_up %v", got)
+		}
+		if got := testutil.ToFloat64(c.metrics.OutageStart.WithLabelValues("main")); got != 0 {
+			t.Errorf("outage start %v", got)
+		}
+		want := []RouteStatus{{Name: "main", Address: "primary.example:25", Up: true, Since: o.began.Add(20*time.Minute + 10*time.Second)}}
+		if diff := cmp.Diff(want, c.Status()); diff != "" {
+			t.Errorf("status (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// TestHealthByRelay: a session that can't be opened is an outage at once, and
+// the eager probes begin.
+func TestHealthByRelay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := &outage{}
+		c := o.watch(t, Route{}, func(string) {})
+		time.Sleep(3 * time.Second)
+		if !c.Up(dest) {
+			t.Fatal("not up")
+		}
+		o.set(true)
+		none := func(time.Duration) *envelope.Transfer { t.Error("took mail"); return nil }
+		if err := c.Relay(context.Background(), dest, none); err == nil || c.Up(dest) {
+			t.Errorf("Relay returned %v, up %v", err, c.Up(dest))
+		}
+		if s := c.Status()[0]; s.Up || s.LastError != "connection refused" || time.Since(s.Since) != 0 {
+			t.Errorf("status %+v", s)
+		}
+		o.set(false)
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if !c.Up(dest) {
+			t.Error("not up again after 2 s")
+		}
+	})
+}
+
+// TestHealthSilent: a probe that gets no answer at all must not delay the next.
+func TestHealthSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := &outage{silent: true}
+		c := o.watch(t, Route{}, func(string) {})
+		time.Sleep(61 * time.Second)
+		o.mu.Lock()
+		o.silent = false
+		o.mu.Unlock()
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if !c.Up(dest) {
+			t.Errorf("not up 2 s after the primary is; probes at %v", o.probes())
+		}
+	})
+}
+
+// TestHealthTooManySessions: a primary that serves us elsewhere is not down.
+func TestHealthTooManySessions(t *testing.T) {
+	c := newClient(t, Route{}, func(conn net.Conn) { io.WriteString(conn, "421 4.7.0 too many connections\r\n") })
+	r := c.routes[dest]
+	c.note(r, nil)
+	r.opened()
+	c.probe(context.Background(), r)
+	if !c.Up(dest) {
+		t.Error("down although a session is open")
+	}
+	r.closed()
+	c.probe(context.Background(), r)
+	if c.Up(dest) {
+		t.Error("up although no session is open")
+	}
+	if got := testutil.ToFloat64(c.metrics.Probes.WithLabelValues("failed")); got != 2 {
+		t.Errorf("%v failed probes", got)
+	}
+}
