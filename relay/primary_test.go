@@ -14,6 +14,7 @@ type primary struct {
 	lockStep bool        // offers no PIPELINING
 	config   *tls.Config // offers STARTTLS
 	rcpt     func(path string) string
+	forget   bool // keeps nothing
 
 	mu       sync.Mutex
 	accepted []received
@@ -101,7 +102,9 @@ func (p *primary) serve(conn net.Conn) {
 			}
 			m.content = content
 			p.mu.Lock()
-			p.accepted = append(p.accepted, m)
+			if !p.forget {
+				p.accepted = append(p.accepted, m)
+			}
 			p.mu.Unlock()
 			open, m = false, received{}
 			err = reply("250 2.0.0 queued")
