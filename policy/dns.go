@@ -33,7 +33,8 @@ func statusOf(err error) dnsStatus {
 }
 
 // answer is one look-up's outcome, or two's that belong together. done is
-// closed when the rest may be read.
+// closed when the rest may be read; it is nil in the answer of one who didn't
+// wait long enough.
 type answer struct {
 	done   chan struct{}
 	status dnsStatus
@@ -141,7 +142,10 @@ func (l *lookups) get(ctx context.Context, q question) *answer {
 		case <-a.done:
 			return a
 		case <-ctx.Done():
-			return &answer{status: dnsTemp, nameStatus: envelope.NameTemp, reverseStatus: envelope.NameTemp}
+			return &answer{
+				status: dnsTemp, name: unknown, reverse: unknown,
+				nameStatus: envelope.NameTemp, reverseStatus: envelope.NameTemp,
+			}
 		}
 	}
 	a = &answer{done: make(chan struct{})}

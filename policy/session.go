@@ -17,6 +17,8 @@ type Session struct {
 
 	heloGiven bool
 	started   bool
+	stated    bool // the client's names came with it, by XCLIENT
+	named     bool // they are filled in
 
 	// Of the mail transaction.
 	hasSender, hasRcpt bool
@@ -56,7 +58,7 @@ func (s *Session) start(ctx context.Context) {
 	}
 	s.started = true
 	var qs []question
-	if s.client.NameStatus == envelope.NameUnasked {
+	if !s.stated {
 		qs = append(qs, s.lookups.clientNames(s.client.Addr))
 	}
 	if !s.snap.inMyNetworks(s.client.Addr) {
@@ -67,10 +69,15 @@ func (s *Session) start(ctx context.Context) {
 	s.lookups.start(ctx, qs)
 }
 
-// names fills in the client's names, waiting for their look-up.
+// names fills in the client's names, waiting for their look-up. Where ctx ends
+// first they are unknown for now, and looked for again at the next command.
 func (s *Session) names(ctx context.Context) {
 	s.start(ctx)
-	if s.client.NameStatus != envelope.NameUnasked {
+	if s.named {
+		return
+	}
+	if s.stated {
+		s.named = true
 		if s.client.Name == "" {
 			s.client.Name = unknown
 		}
@@ -83,6 +90,7 @@ func (s *Session) names(ctx context.Context) {
 		return
 	}
 	a := s.lookups.get(ctx, s.lookups.clientNames(s.client.Addr))
+	s.named = a.done != nil
 	s.client.Name, s.client.NameStatus = a.name, a.nameStatus
 	s.client.ReverseName, s.client.ReverseStatus = a.reverse, a.reverseStatus
 }

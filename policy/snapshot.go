@@ -68,7 +68,7 @@ func (s *Snapshot) Spec() *Spec { return s.spec }
 // Session starts judging one SMTP session. Its owner must Close it.
 func (s *Snapshot) Session(r Resolver, c envelope.Client) *Session {
 	c.Addr = c.Addr.Unmap()
-	se := &Session{snap: s, client: c, heloGiven: c.Helo != ""}
+	se := &Session{snap: s, client: c, heloGiven: c.Helo != "", stated: c.NameStatus != envelope.NameUnasked}
 	se.find.snap = s
 	se.lookups.init(r)
 	return se

@@ -1,0 +1,251 @@
+package postfix
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Bounds on what a command may print: far above what any site has.
+const (
+	maxLine        = 1 << 20
+	maxStderr      = 64 << 10
+	commandTimeout = 10 * time.Minute
+)
+
+// settings are the values of all parameters for one service.
+type settings map[string]string
+
+// config is what postconf says.
+type config struct {
+	version    string
+	service    string   // name/type of the service that listens on port 25
+	others     []string // further ones
+	smtpd      settings
+	postscreen settings // nil when smtpd itself listens
+	warnings   []string
+}
+
+// service is a line of master.cf.
+type service struct{ name, typ, command string }
+
+func (s service) key() string { return s.name + "/" + s.typ }
+
+func readConfig(ctx context.Context, src *Source) (*config, error) {
+	c := &config{}
+	services, err := readServices(ctx, src)
+	if err != nil {
+		return nil, err
+	}
+	listeners := findListeners(services, src.Service)
+	if len(listeners) == 0 {
+		if src.Service != "" {
+			return nil, fmt.Errorf("master.cf: no service is called %q", src.Service)
+		}
+		return nil, errors.New("master.cf: no service of type inet listens on port 25; name the service that receives mail")
+	}
+	l := listeners[0]
+	c.service = l.key()
+	for _, o := range listeners[1:] {
+		c.others = append(c.others, o.key())
+	}
+	if c.smtpd, err = readSettings(ctx, src, l, &c.warnings); err != nil {
+		return nil, err
+	}
+	if l.command == "postscreen" {
+		c.postscreen = c.smtpd
+		name := c.postscreen["smtpd_service_name"]
+		behind := -1
+		for i, s := range services {
+			if s.typ == "pass" && s.name == name {
+				behind = i
+			}
+		}
+		if behind < 0 {
+			return nil, fmt.Errorf("master.cf: postscreen on %s hands clients to %s/pass, which isn't there", c.service, name)
+		}
+		l = services[behind]
+		if c.smtpd, err = readSettings(ctx, src, l, new([]string)); err != nil {
+			return nil, err
+		}
+	}
+	if l.command != "smtpd" {
+		return nil, fmt.Errorf("master.cf: service %s runs %s, not smtpd or postscreen", l.key(), l.command)
+	}
+	c.version = c.smtpd["mail_version"]
+	return c, nil
+}
+
+func readServices(ctx context.Context, src *Source) ([]service, error) {
+	var all []service
+	err := src.postconf(ctx, nil, func(line string) error {
+		f := strings.Fields(line)
+		if len(f) >= 8 {
+			all = append(all, service{f[0], f[1], path.Base(f[7])})
+		}
+		return nil
+	}, "-M")
+	return all, err
+}
+
+// findListeners returns the services on port 25, those for the outside first.
+func findListeners(services []service, name string) []service {
+	var public, local []service
+	for _, s := range services {
+		host, port := "", s.name
+		if i := strings.LastIndexByte(s.name, ':'); i >= 0 {
+			host, port = strings.Trim(s.name[:i], "[]"), s.name[i+1:]
+		}
+		switch {
+		case name != "" && (s.name == name || s.key() == name):
+			return []service{s}
+		case name != "" || s.typ != "inet" || port != "25" && port != "smtp":
+		case isLoopback(host):
+			local = append(local, s)
+		default:
+			public = append(public, s)
+		}
+	}
+	if len(public) == 0 {
+		return local
+	}
+	return public
+}
+
+func isLoopback(host string) bool {
+	a, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && a.IsLoopback()
+}
+
+// readSettings evaluates all parameters as the service sees them: with its
+// overrides, and with what other parameters make of those.
+func readSettings(ctx context.Context, src *Source, s service, warnings *[]string) (settings, error) {
+	args := []string{"-x"}
+	prefix := s.key() + "/"
+	err := src.postconf(ctx, nil, func(line string) error {
+		if rest, ok := strings.CutPrefix(line, prefix); ok {
+			name, value, _ := strings.Cut(rest, " =")
+			args = append(args, "-o", name+"="+strings.TrimPrefix(value, " "))
+		}
+		return nil
+	}, "-P")
+	if err != nil {
+		return nil, err
+	}
+	set := settings{}
+	err = src.postconf(ctx, warnings, func(line string) error {
+		name, value, _ := strings.Cut(line, " =")
+		set[name] = strings.TrimSpace(value)
+		return nil
+	}, args...)
+	if err == nil && set["mail_version"] == "" {
+		err = errors.New("postconf -x prints no mail_version; is this Postfix 2.10 or later?")
+	}
+	return set, err
+}
+
+func (s *Source) postconf(ctx context.Context, warnings *[]string, line func(string) error, args ...string) error {
+	if s.ConfigDir != "" {
+		args = append([]string{"-c", s.ConfigDir}, args...)
+	}
+	stderr, err := run(ctx, orDefault(s.Postconf, "postconf"), args, line)
+	if warnings != nil {
+		for l := range strings.Lines(stderr) {
+			l = strings.TrimSpace(strings.TrimPrefix(l, "postconf: warning: "))
+			if l != "" && !slices.Contains(*warnings, l) {
+				*warnings = append(*warnings, l)
+			}
+		}
+	}
+	return err
+}
+
+func orDefault(s, def string) string {
+	if s == "" {
+		return def
+	}
+	return s
+}
+
+// run feeds the lines of a command's output to line. The error carries what
+// the command said.
+func run(ctx context.Context, name string, args []string, line func(string) error) (stderr string, err error) {
+	if p, lookErr := exec.LookPath(name); lookErr == nil {
+		name = p
+	} else if p = "/usr/sbin/" + name; !strings.Contains(name, "/") && exists(p) {
+		name = p
+	}
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.WaitDelay = time.Second
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	errs := &bounded{max: maxStderr}
+	cmd.Stderr = errs
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return "", err
+	}
+	if err := cmd.Start(); err != nil {
+		return "", fmt.Errorf("run %s: %w", path.Base(name), err)
+	}
+	sc := bufio.NewScanner(out)
+	sc.Buffer(nil, maxLine)
+	var lineErr error
+	for lineErr == nil && sc.Scan() {
+		lineErr = line(sc.Text())
+	}
+	if lineErr == nil {
+		lineErr = sc.Err()
+	}
+	if lineErr != nil {
+		cancel()
+		io.Copy(io.Discard, out)
+	}
+	err = cmd.Wait()
+	switch {
+	case lineErr != nil:
+		return errs.String(), fmt.Errorf("%s: %w", path.Base(name), lineErr)
+	case err != nil:
+		return errs.String(), fmt.Errorf("%s: %s", path.Base(name), complaint(errs.String(), err))
+	}
+	return errs.String(), nil
+}
+
+// complaint is the line that says why a command failed.
+func complaint(stderr string, err error) string {
+	last := ""
+	for l := range strings.Lines(stderr) {
+		if l = strings.TrimSpace(l); l == "" {
+			continue
+		}
+		if _, why, ok := strings.Cut(l, "fatal: "); ok {
+			return why
+		}
+		last = l
+	}
+	return orDefault(last, err.Error())
+}
+
+func exists(name string) bool { _, err := os.Stat(name); return err == nil }
+
+// bounded keeps the first max octets and drops the rest.
+type bounded struct {
+	bytes.Buffer
+	max int
+}
+
+func (b *bounded) Write(p []byte) (int, error) {
+	b.Buffer.Write(p[:min(len(p), b.max-b.Len())])
+	return len(p), nil
+}

@@ -1,0 +1,261 @@
+package postfix
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Lister enumerates databases: it opens what a Database describes and returns
+// everything that a query or a search finds.
+type Lister interface {
+	// Rows runs a query. A NULL column is "".
+	Rows(ctx context.Context, db *Database, query string, row func(columns []string) error) error
+	// Entries runs an LDAP search. Attribute names are folded to lower case.
+	Entries(ctx context.Context, db *Database, s *Search, entry func(attributes map[string][]string) error) error
+}
+
+// Database is a table that a database answers for.
+type Database struct {
+	Type     string            // mysql, pgsql, sqlite or ldap
+	Table    string            // as in main.cf
+	Settings map[string]string // of its .cf file, as in mysql_table(5) and its like; hold the password
+
+	// How to list what the table answers to, and why that can't be done.
+	Queries []Query // arms of a UNION
+	Search  *Search
+}
+
+// String doesn't tell the password.
+func (d *Database) String() string { return d.Table }
+
+// legacy queries of Postfix before 2.2.
+func (d *Database) query() string {
+	s := d.Settings
+	if s["query"] != "" || s["select_field"] == "" {
+		return s["query"]
+	}
+	return fmt.Sprintf("SELECT %s FROM %s WHERE %s = '%%s' %s", s["select_field"], s["table"], s["where_field"], s["additional_conditions"])
+}
+
+// parseCF reads a .cf file.
+func parseCF(text string) (map[string]string, error) {
+	set := map[string]string{}
+	var err error
+	logicalLines(text, func(n int, line string) {
+		name, value, ok := strings.Cut(line, "=")
+		if name = strings.TrimSpace(name); (!ok || name == "") && err == nil {
+			err = fmt.Errorf("line %d: want name = value", n)
+		}
+		set[name] = strings.TrimSpace(value)
+	})
+	return set, err
+}
+
+// settingNames are those of tables that main.cf itself describes.
+var settingNames = []string{
+	"hosts", "user", "password", "dbname", "query", "domain", "result_format", "expansion_limit", "select_field", "table",
+	"where_field", "additional_conditions", "dbpath", "option_file", "option_group", "charset", "encoding", "server_host",
+	"server_port", "search_base", "query_filter", "result_attribute", "special_result_attribute", "leaf_result_attribute",
+	"terminal_result_attribute", "scope", "bind", "bind_dn", "bind_pw", "start_tls", "version", "tls_ca_cert_file", "tls_ca_cert_dir",
+	"tls_cert", "tls_key", "tls_require_cert", "tls_CAfile", "tls_CApath", "tls_verify_cert", "size_limit", "timeout", "recursion_limit",
+}
+
+// database reads a table's connection and, with a Lister, its entries.
+func (i *importer) database(parameter, typ, name, arg string) (*Table, error) {
+	fail := func(err error) (*Table, error) {
+		i.errorf("%s: table %s: %w", parameter, name, err)
+		return nil, nil
+	}
+	db := &Database{Type: typ, Table: name}
+	if strings.HasPrefix(arg, "/") || strings.HasPrefix(arg, ".") {
+		text, err := readFile(arg)
+		if err != nil {
+			return fail(err)
+		}
+		if db.Settings, err = parseCF(text); err != nil {
+			return fail(fmt.Errorf("%s: %w", arg, err))
+		}
+	} else {
+		db.Settings = map[string]string{}
+		for _, s := range settingNames {
+			if v, ok := i.set[arg+"_"+s]; ok {
+				db.Settings[s] = v
+			}
+		}
+		if len(db.Settings) == 0 {
+			return fail(fmt.Errorf("main.cf has no settings that begin with %s_", arg))
+		}
+	}
+	if err := db.analyse(); err != nil {
+		return nil, fmt.Errorf("%w: %w", errDatabase, err)
+	}
+	if i.src.Lister == nil {
+		return nil, errDatabase
+	}
+	t, err := db.list(i.ctx, i.src.Lister)
+	if err != nil {
+		return fail(err)
+	}
+	return t, nil
+}
+
+// analyse finds out how to list everything that the table answers to.
+func (d *Database) analyse() (err error) {
+	if strings.Contains(d.Settings["domain"], ":") || strings.Contains(d.Settings["domain"], "/") {
+		return errors.New("its domain setting names a table")
+	}
+	if f := d.resultFormat(); strings.Contains(strings.ReplaceAll(f, "%%", ""), "%") {
+		for _, p := range placeholders(f) {
+			if !strings.Contains("sudSUD", p) {
+				return fmt.Errorf("result_format %q", f)
+			}
+		}
+	}
+	if d.Type == "ldap" {
+		d.Search, err = d.search()
+		return err
+	}
+	d.Queries, err = rewrite(d.query(), d.Type, d.domains())
+	return err
+}
+
+func (d *Database) resultFormat() string {
+	return orDefault(d.Settings["result_format"], orDefault(d.Settings["result_filter"], "%s"))
+}
+
+func (d *Database) domains() []string {
+	list := words(strings.ToLower(d.Settings["domain"]))
+	if slices.ContainsFunc(list, func(s string) bool { return s[0] == '!' }) {
+		return nil
+	}
+	return list
+}
+
+// list enumerates the table.
+func (d *Database) list(ctx context.Context, l Lister) (*Table, error) {
+	t := &Table{Type: d.Type, Kind: Indexed, Entries: map[string]string{}}
+	if d.Type == "ldap" {
+		err := l.Entries(ctx, d, d.Search, func(attributes map[string][]string) error {
+			for _, key := range d.Search.keys(attributes) {
+				if err := d.put(t, key, d.Search.results(attributes)); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		return t, err
+	}
+	for _, q := range d.Queries {
+		t.DomainWide = t.DomainWide || q.domainWide
+		rows := map[string]int{}
+		err := l.Rows(ctx, d, q.SQL, func(columns []string) error {
+			for _, key := range q.key(columns, d.Type == "mysql") {
+				if rows[key]++; q.limit > 0 && rows[key] > q.limit {
+					continue
+				}
+				if err := d.put(t, key, columns[:len(columns)-q.keyColumns]); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return t, nil
+}
+
+// put adds what a row yields for a key, as db_common of Postfix does: values
+// that are empty are none, several are joined by commas.
+func (d *Database) put(t *Table, key string, values []string) error {
+	local, domain := splitAddress(key)
+	if list := words(strings.ToLower(d.Settings["domain"])); len(list) > 0 {
+		if local == "" || domain == "" || !inDomains(list, domain) {
+			return nil
+		}
+	}
+	for _, v := range values {
+		text, ok := expand(d.resultFormat(), key, v)
+		if !ok {
+			continue
+		}
+		if old, dup := t.Entries[key]; dup {
+			t.Entries[key] = old + "," + text
+		} else if err := t.add(key, text); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func inDomains(list []string, domain string) bool {
+	for _, p := range list {
+		if name := strings.TrimLeft(p, "!"); name == domain || name[0] == '.' && strings.HasSuffix(domain, name) {
+			return (len(p)-len(name))%2 == 0
+		}
+	}
+	return false
+}
+
+// splitAddress cuts at the last "@". A key without one is all local-part.
+func splitAddress(s string) (local, domain string) {
+	if i := strings.LastIndexByte(s, '@'); i >= 0 {
+		return s[:i], s[i+1:]
+	}
+	return s, ""
+}
+
+// expand puts a value into result_format.
+func expand(format, key, value string) (string, bool) {
+	if value == "" {
+		return "", false
+	}
+	var b strings.Builder
+	for n := 0; n < len(format); n++ {
+		if format[n] != '%' || n+1 == len(format) {
+			b.WriteByte(format[n])
+			continue
+		}
+		n++
+		of := value
+		if format[n] >= 'A' && format[n] <= 'Z' {
+			of = key
+		}
+		local, domain := splitAddress(of)
+		switch format[n] | 0x20 {
+		case 's':
+			b.WriteString(of)
+		case 'u':
+			if local == "" {
+				return "", false
+			}
+			b.WriteString(local)
+		case 'd':
+			if domain == "" {
+				return "", false
+			}
+			b.WriteString(domain)
+		default:
+			b.WriteByte(format[n])
+		}
+	}
+	return b.String(), true
+}
+
+// placeholders are the letters and digits after the "%" in a template.
+func placeholders(s string) []string {
+	var list []string
+	for n := 0; n+1 < len(s); n++ {
+		if s[n] == '%' {
+			n++
+			if s[n] != '%' {
+				list = append(list, s[n:n+1])
+			}
+		}
+	}
+	return list
+}

@@ -1,0 +1,268 @@
+package postfix
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"sort"
+	"strings"
+)
+
+// pattern is an element of a list of names or addresses: mydestination,
+// relay_domains, mynetworks …
+type pattern struct {
+	not  bool
+	text string // literal; what names the table otherwise
+	tab  *Table
+}
+
+// patterns reads a list with its files and tables. Tables that can't be
+// replicated come back by their reasons.
+func (i *importer) patterns(parameter, value string, not bool, depth int) (ps []pattern, reasons map[string]error) {
+	reasons = map[string]error{}
+	for _, w := range words(value) {
+		p := pattern{not: not}
+		p.text = strings.TrimLeft(w, "!")
+		p.not = not != ((len(w)-len(p.text))%2 == 1)
+		switch {
+		case p.text == "":
+			i.errorf("%s: no pattern after !", parameter)
+		case p.text[0] == '/':
+			text, err := readFile(p.text)
+			if err != nil || depth > maxDepth {
+				i.errorf("%s: file %s: %w", parameter, p.text, orError(err, errNesting))
+				continue
+			}
+			logicalLines(text, func(_ int, line string) {
+				more, why := i.patterns(parameter, line, p.not, depth+1)
+				ps = append(ps, more...)
+				for k, v := range why {
+					reasons[k] = v
+				}
+			})
+		case p.text[0] != '[' && strings.Contains(p.text, ":") && !isIPv6(p.text):
+			name, reason := tableName(p.text)
+			if reason == nil {
+				p.text = name
+				p.tab, reason = i.table(parameter, name)
+			}
+			if reason != nil {
+				reasons[name] = reason
+			} else if p.tab != nil {
+				ps = append(ps, p)
+			}
+		default:
+			p.text = strings.ToLower(p.text)
+			ps = append(ps, p)
+		}
+	}
+	return ps, reasons
+}
+
+var errNesting = fmt.Errorf("files inside of files, %d deep", maxDepth)
+
+func orError(err, def error) error {
+	if err == nil {
+		return def
+	}
+	return err
+}
+
+// isIPv6 tells an address or prefix from a table; Postfix itself wants
+// brackets around it.
+func isIPv6(s string) bool {
+	_, err := parsePrefix(s)
+	return err == nil
+}
+
+// parentMatch says whether a list matches subdomains of its names.
+func (i *importer) parentMatch(parameter string) bool {
+	ps, _ := i.patterns("parent_domain_matches_subdomains", i.set["parent_domain_matches_subdomains"], false, 0)
+	for _, p := range ps {
+		if p.text == parameter {
+			return !p.not
+		}
+	}
+	return false
+}
+
+// domains translates a list of domains. complete is false when some of the
+// list can't be told.
+func (i *importer) domains(parameter string, parents bool) (names []string, complete bool) {
+	ps, reasons := i.patterns(parameter, i.set[parameter], false, 0)
+	d := domainList{parents: parents, in: map[string]bool{}}
+	for _, p := range ps {
+		why := d.add(p)
+		if why != "" {
+			reasons[p.text] = fmt.Errorf("%s", why)
+			continue
+		}
+		class := Exact
+		i.item(parameter, not(p), class, d.note(p), "")
+	}
+	for _, name := range sortedKeys(reasons) {
+		i.item(parameter, name, NotReplicated, reasons[name].Error(), "what its domains could be is refused for now only (4xx)")
+	}
+	for name, in := range d.in {
+		if in {
+			names = append(names, name)
+		}
+	}
+	sort.Strings(names)
+	return names, len(reasons) == 0
+}
+
+func not(p pattern) string {
+	if p.not {
+		return "!" + p.text
+	}
+	return p.text
+}
+
+// domainList decides names by the first pattern that matches: in says for a
+// name, ".name" standing for all its subdomains, whether it is in the list.
+type domainList struct {
+	parents bool
+	in      map[string]bool
+	cut     []string // excluded with subdomains
+}
+
+func (d *domainList) add(p pattern) (why string) {
+	switch {
+	case p.tab == nil:
+		return d.name(p.text, p.not)
+	case p.tab.Kind == Patterns:
+		return errPatterns.Error()
+	case p.tab.Kind == Networks:
+		return "" // a name is no address
+	case p.tab.Kind == Constant:
+		return "takes every domain there is; the secondary is no open relay"
+	}
+	for k := range p.tab.Entries {
+		if strings.Contains(k, "@") {
+			continue
+		}
+		if why = d.name(k, p.not); why != "" {
+			return why
+		}
+	}
+	return ""
+}
+
+// name adds one name, unless an earlier pattern has decided about it.
+func (d *domainList) name(name string, not bool) (why string) {
+	name = strings.ToLower(name)
+	keys := []string{name}
+	if d.parents {
+		keys = append(keys, "."+name)
+	}
+	for _, k := range keys {
+		suffix := strings.HasPrefix(k, ".")
+		if !not && suffix && slices.ContainsFunc(d.cut, func(c string) bool { return strings.HasSuffix(c, k) }) {
+			return "holds subdomains that are excluded; the engine can't leave them out"
+		}
+		if _, decided := d.in[k]; decided || d.excluded(k) {
+			continue
+		}
+		d.in[k] = !not
+		if not && strings.HasPrefix(k, ".") || not && !suffix {
+			d.cut = append(d.cut, k)
+		}
+	}
+	return ""
+}
+
+// excluded says that an earlier exclusion covers k with its subdomains.
+func (d *domainList) excluded(k string) bool {
+	return slices.ContainsFunc(d.cut, func(c string) bool {
+		return strings.HasPrefix(c, ".") && strings.HasSuffix(k, c)
+	})
+}
+
+func (d *domainList) note(p pattern) string {
+	if p.tab != nil && p.tab.Kind == Indexed {
+		return fmt.Sprintf("%d entries", len(p.tab.Entries))
+	}
+	return ""
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	sort.Strings(keys)
+	return keys
+}
+
+// networks translates mynetworks.
+func (i *importer) networks() {
+	i.spec.MyNetworks = i.addressList("mynetworks")
+}
+
+// addressList translates a list of networks into prefixes, "!" excluding.
+func (i *importer) addressList(parameter string) []string {
+	ps, reasons := i.patterns(parameter, i.set[parameter], false, 0)
+	var out []string
+	for _, p := range ps {
+		prefixes, why := p.prefixes()
+		if why != "" {
+			reasons[not(p)] = fmt.Errorf("%s", why)
+		}
+		for _, n := range prefixes {
+			if n.Addr().Is4In6() {
+				continue // Postfix writes such a client's address as IPv4
+			}
+			s := n.String()
+			if n.IsSingleIP() {
+				s = n.Addr().String()
+			}
+			if p.not {
+				s = "!" + s
+			}
+			out = append(out, s)
+		}
+		if why == "" {
+			i.item(parameter, not(p), Exact, "", "")
+		}
+	}
+	for _, name := range sortedKeys(reasons) {
+		i.item(parameter, name, NotReplicated, reasons[name].Error(), "its clients get no privilege")
+	}
+	return out
+}
+
+// prefixes are the addresses that a pattern stands for.
+func (p pattern) prefixes() (list []netip.Prefix, why string) {
+	var keys []string
+	switch {
+	case p.tab == nil:
+		keys = []string{p.text}
+	case p.tab.Kind == Indexed:
+		keys = sortedKeys(p.tab.Entries)
+	case p.tab.Kind == Networks:
+		rules, err := flatten(p.tab.Rules)
+		if err != nil {
+			return nil, err.Error()
+		}
+		for _, r := range rules {
+			keys = append(keys, r[0])
+		}
+	case p.tab.Kind == Constant:
+		return nil, "takes every client there is; the secondary is no open relay"
+	default:
+		return nil, errPatterns.Error()
+	}
+	for _, k := range keys {
+		n, err := parsePrefix(k)
+		switch {
+		case err != nil && p.tab == nil:
+			return nil, "is no address; client names aren't replicated here"
+		case err != nil || p.tab != nil && p.tab.Kind == Indexed && !n.IsSingleIP():
+			why = "has keys that are no addresses; client names aren't replicated here"
+		default:
+			list = append(list, n)
+		}
+	}
+	return list, why
+}

@@ -1,0 +1,122 @@
+// Package postfix reads the real configuration of a live Postfix and makes the
+// policy of it that a secondary decides by, together with a Report of what the
+// secondary can't decide as the primary does.
+//
+// Postfix itself is asked wherever it can answer: postconf evaluates main.cf
+// (its defaults, macros and compatibility levels differ between versions),
+// lists the services of master.cf and their overrides; postmap lists indexed
+// tables as they are, not as their source says. What postmap can't list is
+// read from its source: cidr, regexp and pcre files, the connection settings
+// and queries of databases.
+//
+// Its job ends with the Spec: it compiles nothing, watches nothing, writes
+// nothing and asks no database by itself; a Lister does that.
+//
+// Invariants: a source that can't be read fails the whole import and is named
+// with its parameter; nothing that takes part in a decision is left out of the
+// Report; where something can't be replicated, the default is the side that
+// refuses nothing for good. A table's password never gets into the Spec or the
+// Report.
+package postfix
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/understudy-mx/understudy/policy"
+)
+
+// Source says where a Postfix is and how to ask it.
+type Source struct {
+	ConfigDir string // of the instance; "" for the default instance
+	Service   string // master.cf's name of the service to stand in for, "" for the one on port 25
+
+	Postconf, Postmap, Getent string // the commands; "" for those on the path or in /usr/sbin
+
+	// Lister enumerates databases; nil leaves their tables unreplicated.
+	Lister Lister
+	// Commands print the entries of a table that can't be read otherwise: for
+	// each a line "key", a tab and the value, or the key alone. The map's key
+	// is the table as in main.cf, without "proxy:".
+	Commands map[string][]string
+	// Choices says for an Item, by its ID, which of its Options to take.
+	Choices map[string]string
+}
+
+// importer is one import under way.
+type importer struct {
+	ctx    context.Context
+	src    *Source
+	conf   *config
+	set    settings // of the smtpd service
+	spec   *policy.Spec
+	report Report
+	errs   []error
+
+	read    map[string]reading // by the table's spelling
+	classes map[string]string  // restriction classes: name in main.cf
+}
+
+// Import reads the configuration. An error joins all that is wrong; then there
+// is no Spec. The Report is sorted and complete for the Spec that it comes with.
+func Import(ctx context.Context, src Source) (*policy.Spec, Report, error) {
+	conf, err := readConfig(ctx, &src)
+	if err != nil {
+		return nil, Report{}, err
+	}
+	i := &importer{
+		ctx: ctx, src: &src, conf: conf, set: conf.smtpd, spec: policy.NewSpec(),
+		read: map[string]reading{}, classes: map[string]string{},
+	}
+	i.spec.Tables = map[string]*policy.Table{}
+	i.spec.Classes = map[string][]policy.Restriction{}
+	i.report = Report{MailVersion: conf.version, CompatibilityLevel: i.set["compatibility_level"], Service: conf.service, Warnings: conf.warnings}
+	for _, s := range conf.others {
+		i.item("master.cf", s, NotReplicated, "a second service on port 25 may decide otherwise", "only "+conf.service+" counts")
+	}
+	i.settings()
+	i.networks()
+	i.addresses()
+	i.restrictions()
+	i.dnsbl()
+	i.postscreen()
+	i.parameters()
+	if err := ctx.Err(); err != nil {
+		return nil, Report{}, err
+	}
+	for _, id := range unknownChoices(src.Choices, &i.report) {
+		i.errorf("choice %q: nothing in this configuration is called so", id)
+	}
+	if err := errors.Join(i.errs...); err != nil {
+		return nil, Report{}, err
+	}
+	i.report.sort()
+	return i.spec, i.report, nil
+}
+
+func (i *importer) errorf(format string, args ...any) {
+	i.errs = append(i.errs, fmt.Errorf(format, args...))
+}
+
+// item notes one element of the configuration.
+func (i *importer) item(parameter, element string, class Class, why, instead string, options ...string) {
+	i.report.add(Item{Parameter: parameter, Element: element, Class: class, Why: why, Instead: instead, Options: options})
+}
+
+// choose returns what the operator wants for an item: one of the options, the
+// first unless told otherwise.
+func (i *importer) choose(parameter, element string, options ...string) string {
+	id := Item{Parameter: parameter, Element: element}.ID()
+	choice, given := i.src.Choices[id]
+	if !given {
+		return options[0]
+	}
+	for _, o := range options {
+		if o == choice {
+			return o
+		}
+	}
+	i.errorf("choice %q: %q is none of %q", id, choice, options)
+	return options[0]
+}

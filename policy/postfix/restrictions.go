@@ -1,0 +1,291 @@
+package postfix
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/understudy-mx/understudy/policy"
+)
+
+// restriction is how one of smtpd's restrictions is replicated.
+type restriction struct {
+	canonical string // a newer name of the same
+	arg       argument
+	class     Class
+	why       string
+	options   []string // when it isn't replicated
+}
+
+var (
+	refuses = []string{optIgnore, optDefer}            // what can only refuse
+	permits = []string{optSoften, optIgnore, optDefer} // what can permit
+)
+
+// restrictions is the closed list: all that smtpd of Postfix 3.7 to 3.10 knows.
+var restrictions = map[string]restriction{
+	"permit": {class: Exact}, "reject": {class: Exact}, "defer": {class: Exact},
+	"defer_if_permit": {class: Exact}, "defer_if_reject": {class: Exact},
+	"sleep":                                   {arg: argNumber, class: Exact, why: "a delay decides nothing; the secondary doesn't wait"},
+	"reject_plaintext_session":                {class: Exact, why: "judges the client's TLS to the secondary"},
+	"reject_unauth_pipelining":                {class: NotReplicated, why: "the engine doesn't see how commands arrive", options: refuses},
+	"check_policy_service":                    {arg: argService, class: NotReplicated, why: "a policy service decides live", options: refuses},
+	"permit_sasl_authenticated":               {class: Exact, why: "nobody authenticates to the secondary"},
+	"permit_mynetworks":                       {class: Exact},
+	"permit_inet_interfaces":                  {class: Exact, why: "the primary's own addresses aren't clients of the secondary"},
+	"permit_naked_ip_address":                 {class: NotReplicated, why: "withdrawn in Postfix 3.9", options: permits},
+	"permit_tls_clientcerts":                  {class: NotReplicated, why: "the secondary asks for no client certificate", options: permits},
+	"permit_tls_all_clientcerts":              {class: NotReplicated, why: "the secondary asks for no client certificate", options: permits},
+	"check_ccert_access":                      {arg: argTable, class: NotReplicated, why: "the secondary asks for no client certificate", options: permits},
+	"check_sasl_access":                       {arg: argTable, class: Exact, why: "nobody authenticates to the secondary"},
+	"check_etrn_access":                       {arg: argTable, class: Exact, why: "the secondary has no ETRN"},
+	"reject_unknown_client_hostname":          {class: GivenDNS},
+	"reject_unknown_client":                   {canonical: "reject_unknown_client_hostname", class: GivenDNS},
+	"reject_unknown_reverse_client_hostname":  {class: GivenDNS},
+	"reject_unknown_forward_client_hostname":  {class: GivenDNS},
+	"check_client_access":                     {arg: argTable, class: GivenDNS},
+	"check_reverse_client_hostname_access":    {arg: argTable, class: GivenDNS},
+	"check_client_mx_access":                  {arg: argTable, class: GivenDNS},
+	"check_client_ns_access":                  {arg: argTable, class: GivenDNS},
+	"check_client_a_access":                   {arg: argTable, class: GivenDNS},
+	"check_reverse_client_hostname_mx_access": {arg: argTable, class: GivenDNS},
+	"check_reverse_client_hostname_ns_access": {arg: argTable, class: GivenDNS},
+	"check_reverse_client_hostname_a_access":  {arg: argTable, class: GivenDNS},
+	"reject_rbl_client":                       {arg: argZone, class: GivenDNS},
+	"reject_rbl":                              {canonical: "reject_rbl_client", arg: argZone, class: GivenDNS},
+	"reject_maps_rbl":                         {class: GivenDNS},
+	"reject_rhsbl_client":                     {arg: argZone, class: GivenDNS},
+	"reject_rhsbl_reverse_client":             {arg: argZone, class: GivenDNS},
+	"reject_rhsbl_helo":                       {arg: argZone, class: GivenDNS},
+	"reject_rhsbl_sender":                     {arg: argZone, class: GivenDNS},
+	"reject_rhsbl_recipient":                  {arg: argZone, class: GivenDNS},
+	"permit_dnswl_client":                     {arg: argZone, class: GivenDNS},
+	"permit_rhswl_client":                     {arg: argZone, class: GivenDNS},
+	"reject_invalid_helo_hostname":            {class: Exact},
+	"reject_invalid_hostname":                 {canonical: "reject_invalid_helo_hostname", class: Exact},
+	"reject_non_fqdn_helo_hostname":           {class: Exact},
+	"reject_non_fqdn_hostname":                {canonical: "reject_non_fqdn_helo_hostname", class: Exact},
+	"reject_unknown_helo_hostname":            {class: GivenDNS},
+	"reject_unknown_hostname":                 {canonical: "reject_unknown_helo_hostname", class: GivenDNS},
+	"check_helo_access":                       {arg: argTable, class: Exact},
+	"check_helo_mx_access":                    {arg: argTable, class: GivenDNS},
+	"check_helo_ns_access":                    {arg: argTable, class: GivenDNS},
+	"check_helo_a_access":                     {arg: argTable, class: GivenDNS},
+	"check_sender_access":                     {arg: argTable, class: Exact},
+	"check_sender_mx_access":                  {arg: argTable, class: GivenDNS},
+	"check_sender_ns_access":                  {arg: argTable, class: GivenDNS},
+	"check_sender_a_access":                   {arg: argTable, class: GivenDNS},
+	"reject_non_fqdn_sender":                  {class: Exact},
+	"reject_unknown_sender_domain":            {class: GivenDNS},
+	"reject_unknown_address":                  {canonical: "reject_unknown_sender_domain", class: GivenDNS},
+	"reject_unlisted_sender":                  {class: Exact},
+	"reject_unverified_sender":                {class: NotReplicated, why: "the primary probes the sender's host", options: refuses},
+	"reject_sender_login_mismatch": {class: NotReplicated,
+		why: "the owners of senders aren't part of the policy", options: refuses},
+	"reject_known_sender_login_mismatch": {class: NotReplicated,
+		why: "the owners of senders aren't part of the policy", options: refuses},
+	"reject_unauthenticated_sender_login_mismatch": {class: NotReplicated,
+		why: "the owners of senders aren't part of the policy", options: refuses},
+	"reject_authenticated_sender_login_mismatch": {class: Exact, why: "nobody authenticates to the secondary"},
+	"check_recipient_access":                     {arg: argTable, class: Exact},
+	"check_recipient_mx_access":                  {arg: argTable, class: GivenDNS},
+	"check_recipient_ns_access":                  {arg: argTable, class: GivenDNS},
+	"check_recipient_a_access":                   {arg: argTable, class: GivenDNS},
+	"permit_auth_destination":                    {class: Exact},
+	"permit_mx_backup":                           {class: NotReplicated, why: "depends on the primary's own addresses", options: permits},
+	"reject_unauth_destination":                  {class: Exact},
+	"defer_unauth_destination":                   {class: Exact},
+	"check_relay_domains": {class: Approximated,
+		why: "obsolete; read as permit_auth_destination, reject_unauth_destination"},
+	"reject_non_fqdn_recipient":       {class: Exact},
+	"reject_unknown_recipient_domain": {class: GivenDNS},
+	"reject_unlisted_recipient":       {class: Exact},
+	"check_recipient_maps":            {canonical: "reject_unlisted_recipient", class: Exact},
+	"reject_unverified_recipient":     {class: NotReplicated, why: "the primary probes the recipient's host", options: refuses},
+	"reject_multi_recipient_bounce":   {class: Exact},
+}
+
+// inert are restrictions that say nothing about a client of the secondary.
+var inert = []string{
+	"sleep", "permit_sasl_authenticated", "permit_inet_interfaces", "check_sasl_access", "check_etrn_access",
+	"reject_authenticated_sender_login_mismatch",
+}
+
+// stageLists are the lists, with what a bare table stands for in each.
+func (i *importer) restrictions() {
+	i.findClasses()
+	r := &i.spec.Restrictions
+	for _, l := range []struct {
+		parameter, implied string
+		to                 *[]policy.Restriction
+	}{
+		{"smtpd_client_restrictions", "check_client_access", &r.Client},
+		{"smtpd_helo_restrictions", "check_helo_access", &r.Helo},
+		{"smtpd_sender_restrictions", "check_sender_access", &r.Sender},
+		{"smtpd_relay_restrictions", "check_recipient_access", &r.Relay},
+		{"smtpd_recipient_restrictions", "check_recipient_access", &r.Recipient},
+		{"smtpd_data_restrictions", "", &r.Data},
+		{"smtpd_end_of_data_restrictions", "", &r.EndOfData},
+	} {
+		*l.to = i.list(l.parameter, i.set[l.parameter], l.implied)
+	}
+	if len(i.errs) == 0 && !i.guarded("smtpd_relay_restrictions", 0) && !i.guarded("smtpd_recipient_restrictions", 0) {
+		i.errorf("smtpd_relay_restrictions or smtpd_recipient_restrictions: Postfix refuses to run without one of " +
+			"reject_unauth_destination, defer_unauth_destination, reject, defer, defer_if_permit or check_relay_domains there")
+	}
+}
+
+// guarded says that a list can't let everybody relay, by Postfix's own
+// condition to start.
+func (i *importer) guarded(parameter string, depth int) bool {
+	es, err := parseList(i.set[parameter], "check_recipient_access", i.isClass)
+	if err != nil || depth > maxDepth {
+		return true // reported already
+	}
+	for _, e := range es {
+		switch {
+		case e.warn:
+		case e.class:
+			if i.guarded(e.name, depth+1) {
+				return true
+			}
+		case slices.Contains([]string{
+			"reject_unauth_destination", "defer_unauth_destination", "check_relay_domains", "reject", "defer", "defer_if_permit",
+		}, e.name):
+			return true
+		}
+	}
+	return false
+}
+
+// maxDepth bounds restriction classes inside of restriction classes.
+const maxDepth = 100
+
+func (i *importer) findClasses() {
+	for _, name := range words(i.set["smtpd_restriction_classes"]) {
+		if _, defined := i.set[name]; !defined {
+			i.errorf("smtpd_restriction_classes: %s isn't defined", name)
+		}
+		i.classes[name] = ""
+	}
+}
+
+func (i *importer) isClass(name string) bool { _, ok := i.classes[name]; return ok }
+
+// list translates the list of restrictions that a parameter holds.
+func (i *importer) list(parameter, value, implied string) []policy.Restriction {
+	es, err := parseList(value, implied, i.isClass)
+	if err != nil {
+		i.errorf("%s: %w", parameter, err)
+		return nil
+	}
+	var out []policy.Restriction
+	for _, e := range es {
+		for _, r := range i.element(parameter, e, implied) {
+			if e.warn {
+				out = append(out, policy.Restriction{Kind: "warn_if_reject"})
+			}
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// element translates one restriction and reports it.
+func (i *importer) element(parameter string, e element, implied string) []policy.Restriction {
+	if e.class {
+		return []policy.Restriction{{Kind: i.class(e.name, implied)}}
+	}
+	r := restrictions[e.name]
+	class, why, options := r.class, r.why, r.options
+	if reason, off := i.idle(e.name); off {
+		class, why, options = Exact, reason, nil
+	}
+	var out []policy.Restriction
+	switch {
+	case options != nil || slices.Contains(inert, e.name) || r.class == NotReplicated:
+	case e.name == "reject_maps_rbl":
+		for _, zone := range words(i.set["maps_rbl_domains"]) {
+			out = append(out, policy.Restriction{Kind: "reject_rbl_client", Arg: zone})
+		}
+	case e.name == "check_relay_domains":
+		out = []policy.Restriction{{Kind: "permit_auth_destination"}, {Kind: "reject_unauth_destination"}}
+	case r.arg == argTable:
+		return i.accessTable(parameter, e, class)
+	case !slices.Contains(policy.Kinds(), e.name):
+		class, why, options = NotReplicated, "the engine doesn't know this restriction", refuses
+		if strings.HasPrefix(e.name, "permit_") {
+			options = permits
+		}
+	default:
+		out = []policy.Restriction{{Kind: e.name, Arg: e.arg}}
+	}
+	return append(out, i.restriction(parameter, e, class, why, options)...)
+}
+
+// restriction reports an element; of one that isn't replicated it returns what
+// takes its place.
+func (i *importer) restriction(parameter string, e element, class Class, why string, options []string) []policy.Restriction {
+	e.arg = secretFree(e.arg)
+	if options == nil {
+		i.item(parameter, e.text(), class, why, "")
+		return nil
+	}
+	choice := i.choose(parameter, e.text(), options...)
+	i.item(parameter, e.text(), class, why, choice, options...)
+	switch choice {
+	case optSoften:
+		return []policy.Restriction{{Kind: "defer_if_reject"}}
+	case optDefer:
+		return []policy.Restriction{{Kind: "defer_if_permit"}}
+	}
+	return nil
+}
+
+// idle says why a restriction that isn't replicated has nothing to say in this
+// configuration.
+func (i *importer) idle(name string) (why string, idle bool) {
+	switch name {
+	case "permit_tls_clientcerts", "permit_tls_all_clientcerts", "check_ccert_access":
+		return "the primary asks for no client certificate", i.set["smtpd_tls_ask_ccert"] != "yes" && i.set["smtpd_tls_req_ccert"] != "yes"
+	case "reject_sender_login_mismatch", "reject_known_sender_login_mismatch", "reject_unauthenticated_sender_login_mismatch":
+		if i.set["smtpd_sasl_auth_enable"] != "yes" {
+			return "ignored without SASL", true
+		}
+		return "no sender has an owner", i.set["smtpd_sender_login_maps"] == ""
+	}
+	return "", false
+}
+
+// class translates a restriction class once for each meaning that a bare table
+// has in it, and returns its name in the Spec.
+func (i *importer) class(name, implied string) string {
+	es, _ := parseList(i.set[name], implied, i.isClass)
+	key := name
+	if slices.ContainsFunc(es, func(e element) bool { return e.implied || e.class }) {
+		key += "/" + orDefault(implied, "none")
+	}
+	if _, done := i.spec.Classes[key]; !done {
+		i.spec.Classes[key] = nil // against recursion
+		i.spec.Classes[key] = i.list(name, i.set[name], implied)
+	}
+	return key
+}
+
+// accessTable translates a restriction that looks something up.
+func (i *importer) accessTable(parameter string, e element, class Class) []policy.Restriction {
+	name, reason := tableName(e.arg)
+	if reason == nil {
+		var t *Table
+		if t, reason = i.table(parameter, name); reason == nil && t == nil {
+			return nil // the import has failed
+		}
+		if reason == nil {
+			reason = i.useAccess(parameter, name, t, e)
+		}
+	}
+	if reason != nil {
+		return i.restriction(parameter, e, NotReplicated, reason.Error(), permits)
+	}
+	i.item(parameter, e.text(), class, "", "")
+	return []policy.Restriction{{Kind: e.name, Arg: specName(name)}}
+}

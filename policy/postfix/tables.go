@@ -1,0 +1,380 @@
+package postfix
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/understudy-mx/understudy/policy"
+)
+
+// Kind is what a Table is made of.
+type Kind string
+
+const (
+	Indexed  Kind = "indexed"  // Entries, in any order
+	Networks Kind = "networks" // Rules, each a prefix
+	Patterns Kind = "patterns" // Rules, in order, the type being regexp or pcre
+	Constant Kind = "constant" // one value for every key
+)
+
+// Table is a look-up table in neutral form.
+type Table struct {
+	Type    string // as in main.cf
+	Kind    Kind
+	Entries map[string]string // keys are folded to lower case
+	Rules   []Rule
+	Value   string // of Constant
+	// DomainWide tables answer to every address of a domain, by its key
+	// "@domain", before any other key is looked at.
+	DomainWide bool
+	Skipped    int // rules that Postfix skips with a warning
+}
+
+// reading is a table read, or why it can't be.
+type reading struct {
+	table  *Table
+	reason error
+}
+
+// maxEntries bounds a table; the largest sites have some million recipients.
+const maxEntries = 50_000_000
+
+var errDatabase = errors.New("database not enumerated")
+
+// notListed says why the tables of a type can't be replicated.
+var notListed = map[string]string{
+	"cdb":       "postmap doesn't list cdb tables",
+	"nis":       "NIS isn't enumerated",
+	"nisplus":   "NIS+ isn't enumerated",
+	"netinfo":   "NetInfo isn't enumerated",
+	"tcp":       "a tcp server answers live",
+	"socketmap": "a socketmap server answers live",
+	"memcache":  "memcache can't be listed",
+	"randmap":   "its answers are random",
+	"fail":      "every look-up fails; the primary answers 451",
+	"environ":   "the environment isn't enumerated",
+	"internal":  "isn't kept outside of the process",
+}
+
+// table reads a table. A nil table without a reason means that the source is
+// missing or broken: then the import has failed.
+func (i *importer) table(parameter, name string) (*Table, error) {
+	r, done := i.read[name]
+	if !done {
+		r.table, r.reason = i.readTable(parameter, name, 0)
+		if r.table != nil && r.table.Skipped > 0 {
+			i.item(parameter, name, Exact, fmt.Sprintf("Postfix skips %d rules that it can't read", r.table.Skipped), "")
+		}
+		i.read[name] = r
+	}
+	return r.table, r.reason
+}
+
+func (i *importer) readTable(parameter, name string, depth int) (*Table, error) {
+	typ, arg, _ := strings.Cut(name, ":")
+	fail := func(err error) (*Table, error) {
+		i.errorf("%s: table %s: %w", parameter, name, err)
+		return nil, nil
+	}
+	if command := i.src.Commands[name]; len(command) > 0 {
+		t, err := i.commandTable(typ, command)
+		if err != nil {
+			return fail(err)
+		}
+		return t, nil
+	}
+	if why := notListed[typ]; why != "" {
+		return nil, errors.New(why)
+	}
+	var t *Table
+	var err error
+	switch typ {
+	case "hash", "btree", "dbm", "sdbm", "lmdb", "texthash", "inline":
+		t, err = i.postmap(typ, name)
+	case "cidr", "regexp", "pcre":
+		t, err = i.ruleTable(typ, arg)
+	case "static":
+		value, _ := unbrace(arg)
+		t = &Table{Type: typ, Kind: Constant, Value: value}
+	case "unix":
+		return i.unixTable(arg)
+	case "unionmap", "pipemap":
+		return i.combined(parameter, typ, arg, depth)
+	case "mysql", "pgsql", "sqlite", "ldap":
+		return i.database(parameter, typ, name, arg)
+	default:
+		return nil, fmt.Errorf("tables of type %q are unknown here", typ)
+	}
+	if err != nil {
+		return fail(err)
+	}
+	return t, nil
+}
+
+// add keeps the first value of a key, as Postfix does.
+func (t *Table) add(key, value string) error {
+	if len(t.Entries) >= maxEntries {
+		return fmt.Errorf("more than %d entries", maxEntries)
+	}
+	if _, dup := t.Entries[key]; !dup && key != "" {
+		t.Entries[key] = value
+	}
+	return nil
+}
+
+// postmap lists an indexed table. A key with a capital letter is one that
+// Postfix, which folds what it looks up, never finds.
+func (i *importer) postmap(typ, name string) (*Table, error) {
+	t := &Table{Type: typ, Kind: Indexed, Entries: map[string]string{}}
+	args := []string{"-s", name}
+	if i.src.ConfigDir != "" {
+		args = append([]string{"-c", i.src.ConfigDir}, args...)
+	}
+	_, err := run(i.ctx, orDefault(i.src.Postmap, "postmap"), args, func(line string) error {
+		key, value, _ := strings.Cut(line, "\t")
+		if key != strings.ToLower(key) {
+			return nil
+		}
+		return t.add(key, value)
+	})
+	return t, err
+}
+
+func (i *importer) commandTable(typ string, command []string) (*Table, error) {
+	t := &Table{Type: typ, Kind: Indexed, Entries: map[string]string{}}
+	_, err := run(i.ctx, command[0], command[1:], func(line string) error {
+		key, value, _ := strings.Cut(line, "\t")
+		return t.add(strings.ToLower(strings.TrimSpace(key)), strings.TrimSpace(value))
+	})
+	return t, err
+}
+
+// unixTable lists passwd or group through the name service switch.
+func (i *importer) unixTable(arg string) (*Table, error) {
+	db, ok := strings.CutSuffix(arg, ".byname")
+	if !ok || db != "passwd" && db != "group" {
+		return nil, fmt.Errorf("unix:%s is unknown here", arg)
+	}
+	t := &Table{Type: "unix", Kind: Indexed, Entries: map[string]string{}}
+	_, err := run(i.ctx, orDefault(i.src.Getent, "getent"), []string{db}, func(line string) error {
+		if name, rest, ok := strings.Cut(line, ":"); ok && name == strings.ToLower(name) {
+			_ = rest // holds no secret that we need
+			return t.add(name, "x")
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%s can't be enumerated: %w", arg, err)
+	}
+	return t, nil
+}
+
+// combined reads unionmap:{a, b} and pipemap:{a, b}.
+func (i *importer) combined(parameter, typ, arg string, depth int) (*Table, error) {
+	inside, ok := unbrace(arg)
+	if !ok || depth > maxDepth {
+		i.errorf("%s: table %s:%s: want { type:table, … }", parameter, typ, arg)
+		return nil, nil
+	}
+	var members []*Table
+	for _, w := range words(inside) {
+		name, reason := tableName(w)
+		if reason != nil {
+			return nil, reason
+		}
+		t, reason := i.readTable(parameter, name, depth+1)
+		if t == nil {
+			return nil, reason
+		}
+		if t.Kind != Indexed && t.Kind != Constant {
+			return nil, fmt.Errorf("%s inside of %s", t.Type, typ)
+		}
+		members = append(members, t)
+	}
+	if len(members) == 0 {
+		i.errorf("%s: table %s:%s: names no table", parameter, typ, arg)
+		return nil, nil
+	}
+	if typ == "pipemap" {
+		return pipe(members), nil
+	}
+	return union(members), nil
+}
+
+// find looks a key up in an Indexed or Constant table.
+func (t *Table) find(key string) (string, bool) {
+	if t.Kind == Constant {
+		return t.Value, true
+	}
+	v, ok := t.Entries[strings.ToLower(key)]
+	return v, ok
+}
+
+// union holds every key of any member, with all the values.
+func union(members []*Table) *Table {
+	t := &Table{Type: "unionmap", Kind: Indexed, Entries: map[string]string{}}
+	if c := slices.IndexFunc(members, func(m *Table) bool { return m.Kind == Constant }); c >= 0 {
+		return &Table{Type: "unionmap", Kind: Constant, Value: members[c].Value}
+	}
+	for _, m := range members {
+		for k := range m.Entries {
+			var values []string
+			for _, m := range members {
+				if v, ok := m.find(k); ok {
+					values = append(values, v)
+				}
+			}
+			t.Entries[k] = strings.Join(values, ",")
+		}
+	}
+	return t
+}
+
+// pipe holds the keys of the first member whose value leads through all the
+// others.
+func pipe(members []*Table) *Table {
+	through := func(v string) (string, bool) {
+		ok := true
+		for _, m := range members[1:] {
+			if v, ok = m.find(v); !ok {
+				break
+			}
+		}
+		return v, ok
+	}
+	t := &Table{Type: "pipemap", Kind: Indexed, Entries: map[string]string{}}
+	if members[0].Kind == Constant {
+		if v, ok := through(members[0].Value); ok {
+			return &Table{Type: "pipemap", Kind: Constant, Value: v}
+		}
+		return t
+	}
+	for k, v := range members[0].Entries {
+		if v, ok := through(v); ok {
+			t.Entries[k] = v
+		}
+	}
+	return t
+}
+
+// specName is what the Spec calls a table: as in main.cf, unless that is its
+// whole content.
+func specName(name string) string {
+	if !strings.ContainsAny(name, "{} \t") {
+		return name
+	}
+	typ, _, _ := strings.Cut(name, ":")
+	sum := sha256.Sum256([]byte(name))
+	return typ + ":#" + hex.EncodeToString(sum[:4])
+}
+
+var errPatterns = errors.New("the engine has no regular expressions yet")
+
+// spec makes a table of the engine. withValues is false for tables that are
+// only asked whether a key is there.
+func (t *Table) spec(withValues bool) (*policy.Table, error) {
+	switch {
+	case t.Kind == Constant:
+		return policy.NewStatic(t.Value), nil
+	case t.Kind == Patterns:
+		return nil, errPatterns
+	case t.Kind == Networks:
+		rules, err := flatten(t.Rules)
+		if err != nil {
+			return nil, err
+		}
+		return policy.NewCIDR(rules)
+	case withValues:
+		return policy.NewHash(t.Entries)
+	}
+	keys := make([]string, 0, len(t.Entries))
+	for k := range t.Entries {
+		keys = append(keys, k)
+	}
+	return policy.NewSet(keys)
+}
+
+// use puts a table into the Spec. A set that an access restriction wants too
+// becomes a table with values.
+func (i *importer) use(name string, t *Table, withValues bool) (reason error) {
+	key := specName(name)
+	if old := i.spec.Tables[key]; old != nil && !withValues {
+		return nil
+	}
+	pt, err := t.spec(withValues)
+	if err != nil {
+		return err
+	}
+	i.spec.Tables[key] = pt
+	return nil
+}
+
+// useAccess puts an access table into the Spec. Values that are lists of
+// restrictions are translated like lists.
+func (i *importer) useAccess(parameter, name string, t *Table, e element) (reason error) {
+	if t.DomainWide {
+		return errors.New("its query doesn't look at the local-part")
+	}
+	seen := map[string]string{}
+	rewrite := func(v string) string {
+		if r, done := seen[v]; done {
+			return r
+		}
+		r := v
+		if es, err := parseList(v, "", i.isClass); !isAction(v) && err == nil {
+			var parts []string
+			for _, el := range es {
+				for _, r := range i.element(name, el, "") {
+					b, _ := r.MarshalText()
+					parts = append(parts, string(b))
+				}
+			}
+			r = orDefault(strings.Join(parts, ", "), "DUNNO")
+		}
+		seen[v] = r
+		return r
+	}
+	c := *t
+	c.Value = rewrite(t.Value)
+	if t.Kind == Indexed {
+		c.Entries = make(map[string]string, len(t.Entries))
+		for k, v := range t.Entries {
+			c.Entries[k] = rewrite(v)
+		}
+	}
+	c.Rules = slices.Clone(t.Rules)
+	for n := range c.Rules {
+		c.Rules[n].Value = rewrite(c.Rules[n].Value)
+	}
+	return i.use(name, &c, true)
+}
+
+// isAction says that a value is an action of access(5), not a list of
+// restrictions.
+func isAction(value string) bool {
+	word, _, _ := strings.Cut(strings.TrimLeft(value, " \t"), " ")
+	switch strings.ToUpper(word) {
+	case "OK", "RELAY", "DUNNO", "REJECT", "DEFER", "DEFER_IF_PERMIT", "DEFER_IF_REJECT", "DISCARD", "HOLD",
+		"WARN", "INFO", "FILTER", "REDIRECT", "BCC", "PREPEND", "":
+		return true
+	}
+	return strings.Trim(word, "0123456789") == "" || strings.Contains(value, ":")
+}
+
+func readFile(name string) (string, error) {
+	const maxSource = 256 << 20
+	st, err := os.Stat(name)
+	if err == nil && st.Size() > maxSource {
+		err = fmt.Errorf("%s is larger than %d octets", name, maxSource)
+	}
+	if err != nil {
+		return "", err
+	}
+	b, err := os.ReadFile(name)
+	return string(b), err
+}
