@@ -1,0 +1,168 @@
+package postfix
+
+// Parameter classifies one of Postfix's parameters.
+type Parameter struct {
+	Name     string
+	Class    Class
+	Why      string
+	Instead  string
+	Off      string // values at which it has no part in decisions, "|" between; "-" is the empty one
+	Guard    string // parameter without whose "yes" or action this one is off
+	Elements bool   // it is a list: the Report classifies its elements one by one
+}
+
+// Parameters classifies what Postfix's smtpd(8) and postscreen(8) read, and
+// the other parameters that decide about inbound mail. docs/PARITY.md is
+// generated from it.
+var Parameters = append(append(append(append(
+	lists, exact...), replaced...), missing...), undecided()...)
+
+// lists are classified element by element.
+var lists = []Parameter{
+	{Name: "smtpd_client_restrictions", Class: GivenDNS, Elements: true},
+	{Name: "smtpd_helo_restrictions", Class: GivenDNS, Elements: true},
+	{Name: "smtpd_sender_restrictions", Class: GivenDNS, Elements: true},
+	{Name: "smtpd_relay_restrictions", Class: GivenDNS, Elements: true},
+	{Name: "smtpd_recipient_restrictions", Class: GivenDNS, Elements: true},
+	{Name: "smtpd_data_restrictions", Class: GivenDNS, Elements: true},
+	{Name: "smtpd_end_of_data_restrictions", Class: GivenDNS, Elements: true},
+	{Name: "smtpd_restriction_classes", Class: GivenDNS, Elements: true},
+	{Name: "maps_rbl_domains", Class: GivenDNS, Elements: true},
+	{Name: "rbl_reply_maps", Class: Exact, Elements: true},
+	{Name: "mynetworks", Class: Exact, Elements: true, Why: "client names in it aren't replicated"},
+	{Name: "mydestination", Class: Exact, Elements: true, Why: "but for pattern tables"},
+	{Name: "virtual_alias_domains", Class: Exact, Elements: true, Why: "but for pattern tables"},
+	{Name: "virtual_mailbox_domains", Class: Exact, Elements: true, Why: "but for pattern tables"},
+	{Name: "relay_domains", Class: Exact, Elements: true, Why: "but for pattern tables"},
+	{Name: "local_recipient_maps", Class: Exact, Elements: true, Why: "for tables that can be listed"},
+	{Name: "virtual_mailbox_maps", Class: Exact, Elements: true, Why: "for tables that can be listed"},
+	{Name: "relay_recipient_maps", Class: Exact, Elements: true, Why: "for tables that can be listed"},
+	{Name: "virtual_alias_maps", Class: Exact, Elements: true, Why: "for tables that can be listed"},
+	{Name: "canonical_maps", Class: Exact, Elements: true, Why: "for tables that can be listed"},
+	{Name: "recipient_canonical_maps", Class: Exact, Elements: true, Why: "for tables that can be listed"},
+	{Name: "sender_canonical_maps", Class: Exact, Elements: true, Why: "for tables that can be listed"},
+	{Name: "inet_interfaces", Class: Exact, Elements: true, Why: "mail to user@[address]"},
+	{Name: "proxy_interfaces", Class: Exact, Elements: true, Why: "mail to user@[address]"},
+	{Name: "postscreen_access_list", Class: NotReplicated, Elements: true, Why: "permit_mynetworks is"},
+	{Name: "postscreen_dnsbl_sites", Class: Approximated, Elements: true, Why: "without what postscreen remembers of a client"},
+	{Name: "recipient_delimiter", Class: Exact, Elements: true},
+	{Name: "myorigin", Class: Exact, Elements: true},
+}
+
+// exact parameters become part of the Spec as they are.
+var exact = append(named(Exact, "",
+	"smtpd_delay_reject", "smtpd_relay_before_recipient_restrictions", "smtpd_helo_required",
+	"smtpd_reject_unlisted_sender", "smtpd_reject_unlisted_recipient", "smtpd_recipient_limit", "smtpd_recipient_overshoot_limit",
+	"smtpd_soft_error_limit", "smtpd_hard_error_limit", "smtpd_junk_command_limit",
+	"allow_untrusted_routing", "parent_domain_matches_subdomains", "owner_request_special", "default_rbl_reply",
+	"message_size_limit", "header_size_limit", "line_length_limit", "hopcount_limit",
+	"unknown_address_tempfail_action", "unknown_helo_hostname_tempfail_action",
+	"access_map_defer_code", "access_map_reject_code", "defer_code", "invalid_hostname_reject_code", "maps_rbl_reject_code",
+	"multi_recipient_bounce_reject_code", "non_fqdn_reject_code", "plaintext_reject_code", "reject_code",
+	"relay_domains_reject_code", "unknown_address_reject_code", "unknown_client_reject_code", "unknown_hostname_reject_code",
+	"unknown_local_recipient_reject_code", "unknown_relay_recipient_reject_code",
+	"unknown_virtual_alias_reject_code", "unknown_virtual_mailbox_reject_code",
+),
+	Parameter{Name: "smtpd_null_access_lookup_key", Class: Exact, Off: "<>", Why: "the default, <>"},
+	Parameter{Name: "smtpd_sasl_auth_enable", Class: Exact, Off: "no", Why: "clients that authenticate aren't served by a secondary"},
+	Parameter{Name: "postscreen_dnsbl_threshold", Class: Exact, Guard: "postscreen_dnsbl_action"},
+)
+
+// replaced parameters are followed in another way.
+var replaced = []Parameter{
+	{Name: "soft_bounce", Class: Approximated, Off: "no", Why: "configured reply codes become temporary; explicit 5xx texts of tables don't"},
+	{Name: "smtpd_dns_reply_filter", Class: Approximated, Off: "-", Why: "DNS answers aren't filtered"},
+	{Name: "smtpd_peername_lookup", Class: Approximated, Off: "yes", Why: "the secondary looks names up"},
+	{Name: "smtpd_tls_security_level", Class: Approximated, Off: "-|none|may", Why: "the secondary demands TLS only by its own configuration"},
+	{Name: "smtpd_enforce_tls", Class: Approximated, Off: "no", Why: "the secondary demands TLS only by its own configuration"},
+	{Name: "smtpd_tls_req_ccert", Class: NotReplicated, Off: "no", Why: "the secondary asks for no client certificate"},
+	{Name: "smtpd_tls_ask_ccert", Class: NotReplicated, Off: "no", Why: "the secondary asks for no client certificate"},
+	{Name: "smtpd_tls_wrappermode", Class: NotReplicated, Off: "no", Why: "TLS from the first octet isn't served"},
+	{Name: "postscreen_dnsbl_action", Class: Approximated, Off: "ignore", Why: "refused at RCPT, or as smtpd_delay_reject says"},
+	{Name: "smtpd_forbid_bare_newline", Class: Approximated, Off: "no", Why: "the secondary never takes a bare LF for a line end"},
+	{Name: "smtpd_forbid_bare_newline_exclusions", Class: Approximated, Off: "-", Guard: "smtpd_forbid_bare_newline", Why: "nobody is excluded"},
+	{Name: "smtpd_forbid_bare_newline_reject_code", Class: Approximated, Guard: "smtpd_forbid_bare_newline", Why: "the secondary has a code of its own"},
+	{Name: "smtpd_forbid_unauth_pipelining", Class: Approximated, Off: "no", Why: "the secondary has its own rule"},
+	{Name: "queue_minfree", Class: Approximated, Off: "0", Why: "the secondary watches its own disk"},
+}
+
+// missing parameters decide on the primary and not on the secondary.
+var missing = []Parameter{
+	{Name: "smtpd_milters", Class: NotReplicated, Off: "-", Why: "milters decide live; the primary's see the message when it is relayed"},
+	{Name: "smtpd_milter_maps", Class: NotReplicated, Off: "-", Guard: "smtpd_milters", Why: "milters decide live"},
+	{Name: "smtpd_proxy_filter", Class: NotReplicated, Off: "-", Why: "a filter before the queue decides live"},
+	{Name: "smtpd_sender_login_maps", Class: NotReplicated, Off: "-", Guard: "smtpd_sasl_auth_enable", Why: "the owners of senders aren't part of the policy"},
+	{Name: "smtpd_etrn_restrictions", Class: NotReplicated, Off: "-", Why: "the secondary has no ETRN"},
+	{Name: "smtpd_command_filter", Class: NotReplicated, Off: "-", Why: "commands aren't rewritten"},
+	{Name: "smtpd_forbidden_commands", Class: NotReplicated, Off: "CONNECT GET POST|CONNECT GET POST regexp:{{/^[^A-Z]/ Bogus}}|-", Why: "the secondary hangs up by its own list"},
+	{Name: "smtpd_noop_commands", Class: NotReplicated, Off: "-", Why: "unknown commands get 500"},
+	{Name: "smtpd_discard_ehlo_keywords", Class: NotReplicated, Off: "-", Why: "the secondary offers its own extensions"},
+	{Name: "smtpd_discard_ehlo_keyword_address_maps", Class: NotReplicated, Off: "-", Why: "the secondary offers its own extensions"},
+	{Name: "smtpd_client_connection_count_limit", Class: NotReplicated, Off: "0", Why: "counts over all sessions; the secondary has its own limits"},
+	{Name: "smtpd_client_connection_rate_limit", Class: NotReplicated, Off: "0", Why: "counts over all sessions; the secondary has its own limits"},
+	{Name: "smtpd_client_message_rate_limit", Class: NotReplicated, Off: "0", Why: "counts over all sessions"},
+	{Name: "smtpd_client_recipient_rate_limit", Class: NotReplicated, Off: "0", Why: "counts over all sessions"},
+	{Name: "smtpd_client_new_tls_session_rate_limit", Class: NotReplicated, Off: "0", Why: "counts over all sessions"},
+	{Name: "smtpd_client_auth_rate_limit", Class: NotReplicated, Off: "0", Guard: "smtpd_sasl_auth_enable", Why: "nobody authenticates to the secondary"},
+	{Name: "smtpd_reject_filter_maps", Class: NotReplicated, Off: "-", Why: "replies aren't rewritten"},
+	{Name: "header_checks", Class: NotReplicated, Off: "-", Why: "the engine looks at no header yet"},
+	{Name: "mime_header_checks", Class: NotReplicated, Off: "-", Why: "the engine looks at no header yet"},
+	{Name: "nested_header_checks", Class: NotReplicated, Off: "-", Why: "the engine looks at no header yet"},
+	{Name: "body_checks", Class: NotReplicated, Off: "-", Why: "the engine looks at no body"},
+	{Name: "body_checks_size_limit", Class: NotReplicated, Guard: "body_checks", Why: "the engine looks at no body"},
+	{Name: "transport_maps", Class: NotReplicated, Off: "-", Why: "error: and retry: in it refuse recipients"},
+	{Name: "relocated_maps", Class: NotReplicated, Off: "-", Why: "refuses recipients that have moved"},
+	{Name: "strict_rfc821_envelopes", Class: NotReplicated, Off: "no", Why: "addresses are read by the secondary's own rule"},
+	{Name: "allow_percent_hack", Class: NotReplicated, Off: "yes", Why: "the engine takes % for an operator"},
+	{Name: "swap_bangpath", Class: NotReplicated, Off: "yes", Why: "the engine takes ! for an operator"},
+	{Name: "append_dot_mydomain", Class: NotReplicated, Off: "no", Why: "domains without a dot stay as they are"},
+	{Name: "append_at_myorigin", Class: NotReplicated, Off: "yes", Why: "a bare local-part gets myorigin"},
+	{Name: "resolve_dequoted_address", Class: NotReplicated, Off: "yes", Why: "the engine reads addresses unquoted"},
+	{Name: "resolve_null_domain", Class: NotReplicated, Off: "no", Why: "user@ is refused"},
+	{Name: "resolve_numeric_domain", Class: NotReplicated, Off: "no", Why: "user@1.2.3.4 is refused"},
+	{Name: "allow_min_user", Class: NotReplicated, Off: "no", Why: "a leading - is refused"},
+	{Name: "smtputf8_enable", Class: NotReplicated, Off: "yes", Why: "the secondary offers SMTPUTF8 by its own configuration"},
+	{Name: "strict_smtputf8", Class: NotReplicated, Off: "no", Why: "the secondary has its own rule"},
+	{Name: "strict_7bit_headers", Class: NotReplicated, Off: "no", Why: "the engine looks at no header yet"},
+	{Name: "strict_8bitmime", Class: NotReplicated, Off: "no", Why: "the engine looks at no header yet"},
+	{Name: "strict_8bitmime_body", Class: NotReplicated, Off: "no", Why: "the engine looks at no body"},
+	{Name: "strict_mime_encoding_domain", Class: NotReplicated, Off: "no", Why: "the engine looks at no body"},
+	{Name: "message_reject_characters", Class: NotReplicated, Off: "-", Why: "the engine looks at no body"},
+	{Name: "enable_idna2003_compatibility", Class: NotReplicated, Off: "no", Why: "domains follow IDNA2008"},
+	{Name: "relay_transport", Class: NotReplicated, Off: "relay|smtp", Why: "error: and retry: refuse recipients"},
+	{Name: "local_transport", Class: NotReplicated, Off: "local|local:$myhostname", Why: "error: and retry: refuse recipients"},
+	{Name: "virtual_transport", Class: NotReplicated, Off: "virtual", Why: "error: and retry: refuse recipients"},
+	{Name: "default_transport", Class: NotReplicated, Off: "smtp", Why: "error: and retry: refuse recipients"},
+	{Name: "relay_clientcerts", Class: NotReplicated, Off: "-", Guard: "smtpd_tls_ask_ccert", Why: "the secondary asks for no client certificate"},
+	{Name: "permit_mx_backup_networks", Class: NotReplicated, Off: "-", Why: "see permit_mx_backup"},
+	{Name: "postscreen_denylist_action", Class: NotReplicated, Off: "ignore", Why: "see postscreen_access_list"},
+	{Name: "postscreen_blacklist_action", Class: NotReplicated, Off: "ignore|-", Why: "see postscreen_access_list"},
+	{Name: "postscreen_allowlist_interfaces", Class: NotReplicated, Off: "static:all", Why: "connections to other addresses of the primary aren't seen"},
+	{Name: "postscreen_whitelist_interfaces", Class: NotReplicated, Off: "static:all|-", Why: "connections to other addresses of the primary aren't seen"},
+	{Name: "postscreen_dnsbl_allowlist_threshold", Class: NotReplicated, Off: "0", Why: "lets clients skip tests that the secondary doesn't have"},
+	{Name: "postscreen_dnsbl_whitelist_threshold", Class: NotReplicated, Off: "0|-", Why: "lets clients skip tests that the secondary doesn't have"},
+	{Name: "postscreen_dnsbl_timeout", Class: NotReplicated, Guard: "postscreen_dnsbl_action", Why: "the secondary has its own time limit"},
+	{Name: "postscreen_greet_action", Class: NotReplicated, Off: "ignore", Why: "the secondary waits before its greeting by its own configuration"},
+	{Name: "postscreen_greet_wait", Class: NotReplicated, Guard: "postscreen_greet_action", Why: "the secondary waits before its greeting by its own configuration"},
+	{Name: "postscreen_bare_newline_action", Class: NotReplicated, Guard: "postscreen_bare_newline_enable", Off: "ignore", Why: "a test after the greeting; a new client gets 450 once"},
+	{Name: "postscreen_bare_newline_enable", Class: NotReplicated, Off: "no", Why: "a test after the greeting; a new client gets 450 once"},
+	{Name: "postscreen_non_smtp_command_action", Class: NotReplicated, Guard: "postscreen_non_smtp_command_enable", Off: "ignore", Why: "a test after the greeting; a new client gets 450 once"},
+	{Name: "postscreen_non_smtp_command_enable", Class: NotReplicated, Off: "no", Why: "a test after the greeting; a new client gets 450 once"},
+	{Name: "postscreen_pipelining_action", Class: NotReplicated, Guard: "postscreen_pipelining_enable", Off: "ignore", Why: "a test after the greeting; a new client gets 450 once"},
+	{Name: "postscreen_pipelining_enable", Class: NotReplicated, Off: "no", Why: "a test after the greeting; a new client gets 450 once"},
+	{Name: "postscreen_forbidden_commands", Class: NotReplicated, Guard: "postscreen_non_smtp_command_enable", Off: "-", Why: "the secondary hangs up by its own list"},
+	{Name: "postscreen_command_filter", Class: NotReplicated, Off: "-", Why: "commands aren't rewritten"},
+	{Name: "postscreen_client_connection_count_limit", Class: NotReplicated, Off: "0", Why: "counts over all sessions; the secondary has its own limits"},
+	{Name: "postscreen_tls_security_level", Class: Approximated, Off: "-|none|may", Why: "the secondary demands TLS only by its own configuration"},
+	{Name: "postscreen_enforce_tls", Class: Approximated, Off: "no", Why: "the secondary demands TLS only by its own configuration"},
+	{Name: "postscreen_tls_req_ccert", Class: NotReplicated, Off: "no", Why: "the secondary asks for no client certificate"},
+	{Name: "postscreen_helo_required", Class: Exact, Guard: "postscreen_helo_required", Why: "as smtpd_helo_required"},
+}
+
+func named(c Class, why string, names ...string) []Parameter {
+	var all []Parameter
+	for _, n := range names {
+		all = append(all, Parameter{Name: n, Class: c, Why: why})
+	}
+	return all
+}

@@ -1,0 +1,112 @@
+package postfix
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+//go:generate env UPDATE=1 go test -run ^TestParityDoc$ .
+
+// TestEveryParameterIsClassified goes through what the installed Postfix has.
+func TestEveryParameterIsClassified(t *testing.T) {
+	classified := map[string]bool{}
+	for _, p := range Parameters {
+		if classified[p.Name] {
+			t.Errorf("%s is classified twice", p.Name)
+		}
+		classified[p.Name] = true
+	}
+	out, err := exec.Command("/usr/sbin/postconf", "-d").Output()
+	if err != nil {
+		t.Fatalf("postconf -d: %v", err)
+	}
+	seen := 0
+	for l := range strings.Lines(string(out)) {
+		name, _, _ := strings.Cut(l, " ")
+		if !strings.HasPrefix(name, "smtpd_") && !strings.HasPrefix(name, "postscreen_") && !decides(name) {
+			continue
+		}
+		if seen++; !classified[name] {
+			t.Errorf("%s isn't classified: what does the secondary do about it?", name)
+		}
+	}
+	if seen < 150 {
+		t.Errorf("only %d parameters seen", seen)
+	}
+}
+
+// decides matches the families of other parameters that decide.
+func decides(name string) bool {
+	if strings.Contains(name, "smtp_") || strings.Contains(name, "lmtp_") || strings.HasPrefix(name, "milter_") {
+		return false
+	}
+	for _, suffix := range []string{"_reject_code", "_defer_code", "_tempfail_action", "_restrictions", "_recipient_maps",
+		"header_checks", "body_checks", "canonical_maps", "_bcc_maps"} {
+		if strings.HasSuffix(name, suffix) {
+			return true
+		}
+	}
+	return slices.Contains([]string{"mydestination", "relay_domains", "virtual_alias_domains", "virtual_mailbox_domains",
+		"virtual_alias_maps", "virtual_mailbox_maps", "mynetworks", "recipient_delimiter", "message_size_limit"}, name)
+}
+
+// TestParityDoc keeps docs/PARITY.md equal to the tables; with UPDATE=1 it
+// writes the file.
+func TestParityDoc(t *testing.T) {
+	var b strings.Builder
+	b.WriteString(`# Parity with Postfix
+
+Generated from ` + "`policy/postfix`" + ` by ` + "`make generate`" + `. What an import makes of each restriction and parameter:
+
+| class | meaning |
+| --- | --- |
+| exact | the same decision, offline |
+| given-dns | the same decision, given the same DNS answers |
+| approximated | nearly the same; the note says where it differs |
+| not-replicated | the note says why; the report of an import says what the secondary does instead |
+| no-decision | no verdict depends on it |
+
+The report of an import (` + "`understudy policy import postfix`" + `) classifies every element of *your* lists.
+
+## Restrictions
+
+| restriction | class | note |
+| --- | --- | --- |
+`)
+	for _, name := range sortedKeys(restrictions) {
+		r := restrictions[name]
+		note := r.why
+		if r.canonical != "" {
+			note = "the same as " + r.canonical
+		}
+		if r.options != nil {
+			note += "; what to do: " + strings.Join(r.options, ", ")
+		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", name, r.class, note)
+	}
+	b.WriteString("| `warn_if_reject` | exact |  |\n\n## Parameters\n\nWhere a list is meant, the elements are classified one by one.\n\n| parameter | class | note |\n| --- | --- | --- |\n")
+	ps := slices.Clone(Parameters)
+	slices.SortFunc(ps, func(a, b Parameter) int { return strings.Compare(a.Name, b.Name) })
+	for _, p := range ps {
+		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", p.Name, p.Class, strings.ReplaceAll(p.Why, "|", "\\|"))
+	}
+	const path = "../../docs/PARITY.md"
+	if os.Getenv("UPDATE") != "" {
+		if err := os.WriteFile(path, []byte(b.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(b.String(), string(got)); diff != "" {
+		t.Errorf("docs/PARITY.md is stale, run 'make generate' (-code +file):\n%s", diff)
+	}
+}
