@@ -22,7 +22,10 @@ var descPattern = regexp.MustCompile(`fqName: "(\w+)", help: "((?:[^"\\]|\\.)*)"
 // UPDATE=1 it writes the file.
 func TestMetricsDoc(t *testing.T) {
 	reg := prometheus.NewRegistry()
-	metrics.New(reg).Queue(func() metrics.QueueStats { return metrics.QueueStats{} })
+	m := metrics.New(reg)
+	m.Queue(func() metrics.QueueStats { return metrics.QueueStats{} })
+	m.Follower(func() metrics.FollowerStats { return metrics.FollowerStats{} })
+	m.Publisher(func() metrics.PublisherStats { return metrics.PublisherStats{} })
 	descs := make(chan *prometheus.Desc, 1000)
 	reg.Describe(descs)
 	close(descs)

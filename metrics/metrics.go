@@ -51,6 +51,14 @@ type Metrics struct {
 	PolicyVersion  prometheus.Gauge       // its version; rises with every change
 	PolicyReloads  *prometheus.CounterVec // by result: "changed", "unchanged", "refused"
 	PolicyRcpts    prometheus.Gauge       // recipients in the snapshot in force
+
+	// policysync
+	SyncAlarms      *prometheus.CounterVec // by alarm: why a follower kept what it had
+	SyncApplied     prometheus.Counter     // versions taken into force
+	SyncChunks      prometheus.Counter     // fetched and verified
+	SyncBytes       prometheus.Counter     // of them, compressed
+	PublishVersions prometheus.Counter     // that Publish numbered
+	PublishRequests *prometheus.CounterVec // by endpoint and class of the HTTP status
 }
 
 // Seconds-long waits matter as much as milliseconds here: an fsync takes 0.3
@@ -113,6 +121,13 @@ func New(reg prometheus.Registerer) *Metrics {
 		PolicyVersion:  gauge("policy_version", "Version of the policy in force; rises with each change."),
 		PolicyReloads:  counters("policy_reloads_total", "Policy reloads, by result.", "result"),
 		PolicyRcpts:    gauge("policy_recipients", "Recipients listed in the policy in force."),
+
+		SyncAlarms:      counters("sync_alarms_total", "Times that a follower kept its policy because something was wrong, by alarm.", "alarm"),
+		SyncApplied:     counter("sync_applied_versions_total", "Versions of the primary's policy taken into force."),
+		SyncChunks:      counter("sync_fetched_chunks_total", "Chunks of policy fetched from the primary."),
+		SyncBytes:       counter("sync_fetched_bytes_total", "Octets of these chunks, compressed."),
+		PublishVersions: counter("publish_versions_total", "Versions of the policy published."),
+		PublishRequests: counters("publish_requests_total", "Requests of followers answered, by endpoint and class of the status.", "endpoint", "class"),
 	}
 	m.buildInfo()
 	return m
@@ -143,6 +158,87 @@ func (m *Metrics) Queue(stats func() QueueStats) {
 		}
 		return max(0, time.Since(s.Oldest).Seconds())
 	})
+}
+
+// FollowerStats is what Follower's callback returns. It must come in constant
+// time.
+type FollowerStats struct {
+	State      string // "none", "fresh", "stale"
+	Staged     string // "", "pending", "rejected"
+	Version    uint64
+	Signed     time.Time // when the primary vouched for it last, zero without one
+	Recipients uint64
+	Withdrawn  uint64 // recipients deleted, and not yet believed
+}
+
+// Follower exports the state of a secondary's policy.
+func (m *Metrics) Follower(stats func() FollowerStats) {
+	g := func(name, help string, value func(FollowerStats) float64) {
+		m.auto.NewGaugeFunc(prometheus.GaugeOpts{Name: "understudy_sync_" + name, Help: help},
+			func() float64 { return value(stats()) })
+	}
+	oneOf := func(name, help, label string, values []string, value func(FollowerStats) string) {
+		m.reg.MustRegister(&oneOf{
+			desc:   prometheus.NewDesc("understudy_sync_"+name, help, []string{label}, nil),
+			values: values, value: func() string { return value(stats()) },
+		})
+	}
+	oneOf("state", "1 for the state that the primary's policy is in, by age.", "state",
+		[]string{"none", "fresh", "stale"}, func(s FollowerStats) string { return s.State })
+	oneOf("staged_deletion", "1 while a mass deletion waits for the operator, or is rejected.", "decision",
+		[]string{"pending", "rejected"}, func(s FollowerStats) string { return s.Staged })
+	g("version", "Version of the primary's policy that is held.", func(s FollowerStats) float64 { return float64(s.Version) })
+	g("signed_timestamp_seconds", "Unix time at which the primary vouched for it last, 0 without one.", func(s FollowerStats) float64 { return unix(s.Signed) })
+	g("recipients", "Recipients that it lists.", func(s FollowerStats) float64 { return float64(s.Recipients) })
+	g("withdrawn_recipients", "Recipients that a staged deletion removes.", func(s FollowerStats) float64 { return float64(s.Withdrawn) })
+}
+
+// oneOf is a gauge that is 1 for the label that holds and 0 for the others.
+type oneOf struct {
+	desc   *prometheus.Desc
+	values []string
+	value  func() string
+}
+
+func (o *oneOf) Describe(ch chan<- *prometheus.Desc) { ch <- o.desc }
+
+func (o *oneOf) Collect(ch chan<- prometheus.Metric) {
+	now := o.value()
+	for _, v := range o.values {
+		n := 0.0
+		if v == now {
+			n = 1
+		}
+		ch <- prometheus.MustNewConstMetric(o.desc, prometheus.GaugeValue, n, v)
+	}
+}
+
+// PublisherStats is what Publisher's callback returns. It must come in
+// constant time.
+type PublisherStats struct {
+	Version   uint64
+	Signed    time.Time // zero before the first version
+	Peers     int       // paired followers
+	Following int       // of them, those that asked within five minutes
+}
+
+// Publisher exports the state of a primary's publisher.
+func (m *Metrics) Publisher(stats func() PublisherStats) {
+	g := func(name, help string, value func(PublisherStats) float64) {
+		m.auto.NewGaugeFunc(prometheus.GaugeOpts{Name: "understudy_publish_" + name, Help: help},
+			func() float64 { return value(stats()) })
+	}
+	g("version", "Version of the policy that is published.", func(s PublisherStats) float64 { return float64(s.Version) })
+	g("signed_timestamp_seconds", "Unix time at which it was signed last, 0 before the first.", func(s PublisherStats) float64 { return unix(s.Signed) })
+	g("peers", "Followers that are paired.", func(s PublisherStats) float64 { return float64(s.Peers) })
+	g("following_peers", "Paired followers that asked within the last five minutes.", func(s PublisherStats) float64 { return float64(s.Following) })
+}
+
+func unix(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return float64(t.Unix())
 }
 
 func (m *Metrics) buildInfo() {

@@ -20,6 +20,8 @@ func TestLint(t *testing.T) {
 	reg := prometheus.NewPedanticRegistry()
 	m := metrics.New(reg)
 	m.Queue(func() metrics.QueueStats { return metrics.QueueStats{Messages: 3, Oldest: time.Now().Add(-time.Hour)} })
+	m.Follower(func() metrics.FollowerStats { return metrics.FollowerStats{State: "fresh", Staged: "pending"} })
+	m.Publisher(func() metrics.PublisherStats { return metrics.PublisherStats{Version: 1} })
 	m.Verdicts.WithLabelValues("rcpt", "reject", "reject_unlisted_recipient").Inc()
 	m.PrimaryUp.WithLabelValues("default").Set(1)
 	problems, err := testutil.GatherAndLint(reg)
