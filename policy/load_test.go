@@ -182,3 +182,25 @@ func TestDecodeRefuses(t *testing.T) {
 		}
 	}
 }
+
+// TestExample keeps the example complete: it holds every key there is.
+func TestExample(t *testing.T) {
+	s, files, err := Load("testdata/example.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := s.Stats(); len(files) != 2 || got.Domains != 2 || got.Recipients != 4 {
+		t.Errorf("got %+v from %v", got, files)
+	}
+	b, err := os.ReadFile("testdata/example.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, keys := range [][]string{rootKeys, listKeys, entryKeys, dnsblKeys, checkKeys, limitKeys} {
+		for _, k := range keys {
+			if !bytes.Contains(b, []byte(k)) {
+				t.Errorf("key %s is not in the example", k)
+			}
+		}
+	}
+}

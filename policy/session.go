@@ -8,7 +8,8 @@ import (
 )
 
 // Session judges one SMTP session. Its methods follow the session's commands
-// and are called one after another, never at once.
+// and are called one after another, never at once. A new identity of the client
+// (XCLIENT, PROXY) is a new Session.
 type Session struct {
 	snap    *Snapshot
 	client  envelope.Client
@@ -141,18 +142,18 @@ func (s *Session) Mail(ctx context.Context, from envelope.ReversePath, p MailPar
 // name and the reverse-path too.
 func (s *Session) Rcpt(ctx context.Context, to envelope.ForwardPath) Verdict {
 	e := s.eval(ctx, Rcpt)
+	a := s.snap.resolve(to.Mailbox, s.utf8)
+	if a.bad && !to.Postmaster() {
+		return e.verdict(Rcpt, e.answer(Rule{Stage: Rcpt, Kind: kindSyntax}, 501, "5.1.3", "Bad recipient address syntax"))
+	}
 	if n := s.snap.spec.Limits.Recipients; n > 0 && s.rcptCount >= n {
 		return e.verdict(Rcpt, e.answer(Rule{Stage: Rcpt, Kind: kindRcptLimit}, 452, "4.5.3", "Error: too many recipients"))
 	}
+	saved, had := s.rcpt, s.hasRcpt
+	s.rcpt, s.hasRcpt = a, true
 	if to.Postmaster() {
 		s.rcptCount++
 		return Verdict{Rule: Rule{Stage: Rcpt, Kind: kindPostmaster}}
-	}
-	saved, had := s.rcpt, s.hasRcpt
-	s.rcpt, s.hasRcpt = s.snap.resolve(to.Mailbox, s.utf8), true
-	if s.rcpt.bad {
-		s.rcpt, s.hasRcpt = saved, had
-		return e.verdict(Rcpt, e.answer(Rule{Stage: Rcpt, Kind: kindSyntax}, 501, "5.1.3", "Bad recipient address syntax"))
 	}
 	s.names(ctx)
 	e.atRcpt = true

@@ -33,8 +33,8 @@ type Snapshot struct {
 	prefetch []string // DNS lists that every client is looked up in
 }
 
-// Compile makes a Snapshot of a Spec, which must not change afterwards. The
-// error joins all that is wrong with it.
+// Compile makes a Snapshot of a Spec. It sorts the Spec's domains; nothing may
+// change the Spec afterwards. The error joins all that is wrong with it.
 func Compile(spec *Spec) (*Snapshot, error) {
 	c := &compiler{
 		s:       &Snapshot{spec: spec},
@@ -110,6 +110,10 @@ func (c *compiler) settings() {
 			c.errorf("codes.%s: %d is no reply code from 400 to 599", name, code)
 		}
 	}
+	l := &spec.Limits
+	if l.MessageSize < 0 || min(l.Recipients, l.HeaderBytes, l.LineLength, l.Hops, l.SoftErrors, l.HardErrors, l.JunkCommands, l.RcptOvershoot) < 0 {
+		c.errorf("limits: a limit can't be negative")
+	}
 	c.s.networks = new(bart.Table[bool])
 	for _, n := range spec.MyNetworks {
 		rest, excluded := strings.CutPrefix(n, "!")
@@ -157,6 +161,10 @@ func (c *compiler) addresses() {
 		classLocal: &a.Local, classVirtualAlias: &a.VirtualAliases,
 		classVirtualMailbox: &a.VirtualMailbox, classRelay: &a.Relay,
 	} {
+		for i := range ac.Domains {
+			ac.Domains[i] = fold(ac.Domains[i])
+		}
+		slices.Sort(ac.Domains) // for the canonical encoding
 		set, _, err := newDomainSet(ac.Domains)
 		if err != nil {
 			c.errorf("addresses: domains: %w", err)
