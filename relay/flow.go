@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"syscall"
 	"time"
 
@@ -24,7 +25,7 @@ var errNewSession = errors.New("another session is needed")
 // come with the reply to the dot.
 func (s *session) relay(ctx context.Context, next func(time.Duration) *envelope.Transfer, carried *envelope.Transfer) (*envelope.Transfer, error) {
 	stop := context.AfterFunc(ctx, func() {
-		time.AfterFunc(shutdownGrace, func() { s.conn.Close() })
+		time.AfterFunc(shutdownGrace, func() { s.raw.Close() })
 	})
 	defer stop()
 
@@ -144,7 +145,7 @@ func hungUp(err error) bool {
 	if errors.As(err, &r) {
 		return r.reply.Code == 421
 	}
-	for _, lost := range []error{io.EOF, io.ErrUnexpectedEOF, io.ErrClosedPipe, syscall.ECONNRESET, syscall.EPIPE} {
+	for _, lost := range []error{io.EOF, io.ErrUnexpectedEOF, io.ErrClosedPipe, net.ErrClosed, syscall.ECONNRESET, syscall.EPIPE} {
 		if errors.Is(err, lost) {
 			return true
 		}

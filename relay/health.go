@@ -48,7 +48,7 @@ type route struct {
 	health   health
 	since    time.Time
 	lastErr  string
-	sessions int // open for mail
+	sessions map[*session]struct{} // open for mail
 }
 
 func newRoute(dest string, r Route, m *metrics.Metrics) *route {
@@ -61,23 +61,33 @@ func newRoute(dest string, r Route, m *metrics.Metrics) *route {
 	r.Timeouts.defaults()
 	m.PrimaryUp.WithLabelValues(r.Name).Set(0)
 	m.OutageStart.WithLabelValues(r.Name).Set(0)
-	return &route{Route: r, dest: dest, metrics: m, kick: make(chan struct{}, 1), since: time.Now()}
+	return &route{Route: r, dest: dest, metrics: m, kick: make(chan struct{}, 1), since: time.Now(),
+		sessions: make(map[*session]struct{})}
 }
 
-func (r *route) opened() { r.mu.Lock(); r.sessions++; r.mu.Unlock() }
-func (r *route) closed() { r.mu.Lock(); r.sessions--; r.mu.Unlock() }
+func (r *route) opened(s *session) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.sessions[s] = struct{}{}
+}
+
+func (r *route) closed(s *session) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.sessions, s)
+}
 
 // observe takes over the outcome of opening a session. It says whether the
 // health changed.
-func (r *route) observe(err error) (changed health, ok bool) {
+func (r *route) observe(err error) (is health, changed bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	now, was := time.Now(), r.health
+	was := r.health
 	var refused *refusal
 	switch {
 	case err == nil:
 		r.health, r.lastErr = up, ""
-	case r.sessions > 0 && errors.As(err, &refused):
+	case len(r.sessions) > 0 && errors.As(err, &refused):
 		return was, false // it serves us elsewhere: too many sessions, not an outage
 	default:
 		r.health, r.lastErr = down, clean([]byte(err.Error()))
@@ -85,19 +95,31 @@ func (r *route) observe(err error) (changed health, ok bool) {
 	if r.health == was {
 		return was, false
 	}
-	r.since = now
+	now := time.Now()
+	isUp, outage := 0.0, float64(now.Unix())
 	if r.health == up {
-		r.metrics.PrimaryUp.WithLabelValues(r.Name).Set(1)
-		r.metrics.OutageStart.WithLabelValues(r.Name).Set(0)
-	} else {
-		r.metrics.PrimaryUp.WithLabelValues(r.Name).Set(0)
-		r.metrics.OutageStart.WithLabelValues(r.Name).Set(float64(now.Unix()))
+		isUp, outage = 1, 0
+		r.dropStale()
 	}
+	r.since = now
+	r.metrics.PrimaryUp.WithLabelValues(r.Name).Set(isUp)
+	r.metrics.OutageStart.WithLabelValues(r.Name).Set(outage)
 	select {
 	case r.kick <- struct{}{}:
 	default:
 	}
 	return r.health, true
+}
+
+// dropStale breaks off the sessions that the outage, now over, has silenced: a
+// primary that was rebooted knows nothing of them, and they would wait for a
+// reply for up to ten minutes. The caller holds mu.
+func (r *route) dropStale() {
+	for s := range r.sessions {
+		if s.heard.Load() < r.since.UnixNano() {
+			s.raw.Close()
+		}
+	}
 }
 
 // interval is the time from one probe's start to the next one's.

@@ -186,12 +186,13 @@ func TestHealthTooManySessions(t *testing.T) {
 	c := newClient(t, Route{}, func(conn net.Conn) { io.WriteString(conn, "421 4.7.0 too many connections\r\n") })
 	r := c.routes[dest]
 	c.note(r, nil)
-	r.opened()
+	s := new(session)
+	r.opened(s)
 	c.probe(context.Background(), r)
 	if !c.Up(dest) {
 		t.Error("down although a session is open")
 	}
-	r.closed()
+	r.closed(s)
 	c.probe(context.Background(), r)
 	if c.Up(dest) {
 		t.Error("up although no session is open")
@@ -199,4 +200,76 @@ func TestHealthTooManySessions(t *testing.T) {
 	if got := testutil.ToFloat64(c.metrics.Probes.WithLabelValues("failed")); got != 2 {
 		t.Errorf("%v failed probes", got)
 	}
+}
+
+// TestHealthStale: sessions that an outage silenced end when it does, so that
+// the backlog moves; one that was heard meanwhile goes on.
+func TestHealthStale(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := &outage{}
+		c := o.watch(t, Route{}, func(string) {})
+		synctest.Wait()
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		release := make(chan struct{})
+		stuck := func(conn net.Conn) { // answers DATA after a minute, and then no more
+			defer conn.Close()
+			buf := make([]byte, 1<<10)
+			io.WriteString(conn, greeting)
+			conn.Read(buf)
+			io.WriteString(conn, pipe)
+			conn.Read(buf)
+			time.Sleep(time.Minute)
+			io.WriteString(conn, ok+ok+goAhead)
+			conn.Read(buf)
+			<-release
+			io.WriteString(conn, ok)
+			conn.Read(buf)
+		}
+		relay := func(box *outbox) {
+			r := c.routes[dest]
+			s, err := c.connectOver(t, r, func(conn net.Conn) { wg.Go(func() { stuck(conn) }) })
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			r.opened(s)
+			s.relay(context.Background(), box.next, nil)
+			r.closed(s)
+		}
+		var silenced, alive outbox
+		a := silenced.add("x\r\n", mail("a@x.example", "b@y.example"))
+		b := alive.add("x\r\n", mail("a@x.example", "b@y.example"))
+		wg.Go(func() { relay(&silenced) })
+		time.Sleep(90 * time.Second) // silenced now waits for its final reply
+		wg.Go(func() { relay(&alive) })
+		time.Sleep(time.Second)
+		o.set(true)
+		time.Sleep(70 * time.Second) // the outage is noticed, and alive got its 354 during it
+		if c.Up(dest) {
+			t.Fatal("no outage")
+		}
+		o.set(false)
+		time.Sleep(3 * time.Second)
+		synctest.Wait()
+		if !c.Up(dest) || a.settled != 1 || a.err == nil {
+			t.Errorf("up %v; the silenced session's message was settled %d times with %v, %v", c.Up(dest), a.settled, a.replies, a.err)
+		}
+		close(release)
+		synctest.Wait()
+		if b.settled != 1 || b.err != nil {
+			t.Errorf("the other's was settled %d times with %v, %v", b.settled, b.replies, b.err)
+		}
+	})
+}
+
+// connectOver opens a session to serve, past the Client's dialer.
+func (c *Client) connectOver(t *testing.T, r *route, serve func(net.Conn)) (*session, error) {
+	over := *c
+	over.dial = func(context.Context, string, string) (net.Conn, error) {
+		here, there := net.Pipe()
+		serve(there)
+		return here, nil
+	}
+	return over.connect(context.Background(), r, r.TLS, r.Timeouts)
 }

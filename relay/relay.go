@@ -16,6 +16,12 @@
 //     here uncleaned or longer than 256 octets.
 //   - Every read and every write has a deadline.
 //   - What goes wrong before the first MAIL concerns the route, never a message.
+//     Only a client that the next hop refuses at XCLIENT has its own message
+//     deferred.
+//
+// Extensions that the next hop does not offer: 8-bit content goes out all the
+// same, since converting it would break signatures; DSN parameters are dropped;
+// a message that needs SMTPUTF8 gets 553 5.6.7 from us (RFC 6531 §3.5).
 //
 // RFC 5321, 2920 (pipelining, also across messages), 1870 (SIZE), 6152
 // (8BITMIME), 6531 (SMTPUTF8), 3461 (DSN parameters), 3207 (STARTTLS), 2034
@@ -167,7 +173,7 @@ func (c *Client) Relay(ctx context.Context, dest string, next func(wait time.Dur
 			return err
 		}
 		carried, err = s.relay(ctx, next, carried)
-		r.closed()
+		r.closed(s)
 		if err != nil && !errors.Is(err, errNewSession) {
 			c.metrics.RelaySessions.WithLabelValues("failed").Inc()
 			c.log.Warn("relay session failed", "route", r.Name, "relayed", s.done, "err", err)
@@ -190,7 +196,7 @@ func (c *Client) open(ctx context.Context, r *route) (*session, error) {
 		}
 		return nil, err
 	}
-	r.opened()
+	r.opened(s)
 	c.note(r, nil)
 	return s, nil
 }

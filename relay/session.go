@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
@@ -76,11 +77,13 @@ type session struct {
 	c    *Client
 	r    *route
 	t    Timeouts
+	raw  net.Conn // closing it never waits
 	conn net.Conn // the TLS connection, once there is one
 	br   *bufio.Reader
 	bw   *bufio.Writer
 	caps caps
 
+	heard     atomic.Int64       // when the last reply came, in Unix nanoseconds
 	identity  string             // the XCLIENT command in force, "" for none
 	xclient   string             // XCLIENT's attributes, also when it is offered no more
 	noXClient bool               // the next hop offers XCLIENT, but does not take ours
@@ -134,7 +137,7 @@ func (c *Client) connectOnce(ctx context.Context, r *route, mode string, t Timeo
 	}
 	conn = timedConn{conn, t.Block}
 	s := &session{
-		c: c, r: r, t: t, conn: conn,
+		c: c, r: r, t: t, raw: conn, conn: conn,
 		br:  newReplyReader(conn),
 		bw:  bufio.NewWriterSize(conn, chunk),
 		buf: make([]byte, chunk),
@@ -310,6 +313,7 @@ func (s *session) read(at step, each func(line string) error) (envelope.Reply, e
 	if err != nil {
 		return envelope.Reply{}, fmt.Errorf("wait for the reply to %s: %w", at, err)
 	}
+	s.heard.Store(time.Now().UnixNano())
 	return reply, objection
 }
 
