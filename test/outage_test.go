@@ -86,6 +86,7 @@ func TestOutage(t *testing.T) {
 		if err := smtpSource(t, secondary.addr, file, fmt.Sprintf("source%d@example.org", i), n, 5); err != nil {
 			t.Fatal(err)
 		}
+		content += "\r\n" // smtp-source ends a file with an empty line of its own
 		for k := range n {
 			books.Accepted("", fmt.Sprintf("%dsource%d@example.org", k+firstNumber, i), sum(content))
 		}

@@ -208,10 +208,14 @@ func (p *postfix) settle() {
 		for _, queue := range []string{"maildrop", "incoming", "active", "deferred"} {
 			n := 0
 			err := filepath.WalkDir(filepath.Join(p.dir, "queue", queue), func(_ string, d fs.DirEntry, err error) error {
-				if err == nil && !d.IsDir() {
+				if err != nil || d.IsDir() {
+					return nil // a file that went away meanwhile is what we wait for
+				}
+				// Without the x bit the file is unfinished: a killed smtpd left it, and it never counts.
+				if info, err := d.Info(); err == nil && info.Mode()&0o100 != 0 {
 					n++
 				}
-				return nil // a file that went away meanwhile is what we wait for
+				return nil
 			})
 			if err != nil || n > 0 {
 				return false
