@@ -1,0 +1,335 @@
+package smtpd
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/pires/go-proxyproto"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/policy"
+)
+
+var ok = envelope.NewReply(250, "2.0.0", "Ok")
+
+// start greets a new client, or sends it away.
+func (f *front) start() {
+	f.verb = "connect"
+	if p, isProxy := f.raw.(*proxyproto.Conn); isProxy && p.ProxyHeader() == nil {
+		f.srv.Log.Warn("no PROXY header from a listed proxy", "proxy", p.Raw().RemoteAddr())
+		f.hangUp("error", envelope.Reply{})
+		return
+	}
+	ap := addrOf(f.raw.RemoteAddr())
+	f.client.Addr, f.client.Port = ap.Addr(), ap.Port()
+	f.xclient = contains(f.srv.XClientFrom, f.client.Addr)
+	few := true
+	if g := group(f.client.Addr); g.IsValid() && !f.xclient {
+		f.counted = g
+		few = f.srv.enter(g)
+	}
+	switch {
+	case f.crowded:
+		f.limit("connections")
+		f.hangUp("refused", envelope.NewReply(421, "4.7.0", "%s Error: too many connections", f.srv.Hostname))
+	case !few:
+		f.limit("connections_per_client")
+		f.hangUp("refused", envelope.NewReply(421, "4.7.0", "%s Error: too many connections from your address", f.srv.Hostname))
+	default:
+		f.greet()
+	}
+}
+
+// greet starts an SMTP session: after the connection and after XCLIENT.
+func (f *front) greet() {
+	snap := f.srv.Policy()
+	if snap == nil {
+		f.hangUp("refused", envelope.NewReply(421, "4.3.2", "%s Service not available, no policy yet", f.srv.Hostname))
+		return
+	}
+	v := f.adopt(snap)
+	if refused(v) {
+		f.refuse(v)
+		f.hangUp("refused", envelope.Reply{})
+		return
+	}
+	f.reply(envelope.NewReply(220, "", "%s ESMTP Understudy", f.srv.Hostname))
+}
+
+// adopt makes snap the session's policy and asks it about the client.
+func (f *front) adopt(snap *policy.Snapshot) policy.Verdict {
+	if f.policy != nil {
+		f.policy.Close()
+	}
+	f.snap, f.lim = snap, snap.Limits()
+	f.policy = snap.Session(f.srv.Resolver, f.client)
+	v := f.policy.Connect(f.ctx)
+	f.judged(policy.Connect, v)
+	return v
+}
+
+// pin makes the transaction that begins use the snapshot that is in force now.
+// What is known of the client is judged again when that is another one.
+func (f *front) pin() policy.Verdict {
+	snap := f.srv.Policy()
+	if snap == nil || snap == f.snap && !f.forgot {
+		return policy.Verdict{}
+	}
+	f.forgot = false
+	v := f.adopt(snap)
+	if !refused(v) && f.client.Helo != "" {
+		v = f.policy.Helo(f.ctx, f.client.Helo)
+		f.judged(policy.Helo, v)
+	}
+	return v
+}
+
+// refused says that v is answered with its own reply, not with our 250.
+func refused(v policy.Verdict) bool { return v.Action == policy.Defer || v.Action == policy.Reject }
+
+func (f *front) refuse(v policy.Verdict) {
+	f.reply(v.Reply)
+	if v.Close {
+		f.hangUp("refused", envelope.Reply{})
+	}
+}
+
+// judged counts a verdict, and logs it unless it is a plain permit.
+func (f *front) judged(at policy.Stage, v policy.Verdict) {
+	kind := v.Rule.Kind
+	if kind == "" {
+		kind = "default"
+	}
+	f.srv.Metrics.Verdicts.WithLabelValues(at.String(), v.Action.String(), kind).Inc()
+	if v.Action == policy.Permit && len(v.Warnings) == 0 {
+		return
+	}
+	attrs := []slog.Attr{
+		slog.String("stage", at.String()),
+		slog.String("action", v.Action.String()),
+		peer("rule", v.Rule.String()),
+		peer("reply", v.Reply.String()),
+	}
+	for _, w := range v.Warnings {
+		attrs = append(attrs, peer("would_refuse", w.String()))
+	}
+	f.srv.Log.LogAttrs(f.ctx, slog.LevelInfo, "verdict", append(attrs, f.who(at)...)...)
+}
+
+// who describes the session to the log, as far as it has come at stage at.
+func (f *front) who(at policy.Stage) []slog.Attr {
+	attrs := []slog.Attr{slog.String("client", f.client.Addr.String()), peer("helo", f.client.Helo)}
+	if f.tx == nil {
+		return attrs
+	}
+	attrs = append(attrs, slog.String("id", f.tx.env.ID), peer("from", f.tx.env.From.String()))
+	if at == policy.Rcpt {
+		attrs = append(attrs, peer("to", f.rcpt.Path.String()))
+	}
+	return attrs
+}
+
+// peer is a log attribute whose value a peer chose.
+func peer(key, value string) slog.Attr { return slog.String(key, value[:min(len(value), 256)]) }
+
+// command answers one command.
+func (f *front) command(line string) {
+	line = strings.Trim(line, " \t")
+	verb, arg := line, ""
+	if i := strings.IndexAny(line, " \t"); i >= 0 {
+		verb, arg = line[:i], strings.TrimLeft(line[i:], " \t")
+	}
+	verb = strings.ToUpper(verb)
+	switch verb {
+	case "EHLO", "HELO":
+		f.verb = verb
+		f.junkCommand()
+		f.helo(arg)
+	case "MAIL":
+		f.verb = verb
+		f.mail(arg)
+	case "RCPT":
+		f.verb = verb
+		f.recipient(arg)
+	case "DATA":
+		f.verb = verb
+		f.data(arg)
+	case "NOOP", "VRFY", "RSET":
+		f.verb = verb
+		f.junkCommand()
+		f.small(arg)
+	case "QUIT":
+		f.verb = verb
+		f.hangUp("completed", envelope.NewReply(221, "2.0.0", "Bye"))
+	case "STARTTLS":
+		f.verb = verb
+		f.startTLS(arg)
+	case "XCLIENT":
+		f.verb = verb
+		f.xclientCommand(arg)
+	default:
+		f.unknownCommand(verb, line)
+	}
+}
+
+// junkCommand counts a command that does no work.
+func (f *front) junkCommand() {
+	if f.junk++; f.lim.JunkCommands > 0 && f.junk > f.lim.JunkCommands {
+		f.errs++
+	}
+}
+
+func (f *front) small(arg string) {
+	switch {
+	case f.verb == "NOOP":
+		f.reply(ok)
+	case f.verb == "VRFY":
+		f.reply(envelope.NewReply(252, "2.0.0", "Cannot verify, send some mail and see"))
+	case arg != "":
+		f.reply(envelope.NewReply(501, "5.5.4", "Syntax: RSET"))
+	default:
+		f.abandon()
+		f.reply(ok)
+	}
+}
+
+// unknownCommand answers what isn't a command of ours, and hangs up on what
+// isn't SMTP at all: the client may be a browser that somebody tricked.
+func (f *front) unknownCommand(verb, line string) {
+	switch verb {
+	case "EXPN", "HELP", "ETRN", "TURN", "ATRN", "SEND", "SOML", "SAML", "XFORWARD":
+		f.reply(envelope.NewReply(502, "5.5.1", "Error: command not implemented"))
+		return
+	case "AUTH":
+		f.reply(envelope.NewReply(503, "5.5.1", "Error: authentication not enabled"))
+		return
+	case "BDAT":
+		// What follows is message text and must not be read as commands.
+		f.hangUp("error", envelope.NewReply(502, "5.5.1", "Error: CHUNKING was not offered"))
+		return
+	case "":
+		f.reply(envelope.NewReply(500, "5.5.2", "Error: bad syntax"))
+		return
+	case "GET", "POST", "PUT", "HEAD", "OPTIONS", "DELETE", "PATCH", "TRACE", "CONNECT", "PRI":
+	default:
+		letter := verb[0] >= 'A' && verb[0] <= 'Z'
+		if letter && !strings.HasSuffix(verb, ":") {
+			f.reply(envelope.NewReply(500, "5.5.2", "Error: command not recognized"))
+			return
+		}
+	}
+	f.limit("not_smtp")
+	f.srv.Log.LogAttrs(f.ctx, slog.LevelInfo, "not SMTP", slog.String("client", f.client.Addr.String()), peer("line", line))
+	f.hangUp("error", envelope.NewReply(221, "2.7.0", "Error: this is an SMTP server. Goodbye."))
+}
+
+// abandon ends the mail transaction, if there is one, for us and for go-smtp.
+func (f *front) abandon() {
+	if f.tx == nil {
+		return
+	}
+	f.endTransaction()
+	f.ours, f.feed = true, "RSET\r\n"
+}
+
+func (f *front) endTransaction() {
+	f.tx = nil
+	f.policy.Reset()
+}
+
+func (f *front) helo(arg string) {
+	name := strings.Join(strings.Fields(arg), " ")
+	if name == "" {
+		f.reply(envelope.NewReply(501, "", "Syntax: %s hostname", f.verb))
+		return
+	}
+	v := f.policy.Helo(f.ctx, name)
+	f.judged(policy.Helo, v)
+	if refused(v) {
+		f.refuse(v)
+		return
+	}
+	f.abandon()
+	f.client.Helo = name
+	if f.verb == "HELO" {
+		if f.client.Protocol == "" {
+			f.client.Protocol = "SMTP"
+		}
+		f.reply(envelope.NewReply(250, "", "%s", f.srv.Hostname))
+		return
+	}
+	f.client.Protocol = "ESMTP"
+	f.reply(envelope.Reply{Code: 250, Text: strings.Join(f.extensions(), "\n")})
+}
+
+// extensions lists what works, and only that.
+func (f *front) extensions() []string {
+	size := "SIZE"
+	if f.lim.MessageSize > 0 {
+		size = fmt.Sprintf("SIZE %d", f.lim.MessageSize)
+	}
+	list := []string{f.srv.Hostname, "PIPELINING", size, "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", "DSN"}
+	if f.srv.TLS != nil && f.tls == nil {
+		list = append(list, "STARTTLS")
+	}
+	if f.xclient {
+		list = append(list, "XCLIENT NAME ADDR PROTO HELO REVERSE_NAME PORT")
+	}
+	if f.lim.Recipients > 0 {
+		list = append(list, fmt.Sprintf("LIMITS RCPTMAX=%d", f.lim.Recipients))
+	}
+	return list
+}
+
+func (f *front) startTLS(arg string) {
+	switch {
+	case arg != "":
+		f.reply(envelope.NewReply(501, "5.5.4", "Syntax: STARTTLS"))
+	case f.tls != nil:
+		f.reply(envelope.NewReply(554, "5.5.1", "Error: TLS already active"))
+	case f.srv.TLS == nil:
+		f.reply(envelope.NewReply(502, "5.5.1", "Error: command not implemented"))
+	case len(f.in.pending()) > 0:
+		// RFC 3207 §6: whoever can write in plain text could have put
+		// commands here that would count as sent under TLS.
+		f.limit("starttls_injection")
+		f.hangUp("error", envelope.NewReply(554, "5.5.1", "Error: commands behind STARTTLS"))
+	default:
+		f.abandon()
+		f.reply(envelope.NewReply(220, "2.0.0", "Ready to start TLS"))
+		f.handshake()
+	}
+}
+
+// handshake starts TLS and forgets what the client said before (RFC 3207 §4.2).
+func (f *front) handshake() {
+	err := f.flush()
+	var conn *tls.Conn
+	if err == nil {
+		conn = tls.Server(f.raw, f.srv.TLS)
+		err = conn.SetDeadline(time.Now().Add(min(time.Minute, f.srv.CommandTimeout)))
+	}
+	if err == nil {
+		err = conn.HandshakeContext(context.Background()) // the deadline bounds it
+	}
+	if err != nil {
+		f.srv.Metrics.TLSHandshakes.WithLabelValues("failed").Inc()
+		f.srv.Log.LogAttrs(f.ctx, slog.LevelInfo, "TLS handshake failed",
+			slog.String("client", f.client.Addr.String()), peer("error", err.Error()))
+		f.over = true
+		return
+	}
+	f.srv.Metrics.TLSHandshakes.WithLabelValues("ok").Inc()
+	state := conn.ConnectionState()
+	f.tls = &state
+	f.mu.Lock()
+	f.conn = conn
+	f.mu.Unlock()
+	f.client.TLS = strings.Replace(tls.VersionName(state.Version), " ", "v", 1) + " " + tls.CipherSuiteName(state.CipherSuite)
+	f.client.Helo, f.client.Protocol = "", ""
+	f.forgot = true
+}

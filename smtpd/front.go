@@ -1,0 +1,376 @@
+package smtpd
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/pires/go-proxyproto"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/policy"
+)
+
+// front is one connection. go-smtp takes it for a net.Conn: its Read runs the
+// SMTP session and hands go-smtp a made-up line whenever a command opens,
+// extends or ends a mail transaction; its Write drops go-smtp's replies, in
+// whose place ours are sent. All but drain and Close run in the connection's
+// one goroutine.
+type front struct {
+	srv *Server
+	ln  *listener
+	ctx context.Context
+	end context.CancelFunc
+	raw net.Conn // the connection below TLS
+
+	mu       sync.Mutex // guards the three below
+	conn     net.Conn   // what we read and write: raw, or TLS over it
+	waiting  bool       // for a command, so that a drain may break the wait
+	draining bool
+
+	in      input
+	skipped int    // octets dropped of a line that is too long
+	out     []byte // replies not yet written
+	feed    string // what go-smtp reads next
+	ours    bool   // we answer the command that go-smtp has in hand
+	started bool
+	over    bool   // the session has ended; the connection closes
+	result  string // of the session, for the metric
+	closing sync.Once
+
+	crowded bool         // one connection too many, by MaxConnections
+	counted netip.Prefix // the client that this connection counts for
+	xclient bool         // XCLIENT is allowed
+	tls     *tls.ConnectionState
+	forgot  bool // TLS started; the policy still knows the HELO of before
+
+	client envelope.Client
+	snap   *policy.Snapshot
+	lim    policy.Limits
+	policy *policy.Session
+	tx     *transaction
+	rcpt   envelope.Recipient // of the RCPT in hand
+
+	verb      string // the command in hand, for metrics and logs
+	errs      int    // errors since the last accepted message
+	junk      int    // NOOPs and their like since then
+	unknown   int    // recipients refused as unknown
+	overshoot int    // recipients beyond the limit
+}
+
+func newFront(l *listener, c net.Conn) *front {
+	f := &front{srv: l.srv, ln: l, raw: c, conn: c, in: newInput(), ours: true, result: "aborted"}
+	f.ctx, f.end = context.WithCancel(l.ctx)
+	return f
+}
+
+// Read gives go-smtp its next line, running the session up to there.
+func (f *front) Read(p []byte) (n int, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			f.panicked(r)
+			n, err = 0, io.EOF
+		}
+	}()
+	for len(f.feed) == 0 && !f.over {
+		f.step()
+	}
+	if len(f.feed) == 0 {
+		f.flush()
+		return 0, io.EOF
+	}
+	n = copy(p, f.feed)
+	f.feed = f.feed[n:]
+	return n, nil
+}
+
+// panicked ends a session in which a bug of ours showed.
+func (f *front) panicked(r any) {
+	f.srv.Log.Error("smtp session panicked", "client", f.client.Addr, "panic", r, "stack", string(debug.Stack()))
+	f.feed = ""
+	f.hangUp("error", envelope.NewReply(421, "4.3.0", "%s Error: internal error", f.srv.Hostname))
+	f.flush()
+}
+
+// Write takes go-smtp's replies. They are sent only where we have none.
+func (f *front) Write(p []byte) (int, error) {
+	if !f.ours {
+		f.out = append(f.out, p...)
+	}
+	return len(p), nil
+}
+
+// step does one thing: greets, or reads one command and deals with it.
+func (f *front) step() {
+	if !f.started {
+		f.started = true
+		f.start()
+		f.feed = "HELO client\r\n" // makes go-smtp's session
+		return
+	}
+	f.verb = "other"
+	if f.tooManyErrors() {
+		return
+	}
+	line, err := f.readCommand()
+	if err == nil {
+		f.command(line)
+		return
+	}
+	timeout := errors.Is(err, os.ErrDeadlineExceeded)
+	switch {
+	case f.isDraining():
+		f.hangUp("aborted", envelope.NewReply(421, "4.3.2", "%s Service shutting down", f.srv.Hostname))
+	case errors.Is(err, errTooLong):
+		f.limit("command_length")
+		f.reply(envelope.NewReply(500, "5.5.2", "Error: command too long"))
+	case errors.Is(err, errBadOctet):
+		f.reply(envelope.NewReply(500, "5.5.2", "Error: bad character in command"))
+	case errors.Is(err, errBareLF):
+		f.hangUp("error", envelope.NewReply(500, "5.5.2", "Error: bare <LF> received"))
+	case errors.Is(err, errFlood):
+		f.limit("command_length")
+		f.hangUp("error", envelope.NewReply(421, "4.5.2", "%s Error: command too long", f.srv.Hostname))
+	case timeout:
+		f.limit("command_timeout")
+		f.hangUp("timeout", timeoutReply(f.srv.Hostname))
+	default:
+		f.over = true // the client has gone
+	}
+}
+
+func timeoutReply(hostname string) envelope.Reply {
+	return envelope.NewReply(421, "4.4.2", "%s Error: timeout exceeded", hostname)
+}
+
+var (
+	errBadOctet = errors.New("control character in command")
+	errBareLF   = errors.New("bare line feed")
+	errDraining = errors.New("shutting down")
+)
+
+// readCommand reads a command line, without its CRLF.
+func (f *front) readCommand() (string, error) {
+	f.in.shrink()
+	deadline := time.Now().Add(f.srv.CommandTimeout)
+	for {
+		if f.isDraining() {
+			return "", errDraining
+		}
+		line, err := f.in.line(&f.skipped)
+		if err != nil {
+			return "", err
+		}
+		if line != nil {
+			return checkCommand(line, f.srv.BareNewline == "normalize")
+		}
+		if err := f.fill(deadline, true); err != nil {
+			return "", err
+		}
+	}
+}
+
+// checkCommand takes the line's end off and refuses what no command may hold.
+func checkCommand(line []byte, bareLF bool) (string, error) {
+	line = line[:len(line)-1]
+	if n := len(line); n > 0 && line[n-1] == '\r' {
+		line = line[:n-1]
+	} else if !bareLF {
+		return "", errBareLF
+	}
+	for _, c := range line {
+		if c < 0x20 && c != '\t' || c == 0x7f {
+			return "", errBadOctet
+		}
+	}
+	return string(line), nil
+}
+
+// fill writes what is to be written and reads what the client sends, until
+// deadline. A wait for a command ends when the server drains.
+func (f *front) fill(deadline time.Time, command bool) error {
+	if err := f.flush(); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	if command && f.draining {
+		f.mu.Unlock()
+		return errDraining
+	}
+	f.waiting = command
+	err := f.conn.SetReadDeadline(deadline)
+	f.mu.Unlock()
+	if err == nil {
+		err = f.in.fill(f.conn)
+	}
+	f.mu.Lock()
+	f.waiting = false
+	f.mu.Unlock()
+	return err
+}
+
+func (f *front) isDraining() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.draining
+}
+
+// drain makes the session end at its next command.
+func (f *front) drain() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.draining = true
+	if f.waiting {
+		_ = f.conn.SetReadDeadline(time.Unix(1, 0))
+	}
+}
+
+// reply queues a reply to the command in hand. Replies leave together, when
+// the client has nothing more to say for now.
+func (f *front) reply(r envelope.Reply) {
+	if r.Code < 200 || r.Code > 599 {
+		r = envelope.NewReply(451, "4.3.5", "Server configuration error")
+	}
+	f.srv.Metrics.Commands.WithLabelValues(f.verb, class(r.Code)).Inc()
+	f.out = appendReply(f.out, r)
+	if r.Code >= 400 {
+		f.errs++
+	}
+	if r.Code == 421 || r.Code == 521 {
+		f.over = true
+	}
+}
+
+func class(code int) string {
+	return [...]string{"2xx", "3xx", "4xx", "5xx"}[code/100-2]
+}
+
+// hangUp answers and ends the session. A zero reply is not sent.
+func (f *front) hangUp(result string, r envelope.Reply) {
+	if f.over {
+		return
+	}
+	if !r.Zero() {
+		f.reply(r)
+	}
+	f.result, f.over = result, true
+}
+
+// appendReply writes r on the wire: every line with both codes (RFC 2034 §4),
+// nothing in it that could end a line early, no line above 512 octets.
+func appendReply(b []byte, r envelope.Reply) []byte {
+	lines := strings.Split(r.Text, "\n")
+	for i, line := range lines {
+		sep := byte('-')
+		if i == len(lines)-1 {
+			sep = ' '
+		}
+		b = fmt.Appendf(b, "%03d%c", r.Code, sep)
+		if r.Enhanced != "" {
+			b = append(append(b, r.Enhanced...), ' ')
+		}
+		for _, c := range []byte(line[:min(len(line), 480)]) {
+			if c < 0x20 || c >= 0x7f {
+				c = '?'
+			}
+			b = append(b, c)
+		}
+		b = append(b, "\r\n"...)
+	}
+	return b
+}
+
+// flush writes the replies that wait.
+func (f *front) flush() error {
+	if len(f.out) == 0 {
+		return nil
+	}
+	out := f.out
+	f.out = f.out[:0]
+	if cap(f.out) > maxCommand {
+		f.out = nil
+	}
+	if err := f.conn.SetWriteDeadline(time.Now().Add(f.srv.CommandTimeout)); err != nil {
+		return err
+	}
+	_, err := f.conn.Write(out)
+	return err
+}
+
+// limit counts that the client ran into one of our bounds.
+func (f *front) limit(name string) { f.srv.Metrics.SMTPLimits.WithLabelValues(name).Inc() }
+
+// tooManyErrors hangs up on a client that makes too many.
+func (f *front) tooManyErrors() bool {
+	switch {
+	case f.lim.HardErrors > 0 && f.errs >= f.lim.HardErrors:
+		f.limit("errors")
+		f.hangUp("error", envelope.NewReply(421, "4.7.0", "%s Error: too many errors", f.srv.Hostname))
+	case f.unknown >= f.srv.MaxUnknownRecipients:
+		f.limit("unknown_recipients")
+		f.hangUp("error", envelope.NewReply(421, "4.7.0", "%s Error: too many unknown recipients", f.srv.Hostname))
+	}
+	return f.over
+}
+
+// Close ends the session; go-smtp calls it, maybe more than once.
+func (f *front) Close() error {
+	f.closing.Do(func() {
+		_ = f.flush()
+		f.end()
+		f.linger()
+		_ = f.raw.Close()
+		if f.policy != nil {
+			f.policy.Close()
+		}
+		f.in.release()
+		f.srv.leave(f, f.counted)
+		f.srv.Metrics.SessionsOpen.Dec()
+		f.srv.Metrics.Sessions.WithLabelValues(f.result).Inc()
+	})
+	return nil
+}
+
+// linger lets the client read our last reply: to close while its octets lie
+// unread would reset the connection and may destroy the reply.
+func (f *front) linger() {
+	if !f.over {
+		return
+	}
+	if t, ok := f.conn.(*tls.Conn); ok {
+		_ = t.CloseWrite()
+	}
+	raw := f.raw
+	if p, ok := raw.(*proxyproto.Conn); ok {
+		raw = p.Raw()
+	}
+	half, ok := raw.(interface{ CloseWrite() error })
+	if !ok || half.CloseWrite() != nil {
+		return
+	}
+	if raw.SetReadDeadline(time.Now().Add(time.Second)) == nil {
+		_, _ = io.Copy(io.Discard, io.LimitReader(raw, 256<<10))
+	}
+}
+
+// LocalAddr and the rest make a net.Conn. go-smtp sets no deadlines here: it
+// is given no time-outs.
+func (f *front) LocalAddr() net.Addr { return f.raw.LocalAddr() }
+
+// RemoteAddr is the client's address as the session has it.
+func (f *front) RemoteAddr() net.Addr {
+	return net.TCPAddrFromAddrPort(netip.AddrPortFrom(f.client.Addr, f.client.Port))
+}
+
+func (f *front) SetDeadline(time.Time) error      { return nil }
+func (f *front) SetReadDeadline(time.Time) error  { return nil }
+func (f *front) SetWriteDeadline(time.Time) error { return nil }

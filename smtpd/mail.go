@@ -1,0 +1,214 @@
+package smtpd
+
+import (
+	"strconv"
+	"strings"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+)
+
+// transaction is a mail transaction, from MAIL to the reply that ends it.
+type transaction struct {
+	env     envelope.Envelope
+	size    int64 // SIZE=, 0 when absent
+	discard bool  // the policy wants the message accepted and thrown away
+	draft   Draft // from DATA on
+}
+
+// mail reads a MAIL command and hands go-smtp one that opens a transaction;
+// session.Mail judges it.
+func (f *front) mail(arg string) {
+	rest, isFrom := cutFold(arg, "FROM:")
+	switch {
+	case f.tx != nil:
+		f.reply(envelope.NewReply(503, "5.5.1", "Error: nested MAIL command"))
+		return
+	case !isFrom || rest == "":
+		f.reply(envelope.NewReply(501, "5.5.4", "Syntax: MAIL FROM:<address>"))
+		return
+	}
+	path, params, err := envelope.ParseReversePath(rest)
+	if err != nil {
+		f.reply(envelope.NewReply(501, "5.1.7", "Bad sender address syntax"))
+		return
+	}
+	tx := &transaction{env: envelope.Envelope{From: path}}
+	if r := tx.params(params); !r.Zero() {
+		f.reply(r)
+		return
+	}
+	if !tx.env.UTF8 && !ascii(rest) {
+		f.reply(needUTF8)
+		return
+	}
+	if v := f.pin(); refused(v) {
+		f.refuse(v)
+		return
+	}
+	if f.lim.MessageSize > 0 && tx.size > f.lim.MessageSize {
+		f.limit("message_size")
+		f.reply(tooLarge)
+		return
+	}
+	f.tx = tx
+	f.ours, f.feed = false, "MAIL FROM:<>\r\n"
+}
+
+var (
+	needUTF8 = envelope.NewReply(553, "5.6.7", "Must declare SMTPUTF8 to send unicode address")
+	tooLarge = envelope.NewReply(552, "5.3.4", "Error: message file too big")
+)
+
+// params reads MAIL's parameters.
+func (tx *transaction) params(list string) envelope.Reply {
+	for param := range strings.FieldsSeq(list) {
+		key, value, _ := strings.Cut(param, "=")
+		valid := true
+		switch strings.ToUpper(key) {
+		case "SIZE": // RFC 1870 §4
+			n, err := strconv.ParseUint(value, 10, 63)
+			if tx.size, valid = int64(n), err == nil && len(value) <= 20; !valid {
+				return envelope.NewReply(501, "5.5.4", "Bad message size syntax")
+			}
+		case "BODY": // RFC 6152
+			tx.env.EightBit = strings.EqualFold(value, "8BITMIME")
+			valid = tx.env.EightBit || strings.EqualFold(value, "7BIT")
+		case "SMTPUTF8": // RFC 6531
+			tx.env.UTF8 = true
+			valid = param == key
+		case "RET": // RFC 3461 §4.3
+			valid = tx.env.Ret == "" && (strings.EqualFold(value, "FULL") || strings.EqualFold(value, "HDRS"))
+			tx.env.Ret = strings.ToUpper(value)
+		case "ENVID": // RFC 3461 §4.4
+			valid = tx.env.EnvID == "" && len(value) <= 100 && isXtext(value)
+			tx.env.EnvID = value
+		default:
+			return unsupported(key)
+		}
+		if !valid {
+			return envelope.NewReply(501, "5.5.4", "Bad %s parameter syntax", strings.ToUpper(key))
+		}
+	}
+	return envelope.Reply{}
+}
+
+func unsupported(key string) envelope.Reply {
+	return envelope.NewReply(555, "5.5.4", "Unsupported option: %s", clean(key[:min(len(key), 64)]))
+}
+
+// recipient reads a RCPT command; session.Rcpt judges it.
+func (f *front) recipient(arg string) {
+	rest, isTo := cutFold(arg, "TO:")
+	switch {
+	case f.tx == nil:
+		f.reply(envelope.NewReply(503, "5.5.1", "Error: need MAIL command"))
+		return
+	case !isTo || rest == "":
+		f.reply(envelope.NewReply(501, "5.5.4", "Syntax: RCPT TO:<address>"))
+		return
+	}
+	path, params, err := envelope.ParseForwardPath(rest)
+	if err != nil {
+		f.reply(envelope.NewReply(501, "5.1.3", "Bad recipient address syntax"))
+		return
+	}
+	rcpt := envelope.Recipient{Path: path}
+	if r := rcptParams(&rcpt, params); !r.Zero() {
+		f.reply(r)
+		return
+	}
+	if !f.tx.env.UTF8 && !ascii(rest) {
+		f.reply(needUTF8)
+		return
+	}
+	if f.lim.Recipients > 0 && len(f.tx.env.To) >= f.lim.Recipients {
+		f.limit("recipients")
+		f.reply(envelope.NewReply(452, "4.5.3", "Error: too many recipients"))
+		if f.overshoot++; f.overshoot <= f.lim.RcptOvershoot {
+			f.errs-- // not the client's fault: it can't know until now
+		}
+		return
+	}
+	f.rcpt = rcpt
+	f.ours, f.feed = false, "RCPT TO:<r@x>\r\n"
+}
+
+// rcptParams reads RCPT's parameters. They are kept as the client wrote them.
+func rcptParams(rcpt *envelope.Recipient, list string) envelope.Reply {
+	for param := range strings.FieldsSeq(list) {
+		key, value, _ := strings.Cut(param, "=")
+		switch strings.ToUpper(key) {
+		case "NOTIFY": // RFC 3461 §4.1
+			if rcpt.Notify != "" || !validNotify(value) {
+				return envelope.NewReply(501, "5.5.4", "Error: Bad NOTIFY parameter syntax")
+			}
+			rcpt.Notify = strings.ToUpper(value)
+		case "ORCPT": // RFC 3461 §4.2
+			if rcpt.ORcpt != "" || !validORcpt(value) {
+				return envelope.NewReply(501, "5.5.4", "Error: Bad ORCPT parameter syntax")
+			}
+			rcpt.ORcpt = value
+		default:
+			return unsupported(key)
+		}
+	}
+	return envelope.Reply{}
+}
+
+// validNotify says that s is NEVER alone, or a list of other events.
+func validNotify(s string) bool {
+	if strings.EqualFold(s, "NEVER") {
+		return true
+	}
+	for event := range strings.SplitSeq(strings.ToUpper(s), ",") {
+		if event != "SUCCESS" && event != "FAILURE" && event != "DELAY" {
+			return false
+		}
+	}
+	return len(s) <= len("SUCCESS,FAILURE,DELAY")
+}
+
+// validORcpt says that s is an address type and an address in xtext, or in one
+// of the encodings of RFC 6533 §3 when the type is utf-8.
+func validORcpt(s string) bool {
+	kind, addr, found := strings.Cut(s, ";")
+	if !found || kind == "" || addr == "" || len(s) > 500 || !isXtext(kind) {
+		return false
+	}
+	return strings.EqualFold(kind, "utf-8") && !strings.Contains(addr, "=") || isXtext(addr)
+}
+
+// isXtext says that s is xtext, RFC 3461 §4, and not empty.
+func isXtext(s string) bool {
+	for i := 0; i < len(s); i++ {
+		switch c := s[i]; {
+		case c == '+':
+			if i+2 >= len(s) || !isHex(s[i+1]) || !isHex(s[i+2]) {
+				return false
+			}
+			i += 2
+		case c < '!' || c > '~' || c == '=':
+			return false
+		}
+	}
+	return s != ""
+}
+
+func isHex(c byte) bool { return c >= '0' && c <= '9' || c >= 'A' && c <= 'F' || c >= 'a' && c <= 'f' }
+
+func ascii(s string) bool {
+	for i := range len(s) {
+		if s[i] >= 0x80 {
+			return false
+		}
+	}
+	return true
+}
+
+// cutFold cuts prefix off s, whatever its case.
+func cutFold(s, prefix string) (rest string, found bool) {
+	if len(s) < len(prefix) || !strings.EqualFold(s[:len(prefix)], prefix) {
+		return "", false
+	}
+	return strings.Trim(s[len(prefix):], " \t"), true
+}

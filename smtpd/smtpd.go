@@ -1,0 +1,292 @@
+// Package smtpd is the door: the SMTP server that other mail servers talk to.
+//
+// Its job is protocol hygiene and turning verdicts into replies. A front of
+// our own owns every connection, outermost, and is the only one that reads
+// what a client sends: it ends commands and data at CRLF and nowhere else,
+// bounds every length and every wait, parses paths from the raw line, and
+// answers HELO, STARTTLS, XCLIENT and their like itself. Behind it the go-smtp
+// library keeps the order of a mail transaction; it sees commands that the
+// front made anew, never a client's octets, and its replies are replaced.
+//
+// What it doesn't do: it decides nothing about clients, senders and recipients
+// (package policy does), keeps no mail (the Spool does) and never parses a
+// message beyond the borders of its header fields.
+//
+// Invariants:
+//   - 250 to a message is sent only after Draft.Commit returned nil.
+//   - Only CRLF.CRLF ends a message. What goes to the Spool holds no bare CR,
+//     no bare LF, no NUL and no dot-stuffing.
+//   - A mail transaction is judged by one Snapshot from MAIL to its end.
+//   - In doubt the reply is 4yz. No error's text reaches a client.
+//   - A connection owns at most one goroutine and a bounded amount of memory,
+//     and Serve returns only when all have ended.
+//
+// RFC 5321 (SMTP), 1870 (SIZE), 2034 (enhanced codes), 2920 (pipelining), 3207
+// (STARTTLS), 3461 (DSN parameters), 3848 (protocol names), 6152 (8BITMIME),
+// 6531 (SMTPUTF8), 9422 (LIMITS); XCLIENT as in Postfix's XCLIENT_README and
+// the PROXY protocol of HAProxy, versions 1 and 2.
+package smtpd
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/emersion/go-smtp"
+	"github.com/pires/go-proxyproto"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/metrics"
+	"github.com/understudy-mx/understudy/policy"
+)
+
+// Spool keeps accepted mail. An error that is or wraps an *envelope.ReplyError
+// names the client's reply; any other is answered 451 4.3.0.
+type Spool interface {
+	// Ready says whether a message of size octets could be kept now.
+	Ready(size int64) error
+	// Begin opens a message and sets env.ID. The Draft reads env at Commit.
+	Begin(env *envelope.Envelope) (Draft, error)
+}
+
+// Draft is a message being written: our Received field, then the content with
+// CRLF line ends and without dot-stuffing. Exactly one of Commit and Abort
+// ends it.
+type Draft interface {
+	io.Writer
+	ID() string
+	// Commit returns nil only when the message would survive a power cut.
+	Commit(ctx context.Context) error
+	Abort()
+}
+
+// Server is an SMTP server. Its fields must not change once Serve runs; zero
+// values of limits mean the default that stands beside them.
+type Server struct {
+	Hostname string
+	Policy   func() *policy.Snapshot // the snapshot in force; nil while there is none
+	Resolver policy.Resolver
+	Spool    Spool
+
+	TLS         *tls.Config    // nil: no STARTTLS; see CertFile
+	XClientFrom []netip.Prefix // clients that may use XCLIENT
+	ProxyFrom   []netip.Prefix // peers that must send a PROXY protocol header
+
+	MaxConnections          int           // 1000, over all listeners
+	MaxConnectionsPerClient int           // 50, per IPv4 address or IPv6 /64
+	MaxUnknownRecipients    int           // 20 in a session, then 421
+	MaxHeaderBytes          int           // 512 KiB, a message's header section
+	CommandTimeout          time.Duration // 5 min for a whole command line
+	DataTimeout             time.Duration // 3 min for a piece of the message
+	MinRate                 int           // 500 octets a second, from one DataTimeout after DATA
+	ShutdownTimeout         time.Duration // 30 s
+	// BareNewline says what becomes of a line feed without its carriage
+	// return: "reject" (the default) or "normalize".
+	BareNewline string
+
+	Log     *slog.Logger
+	Metrics *metrics.Metrics
+
+	once sync.Once
+	mu   sync.Mutex           // guards the two below
+	all  map[*front]struct{}  // open connections
+	from map[netip.Prefix]int // of them, by client
+}
+
+func (s *Server) init() {
+	s.all = make(map[*front]struct{})
+	s.from = make(map[netip.Prefix]int)
+	setDefault(&s.MaxConnections, 1000)
+	setDefault(&s.MaxConnectionsPerClient, 50)
+	setDefault(&s.MaxUnknownRecipients, 20)
+	setDefault(&s.MaxHeaderBytes, 512<<10)
+	setDefault(&s.CommandTimeout, 5*time.Minute)
+	setDefault(&s.DataTimeout, 3*time.Minute)
+	setDefault(&s.MinRate, 500)
+	setDefault(&s.ShutdownTimeout, 30*time.Second)
+	setDefault(&s.BareNewline, "reject")
+	setDefault(&s.Hostname, "localhost")
+	if s.Log == nil {
+		s.Log = slog.New(slog.DiscardHandler)
+	}
+	if s.Metrics == nil {
+		s.Metrics = metrics.New(prometheus.NewRegistry())
+	}
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// Serve answers the clients that connect to ln until ctx ends or ln fails.
+// Then clients get 421 at their next command, a message whose data is on its
+// way may be finished within ShutdownTimeout, and what is still open after
+// that is closed. Serve closes ln and returns when each of its connections and
+// goroutines has ended; nil when ctx ended. Several Serves may share a Server.
+func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
+	s.once.Do(s.init)
+	sessions, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	fronts := &listener{Listener: ln, srv: s, ctx: sessions}
+	lib := smtp.NewServer(smtp.BackendFunc(func(c *smtp.Conn) (smtp.Session, error) {
+		return &session{c.Conn().(*front)}, nil
+	}))
+	lib.Domain = s.Hostname
+	lib.ErrorLog = slog.NewLogLogger(s.Log.Handler(), slog.LevelWarn)
+
+	failed := make(chan error, 1)
+	go func() { failed <- lib.Serve(fronts) }()
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+		failed <- nil
+	}
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		// Closes ln and waits for every connection's goroutine; its error
+		// is that of closing ln, which may be closed already.
+		_ = lib.Shutdown(context.Background())
+	}()
+	fronts.drain()
+	deadline := time.NewTimer(s.ShutdownTimeout)
+	defer deadline.Stop()
+	select {
+	case <-stopped:
+	case <-deadline.C:
+		cancel()
+		fronts.kill()
+		<-stopped
+	}
+	<-failed
+	return err
+}
+
+// listener makes a front of every connection. It belongs to one Serve.
+type listener struct {
+	net.Listener
+	srv *Server
+	ctx context.Context // ends when sessions must end at once
+
+	mu       sync.Mutex // guards draining, with srv.mu held for the set of fronts
+	draining bool
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		if errors.Is(err, net.ErrClosed) {
+			return nil, net.ErrClosed
+		}
+		return nil, err
+	}
+	if tcp, ok := c.(*net.TCPConn); ok {
+		_ = tcp.SetNoDelay(true) // replies leave in one write already
+	}
+	if contains(l.srv.ProxyFrom, addrOf(c.RemoteAddr()).Addr()) {
+		c = proxyproto.NewConn(c, proxyproto.WithPolicy(proxyproto.REQUIRE),
+			proxyproto.SetReadHeaderTimeout(min(10*time.Second, l.srv.CommandTimeout)))
+	}
+	f := newFront(l, c)
+	l.srv.mu.Lock()
+	l.srv.all[f] = struct{}{}
+	f.crowded = len(l.srv.all) > l.srv.MaxConnections
+	l.srv.mu.Unlock()
+	l.srv.Metrics.SessionsOpen.Inc()
+	l.mu.Lock()
+	draining := l.draining
+	l.mu.Unlock()
+	if draining {
+		f.drain()
+	}
+	return f, nil
+}
+
+// each calls do with every open front of this listener.
+func (l *listener) each(do func(*front)) {
+	l.srv.mu.Lock()
+	var mine []*front
+	for f := range l.srv.all {
+		if f.ln == l {
+			mine = append(mine, f)
+		}
+	}
+	l.srv.mu.Unlock()
+	for _, f := range mine {
+		do(f)
+	}
+}
+
+func (l *listener) drain() {
+	l.mu.Lock()
+	l.draining = true
+	l.mu.Unlock()
+	l.each((*front).drain)
+}
+
+func (l *listener) kill() { l.each(func(f *front) { _ = f.raw.Close() }) }
+
+// enter counts a connection of client and says whether it is one too many.
+func (s *Server) enter(client netip.Prefix) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.from[client]++
+	return s.from[client] <= s.MaxConnectionsPerClient
+}
+
+// leave forgets f, and the client that it was counted for, if any.
+func (s *Server) leave(f *front, client netip.Prefix) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.all, f)
+	if !client.IsValid() {
+		return
+	}
+	if s.from[client]--; s.from[client] <= 0 {
+		delete(s.from, client)
+	}
+}
+
+// contains says that a prefix of list holds a.
+func contains(list []netip.Prefix, a netip.Addr) bool {
+	for _, p := range list {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// addrOf returns a's address, unmapped, and port; zero when it has none.
+func addrOf(a net.Addr) netip.AddrPort {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	ap := tcp.AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
+}
+
+// group is what MaxConnectionsPerClient counts as one client.
+func group(a netip.Addr) netip.Prefix {
+	bits := 32
+	if a.Is6() {
+		bits = 64
+	}
+	p, err := a.Prefix(bits)
+	if err != nil {
+		return netip.Prefix{}
+	}
+	return p
+}
