@@ -1,0 +1,240 @@
+package policysync
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+
+	"github.com/understudy-mx/understudy/policy"
+)
+
+// content is a policy with the layout that it travels in.
+type content struct {
+	spec       *policy.Spec
+	layout     layout
+	recipients uint64
+	domains    map[string]*uint64 // recipients counted by domain, "" for those without
+}
+
+// settingsPiece is the longest piece that one record of the settings carries.
+const settingsPiece = 4096
+
+// maxSettings bounds the settings in octets.
+const maxSettings = 16 << 20
+
+// settings encodes everything but the tables: JSON, a line a record, so that a
+// change moves few cuts.
+func settings(spec *policy.Spec) ([][]byte, error) {
+	bare := *spec
+	bare.Tables = nil
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", " ")
+	if err := e.Encode(&bare); err != nil {
+		return nil, fmt.Errorf("encode settings: %w", err)
+	}
+	if b.Len() > maxSettings {
+		return nil, fmt.Errorf("the settings take %d octets; at most %d can be carried", b.Len(), maxSettings)
+	}
+	var pieces [][]byte
+	for line := range bytes.Lines(b.Bytes()) {
+		for piece := range slices.Chunk(line, settingsPiece) {
+			pieces = append(pieces, piece)
+		}
+	}
+	return pieces, nil
+}
+
+// parseSettings reads what settings wrote, strictly.
+func parseSettings(b []byte) (*policy.Spec, error) {
+	spec := new(policy.Spec)
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(spec); err != nil {
+		return nil, fmt.Errorf("settings: %w (is the primary's program newer?)", err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("settings: something follows them")
+	}
+	if spec.Tables != nil {
+		return nil, errors.New("settings: tables have no place there")
+	}
+	return spec, nil
+}
+
+// recipientTables names the tables whose keys say which recipients exist.
+func recipientTables(spec *policy.Spec) []string {
+	a := &spec.Addresses
+	names := slices.Concat(a.VirtualAlias, a.Local.Recipients, a.VirtualAliases.Recipients, a.VirtualMailbox.Recipients, a.Relay.Recipients)
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// acceptedDomains lists the domains that the policy accepts mail for.
+func acceptedDomains(spec *policy.Spec) []string {
+	a := &spec.Addresses
+	all := slices.Concat(a.Local.Domains, a.VirtualAliases.Domains, a.VirtualMailbox.Domains, a.Relay.Domains)
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// domainOf is the domain of a recipient table's key, "" for a bare local-part.
+func domainOf(key []byte) []byte {
+	if i := bytes.LastIndexByte(key, '@'); i >= 0 {
+		return key[i+1:]
+	}
+	return nil
+}
+
+// count fills in the numbers that a head commits to.
+func (c *content) count() {
+	c.recipients, c.domains = 0, map[string]*uint64{}
+	for _, name := range recipientTables(c.spec) {
+		t := c.spec.Tables[name]
+		if t == nil {
+			continue
+		}
+		c.recipients += uint64(t.Len())
+		if typ := t.Type(); typ != kindNames[kindSet] && typ != kindNames[kindHash] {
+			continue
+		}
+		for i := range t.Len() {
+			key, _ := t.Entry(i)
+			d := domainOf(key)
+			n := c.domains[string(d)]
+			if n == nil {
+				n = new(uint64)
+				c.domains[string(d)] = n
+			}
+			*n++
+		}
+	}
+}
+
+// perDomain hashes the counts: domains ascending, each with its length before
+// it and its count behind.
+func (c *content) perDomain() hash {
+	h := sha256.New()
+	var b []byte
+	for _, d := range slices.Sorted(maps.Keys(c.domains)) {
+		b = binary.BigEndian.AppendUint16(b[:0], uint16(len(d)))
+		b = binary.BigEndian.AppendUint64(append(b, d...), *c.domains[d])
+		h.Write(b)
+	}
+	return hash(h.Sum(nil))
+}
+
+// source is a publisher's content: it can make any of its chunks again.
+type source struct {
+	content
+	pieces [][]byte // the settings
+	places map[hash]place
+	index  map[hash][]byte // index chunks
+	order  []ref           // and their order
+}
+
+// place says which records make a chunk.
+type place struct {
+	section  int
+	from, to int
+}
+
+// newSource lays a policy out. It keeps spec, which must not change, and no
+// copy of the tables.
+func newSource(spec *policy.Spec) (*source, error) {
+	pieces, err := settings(spec)
+	if err != nil {
+		return nil, err
+	}
+	s := &source{content: content{spec: spec}, pieces: pieces, places: map[hash]place{}, index: map[hash][]byte{}}
+	if err := s.addSection(kindSettings, ""); err != nil {
+		return nil, err
+	}
+	for _, name := range slices.Sorted(maps.Keys(spec.Tables)) {
+		kind := slices.Index(kindNames[:], spec.Tables[name].Type())
+		if kind <= kindSettings || len(name) > maxName || name == "" {
+			return nil, fmt.Errorf("table %.300q can't be carried: its type is unknown, or its name longer than %d octets", name, maxName)
+		}
+		if err := s.addSection(byte(kind), name); err != nil {
+			return nil, err
+		}
+	}
+	s.layout.encode(func(b []byte) {
+		h := sha256.Sum256(b)
+		s.index[h] = bytes.Clone(b)
+		s.order = append(s.order, ref{hash: h, size: uint32(len(b))})
+	})
+	if _, _, chunks := s.layout.totals(); len(s.order) > maxIndexChunks || chunks > maxChunks || len(s.layout) > maxSections {
+		return nil, fmt.Errorf("the policy takes %d chunks, more than can be carried", chunks)
+	}
+	s.count()
+	return s, nil
+}
+
+func (s *source) addSection(kind byte, name string) error {
+	sec := section{kind: kind, name: name}
+	no, from := len(s.layout), 0
+	n := len(s.pieces)
+	if kind != kindSettings {
+		n = s.spec.Tables[name].Len()
+	}
+	c := cutter{mean: meanChunk, max: maxChunk, emit: func(b []byte, records int) {
+		r := ref{hash: sha256.Sum256(b), size: uint32(len(b)), records: uint32(records)}
+		sec.chunks = append(sec.chunks, r)
+		s.places[r.hash] = place{no, from, from + records}
+		from += records
+	}}
+	s.layout = append(s.layout, sec)
+	var rec []byte
+	for i := range n {
+		key, value := s.record(no, i)
+		var err error
+		if rec, err = appendRecord(rec[:0], key, value); err != nil {
+			return fmt.Errorf("table %s: %w", name, err)
+		}
+		c.add(rec)
+	}
+	c.flush()
+	sec.records = uint64(n)
+	s.layout[no] = sec
+	return nil
+}
+
+func (s *source) record(section, i int) (key, value []byte) {
+	if section == 0 {
+		return nil, s.pieces[i]
+	}
+	key, v := s.spec.Tables[s.layout[section].name].Entry(i)
+	return key, []byte(v)
+}
+
+// chunk makes the chunk of a name, nil when the content has none.
+func (s *source) chunk(h hash) []byte {
+	if b, ok := s.index[h]; ok {
+		return b
+	}
+	p, ok := s.places[h]
+	if !ok {
+		return nil
+	}
+	var b []byte
+	for i := p.from; i < p.to; i++ {
+		key, value := s.record(p.section, i)
+		b, _ = appendRecord(b, key, value) // it went through once
+	}
+	return b
+}
+
+// fill sets the fields of a head that describe the content.
+func (s *source) fill(h *Head) {
+	h.Records, h.Octets, h.Chunks = s.layout.totals()
+	h.Recipients, h.Domains, h.PerDomain = s.recipients, uint32(len(s.domains)), s.perDomain()
+	h.index = s.order
+}
