@@ -1,0 +1,322 @@
+package policysync
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"path"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/understudy-mx/understudy/metrics"
+	"github.com/understudy-mx/understudy/policy"
+)
+
+// FollowerOptions configure a Follower. Dir and Domains must be given.
+type FollowerOptions struct {
+	Dir        string           // of keys, pairing and store; Join made it
+	Domains    []string         // the only domains that the primary may make us accept mail for; ".example.org" allows those below
+	StaleAfter time.Duration    // out of contact for longer, unknown recipients are answered 450; default 24 h
+	MaxOctets  int64            // bound on a snapshot, uncompressed; default 1 GiB
+	Report     func() Health    // what the primary's operator is told about us; nil: only the policy's state
+	Log        *slog.Logger     // default: none
+	Metrics    *metrics.Metrics // must be given
+	OnChange   func(*policy.Snapshot)
+
+	now func() time.Time
+	fs  fileSystem
+}
+
+// version is one version of the policy, verified and stored.
+type version struct {
+	head    *Head
+	raw     []byte
+	content *content
+}
+
+// held is what the sessions see.
+type held struct {
+	fresh, stale *policy.Snapshot
+	staleAt      time.Time
+}
+
+// Follower keeps a secondary's policy that of its primary. One goroutine, in
+// Run, changes the version; the operator's decisions come from others.
+type Follower struct {
+	o     FollowerOptions
+	store *store
+	codec *codec
+	pair  *pairing
+	self  Pin
+	http  *client
+
+	held atomic.Pointer[held]
+
+	mu       sync.Mutex // guards all below; never held while the network is waited for
+	newest   *Head      // the last that was verified and stored: what no head may fall behind
+	cur      *version   // the newest whose content is held
+	prev     *version   // the one before, for Diff; nil at first
+	base     *version   // set while a deletion is staged: the version before it
+	rejected bool       // the operator refused the staged deletion
+	gone     *deletion  // from base to cur
+	lastErr  error      // of the last poll, nil when it went well
+	polled   time.Time  // the last poll that went well
+}
+
+// OpenFollower loads the paired primary and the last good snapshot from Dir.
+// It needs no network: Current answers before Run begins.
+func OpenFollower(o FollowerOptions) (*Follower, error) {
+	if o.fs == nil {
+		o.fs = osFS{}
+	}
+	if o.now == nil {
+		o.now = time.Now
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.StaleAfter <= 0 {
+		o.StaleAfter = 24 * time.Hour
+	}
+	if o.MaxOctets <= 0 {
+		o.MaxOctets = 1 << 30
+	}
+	if len(o.Domains) == 0 {
+		return nil, errors.New("open follower: no domain is configured; list the domains that the primary may fill with recipients")
+	}
+	pair, err := loadPairing(o.fs, o.Dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("open follower: %s holds no pairing; run `understudy invite` on the primary and paste its line here: %w", o.Dir, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open follower: %w", err)
+	}
+	c, err := newCodec()
+	if err != nil {
+		return nil, err
+	}
+	f := &Follower{o: o, codec: c, pair: pair}
+	if f.store, err = openStore(o.fs, path.Join(o.Dir, "store"), c); err != nil {
+		return nil, err
+	}
+	if f.http, err = newClient(o.fs, o.Dir, pair); err != nil {
+		return nil, err
+	}
+	f.self = f.http.self
+	if err := f.load(); err != nil {
+		return nil, err
+	}
+	o.Metrics.Follower(f.stats)
+	return f, nil
+}
+
+// load takes the newest version that the disk holds undamaged into force.
+func (f *Follower) load() error {
+	names, err := f.store.heads()
+	if err != nil {
+		return fmt.Errorf("load policy: %w", err)
+	}
+	for _, name := range names {
+		raw, err := f.store.head(name)
+		var h *Head
+		if err == nil {
+			h, err = openHead(raw, f.pair.keys())
+		}
+		if err != nil || h.Stream != f.pair.Stream {
+			f.alarm(fmt.Errorf("load policy %s: not of the paired primary: %w", name, err), AlarmStore)
+			continue
+		}
+		if f.newest == nil {
+			f.newest = h
+		}
+		v, err := f.loadVersion(h, raw)
+		if err != nil {
+			f.alarm(fmt.Errorf("load policy %s: %w", name, err), AlarmStore)
+			continue
+		}
+		if f.cur == nil {
+			f.cur = v
+		} else {
+			f.prev = v
+			break
+		}
+	}
+	if f.cur == nil {
+		return nil
+	}
+	if err := f.loadGuard(names); err != nil {
+		return err
+	}
+	return f.swap()
+}
+
+func (f *Follower) loadVersion(h *Head, raw []byte) (*version, error) {
+	l, err := f.store.layout(h)
+	if err != nil {
+		return nil, err
+	}
+	var old *content // the version loaded before shares most chunks
+	if f.cur != nil {
+		old = f.cur.content
+	}
+	c, err := build(h, l, old, f.store.get)
+	if err != nil {
+		return nil, err
+	}
+	if d := foreignDomain(c.spec, f.o.Domains); d != "" {
+		return nil, alarm(AlarmDomain, "it accepts mail for %q", d)
+	}
+	return &version{h, raw, c}, nil
+}
+
+// loadGuard restores what the operator was asked before the restart.
+func (f *Follower) loadGuard(names []string) error {
+	g, err := f.store.loadGuard()
+	if err != nil || g == nil {
+		return err
+	}
+	for _, name := range names {
+		if name != g.Baseline || name == headName(f.cur.head) {
+			continue
+		}
+		raw, err := f.store.head(name)
+		var h *Head
+		if err == nil {
+			h, err = openHead(raw, f.pair.keys())
+		}
+		var v *version
+		if err == nil {
+			v, err = f.loadVersion(h, raw)
+		}
+		if err != nil {
+			f.alarm(fmt.Errorf("load the version before the staged deletion: %w", err), AlarmStore)
+			return nil
+		}
+		f.stage(v, g.Rejected != "")
+	}
+	return nil
+}
+
+// stage compares cur with base. A deletion that is none, or no more, is
+// forgotten.
+func (f *Follower) stage(base *version, rejected bool) {
+	f.base, f.rejected, f.gone = nil, false, nil
+	if base == nil {
+		return
+	}
+	if d := deleted(base.content, f.cur.content); d.mass() {
+		f.base, f.rejected, f.gone = base, rejected, d
+	}
+}
+
+// swap puts cur into force, as the guard has it. The caller holds mu.
+func (f *Follower) swap() error {
+	spec := f.cur.content.spec
+	var err error
+	switch {
+	case f.rejected:
+		spec = milder(f.base.content.spec)
+	case f.base != nil:
+		if spec, err = f.gone.withdraw(spec); err != nil {
+			return fmt.Errorf("withdraw the deleted: %w", err)
+		}
+	}
+	h, err := compile(spec)
+	if err != nil {
+		return err
+	}
+	h.staleAt = f.newest.Created.Add(f.o.StaleAfter)
+	f.held.Store(h)
+	if f.o.OnChange != nil {
+		f.o.OnChange(h.fresh)
+	}
+	return nil
+}
+
+func compile(spec *policy.Spec) (*held, error) {
+	fresh, err := policy.Compile(spec)
+	var stale *policy.Snapshot
+	if err == nil {
+		stale, err = policy.Compile(milder(spec))
+	}
+	if err != nil {
+		return nil, &AlarmError{AlarmPolicy, err}
+	}
+	return &held{fresh: fresh, stale: stale}, nil
+}
+
+// renewed notes that the primary vouched for cur once more.
+func (f *Follower) renewed(h *Head) {
+	f.newest = h
+	if old := f.held.Load(); old != nil {
+		f.held.Store(&held{old.fresh, old.stale, h.Created.Add(f.o.StaleAfter)})
+	}
+}
+
+// Current returns the policy in force, nil when there never was one. It is the
+// milder form when the primary has been silent for too long.
+func (f *Follower) Current() *policy.Snapshot {
+	h := f.held.Load()
+	switch {
+	case h == nil:
+		return nil
+	case f.o.now().After(h.staleAt):
+		return h.stale
+	}
+	return h.fresh
+}
+
+// alarm logs and counts a failure once, where it is known.
+func (f *Follower) alarm(err error, def Alarm) {
+	a := alarmOf(err, def)
+	f.o.Metrics.SyncAlarms.WithLabelValues(string(a)).Inc()
+	f.o.Log.Error("policy sync alarm", "alarm", string(a), "err", clip(err.Error()))
+}
+
+// clip bounds a text that may quote a peer.
+func clip(s string) string {
+	const most = 512
+	if len(s) > most {
+		s = s[:most] + "…"
+	}
+	return s
+}
+
+// Run follows the primary until ctx ends.
+func (f *Follower) Run(ctx context.Context) error {
+	defer f.http.close()
+	const first, most = time.Second, time.Minute
+	wait := first
+	for {
+		err := f.poll(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		f.mu.Lock()
+		before := f.lastErr
+		f.lastErr = err
+		if err == nil {
+			f.polled = f.o.now()
+		}
+		f.mu.Unlock()
+		if err == nil {
+			wait = first
+			continue
+		}
+		if before == nil || alarmOf(before, AlarmProtocol) != alarmOf(err, AlarmProtocol) {
+			f.alarm(err, AlarmProtocol)
+		} else {
+			f.o.Metrics.SyncAlarms.WithLabelValues(string(alarmOf(err, AlarmProtocol))).Inc()
+		}
+		if !sleep(ctx, jitter(wait)) {
+			return nil
+		}
+		wait = min(2*wait, most)
+	}
+}
+
+// Close releases what Run doesn't.
+func (f *Follower) Close() { f.codec.close() }

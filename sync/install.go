@@ -1,0 +1,244 @@
+package policysync
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// parallel is how many chunks are on their way at once.
+const parallel = 16
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// jitter keeps followers from coming back all at once.
+func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d) }
+
+// poll waits for the next head and does what it asks for.
+func (f *Follower) poll(ctx context.Context) error {
+	f.mu.Lock()
+	newest, cur := f.newest, f.cur
+	f.mu.Unlock()
+	after := uint64(0)
+	if cur != nil {
+		after = cur.head.Version
+	}
+	raw, err := f.http.head(ctx, after)
+	if err != nil {
+		return err
+	}
+	h, err := openHead(raw, f.pair.keys())
+	switch {
+	case errors.Is(err, errSignature):
+		return &AlarmError{AlarmSignature, err}
+	case err != nil:
+		return &AlarmError{AlarmHead, err}
+	}
+	if err := judge(newest, h, f.pair.Stream, f.self, f.o.now()); err != nil {
+		return err
+	}
+	if cur != nil && h.identity == cur.head.identity {
+		err = f.renew(h, raw)
+	} else {
+		err = f.install(ctx, cur, h, raw)
+	}
+	if err == nil {
+		err = f.trust(h)
+	}
+	if err == nil {
+		err = f.report(ctx)
+	}
+	return err
+}
+
+// renew stores the new signature of the version held.
+func (f *Follower) renew(h *Head, raw []byte) error {
+	if err := f.store.saveHead(h, raw); err != nil {
+		return &AlarmError{AlarmStore, err}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.cur = &version{h, raw, f.cur.content}
+	f.renewed(h)
+	return nil
+}
+
+// install fetches, verifies and stores a version, and takes it into force.
+func (f *Follower) install(ctx context.Context, cur *version, h *Head, raw []byte) error {
+	start := time.Now()
+	l, err := f.fetch(ctx, h)
+	if err != nil {
+		return err
+	}
+	var old *content
+	if cur != nil {
+		old = cur.content
+	}
+	c, err := build(h, l, old, f.store.get)
+	if err != nil {
+		return err
+	}
+	if d := foreignDomain(c.spec, f.o.Domains); d != "" {
+		return alarm(AlarmDomain, "version %d.%d accepts mail for %q, which is not among the domains configured here; add it there or remove it on the primary", h.Epoch, h.Version, d)
+	}
+	if _, err := compile(c.spec); err != nil {
+		return err
+	}
+	if err := f.commit(&version{h, raw, c}); err != nil {
+		return err
+	}
+	f.store.collect(f.cur, f.prev, f.base)
+	f.o.Metrics.SyncApplied.Inc()
+	f.o.Log.Info("policy applied", "epoch", h.Epoch, "version", h.Version, "recipients", h.Recipients,
+		"domains", h.Domains, "staged", f.Status().Staged, "took", time.Since(start).Round(time.Millisecond))
+	return nil
+}
+
+// commit makes v durable and then current. A crash before saveHead returns
+// leaves the version before, with a guard that has nothing to guard.
+func (f *Follower) commit(v *version) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	old := *f.keep()
+	base := f.base
+	if base == nil {
+		base = f.cur
+	}
+	f.prev, f.cur = f.cur, v
+	f.stage(base, f.rejected)
+	if err := f.save(v, old.base); err != nil {
+		f.restore(&old)
+		return err
+	}
+	f.newest = v.head
+	if err := f.swap(); err != nil {
+		f.restore(&old)
+		return err
+	}
+	if f.gone != nil && old.base == nil {
+		f.alarm(alarm(AlarmDeletion, "version %d.%d removes %d of %d recipients and %d domains: they answer 450 until `understudy policy approve %d`, or `reject`",
+			v.head.Epoch, v.head.Version, f.gone.recipients, f.gone.of, len(f.gone.domains), v.head.Version), AlarmDeletion)
+	}
+	return nil
+}
+
+func (f *Follower) save(v *version, before *version) error {
+	var err error
+	if f.base != nil && before == nil {
+		err = f.store.saveGuard(&guardFile{Baseline: headName(f.base.head)})
+	}
+	if err == nil {
+		err = f.store.saveHead(v.head, v.raw)
+	}
+	if err == nil && f.base == nil && before != nil {
+		err = f.store.saveGuard(nil)
+	}
+	if err != nil {
+		return &AlarmError{AlarmStore, err}
+	}
+	return nil
+}
+
+// kept is what a commit changes.
+type kept struct {
+	newest          *Head
+	cur, prev, base *version
+	rejected        bool
+	gone            *deletion
+}
+
+func (f *Follower) keep() *kept {
+	return &kept{f.newest, f.cur, f.prev, f.base, f.rejected, f.gone}
+}
+
+func (f *Follower) restore(k *kept) {
+	f.newest, f.cur, f.prev, f.base, f.rejected, f.gone = k.newest, k.cur, k.prev, k.base, k.rejected, k.gone
+}
+
+// fetch gets the chunks that the store lacks, the index first. Each is stored
+// as it comes, so that a transfer that was cut goes on where it ended.
+func (f *Follower) fetch(ctx context.Context, h *Head) (layout, error) {
+	if h.Octets > uint64(f.o.MaxOctets) || h.Chunks > maxChunks {
+		return nil, alarm(AlarmSize, "version %d.%d takes %d octets in %d chunks; at most %d are taken", h.Epoch, h.Version, h.Octets, h.Chunks, f.o.MaxOctets)
+	}
+	if err := f.fetchAll(ctx, h.index); err != nil {
+		return nil, err
+	}
+	l, err := f.store.layout(h)
+	if err != nil {
+		return nil, err
+	}
+	if records, octets, chunks := l.totals(); records != h.Records || octets != h.Octets || chunks != h.Chunks {
+		return nil, alarm(AlarmContent, "the index has %d records in %d chunks of %d octets, the head promised %d in %d of %d",
+			records, chunks, octets, h.Records, h.Chunks, h.Octets)
+	}
+	for i := range l {
+		if err := f.fetchAll(ctx, l[i].chunks); err != nil {
+			return nil, err
+		}
+	}
+	return l, nil
+}
+
+func (f *Follower) fetchAll(ctx context.Context, refs []ref) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(parallel)
+	asked := map[hash]bool{}
+	for _, r := range refs {
+		if asked[r.hash] || f.store.has(r.hash) {
+			continue
+		}
+		asked[r.hash] = true
+		g.Go(func() error { return f.fetchChunk(ctx, r) })
+	}
+	return g.Wait()
+}
+
+func (f *Follower) fetchChunk(ctx context.Context, r ref) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	frame, err := f.http.chunk(ctx, r.hash)
+	if err != nil {
+		return err
+	}
+	b, err := f.codec.unpack(frame, int(r.size))
+	if err == nil {
+		err = r.verify(b)
+	}
+	if err != nil {
+		return &AlarmError{AlarmContent, err}
+	}
+	if err := f.store.put(r.hash, frame); err != nil {
+		return &AlarmError{AlarmStore, err}
+	}
+	f.o.Metrics.SyncChunks.Inc()
+	f.o.Metrics.SyncBytes.Add(float64(len(frame)))
+	return nil
+}
+
+// trust takes over the keys that the head announces: they were signed with a
+// key that is trusted already.
+func (f *Follower) trust(h *Head) error {
+	if f.pair.same(h) {
+		return nil
+	}
+	if err := f.pair.renew(f.o.fs, f.o.Dir, h); err != nil {
+		return &AlarmError{AlarmStore, fmt.Errorf("store the primary's new keys: %w", err)}
+	}
+	f.o.Log.Info("the primary's keys changed", "server_keys", len(h.ServerPins), "policy_keys", len(h.PolicyKeys))
+	return nil
+}

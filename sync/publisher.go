@@ -1,0 +1,393 @@
+package policysync
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"path"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/understudy-mx/understudy/metrics"
+	"github.com/understudy-mx/understudy/policy"
+)
+
+// Files of a publisher's directory.
+const (
+	serverKeyFile     = "server.key"
+	nextServerKeyFile = "server.next.key"
+	policyKeyFile     = "policy.key"
+	nextPolicyKeyFile = "policy.next.key"
+	stateFile         = "state.json"
+)
+
+// headLife is how long a signature is good for.
+const headLife = 10 * time.Minute
+
+// PublisherOptions configure a Publisher. Dir and Metrics must be given.
+type PublisherOptions struct {
+	Dir     string // of keys, peers and the version's number
+	Address string // host:port at which followers reach us; it goes into invitations
+	Log     *slog.Logger
+	Metrics *metrics.Metrics
+
+	now func() time.Time
+	fs  fileSystem
+}
+
+// Publisher offers a policy to the followers that are paired with it. It keeps
+// nothing about them but the file of peers, and their last report in memory.
+type Publisher struct {
+	o     PublisherOptions
+	peers *peers
+	codec *codec
+	joins *rate.Limiter
+
+	mu      sync.Mutex // guards all below
+	keys    pubKeys
+	state   pubState
+	src     *source
+	head    *Head
+	raw     []byte
+	notice  string
+	changed chan struct{} // closed and replaced at each signature
+	seen    map[string]*seen
+}
+
+// pubKeys are the keys in use and, while they change, those to come.
+type pubKeys struct {
+	server, policy         ed25519.PrivateKey
+	nextServer, nextPolicy ed25519.PrivateKey
+	since                  time.Time // start of the change, as far as this process knows
+}
+
+// pubState is what a publisher must not forget: a version's number names one
+// content. Without it, it begins a new epoch.
+type pubState struct {
+	Epoch    uint64 `json:"epoch"`
+	Version  uint64 `json:"version"`
+	Prev     []byte `json:"prev"`
+	Identity []byte `json:"identity"`
+}
+
+// seen is what is known about a peer since the start.
+type seen struct {
+	polled   time.Time
+	report   *Report
+	reported time.Time
+	inFlight int
+	polls    int
+	limit    *rate.Limiter
+}
+
+// OpenPublisher loads a publisher's directory, or fills an empty one.
+func OpenPublisher(o PublisherOptions) (*Publisher, error) {
+	if o.fs == nil {
+		o.fs = osFS{}
+	}
+	if o.now == nil {
+		o.now = time.Now
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if err := o.fs.MkdirAll(o.Dir); err != nil {
+		return nil, fmt.Errorf("open publisher: %w", err)
+	}
+	p := &Publisher{o: o, changed: make(chan struct{}), seen: map[string]*seen{}, joins: rate.NewLimiter(rate.Every(2*time.Second), 5)}
+	err := p.loadKeys()
+	if err == nil {
+		p.peers, err = openPeers(o.fs, o.Dir)
+	}
+	if err == nil {
+		err = p.loadState()
+	}
+	if err == nil {
+		p.codec, err = newCodec()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open publisher: %w", err)
+	}
+	o.Metrics.Publisher(p.stats)
+	return p, nil
+}
+
+func (p *Publisher) loadKeys() error {
+	for _, k := range []struct {
+		key    *ed25519.PrivateKey
+		file   string
+		create bool
+	}{
+		{&p.keys.server, serverKeyFile, true}, {&p.keys.policy, policyKeyFile, true},
+		{&p.keys.nextServer, nextServerKeyFile, false}, {&p.keys.nextPolicy, nextPolicyKeyFile, false},
+	} {
+		var err error
+		*k.key, err = loadKey(p.o.fs, path.Join(p.o.Dir, k.file), k.create)
+		if err != nil && (k.create || !errors.Is(err, fs.ErrNotExist)) {
+			return err
+		}
+	}
+	p.keys.since = p.o.now()
+	return nil
+}
+
+func (p *Publisher) loadState() error {
+	b, err := p.o.fs.ReadFile(path.Join(p.o.Dir, stateFile), 4096)
+	if errors.Is(err, fs.ErrNotExist) {
+		p.state = pubState{Epoch: uint64(p.o.now().Unix())}
+		return nil
+	}
+	if err == nil {
+		err = strictJSON(b, &p.state)
+	}
+	if err == nil && (p.state.Version == 0 || len(p.state.Identity) != len(hash{}) || len(p.state.Prev) != len(hash{})) {
+		err = errors.New("it is damaged")
+	}
+	if err != nil {
+		return fmt.Errorf("read %s (without it, a new epoch begins): %w", stateFile, err)
+	}
+	return nil
+}
+
+// Publish offers a policy. One that equals what is offered already makes no
+// new version. The number is durable before anybody sees it.
+func (p *Publisher) Publish(s *policy.Snapshot) error {
+	src, err := newSource(s.Spec())
+	if err != nil {
+		return fmt.Errorf("publish: %w", err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	st := p.state
+	h := p.newHead(src, st)
+	if h.sign(p.keys.policy); st.Version == 0 || !slices.Equal(h.identity[:], st.Identity) {
+		st = pubState{Epoch: st.Epoch, Version: st.Version + 1, Prev: st.Identity}
+		if st.Prev == nil {
+			st.Prev = make([]byte, len(hash{}))
+		}
+		h = p.newHead(src, st)
+		h.sign(p.keys.policy)
+		st.Identity = h.identity[:]
+		b, err := json.Marshal(&st)
+		if err == nil {
+			err = replaceFile(p.o.fs, path.Join(p.o.Dir, stateFile), b)
+		}
+		if err != nil {
+			return fmt.Errorf("publish: store version %d: %w", st.Version, err)
+		}
+		p.o.Metrics.PublishVersions.Inc()
+		p.o.Log.Info("policy published", "epoch", st.Epoch, "version", st.Version, "recipients", h.Recipients, "domains", h.Domains)
+	}
+	p.state, p.src = st, src
+	p.sign()
+	return nil
+}
+
+func (p *Publisher) newHead(src *source, st pubState) *Head {
+	h := &Head{Stream: p.peers.file.Stream, Epoch: st.Epoch, Version: st.Version}
+	copy(h.Prev[:], st.Prev)
+	src.fill(h)
+	return h
+}
+
+// sign signs the version anew and wakes those who wait. The caller holds mu.
+func (p *Publisher) sign() {
+	if p.src == nil {
+		return
+	}
+	h := p.newHead(p.src, p.state)
+	h.Created = time.Unix(p.o.now().Unix(), 0)
+	if p.head != nil && h.Created.Before(p.head.Created) {
+		h.Created = p.head.Created // the clock was set back
+	}
+	h.Expires = h.Created.Add(headLife)
+	h.ServerPins, h.PolicyKeys = p.keys.pins(), p.keys.policies()
+	h.Notice = p.notice
+	p.raw = h.sign(p.keys.policy)
+	p.head = h
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+func (k *pubKeys) pins() []Pin {
+	pins := []Pin{PinOf(publicOf(k.server))}
+	if k.nextServer != nil {
+		pins = append(pins, PinOf(publicOf(k.nextServer)))
+	}
+	return pins
+}
+
+func (k *pubKeys) policies() []Pin {
+	pins := []Pin{Pin(publicOf(k.policy))}
+	if k.nextPolicy != nil {
+		pins = append(pins, Pin(publicOf(k.nextPolicy)))
+	}
+	return pins
+}
+
+// SetNotice tells the followers' operators something about our sources, "" to
+// take it back.
+func (p *Publisher) SetNotice(s string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if s = clipText(s, maxNotice); s != p.notice {
+		p.notice = s
+		p.sign()
+	}
+}
+
+// resign signs every minute until ctx ends.
+func (p *Publisher) resign(ctx context.Context) {
+	t := time.NewTicker(longPoll)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			p.mu.Lock()
+			p.sign()
+			p.mu.Unlock()
+		}
+	}
+}
+
+// Invite makes an invitation for a follower to be called name: one line to
+// paste, good once and for 15 minutes.
+func (p *Publisher) Invite(name string) (string, error) {
+	if l := len(p.o.Address); l == 0 || l > 255 {
+		return "", errors.New("invite: configure the address (host:port) at which followers reach this machine")
+	}
+	t := &token{address: p.o.Address}
+	p.mu.Lock()
+	t.server = PinOf(publicOf(p.keys.server))
+	p.mu.Unlock()
+	if _, err := rand.Read(t.id[:]); err != nil {
+		return "", fmt.Errorf("invite: %w", err)
+	}
+	if _, err := rand.Read(t.secret[:]); err != nil {
+		return "", fmt.Errorf("invite: %w", err)
+	}
+	return t.String(), p.peers.invite(t, name, p.o.now())
+}
+
+// Revoke ends a follower's access, at once.
+func (p *Publisher) Revoke(name string) error {
+	if err := p.peers.revoke(name); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.seen, name)
+	p.sign() // whoever waits is looked at again
+	p.o.Log.Info("follower revoked", "name", name)
+	return nil
+}
+
+// RotateKeys makes new keys and announces them. The old ones stay in use until
+// FinishRotation, so that every follower can learn of the new.
+func (p *Publisher) RotateKeys() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.keys.nextServer != nil || p.keys.nextPolicy != nil {
+		return errors.New("rotate keys: new keys are announced already; finish that first")
+	}
+	var err error
+	if p.keys.nextServer, err = makeKey(p.o.fs, path.Join(p.o.Dir, nextServerKeyFile)); err == nil {
+		p.keys.nextPolicy, err = makeKey(p.o.fs, path.Join(p.o.Dir, nextPolicyKeyFile))
+	}
+	p.keys.since = p.o.now()
+	p.sign()
+	if err != nil {
+		return fmt.Errorf("rotate keys: %w", err)
+	}
+	return nil
+}
+
+// FinishRotation takes the announced keys into use and forgets the old. With a
+// follower that hasn't heard of them it refuses, unless forced: that follower
+// would have to be paired again.
+func (p *Publisher) FinishRotation(force bool) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.keys.nextServer == nil && p.keys.nextPolicy == nil {
+		return errors.New("finish rotation: no new keys are announced")
+	}
+	for _, q := range p.peers.list() {
+		if s := p.seen[q.Name]; !force && (s == nil || !s.reported.After(p.keys.since)) {
+			return fmt.Errorf("finish rotation: follower %s hasn't fetched the new keys yet; wait for it, revoke it, or force", q.Name)
+		}
+	}
+	for _, k := range []struct {
+		next, key *ed25519.PrivateKey
+		from, to  string
+	}{
+		{&p.keys.nextServer, &p.keys.server, nextServerKeyFile, serverKeyFile},
+		{&p.keys.nextPolicy, &p.keys.policy, nextPolicyKeyFile, policyKeyFile},
+	} {
+		if *k.next == nil {
+			continue
+		}
+		if err := p.o.fs.Rename(path.Join(p.o.Dir, k.from), path.Join(p.o.Dir, k.to)); err != nil {
+			return fmt.Errorf("finish rotation: %w", err)
+		}
+		*k.key, *k.next = *k.next, nil
+	}
+	p.sign()
+	if err := p.o.fs.SyncDir(p.o.Dir); err != nil {
+		return fmt.Errorf("finish rotation: %w", err)
+	}
+	return nil
+}
+
+// Peer is a paired follower, for the operator.
+type Peer struct {
+	Name        string    `json:"name"`
+	Fingerprint string    `json:"fingerprint"`
+	Paired      time.Time `json:"paired"`
+	Polled      time.Time `json:"polled"` // zero: not since the publisher started
+	Report      *Report   `json:"report,omitempty"`
+}
+
+// Peers lists the followers by name.
+func (p *Publisher) Peers() []Peer {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	byName := map[string]Peer{}
+	for _, q := range p.peers.list() {
+		out := Peer{Name: q.Name, Fingerprint: q.Fingerprint, Paired: q.Paired}
+		if s := p.seen[q.Name]; s != nil {
+			out.Polled, out.Report = s.polled, s.report
+		}
+		byName[q.Name] = out
+	}
+	var list []Peer
+	for _, n := range slices.Sorted(maps.Keys(byName)) {
+		list = append(list, byName[n])
+	}
+	return list
+}
+
+func (p *Publisher) stats() metrics.PublisherStats {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := metrics.PublisherStats{Peers: len(p.peers.list())}
+	if p.head != nil {
+		s.Version, s.Signed = p.head.Version, p.head.Created
+	}
+	for _, q := range p.seen {
+		if p.o.now().Sub(q.polled) < 5*time.Minute {
+			s.Following++
+		}
+	}
+	return s
+}

@@ -1,0 +1,358 @@
+package policysync
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/understudy-mx/understudy/metrics"
+	"github.com/understudy-mx/understudy/policy"
+)
+
+// States of a follower's policy by age.
+const (
+	StateNone  = "none"  // never had one: clients are answered 421
+	StateFresh = "fresh" // unknown recipients are answered as the primary does
+	StateStale = "stale" // out of contact for too long: they are answered 450
+)
+
+// What became of a mass deletion.
+const (
+	StagedPending  = "pending"  // the deleted answer 450 until the operator decides
+	StagedRejected = "rejected" // the version before it stays in force
+)
+
+// Status describes a follower to its operator.
+type Status struct {
+	State       string    `json:"state"`
+	Staged      string    `json:"staged,omitempty"`
+	Primary     string    `json:"primary"` // host:port
+	Name        string    `json:"name"`    // ours, on the primary
+	Fingerprint string    `json:"fingerprint"`
+	Epoch       uint64    `json:"epoch"`
+	Version     uint64    `json:"version"`
+	Digest      string    `json:"digest"` // of the content
+	Signed      time.Time `json:"signed"` // when the primary vouched for it last
+	Recipients  uint64    `json:"recipients"`
+	Domains     int       `json:"domains"`
+	Polled      time.Time `json:"polled"` // last good answer since the start
+	Alarm       Alarm     `json:"alarm,omitempty"`
+	Error       string    `json:"error,omitempty"`
+	Notice      string    `json:"notice,omitempty"` // from the primary, about its sources
+}
+
+// Status tells how things stand.
+func (f *Follower) Status() Status {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s := Status{State: f.state(), Staged: f.staged(), Primary: f.pair.Address, Name: f.pair.Name, Polled: f.polled,
+		Fingerprint: Fingerprint(f.pair.pins()[0], f.self, f.pair.keys()[0])}
+	if f.lastErr != nil {
+		s.Alarm, s.Error = alarmOf(f.lastErr, AlarmProtocol), clip(f.lastErr.Error())
+	}
+	if f.cur != nil {
+		h, root := f.newest, f.cur.head.Root()
+		s.Epoch, s.Version, s.Digest = f.cur.head.Epoch, f.cur.head.Version, hex.EncodeToString(root[:])
+		s.Signed, s.Notice = h.Created, h.Notice
+		s.Recipients, s.Domains = f.cur.content.recipients, len(acceptedDomains(f.cur.content.spec))
+	}
+	return s
+}
+
+func (f *Follower) state() string {
+	h := f.held.Load()
+	switch {
+	case h == nil:
+		return StateNone
+	case f.o.now().After(h.staleAt):
+		return StateStale
+	}
+	return StateFresh
+}
+
+func (f *Follower) staged() string {
+	switch {
+	case f.base == nil:
+		return ""
+	case f.rejected:
+		return StagedRejected
+	}
+	return StagedPending
+}
+
+// Counts returns the recipients by domain, of the version last fetched.
+func (f *Follower) Counts() map[string]uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	counts := map[string]uint64{}
+	if f.cur != nil {
+		for d, n := range f.cur.content.domains {
+			counts[d] = *n
+		}
+	}
+	return counts
+}
+
+// Pending is a mass deletion that waits for the operator, or was rejected.
+type Pending struct {
+	Version    uint64   `json:"version"` // to approve or reject
+	Since      uint64   `json:"since"`   // the version before the deletion
+	State      string   `json:"state"`
+	Recipients uint64   `json:"recipients"` // deleted
+	Of         uint64   `json:"of"`         // before
+	Domains    []string `json:"domains,omitempty"`
+	Some       []string `json:"some,omitempty"` // of the deleted, at most 1000
+}
+
+// Pending returns the staged deletion, nil when there is none.
+func (f *Follower) Pending() *Pending {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.base == nil {
+		return nil
+	}
+	return &Pending{Version: f.cur.head.Version, Since: f.base.head.Version, State: f.staged(),
+		Recipients: f.gone.recipients, Of: f.gone.of, Domains: f.gone.domains, Some: f.gone.keys[:min(1000, len(f.gone.keys))]}
+}
+
+// Approve lets the deletion of the version pending take effect: the deleted
+// are answered as unknown from now on.
+func (f *Follower) Approve(version uint64) error {
+	return f.decide(version, func() error {
+		if err := f.store.saveGuard(nil); err != nil {
+			return err
+		}
+		f.o.Log.Info("mass deletion approved", "version", version, "recipients", f.gone.recipients, "domains", len(f.gone.domains))
+		f.stage(nil, false)
+		return nil
+	})
+}
+
+// Reject refuses the deletion: the version before it is in force until the
+// primary publishes one that doesn't delete as much, or Approve is called.
+func (f *Follower) Reject(version uint64) error {
+	return f.decide(version, func() error {
+		id := f.cur.head.identity
+		if err := f.store.saveGuard(&guardFile{headName(f.base.head), hex.EncodeToString(id[:])}); err != nil {
+			return err
+		}
+		f.o.Log.Info("mass deletion rejected", "version", version, "recipients", f.gone.recipients, "domains", len(f.gone.domains))
+		f.rejected = true
+		return nil
+	})
+}
+
+// decide carries a decision out when it is about what is pending now.
+func (f *Follower) decide(version uint64, do func() error) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case f.base == nil:
+		return errors.New("no deletion is pending")
+	case f.cur.head.Version != version:
+		return fmt.Errorf("version %d is pending by now, not %d: look at it with `understudy policy pending`", f.cur.head.Version, version)
+	}
+	if err := do(); err != nil {
+		return err
+	}
+	return f.swap()
+}
+
+// Change is the difference between two versions, for the operator.
+type Change struct {
+	From, To       uint64
+	Added, Removed uint64   // recipients
+	AddedSome      []string // at most limit of each
+	RemovedSome    []string
+	Tables         []string // names of the tables that differ
+	Settings       []string // lines of the settings, with "-" or "+" before them
+}
+
+// Diff compares two versions that are held: the one in force, the one before,
+// and the one before a staged deletion. 0, 0 means the last two.
+func (f *Follower) Diff(from, to uint64, limit int) (*Change, error) {
+	f.mu.Lock()
+	held := []*version{f.cur, f.prev, f.base}
+	f.mu.Unlock()
+	find := func(n uint64) *version {
+		for _, v := range held {
+			if v != nil && v.head.Version == n {
+				return v
+			}
+		}
+		return nil
+	}
+	a, b := held[1], held[0]
+	if from != 0 || to != 0 {
+		a, b = find(from), find(to)
+	}
+	if a == nil || b == nil {
+		return nil, errors.New("only the version in force and the ones before are held; see `understudy policy status`")
+	}
+	return diff(a, b, limit)
+}
+
+func diff(a, b *version, limit int) (*Change, error) {
+	c := &Change{From: a.head.Version, To: b.head.Version}
+	some := func(list *[]string, n *uint64) func(*policy.Table, int) {
+		return func(t *policy.Table, i int) {
+			if *n++; len(*list) < limit {
+				key, _ := t.Entry(i)
+				*list = append(*list, string(key))
+			}
+		}
+	}
+	x, y := a.content, b.content
+	names := append(recipientTables(x.spec), recipientTables(y.spec)...)
+	slices.Sort(names)
+	for _, n := range slices.Compact(names) {
+		ranges(x.spec.Tables[n], y.spec.Tables[n], some(&c.RemovedSome, &c.Removed), some(&c.AddedSome, &c.Added))
+	}
+	names = names[:0]
+	for _, l := range []layout{x.layout[1:], y.layout[1:]} {
+		for _, s := range l {
+			names = append(names, s.name)
+		}
+	}
+	slices.Sort(names)
+	for _, n := range slices.Compact(names) {
+		s, t := x.layout.section(n), y.layout.section(n)
+		if s == nil || t == nil || s.kind != t.kind || !slices.Equal(s.chunks, t.chunks) {
+			c.Tables = append(c.Tables, n)
+		}
+	}
+	var err error
+	c.Settings, err = diffSettings(x.spec, y.spec)
+	return c, err
+}
+
+// diffSettings shows the lines that only one of the two has.
+func diffSettings(a, b *policy.Spec) ([]string, error) {
+	count := map[string]int{}
+	var out []string
+	for _, side := range []struct {
+		spec *policy.Spec
+		n    int
+	}{{a, -1}, {b, 1}} {
+		pieces, err := settings(side.spec)
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range pieces {
+			count[strings.TrimRight(string(p), ",\n")] += side.n
+		}
+	}
+	for line, n := range count {
+		sign := "+"
+		if n < 0 {
+			sign, n = "-", -n
+		}
+		for range n {
+			out = append(out, sign+line)
+		}
+	}
+	slices.SortFunc(out, func(x, y string) int { return strings.Compare(x[1:]+x[:1], y[1:]+y[:1]) })
+	return out, nil
+}
+
+func (f *Follower) stats() metrics.FollowerStats {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s := metrics.FollowerStats{State: f.state(), Staged: f.staged()}
+	if f.cur != nil {
+		s.Version, s.Signed, s.Recipients = f.cur.head.Version, f.newest.Created, f.cur.content.recipients
+	}
+	if f.gone != nil {
+		s.Withdrawn = f.gone.recipients
+	}
+	return s
+}
+
+// Health is what a secondary tells its primary's operator about itself.
+type Health struct {
+	Software      string `json:"software"`
+	QueueMessages int    `json:"queue_messages"`
+	QueueOldest   int64  `json:"queue_oldest_seconds"`
+	Problem       string `json:"problem,omitempty"`
+}
+
+// Report is what a follower posts after each poll.
+type Report struct {
+	Epoch   uint64 `json:"epoch"`
+	Version uint64 `json:"version"`
+	Digest  string `json:"digest"`
+	Signed  int64  `json:"signed"` // Unix time of the head's signature
+	State   string `json:"state"`
+	Staged  string `json:"staged"`
+	Health  Health `json:"health"`
+}
+
+// clip bounds what a follower wrote.
+func (r *Report) clip() {
+	for _, s := range []*string{&r.Digest, &r.State, &r.Staged, &r.Health.Software} {
+		*s = clipText(*s, 64)
+	}
+	r.Health.Problem = clipText(r.Health.Problem, 256)
+}
+
+// clipText cuts s to valid, printable text of at most n octets.
+func clipText(s string, n int) string {
+	s = strings.Map(func(r rune) rune {
+		if r < 0x20 || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(s, "?"))
+	for len(s) > n {
+		s = strings.ToValidUTF8(s[:n], "")
+	}
+	return s
+}
+
+// report tells the primary what we hold.
+func (f *Follower) report(ctx context.Context) error {
+	s := f.Status()
+	r := Report{Epoch: s.Epoch, Version: s.Version, Digest: s.Digest, Signed: s.Signed.Unix(), State: s.State, Staged: s.Staged}
+	if f.o.Report != nil {
+		r.Health = f.o.Report()
+	}
+	r.clip()
+	_, err := f.http.post(ctx, "/v1/report", r, 1024)
+	return err
+}
+
+// RotateKey makes a new key for this follower and tells the primary. Call it
+// while Run doesn't, then open the follower anew: the primary takes the old
+// key until the new one is used.
+func (f *Follower) RotateKey(ctx context.Context) error {
+	next := path.Join(f.o.Dir, "client.next.key")
+	key, err := loadKey(f.o.fs, next, true)
+	if err != nil {
+		return fmt.Errorf("rotate key: %w", err)
+	}
+	req := struct {
+		Pin Pin `json:"pin"`
+	}{PinOf(publicOf(key))}
+	if _, err := f.http.post(ctx, "/v1/key", req, 1024); err != nil {
+		return fmt.Errorf("rotate key: %w", err)
+	}
+	if err := f.o.fs.Rename(next, path.Join(f.o.Dir, clientKeyFile)); err != nil {
+		return fmt.Errorf("rotate key: %w", err)
+	}
+	if err := f.o.fs.SyncDir(f.o.Dir); err != nil {
+		return fmt.Errorf("rotate key: %w", err)
+	}
+	return nil
+}
+
+func writeJSON(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(v) // a follower that has gone asks again
+}
