@@ -1,0 +1,328 @@
+package queue
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/syndtr/goleveldb/leveldb"
+)
+
+// op is one change that waits to be written. Many of them share a batch, and
+// so a sync.
+type op struct {
+	// fill adds the change to the batch. Its error fails this op alone.
+	fill func(*tx) error
+	// done is told the outcome, once, by the committer: nil means synced.
+	done func(error)
+	// size is roughly how many octets fill will add.
+	size int
+	// keep says that the change must be written even if the store has to be
+	// reopened first: fill is then called again with tx.again set.
+	keep bool
+	// undo, called when the outcome is unknown, returns the op that takes the
+	// change back after reopening. The one who waited was told that it failed.
+	undo func() *op
+	// taken is set by the committer, or by one who gives up waiting before.
+	taken atomic.Bool
+}
+
+// tx is a batch being filled.
+type tx struct {
+	q       *Queue
+	batch   leveldb.Batch
+	totals  totals
+	again   bool     // the ops were in a batch that failed, before reopening
+	indexed [][]byte // index keys that are new
+}
+
+func (t *tx) put(key, value []byte) { t.batch.Put(key, value) }
+func (t *tx) delete(key []byte)     { t.batch.Delete(key) }
+
+// replace writes what became of a message: was nil for a new one, is nil for
+// one that leaves. Only the holder of the message's claim may call it.
+func (t *tx) replace(was, is *record) error {
+	if t.again {
+		if applied, err := t.applied(was, is); err != nil || applied {
+			return err
+		}
+	}
+	t.totals.add(was, -1)
+	t.totals.add(is, 1)
+	var before, now []indexEntry
+	if was != nil {
+		before = was.index(t.q.o.Route)
+	}
+	if is != nil {
+		t.put(seqKey(spaceRecord, is.seq), is.encode())
+		now = is.index(t.q.o.Route)
+	}
+	for _, e := range now {
+		t.put(e.key, e.value)
+		if !hasKey(before, e.key) {
+			t.indexed = append(t.indexed, e.key)
+		}
+	}
+	for _, e := range before {
+		if !hasKey(now, e.key) {
+			t.delete(e.key)
+		}
+	}
+	if is == nil {
+		t.delete(seqKey(spaceRecord, was.seq))
+		t.delete(idKey(was.env.ID))
+		if was.inline {
+			t.delete(seqKey(spaceBody, was.seq))
+		}
+	}
+	return nil
+}
+
+// applied says that the change is in the store already: its batch failed, but
+// reached the disk.
+func (t *tx) applied(was, is *record) (bool, error) {
+	if was == nil {
+		return false, nil // new messages are never written again
+	}
+	b, err := t.q.store.get(seqKey(spaceRecord, was.seq))
+	if errors.Is(err, leveldb.ErrNotFound) {
+		return true, nil
+	}
+	return err == nil && is != nil && bytes.Equal(b, is.encode()), err
+}
+
+func hasKey(entries []indexEntry, key []byte) bool {
+	for _, e := range entries {
+		if bytes.Equal(e.key, key) {
+			return true
+		}
+	}
+	return false
+}
+
+// insert gives a new message its number and puts it in line.
+func (t *tx) insert(r *record, body []byte) error {
+	if used, err := t.q.store.has(idKey(r.env.ID)); err != nil || used {
+		return errors.Join(err, fmt.Errorf("id %s is taken: %v", r.env.ID, used))
+	}
+	r.seq = t.totals.next
+	t.totals.next++
+	t.put(idKey(r.env.ID), binary.BigEndian.AppendUint64(nil, r.seq))
+	if r.inline {
+		t.put(seqKey(spaceBody, r.seq), body)
+	}
+	return t.replace(nil, r)
+}
+
+// submit hands an op to the committer. It blocks while too many wait.
+func (q *Queue) submit(o *op) {
+	q.closing.RLock()
+	defer q.closing.RUnlock()
+	if q.closed {
+		o.done(ErrClosed)
+		return
+	}
+	q.ops <- o
+}
+
+// do submits an op and waits for its outcome.
+func (q *Queue) do(o *op) error {
+	result := make(chan error, 1)
+	o.done = func(err error) { result <- err }
+	q.submit(o)
+	return <-result
+}
+
+// Reopening after a failed write is tried at these intervals.
+const (
+	reopenMin = 50 * time.Millisecond
+	reopenMax = 2 * time.Second
+)
+
+// committer is the queue's only writer. It owns totals and everything here.
+type committer struct {
+	q       *Queue
+	totals  totals
+	broken  error // why the store must be reopened before another write
+	pending []*op // ops to keep, from batches that failed
+	wait    time.Duration
+	spare   *op // taken from the channel, but too large for the last batch
+}
+
+// run writes batches until ops is closed and empty.
+func (c *committer) run() {
+	for {
+		if c.broken != nil {
+			if !c.recover() {
+				return
+			}
+			continue
+		}
+		batch, open := c.collect()
+		if len(batch) > 0 {
+			c.write(batch, false)
+		}
+		if !open && c.broken == nil {
+			c.saveTotals()
+			return
+		}
+	}
+}
+
+// collect takes the ops that wait, up to maxBatch octets, and blocks for the
+// first one. open is false once the channel is closed and empty.
+func (c *committer) collect() (batch []*op, open bool) {
+	o := c.spare
+	c.spare = nil
+	if o == nil {
+		if o, open = <-c.q.ops; !open {
+			return nil, false
+		}
+	}
+	for size := 0; ; {
+		if len(batch) > 0 && size+o.size > maxBatch {
+			c.spare = o
+			return batch, true
+		}
+		if o.taken.CompareAndSwap(false, true) {
+			batch = append(batch, o)
+			size += o.size
+		}
+		select {
+		case o, open = <-c.q.ops:
+			if !open {
+				return batch, false
+			}
+		default:
+			return batch, true
+		}
+	}
+}
+
+// write commits ops in one synced batch and tells each its outcome.
+func (c *committer) write(ops []*op, again bool) {
+	t := &tx{q: c.q, totals: c.totals, again: again}
+	good := ops[:0:0]
+	for _, o := range ops {
+		if err := o.fill(t); err != nil {
+			o.done(err)
+			continue
+		}
+		good = append(good, o)
+	}
+	t.totals.alive = c.q.aliveNow()
+	t.put([]byte{spaceTotals}, t.totals.encode())
+	if err := c.q.store.write(&t.batch); err != nil {
+		c.fail(good, err)
+		return
+	}
+	c.q.m.Commits.Inc()
+	c.totals = t.totals
+	c.q.publish(t)
+	for _, o := range good {
+		o.done(nil)
+	}
+}
+
+// saveTotals is a batch without ops, at the end: it keeps the queue's age.
+func (c *committer) saveTotals() {
+	c.write(nil, false)
+}
+
+// fail poisons the store (D3).
+func (c *committer) fail(ops []*op, err error) {
+	c.q.m.StoreErrors.WithLabelValues("write").Inc()
+	c.q.log.Error("queue write failed; reopening the store before another", "err", err)
+	c.broken, c.wait = err, reopenMin
+	c.q.poison.Store(&err)
+	for _, o := range ops {
+		c.refuse(o, err)
+	}
+}
+
+// refuse settles an op that can't be written now.
+func (c *committer) refuse(o *op, err error) {
+	if o.keep {
+		c.pending = append(c.pending, o)
+		return
+	}
+	if o.undo != nil {
+		c.pending = append(c.pending, o.undo())
+	}
+	o.done(poisoned(err))
+}
+
+// recover tries once to reopen the store, then serves those who wait until
+// the next try is due. It returns false when the queue was closed and could
+// not be saved.
+func (c *committer) recover() (goOn bool) {
+	err := c.reopen()
+	if err == nil {
+		return true
+	}
+	c.q.m.StoreErrors.WithLabelValues("reopen").Inc()
+	c.q.log.Error("reopen queue store", "err", err, "retry_in", c.wait)
+	timer := time.NewTimer(c.wait)
+	defer timer.Stop()
+	c.wait = min(2*c.wait, reopenMax)
+	if c.spare != nil {
+		c.turnAway(c.spare, err)
+		c.spare = nil
+	}
+	for {
+		select {
+		case <-timer.C:
+			return true
+		case o, open := <-c.q.ops:
+			if !open {
+				for _, o := range c.pending {
+					o.done(poisoned(err))
+				}
+				return false
+			}
+			c.turnAway(o, err)
+		}
+	}
+}
+
+// turnAway refuses an op that was never in a batch: there is nothing to undo.
+func (c *committer) turnAway(o *op, err error) {
+	if !o.taken.CompareAndSwap(false, true) {
+		return
+	}
+	if o.keep {
+		c.pending = append(c.pending, o)
+		return
+	}
+	o.done(poisoned(err))
+}
+
+// reopen closes the store, opens it, takes over the totals that are on disk
+// and writes what is pending.
+func (c *committer) reopen() error {
+	s := c.q.store
+	if err := s.close(); err != nil {
+		c.q.log.Warn("close queue store after a failed write", "err", err)
+	}
+	if err := s.open(s.dir); err != nil {
+		return err
+	}
+	t, err := s.loadTotals()
+	if err != nil {
+		return err
+	}
+	c.totals, c.broken = t, nil
+	c.q.m.StoreReopens.Inc()
+	ops := c.pending
+	c.pending = nil
+	if c.write(ops, true); c.broken != nil { // also proves that writes work
+		return c.broken
+	}
+	c.q.poison.Store(nil)
+	c.q.log.Info("queue store reopened", "messages", c.totals.messages)
+	c.q.Wake("")
+	return nil
+}

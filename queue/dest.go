@@ -1,0 +1,264 @@
+package queue
+
+import (
+	"encoding/binary"
+	"slices"
+	"sync"
+	"time"
+)
+
+// readAhead is how many entries a destination reads from each of its lines at
+// a time.
+const readAhead = 32
+
+// maxAgain bounds the entries that a destination keeps in memory because a
+// session failed under them.
+const maxAgain = 1024
+
+// entry is a message in a destination's line.
+type entry struct {
+	seq     uint64
+	key     []byte // in the index
+	flushed int64  // taken by a flush: recipients last tried before this time are due
+	fails   int    // sessions that failed under it in a row
+	wait    time.Time
+}
+
+// dest is the drain's state for one destination.
+type dest struct {
+	q    *Queue
+	name string
+	kick chan struct{} // capacity 1; wakes the drain
+
+	mu sync.Mutex // guards what follows; held over reads of the store, never over a write
+	// The cursors: the last keys read. What lies before is in flight, in
+	// ready, in again, or gone.
+	lineAt, deferredAt, flushAt []byte
+	flushing                    int64 // time of the Flush that flushAt belongs to, 0 when done
+	ready                       []entry
+	again                       []entry   // a session failed under them
+	due                         time.Time // of the next deferred one; zero when unknown or none
+	bell                        chan struct{}
+	pace                        pace
+}
+
+// dest finds a destination's state, or makes it.
+func (q *Queue) dest(name string) *dest {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	d := q.dests[name]
+	if d == nil {
+		d = &dest{q: q, name: name, kick: make(chan struct{}, 1), bell: make(chan struct{})}
+		d.pace.reset()
+		q.dests[name] = d
+		if q.started != nil {
+			q.started(d)
+		}
+	}
+	return d
+}
+
+// noticed is told of an index key that was just written. A key before the
+// cursor (a release, a clock that went back) moves the cursor back.
+func (d *dest) noticed(key []byte) {
+	d.mu.Lock()
+	if key[0] == spaceLine {
+		d.lineAt = before(d.lineAt, key)
+	} else {
+		d.deferredAt = before(d.deferredAt, key)
+		if t := time.Unix(0, keyDue(key)); d.due.IsZero() || t.Before(d.due) {
+			d.due = t
+		}
+	}
+	d.ring()
+	d.mu.Unlock()
+}
+
+// before moves a cursor back so that key lies behind it.
+func before(cursor, key []byte) []byte {
+	if cursor == nil || string(cursor) < string(key) {
+		return cursor
+	}
+	c := slices.Clone(key)
+	binary.BigEndian.PutUint64(c[len(c)-8:], keySeq(c)-1) // numbers begin at 1
+	return c
+}
+
+// ring wakes the drain and the lanes that wait. The caller holds mu.
+func (d *dest) ring() {
+	select {
+	case d.kick <- struct{}{}:
+	default:
+	}
+	close(d.bell)
+	d.bell = make(chan struct{})
+}
+
+// pop takes the next entry that is due, oldest first: what a session failed
+// under, then deferred ones that are due and the line, turn about.
+func (d *dest) pop(now time.Time) (entry, bool) {
+	for i, e := range d.again {
+		if !e.wait.After(now) && !d.q.busy(e.seq) {
+			d.again = slices.Delete(d.again, i, i+1)
+			return e, true
+		}
+	}
+	if len(d.ready) == 0 {
+		d.refill(now)
+	}
+	if len(d.ready) == 0 {
+		return entry{}, false
+	}
+	e := d.ready[0]
+	d.ready = d.ready[1:]
+	return e, true
+}
+
+// refill reads ahead. A store that can't be read just now yields nothing; its
+// reopening rings.
+func (d *dest) refill(now time.Time) {
+	var deferred, line []entry
+	prefix := destPrefix(spaceDeferred, d.name)
+	d.due = time.Time{}
+	err := d.q.store.page(from(prefix, d.deferredAt), func(key, _ []byte) bool {
+		if due := time.Unix(0, keyDue(key)); due.After(now) {
+			d.due = due
+			return false
+		}
+		deferred = append(deferred, entry{seq: keySeq(key), key: slices.Clone(key)})
+		d.deferredAt = deferred[len(deferred)-1].key
+		return len(deferred) < readAhead
+	})
+	if err == nil && d.flushing != 0 {
+		deferred, err = d.refillFlush(prefix, deferred)
+	}
+	if err == nil {
+		err = d.q.store.page(from(destPrefix(spaceLine, d.name), d.lineAt), func(key, _ []byte) bool {
+			line = append(line, entry{seq: keySeq(key), key: slices.Clone(key)})
+			d.lineAt = line[len(line)-1].key
+			return len(line) < readAhead
+		})
+	}
+	if err != nil {
+		d.q.readFailed(err)
+	}
+	d.ready = d.ready[:0]
+	for i := range max(len(deferred), len(line)) {
+		if i < len(deferred) {
+			d.ready = append(d.ready, deferred[i])
+		}
+		if i < len(line) {
+			d.ready = append(d.ready, line[i])
+		}
+	}
+}
+
+// refillFlush goes on with a Flush: through all deferred ones once, whatever
+// their time, leaving out those that were tried since.
+func (d *dest) refillFlush(prefix []byte, entries []entry) ([]entry, error) {
+	seen := 0
+	err := d.q.store.page(from(prefix, d.flushAt), func(key, value []byte) bool {
+		d.flushAt = slices.Clone(key)
+		if len(value) == 8 && int64(binary.BigEndian.Uint64(value)) < d.flushing {
+			entries = append(entries, entry{seq: keySeq(key), key: d.flushAt, flushed: d.flushing})
+		}
+		seen++
+		return len(entries) < 2*readAhead && seen < 4096
+	})
+	if err == nil && seen == 0 {
+		d.flushing, d.flushAt = 0, nil
+	}
+	return entries, err
+}
+
+// putBack returns an entry that a session failed under. It waits a little
+// longer each time, so that one message that breaks every session does not
+// keep the rest from moving.
+func (d *dest) putBack(e entry, now time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if e.fails++; e.fails > 1 {
+		e.wait = now.Add(backoff(e.fails - 1))
+	}
+	if len(d.again) >= maxAgain { // find them again from the index
+		for _, old := range append(d.again, e) {
+			if old.key[0] == spaceLine {
+				d.lineAt = before(d.lineAt, old.key)
+			} else {
+				d.deferredAt = before(d.deferredAt, old.key)
+			}
+		}
+		d.again = nil
+	} else {
+		d.again = append(d.again, e)
+		slices.SortFunc(d.again, func(a, b entry) int {
+			if a.seq < b.seq {
+				return -1
+			}
+			return 1
+		})
+	}
+	d.ring()
+}
+
+// wakeIn is how long until something becomes due by the clock alone.
+func (d *dest) wakeIn(now time.Time, atMost time.Duration) time.Duration {
+	wait := atMost
+	if !d.due.IsZero() {
+		wait = min(wait, d.due.Sub(now))
+	}
+	for _, e := range d.again {
+		wait = min(wait, max(e.wait.Sub(now), minWait))
+	}
+	return max(wait, minWait)
+}
+
+// minWait keeps a drain from spinning on an entry that is due but in flight.
+const minWait = 10 * time.Millisecond
+
+// flush makes the deferred due now.
+func (d *dest) flush(now time.Time) {
+	d.mu.Lock()
+	d.flushing, d.flushAt = now.UnixNano(), nil
+	for i := range d.again {
+		d.again[i].wait = time.Time{}
+	}
+	d.ring()
+	d.mu.Unlock()
+}
+
+// pace is how many sessions a destination gets: one at first, the canary, one
+// more for each round of good answers, half after a bad one.
+type pace struct {
+	window  float64
+	lanes   int // sessions running
+	idle    int // of them, waiting for a message
+	fails   int // sessions failed since the last good answer
+	wait    time.Time
+	lastCut time.Time
+	down    bool
+}
+
+func (p *pace) reset() { p.window, p.fails, p.wait = 1, 0, time.Time{} }
+
+func (p *pace) good(most int) {
+	p.fails = 0
+	p.window = min(p.window+1/p.window, float64(max(1, most)))
+}
+
+// bad halves the window, at most once a second: one round of bad answers is
+// one event.
+func (p *pace) bad(now time.Time) {
+	if d := now.Sub(p.lastCut); d >= 0 && d < time.Second && !p.lastCut.IsZero() {
+		return
+	}
+	p.lastCut = now
+	p.window = max(1, p.window/2)
+}
+
+// failed is told that a session failed.
+func (p *pace) failed(now time.Time) {
+	p.bad(now)
+	p.fails++
+	p.wait = now.Add(min(time.Second<<min(p.fails-1, 6), time.Minute))
+}

@@ -1,0 +1,175 @@
+package queue
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/syndtr/goleveldb/leveldb/storage"
+	"golang.org/x/sys/unix"
+)
+
+// Disk is everything that the queue asks of a file system. It is one
+// interface, and larger than most here, so that a test can stand in for the
+// whole disk: fail any operation, or cut the power behind it.
+type Disk interface {
+	// Lock takes the directory for this process, or fails with ErrLocked.
+	Lock(dir string) (io.Closer, error)
+	// Store is LevelDB's directory.
+	Store(dir string) (storage.Storage, error)
+	// Mkdir makes a directory that only we may enter. It may exist.
+	Mkdir(dir string) error
+	// Create makes a file that did not exist.
+	Create(name string) (File, error)
+	// Open reads a file and tells its size.
+	Open(name string) (io.ReadCloser, int64, error)
+	// Rename replaces no file but one of the same name.
+	Rename(from, to string) error
+	// Remove removes a file or a tree; that it is missing is no error.
+	Remove(name string) error
+	// List names a directory's entries. fs.ErrNotExist when there is none.
+	List(dir string) ([]string, error)
+	// SyncDir makes the directory's entries durable.
+	SyncDir(dir string) error
+	// Free is the space and the number of inodes left to us.
+	Free(dir string) (bytes, inodes uint64, err error)
+}
+
+// File is a file being written.
+type File interface {
+	io.WriteCloser
+	Sync() error
+}
+
+// osDisk is the real one.
+type osDisk struct{}
+
+func (osDisk) Lock(dir string) (io.Closer, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "LOCK"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = ErrLocked
+		}
+		return nil, err
+	}
+	return f, nil // closing it ends the lock
+}
+
+func (osDisk) Store(dir string) (storage.Storage, error) { return storage.OpenFile(dir, false) }
+
+func (osDisk) Mkdir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return os.Chmod(dir, 0o700)
+}
+
+func (osDisk) Create(name string) (File, error) {
+	return os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+}
+
+func (osDisk) Open(name string) (io.ReadCloser, int64, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, 0, err
+	}
+	fi, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return nil, 0, err
+	}
+	return f, fi.Size(), nil
+}
+
+func (osDisk) Rename(from, to string) error { return os.Rename(from, to) }
+func (osDisk) Remove(name string) error     { return os.RemoveAll(name) }
+
+func (osDisk) List(dir string) ([]string, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return f.Readdirnames(-1)
+}
+
+func (osDisk) SyncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
+}
+
+func (osDisk) Free(dir string) (bytes, inodes uint64, err error) {
+	var s unix.Statfs_t
+	if err := unix.Statfs(dir, &s); err != nil {
+		return 0, 0, fmt.Errorf("statfs %s: %w", dir, err)
+	}
+	inodes = s.Ffree
+	if s.Files == 0 {
+		inodes = 1<<64 - 1 // btrfs and others have no fixed number
+	}
+	return s.Bavail * uint64(s.Bsize), inodes, nil
+}
+
+// syncedStorage makes goleveldb keep D2: a journal is synced when it is
+// closed (else a rotation loses writes that a later sync should cover,
+// google/leveldb#193), a new file's directory entry is made durable, and what
+// goleveldb only logs when it drops data raises an alarm.
+// To be removed when goleveldb does these itself: TestJournalSyncedOnClose,
+// TestDirectorySynced and TestDroppedJournalRaisesAlarm tell.
+type syncedStorage struct {
+	storage.Storage
+	dir   string
+	disk  Disk
+	alarm func(kind, line string)
+}
+
+func (s *syncedStorage) Create(fd storage.FileDesc) (storage.Writer, error) {
+	w, err := s.Storage.Create(fd)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.disk.SyncDir(s.dir); err != nil {
+		w.Close()
+		return nil, fmt.Errorf("sync directory: %w", err)
+	}
+	if fd.Type == storage.TypeJournal {
+		return syncedJournal{w}, nil
+	}
+	return w, nil
+}
+
+// alarms are what goleveldb's log says when it gives up data.
+var alarms = []struct{ text, kind string }{
+	{"@drop", "drop"}, {"(skipped)", "skipped"}, {"corrupt", "corrupt"},
+}
+
+func (s *syncedStorage) Log(line string) {
+	s.Storage.Log(line)
+	for _, a := range alarms {
+		if strings.Contains(line, a.text) {
+			s.alarm(a.kind, line)
+			return
+		}
+	}
+}
+
+type syncedJournal struct{ storage.Writer }
+
+func (j syncedJournal) Close() error {
+	err := j.Sync()
+	if cerr := j.Writer.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}

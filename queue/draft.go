@@ -1,0 +1,261 @@
+package queue
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"path/filepath"
+	"syscall"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+)
+
+// maxInline is the largest body that is written into the store, in octets. A
+// larger one goes to a file.
+const maxInline = 64 << 10
+
+// spaceStep is how many octets a draft writes between two looks at the free space.
+const spaceStep = 1 << 20
+
+// Draft is a message on its way in. It belongs to one goroutine and MUST end
+// with Commit or Abort; Abort after Commit does nothing.
+type Draft struct {
+	q    *Queue
+	env  *envelope.Envelope
+	buf  []byte // body that is not in the file yet, at most maxInline
+	file File   // nil until the body outgrows maxInline
+	size int64
+	next int64 // size at which to look at the free space again
+	sum  hash.Hash
+	err  error // what a Write failed with
+	over bool
+	// stored says that the file has its final name and that nobody else will
+	// remove it if the commit fails.
+	stored bool
+}
+
+// Begin opens a draft and sets env.ID, and env.Received when it is zero. env
+// stays the caller's until Commit, which reads it. Errors are as for Ready.
+func (q *Queue) Begin(env *envelope.Envelope) (*Draft, error) {
+	if err := q.Ready(0); err != nil {
+		return nil, err
+	}
+	now := q.now()
+	env.ID = q.ids.next(now)
+	if env.Received.IsZero() {
+		env.Received = now
+	}
+	return &Draft{q: q, env: env, sum: sha256.New(), next: spaceStep}, nil
+}
+
+// ID is the message's name, as in the envelope.
+func (d *Draft) ID() string { return d.env.ID }
+
+// Write appends to the body: lines end in CRLF, no dot-stuffing. An error is
+// an *envelope.ReplyError, and Commit will return it again.
+func (d *Draft) Write(p []byte) (int, error) {
+	if d.over {
+		return 0, errors.New("write to a draft that ended")
+	}
+	if d.err != nil {
+		return 0, d.err
+	}
+	d.sum.Write(p)
+	d.size += int64(len(p))
+	if d.size > d.next {
+		d.next = d.size + spaceStep
+		if d.err = d.q.Ready(0); d.err != nil {
+			return 0, d.err
+		}
+	}
+	for rest := p; len(rest) > 0; {
+		if len(d.buf) == maxInline {
+			if d.err = d.spill(); d.err != nil {
+				return 0, d.err
+			}
+		}
+		n := min(len(rest), maxInline-len(d.buf))
+		d.buf = append(d.buf, rest[:n]...)
+		rest = rest[n:]
+	}
+	return len(p), nil
+}
+
+func (d *Draft) tmp() string { return d.q.bodyFile(d.ID()) + ".tmp" }
+
+// spill moves the buffer to the file.
+func (d *Draft) spill() error {
+	if d.file == nil {
+		f, err := d.q.disk.Create(d.tmp())
+		if err != nil {
+			return d.q.bodyError("create", err)
+		}
+		d.file = f
+	}
+	if n, err := d.file.Write(d.buf); err != nil || n < len(d.buf) {
+		return d.q.bodyError("write", errors.Join(err, shortIf(n < len(d.buf))))
+	}
+	d.buf = d.buf[:0]
+	return nil
+}
+
+func shortIf(short bool) error {
+	if short {
+		return io.ErrShortWrite
+	}
+	return nil
+}
+
+// bodyError counts a failure of the body's file and makes it a reply.
+func (q *Queue) bodyError(operation string, err error) error {
+	q.m.StoreErrors.WithLabelValues("body_" + operation).Inc()
+	q.log.Error("message body not stored", "operation", operation, "err", err)
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return &envelope.ReplyError{Reply: replyNoSpace, Err: err}
+	}
+	return poisoned(err)
+}
+
+// Commit makes the message durable and returns nil once it is: from then on it
+// is the queue's. Any error is an *envelope.ReplyError and means that the
+// message is not accepted. ctx ends the wait only while nothing was written.
+func (d *Draft) Commit(ctx context.Context) error {
+	if d.over {
+		return errors.New("commit of a draft that ended")
+	}
+	err := d.commit(ctx)
+	if err != nil {
+		d.Abort()
+		if d.stored {
+			d.q.removeBody(d.q.bodyFile(d.ID()))
+		}
+	}
+	d.over, d.buf = true, nil
+	return err
+}
+
+func (d *Draft) commit(ctx context.Context) error {
+	if d.err != nil {
+		return d.err
+	}
+	if len(d.env.To) == 0 {
+		return poisoned(errors.New("no recipients"))
+	}
+	if err := d.q.Ready(0); err != nil {
+		return err
+	}
+	r := d.record()
+	if d.file != nil {
+		if err := d.closeFile(); err != nil {
+			return err
+		}
+	}
+	o := &op{size: len(d.buf) + 512 + 256*len(r.rcpts)}
+	o.fill = func(t *tx) error { return t.insert(r, d.buf) }
+	o.undo = func() *op {
+		d.stored = false
+		return d.q.forget(r)
+	}
+	result := make(chan error, 1)
+	o.done = func(err error) { result <- err }
+	d.q.submit(o)
+	select {
+	case err := <-result:
+		return asReply(err)
+	case <-ctx.Done():
+	}
+	if o.taken.CompareAndSwap(false, true) {
+		return poisoned(ctx.Err()) // nobody will write it
+	}
+	return asReply(<-result)
+}
+
+// record is the message as it will be stored; fill gives it a number.
+func (d *Draft) record() *record {
+	r := &record{env: *d.env, size: d.size, inline: d.file == nil}
+	r.env.To = nil
+	d.sum.Sum(r.sum[:0])
+	now, alive := d.q.now().UnixNano(), d.q.aliveNow()
+	r.rcpts = make([]recipient, len(d.env.To))
+	for i, to := range d.env.To {
+		r.rcpts[i] = recipient{Recipient: to, since: now, alive: alive}
+		if d.env.Hold {
+			r.rcpts[i].state, r.rcpts[i].reason = held, byPolicy
+		}
+	}
+	return r
+}
+
+// closeFile makes the body's file durable under its final name.
+func (d *Draft) closeFile() error {
+	if err := d.spill(); err != nil {
+		return err
+	}
+	f := d.file
+	if err := f.Sync(); err != nil {
+		return d.q.bodyError("sync", err)
+	}
+	d.file = nil
+	if err := f.Close(); err != nil {
+		d.q.removeBody(d.tmp())
+		return d.q.bodyError("close", err)
+	}
+	name := d.q.bodyFile(d.ID())
+	if err := d.q.disk.Rename(d.tmp(), name); err != nil {
+		d.q.removeBody(d.tmp())
+		return d.q.bodyError("rename", err)
+	}
+	d.stored = true
+	if err := d.q.disk.SyncDir(filepath.Dir(name)); err != nil {
+		return d.q.bodyError("sync_directory", err)
+	}
+	return nil
+}
+
+// Abort forgets the draft. It does nothing after Commit.
+func (d *Draft) Abort() {
+	if d.over {
+		return
+	}
+	d.over, d.buf = true, nil
+	if d.file != nil {
+		d.file.Close()
+		d.q.removeBody(d.tmp())
+		d.file = nil
+	}
+}
+
+// forget takes back a message whose batch failed, in case it reached the disk
+// nevertheless. Its sender was told to come again.
+func (q *Queue) forget(r *record) *op {
+	o := &op{keep: true, size: 512}
+	o.fill = func(t *tx) error {
+		seq, err := q.store.seqOf(r.env.ID)
+		if errors.Is(err, ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("look for %s: %w", r.env.ID, err)
+		}
+		was := r.clone()
+		was.seq = seq
+		return t.replace(was, nil)
+	}
+	o.done = func(err error) {
+		if err == nil && !r.inline {
+			q.litter <- q.bodyFile(r.env.ID)
+		}
+	}
+	return o
+}
+
+// removeBody unlinks a body file. What stays is found by the next start-up.
+func (q *Queue) removeBody(name string) {
+	if err := q.disk.Remove(name); err != nil {
+		q.m.StoreErrors.WithLabelValues("body_remove").Inc()
+		q.log.Warn("remove body file", "err", err)
+	}
+}

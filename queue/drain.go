@@ -1,0 +1,368 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+)
+
+// pollUp is how often a drain looks at Relayer.Up without having been woken.
+const pollUp = 5 * time.Second
+
+// idlePoll is how often it looks for work that nobody announced.
+const idlePoll = time.Minute
+
+// Run relays until ctx ends, then returns once its sessions have ended. It
+// runs once at a time.
+func (q *Queue) Run(ctx context.Context) error {
+	if q.o.Relayer == nil {
+		return errors.New("queue: Run without a Relayer")
+	}
+	var wg sync.WaitGroup
+	q.mu.Lock()
+	if q.started != nil {
+		q.mu.Unlock()
+		return errors.New("queue: Run runs already")
+	}
+	// Called with mu held, so that none starts once Run has begun to wait.
+	q.started = func(d *dest) { wg.Go(func() { q.drain(ctx, d) }) }
+	for _, d := range q.dests {
+		q.started(d)
+	}
+	q.mu.Unlock()
+	wg.Go(func() { q.reclaim(ctx) })
+
+	<-ctx.Done()
+	q.mu.Lock()
+	q.started = nil
+	q.mu.Unlock()
+	wg.Wait()
+	return nil
+}
+
+// Wake tells the drain that a next hop answers again; "" means all of them.
+func (q *Queue) Wake(name string) {
+	q.each(name, func(d *dest) {
+		d.mu.Lock()
+		d.pace.wait = time.Time{}
+		d.ring()
+		d.mu.Unlock()
+	})
+}
+
+// Flush makes every deferred recipient due now.
+func (q *Queue) Flush() {
+	now := q.now()
+	q.each("", func(d *dest) { d.flush(now) })
+}
+
+func (q *Queue) each(name string, fn func(*dest)) {
+	q.mu.Lock()
+	dests := make([]*dest, 0, len(q.dests))
+	for _, d := range q.dests {
+		if name == "" || d.name == name {
+			dests = append(dests, d)
+		}
+	}
+	q.mu.Unlock()
+	for _, d := range dests {
+		fn(d)
+	}
+}
+
+// drain owns one destination: it starts lanes while there is work and room.
+func (q *Queue) drain(ctx context.Context, d *dest) {
+	var lanes sync.WaitGroup
+	defer lanes.Wait()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		timer.Reset(q.startLanes(ctx, d, &lanes))
+		select {
+		case <-ctx.Done():
+			return
+		case <-d.kick:
+		case <-timer.C:
+		}
+	}
+}
+
+// startLanes starts as many as the pace allows and tells when to look again.
+func (q *Queue) startLanes(ctx context.Context, d *dest, lanes *sync.WaitGroup) time.Duration {
+	if !q.o.Relayer.Up(d.name) {
+		d.mu.Lock()
+		d.pace.down = true
+		d.mu.Unlock()
+		return pollUp
+	}
+	for ctx.Err() == nil {
+		now := q.now()
+		d.mu.Lock()
+		p := &d.pace
+		if p.down { // the canary goes first
+			p.down = false
+			p.reset()
+		}
+		switch {
+		case p.wait.After(now):
+			defer d.mu.Unlock()
+			return p.wait.Sub(now)
+		case p.idle > 0 || p.lanes >= d.room():
+			defer d.mu.Unlock()
+			return d.wakeIn(now, idlePoll)
+		}
+		d.mu.Unlock()
+		c := q.take(d)
+		if c == nil {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			return d.wakeIn(now, idlePoll)
+		}
+		d.mu.Lock()
+		p.lanes++
+		d.mu.Unlock()
+		lanes.Go(func() { q.lane(ctx, d, c) })
+	}
+	return idlePoll
+}
+
+// room is the number of sessions allowed now. The caller holds mu.
+func (d *dest) room() int {
+	return min(int(d.pace.window), max(1, d.q.o.MaxConnections(d.name)))
+}
+
+// lane is one session to a destination.
+type lane struct {
+	q     *Queue
+	d     *dest
+	ctx   context.Context
+	first *claim
+	mu    sync.Mutex // guards open
+	open  []*claim   // taken and not settled
+}
+
+// lane relays first and then what else is in line, until there is nothing
+// more, the session fails, or the pace wants fewer sessions.
+func (q *Queue) lane(ctx context.Context, d *dest, first *claim) {
+	l := &lane{q: q, d: d, ctx: ctx, first: first, open: []*claim{first}}
+	first.lane = l
+	err := q.o.Relayer.Relay(ctx, d.name, l.next)
+	l.mu.Lock()
+	left := l.open
+	l.mu.Unlock()
+	for _, c := range append([]*claim(nil), left...) {
+		if err == nil {
+			err = errors.New("session ended without settling what it took")
+		}
+		c.settle(nil, err)
+	}
+	d.mu.Lock()
+	d.pace.lanes--
+	if err != nil && ctx.Err() == nil {
+		d.pace.failed(q.now())
+		q.log.Warn("relay session failed", "dest", d.name, "err", cut(err.Error()))
+	}
+	d.ring()
+	d.mu.Unlock()
+}
+
+func (l *lane) next(wait time.Duration) *envelope.Transfer {
+	if c := l.first; c != nil {
+		l.first = nil
+		return c.transfer()
+	}
+	timer := time.NewTimer(max(0, wait))
+	defer timer.Stop()
+	for {
+		l.d.mu.Lock()
+		bell, stop := l.d.bell, l.d.pace.lanes > l.d.room()
+		l.d.mu.Unlock()
+		if stop || l.ctx.Err() != nil || !l.q.o.Relayer.Up(l.d.name) {
+			return nil
+		}
+		if c := l.q.take(l.d); c != nil {
+			l.mu.Lock()
+			c.lane = l
+			l.open = append(l.open, c)
+			l.mu.Unlock()
+			return c.transfer()
+		}
+		if wait <= 0 || !l.idle(bell, timer) {
+			return nil
+		}
+	}
+}
+
+// idle waits for the bell; false means that the wait is over.
+func (l *lane) idle(bell chan struct{}, timer *time.Timer) bool {
+	l.count(1)
+	defer l.count(-1)
+	wait := time.NewTimer(l.due())
+	defer wait.Stop()
+	select {
+	case <-bell:
+	case <-wait.C:
+	case <-timer.C:
+		return false
+	case <-l.ctx.Done():
+		return false
+	}
+	return true
+}
+
+func (l *lane) due() time.Duration {
+	l.d.mu.Lock()
+	defer l.d.mu.Unlock()
+	return l.d.wakeIn(l.q.now(), idlePoll)
+}
+
+// count keeps the number of idle lanes. One that goes back to work kicks the
+// drain, which may want another beside it.
+func (l *lane) count(n int) {
+	l.d.mu.Lock()
+	l.d.pace.idle += n
+	if n < 0 {
+		select {
+		case l.d.kick <- struct{}{}:
+		default:
+		}
+	}
+	l.d.mu.Unlock()
+}
+
+// settled forgets a claim that Relay has settled.
+func (l *lane) settled(c *claim) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := range l.open {
+		if l.open[i] == c {
+			l.open = append(l.open[:i], l.open[i+1:]...)
+			return
+		}
+	}
+}
+
+// busy says that a message is claimed.
+func (q *Queue) busy(seq uint64) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.flight[seq]
+}
+
+// claim takes a message for one lane or one operation of the operator: until
+// release nobody else touches it. It fails while another has it and while the
+// store is to be reopened.
+func (q *Queue) claim(seq uint64) error {
+	if err := q.poison.Load(); err != nil {
+		return poisoned(*err)
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.flight[seq] {
+		return ErrBusy
+	}
+	q.flight[seq] = true
+	return nil
+}
+
+func (q *Queue) release(seq uint64) {
+	q.mu.Lock()
+	delete(q.flight, seq)
+	q.mu.Unlock()
+}
+
+// take claims the next message in a destination's line; nil when there is none.
+func (q *Queue) take(d *dest) *claim {
+	for q.poison.Load() == nil {
+		now := q.now()
+		d.mu.Lock()
+		e, ok := d.pop(now)
+		d.mu.Unlock()
+		if !ok {
+			return nil
+		}
+		if q.claim(e.seq) != nil {
+			d.later(e)
+			continue
+		}
+		c, err := q.load(d, e, now)
+		if err != nil {
+			q.readFailed(err)
+			d.later(e)
+			q.release(e.seq)
+			return nil
+		}
+		if c != nil {
+			return c
+		}
+		q.release(e.seq)
+	}
+	return nil
+}
+
+// later keeps an entry whose message is claimed by another.
+func (d *dest) later(e entry) {
+	d.mu.Lock()
+	e.wait = d.q.now().Add(minWait)
+	d.again = append(d.again, e)
+	d.mu.Unlock()
+}
+
+// load makes a claim of an entry, or nil when nothing is due of it any more.
+func (q *Queue) load(d *dest, e entry, now time.Time) (*claim, error) {
+	r, err := q.store.load(e.seq)
+	if errors.Is(err, errRecord) {
+		q.quarantineRaw(e, err)
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if r == nil {
+		return nil, nil // settled since it was read ahead
+	}
+	c := &claim{q: q, d: d, e: e, rec: r}
+	for i := range r.rcpts {
+		rc := &r.rcpts[i]
+		due := rc.state == queued || rc.state == deferred && (rc.next <= now.UnixNano() || rc.last < e.flushed)
+		if due && q.o.Route(rc.Path.Domain) == d.name {
+			c.to = append(c.to, i)
+		}
+	}
+	if len(c.to) == 0 {
+		return nil, nil
+	}
+	return c, nil
+}
+
+func (q *Queue) readFailed(err error) {
+	if errors.Is(err, errClosedStore) {
+		return
+	}
+	q.m.StoreErrors.WithLabelValues("read").Inc()
+	q.log.Error("read queue store", "err", err)
+}
+
+// quarantineRaw moves a record aside that can't be decoded any more.
+func (q *Queue) quarantineRaw(e entry, cause error) {
+	q.submit(&op{
+		fill: func(t *tx) error {
+			key := seqKey(spaceRecord, e.seq)
+			raw, err := q.store.get(key)
+			if err != nil {
+				return err
+			}
+			q.countQuarantined(e.seq, cause)
+			t.totals.messages-- // its octets can't be known; the next audit counts anew
+			t.totals.quarantined++
+			t.put(seqKey(spaceQuarantine, e.seq), raw)
+			t.delete(key)
+			t.delete(e.key)
+			return nil
+		},
+		done: func(error) {},
+	})
+}

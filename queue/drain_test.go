@@ -1,0 +1,526 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/syndtr/goleveldb/leveldb"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+)
+
+// bubble runs a subtest in a bubble with its own time.
+func bubble(t *testing.T, name string, fn func(t *testing.T)) {
+	t.Helper()
+	t.Run(name, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			fn(t)
+			leaveBubble()
+		})
+	})
+}
+
+// fakeHop is a Relayer whose next hop does what a test says.
+type fakeHop struct {
+	idle time.Duration // how long a session waits for the next message
+	took time.Duration // for a message
+
+	mu       sync.Mutex // guards the rest
+	down     map[string]bool
+	answer   func(dest string, to envelope.Recipient, attempt int) envelope.Reply
+	broken   func(id string) bool // the session dies under this message
+	attempts map[string]int       // by ID and address
+	log      []string             // "ID address code", in order
+	bodies   map[string]string
+	flying   map[string]bool
+	twice    []string // in two lanes at a time
+	sessions int      // open now
+	most     int
+	opened   int
+}
+
+func newFakeHop() *fakeHop {
+	return &fakeHop{idle: time.Second, took: time.Millisecond, down: map[string]bool{}, attempts: map[string]int{},
+		bodies: map[string]string{}, flying: map[string]bool{}}
+}
+
+func (h *fakeHop) Up(dest string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return !h.down[dest]
+}
+
+func (h *fakeHop) setDown(dest string, down bool) {
+	h.mu.Lock()
+	h.down[dest] = down
+	h.mu.Unlock()
+}
+
+func (h *fakeHop) Relay(_ context.Context, dest string, next func(time.Duration) *envelope.Transfer) error {
+	h.mu.Lock()
+	h.sessions++
+	h.opened++
+	h.most = max(h.most, h.sessions)
+	h.mu.Unlock()
+	defer func() {
+		h.mu.Lock()
+		h.sessions--
+		h.mu.Unlock()
+	}()
+	t := next(h.idle)
+	for t != nil {
+		h.mu.Lock()
+		if h.flying[t.Envelope.ID] {
+			h.twice = append(h.twice, t.Envelope.ID)
+		}
+		h.flying[t.Envelope.ID] = true
+		h.mu.Unlock()
+		time.Sleep(h.took)
+		replies, err := h.transact(dest, t)
+		behind := (*envelope.Transfer)(nil)
+		if err == nil {
+			behind = next(0) // pipelined: taken before this one is settled
+		}
+		h.mu.Lock()
+		delete(h.flying, t.Envelope.ID)
+		h.mu.Unlock()
+		t.Settle(replies, err)
+		if err != nil {
+			return err
+		}
+		if t = behind; t == nil {
+			t = next(h.idle)
+		}
+	}
+	return nil
+}
+
+func (h *fakeHop) transact(dest string, t *envelope.Transfer) ([]envelope.Reply, error) {
+	f, err := t.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	body, err := io.ReadAll(f)
+	if err != nil {
+		return nil, err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.broken != nil && h.broken(t.Envelope.ID) {
+		return nil, errors.New("connection reset by peer")
+	}
+	var replies []envelope.Reply
+	for _, to := range t.Envelope.To {
+		key := t.Envelope.ID + " " + to.Path.String()
+		h.attempts[key]++
+		reply := envelope.NewReply(250, "2.0.0", "ok")
+		if h.answer != nil {
+			reply = h.answer(dest, to, h.attempts[key])
+		}
+		h.log = append(h.log, fmt.Sprintf("%s %d", key, reply.Code))
+		replies = append(replies, reply)
+	}
+	h.bodies[t.Envelope.ID] = string(body)
+	return replies, nil
+}
+
+func (h *fakeHop) taken() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.log)
+}
+
+func (h *fakeHop) mostSessions() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.most
+}
+
+// run drains q until the end of the test, which calls stop.
+func run(t *testing.T, q *Queue) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- q.Run(ctx) }()
+	return func() {
+		t.Helper()
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+		mustClose(t, q)
+	}
+}
+
+func drainOptions(h *fakeHop) Options {
+	o := options(newMemDisk())
+	o.Relayer = h
+	return o
+}
+
+func TestDrainInOrder(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		h := newFakeHop()
+		h.setDown("mx.example.com", true)
+		o := drainOptions(h)
+		o.MaxConnections = func(string) int { return 1 }
+		q := mustOpen(t, o)
+		var want []string
+		bodies := map[string]string{}
+		for i := range 100 {
+			body := bodyOf(i*1500, i)
+			id := mustAccept(t, q, body, "a@example.com")
+			want = append(want, id+" a@example.com 250")
+			bodies[id] = body
+		}
+		stop := run(t, q)
+		time.Sleep(time.Hour)
+		if len(h.taken()) != 0 {
+			t.Error("attempts while the next hop is down")
+		}
+		h.setDown("mx.example.com", false)
+		q.Wake("mx.example.com")
+		time.Sleep(time.Second)
+		if diff := cmp.Diff(want, h.taken()); diff != "" {
+			t.Error(diff)
+		}
+		if diff := cmp.Diff(bodies, h.bodies); diff != "" {
+			t.Errorf("bodies differ")
+		}
+		if s := q.Stats(); s.Messages != 0 || s.Bytes != 0 {
+			t.Errorf("stats: %+v", s)
+		}
+		if h.opened != 1 {
+			t.Errorf("%d sessions, want one", h.opened)
+		}
+		mustAccept(t, q, "later", "a@example.com") // drained at once, without a wake
+		time.Sleep(time.Second)
+		if n := len(h.taken()); n != 101 {
+			t.Errorf("%d relayed, want 101", n)
+		}
+		if n := testutil.ToFloat64(q.m.RelayReplies.WithLabelValues("relayed")); n != 101 {
+			t.Errorf("counted %v", n)
+		}
+		stop()
+	})
+}
+
+func TestDrainRampsUp(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		h := newFakeHop()
+		h.took = 50 * time.Millisecond
+		o := drainOptions(h)
+		o.MaxConnections = func(string) int { return 5 }
+		q := mustOpen(t, o)
+		for i := range 500 {
+			mustAccept(t, q, bodyOf(100, i), "a@example.com", "b@example.com")
+		}
+		stop := run(t, q)
+		time.Sleep(40 * time.Millisecond)
+		if most := h.mostSessions(); most != 1 {
+			t.Errorf("%d sessions before the canary came back", most)
+		}
+		time.Sleep(30 * time.Second)
+		if most := h.mostSessions(); most != 5 {
+			t.Errorf("%d sessions at most, want 5", most)
+		}
+		if len(h.taken()) != 1000 || len(h.twice) != 0 {
+			t.Errorf("%d recipients relayed; in two lanes: %v", len(h.taken()), h.twice)
+		}
+		stop()
+	})
+}
+
+func TestDeferral(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		h := newFakeHop()
+		h.answer = func(_ string, to envelope.Recipient, attempt int) envelope.Reply {
+			if to.Path.Local == "busy" && attempt < 4 {
+				return envelope.NewReply(450, "4.2.1", "mailbox busy")
+			}
+			return envelope.NewReply(250, "2.0.0", "ok")
+		}
+		q := mustOpen(t, drainOptions(h))
+		id := mustAccept(t, q, "body", "a@example.com", "busy@example.com")
+		stop := run(t, q)
+		time.Sleep(time.Second)
+		i, err := q.Get(id)
+		if err != nil || len(i.Recipients) != 1 {
+			t.Fatalf("%+v, %v", i, err)
+		}
+		r := i.Recipients[0]
+		if wait := time.Until(r.NextAttempt); r.State != "deferred" || r.Attempts != 1 ||
+			r.Reply != "450 4.2.1 mailbox busy" || wait < 40*time.Second || wait > 80*time.Second {
+			t.Errorf("deferred: %+v", r)
+		}
+		if s := q.Stats(); s.Deferred != 1 {
+			t.Errorf("stats: %+v", s)
+		}
+		time.Sleep(30 * time.Second)
+		if n := len(h.taken()); n != 2 {
+			t.Errorf("%d attempts before it is due", n-1)
+		}
+		q.Flush()
+		time.Sleep(time.Second)
+		if n := len(h.taken()); n != 3 {
+			t.Errorf("%d attempts after Flush, want 2", n-1)
+		}
+		time.Sleep(20 * time.Minute)
+		if n := len(h.taken()); n != 5 || q.Stats().Messages != 0 {
+			t.Errorf("%d attempts in the end, want 4; %+v", n-1, q.Stats())
+		}
+		stop()
+	})
+}
+
+func TestRefusedAfterAcceptanceIsHeld(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		h := newFakeHop()
+		refuse := true
+		h.answer = func(_ string, to envelope.Recipient, _ int) envelope.Reply {
+			if to.Path.Local == "gone" && refuse {
+				return envelope.NewReply(550, "5.1.1", "no such user")
+			}
+			return envelope.NewReply(250, "2.0.0", "ok")
+		}
+		q := mustOpen(t, drainOptions(h))
+		id := mustAccept(t, q, "body", "gone@example.com", "a@example.com")
+		stop := run(t, q)
+		time.Sleep(15 * 24 * time.Hour)
+		i, err := q.Get(id)
+		want := []RecipientInfo{{Address: "gone@example.com", Destination: "mx.example.com", State: "held",
+			Reason: "refused", Attempts: 1, Reply: "550 5.1.1 no such user", Rule: "permit_listed"}}
+		if diff := cmp.Diff(want, i.Recipients); diff != "" || err != nil {
+			t.Error(err, diff)
+		}
+		if n := testutil.ToFloat64(q.m.RelayReplies.WithLabelValues("held")); n != 1 {
+			t.Errorf("counted %v", n)
+		}
+		refuse = false
+		if err := q.Release(id); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		if q.Stats().Messages != 0 {
+			t.Errorf("not relayed after release: %+v", q.Stats())
+		}
+		stop()
+	})
+}
+
+func TestExpiredIsHeld(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		h := newFakeHop()
+		h.answer = func(string, envelope.Recipient, int) envelope.Reply {
+			return envelope.NewReply(450, "4.0.0", "not today")
+		}
+		o := drainOptions(h)
+		o.MaxAge = 24 * time.Hour
+		q := mustOpen(t, o)
+		id := mustAccept(t, q, "body", "a@example.com")
+		stop := run(t, q)
+		time.Sleep(23 * time.Hour)
+		if i, _ := q.Get(id); i.Recipients[0].State != "deferred" {
+			t.Errorf("after 23 h: %+v", i)
+		}
+		time.Sleep(3 * time.Hour)
+		i, _ := q.Get(id)
+		if i.Recipients[0].State != "held" || i.Recipients[0].Reason != "expired" {
+			t.Errorf("after 26 h: %+v", i)
+		}
+		n := len(h.taken())
+		time.Sleep(24 * time.Hour)
+		if len(h.taken()) != n {
+			t.Error("attempts for a held message")
+		}
+		stop()
+	})
+}
+
+// A wall clock that jumps a year ahead between two runs expires nothing.
+func TestClockJumpDoesNotExpire(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		h := newFakeHop()
+		h.answer = func(string, envelope.Recipient, int) envelope.Reply {
+			return envelope.NewReply(450, "4.0.0", "not today")
+		}
+		o := drainOptions(h)
+		q := mustOpen(t, o)
+		id := mustAccept(t, q, "body", "a@example.com")
+		mustClose(t, q)
+		o.Metrics = nil
+		o.Now = func() time.Time { return time.Now().AddDate(1, 0, 0) }
+		q = mustOpen(t, o)
+		stop := run(t, q)
+		time.Sleep(time.Hour)
+		if i, err := q.Get(id); err != nil || i.Recipients[0].State != "deferred" || i.Recipients[0].Attempts < 3 {
+			t.Errorf("%+v, %v", i, err)
+		}
+		stop()
+	})
+}
+
+func TestTwoDestinations(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		h := newFakeHop()
+		h.setDown("mx.example.net", true)
+		q := mustOpen(t, drainOptions(h))
+		id := mustAccept(t, q, "body", "a@example.com", "b@example.net", "c@example.com")
+		mustAccept(t, q, "body", "d@example.com")
+		stop := run(t, q)
+		time.Sleep(time.Minute)
+		if i, err := q.Get(id); err != nil || len(i.Recipients) != 1 || i.Recipients[0].Address != "b@example.net" {
+			t.Errorf("%+v, %v", i, err)
+		}
+		h.setDown("mx.example.net", false)
+		q.Wake("")
+		time.Sleep(time.Second)
+		if q.Stats().Messages != 0 || len(h.twice) != 0 {
+			t.Errorf("%+v; in two lanes: %v", q.Stats(), h.twice)
+		}
+		for _, a := range []string{"a@example.com", "b@example.net", "c@example.com"} {
+			if n := h.attempts[id+" "+a]; n != 1 {
+				t.Errorf("%s: %d attempts", a, n)
+			}
+		}
+		stop()
+	})
+}
+
+// A message under which every session dies must not keep the rest waiting, and
+// its attempts don't count.
+func TestBrokenMessageDoesNotBlock(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		h := newFakeHop()
+		q := mustOpen(t, drainOptions(h))
+		bad := mustAccept(t, q, "bad", "a@example.com")
+		h.broken = func(id string) bool { return id == bad }
+		for i := range 50 {
+			mustAccept(t, q, bodyOf(10, i), "a@example.com")
+		}
+		stop := run(t, q)
+		time.Sleep(time.Minute)
+		i, err := q.Get(bad)
+		if err != nil || i.Recipients[0].State != "queued" || i.Recipients[0].Attempts != 0 {
+			t.Errorf("%+v, %v", i, err)
+		}
+		if len(h.taken()) != 50 {
+			t.Errorf("%d relayed, want 50", len(h.taken()))
+		}
+		h.mu.Lock()
+		h.broken = nil
+		h.mu.Unlock()
+		time.Sleep(2 * time.Hour)
+		if q.Stats().Messages != 0 {
+			t.Errorf("%+v", q.Stats())
+		}
+		stop()
+	})
+}
+
+func TestBusy(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		h := newFakeHop()
+		h.took = time.Minute
+		q := mustOpen(t, drainOptions(h))
+		id := mustAccept(t, q, "body", "a@example.com")
+		stop := run(t, q)
+		time.Sleep(time.Second)
+		for name, fn := range map[string]func(string) error{"Hold": q.Hold, "Release": q.Release, "Remove": q.Remove} {
+			if err := fn(id); !errors.Is(err, ErrBusy) {
+				t.Errorf("%s in flight: %v", name, err)
+			}
+		}
+		time.Sleep(2 * time.Minute)
+		if err := q.Remove(id); !errors.Is(err, ErrNotFound) {
+			t.Errorf("Remove after: %v", err)
+		}
+		stop()
+	})
+}
+
+func TestDamagedBodyIsQuarantinedNotRelayed(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		h := newFakeHop()
+		disk := newMemDisk()
+		o := options(disk)
+		o.Relayer = h
+		q := mustOpen(t, o)
+		inline := mustAccept(t, q, "good", "a@example.com")
+		large := mustAccept(t, q, bodyOf(200_000, 1), "a@example.com")
+		mustAccept(t, q, "another", "a@example.com")
+		var b leveldb.Batch
+		b.Put(seqKey(spaceBody, 1), []byte("evil"))
+		if err := q.store.write(&b); err != nil {
+			t.Fatal(err)
+		}
+		n := disk.find(q.bodyFile(large))
+		n.data = append([]byte("X"), n.data[1:]...)
+		stop := run(t, q)
+		time.Sleep(time.Minute)
+		if len(h.taken()) != 1 || q.Quarantined() != 2 || q.Stats().Messages != 0 {
+			t.Errorf("relayed %v, quarantined %d, %+v", h.taken(), q.Quarantined(), q.Stats())
+		}
+		if _, err := q.Get(inline); !errors.Is(err, ErrNotFound) {
+			t.Errorf("Get: %v", err)
+		}
+		stop()
+	})
+}
+
+// Settles caught by a failing disk are written once it is back: the message is
+// not relayed again.
+func TestSettleSurvivesPoison(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		h := newFakeHop()
+		h.took = time.Second
+		disk := newMemDisk()
+		o := options(disk)
+		o.Relayer = h
+		q := mustOpen(t, o)
+		id := mustAccept(t, q, bodyOf(100_000, 1), "a@example.com")
+		stop := run(t, q)
+		time.Sleep(500 * time.Millisecond)
+		disk.mu.Lock()
+		disk.before = func(_ int, op, _ string) error {
+			if op == "sync" {
+				return errDisk
+			}
+			return nil
+		}
+		disk.mu.Unlock()
+		time.Sleep(10 * time.Second)
+		wantReply(t, q.Ready(0), 451, "4.3.0")
+		if q.Healthy() == nil {
+			t.Error("healthy on a failing disk")
+		}
+		_, err := accept(q, "no", "a@example.com")
+		wantReply(t, err, 451, "4.3.0")
+		disk.mu.Lock()
+		disk.before = nil
+		disk.mu.Unlock()
+		time.Sleep(5 * time.Second)
+		if err := q.Healthy(); err != nil {
+			t.Error(err)
+		}
+		if s := q.Stats(); s.Messages != 0 || s.Bytes != 0 || h.attempts[id+" a@example.com"] != 1 {
+			t.Errorf("%+v, %d attempts", s, h.attempts[id+" a@example.com"])
+		}
+		if disk.find(q.bodyFile(id)) != nil {
+			t.Error("body file left")
+		}
+		if testutil.ToFloat64(q.m.StoreReopens) < 1 {
+			t.Error("not counted")
+		}
+		stop()
+	})
+}

@@ -1,0 +1,66 @@
+package queue
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"sync"
+	"time"
+)
+
+// idAlphabet is Crockford's base 32 in lower case: sorts like the number it
+// writes, and has no i, l, o, u to misread.
+const idAlphabet = "0123456789abcdefghjkmnpqrstvwxyz"
+
+// idLen is 9 digits of milliseconds since 1970 and 7 of chance.
+const idLen = 16
+
+const idChance = 35 // bits
+
+// ids makes message IDs: unique, sorting by time, not to be guessed. Within
+// one process they strictly rise, whatever the clock does.
+type ids struct {
+	mu          sync.Mutex // guards what follows
+	ms, chances uint64
+}
+
+func (g *ids) next(now time.Time) string {
+	ms := uint64(max(0, now.UnixMilli())) & (1<<45 - 1)
+	var b [8]byte
+	rand.Read(b[:]) // never fails, crypto/rand
+	chance := binary.BigEndian.Uint64(b[:]) & (1<<idChance - 1)
+	g.mu.Lock()
+	if ms <= g.ms {
+		ms = g.ms
+		// A step of up to 2^20 keeps the next one hard to guess.
+		if chance = g.chances + 1 + chance&(1<<20-1); chance >= 1<<idChance {
+			ms, chance = ms+1, chance&(1<<20-1)
+		}
+	}
+	g.ms, g.chances = ms, chance
+	g.mu.Unlock()
+
+	var id [idLen]byte
+	for i := 8; i >= 0; i-- {
+		id[i] = idAlphabet[ms&31]
+		ms >>= 5
+	}
+	for i := idLen - 1; i > 8; i-- {
+		id[i] = idAlphabet[chance&31]
+		chance >>= 5
+	}
+	return string(id[:])
+}
+
+// validID says that s may be an ID: it is safe as a file name and as a key.
+func validID(s string) bool {
+	if len(s) != idLen {
+		return false
+	}
+	for i := range len(s) {
+		c := s[i]
+		if (c < '0' || c > '9') && (c < 'a' || c > 'z') {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,50 @@
+package queue
+
+import (
+	"context"
+	"time"
+
+	"github.com/syndtr/goleveldb/leveldb/util"
+)
+
+// Space of deleted keys comes back by compaction only. It is looked at this
+// often, and done when at least reclaimAbove octets have left since.
+const (
+	reclaimEvery = 30 * time.Second
+	reclaimAbove = 32 << 20
+)
+
+// reclaim compacts what was drained: everything before the oldest message.
+func (q *Queue) reclaim(ctx context.Context) {
+	ticker := time.NewTicker(reclaimEvery)
+	defer ticker.Stop()
+	var high int64 // octets queued, at most, since the last compaction
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		q.mu.Lock()
+		t := q.totals
+		q.mu.Unlock()
+		high = max(high, t.bytes)
+		if high-t.bytes < reclaimAbove {
+			continue
+		}
+		high = t.bytes
+		q.oldestTime() // finds the oldest
+		q.mu.Lock()
+		oldest := q.oldest.seq
+		q.mu.Unlock()
+		if t.messages == 0 {
+			oldest = t.next
+		}
+		for _, space := range []byte{spaceBody, spaceRecord} {
+			err := q.store.compact(util.Range{Start: []byte{space}, Limit: seqKey(space, oldest)})
+			if err != nil {
+				q.readFailed(err)
+			}
+		}
+	}
+}

@@ -1,0 +1,243 @@
+package queue
+
+import (
+	"errors"
+	"io"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+)
+
+// Backoff of a deferred recipient.
+const (
+	backoffMin = time.Minute
+	backoffMax = time.Hour
+)
+
+// backoff is the wait after the given number of attempts, one more or less
+// than a fifth of it, so that what was deferred together spreads out.
+func backoff(attempts int) time.Duration {
+	d := backoffMin << min(max(attempts-1, 0), 6)
+	d = min(d, backoffMax)
+	return d - d/5 + rand.N(2*d/5)
+}
+
+// claim is one message on its way to one destination. Whoever holds it is the
+// only one who may change the message.
+type claim struct {
+	q       *Queue
+	d       *dest
+	e       entry
+	rec     *record
+	to      []int // recipients of this attempt, as indexes into rec.rcpts
+	lane    *lane
+	once    sync.Once
+	damaged atomic.Pointer[error] // the body turned out to be damaged
+}
+
+// transfer is the claim as the relay sees it.
+func (c *claim) transfer() *envelope.Transfer {
+	env := c.rec.env
+	env.To = make([]envelope.Recipient, len(c.to))
+	for i, n := range c.to {
+		env.To[i] = c.rec.rcpts[n].Recipient
+	}
+	return &envelope.Transfer{Envelope: &env, Size: c.rec.size, Open: c.open, Settle: c.settle}
+}
+
+// open reads the body and remembers when it is damaged: settle will put the
+// message aside then.
+func (c *claim) open() (io.ReadCloser, error) {
+	f, err := c.q.openBody(c.rec)
+	if err != nil {
+		c.noteDamage(err)
+		return nil, err
+	}
+	return &notedReader{f, c}, nil
+}
+
+type notedReader struct {
+	io.ReadCloser
+	c *claim
+}
+
+func (r *notedReader) Read(p []byte) (int, error) {
+	n, err := r.ReadCloser.Read(p)
+	if err != nil && err != io.EOF {
+		r.c.noteDamage(err)
+	}
+	return n, err
+}
+
+func (c *claim) noteDamage(err error) {
+	if errors.Is(err, errBody) {
+		c.damaged.Store(&err)
+	}
+}
+
+// settle is Transfer.Settle: it hands the outcome to the committer and returns.
+func (c *claim) settle(replies []envelope.Reply, err error) {
+	c.once.Do(func() { c.settleOnce(replies, err) })
+}
+
+// tally counts recipients by outcome.
+type tally struct{ relayed, deferred, held, expired, untried int }
+
+func (c *claim) settleOnce(replies []envelope.Reply, err error) {
+	q := c.q
+	if c.lane != nil {
+		c.lane.settled(c)
+	}
+	is, n := c.outcome(replies, err)
+	c.adjust(n)
+	var o *op
+	switch damaged := c.damaged.Load(); {
+	case damaged != nil && n.relayed == 0:
+		o = q.quarantineOp(c.rec, *damaged)
+	case n.untried == len(c.to):
+		q.release(c.e.seq)
+		c.d.putBack(c.e, q.now())
+		return
+	default:
+		o = &op{keep: true, size: 512 + 256*len(is.rcpts), fill: func(t *tx) error {
+			if len(is.rcpts) == 0 {
+				return t.replace(c.rec, nil)
+			}
+			return t.replace(c.rec, is)
+		}}
+	}
+	o.done = func(err error) { c.written(is, n, err) }
+	q.submit(o)
+}
+
+// outcome applies the replies to a copy of the record. Recipients that are
+// done leave it.
+func (c *claim) outcome(replies []envelope.Reply, err error) (*record, tally) {
+	is, now := c.rec.clone(), c.q.now()
+	var n tally
+	done := make(map[int]bool, len(c.to))
+	for i, k := range c.to {
+		var reply envelope.Reply
+		if i < len(replies) {
+			reply = replies[i]
+		}
+		switch {
+		case reply.Zero() && err != nil:
+			n.untried++
+		case reply.Positive():
+			done[k] = true
+			n.relayed++
+		case reply.Permanent():
+			r := &is.rcpts[k]
+			r.state, r.reason = held, refused
+			c.tried(r, reply, now)
+			n.held++
+		default:
+			if reply.Zero() {
+				reply = envelope.NewReply(451, "4.3.0", "no reply")
+			}
+			if c.q.put4xx(&is.rcpts[k], now) {
+				n.expired++
+			} else {
+				n.deferred++
+			}
+			c.tried(&is.rcpts[k], reply, now)
+		}
+	}
+	left := is.rcpts[:0]
+	for k := range is.rcpts {
+		if !done[k] {
+			left = append(left, is.rcpts[k])
+		}
+	}
+	is.rcpts = left
+	return is, n
+}
+
+// tried notes an answered attempt.
+func (c *claim) tried(r *recipient, reply envelope.Reply, now time.Time) {
+	r.attempts++
+	r.last = now.UnixNano()
+	r.reply = envelope.Reply{Code: min(max(reply.Code, 0), 999), Enhanced: cut(reply.Enhanced), Text: cut(reply.Text)}
+}
+
+// put4xx defers a recipient, or holds it when it has been in line for too
+// long by the wall clock and by the queue's own age.
+func (q *Queue) put4xx(r *recipient, now time.Time) (tooOld bool) {
+	old := now.UnixNano()-r.since >= int64(q.o.MaxAge) && q.aliveNow()-r.alive >= int64(q.o.MaxAge)
+	if old {
+		r.state, r.reason, r.next = held, expired, 0
+		return true
+	}
+	r.state = deferred
+	r.next = now.Add(backoff(r.attempts + 1)).UnixNano()
+	return false
+}
+
+// adjust tells the pace how the next hop answered.
+func (c *claim) adjust(n tally) {
+	d := c.d
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case n.deferred+n.expired > 0:
+		d.pace.bad(c.q.now())
+	case n.untried == len(c.to): // the session's failure counts once, when it ends
+	default:
+		d.pace.good(d.q.o.MaxConnections(d.name))
+	}
+	select {
+	case d.kick <- struct{}{}:
+	default:
+	}
+}
+
+// written runs when the outcome is durable, or can't be made so.
+func (c *claim) written(is *record, n tally, err error) {
+	q := c.q
+	q.release(c.e.seq)
+	if err != nil {
+		// Only at shutdown, or when the record could not be read: it stays as
+		// it was, and may be relayed twice.
+		q.log.Error("outcome not stored", "id", c.rec.env.ID, "err", err)
+		return
+	}
+	count := func(result string, n int) {
+		if n > 0 {
+			q.m.RelayReplies.WithLabelValues(result).Add(float64(n))
+		}
+	}
+	count("relayed", n.relayed)
+	count("deferred", n.deferred)
+	count("held", n.held)
+	count("expired", n.expired)
+	if n.relayed > 0 {
+		q.m.RelayedBytes.Add(float64(c.rec.size))
+	}
+	c.log(is, n)
+	if len(is.rcpts) == 0 && !c.rec.inline {
+		q.litter <- q.bodyFile(c.rec.env.ID)
+	}
+	if n.untried > 0 && c.damaged.Load() == nil {
+		c.d.putBack(c.e, q.now())
+	}
+}
+
+func (c *claim) log(is *record, n tally) {
+	id := c.rec.env.ID
+	c.q.log.Info("relay attempt", "id", id, "dest", c.d.name, "relayed", n.relayed,
+		"deferred", n.deferred, "held", n.held, "expired", n.expired, "untried", n.untried)
+	if n.held == 0 {
+		return
+	}
+	for i := range is.rcpts {
+		r := &is.rcpts[i]
+		if r.state == held && r.reason == refused {
+			c.q.log.Error("refused after we accepted it: held (parity incident)", "id", id,
+				"to", cut(r.Path.String()), "reply", cut(r.reply.String()), "rule", cut(r.Rule))
+		}
+	}
+}

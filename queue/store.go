@@ -1,0 +1,314 @@
+package queue
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/syndtr/goleveldb/leveldb"
+	"github.com/syndtr/goleveldb/leveldb/filter"
+	"github.com/syndtr/goleveldb/leveldb/opt"
+	"github.com/syndtr/goleveldb/leveldb/storage"
+	"github.com/syndtr/goleveldb/leveldb/util"
+
+	"github.com/understudy-mx/understudy/metrics"
+)
+
+// formatVersion is the layout that this code writes and reads. A higher one
+// on disk is refused, a lower one is converted at Open (there is none yet).
+const formatVersion = 1
+
+// maxBatch bounds the octets of one synced batch, but for a single larger
+// message.
+const maxBatch = 1 << 20
+
+var levelOptions = opt.Options{
+	// Two write buffers and the cache are what LevelDB may hold in memory.
+	WriteBuffer:            8 << 20,
+	BlockCacheCapacity:     8 << 20,
+	CompactionTableSize:    8 << 20,
+	OpenFilesCacheCapacity: 200,
+	DisableSeeksCompaction: true,
+	Compression:            opt.NoCompression, // bodies don't compress
+	Filter:                 filter.NewBloomFilter(10),
+}
+
+var synced = &opt.WriteOptions{Sync: true}
+
+// store is the LevelDB of a queue: readers come and go, one writer writes,
+// and after a failed write it is closed and opened again.
+type store struct {
+	dir  string
+	disk Disk
+	m    *metrics.Metrics
+	warn func(kind, line string)
+
+	writeBuffer int // LevelDB's, in tests; 0 is levelOptions'
+
+	// mu is held for reading while db is read, and for writing only to
+	// replace db. No write or sync happens under it.
+	mu   sync.RWMutex
+	db   *leveldb.DB // nil while the store can't be opened
+	stor storage.Storage
+}
+
+// openStore opens DIR/store, creating it beside its place first (D4): a power
+// cut during LevelDB's first open leaves one that can't be opened.
+func openStore(s *store) error {
+	parent := filepath.Dir(s.dir)
+	names, err := s.disk.List(parent)
+	if err != nil {
+		return err
+	}
+	exists := false
+	for _, name := range names {
+		if name == filepath.Base(s.dir) {
+			exists = true
+		}
+	}
+	if !exists {
+		if err := s.create(parent); err != nil {
+			return fmt.Errorf("create store: %w", err)
+		}
+	}
+	if err := s.open(s.dir); err != nil {
+		return err
+	}
+	return s.checkFormat()
+}
+
+func (s *store) create(parent string) error {
+	tmp := s.dir + ".new"
+	if err := s.disk.Remove(tmp); err != nil {
+		return err
+	}
+	if err := s.disk.Mkdir(tmp); err != nil {
+		return err
+	}
+	if err := s.open(tmp); err != nil {
+		return err
+	}
+	b := new(leveldb.Batch)
+	b.Put([]byte{spaceFormat}, binary.AppendUvarint(nil, formatVersion))
+	b.Put([]byte{spaceTotals}, (&totals{next: 1}).encode())
+	err := s.db.Write(b, synced)
+	if cerr := s.close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	if err := s.disk.SyncDir(tmp); err != nil {
+		return err
+	}
+	if err := s.disk.Rename(tmp, s.dir); err != nil {
+		return err
+	}
+	return s.disk.SyncDir(parent)
+}
+
+func (s *store) open(dir string) error {
+	stor, err := s.disk.Store(dir)
+	if err != nil {
+		return fmt.Errorf("open store: %w", err)
+	}
+	wrapped := &syncedStorage{Storage: stor, dir: dir, disk: s.disk, alarm: s.warn}
+	o := levelOptions
+	if s.writeBuffer > 0 {
+		o.WriteBuffer = s.writeBuffer
+	}
+	db, err := leveldb.Open(wrapped, &o)
+	if err != nil {
+		stor.Close()
+		return fmt.Errorf("open store: %w", err)
+	}
+	s.mu.Lock()
+	s.db, s.stor = db, stor
+	s.mu.Unlock()
+	return nil
+}
+
+// close waits for the readers and closes the store.
+func (s *store) close() error {
+	s.mu.Lock()
+	db, stor := s.db, s.stor
+	s.db, s.stor = nil, nil
+	s.mu.Unlock()
+	if db == nil {
+		return nil
+	}
+	err := db.Close()
+	if cerr := stor.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+func (s *store) checkFormat() error {
+	v, err := s.get([]byte{spaceFormat})
+	if err != nil {
+		return fmt.Errorf("read format version: %w", err)
+	}
+	switch version, n := binary.Uvarint(v); {
+	case n <= 0:
+		return fmt.Errorf("read format version: %w: %x", errRecord, v)
+	case version > formatVersion:
+		return fmt.Errorf("%w: format %d, this program knows up to %d", ErrNewerVersion, version, formatVersion)
+	}
+	return nil
+}
+
+// errClosedStore is what readers get while the store is being reopened.
+var errClosedStore = errors.New("queue's store is being reopened")
+
+// get reads one key; leveldb.ErrNotFound when it isn't there.
+func (s *store) get(key []byte) ([]byte, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.db == nil {
+		return nil, errClosedStore
+	}
+	return s.db.Get(key, nil)
+}
+
+func (s *store) has(key []byte) (bool, error) {
+	_, err := s.get(key)
+	if errors.Is(err, leveldb.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// page calls fn for the keys in r, in order, until fn returns false. Key and
+// value are valid during the call only. The iterator is short-lived (an open
+// one pins files), so fn must be quick and bounded.
+func (s *store) page(r *util.Range, fn func(key, value []byte) bool) error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.db == nil {
+		return errClosedStore
+	}
+	it := s.db.NewIterator(r, nil)
+	defer it.Release()
+	for it.Next() {
+		if !fn(it.Key(), it.Value()) {
+			break
+		}
+	}
+	return it.Error()
+}
+
+// scan is page for a range of any length: it takes a new iterator every
+// pageSize keys.
+func (s *store) scan(prefix []byte, fn func(key, value []byte) error) error {
+	const pageSize = 4096
+	var last []byte
+	for {
+		n := 0
+		var ferr error
+		err := s.page(from(prefix, last), func(key, value []byte) bool {
+			if ferr = fn(key, value); ferr != nil {
+				return false
+			}
+			last = append(last[:0], key...)
+			n++
+			return n < pageSize
+		})
+		if ferr != nil {
+			return ferr
+		}
+		if err != nil || n < pageSize {
+			return err
+		}
+	}
+}
+
+// write is for the one writer only.
+func (s *store) write(b *leveldb.Batch) error {
+	s.mu.RLock()
+	db := s.db
+	s.mu.RUnlock()
+	if db == nil {
+		return errClosedStore
+	}
+	return db.Write(b, synced)
+}
+
+// compact gives back the space of deleted keys.
+func (s *store) compact(r util.Range) error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.db == nil {
+		return errClosedStore
+	}
+	return s.db.CompactRange(r)
+}
+
+// loadTotals reads the counts as the last durable batch left them.
+func (s *store) loadTotals() (totals, error) {
+	b, err := s.get([]byte{spaceTotals})
+	if err != nil {
+		return totals{}, fmt.Errorf("read totals: %w", err)
+	}
+	return decodeTotals(b)
+}
+
+// load reads a record; nil when there is none, errRecord when it is damaged.
+func (s *store) load(seq uint64) (*record, error) {
+	b, err := s.get(seqKey(spaceRecord, seq))
+	if errors.Is(err, leveldb.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	r, err := decodeRecord(b)
+	if err == nil && r.seq != seq {
+		err = fmt.Errorf("%w: number %d under %d", errRecord, r.seq, seq)
+	}
+	return r, err
+}
+
+// seqOf finds a message by its ID.
+func (s *store) seqOf(id string) (uint64, error) {
+	if !validID(id) {
+		return 0, ErrNotFound
+	}
+	b, err := s.get(idKey(id))
+	if errors.Is(err, leveldb.ErrNotFound) || err == nil && len(b) != 8 {
+		return 0, ErrNotFound
+	}
+	if err != nil {
+		return 0, err
+	}
+	return binary.BigEndian.Uint64(b), nil
+}
+
+// bodyFile is where a large body lies: one directory for each last character
+// of the ID, so that directory syncs of different messages don't queue.
+func (q *Queue) bodyFile(id string) string {
+	return filepath.Join(q.bodyDir(id[idLen-1:]), id)
+}
+
+func (q *Queue) bodyDir(shard string) string { return filepath.Join(q.o.Dir, "body", shard) }
+
+// makeBodyDirs makes them all, durably. It syncs even when all are there: an
+// earlier start may have failed between making and syncing them.
+func (q *Queue) makeBodyDirs() error {
+	body := filepath.Join(q.o.Dir, "body")
+	if err := q.disk.Mkdir(body); err != nil {
+		return err
+	}
+	for _, c := range strings.Split(idAlphabet, "") {
+		if err := q.disk.Mkdir(q.bodyDir(c)); err != nil {
+			return err
+		}
+	}
+	if err := q.disk.SyncDir(body); err != nil {
+		return err
+	}
+	return q.disk.SyncDir(q.o.Dir)
+}
