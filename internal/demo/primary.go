@@ -35,7 +35,7 @@ type Received struct {
 	Content []byte   // nil when longer than Keep
 }
 
-// Primary is a toy MX on the loopback. Set the fields before the first Start.
+// Primary is a toy MX on the loopback. Set the fields while it is not running.
 type Primary struct {
 	Keep        int64         // longest content that is kept, default 64 KiB
 	MaxMessages int           // how many messages are remembered, default 20,000; more are refused with 452
