@@ -109,7 +109,7 @@ func (s *Snapshot) resolve(m envelope.Mailbox, utf8 bool) address {
 	key := a.key()
 	first := strings.IndexAny(key, "@!%")
 	a.routed = key[first+1:] != a.domain
-	a.bad = !validMailDomain(a.domain, utf8)
+	a.bad = a.domain != "" && !validMailDomain(a.domain, utf8)
 	return a
 }
 

@@ -237,7 +237,7 @@ func rejectUnknownRcptDomain(e *eval, c *check) status {
 }
 
 func (e *eval) unknownDomain(c *check, a *address, class, dsn string) status {
-	if a.class.final() || strings.HasPrefix(a.domain, "[") && strings.HasSuffix(a.domain, "]") {
+	if a.domain == "" || a.class.final() || strings.HasPrefix(a.domain, "[") && strings.HasSuffix(a.domain, "]") {
 		return dunno
 	}
 	rule := e.ruleKey(c, a.domain)

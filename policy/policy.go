@@ -18,6 +18,10 @@
 // answers give the same Verdict. A temporary DNS failure never makes a
 // permanent reply. Nobody is accepted for a domain that isn't listed.
 //
+// One difference to Postfix is meant: an answer of a DNS list in
+// 127.255.255.0/24 counts only where a filter names it. By such answers lists
+// refuse to serve a resolver, and a secondary rarely shares the primary's.
+//
 // RFC 5321 (replies, postmaster), RFC 3463 (status codes), RFC 5782 (DNS
 // lists), RFC 7505 (null MX).
 package policy

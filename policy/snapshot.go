@@ -40,7 +40,6 @@ func Compile(spec *Spec) (*Snapshot, error) {
 		s:       &Snapshot{spec: spec},
 		tables:  map[string]*table{},
 		classes: map[string]*[]check{},
-		zones:   map[string]bool{},
 	}
 	c.settings()
 	c.addresses()
@@ -48,7 +47,6 @@ func Compile(spec *Spec) (*Snapshot, error) {
 	if err := errors.Join(c.errs...); err != nil {
 		return nil, err
 	}
-	c.s.prefetch = slices.Sorted(maps.Keys(c.zones))
 	c.s.digest = sync.OnceValue(func() [32]byte { return sha256.Sum256(c.s.Encode()) })
 	return c.s, nil
 }
@@ -85,7 +83,6 @@ type compiler struct {
 	errs    []error
 	tables  map[string]*table
 	classes map[string]*[]check
-	zones   map[string]bool
 }
 
 func (c *compiler) errorf(format string, args ...any) {
@@ -216,11 +213,24 @@ func (c *compiler) restrictions() {
 	s.recipient = c.list("restrictions.recipient", r.Recipient)
 	s.data = c.list("restrictions.data", r.Data)
 	s.endOfData = c.list("restrictions.end_of_data", r.EndOfData)
-	if slices.Contains(slices.Concat(r.Client, r.Helo, r.Sender, r.Relay, r.Recipient), Restriction{Kind: "reject_dnsbl_score"}) {
-		for _, z := range s.sites {
-			c.zones[z.suffix] = true
+	c.prefetch(slices.Concat(s.client, s.helo, s.sender, s.relay, s.recipient))
+}
+
+// prefetch notes the DNS lists that every client will be looked up in. Those
+// in classes and tables are for some clients only, and asked when needed.
+func (c *compiler) prefetch(checks []check) {
+	zones := map[string]bool{}
+	for _, ch := range checks {
+		switch ch.kind.name {
+		case "reject_rbl_client", "permit_dnswl_client":
+			zones[ch.zone.suffix] = true
+		case "reject_dnsbl_score":
+			for _, z := range c.s.sites {
+				zones[z.suffix] = true
+			}
 		}
 	}
+	c.s.prefetch = slices.Sorted(maps.Keys(zones))
 }
 
 func (c *compiler) list(where string, rs []Restriction) []check {
@@ -256,9 +266,7 @@ func (c *compiler) check(where string, r Restriction) (check, bool) {
 			c.actions(ch.table)
 		}
 	case k.arg == argZone:
-		if ch.zone = c.zone(where+": "+k.name, r.Arg); ch.zone != nil && (k.name == "reject_rbl_client" || k.name == "permit_dnswl_client") {
-			c.zones[ch.zone.suffix] = true
-		}
+		ch.zone = c.zone(where+": "+k.name, r.Arg)
 	case k.arg == argNumber && !allDigits(r.Arg):
 		c.errorf("%s: %s needs a number, not %q", where, k.name, r.Arg)
 	}
