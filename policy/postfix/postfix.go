@@ -81,6 +81,7 @@ func Import(ctx context.Context, src Source) (*policy.Spec, Report, error) {
 	i.restrictions()
 	i.dnsbl()
 	i.postscreen()
+	i.otherTables()
 	i.parameters()
 	if err := ctx.Err(); err != nil {
 		return nil, Report{}, err

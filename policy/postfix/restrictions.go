@@ -218,6 +218,9 @@ func (i *importer) element(parameter string, e element, implied string) []policy
 		}
 	default:
 		out = []policy.Restriction{{Kind: e.name, Arg: e.arg}}
+		if (strings.HasPrefix(e.name, "reject_rbl") || strings.HasPrefix(e.name, "reject_rhsbl")) && !strings.Contains(e.arg, "=") {
+			class, why = Approximated, "answers in 127.255.255.0/24 (the list refuses the question) don't count"
+		}
 	}
 	return append(out, i.restriction(parameter, e, class, why, options)...)
 }

@@ -1,0 +1,194 @@
+package postfix
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/understudy-mx/understudy/policy"
+)
+
+// dnsbl translates the reply texts of DNS lists.
+func (i *importer) dnsbl() {
+	i.spec.DNSBL.DefaultReply = i.set["default_rbl_reply"]
+	for _, w := range words(i.set["rbl_reply_maps"]) {
+		name, reason := tableName(w)
+		var t *Table
+		if reason == nil {
+			if t, reason = i.table("rbl_reply_maps", name); t == nil && reason == nil {
+				continue
+			}
+		}
+		if reason == nil && t.Kind != Indexed {
+			reason = fmt.Errorf("%s tables name no single DNS list", t.Type)
+		}
+		if reason != nil {
+			i.item("rbl_reply_maps", name, NotReplicated, reason.Error(), "default_rbl_reply")
+			continue
+		}
+		if i.spec.DNSBL.Replies == nil {
+			i.spec.DNSBL.Replies = map[string]string{}
+		}
+		for k, v := range t.Entries {
+			if i.spec.DNSBL.Replies[k] == "" {
+				i.spec.DNSBL.Replies[k] = v
+			}
+		}
+		i.item("rbl_reply_maps", name, Exact, "", "")
+	}
+}
+
+// postscreen translates what stands before smtpd.
+func (i *importer) postscreen() {
+	ps := i.conf.postscreen
+	if ps == nil {
+		return
+	}
+	plain := true
+	for _, w := range words(ps["postscreen_access_list"]) {
+		if strings.EqualFold(w, "permit_mynetworks") {
+			i.item("postscreen_access_list", w, Exact, "", "")
+			continue
+		}
+		plain = false
+		name, _ := tableName(w)
+		if typ, _, ok := strings.Cut(name, ":"); !ok || typ == "" {
+			i.errorf("postscreen_access_list: %q is no table", w)
+			continue
+		}
+		i.table("postscreen_access_list", name) // a missing one fails the import
+		i.item("postscreen_access_list", name, NotReplicated, "the engine has no list before the client restrictions", optIgnore)
+	}
+	action := ps["postscreen_dnsbl_action"]
+	sites := i.sites(ps["postscreen_dnsbl_sites"])
+	threshold, err := strconv.Atoi(ps["postscreen_dnsbl_threshold"])
+	if err != nil {
+		i.errorf("postscreen_dnsbl_threshold: %q is no number", ps["postscreen_dnsbl_threshold"])
+	}
+	for _, s := range sites {
+		element := fmt.Sprintf("%s*%d", secretFree(s.Zone), s.Weight)
+		switch {
+		case action == "ignore":
+			i.item("postscreen_dnsbl_sites", element, Exact, "postscreen_dnsbl_action is ignore", "")
+		case !plain:
+			i.item("postscreen_dnsbl_sites", element, NotReplicated, "clients in postscreen_access_list must not be judged by it", optIgnore)
+		default:
+			i.item("postscreen_dnsbl_sites", element, Approximated,
+				"judged with the client restrictions; what postscreen remembers of a client isn't known", "")
+		}
+	}
+	if action != "ignore" && plain && len(sites) > 0 {
+		i.spec.DNSBL.Sites, i.spec.DNSBL.Threshold = sites, threshold
+		r := &i.spec.Restrictions
+		r.Client = slices.Insert(r.Client, 0, policy.Restriction{Kind: "reject_dnsbl_score"})
+	}
+}
+
+// sites reads postscreen_dnsbl_sites: zone[=filter][*weight].
+func (i *importer) sites(value string) []policy.DNSBLSite {
+	var sites []policy.DNSBLSite
+	for _, w := range words(value) {
+		zone, weight, weighted := strings.Cut(w, "*")
+		s := policy.DNSBLSite{Zone: zone, Weight: 1}
+		if weighted {
+			var err error
+			if s.Weight, err = strconv.Atoi(weight); err != nil {
+				i.errorf("postscreen_dnsbl_sites: %q has no number after *", w)
+			}
+		}
+		sites = append(sites, s)
+	}
+	return sites
+}
+
+// parameters reports the parameters that the other translations don't.
+func (i *importer) parameters() {
+	tests := i.conf.postscreen
+	for _, p := range Parameters {
+		set := i.set
+		if strings.HasPrefix(p.Name, "postscreen_") {
+			if set = tests; set == nil {
+				continue
+			}
+		}
+		v, known := set[p.Name]
+		if !known || p.Class == NoDecision || p.Elements || slices.Contains(strings.Split(p.Off, "|"), cmp.Or(v, "-")) {
+			continue
+		}
+		if strings.HasSuffix(p.Name, "_transport") && !refusing(v) {
+			continue
+		}
+		if p.Guard != "" && slices.Contains([]string{"no", "ignore", ""}, set[p.Guard]) {
+			continue
+		}
+		instead := p.Instead
+		if p.Class == NotReplicated && instead == "" {
+			instead = optIgnore
+		}
+		if strings.Contains(v, "@") && strings.Contains(v, ":") && p.Class == NotReplicated {
+			v = "set" // may hold a password
+		}
+		i.item(p.Name, v, p.Class, p.Why, instead)
+	}
+}
+
+// refusing says that mail for a transport is refused.
+func refusing(transport string) bool {
+	return strings.HasPrefix(transport, "error:") || strings.HasPrefix(transport, "retry:")
+}
+
+// otherTables reports the tables that decide outside of smtpd's restrictions.
+func (i *importer) otherTables() {
+	for _, l := range []struct {
+		parameter string
+		refuses   func(value string) bool
+	}{
+		{"transport_maps", refusing},
+		{"relocated_maps", nil},
+		{"header_checks", checkRefuses},
+		{"mime_header_checks", checkRefuses},
+		{"nested_header_checks", checkRefuses},
+		{"body_checks", checkRefuses},
+		{"smtpd_sender_login_maps", nil},
+	} {
+		at := slices.IndexFunc(missing, func(p Parameter) bool { return p.Name == l.parameter })
+		for _, w := range words(i.set[l.parameter]) {
+			name, reason := tableName(w)
+			var t *Table
+			if reason == nil {
+				t, reason = i.table(l.parameter, name)
+			}
+			switch {
+			case reason == nil && t == nil: // the import has failed
+			case l.parameter == "smtpd_sender_login_maps" && i.set["smtpd_sasl_auth_enable"] != "yes":
+			case reason == nil && l.refuses != nil && !t.any(l.refuses):
+				i.item(l.parameter, name, Exact, "nothing in it refuses", "")
+			default:
+				i.item(l.parameter, name, NotReplicated, missing[at].Why, optIgnore)
+			}
+		}
+	}
+}
+
+// any says whether a value of the table is such.
+func (t *Table) any(f func(string) bool) bool {
+	for _, v := range t.Entries {
+		if f(v) {
+			return true
+		}
+	}
+	return t.Kind == Constant && f(t.Value) || slices.ContainsFunc(t.Rules, func(r Rule) bool { return r.Op == Match && f(r.Value) })
+}
+
+// checkRefuses says that an action of header_checks(5) changes what becomes of
+// the message.
+func checkRefuses(value string) bool {
+	word, _, _ := strings.Cut(value, " ")
+	switch strings.ToUpper(word) {
+	case "REJECT", "DISCARD", "HOLD":
+		return true
+	}
+	return len(word) == 3 && (word[0] == '4' || word[0] == '5')
+}
