@@ -132,7 +132,9 @@ func Parse(path string, text []byte) (*Config, error) {
 	if err := toml.Unmarshal(text, &tree); err != nil {
 		var pe toml.ParseError
 		if errors.As(err, &pe) {
-			return nil, &Mistake{File: path, Line: pe.Position.Line, Col: max(1, pe.Position.Col),
+			// The library's own line is one too many for a line that ends early.
+			before := string(text[:min(pe.Position.Start, len(text))])
+			return nil, &Mistake{File: path, Line: strings.Count(before, "\n") + 1, Col: len(before) - strings.LastIndexByte(before, '\n'),
 				Text: pe.Message + "; see https://toml.io for the syntax"}
 		}
 		return nil, fmt.Errorf("%s: %w", path, err)

@@ -1,0 +1,384 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	sd "github.com/coreos/go-systemd/v22/daemon"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/understudy-mx/understudy/internal/config"
+	"github.com/understudy-mx/understudy/internal/control"
+	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/internal/resolver"
+	"github.com/understudy-mx/understudy/metrics"
+	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/queue"
+	"github.com/understudy-mx/understudy/relay"
+	"github.com/understudy-mx/understudy/smtpd"
+)
+
+// defaultRoute is the next hop of all domains that no [[route]] names.
+const defaultRoute = "primary"
+
+// daemon is Understudy at work: the rooms, and the wires between them.
+type daemon struct {
+	cfg      *config.Config
+	log      *slog.Logger
+	registry *prometheus.Registry
+	metrics  *metrics.Metrics
+	loaded   time.Time // when the files were read
+	policy   *policyFile
+	queue    *queue.Queue
+	relay    *relay.Client
+	smtp     *smtpd.Server
+	cert     *smtpd.CertFile // nil: no STARTTLS
+	doors    []*door
+	web      net.Listener // nil: no metrics
+	control  net.Listener
+	webPages http.Handler
+}
+
+// newDaemon reads, opens and listens. When it returns nothing moves yet, and
+// whatever could be in the way of a start has been; mistakes of the operator's
+// are mistakes.
+func newDaemon(cfg *config.Config, log *slog.Logger) (_ *daemon, err error) {
+	d := &daemon{cfg: cfg, log: log, registry: prometheus.NewRegistry(), loaded: time.Now()}
+	defer func() {
+		if err != nil {
+			d.close()
+		}
+	}()
+	d.registry.MustRegister(collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	d.metrics = metrics.New(d.registry)
+	if d.policy, err = loadPolicy(cfg.Policy.File, log, d.metrics); err != nil {
+		return nil, mistakes{err}
+	}
+	if err := d.buildSMTP(); err != nil {
+		return nil, mistakes{fmt.Errorf("%s: %w", cfg.File, err)}
+	}
+	d.buildRelay()
+	if err := d.openQueue(); err != nil {
+		return nil, err
+	}
+	d.smtp.Spool = spool{d.queue}
+	if d.doors, err = listenSMTP(cfg.SMTP.Listen); err != nil {
+		return nil, err
+	}
+	if d.control, err = control.Listen(control.SocketPath(cfg.StateDir)); err != nil {
+		return nil, err
+	}
+	if cfg.Metrics.Listen != "" {
+		if d.web, err = listenTCP(cfg.Metrics.Listen); err != nil {
+			return nil, fmt.Errorf("metrics: %w", err)
+		}
+	}
+	d.webPages = metrics.Handler(d.registry, d.ready)
+	return d, nil
+}
+
+// spool is the queue as the door sees it.
+type spool struct{ *queue.Queue }
+
+func (s spool) Begin(env *envelope.Envelope) (smtpd.Draft, error) {
+	d, err := s.Queue.Begin(env)
+	if err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// close releases what newDaemon opened; run does it by itself.
+func (d *daemon) close() {
+	for _, l := range d.doors {
+		l.Close()
+	}
+	if d.control != nil {
+		d.control.Close()
+	}
+	if d.web != nil {
+		d.web.Close()
+	}
+	if d.queue != nil {
+		if err := d.queue.Close(); err != nil && !errors.Is(err, queue.ErrClosed) {
+			d.log.Error("close queue", "err", err)
+		}
+	}
+}
+
+func (d *daemon) buildSMTP() error {
+	c := d.cfg.SMTP
+	d.smtp = &smtpd.Server{
+		Hostname:                d.cfg.Hostname,
+		Policy:                  d.policy.now.Load,
+		Resolver:                d.resolver(),
+		XClientFrom:             c.XClientFrom,
+		ProxyFrom:               c.ProxyFrom,
+		MaxConnections:          c.MaxConnections,
+		MaxConnectionsPerClient: c.MaxConnectionsPerClient,
+		CommandTimeout:          c.CommandTimeout,
+		DataTimeout:             c.DataTimeout,
+		ShutdownTimeout:         c.ShutdownTimeout,
+		BareNewline:             c.BareNewline,
+		Log:                     d.log,
+		Metrics:                 d.metrics,
+	}
+	if c.TLSCert == "" {
+		return nil
+	}
+	cert, err := smtpd.OpenCertFile(c.TLSCert, c.TLSKey, d.log, d.metrics)
+	if err != nil {
+		return fmt.Errorf("smtp.tls_cert: %w", err)
+	}
+	d.cert, d.smtp.TLS = cert, cert.Config()
+	return nil
+}
+
+func (d *daemon) resolver() policy.Resolver {
+	return newResolver(d.cfg, func(qtype, result string, took time.Duration) {
+		d.metrics.DNSLookups.WithLabelValues(qtype, result).Inc()
+		if result != "cached" {
+			d.metrics.DNSDuration.Observe(took.Seconds())
+		}
+	})
+}
+
+func newResolver(cfg *config.Config, observe func(string, string, time.Duration)) *resolver.Resolver {
+	return resolver.New(resolver.Options{Servers: cfg.DNS.Servers, Timeout: cfg.DNS.Timeout, Observe: observe})
+}
+
+func (d *daemon) buildRelay() {
+	routes := map[string]relay.Route{}
+	add := func(name string, p config.Primary) {
+		routes[name] = relay.Route{Name: name, Address: p.Address, TLS: p.TLS, TLSName: p.TLSName,
+			TLSCA: p.TLSCA, XClient: p.XClient, ProbeInterval: p.ProbeInterval}
+	}
+	if d.cfg.Primary.Address != "" {
+		add(defaultRoute, d.cfg.Primary)
+	}
+	for _, r := range d.cfg.Routes {
+		add(r.Name, r.Primary)
+	}
+	d.relay = relay.New(relay.Options{Routes: routes, Hostname: d.cfg.Hostname, Log: d.log, Metrics: d.metrics,
+		OnUp: func(dest string) { d.queue.Wake(dest) }})
+}
+
+// routeOf returns the function from a recipient's domain to the next hop: the
+// route that names the domain, or else the nearest domain above it with a dot
+// in front, or else [primary].
+func routeOf(routes []config.Route) func(domain string) string {
+	dest := map[string]string{}
+	for _, r := range routes {
+		for _, domain := range r.Domains {
+			dest[domain] = r.Name
+		}
+	}
+	return func(domain string) string {
+		domain = strings.ToLower(strings.TrimSuffix(domain, "."))
+		if name, ok := dest[domain]; ok {
+			return name
+		}
+		for i := strings.IndexByte(domain, '.'); i >= 0; i = strings.IndexByte(domain, '.') {
+			if name, ok := dest[domain[i:]]; ok {
+				return name
+			}
+			domain = domain[i+1:]
+		}
+		return defaultRoute
+	}
+}
+
+func (d *daemon) openQueue() error {
+	if err := os.MkdirAll(d.cfg.StateDir, 0o700); err != nil {
+		return stateError(d.cfg.StateDir, err)
+	}
+	limit := map[string]int{defaultRoute: d.cfg.Primary.MaxConnections}
+	for _, r := range d.cfg.Routes {
+		limit[r.Name] = r.MaxConnections
+	}
+	q, err := queue.Open(queue.Options{
+		Dir:            filepath.Join(d.cfg.StateDir, "queue"),
+		Route:          routeOf(d.cfg.Routes),
+		Relayer:        d.relay,
+		MaxAge:         d.cfg.Queue.MaxAge,
+		MinFree:        uint64(d.cfg.Queue.MinFree),
+		MinFreeInodes:  uint64(d.cfg.Queue.MinFreeInodes),
+		MaxConnections: func(dest string) int { return limit[dest] },
+		Log:            d.log,
+		Metrics:        d.metrics,
+	})
+	if err != nil {
+		return stateError(d.cfg.StateDir, err)
+	}
+	d.queue = q
+	d.metrics.Queue(q.Stats)
+	return nil
+}
+
+// stateError says what is in the way of the state directory.
+func stateError(dir string, err error) error {
+	switch {
+	case errors.Is(err, queue.ErrLocked):
+		return fmt.Errorf("state directory %s is in use by another understudy serve; only one may use it at a time", dir)
+	case errors.Is(err, queue.ErrNewerVersion):
+		return fmt.Errorf("state directory %s was written by a newer version of Understudy: %w; run that version, or drain the queue with it first", dir, err)
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
+		return fmt.Errorf("state directory %s can't be written by %s%s: %w", dir, whoAmI(), ownerOf(dir), err)
+	}
+	return fmt.Errorf("state directory %s: %w", dir, err)
+}
+
+func whoAmI() string {
+	if u, err := user.Current(); err == nil {
+		return u.Username
+	}
+	return "uid " + strconv.Itoa(os.Getuid())
+}
+
+// ownerOf says whose dir is, or the nearest directory above that exists.
+func ownerOf(dir string) string {
+	for {
+		if fi, err := os.Stat(dir); err == nil {
+			st, ok := fi.Sys().(*syscall.Stat_t)
+			if !ok {
+				return ""
+			}
+			owner := "uid " + strconv.FormatUint(uint64(st.Uid), 10)
+			if u, err := user.LookupId(strconv.FormatUint(uint64(st.Uid), 10)); err == nil {
+				owner = u.Username
+			}
+			return fmt.Sprintf(" (%s belongs to %s, mode %#o)", dir, owner, fi.Mode().Perm())
+		}
+		up := filepath.Dir(dir)
+		if up == dir {
+			return ""
+		}
+		dir = up
+	}
+}
+
+// run works until ctx ends or a part fails; then it stops in an order that
+// loses nothing: no new connections; transactions finish, within their
+// deadline; no more relaying; the queue is closed last. Each value of reload
+// makes it read its files again; reload may be nil.
+func (d *daemon) run(ctx context.Context, reload <-chan os.Signal) error {
+	defer d.close()
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	behind, stopBehind := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopBehind()
+	var front, back sync.WaitGroup
+	start := func(group *sync.WaitGroup, ctx context.Context, what string, work func(context.Context) error) {
+		group.Go(func() {
+			err := work(ctx)
+			if err == nil && ctx.Err() == nil {
+				err = errors.New("ended unasked")
+			}
+			if err != nil {
+				stop(fmt.Errorf("%s: %w", what, err))
+			}
+		})
+	}
+	start(&back, behind, "queue", d.queue.Run)
+	start(&back, behind, "relay", func(ctx context.Context) error { d.relay.Run(ctx); return nil })
+	start(&back, behind, "control socket", func(ctx context.Context) error {
+		return control.Serve(ctx, d.control, operatorPages(d.queue))
+	})
+	if d.web != nil {
+		d.log.Info("listening", "for", "metrics", "addr", d.web.Addr().String())
+		start(&back, behind, "metrics", d.serveWeb)
+	}
+	for _, l := range d.doors {
+		d.log.Info("listening", "for", "smtp", "addr", l.Addr().String())
+		start(&front, ctx, "smtp", func(ctx context.Context) error { return d.smtp.Serve(ctx, l) })
+	}
+	d.watchFiles(ctx, &front, reload)
+	start(&front, ctx, "watchdog", d.feedWatchdog)
+	d.notify(sd.SdNotifyReady)
+	d.log.Info("ready", "version", versionLine(), "hostname", d.cfg.Hostname, "state_dir", d.cfg.StateDir)
+
+	<-ctx.Done()
+	d.notify(sd.SdNotifyStopping)
+	d.log.Info("stopping")
+	front.Wait()
+	stopBehind()
+	back.Wait()
+	d.log.Info("stopped")
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return nil
+}
+
+// watchFiles has the policy and the certificate read again when they change,
+// or when reload says so.
+func (d *daemon) watchFiles(ctx context.Context, group *sync.WaitGroup, reload <-chan os.Signal) {
+	watchers := []*watcher{{files: d.policy.watched, reload: d.policy.reload}}
+	if d.cert != nil {
+		watchers = append(watchers, &watcher{files: d.certFiles, reload: d.reloadCert})
+	}
+	var force []chan struct{}
+	for _, w := range watchers {
+		c := make(chan struct{}, 1)
+		force = append(force, c)
+		w.force, w.log = c, d.log
+		group.Go(func() { w.run(ctx, d.loaded) })
+	}
+	group.Go(func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-reload:
+				d.log.Info("asked to read the policy and the certificate again")
+				for _, c := range force {
+					select {
+					case c <- struct{}{}:
+					default: // is about to, anyway
+					}
+				}
+			}
+		}
+	})
+}
+
+func (d *daemon) certFiles() []string { return []string{d.cfg.SMTP.TLSCert, d.cfg.SMTP.TLSKey} }
+
+func (d *daemon) reloadCert() {
+	if err := d.cert.Reload(); err != nil {
+		d.log.Error("certificate refused, the last good one stays in use", "err", err)
+	}
+}
+
+// serveWeb serves the metrics until ctx ends.
+func (d *daemon) serveWeb(ctx context.Context) error {
+	s := &http.Server{
+		Handler:           d.webPages,
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
+	}
+	stop := context.AfterFunc(ctx, func() { s.Close() })
+	defer stop()
+	if err := s.Serve(d.web); ctx.Err() == nil {
+		return err
+	}
+	return nil
+}

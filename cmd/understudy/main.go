@@ -1,0 +1,109 @@
+// Command understudy is a backup MX that decides as its primary would, keeps
+// what it accepts, and hands it over when the primary is back.
+//
+// This package parses the command line and wires the rooms together; it
+// decides nothing itself. Exit codes: 0 done; 1 something at run time is in the
+// way (state directory, port, no daemon); 2 the command line, the
+// configuration or the policy is wrong, one line for each mistake.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/understudy-mx/understudy/internal/config"
+)
+
+//go:generate go run . man ../../docs/man
+
+// defaultConfig is where a configuration is looked for without -c.
+const defaultConfig = "/etc/understudy/understudy.toml"
+
+const about = `A backup MX that gives every sender the answer your primary would have given, keeps what it accepts, and hands it over when the primary is back.`
+
+// cli is the command line; kong reads the tags.
+type cli struct {
+	Serve   serveCmd   `cmd:"" help:"Run the backup MX."`
+	Queue   queueCmd   `cmd:"" help:"Look at the mail that waits, and settle it by hand."`
+	Policy  policyCmd  `cmd:"" help:"Check a policy, and ask it what it would decide."`
+	Config  configCmd  `cmd:"" help:"Print the configuration in force, every key with its meaning."`
+	Version versionCmd `cmd:"" help:"Print the version."`
+	Man     manCmd     `cmd:"" hidden:"" help:"Write the manual pages."`
+}
+
+// confFlag is the flag -c of each command that reads the configuration.
+type confFlag struct {
+	Conf string `name:"config" short:"c" placeholder:"FILE" default:"${config}" help:"The configuration file (default: ${config})."`
+}
+
+func (f confFlag) load() (*config.Config, error) {
+	cfg, err := config.Load(f.Conf)
+	if err != nil {
+		return nil, mistakes{err}
+	}
+	return cfg, nil
+}
+
+// mistakes are errors in what the operator wrote: exit code 2, one a line.
+type mistakes struct{ error }
+
+func (m mistakes) Unwrap() error { return m.error }
+
+func main() { os.Exit(run()) }
+
+func run() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	parser, err := newParser(&cli{})
+	if err != nil {
+		panic(err) // the tags above are wrong
+	}
+	cmd, err := parser.Parse(os.Args[1:])
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "understudy: %v; see %s --help\n", err, commandPath(err))
+		return 2
+	}
+	cmd.BindTo(ctx, (*context.Context)(nil))
+	cmd.BindTo(os.Stdout, (*io.Writer)(nil))
+	err = cmd.Run()
+	var wrong mistakes
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &wrong):
+		for line := range strings.SplitSeq(err.Error(), "\n") {
+			fmt.Fprintln(os.Stderr, line)
+		}
+		return 2
+	case errors.Is(err, syscall.EPIPE):
+		return 0 // the reader of our output has seen enough
+	}
+	fmt.Fprintln(os.Stderr, "understudy:", err)
+	return 1
+}
+
+func newParser(c *cli) (*kong.Kong, error) {
+	return kong.New(c,
+		kong.Name("understudy"),
+		kong.Description(about),
+		kong.Vars{"config": defaultConfig},
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
+	)
+}
+
+// commandPath names the command whose help fits a mistake on the command line.
+func commandPath(err error) string {
+	var pe *kong.ParseError
+	if errors.As(err, &pe) && pe.Context != nil && pe.Context.Selected() != nil {
+		return pe.Context.Selected().FullPath()
+	}
+	return "understudy"
+}

@@ -1,0 +1,42 @@
+package main
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/understudy-mx/understudy/policy"
+)
+
+type policyCmd struct {
+	Check   policyCheckCmd   `cmd:"" help:"Check a policy file."`
+	Explain policyExplainCmd `cmd:"" help:"Print what a client would be told at each stage, and by which rule."`
+}
+
+type policyCheckCmd struct {
+	File string `arg:"" help:"The policy: TOML, or a snapshot."`
+}
+
+func (policyCheckCmd) Help() string {
+	return `Reads a policy with all files that it names, as serve would. If it is right, says what is in it; else prints every mistake with file, line and column, and ends with exit code 2.
+
+A small policy:
+
+    domains = ["example.org"]
+    recipients = ["alice@example.org", "@example.net"]
+
+Examples:
+
+    understudy policy check policy.toml
+    understudy policy check new.toml && mv new.toml /etc/understudy/policy.toml`
+}
+
+func (c *policyCheckCmd) Run(out io.Writer) error {
+	s, _, err := policy.Load(c.File)
+	if err != nil {
+		return mistakes{err}
+	}
+	stats := s.Stats()
+	_, err = fmt.Fprintf(out, "%s is right: domains %d, recipients %d, rules %d, %s\n",
+		c.File, stats.Domains, stats.Recipients, stats.Rules, digest(s))
+	return err
+}

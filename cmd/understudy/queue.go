@@ -1,0 +1,331 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/understudy-mx/understudy/internal/config"
+	"github.com/understudy-mx/understudy/internal/control"
+	"github.com/understudy-mx/understudy/queue"
+)
+
+type queueCmd struct {
+	List    queueListCmd    `cmd:"" help:"List the messages, oldest first."`
+	Show    queueShowCmd    `cmd:"" help:"Show one message: envelope, state and last reply of each recipient."`
+	Flush   queueFlushCmd   `cmd:"" help:"Try everything deferred now."`
+	Hold    queueHoldCmd    `cmd:"" help:"Keep messages back until they are released."`
+	Release queueReleaseCmd `cmd:"" help:"Put held messages back in line."`
+	Remove  queueRemoveCmd  `cmd:"" help:"Delete messages, for good."`
+}
+
+func (queueCmd) Help() string {
+	return `These commands ask the running daemon through its control socket, so run them as root or as the daemon's user.
+
+A message waits (queued), was put off by the primary (deferred), or is held: the primary refused it after we had accepted it, it outlived max_age, or an operator held it. What is held stays until it is released or removed.`
+}
+
+// daemonFlag finds the daemon to ask.
+type daemonFlag struct {
+	Conf string `name:"config" short:"c" placeholder:"FILE" default:"${config}" help:"The daemon's configuration file (default: ${config}); says where its state directory is."`
+}
+
+func (f daemonFlag) dial() (*control.Client, error) {
+	cfg, err := config.Load(f.Conf)
+	if err != nil {
+		return nil, mistakes{err}
+	}
+	return control.Dial(control.SocketPath(cfg.StateDir)), nil
+}
+
+// ask is a request whose answer is no more than "done".
+func (f daemonFlag) ask(ctx context.Context, method, target string) error {
+	c, err := f.dial()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return c.Call(ctx, method, target, nil)
+}
+
+// each does the same to several messages and reports each that failed.
+func (f daemonFlag) each(ctx context.Context, ids []string, method, suffix string) error {
+	var errs []error
+	for _, id := range ids {
+		if err := f.ask(ctx, method, "/v1/queue/"+url.PathEscape(id)+suffix); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+type queueListCmd struct {
+	daemonFlag
+	JSON bool `name:"json" help:"A JSON array, one object a message."`
+}
+
+func (queueListCmd) Help() string {
+	return `Examples:
+
+    understudy queue list
+    understudy queue list --json | jq '.[] | select(.recipients[].state == "held") | .id'`
+}
+
+func (c *queueListCmd) Run(ctx context.Context, out io.Writer) error {
+	client, err := c.dial()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	body, err := client.Stream(ctx, "GET", "/v1/queue")
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	list := listText
+	if c.JSON {
+		list = listJSON
+	}
+	return list(out, json.NewDecoder(body))
+}
+
+// listItem is a line of the daemon's list. The last line has no message but
+// says that the list is complete, or why it is not.
+type listItem struct {
+	queue.Info
+	End   bool   `json:"end,omitempty"`
+	Error string `json:"error,omitempty"`
+}
+
+// nextItem reads one line of the daemon's list; ok is false after the last.
+func nextItem(d *json.Decoder) (info queue.Info, ok bool, err error) {
+	var item listItem
+	if err := d.Decode(&item); err != nil {
+		return info, false, fmt.Errorf("read the daemon's list: cut short: %w", err)
+	}
+	if item.Error != "" {
+		return info, false, errors.New(item.Error)
+	}
+	return item.Info, !item.End, nil
+}
+
+func listJSON(out io.Writer, d *json.Decoder) error {
+	separator := "[\n"
+	for {
+		info, more, err := nextItem(d)
+		if err != nil {
+			return err
+		}
+		if !more {
+			break
+		}
+		b, err := json.Marshal(info)
+		if err != nil {
+			return err
+		}
+		if _, err := fmt.Fprintf(out, "%s%s", separator, b); err != nil {
+			return err
+		}
+		separator = ",\n"
+	}
+	if separator == "[\n" {
+		separator = "["
+	}
+	_, err := fmt.Fprintf(out, "%s]\n", strings.TrimPrefix(separator, ","))
+	return err
+}
+
+func listText(out io.Writer, d *json.Decoder) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	var messages, held int
+	var size int64
+	for {
+		info, more, err := nextItem(d)
+		if err != nil {
+			return err
+		}
+		if !more {
+			break
+		}
+		if messages == 0 {
+			fmt.Fprintln(w, "ID\tAGE\tSIZE\tSTATE\tFROM\tTO")
+		}
+		messages++
+		size += info.Size
+		if state(info) == "held" {
+			held++
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t<%s>\t%s\n", info.ID, age(time.Since(info.Accepted)),
+			bytesText(info.Size), state(info), printable(info.From), firstRecipient(info))
+		if messages%1000 == 0 {
+			if err := w.Flush(); err != nil {
+				return err
+			}
+		}
+	}
+	if messages == 0 {
+		fmt.Fprintln(w, "The queue is empty.")
+	} else {
+		fmt.Fprintf(w, "%s, %s, %d held\n", plural(messages, "message"), bytesText(size), held)
+	}
+	return w.Flush()
+}
+
+// state sums up a message's recipients: what needs the operator comes first.
+func state(info queue.Info) string {
+	rank := map[string]int{"queued": 1, "deferred": 2, "held": 3}
+	sum := "-"
+	for _, r := range info.Recipients {
+		if rank[r.State] > rank[sum] {
+			sum = r.State
+		}
+	}
+	return sum
+}
+
+func firstRecipient(info queue.Info) string {
+	switch n := len(info.Recipients); n {
+	case 0:
+		return "-"
+	case 1:
+		return printable(info.Recipients[0].Address)
+	default:
+		return fmt.Sprintf("%s and %d more", printable(info.Recipients[0].Address), n-1)
+	}
+}
+
+type queueShowCmd struct {
+	daemonFlag
+	ID   string `arg:"" help:"The message, as queue list names it."`
+	JSON bool   `name:"json" help:"As a JSON object." xor:"form"`
+	Body bool   `name:"body" help:"Write the message itself, header and body, as it will be relayed." xor:"form"`
+}
+
+func (queueShowCmd) Help() string {
+	return `Examples:
+
+    understudy queue show ID
+    understudy queue show ID --body | less`
+}
+
+func (c *queueShowCmd) Run(ctx context.Context, out io.Writer) error {
+	client, err := c.dial()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	target := "/v1/queue/" + url.PathEscape(c.ID)
+	if c.Body {
+		body, err := client.Stream(ctx, "GET", target+"/body")
+		if err != nil {
+			return err
+		}
+		defer body.Close()
+		if _, err := io.Copy(out, body); err != nil {
+			return fmt.Errorf("read message %s: %w", c.ID, err)
+		}
+		return nil
+	}
+	var info queue.Info
+	if err := client.Call(ctx, "GET", target, &info); err != nil {
+		return err
+	}
+	if c.JSON {
+		return printJSON(out, info)
+	}
+	return showText(out, info)
+}
+
+func showText(out io.Writer, info queue.Info) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "Message\t%s\n", info.ID)
+	fmt.Fprintf(w, "Accepted\t%s (%s ago)\n", info.Accepted.Format(time.RFC3339), age(time.Since(info.Accepted)))
+	fmt.Fprintf(w, "Size\t%d octets\n", info.Size)
+	fmt.Fprintf(w, "From\t<%s>\n", printable(info.From))
+	client := "[" + info.Client.Addr.String() + "]"
+	if info.Client.Name != "" {
+		client = printable(info.Client.Name) + " " + client
+	}
+	fmt.Fprintf(w, "Client\t%s, HELO %s\n", client, printable(info.Client.Helo))
+	for _, r := range info.Recipients {
+		fmt.Fprintf(w, "\t\nTo\t<%s>\n", printable(r.Address))
+		fmt.Fprintf(w, "  route\t%s\n", printable(r.Destination))
+		fmt.Fprintf(w, "  state\t%s\n", strings.TrimSuffix(r.State+", "+r.Reason, ", "))
+		fmt.Fprintf(w, "  attempts\t%d%s\n", r.Attempts, next(r))
+		if r.Reply != "" {
+			fmt.Fprintf(w, "  last reply\t%s\n", printable(r.Reply))
+		}
+		fmt.Fprintf(w, "  accepted by\t%s\n", printable(r.Rule))
+	}
+	return w.Flush()
+}
+
+func next(r queue.RecipientInfo) string {
+	if r.State != "deferred" || r.NextAttempt.IsZero() {
+		return ""
+	}
+	if wait := time.Until(r.NextAttempt); wait > 0 {
+		return ", next in " + age(wait)
+	}
+	return ", next now"
+}
+
+type queueFlushCmd struct{ daemonFlag }
+
+func (queueFlushCmd) Help() string {
+	return `Makes every deferred recipient due now. Held messages stay held: see release. While the primary is down nothing moves; it is probed all the time, and the queue starts by itself when it answers.`
+}
+
+func (c *queueFlushCmd) Run(ctx context.Context) error {
+	return c.ask(ctx, "POST", "/v1/flush")
+}
+
+// idsArg is the messages of a command that takes several.
+type idsArg struct {
+	IDs []string `arg:"" name:"id" help:"The messages, as queue list names them."`
+}
+
+type queueHoldCmd struct {
+	daemonFlag
+	idsArg
+}
+
+func (queueHoldCmd) Help() string {
+	return `A held message is kept, and not relayed until you release it.`
+}
+
+func (c *queueHoldCmd) Run(ctx context.Context) error {
+	return c.each(ctx, c.IDs, "POST", "/hold")
+}
+
+type queueReleaseCmd struct {
+	daemonFlag
+	idsArg
+}
+
+func (queueReleaseCmd) Help() string {
+	return `Puts every held recipient of the messages back in line; their age counts anew. If the primary refused one, correct the reason first, or it will be refused and held again.`
+}
+
+func (c *queueReleaseCmd) Run(ctx context.Context) error {
+	return c.each(ctx, c.IDs, "POST", "/release")
+}
+
+type queueRemoveCmd struct {
+	daemonFlag
+	idsArg
+}
+
+func (queueRemoveCmd) Help() string {
+	return `Deletes the messages. Nobody is told and nothing can bring them back: queue show --body saves one first.`
+}
+
+func (c *queueRemoveCmd) Run(ctx context.Context) error {
+	return c.each(ctx, c.IDs, "DELETE", "")
+}

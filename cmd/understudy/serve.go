@@ -1,0 +1,38 @@
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+type serveCmd struct{ confFlag }
+
+func (serveCmd) Help() string {
+	return `Answers SMTP as the policy says, keeps what it accepts in state_dir, and relays it to the primary as soon as that answers.
+
+The policy file and the certificate are read again when they change and on SIGHUP; a bad one is refused with a log line and the last good one stays. SIGTERM stops in good order.
+
+Under systemd it takes the sockets of understudy.socket, reports when it is ready and feeds the watchdog.
+
+Examples:
+
+    understudy serve -c understudy.toml
+    systemctl enable --now understudy.socket understudy.service`
+}
+
+func (c *serveCmd) Run(ctx context.Context) error {
+	cfg, err := c.load()
+	if err != nil {
+		return err
+	}
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	d, err := newDaemon(cfg, newLogger(cfg.Log, os.Stderr))
+	if err != nil {
+		return err
+	}
+	return d.run(ctx, hup)
+}
