@@ -84,6 +84,7 @@ func (a *auditor) record(key, value []byte) error {
 		return a.quarantine(seq, value, err)
 	}
 	a.found.add(r, 1)
+	a.q.ids.raise(r.env.ID)
 	for _, e := range r.index(a.q.o.Route) {
 		a.want.add(a.seed, e.key)
 		if dest, ok := keyDest(e.key); ok {

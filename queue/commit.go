@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"sync/atomic"
 	"time"
 
@@ -33,7 +32,7 @@ type op struct {
 // tx is a batch being filled.
 type tx struct {
 	q       *Queue
-	batch   leveldb.Batch
+	batch   *leveldb.Batch
 	totals  totals
 	again   bool     // the ops were in a batch that failed, before reopening
 	indexed [][]byte // index keys that are new
@@ -105,9 +104,6 @@ func hasKey(entries []indexEntry, key []byte) bool {
 
 // insert gives a new message its number and puts it in line.
 func (t *tx) insert(r *record, body []byte) error {
-	if used, err := t.q.store.has(idKey(r.env.ID)); err != nil || used {
-		return errors.Join(err, fmt.Errorf("id %s is taken: %v", r.env.ID, used))
-	}
 	r.seq = t.totals.next
 	t.totals.next++
 	t.put(idKey(r.env.ID), binary.BigEndian.AppendUint64(nil, r.seq))
@@ -149,7 +145,8 @@ type committer struct {
 	broken  error // why the store must be reopened before another write
 	pending []*op // ops to keep, from batches that failed
 	wait    time.Duration
-	spare   *op // taken from the channel, but too large for the last batch
+	batch   *leveldb.Batch // used again and again
+	spare   *op            // taken from the channel, but too large for the last batch
 }
 
 // run writes batches until ops is closed and empty.
@@ -204,7 +201,10 @@ func (c *committer) collect() (batch []*op, open bool) {
 
 // write commits ops in one synced batch and tells each its outcome.
 func (c *committer) write(ops []*op, again bool) {
-	t := &tx{q: c.q, totals: c.totals, again: again}
+	if c.batch.Reset(); cap(c.batch.Dump()) > 4*maxBatch {
+		c.batch = new(leveldb.Batch) // a huge message went through
+	}
+	t := &tx{q: c.q, batch: c.batch, totals: c.totals, again: again}
 	good := ops[:0:0]
 	for _, o := range ops {
 		if err := o.fill(t); err != nil {
@@ -215,7 +215,7 @@ func (c *committer) write(ops []*op, again bool) {
 	}
 	t.totals.alive = c.q.aliveNow()
 	t.put([]byte{spaceTotals}, t.totals.encode())
-	if err := c.q.store.write(&t.batch); err != nil {
+	if err := c.q.store.write(t.batch); err != nil {
 		c.fail(good, err)
 		return
 	}

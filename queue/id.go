@@ -3,6 +3,7 @@ package queue
 import (
 	"crypto/rand"
 	"encoding/binary"
+	"strings"
 	"sync"
 	"time"
 )
@@ -16,8 +17,10 @@ const idLen = 16
 
 const idChance = 35 // bits
 
-// ids makes message IDs: unique, sorting by time, not to be guessed. Within
-// one process they strictly rise, whatever the clock does.
+// ids makes message IDs: unique, sorting by time, not to be guessed. They
+// strictly rise, whatever the clock does: within a process because it
+// remembers the last one, from one run to the next because the audit shows it
+// every ID that is in the queue.
 type ids struct {
 	mu          sync.Mutex // guards what follows
 	ms, chances uint64
@@ -49,6 +52,24 @@ func (g *ids) next(now time.Time) string {
 		chance >>= 5
 	}
 	return string(id[:])
+}
+
+// raise makes every ID to come higher than id.
+func (g *ids) raise(id string) {
+	var ms, chance uint64
+	for i := range len(id) {
+		digit := uint64(max(0, strings.IndexByte(idAlphabet, id[i])))
+		if i < 9 {
+			ms = ms<<5 | digit
+		} else {
+			chance = chance<<5 | digit
+		}
+	}
+	g.mu.Lock()
+	if ms > g.ms || ms == g.ms && chance > g.chances {
+		g.ms, g.chances = ms, chance
+	}
+	g.mu.Unlock()
 }
 
 // validID says that s may be an ID: it is safe as a file name and as a key.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/syndtr/goleveldb/leveldb"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/metrics"
@@ -145,7 +146,7 @@ func Open(o Options) (*Queue, error) {
 	if err := q.open(); err != nil {
 		return nil, fmt.Errorf("queue %s: %w", o.Dir, err)
 	}
-	c := &committer{q: q, totals: q.totals}
+	c := &committer{q: q, totals: q.totals, batch: new(leveldb.Batch)}
 	go func() {
 		defer close(q.written)
 		c.run()

@@ -207,6 +207,11 @@ func TestIDs(t *testing.T) {
 		}
 		last = id
 	}
+	var next ids // another run, the clock is wrong by years
+	next.raise(last)
+	if id := next.next(now.AddDate(-3, 0, 0)); id <= last {
+		t.Errorf("after a restart %q, before %q", id, last)
+	}
 }
 
 func TestHoldReleaseRemove(t *testing.T) {

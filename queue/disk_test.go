@@ -1,0 +1,70 @@
+package queue
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/syndtr/goleveldb/leveldb/storage"
+)
+
+// steps opens DIR/store on a disk that writes down what is done to it.
+func steps(t *testing.T) (s *syncedStorage, log *[]string) {
+	disk := newMemDisk()
+	disk.Mkdir("/q")
+	stor, err := disk.Store("/q")
+	if err != nil {
+		t.Fatal(err)
+	}
+	log = new([]string)
+	disk.before = func(_ int, op, name string) error {
+		*log = append(*log, op+" "+name)
+		return nil
+	}
+	alarm := func(kind, line string) { *log = append(*log, fmt.Sprintf("alarm %s", kind)) }
+	return &syncedStorage{Storage: stor, dir: "/q", disk: disk, alarm: alarm}, log
+}
+
+func TestJournalSyncedOnClose(t *testing.T) {
+	s, log := steps(t)
+	w, err := s.Create(storage.FileDesc{Type: storage.TypeJournal, Num: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Write([]byte("x"))
+	w.Close()
+	if want := []string{"create /q/000001.log", "syncdir /q", "write /q/000001.log", "sync /q/000001.log"}; !slices.Equal(*log, want) {
+		t.Errorf("got %q, want %q", *log, want)
+	}
+}
+
+func TestDirectorySynced(t *testing.T) {
+	s, log := steps(t)
+	s.disk.(*memDisk).before = func(_ int, op, _ string) error {
+		if op == "syncdir" {
+			return errDisk
+		}
+		return nil
+	}
+	for _, ft := range []storage.FileType{storage.TypeJournal, storage.TypeTable, storage.TypeManifest} {
+		if _, err := s.Create(storage.FileDesc{Type: ft, Num: 1}); err == nil {
+			t.Errorf("%v: a file whose directory entry is not durable", ft)
+		}
+	}
+	_ = log
+}
+
+func TestDroppedJournalRaisesAlarm(t *testing.T) {
+	s, log := steps(t)
+	for _, line := range []string{
+		"db@open opening",
+		`journal@drop journal-3 S·32KiB "checksum mismatch"`,
+		"journal error: leveldb: batch corrupted: invalid sequence number (skipped)",
+		"mem@flush exiting (corruption detected)",
+	} {
+		s.Log(line)
+	}
+	if want := []string{"alarm drop", "alarm skipped", "alarm corrupt"}; !slices.Equal(*log, want) {
+		t.Errorf("got %q, want %q", *log, want)
+	}
+}
