@@ -15,6 +15,7 @@ type primary struct {
 	config   *tls.Config // offers STARTTLS
 	rcpt     func(path string) string
 	forget   bool // keeps nothing
+	eager    bool // answers each command before it looks at the next
 
 	mu       sync.Mutex
 	accepted []received
@@ -27,10 +28,10 @@ type received struct {
 }
 
 func (p *primary) serve(conn net.Conn) {
-	br, bw := bufio.NewReaderSize(conn, 64<<10), bufio.NewWriterSize(conn, 64<<10)
+	br, bw := bufio.NewReaderSize(conn, 4<<10), bufio.NewWriterSize(conn, 64<<10)
 	reply := func(s string) error {
 		bw.WriteString(s + "\r\n")
-		if br.Buffered() > 0 {
+		if br.Buffered() > 0 && !p.eager {
 			return nil // more of the group is here
 		}
 		return bw.Flush()

@@ -255,6 +255,18 @@ func TestDialogue(t *testing.T) {
 			want:    [][]int{{0}, {0}}, err: "EOF",
 		},
 		{
+			name: "reply to the second message lost", mail: two,
+			scripts: [][]turn{append(hello("PIPELINING"), turn{first, ok + ok + goAhead},
+				turn{one + ".\r\n" + second, ok + ok + ok + goAhead}, turn{one + ".\r\n", hangUp})},
+			want: [][]int{{250}, {0}}, err: "EOF",
+		},
+		{
+			name: "a reply too many", mail: two,
+			scripts: [][]turn{append(hello(),
+				turn{"MAIL FROM:<a@x.example>\r\n", ok}, turn{"RCPT TO:<b@y.example>\r\n", ok}, turn{"DATA\r\n", goAhead}, turn{one + ".\r\n", ok + ok})},
+			want: [][]int{{250}, {0}}, err: "out of turn",
+		},
+		{
 			name: "refused recipient counts though the reply is lost", mail: three,
 			scripts: [][]turn{append(hello("PIPELINING"), turn{threeGroup, ok + ok + "550 5.1.1 no\r\n" + ok + goAhead}, turn{one + ".\r\n", hangUp})},
 			want:    [][]int{{0, 550, 0}}, err: "EOF",
