@@ -33,9 +33,8 @@ func (f *front) receive() {
 		f.over = true
 		return
 	}
-	ended := time.Now()
+	b.ended = time.Now()
 	f.conclude(&b)
-	f.srv.Metrics.AcceptDuration.Observe(time.Since(ended).Seconds())
 	if err := f.flush(); err != nil {
 		f.over = true
 	}
@@ -140,10 +139,11 @@ func (f *front) commit(b *body) {
 		return
 	}
 	m := f.srv.Metrics
+	m.AcceptDuration.Observe(time.Since(b.ended).Seconds())
 	m.Accepted.Inc()
 	m.AcceptedBytes.Add(float64(b.size))
 	m.AcceptedRcpts.Add(float64(len(tx.env.To)))
-	f.errs, f.junk = 0, 0
+	f.errs, f.slowed, f.junk = 0, 0, 0
 	f.srv.Log.LogAttrs(f.ctx, slog.LevelInfo, "accepted", append(f.who(policy.EndOfData),
 		slog.Int("recipients", len(tx.env.To)), slog.Int64("size", b.size), peer("name", tx.env.Client.Name),
 		slog.String("tls", tx.env.Client.TLS))...)
@@ -156,6 +156,7 @@ type body struct {
 	w         io.Writer
 	err       error // the first of w
 	normalize bool  // bare line feeds become CRLF
+	ended     time.Time
 
 	lineStart bool // what comes next stands behind CRLF, or is the message's start
 	inLine    bool // what comes next goes on with a line that was too long for the buffer

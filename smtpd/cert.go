@@ -88,8 +88,7 @@ func (c *CertFile) Watch(ctx context.Context) error {
 			return fmt.Errorf("watch TLS certificate: %w", err)
 		}
 	}
-	timer := time.NewTimer(settle)
-	timer.Stop()
+	timer := time.NewTimer(settle) // the files may have changed since they were read
 	defer timer.Stop()
 	for {
 		select {

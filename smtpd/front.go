@@ -62,6 +62,7 @@ type front struct {
 
 	verb      string // the command in hand, for metrics and logs
 	errs      int    // errors since the last accepted message
+	slowed    int    // the errs for which the client has waited
 	junk      int    // NOOPs and their like since then
 	unknown   int    // recipients refused as unknown
 	overshoot int    // recipients beyond the limit
@@ -121,6 +122,7 @@ func (f *front) step() {
 	if f.tooManyErrors() {
 		return
 	}
+	f.slowDown()
 	line, err := f.readCommand()
 	if err == nil {
 		f.command(line)
@@ -320,6 +322,22 @@ func (f *front) tooManyErrors() bool {
 		f.hangUp("error", envelope.NewReply(421, "4.7.0", "%s Error: too many unknown recipients", f.srv.Hostname))
 	}
 	return f.over
+}
+
+// slowDown makes a client wait that has just made one more error than the
+// policy's soft limit, as Postfix's smtpd_error_sleep_time does: a second.
+func (f *front) slowDown() {
+	if f.lim.SoftErrors == 0 || f.errs <= f.lim.SoftErrors || f.errs == f.slowed {
+		return
+	}
+	f.slowed = f.errs
+	f.limit("soft_errors")
+	t := time.NewTimer(time.Second)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-f.ctx.Done():
+	}
 }
 
 // Close ends the session; go-smtp calls it, maybe more than once.

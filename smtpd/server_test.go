@@ -3,7 +3,6 @@ package smtpd
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,7 +10,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"regexp"
 	"strings"
 	"sync/atomic"
@@ -25,7 +23,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
-	"github.com/understudy-mx/understudy/internal/testmx"
 	"github.com/understudy-mx/understudy/metrics"
 	"github.com/understudy-mx/understudy/policy"
 )
@@ -188,106 +185,6 @@ func TestPin(t *testing.T) {
 	c.want("250 2.1.5")
 	c.Close()
 	stop()
-}
-
-func TestConnectionLimits(t *testing.T) {
-	s, _ := newServer(t)
-	s.MaxConnections, s.MaxConnectionsPerClient = 3, 2
-	ln := newPipeListener()
-	stop := serve(t, s, ln)
-	a := newClient(t, ln.dial("2001:db8::1"))
-	a.want("220")
-	b := newClient(t, ln.dial("2001:db8::2"))
-	b.want("220")
-	c := newClient(t, ln.dial("2001:db8::3")) // same /64
-	c.want("421 4.7.0")
-	c.wantClosed()
-	d := newClient(t, ln.dial("192.0.2.1"))
-	d.want("220")
-	e := newClient(t, ln.dial("192.0.2.2"))
-	e.want("421 4.7.0")
-	e.wantClosed()
-	a.send("QUIT\r\n")
-	a.want("221")
-	a.wantClosed()
-	f := newClient(t, ln.dial("2001:db8::4"))
-	f.want("220")
-	for _, c := range []*client{b, d, f} {
-		c.Close()
-	}
-	stop()
-	if n := len(s.all) + len(s.from); n != 0 {
-		t.Errorf("%d connections and clients left", n)
-	}
-	if n := testutil.ToFloat64(s.Metrics.SessionsOpen); n != 0 {
-		t.Errorf("gauge of open sessions: %v", n)
-	}
-}
-
-func TestUnknownRecipientsCut(t *testing.T) {
-	s, _ := newServer(t)
-	s.MaxUnknownRecipients = 3
-	talk(t, s, "S: 220\nC: MAIL FROM:<>\nS: 250\nC: RCPT TO:<a@corp.example>\nS: 550\nC: RCPT TO:<b@corp.example>\nS: 550\nC: RCPT TO:<c@corp.example>\nS: 550\nS: 421 4.7.0\nS: CLOSED\n")
-}
-
-func TestTimeouts(t *testing.T) {
-	for _, tt := range []struct {
-		name  string
-		reply string
-		after time.Duration
-		data  bool
-		octet string // sent once a second
-	}{
-		{"idle", "421 4.4.2", 5 * time.Minute, false, ""},
-		{"slow command", "421 4.4.2", 5 * time.Minute, false, "N"},
-		{"idle in data", "421 4.4.2", 3 * time.Minute, true, ""},
-		{"slow data", "421 4.4.2", 181 * time.Second, true, "x"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				s, _ := newServer(t)
-				ln := newPipeListener()
-				stop := serve(t, s, ln)
-				c := newClient(t, ln.dial("192.0.2.1"))
-				c.want("220")
-				if tt.data {
-					data(c)
-				}
-				start := time.Now()
-				dripping := drip(c, tt.octet)
-				c.want(tt.reply)
-				if d := time.Since(start); d < tt.after-2*time.Second || d > tt.after+2*time.Second {
-					t.Errorf("after %v, want %v", d, tt.after)
-				}
-				c.wantClosed()
-				c.Close()
-				<-dripping
-				stop()
-			})
-		})
-	}
-}
-
-func data(c *client) {
-	c.send("MAIL FROM:<>\r\nRCPT TO:<alice@corp.example>\r\nDATA\r\n")
-	c.want("250")
-	c.want("250")
-	c.want("354")
-}
-
-// drip writes an octet a second until the server has had enough.
-func drip(c *client, octet string) (done chan struct{}) {
-	done = make(chan struct{})
-	go func() {
-		defer close(done)
-		for octet != "" {
-			if _, err := io.WriteString(c.Conn, octet); err != nil {
-				return
-			}
-			time.Sleep(time.Second) // in a synctest bubble
-		}
-	}()
-	return done
 }
 
 // TestShutdown ends the server under an idle client, one in a transaction, one
@@ -492,106 +389,5 @@ S: 250
 	series, err := testutil.GatherAndCount(reg, "understudy_smtp_commands_total")
 	if err != nil || series > 12 {
 		t.Errorf("%d series of commands, %v", series, err)
-	}
-}
-
-func TestTLS(t *testing.T) {
-	s, spool := newServer(t)
-	s.TLS = tlsConfig(t)
-	ln := listen(t)
-	stop := serve(t, s, ln)
-	cache := tls.NewLRUClientSessionCache(1)
-	conf := &tls.Config{InsecureSkipVerify: true, ClientSessionCache: cache, ServerName: "mx.test"}
-	for i := range 2 {
-		c := startTLS(t, dial(t, ln), conf)
-		if resumed := c.ConnectionState().DidResume; resumed != (i == 1) {
-			t.Errorf("connection %d resumed: %v", i, resumed)
-		}
-		// RFC 3207 §4.2: what was said before counts no more; STARTTLS is not offered again.
-		testmx.Dialogue(t, c, `C: RCPT TO:<alice@corp.example>
-S: 503
-C: EHLO secure.example
-S: /(?s)^250-mx.test\n250-PIPELINING\n250-SIZE 10240000\n250-8BITMIME\n250-SMTPUTF8\n250-ENHANCEDSTATUSCODES\n250-DSN\n250 LIMITS RCPTMAX=1000$/
-C: STARTTLS
-S: 554 5.5.1
-`+transactionHead+`S: 354
-C: .
-S: 250
-C: QUIT
-S: 221
-S: CLOSED
-`)
-		c.Close()
-	}
-	old := newClient(t, dial(t, ln))
-	old.want("220")
-	old.send("STARTTLS\r\n")
-	old.want("220")
-	if err := tls.Client(old, &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}).Handshake(); err == nil {
-		t.Error("TLS 1.1 accepted")
-	}
-	old.Close()
-	stop()
-	if got := spool.accepted()[0].body; !strings.Contains(got, "\r\n\t(using TLSv1.3 with cipher TLS_") || !strings.Contains(got, "with ESMTPS id") {
-		t.Errorf("Received: %q", got)
-	}
-	if n := testutil.ToFloat64(s.Metrics.TLSHandshakes.WithLabelValues("failed")); n != 1 {
-		t.Errorf("%v failed handshakes counted", n)
-	}
-}
-
-func TestCertFile(t *testing.T) {
-	dir := t.TempDir()
-	certFile, keyFile := writePair(t, dir, "one.test")
-	m := metrics.New(prometheus.NewRegistry())
-	c, err := OpenCertFile(certFile, keyFile, slog.New(slog.DiscardHandler), m)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	watched := make(chan error, 1)
-	go func() { watched <- c.Watch(ctx) }()
-
-	name := func() string {
-		pair, err := c.Config().GetCertificate(nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return pair.Leaf.Subject.CommonName
-	}
-	if name() != "one.test" {
-		t.Fatalf("got %s", name())
-	}
-	if err := os.WriteFile(certFile, []byte("rubbish"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	waitFor(t, func() bool { return testutil.ToFloat64(m.CertReloads.WithLabelValues("refused")) > 0 })
-	if name() != "one.test" {
-		t.Errorf("the broken pair replaced the good one: %s", name())
-	}
-	writePair(t, dir, "two.test")
-	waitFor(t, func() bool { return name() == "two.test" })
-	cancel()
-	if err := <-watched; err != nil {
-		t.Error(err)
-	}
-	if _, err := OpenCertFile(certFile, dir+"/missing", slog.New(slog.DiscardHandler), m); err == nil {
-		t.Error("a missing key is no error")
-	}
-}
-
-// waitFor waits until a file watcher has done its work: there is no other
-// sign of it.
-func waitFor(t *testing.T, done func() bool) {
-	t.Helper()
-	deadline := time.After(10 * time.Second)
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for !done() {
-		select {
-		case <-deadline:
-			t.Fatal("waited for too long")
-		case <-tick.C:
-		}
 	}
 }

@@ -1,0 +1,118 @@
+package smtpd
+
+import (
+	"context"
+	"crypto/tls"
+	"log/slog"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/understudy-mx/understudy/internal/testmx"
+	"github.com/understudy-mx/understudy/metrics"
+)
+
+func TestTLS(t *testing.T) {
+	s, spool := newServer(t)
+	s.TLS = tlsConfig(t)
+	ln := listen(t)
+	stop := serve(t, s, ln)
+	cache := tls.NewLRUClientSessionCache(1)
+	conf := &tls.Config{InsecureSkipVerify: true, ClientSessionCache: cache, ServerName: "mx.test"}
+	for i := range 2 {
+		c := startTLS(t, dial(t, ln), conf)
+		if resumed := c.ConnectionState().DidResume; resumed != (i == 1) {
+			t.Errorf("connection %d resumed: %v", i, resumed)
+		}
+		// RFC 3207 §4.2: what was said before counts no more; STARTTLS is not offered again.
+		testmx.Dialogue(t, c, `C: RCPT TO:<alice@corp.example>
+S: 503
+C: EHLO secure.example
+S: /(?s)^250-mx.test\n250-PIPELINING\n250-SIZE 10240000\n250-8BITMIME\n250-SMTPUTF8\n250-ENHANCEDSTATUSCODES\n250-DSN\n250 LIMITS RCPTMAX=1000$/
+C: STARTTLS
+S: 554 5.5.1
+`+transactionHead+`S: 354
+C: .
+S: 250
+C: QUIT
+S: 221
+S: CLOSED
+`)
+		c.Close()
+	}
+	old := newClient(t, dial(t, ln))
+	old.want("220")
+	old.send("STARTTLS\r\n")
+	old.want("220")
+	if err := tls.Client(old, &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}).Handshake(); err == nil {
+		t.Error("TLS 1.1 accepted")
+	}
+	old.Close()
+	stop()
+	if got := spool.accepted()[0].body; !strings.Contains(got, "\r\n\t(using TLSv1.3 with cipher TLS_") || !strings.Contains(got, "with ESMTPS id") {
+		t.Errorf("Received: %q", got)
+	}
+	if n := testutil.ToFloat64(s.Metrics.TLSHandshakes.WithLabelValues("failed")); n != 1 {
+		t.Errorf("%v failed handshakes counted", n)
+	}
+}
+
+func TestCertFile(t *testing.T) {
+	dir := t.TempDir()
+	certFile, keyFile := writePair(t, dir, "one.test")
+	m := metrics.New(prometheus.NewRegistry())
+	c, err := OpenCertFile(certFile, keyFile, slog.New(slog.DiscardHandler), m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	watched := make(chan error, 1)
+	go func() { watched <- c.Watch(ctx) }()
+
+	name := func() string {
+		pair, err := c.Config().GetCertificate(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return pair.Leaf.Subject.CommonName
+	}
+	if name() != "one.test" {
+		t.Fatalf("got %s", name())
+	}
+	if err := os.WriteFile(certFile, []byte("rubbish"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, func() bool { return testutil.ToFloat64(m.CertReloads.WithLabelValues("refused")) > 0 })
+	if name() != "one.test" {
+		t.Errorf("the broken pair replaced the good one: %s", name())
+	}
+	writePair(t, dir, "two.test")
+	waitFor(t, func() bool { return name() == "two.test" })
+	cancel()
+	if err := <-watched; err != nil {
+		t.Error(err)
+	}
+	if _, err := OpenCertFile(certFile, dir+"/missing", slog.New(slog.DiscardHandler), m); err == nil {
+		t.Error("a missing key is no error")
+	}
+}
+
+// waitFor waits until a file watcher has done its work: there is no other
+// sign of it.
+func waitFor(t *testing.T, done func() bool) {
+	t.Helper()
+	deadline := time.After(10 * time.Second)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !done() {
+		select {
+		case <-deadline:
+			t.Fatal("waited for too long")
+		case <-tick.C:
+		}
+	}
+}
