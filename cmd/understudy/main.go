@@ -32,6 +32,7 @@ const about = `A backup MX that gives every sender the answer your primary would
 // cli is the command line; kong reads the tags.
 type cli struct {
 	Serve   serveCmd   `cmd:"" help:"Run the backup MX."`
+	Demo    demoCmd    `cmd:"" help:"Watch an outage, played on this machine: no configuration, no privileges, nothing left behind."`
 	Queue   queueCmd   `cmd:"" help:"Look at the mail that waits, and settle it by hand."`
 	Policy  policyCmd  `cmd:"" help:"Check a policy, and ask it what it would decide."`
 	Config  configCmd  `cmd:"" help:"Print the configuration in force, every key with its meaning."`
