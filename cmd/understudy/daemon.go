@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -51,6 +52,7 @@ type daemon struct {
 	web      net.Listener // nil: no metrics
 	control  net.Listener
 	webPages http.Handler
+	stopping atomic.Bool
 }
 
 // newDaemon reads, opens and listens. When it returns nothing moves yet, and
@@ -89,6 +91,9 @@ func newDaemon(cfg *config.Config, log *slog.Logger) (_ *daemon, err error) {
 		}
 	}
 	d.webPages = metrics.Handler(d.registry, d.ready)
+	if !strings.Contains(cfg.Hostname, ".") {
+		log.Warn("hostname is not a full one, other servers may refuse mail from it; set it in the configuration", "hostname", cfg.Hostname)
+	}
 	return d, nil
 }
 
@@ -313,6 +318,7 @@ func (d *daemon) run(ctx context.Context, reload <-chan os.Signal) error {
 	d.log.Info("ready", "version", versionLine(), "hostname", d.cfg.Hostname, "state_dir", d.cfg.StateDir)
 
 	<-ctx.Done()
+	d.stopping.Store(true)
 	d.notify(sd.SdNotifyStopping)
 	d.log.Info("stopping")
 	front.Wait()
@@ -332,11 +338,8 @@ func (d *daemon) watchFiles(ctx context.Context, group *sync.WaitGroup, reload <
 	if d.cert != nil {
 		watchers = append(watchers, &watcher{files: d.certFiles, reload: d.reloadCert})
 	}
-	var force []chan struct{}
 	for _, w := range watchers {
-		c := make(chan struct{}, 1)
-		force = append(force, c)
-		w.force, w.log = c, d.log
+		w.force, w.log = make(chan chan struct{}), d.log
 		group.Go(func() { w.run(ctx, d.loaded) })
 	}
 	group.Go(func() {
@@ -346,12 +349,11 @@ func (d *daemon) watchFiles(ctx context.Context, group *sync.WaitGroup, reload <
 				return
 			case <-reload:
 				d.log.Info("asked to read the policy and the certificate again")
-				for _, c := range force {
-					select {
-					case c <- struct{}{}:
-					default: // is about to, anyway
-					}
+				d.notify(sd.SdNotifyReloading + "\n" + sd.SdNotifyMonotonicUsec())
+				for _, w := range watchers {
+					w.now(ctx)
 				}
+				d.notify(sd.SdNotifyReady)
 			}
 		}
 	})

@@ -76,7 +76,7 @@ func (c *policyExplainCmd) Run(ctx context.Context, out io.Writer) error {
 	if len(c.DNS) > 0 {
 		cfg.DNS.Servers = c.DNS
 	}
-	snap, _, err := policy.Load(c.File)
+	snap, _, err := readPolicy(c.File)
 	if err != nil {
 		return mistakes{err}
 	}

@@ -15,7 +15,10 @@ const knockTimeout = 10 * time.Second
 
 // ready says whether mail can be taken: for /readyz. Its text is ours.
 func (d *daemon) ready() error {
-	if d.policy.now.Load() == nil {
+	switch {
+	case d.stopping.Load():
+		return errors.New("stopping")
+	case d.policy.now.Load() == nil:
 		return errors.New("no policy is held")
 	}
 	return d.queue.Healthy()

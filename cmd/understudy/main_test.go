@@ -4,11 +4,19 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"math/big"
 	"net"
+	"net/smtp"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -53,6 +61,8 @@ func TestScripts(t *testing.T) {
 			"fetch":      cmdFetch,
 			"occupy":     cmdOccupy,
 			"newer":      cmdNewer,
+			"cert":       cmdCert,
+			"starttls":   cmdStarttls,
 			"idfirst":    cmdIDFirst,
 			"exits":      cmdExits,
 			"waitend":    cmdWaitend,
@@ -241,6 +251,38 @@ func cmdIDFirst(ts *testscript.TestScript, neg bool, args []string) {
 	var list []struct{ ID string }
 	ts.Check(json.Unmarshal([]byte(ts.ReadFile("stdout")), &list))
 	ts.Setenv("ID", list[0].ID)
+}
+
+// cmdCert writes a certificate with the given serial number, and its key.
+func cmdCert(ts *testscript.TestScript, neg bool, args []string) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	ts.Check(err)
+	serial, ok := new(big.Int).SetString(args[0], 10)
+	if !ok {
+		ts.Fatalf("serial number %q", args[0])
+	}
+	template := &x509.Certificate{SerialNumber: serial, DNSNames: []string{"mx2.example.org"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	ts.Check(err)
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	ts.Check(err)
+	for i, b := range []*pem.Block{{Type: "CERTIFICATE", Bytes: der}, {Type: "PRIVATE KEY", Bytes: private}} {
+		ts.Check(os.WriteFile(ts.MkAbs(args[i+1]), pem.EncodeToMemory(b), 0o600))
+	}
+}
+
+// cmdStarttls prints the serial number of the certificate that STARTTLS shows.
+func cmdStarttls(ts *testscript.TestScript, neg bool, args []string) {
+	conn, err := net.DialTimeout("tcp", ts.Getenv("SMTP"), patience)
+	ts.Check(err)
+	defer conn.Close()
+	ts.Check(conn.SetDeadline(time.Now().Add(patience)))
+	c, err := smtp.NewClient(conn, "mx2.example.org")
+	ts.Check(err)
+	ts.Check(c.StartTLS(&tls.Config{InsecureSkipVerify: true}))
+	state, _ := c.TLSConnectionState()
+	fmt.Fprintln(ts.Stdout(), state.PeerCertificates[0].SerialNumber)
 }
 
 // TestManPages: docs/man is what `go generate` makes.

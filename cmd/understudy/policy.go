@@ -3,8 +3,6 @@ package main
 import (
 	"fmt"
 	"io"
-
-	"github.com/understudy-mx/understudy/policy"
 )
 
 type policyCmd struct {
@@ -31,7 +29,7 @@ Examples:
 }
 
 func (c *policyCheckCmd) Run(out io.Writer) error {
-	s, _, err := policy.Load(c.File)
+	s, _, err := readPolicy(c.File)
 	if err != nil {
 		return mistakes{err}
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"os"
@@ -42,13 +43,22 @@ type policyFile struct {
 // loadPolicy reads the first policy, without which nothing starts.
 func loadPolicy(path string, log *slog.Logger, m *metrics.Metrics) (*policyFile, error) {
 	p := &policyFile{path: path, log: log, metrics: m, files: []string{path}}
-	s, files, err := policy.Load(path)
+	s, files, err := readPolicy(path)
 	if err != nil {
 		return nil, err
 	}
 	p.files = files
 	p.takeOver(s)
 	return p, nil
+}
+
+// readPolicy is policy.Load; an error that is the system's says what it is about.
+func readPolicy(path string) (*policy.Snapshot, []string, error) {
+	s, files, err := policy.Load(path)
+	if _, ok := err.(*fs.PathError); ok {
+		err = fmt.Errorf("read policy: %w", err)
+	}
+	return s, files, err
 }
 
 // takeOver puts s in force. p.mu is held, or p is not shared yet.
@@ -71,7 +81,7 @@ func digest(s *policy.Snapshot) string {
 func (p *policyFile) reload() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s, files, err := policy.Load(p.path)
+	s, files, err := readPolicy(p.path)
 	if err != nil {
 		// What made it bad may be any of the old or the new files.
 		p.files = merge(p.files, files)
@@ -123,29 +133,28 @@ func stamps(files []string, since time.Time) map[string]stamp {
 	return all
 }
 
-// watcher calls reload when one of files() changes, and for each value of
-// force. It watches their directories, because editors and deployments replace
+// watcher calls reload when one of files() changes, and when now is called. It watches their directories, because editors and deployments replace
 // files rather than write them.
 type watcher struct {
 	files  func() []string
 	reload func()
-	force  <-chan struct{}
+	force  chan chan struct{} // asks for a reload at once; the value is closed after it
 	log    *slog.Logger
 
-	fs   *fsnotify.Watcher // nil: poll only
-	seen map[string]stamp
+	notify *fsnotify.Watcher // nil: poll only
+	seen   map[string]stamp
 }
 
 // run works until ctx ends. read is when the files were last read.
 func (w *watcher) run(ctx context.Context, read time.Time) error {
 	var events chan fsnotify.Event
 	var failures chan error
-	fs, err := fsnotify.NewWatcher()
+	notify, err := fsnotify.NewWatcher()
 	if err != nil {
 		w.log.Warn("can't watch files, looking at them now and then instead", "err", err, "every", pollEvery)
 	} else {
-		defer fs.Close()
-		w.fs, events, failures = fs, fs.Events, fs.Errors
+		defer notify.Close()
+		w.notify, events, failures = notify, notify.Events, notify.Errors
 	}
 	w.remember(read)
 	poll := time.NewTicker(pollEvery)
@@ -156,8 +165,9 @@ func (w *watcher) run(ctx context.Context, read time.Time) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-w.force:
+		case done := <-w.force:
 			w.again()
+			close(done)
 		case <-events:
 			soon.Reset(restFor)
 		case err := <-failures:
@@ -168,6 +178,20 @@ func (w *watcher) run(ctx context.Context, read time.Time) error {
 		case <-poll.C:
 			w.check(ctx)
 		}
+	}
+}
+
+// now reloads, and returns when that is done or ctx has ended.
+func (w *watcher) now(ctx context.Context) {
+	done := make(chan struct{})
+	select {
+	case w.force <- done:
+	case <-ctx.Done():
+		return
+	}
+	select {
+	case <-done:
+	case <-ctx.Done():
 	}
 }
 
@@ -207,12 +231,12 @@ func (w *watcher) again() {
 func (w *watcher) remember(began time.Time) {
 	files := w.files()
 	w.seen = stamps(files, began.Add(-10*time.Millisecond))
-	if w.fs == nil {
+	if w.notify == nil {
 		return
 	}
 	for _, name := range files {
 		for _, dir := range []string{filepath.Dir(name), targetDir(name)} {
-			if err := w.fs.Add(dir); err != nil { // again is no error
+			if err := w.notify.Add(dir); err != nil { // again is no error
 				w.log.Debug("can't watch directory", "dir", dir, "err", err)
 			}
 		}
