@@ -173,9 +173,7 @@ func (d *daemon) buildRelay() {
 		routes[name] = relay.Route{Name: name, Address: p.Address, TLS: p.TLS, TLSName: p.TLSName,
 			TLSCA: p.TLSCA, XClient: p.XClient, ProbeInterval: p.ProbeInterval}
 	}
-	if d.cfg.Primary.Address != "" {
-		add(defaultRoute, d.cfg.Primary)
-	}
+	add(defaultRoute, d.cfg.Primary)
 	for _, r := range d.cfg.Routes {
 		add(r.Name, r.Primary)
 	}

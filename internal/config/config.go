@@ -284,7 +284,7 @@ func (r *reader) unknown(section, path, key string) {
 // check looks at what no single key can show.
 func (r *reader) check() {
 	c := r.cfg
-	if c.Primary.Address == "" && len(c.Routes) == 0 && !r.failed("primary.address") {
+	if c.Primary.Address == "" && !r.failed("primary.address") {
 		r.mistake("primary.address", `missing: where does accepted mail go? Add address = "mx1.example.org:25" under [primary]`)
 	}
 	if c.Policy.File == "" && !r.failed("policy.file") {

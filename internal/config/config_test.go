@@ -218,3 +218,11 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// TestPrimaryIsNeeded: even with routes for all domains, <Postmaster> needs one.
+func TestPrimaryIsNeeded(t *testing.T) {
+	_, err := Parse("x.conf", []byte("[policy]\nfile = \"p\"\n[[route]]\nname = \"a\"\naddress = \"a.example:25\"\ndomains = [\"a.example\"]\n"))
+	if err == nil || !strings.Contains(err.Error(), "primary.address: missing") {
+		t.Errorf("got %v", err)
+	}
+}

@@ -76,7 +76,7 @@ var settings = []setting{
 		func(c *Config) any { return &c.SMTP.BareNewline }},
 
 	{"primary", "address", hostport, "", nil,
-		`The server as host:port, such as "mx1.example.org:25" or "[2001:db8::1]:25". Must be given, unless each domain has a route.`,
+		`The server as host:port, such as "mx1.example.org:25" or "[2001:db8::1]:25". Must be given: mail for <Postmaster>, without a domain, goes there too.`,
 		func(c *Config) any { return &c.Primary.Address }},
 	{"primary", "tls", choice("opportunistic", "require", "off"), `"opportunistic"`, nil,
 		"STARTTLS towards the server: opportunistic encrypts when the server offers it and checks no certificate; require sends nothing unless the certificate is good for tls_name; off never encrypts.",
