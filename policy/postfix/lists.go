@@ -153,6 +153,9 @@ func (d *domainList) add(p pattern) (why string) {
 func (d *domainList) name(name string, not bool) (why string) {
 	name = strings.ToLower(name)
 	keys := []string{name}
+	if d.parents && name[0] == '.' {
+		return "" // Postfix never finds such a name there
+	}
 	if d.parents {
 		keys = append(keys, "."+name)
 	}

@@ -55,7 +55,8 @@ type importer struct {
 	errs   []error
 
 	read    map[string]reading // by the table's spelling
-	classes map[string]string  // restriction classes: name in main.cf
+	classes map[string]bool    // restriction classes
+	implied map[string]string  // of access tables: what a bare table stands for in their classes
 }
 
 // Import reads the configuration. An error joins all that is wrong; then there
@@ -67,7 +68,7 @@ func Import(ctx context.Context, src Source) (*policy.Spec, Report, error) {
 	}
 	i := &importer{
 		ctx: ctx, src: &src, conf: conf, set: conf.smtpd, spec: policy.NewSpec(),
-		read: map[string]reading{}, classes: map[string]string{},
+		read: map[string]reading{}, classes: map[string]bool{}, implied: map[string]string{},
 	}
 	i.spec.Tables = map[string]*policy.Table{}
 	i.spec.Classes = map[string][]policy.Restriction{}

@@ -165,11 +165,11 @@ func (i *importer) findClasses() {
 		if _, defined := i.set[name]; !defined {
 			i.errorf("smtpd_restriction_classes: %s isn't defined", name)
 		}
-		i.classes[name] = ""
+		i.classes[name] = true
 	}
 }
 
-func (i *importer) isClass(name string) bool { _, ok := i.classes[name]; return ok }
+func (i *importer) isClass(name string) bool { return i.classes[name] }
 
 // list translates the list of restrictions that a parameter holds.
 func (i *importer) list(parameter, value, implied string) []policy.Restriction {
@@ -210,7 +210,7 @@ func (i *importer) element(parameter string, e element, implied string) []policy
 	case e.name == "check_relay_domains":
 		out = []policy.Restriction{{Kind: "permit_auth_destination"}, {Kind: "reject_unauth_destination"}}
 	case r.arg == argTable:
-		return i.accessTable(parameter, e, class)
+		return i.accessTable(parameter, e, class, implied)
 	case !slices.Contains(policy.Kinds(), e.name):
 		class, why, options = NotReplicated, "the engine doesn't know this restriction", refuses
 		if strings.HasPrefix(e.name, "permit_") {
@@ -264,7 +264,7 @@ func (i *importer) idle(name string) (why string, idle bool) {
 func (i *importer) class(name, implied string) string {
 	es, _ := parseList(i.set[name], implied, i.isClass)
 	key := name
-	if slices.ContainsFunc(es, func(e element) bool { return e.implied || e.class }) {
+	if i.hasBare(es, implied, 0) {
 		key += "/" + orDefault(implied, "none")
 	}
 	if _, done := i.spec.Classes[key]; !done {
@@ -274,8 +274,20 @@ func (i *importer) class(name, implied string) string {
 	return key
 }
 
+// hasBare says that a list, or a class in it, holds a table without a
+// restriction before it.
+func (i *importer) hasBare(es []element, implied string, depth int) bool {
+	return slices.ContainsFunc(es, func(e element) bool {
+		if !e.class || depth > maxDepth {
+			return e.implied
+		}
+		inner, _ := parseList(i.set[e.name], implied, i.isClass)
+		return i.hasBare(inner, implied, depth+1)
+	})
+}
+
 // accessTable translates a restriction that looks something up.
-func (i *importer) accessTable(parameter string, e element, class Class) []policy.Restriction {
+func (i *importer) accessTable(parameter string, e element, class Class, implied string) []policy.Restriction {
 	name, reason := tableName(e.arg)
 	if reason == nil {
 		var t *Table
@@ -283,7 +295,7 @@ func (i *importer) accessTable(parameter string, e element, class Class) []polic
 			return nil // the import has failed
 		}
 		if reason == nil {
-			reason = i.useAccess(parameter, name, t, e)
+			reason = i.useAccess(name, t, implied)
 		}
 	}
 	if reason != nil {

@@ -180,11 +180,9 @@ func newEquation(c []token, column func([]token) int) (e equation, err error) {
 	if slices.ContainsFunc(left, token.holes) || len(left) == 0 {
 		return e, fmt.Errorf("the key on both sides of %s", spell(c))
 	}
-	if e.template, err = template(right, column); err != nil {
-		return e, err
-	}
 	e.column = column(left)
-	return e, nil
+	e.template, err = template(right, column)
+	return e, err
 }
 
 // template reads a string, CONCAT(…), a || b or LOWER(…) of these.

@@ -316,25 +316,20 @@ func (i *importer) use(name string, t *Table, withValues bool) (reason error) {
 
 // useAccess puts an access table into the Spec. Values that are lists of
 // restrictions are translated like lists.
-func (i *importer) useAccess(parameter, name string, t *Table, e element) (reason error) {
+func (i *importer) useAccess(name string, t *Table, implied string) (reason error) {
 	if t.DomainWide {
 		return errors.New("its query doesn't look at the local-part")
 	}
 	seen := map[string]string{}
+	bare := false
 	rewrite := func(v string) string {
 		if r, done := seen[v]; done {
 			return r
 		}
 		r := v
 		if es, err := parseList(v, "", i.isClass); !isAction(v) && err == nil {
-			var parts []string
-			for _, el := range es {
-				for _, r := range i.element(name, el, "") {
-					b, _ := r.MarshalText()
-					parts = append(parts, string(b))
-				}
-			}
-			r = orDefault(strings.Join(parts, ", "), "DUNNO")
+			bare = bare || i.hasBare(es, implied, 0)
+			r = i.valueText(name, es, implied)
 		}
 		seen[v] = r
 		return r
@@ -351,7 +346,26 @@ func (i *importer) useAccess(parameter, name string, t *Table, e element) (reaso
 	for n := range c.Rules {
 		c.Rules[n].Value = rewrite(c.Rules[n].Value)
 	}
+	if first, used := i.implied[name]; bare && used && first != implied {
+		return errors.New("its classes hold tables that mean different things in two lists")
+	}
+	i.implied[name] = implied
 	return i.use(name, &c, true)
+}
+
+// valueText translates a list of restrictions in a table's value.
+func (i *importer) valueText(table string, es []element, implied string) string {
+	var parts []string
+	for _, e := range es {
+		for _, r := range i.element(table, e, implied) {
+			if e.warn {
+				parts = append(parts, "warn_if_reject")
+			}
+			b, _ := r.MarshalText()
+			parts = append(parts, string(b))
+		}
+	}
+	return orDefault(strings.Join(parts, ", "), "DUNNO")
 }
 
 // isAction says that a value is an action of access(5), not a list of

@@ -1,0 +1,200 @@
+package postfix
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestRewrite(t *testing.T) {
+	for _, tt := range []struct {
+		name, typ, query string
+		domains          []string
+		want             []string
+		err              string
+	}{
+		{"postfixadmin aliases", "mysql", "SELECT goto FROM alias WHERE address='%s' AND active = '1'", nil,
+			[]string{"SELECT goto, address FROM alias WHERE active = '1'"}, ""},
+		{"only the key", "mysql", "SELECT goto FROM alias WHERE address = '%s';", nil, []string{"SELECT goto, address FROM alias"}, ""},
+		{"two columns", "pgsql", "select m from t where u='%u' and d='%d' and (a or b > 1)", nil,
+			[]string{"SELECT m, u, d FROM t WHERE (a or b > 1)"}, ""},
+		{"address in pieces", "mysql", "SELECT 1 FROM t WHERE CONCAT(u, '@', d) = '%u@%d'", nil, []string{"SELECT 1, CONCAT(u, '@', d) FROM t"}, ""},
+		{"alias domains", "mysql", "SELECT goto FROM alias,alias_domain WHERE alias_domain.alias_domain = '%d' and alias.address = CONCAT('%u', '@', alias_domain.target_domain) AND alias.active = 1", nil,
+			[]string{"SELECT goto, alias_domain.alias_domain, alias.address, alias_domain.target_domain FROM alias, alias_domain WHERE alias.active = 1"}, ""},
+		{"pipes", "pgsql", "SELECT 1 FROM t WHERE name || '@' || dom = '%s' AND dom = '%d'", nil, []string{"SELECT 1, name || '@' || dom, dom FROM t"}, ""},
+		{"union", "mysql", "SELECT a FROM x WHERE k='%s' UNION ALL SELECT b FROM y WHERE z='%s'", nil,
+			[]string{"SELECT a, k FROM x", "SELECT b, z FROM y"}, ""},
+		{"in parentheses", "mysql", "SELECT a FROM x WHERE (k='%s' AND (b=1)) AND x IN (1, 2)", nil, []string{"SELECT a, k FROM x WHERE (b = 1) AND x IN (1, 2)"}, ""},
+		{"order and limit", "mysql", "SELECT a FROM x WHERE k='%s' ORDER BY p LIMIT 1", nil, []string{"SELECT a, k FROM x ORDER BY p"}, ""},
+		{"sub-select without the key", "sqlite", "SELECT a FROM x WHERE k='%s' AND d IN (SELECT d FROM y WHERE z = 1)", nil,
+			[]string{"SELECT a, k FROM x WHERE d IN (SELECT d FROM y WHERE z = 1)"}, ""},
+		{"local-part with domains", "mysql", "SELECT a FROM x WHERE k='%u'", []string{"example.org"}, []string{"SELECT a, k FROM x"}, ""},
+		{"lower", "pgsql", "SELECT a FROM x WHERE lower(k)=lower('%s')", nil, []string{"SELECT a, lower(k) FROM x"}, ""},
+		{"percent", "pgsql", "SELECT a FROM x WHERE k='%s' AND a LIKE '%%x'", nil, []string{"SELECT a, k FROM x WHERE a LIKE '%x'"}, ""},
+		{"local-part alone", "mysql", "SELECT a FROM x WHERE k='%u'", nil, nil, "local-part"},
+		{"or", "mysql", "SELECT a FROM x WHERE k='%s' OR j='%s'", nil, nil, "OR"},
+		{"key selected", "mysql", "SELECT '%s' FROM x WHERE k='%s'", nil, nil, "select"},
+		{"count", "mysql", "SELECT COUNT(*) FROM x WHERE k='%s'", nil, nil, "aggregate"},
+		{"like", "mysql", "SELECT a FROM x WHERE k LIKE '%s'", nil, nil, "equation"},
+		{"not", "mysql", "SELECT a FROM x WHERE NOT k='%s'", nil, nil, "equation"},
+		{"not equal", "mysql", "SELECT a FROM x WHERE k!='%s'", nil, nil, "equation"},
+		{"group", "mysql", "SELECT a FROM x WHERE k='%s' GROUP BY a", nil, nil, "group"},
+		{"nested select", "sqlite", "SELECT p FROM (SELECT p FROM a WHERE s='%s') ORDER BY p LIMIT 1", nil, nil, "the key in from"},
+		{"digits", "mysql", "SELECT a FROM x WHERE k='%1'", nil, nil, "%1"},
+		{"unquoted", "mysql", "SELECT a FROM x WHERE k=%s", nil, nil, ""},
+		{"function", "mysql", "SELECT a FROM x WHERE k=MD5('%s')", nil, nil, "inside"},
+		{"procedure", "pgsql", "SELECT lookup('%s')", nil, nil, "the key in select"},
+		{"between", "mysql", "SELECT a FROM x WHERE k='%s' AND n BETWEEN 1 AND 2", nil, nil, "BETWEEN"},
+		{"mysql's or", "mysql", "SELECT a FROM x WHERE k='%s' || 1", nil, nil, "||"},
+		{"comment", "mysql", "SELECT a FROM x WHERE k='%s' -- x", nil, nil, "comments"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			qs, err := rewrite(tt.query, tt.typ, tt.domains)
+			var got []string
+			for _, q := range qs {
+				got = append(got, q.SQL)
+			}
+			if tt.want == nil {
+				if err == nil || !strings.Contains(err.Error(), tt.err) {
+					t.Fatalf("%q, error %v, want %q", got, err, tt.err)
+				}
+				return
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" || err != nil {
+				t.Errorf("%v\n%s", err, diff)
+			}
+		})
+	}
+}
+
+// rows answers every query and search with the same rows.
+type rows struct {
+	rows    [][]string
+	entries []map[string][]string
+}
+
+func (r rows) Rows(_ context.Context, _ *Database, _ string, f func([]string) error) error {
+	for _, row := range r.rows {
+		if err := f(row); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r rows) Entries(_ context.Context, _ *Database, _ *Search, f func(map[string][]string) error) error {
+	for _, e := range r.entries {
+		if err := f(e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func TestEnumerate(t *testing.T) {
+	ldap := map[string]string{"query_filter": "(&(objectClass=x)(|(mail=%s)(alias=%s))(!(off=1)))", "result_attribute": "uid"}
+	for _, tt := range []struct {
+		name     string
+		typ      string
+		settings map[string]string
+		rows     rows
+		want     map[string]string
+	}{
+		{"keys and values", "mysql", map[string]string{"query": "SELECT goto FROM a WHERE k='%s'"},
+			rows{rows: [][]string{{"x", "A@b"}, {"", "null@b"}, {"y", "a@B"}, {"z", ""}}}, map[string]string{"a@b": "x,y"}},
+		{"case matters", "pgsql", map[string]string{"query": "SELECT goto FROM a WHERE k='%s'"},
+			rows{rows: [][]string{{"x", "A@b"}, {"y", "a@b"}}}, map[string]string{"a@b": "y"}},
+		{"domains", "mysql", map[string]string{"query": "SELECT goto FROM a WHERE k='%s'", "domain": "b, .c", "result_format": "%u at %d for %S"},
+			rows{rows: [][]string{{"x@y", "a@b"}, {"x@y", "a@d.c"}, {"x@y", "a@z"}, {"x@y", "@b"}, {"nodomain", "n@b"}}},
+			map[string]string{"a@b": "x at y for a@b", "a@d.c": "x at y for a@d.c"}},
+		{"alias domains", "mysql", map[string]string{"query": "SELECT g FROM a,d WHERE d.a = '%d' AND a.k = CONCAT('%u', '@', d.t)"},
+			rows{rows: [][]string{{"g", "alias.example", "u@target.example", "target.example"}, {"g", "alias.example", "u@other.example", "target.example"}}},
+			map[string]string{"u@alias.example": "g"}},
+		{"limit", "mysql", map[string]string{"query": "SELECT g FROM a WHERE k='%s' LIMIT 1"}, rows{rows: [][]string{{"1", "a"}, {"2", "a"}}}, map[string]string{"a": "1"}},
+		{"whole domain", "mysql", map[string]string{"query": "SELECT g FROM a WHERE k='%d'"}, rows{rows: [][]string{{"1", "b.example"}}}, map[string]string{"@b.example": "1"}},
+		{"old form", "mysql", map[string]string{"select_field": "g", "table": "a", "where_field": "k", "additional_conditions": "AND on = 1"},
+			rows{rows: [][]string{{"1", "a@b"}}}, map[string]string{"a@b": "1"}},
+		{"ldap", "ldap", ldap, rows{entries: []map[string][]string{
+			{"mail": {"A@b"}, "alias": {"c@b", "d@b"}, "uid": {"a"}}, {"mail": {"e@b"}}}}, map[string]string{"a@b": "a", "c@b": "a", "d@b": "a"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			db := &Database{Type: tt.typ, Settings: tt.settings}
+			if err := db.analyse(); err != nil {
+				t.Fatal(err)
+			}
+			tab, err := db.list(context.Background(), tt.rows)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.want, tab.Entries); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func TestLDAPFilter(t *testing.T) {
+	for _, tt := range []struct{ filter, want, err string }{
+		{"(&(objectClass=x)(mail=%s))", "(&(objectClass=x)(mail=*))", ""},
+		{"mail=%s", "(mail=*)", ""},
+		{"(|(mail=%s)(alias=%u@%d))", "(|(mail=*)(alias=*))", ""},
+		{"(|(mail=%s)(objectClass=x))", "", "whatever"},
+		{"(!(mail=%s))", "", "!"},
+		{"(objectClass=x)", "", "whatever"},
+		{"(&(uid=%u)(o=x))", "", "whole key"},
+		{"(mail=*%s)", "", "equation"},
+		{"(mail~=%s)", "", "equation"},
+		{"(&(a=b)(mail=%s)", "", "closed"},
+	} {
+		db := &Database{Type: "ldap", Settings: map[string]string{"query_filter": tt.filter}}
+		err := db.analyse()
+		got := ""
+		if err == nil {
+			got = db.Search.Filter
+		}
+		if got != tt.want || (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
+			t.Errorf("%s: %q, %v; want %q, %q", tt.filter, got, err, tt.want, tt.err)
+		}
+	}
+}
+
+func TestParseCF(t *testing.T) {
+	got, err := parseCF("# secret\nhosts = a b\nquery = SELECT a\n  FROM b WHERE c='%s'\npassword=x=y\n")
+	want := map[string]string{"hosts": "a b", "query": "SELECT a  FROM b WHERE c='%s'", "password": "x=y"}
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Errorf("%v\n%s", err, diff)
+	}
+	if _, err := parseCF("hosts\n"); err == nil {
+		t.Error("a line without = passes")
+	}
+}
+
+func FuzzRewrite(f *testing.F) {
+	f.Add("SELECT goto FROM alias WHERE address = CONCAT('%u', '@', d) AND x = '%d'", "(&(a=%s)(b=c))")
+	f.Fuzz(func(t *testing.T, query, filter string) {
+		for _, typ := range []string{"mysql", "pgsql"} {
+			qs, err := rewrite(query, typ, []string{"example.org"})
+			if err != nil {
+				continue
+			}
+			for _, q := range qs {
+				cols := slices.Repeat([]string{"a@b"}, q.keyColumns+1)
+				q.key(cols, true)
+			}
+		}
+		db := &Database{Type: "ldap", Settings: map[string]string{"query_filter": filter}}
+		if db.analyse() == nil {
+			e := map[string][]string{}
+			for _, a := range db.Search.Attributes {
+				e[a] = []string{"a@b"}
+			}
+			for range maps.Keys(e) {
+				db.Search.keys(e)
+			}
+		}
+	})
+}

@@ -1,0 +1,231 @@
+package postfix_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/postfix"
+)
+
+func kinds(rs []policy.Restriction) []string {
+	var all []string
+	for _, r := range rs {
+		b, _ := r.MarshalText()
+		all = append(all, string(b))
+	}
+	return all
+}
+
+// TestRefused feeds configurations that Postfix refuses, or that can't be read
+// whole: the import fails and names what is wrong.
+func TestRefused(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		files map[string]string
+		want  []string
+	}{
+		{"no main.cf value", map[string]string{"main.cf": base + "this is nothing\n"}, []string{"missing '='"}},
+		{"macro loop", map[string]string{"main.cf": base + "a = $b\nb = $a\nmydestination = $a\n"}, []string{"macro"}},
+		{"missing map", map[string]string{"main.cf": base + "smtpd_sender_restrictions = check_sender_access hash:@DIR@/none\n"}, []string{"smtpd_sender_restrictions", "hash:", "No such file"}},
+		{"missing cidr", map[string]string{"main.cf": base + "smtpd_client_restrictions = check_client_access cidr:@DIR@/none\n"}, []string{"smtpd_client_restrictions", "cidr:", "no such file"}},
+		{"missing recipients", map[string]string{"main.cf": base + "virtual_alias_maps = texthash:@DIR@/none\n"}, []string{"virtual_alias_maps", "texthash:"}},
+		{"missing header checks", map[string]string{"main.cf": base + "header_checks = pcre:@DIR@/none\n"}, []string{"header_checks"}},
+		{"missing domain file", map[string]string{"main.cf": base + "relay_domains = @DIR@/none\n"}, []string{"relay_domains", "no such file"}},
+		{"missing .cf", map[string]string{"main.cf": base + "virtual_mailbox_domains = x\nvirtual_mailbox_maps = mysql:@DIR@/none.cf\n"}, []string{"virtual_mailbox_maps", "mysql:"}},
+		{"unknown map type", map[string]string{"main.cf": base + "virtual_alias_maps = sdbm:@DIR@/x\n"}, []string{"virtual_alias_maps", "unsupported dictionary type"}},
+		{"unknown restriction", map[string]string{"main.cf": base + "smtpd_helo_restrictions = reject_bad_helo\n"}, []string{"smtpd_helo_restrictions", "reject_bad_helo"}},
+		{"in a class", map[string]string{"main.cf": base + "smtpd_restriction_classes = c\nc = reject_bad_helo\nsmtpd_helo_restrictions = c\n"}, []string{"c:", "reject_bad_helo"}},
+		{"class without definition", map[string]string{"main.cf": base + "smtpd_restriction_classes = c\n"}, []string{"smtpd_restriction_classes", "c isn't defined"}},
+		{"number", map[string]string{"main.cf": base + "message_size_limit = 10M\n"}, []string{"message_size_limit", "10M"}},
+		{"code", map[string]string{"main.cf": base + "reject_code = 250\n"}, []string{"reject_code", "250"}},
+		{"switch", map[string]string{"main.cf": base + "smtpd_helo_required = maybe\n"}, []string{"smtpd_helo_required"}},
+		{"action", map[string]string{"main.cf": base + "unknown_address_tempfail_action = drop\n"}, []string{"unknown_address_tempfail_action"}},
+		{"open relay", map[string]string{"main.cf": base + "smtpd_relay_restrictions = permit_mynetworks\n"}, []string{"smtpd_relay_restrictions", "reject_unauth_destination"}},
+		{"no service", map[string]string{"main.cf": base, "master.cf": "smtp unix - - - - - smtp\n"}, []string{"port 25"}},
+		{"another program", map[string]string{"main.cf": base, "master.cf": "smtp inet n - - - - qmqpd\n"}, []string{"qmqpd"}},
+		{"postscreen alone", map[string]string{"main.cf": base, "master.cf": "smtp inet n - - - - postscreen\n"}, []string{"smtpd/pass"}},
+		{"all at once", map[string]string{"main.cf": base + "reject_code = 1\ndefer_code = 2\n"}, []string{"reject_code", "defer_code"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			spec, _, err := postfix.Import(context.Background(), install(t, tt.files))
+			if err == nil || spec != nil {
+				t.Fatalf("imported %v, error %v", spec != nil, err)
+			}
+			for _, w := range tt.want {
+				if !strings.Contains(err.Error(), w) {
+					t.Errorf("error %q lacks %q", err, w)
+				}
+			}
+		})
+	}
+}
+
+// TestService finds the service that counts and what it overrides.
+func TestService(t *testing.T) {
+	const main = base + "my_helo = permit_mynetworks, reject_invalid_helo_hostname\nsmtpd_helo_restrictions = permit\n"
+	for _, tt := range []struct {
+		name, master, service string
+		helo                  []string
+		limit                 int
+		others                string
+	}{
+		{"plain", "smtp inet n - - - - smtpd\n", "", []string{"permit"}, 20, ""},
+		{"by number", "25 inet n - - - - smtpd\n -o smtpd_hard_error_limit=3\n", "", []string{"permit"}, 3, ""},
+		{"macro", "smtp inet n - - - - smtpd\n  -o smtpd_helo_restrictions=$my_helo\n", "", []string{"permit_mynetworks", "reject_invalid_helo_hostname"}, 20, ""},
+		{"braces", "smtp inet n - - - - smtpd\n  -o { smtpd_helo_restrictions = $my_helo, permit }\n", "", []string{"permit_mynetworks", "reject_invalid_helo_hostname", "permit"}, 20, ""},
+		{"macro overridden", "smtp inet n - - - - smtpd\n  -o smtpd_helo_restrictions=$my_helo\n  -o my_helo=permit\n", "", []string{"permit"}, 20, ""},
+		{"postscreen", "smtp inet n - - - 1 postscreen\n -o smtpd_hard_error_limit=9\nsmtpd pass - - - - - smtpd\n -o smtpd_hard_error_limit=4\n", "", []string{"permit"}, 4, ""},
+		{"loopback last", "127.0.0.1:25 inet n - - - - smtpd\n -o smtpd_hard_error_limit=9\n192.0.2.1:smtp inet n - - - - smtpd\n[2001:db8::1]:25 inet n - - - - smtpd\n", "", []string{"permit"}, 20, "[2001:db8::1]:25/inet"},
+		{"named", "smtp inet n - - - - smtpd\n10025 inet n - - - - smtpd\n -o smtpd_hard_error_limit=7\n", "10025/inet", []string{"permit"}, 7, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			src := install(t, map[string]string{"main.cf": main, "master.cf": tt.master})
+			src.Service = tt.service
+			spec, report := load(t, src)
+			if diff := cmp.Diff(tt.helo, kinds(spec.Restrictions.Helo)); diff != "" {
+				t.Error(diff)
+			}
+			if spec.Limits.HardErrors != tt.limit {
+				t.Errorf("hard error limit %d, want %d", spec.Limits.HardErrors, tt.limit)
+			}
+			if tt.others != "" && !hasItem(report, "master.cf", tt.others, postfix.NotReplicated) {
+				t.Errorf("no item for %s", tt.others)
+			}
+		})
+	}
+}
+
+func hasItem(r postfix.Report, parameter, element string, c postfix.Class) bool {
+	return slices.ContainsFunc(r.Items, func(it postfix.Item) bool {
+		return it.Parameter == parameter && strings.Contains(it.Element, element) && it.Class == c
+	})
+}
+
+// TestChoices takes the operator's word on what isn't replicated.
+func TestChoices(t *testing.T) {
+	const main = base + "smtpd_recipient_restrictions = check_policy_service inet:127.0.0.1:10023, check_recipient_access tcp:127.0.0.1:1, permit\n"
+	const grey = "smtpd_recipient_restrictions: check_policy_service inet:127.0.0.1:10023"
+	const tcp = "smtpd_recipient_restrictions: check_recipient_access tcp:127.0.0.1:1"
+	for _, tt := range []struct {
+		name    string
+		choices map[string]string
+		want    []string
+	}{
+		{"defaults", nil, []string{"defer_if_reject", "permit"}},
+		{"defer", map[string]string{grey: "defer", tcp: "ignore"}, []string{"defer_if_permit", "permit"}},
+		{"ignore", map[string]string{grey: "ignore", tcp: "ignore"}, []string{"permit"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			src := install(t, map[string]string{"main.cf": main})
+			src.Choices = tt.choices
+			spec, _ := load(t, src)
+			if diff := cmp.Diff(tt.want, kinds(spec.Restrictions.Recipient)); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+	for id, option := range map[string]string{grey: "accept", "smtpd_nothing: x": "ignore", "smtpd_helo_required: no": "ignore"} {
+		src := install(t, map[string]string{"main.cf": main})
+		src.Choices = map[string]string{id: option}
+		if _, _, err := postfix.Import(context.Background(), src); err == nil || !strings.Contains(err.Error(), id) {
+			t.Errorf("choice %q of %q: %v", option, id, err)
+		}
+	}
+}
+
+// TestAccessValues translates lists of restrictions inside of access tables.
+func TestAccessValues(t *testing.T) {
+	src := install(t, map[string]string{
+		"main.cf": base + "smtpd_restriction_classes = c\nc = hash:@DIR@/a.map, reject\nsmtpd_sender_restrictions = check_sender_access hash:@DIR@/a.map\n",
+		"a.map":   "a@b reject_unverified_sender, c\nc@d check_policy_service inet:1:2\ne@f 123\ng@h REJECT x\ni@j no_such_class\nk@l reject_unverified_sender\n",
+	})
+	spec, report := load(t, src)
+	b, err := json.Marshal(spec.Tables["hash:"+src.ConfigDir+"/a.map"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got struct{ Entries map[string]string }
+	if err := json.Unmarshal(b, &got); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{"a@b": "c/check_sender_access", "c@d": "check_policy_service inet:1:2", "e@f": "123", "g@h": "REJECT x", "i@j": "no_such_class", "k@l": "DUNNO"}
+	if diff := cmp.Diff(want, got.Entries); diff != "" {
+		t.Error(diff)
+	}
+	if !hasItem(report, "hash:"+src.ConfigDir+"/a.map", "reject_unverified_sender", postfix.NotReplicated) {
+		t.Error("the report doesn't know what the table's value holds")
+	}
+}
+
+type listed struct{}
+
+func (listed) Rows(_ context.Context, db *postfix.Database, query string, row func([]string) error) error {
+	if db.Settings["password"] != "secret-word" || query != "SELECT goto, address FROM alias" {
+		return os.ErrInvalid
+	}
+	return row([]string{"x", "Alice@example.org"})
+}
+
+func (listed) Entries(context.Context, *postfix.Database, *postfix.Search, func(map[string][]string) error) error {
+	return os.ErrInvalid
+}
+
+// TestDatabases reads a table by way of a Lister, of a command, and not at all.
+func TestDatabases(t *testing.T) {
+	files := map[string]string{
+		"main.cf":   base + "virtual_mailbox_domains = example.org\nvirtual_mailbox_maps = proxy:mysql:@DIR@/m.cf\nvirtual_alias_domains =\n",
+		"m.cf":      "password = secret-word\nquery = SELECT goto FROM alias WHERE address='%s'\n",
+		"list.text": "Bob@example.org\nc@example.org\tx\n",
+	}
+	keys := func(spec *policy.Spec, src postfix.Source) string {
+		b, _ := json.Marshal(spec.Tables["mysql:"+src.ConfigDir+"/m.cf"])
+		return string(b)
+	}
+	src := install(t, files)
+	spec, report := load(t, src)
+	if spec.Codes.UnknownVirtualMailbox != 450 || len(spec.Addresses.VirtualMailbox.Recipients) != 1 {
+		t.Errorf("a table that isn't enumerated: code %d, tables %v", spec.Codes.UnknownVirtualMailbox, spec.Addresses.VirtualMailbox.Recipients)
+	}
+	all, err := json.Marshal(struct {
+		S *policy.Spec
+		R postfix.Report
+	}{spec, report})
+	if err != nil || bytes.Contains(all, []byte("secret-word")) {
+		t.Errorf("the password is in what the import returns (%v)", err)
+	}
+
+	src.Lister = listed{}
+	spec, _ = load(t, src)
+	if got, want := keys(spec, src), `{"type":"set","keys":["alice@example.org"]}`; got != want || spec.Codes.UnknownVirtualMailbox != 550 {
+		t.Errorf("by Lister: %s, code %d", got, spec.Codes.UnknownVirtualMailbox)
+	}
+
+	src.Lister = nil
+	src.Commands = map[string][]string{"mysql:" + src.ConfigDir + "/m.cf": {"cat", filepath.Join(src.ConfigDir, "list.text")}}
+	spec, _ = load(t, src)
+	if got, want := keys(spec, src), `{"type":"set","keys":["bob@example.org","c@example.org"]}`; got != want {
+		t.Errorf("by command: %s", got)
+	}
+	src.Commands["mysql:"+src.ConfigDir+"/m.cf"] = []string{"false"}
+	if _, _, err := postfix.Import(context.Background(), src); err == nil || !strings.Contains(err.Error(), "virtual_mailbox_maps") {
+		t.Errorf("a command that fails: %v", err)
+	}
+}
+
+// TestCanceled stops an import.
+func TestCanceled(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, _, err := postfix.Import(ctx, install(t, map[string]string{"main.cf": base})); err == nil {
+		t.Error("an import without time succeeds")
+	}
+}
