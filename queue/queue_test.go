@@ -28,7 +28,7 @@ import (
 func routeByDomain(domain string) string { return "mx." + domain }
 
 func options(disk Disk) Options {
-	return Options{Dir: "/q", Route: routeByDomain, Disk: disk, writeBuffer: 256 << 10,
+	return Options{Dir: "/q", Route: routeByDomain, Disk: disk, writeBuffer: 32 << 10,
 		Metrics: metrics.New(prometheus.NewPedanticRegistry())}
 }
 
@@ -406,7 +406,9 @@ func leaveBubble() { time.Sleep(2 * time.Second) }
 
 func TestStoreAlarm(t *testing.T) {
 	disk := newMemDisk()
-	q := mustOpen(t, options(disk))
+	o := options(disk)
+	o.writeBuffer = 1 << 20 // all in one journal
+	q := mustOpen(t, o)
 	for i := range 50 {
 		mustAccept(t, q, bodyOf(3000, i), "a@example.com")
 	}
@@ -418,7 +420,7 @@ func TestStoreAlarm(t *testing.T) {
 			n.data[40_000] ^= 1 // LevelDB drops the block, and says so only in its log
 		}
 	}
-	o := options(disk)
+	o = options(disk)
 	q = mustOpen(t, o)
 	if got := len(walk(t, q)); got >= 50 {
 		t.Fatalf("%d messages left: nothing was damaged", got)

@@ -32,8 +32,12 @@ var levelOptions = opt.Options{
 	CompactionTableSize:    8 << 20,
 	OpenFilesCacheCapacity: 200,
 	DisableSeeksCompaction: true,
-	Compression:            opt.NoCompression, // bodies don't compress
-	Filter:                 filter.NewBloomFilter(10),
+	// A batch above WriteBuffer would be a transaction, and OpenTransaction
+	// keeps the write lock for ever when it fails: Close would hang. TestFaults
+	// tells when goleveldb is better.
+	DisableLargeBatchTransaction: true,
+	Compression:                  opt.NoCompression, // bodies don't compress
+	Filter:                       filter.NewBloomFilter(10),
 }
 
 var synced = &opt.WriteOptions{Sync: true}
