@@ -47,14 +47,7 @@ func TestStateDirOfAnother(t *testing.T) {
 		}
 		return
 	}
-	dir := t.TempDir()
-	for name, text := range map[string]string{
-		"understudy.toml": strings.Replace(unitConfig, "192.0.2.1:25", "127.0.0.1:0", 1),
-		"policy.toml":     "domains = [\"example.org\"]\nrecipients = [\"alice@example.org\"]\n"} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
+	dir := serveDir(t, strings.Replace(unitConfig, "192.0.2.1:25", "127.0.0.1:0", 1))
 	for d := dir; d != "/" && d != "/tmp"; d = filepath.Dir(d) {
 		if err := os.Chmod(d, 0o755); err != nil {
 			t.Fatal(err)

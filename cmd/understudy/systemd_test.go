@@ -27,16 +27,25 @@ listen = ""
 min_free = "1MiB"
 `
 
-// TestUnderSystemd plays systemd: it passes the listening socket, and reads
-// what the daemon notifies, from its readiness to its stop.
-func TestUnderSystemd(t *testing.T) {
+// serveDir makes a directory with a configuration and a policy.
+func serveDir(t *testing.T, conf string) string {
+	t.Helper()
 	dir := t.TempDir()
-	for name, text := range map[string]string{"understudy.toml": unitConfig,
-		"policy.toml": "domains = [\"example.org\"]\nrecipients = [\"alice@example.org\"]\n"} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+	for name, text := range map[string]string{
+		"understudy.toml": conf,
+		"policy.toml":     "domains = [\"example.org\"]\nrecipients = [\"alice@example.org\"]\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
+	return dir
+}
+
+// TestUnderSystemd plays systemd: it passes the listening socket, and reads
+// what the daemon notifies, from its readiness to its stop.
+func TestUnderSystemd(t *testing.T) {
+	dir := serveDir(t, unitConfig)
 	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"})
 	if err != nil {
 		t.Fatal(err)
