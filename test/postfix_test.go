@@ -44,6 +44,7 @@ retry unix - - n - - error
 discard unix - - n - - discard
 virtual unix - n n - - virtual
 anvil unix - - n - 1 anvil
+tlsmgr unix - - n 1000? 1 tlsmgr
 postlog unix-dgram n - n - 1 postlogd
 `
 
@@ -144,6 +145,14 @@ func (p *postfix) kill() {
 	}
 	<-p.done
 	p.cmd = nil
+	// Its children share the listening socket and take a moment longer to die.
+	eventually(p.t, 10*time.Second, "nobody listens on "+p.addr, func() bool {
+		c, err := net.DialTimeout("tcp", p.addr, time.Second)
+		if err == nil {
+			c.Close()
+		}
+		return err != nil
+	})
 	// A killed master leaves its lock file's pid behind; the lock itself is gone.
 	os.Remove(filepath.Join(p.dir, "queue/pid/master.pid"))
 }
