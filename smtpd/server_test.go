@@ -391,3 +391,27 @@ S: 250
 		t.Errorf("%d series of commands, %v", series, err)
 	}
 }
+
+// A Serve whose context ended before it began returns, however far go-smtp's
+// own Serve has got by then.
+func TestServeAfterEnd(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 100 {
+		srv, _ := newServer(t)
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		go func() { done <- srv.Serve(ctx, ln) }()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatal(err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("Serve does not return")
+		}
+	}
+}

@@ -149,8 +149,9 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	var err error
 	select {
 	case <-ctx.Done():
+		_ = ln.Close() // Shutdown does, but only once lib.Serve has got so far
+		<-failed       // no connection is accepted from here on
 	case err = <-failed:
-		failed <- nil
 	}
 	stopped := make(chan struct{})
 	go func() {
@@ -169,7 +170,6 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 		fronts.kill()
 		<-stopped
 	}
-	<-failed
 	return err
 }
 
