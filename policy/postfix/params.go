@@ -1,5 +1,7 @@
 package postfix
 
+import "slices"
+
 // Parameter classifies one of Postfix's parameters.
 type Parameter struct {
 	Name     string
@@ -14,8 +16,7 @@ type Parameter struct {
 // Parameters classifies what Postfix's smtpd(8) and postscreen(8) read, and
 // the other parameters that decide about inbound mail. docs/PARITY.md is
 // generated from it.
-var Parameters = append(append(append(append(
-	lists, exact...), replaced...), missing...), undecided()...)
+var Parameters = slices.Concat(lists, exact, replaced, missing, undecided)
 
 // lists are classified element by element.
 var lists = []Parameter{

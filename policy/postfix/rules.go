@@ -153,19 +153,14 @@ func parseRule(typ, line string) (r Rule, ok bool) {
 
 func (r *Rule) cidr(line string) bool {
 	line, r.Not = negation(line)
-	key, value, _ := strings.Cut(strings.Map(func(c rune) rune {
-		if c < 0x80 && isSpace(byte(c)) {
-			return ' '
-		}
-		return c
-	}, line), " ")
-	if r.Op == Match {
-		if r.Value = strings.Trim(line[len(key):], spaces); value == "" || r.Value == "" {
-			return false
-		}
-	} else if strings.Trim(value, spaces) != "" {
+	key, value := line, ""
+	if n := strings.IndexAny(line, spaces); n >= 0 {
+		key, value = line[:n], strings.Trim(line[n:], spaces)
+	}
+	if (value == "") != (r.Op == If) {
 		return false
 	}
+	r.Value = value
 	var err error
 	r.Prefix, err = parsePrefix(key)
 	return err == nil
