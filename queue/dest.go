@@ -171,15 +171,25 @@ func (d *dest) refillFlush(prefix []byte, entries []entry) ([]entry, error) {
 	return entries, err
 }
 
+// retryMin is how long a message waits that a session failed under twice in a
+// row; it doubles with each further one, up to backoffMax.
+const retryMin = 5 * time.Second
+
 // putBack returns an entry that a session failed under. It waits a little
 // longer each time, so that one message that breaks every session does not
-// keep the rest from moving.
+// keep the rest from moving. The first failure costs nothing: it is what an
+// outage does to whatever was under way.
 func (d *dest) putBack(e entry, now time.Time) {
+	if e.fails++; e.fails > 1 {
+		e.wait = now.Add(min(retryMin<<min(e.fails-2, 20), backoffMax))
+	}
+	d.keep(e)
+}
+
+// keep holds an entry in memory for its next turn.
+func (d *dest) keep(e entry) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if e.fails++; e.fails > 1 {
-		e.wait = now.Add(backoff(e.fails - 1))
-	}
 	if len(d.again) >= maxAgain { // find them again from the index
 		for _, old := range append(d.again, e) {
 			if old.key[0] == spaceLine {

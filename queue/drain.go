@@ -150,6 +150,11 @@ func (q *Queue) lane(ctx context.Context, d *dest, first *claim) {
 	l := &lane{q: q, d: d, ctx: ctx, first: first, open: []*claim{first}}
 	first.lane = l
 	err := q.o.Relayer.Relay(ctx, d.name, l.next)
+	if l.first != nil { // no session opened, and that isn't the message's doing
+		l.settled(first)
+		q.release(first.e.seq)
+		d.keep(first.e)
+	}
 	l.mu.Lock()
 	left := l.open
 	l.mu.Unlock()

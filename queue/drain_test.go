@@ -36,6 +36,7 @@ type fakeHop struct {
 
 	mu       sync.Mutex // guards the rest
 	down     map[string]bool
+	refuse   bool // no session opens, though Up says yes
 	answer   func(dest string, to envelope.Recipient, attempt int) envelope.Reply
 	broken   func(id string) bool // the session dies under this message
 	attempts map[string]int       // by ID and address
@@ -70,12 +71,16 @@ func (h *fakeHop) Relay(_ context.Context, dest string, next func(time.Duration)
 	h.sessions++
 	h.opened++
 	h.most = max(h.most, h.sessions)
+	refuse := h.refuse
 	h.mu.Unlock()
 	defer func() {
 		h.mu.Lock()
 		h.sessions--
 		h.mu.Unlock()
 	}()
+	if refuse {
+		return errors.New("connection refused")
+	}
 	t := next(h.idle)
 	for t != nil {
 		h.mu.Lock()
@@ -422,6 +427,31 @@ func TestBrokenMessageDoesNotBlock(t *testing.T) {
 		time.Sleep(2 * time.Hour)
 		if q.Stats().Messages != 0 {
 			t.Errorf("%+v", q.Stats())
+		}
+		stop()
+	})
+}
+
+// A next hop that refuses sessions is no message's fault: once it answers
+// again, the first in line doesn't wait.
+func TestRefusedSessionsCostNoMessage(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		h := newFakeHop()
+		h.refuse = true
+		q := mustOpen(t, drainOptions(h))
+		mustAccept(t, q, "body", "a@example.com")
+		stop := run(t, q)
+		time.Sleep(10 * time.Minute)
+		h.mu.Lock()
+		if h.opened < 3 {
+			t.Errorf("%d sessions tried", h.opened)
+		}
+		h.refuse = false
+		h.mu.Unlock()
+		q.Wake("")
+		time.Sleep(time.Second)
+		if len(h.taken()) != 1 || q.Stats().Messages != 0 {
+			t.Errorf("relayed %v, queue %+v", h.taken(), q.Stats())
 		}
 		stop()
 	})
