@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"path"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -115,11 +116,14 @@ func (c *client) do(ctx context.Context, method, target string, body []byte, lim
 // explain sorts a transport's error into its alarm.
 func explain(err error) error {
 	var a *AlarmError
-	var refused tls.AlertError
+	var op *net.OpError
 	switch {
 	case errors.As(err, &a):
 		return a
-	case errors.As(err, &refused):
+	case errors.As(err, &op) && op.Op == "remote error", // a TLS alert; crypto/tls keeps its type to itself
+		// net/http swallows the alert when it comes before the first request;
+		// TestRevoke tells when that ends.
+		strings.Contains(err.Error(), "client conn could not be established"):
 		return alarm(AlarmRefused, "the primary refused our key: it was revoked there, or nothing is to be paired now: %w", err)
 	}
 	return alarm(AlarmUnreachable, "%w", err)

@@ -43,6 +43,14 @@ type held struct {
 	staleAt      time.Time
 }
 
+// remote is the primary, as a follower asks it.
+type remote interface {
+	head(ctx context.Context, after uint64) ([]byte, error)
+	chunk(ctx context.Context, h hash) ([]byte, error)
+	post(ctx context.Context, target string, v any, limit int) ([]byte, error)
+	close()
+}
+
 // Follower keeps a secondary's policy that of its primary. One goroutine, in
 // Run, changes the version; the operator's decisions come from others.
 type Follower struct {
@@ -51,7 +59,7 @@ type Follower struct {
 	codec *codec
 	pair  *pairing
 	self  Pin
-	http  *client
+	http  remote
 
 	held atomic.Pointer[held]
 
@@ -102,10 +110,11 @@ func OpenFollower(o FollowerOptions) (*Follower, error) {
 	if f.store, err = openStore(o.fs, path.Join(o.Dir, "store"), c); err != nil {
 		return nil, err
 	}
-	if f.http, err = newClient(o.fs, o.Dir, pair); err != nil {
+	cl, err := newClient(o.fs, o.Dir, pair)
+	if err != nil {
 		return nil, err
 	}
-	f.self = f.http.self
+	f.http, f.self = cl, cl.self
 	if err := f.load(); err != nil {
 		return nil, err
 	}

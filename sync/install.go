@@ -100,7 +100,10 @@ func (f *Follower) install(ctx context.Context, cur *version, h *Head, raw []byt
 	if err := f.commit(&version{h, raw, c}); err != nil {
 		return err
 	}
-	f.store.collect(f.cur, f.prev, f.base)
+	f.mu.Lock()
+	keep := f.keep()
+	f.mu.Unlock()
+	f.store.collect(keep.cur, keep.prev, keep.base)
 	f.o.Metrics.SyncApplied.Inc()
 	f.o.Log.Info("policy applied", "epoch", h.Epoch, "version", h.Version, "recipients", h.Recipients,
 		"domains", h.Domains, "staged", f.Status().Staged, "took", time.Since(start).Round(time.Millisecond))

@@ -159,8 +159,9 @@ func parseToken(s string) (*token, error) {
 		binary.BigEndian.Uint32(b[len(b)-4:]) != crc32.Checksum(b[:len(b)-4], castagnoli) {
 		return nil, fmt.Errorf("the invitation is damaged or incomplete; %s", remedy)
 	}
-	t := &token{address: string(b[1 : 1+b[0]])}
-	b = b[1+b[0]:]
+	n := 1 + int(b[0])
+	t := &token{address: string(b[1:n])}
+	b = b[n:]
 	copy(t.id[:], b[copy(t.server[:], b):])
 	copy(t.secret[:], b[len(t.server)+len(t.id):])
 	if _, _, err := net.SplitHostPort(t.address); err != nil || strings.ContainsAny(t.address, "/?#@ ") {

@@ -83,7 +83,6 @@ type pubState struct {
 type seen struct {
 	polled   time.Time
 	report   *Report
-	reported time.Time
 	inFlight int
 	polls    int
 	limit    *rate.Limiter
@@ -323,7 +322,7 @@ func (p *Publisher) FinishRotation(force bool) error {
 		return errors.New("finish rotation: no new keys are announced")
 	}
 	for _, q := range p.peers.list() {
-		if s := p.seen[q.Name]; !force && (s == nil || !s.reported.After(p.keys.since)) {
+		if s := p.seen[q.Name]; !force && (s == nil || s.report == nil || s.report.Signed <= p.keys.since.Unix()) {
 			return fmt.Errorf("finish rotation: follower %s hasn't fetched the new keys yet; wait for it, revoke it, or force", q.Name)
 		}
 	}

@@ -50,11 +50,33 @@ func (p *Publisher) Serve(ctx context.Context, l net.Listener) error {
 	defer wg.Wait()
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() }) // polls end with ctx, chunks are asked for again
 	defer stop()
-	err := srv.Serve(tls.NewListener(netutil.LimitListener(l, maxConns), p.tlsConfig()))
+	err := srv.Serve(tls.NewListener(netutil.LimitListener(lingering{l}, maxConns), p.tlsConfig()))
 	if ctx.Err() != nil {
 		return nil
 	}
 	return fmt.Errorf("serve policy: %w", err)
+}
+
+// lingering makes connections whose Close lets the peer read to the end. A
+// stranger's request is on its way when we refuse the key; closed at once, the
+// connection would be reset and the refusal lost.
+type lingering struct{ net.Listener }
+
+func (l lingering) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if tcp, ok := c.(*net.TCPConn); ok {
+		return lingerConn{tcp}, err
+	}
+	return c, err
+}
+
+type lingerConn struct{ *net.TCPConn }
+
+func (c lingerConn) Close() error {
+	if c.CloseWrite() == nil && c.SetReadDeadline(time.Now().Add(time.Second)) == nil {
+		_, _ = io.CopyN(io.Discard, c.TCPConn, 64<<10) // whatever it is, it is over
+	}
+	return c.TCPConn.Close()
 }
 
 // tlsConfig lets paired keys in, and strangers only while someone is invited.
@@ -258,7 +280,7 @@ func (p *Publisher) serveReport(w http.ResponseWriter, r *http.Request, q *peer)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if s := p.seen[q.Name]; s != nil {
-		s.report, s.reported = rep, p.o.now()
+		s.report = rep
 	}
 	w.WriteHeader(http.StatusNoContent)
 }
