@@ -24,7 +24,7 @@ type FollowerOptions struct {
 	Report     func() Health    // what the primary's operator is told about us; nil: only the policy's state
 	Log        *slog.Logger     // default: none
 	Metrics    *metrics.Metrics // must be given
-	OnChange   func(*policy.Snapshot)
+	OnChange   func()           // Current returns another snapshot now; must not block nor ask the Follower; nil: nobody minds
 
 	now func() time.Time
 	fs  fileSystem
@@ -240,7 +240,7 @@ func (f *Follower) swap() error {
 	h.staleAt = f.newest.Created.Add(f.o.StaleAfter)
 	f.held.Store(h)
 	if f.o.OnChange != nil {
-		f.o.OnChange(h.fresh)
+		f.o.OnChange()
 	}
 	return nil
 }
