@@ -21,7 +21,7 @@ func (f *front) receive() {
 	tx := f.tx
 	b := body{
 		w: tx.draft, normalize: f.srv.BareNewline == "normalize", lineStart: true, inHeader: true,
-		maxSize: f.lim.MessageSize, maxHeader: f.srv.MaxHeaderBytes,
+		maxSize: f.lim.MessageSize, maxHeader: f.srv.MaxHeaderBytes, maxFields: f.srv.MaxHeaderFields, maxLine: f.srv.MaxLine,
 	}
 	_, b.err = io.WriteString(tx.draft, received(f.srv.Hostname, &tx.env, f.tls != nil))
 	if err := f.readBody(&b); err != nil {
@@ -52,7 +52,7 @@ func (f *front) readBody(b *body) error {
 			return nil
 		}
 		// A client that drips gains no time by it.
-		deadline := time.Now().Add(f.srv.DataTimeout)
+		deadline := time.Now().Add(f.srv.crowd.patience(f.srv.DataTimeout))
 		slowest := start.Add(f.srv.DataTimeout + time.Duration(float64(read)/float64(f.srv.MinRate)*float64(time.Second)))
 		if slowest.Before(deadline) {
 			deadline = slowest
@@ -108,6 +108,15 @@ func (f *front) fault(b *body) envelope.Reply {
 	case b.headerTooBig:
 		f.limit("header_size")
 		return envelope.NewReply(552, "5.3.4", "Error: message header too big")
+	case b.tooManyFields():
+		f.limit("header_fields")
+		return envelope.NewReply(552, "5.3.4", "Error: too many header fields")
+	case b.lineTooLong:
+		f.limit("line_length")
+		return envelope.NewReply(554, "5.6.0", "Error: line in message too long")
+	case ownTraces(b.header, f.srv.Hostname) >= 2:
+		f.limit("loop")
+		return envelope.NewReply(554, "5.4.6", "Error: mail loop: this message was here twice before")
 	case b.hops+1 >= hops: // our own counts, as in Postfix
 		f.limit("hops")
 		return envelope.NewReply(554, "5.4.6", "Error: too many hops")
@@ -126,7 +135,8 @@ func (f *front) commit(b *body) {
 		return
 	}
 	queued := envelope.NewReply(250, "2.0.0", "Ok: queued as %s", tx.env.ID)
-	if tx.discard || v.Action == policy.Discard {
+	tx.allow(v.Action)
+	if tx.discard {
 		f.abort()
 		f.srv.Log.LogAttrs(f.ctx, slog.LevelWarn, "discarded", f.who(policy.EndOfData)...)
 		f.reply(queued)
@@ -144,6 +154,7 @@ func (f *front) commit(b *body) {
 	m.AcceptedBytes.Add(float64(b.size))
 	m.AcceptedRcpts.Add(float64(len(tx.env.To)))
 	f.errs, f.slowed, f.junk = 0, 0, 0
+	f.srv.crowd.good.add(f.client.Addr)
 	f.srv.Log.LogAttrs(f.ctx, slog.LevelInfo, "accepted", append(f.who(policy.EndOfData),
 		slog.Int("recipients", len(tx.env.To)), slog.Int64("size", b.size), peer("name", tx.env.Client.Name),
 		slog.String("tls", tx.env.Client.TLS))...)
@@ -170,10 +181,18 @@ type body struct {
 	header       []byte
 	maxHeader    int
 	headerTooBig bool
+	fields       int
+	maxFields    int // 0: none
 	hops         int // Received fields
+
+	line        int // octets of the line that inLine goes on with
+	maxLine     int // 0: none
+	lineTooLong bool
 }
 
 func (b *body) tooBig() bool { return b.maxSize > 0 && b.size > b.maxSize }
+
+func (b *body) tooManyFields() bool { return b.maxFields > 0 && b.fields > b.maxFields }
 
 // dirty says that the message breaks RFC 5321 §2.3.8's rules on line ends.
 func (b *body) dirty() bool { return b.nul || b.bareCR || b.bareLF && !b.normalize }
@@ -205,6 +224,8 @@ func (b *body) consume(p []byte, full bool) (used int, done bool) {
 			break
 		}
 		b.headerLine(line)
+		b.measure(line)
+		b.line = 0
 		if !isCRLF {
 			b.bareLF = true
 			b.write(p[run : pos-1])
@@ -221,6 +242,7 @@ func (b *body) consume(p []byte, full bool) (used int, done bool) {
 			run, rest = 1, rest[1:]
 		}
 		b.headerLine(rest)
+		b.measure(rest)
 		pos = run + len(rest)
 		b.lineStart, b.inLine = false, true
 	}
@@ -233,10 +255,16 @@ func (b *body) consume(p []byte, full bool) (used int, done bool) {
 // write passes content on, unless the message is lost already.
 func (b *body) write(p []byte) {
 	b.size += int64(len(p))
-	if len(p) == 0 || b.err != nil || b.dirty() || b.tooBig() || b.headerTooBig {
+	if len(p) == 0 || b.err != nil || b.dirty() || b.tooBig() || b.headerTooBig || b.tooManyFields() || b.lineTooLong {
 		return
 	}
 	_, b.err = b.w.Write(p)
+}
+
+// measure counts the octets of a line, of which part is what came now.
+func (b *body) measure(part []byte) {
+	b.line += len(part)
+	b.lineTooLong = b.lineTooLong || b.maxLine > 0 && b.line > b.maxLine
 }
 
 // headerLine collects the header section, which ends at the first line that
@@ -253,8 +281,11 @@ func (b *body) headerLine(line []byte) {
 			b.inHeader = false
 			return
 		}
-		if !folded && bytes.EqualFold(name, []byte("Received")) {
-			b.hops++
+		if !folded {
+			b.fields++
+			if bytes.EqualFold(name, []byte("Received")) {
+				b.hops++
+			}
 		}
 	}
 	if len(b.header)+len(line) > b.maxHeader {

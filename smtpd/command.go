@@ -8,85 +8,11 @@ import (
 	"strings"
 	"time"
 
-	"github.com/pires/go-proxyproto"
-
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/policy"
 )
 
 var ok = envelope.NewReply(250, "2.0.0", "Ok")
-
-// start greets a new client, or sends it away.
-func (f *front) start() {
-	f.verb = "connect"
-	if p, isProxy := f.raw.(*proxyproto.Conn); isProxy && p.ProxyHeader() == nil {
-		f.srv.Log.Warn("no PROXY header from a listed proxy", "proxy", p.Raw().RemoteAddr())
-		f.hangUp("error", envelope.Reply{})
-		return
-	}
-	ap := addrOf(f.raw.RemoteAddr())
-	f.client.Addr, f.client.Port = ap.Addr(), ap.Port()
-	f.xclient = contains(f.srv.XClientFrom, f.client.Addr)
-	few := true
-	if g := group(f.client.Addr); g.IsValid() && !f.xclient {
-		f.counted = g
-		few = f.srv.enter(g)
-	}
-	switch {
-	case f.crowded:
-		f.limit("connections")
-		f.hangUp("refused", envelope.NewReply(421, "4.7.0", "%s Error: too many connections", f.srv.Hostname))
-	case !few:
-		f.limit("connections_per_client")
-		f.hangUp("refused", envelope.NewReply(421, "4.7.0", "%s Error: too many connections from your address", f.srv.Hostname))
-	default:
-		f.greet()
-	}
-}
-
-// greet starts an SMTP session: after the connection and after XCLIENT.
-func (f *front) greet() {
-	snap := f.srv.Policy()
-	if snap == nil {
-		f.hangUp("refused", envelope.NewReply(421, "4.3.2", "%s Service not available, no policy yet", f.srv.Hostname))
-		return
-	}
-	v := f.adopt(snap)
-	if refused(v) {
-		f.refuse(v)
-		f.hangUp("refused", envelope.Reply{})
-		return
-	}
-	f.reply(envelope.NewReply(220, "", "%s ESMTP Understudy", f.srv.Hostname))
-}
-
-// adopt makes snap the session's policy and asks it about the client.
-func (f *front) adopt(snap *policy.Snapshot) policy.Verdict {
-	if f.policy != nil {
-		f.policy.Close()
-	}
-	f.snap, f.lim = snap, snap.Limits()
-	f.policy = snap.Session(f.srv.Resolver, f.client)
-	v := f.policy.Connect(f.ctx)
-	f.judged(policy.Connect, v)
-	return v
-}
-
-// pin makes the transaction that begins use the snapshot that is in force now.
-// What is known of the client is judged again when that is another one.
-func (f *front) pin() policy.Verdict {
-	snap := f.srv.Policy()
-	if snap == nil || snap == f.snap && !f.forgot {
-		return policy.Verdict{}
-	}
-	f.forgot = false
-	v := f.adopt(snap)
-	if !refused(v) && f.client.Helo != "" {
-		v = f.policy.Helo(f.ctx, f.client.Helo)
-		f.judged(policy.Helo, v)
-	}
-	return v
-}
 
 // refused says that v is answered with its own reply, not with our 250.
 func refused(v policy.Verdict) bool { return v.Action == policy.Defer || v.Action == policy.Reject }
@@ -105,6 +31,12 @@ func (f *front) judged(at policy.Stage, v policy.Verdict) {
 		kind = "default"
 	}
 	f.srv.Metrics.Verdicts.WithLabelValues(at.String(), v.Action.String(), kind).Inc()
+	if v.Action == policy.Reject && v.Rule.Stage == policy.Connect {
+		f.mu.Lock()
+		f.listed = true
+		f.mu.Unlock()
+		f.srv.crowd.good.forget(f.client.Addr)
+	}
 	if v.Action == policy.Permit && len(v.Warnings) == 0 {
 		return
 	}

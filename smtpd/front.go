@@ -32,10 +32,13 @@ type front struct {
 	end context.CancelFunc
 	raw net.Conn // the connection below TLS
 
-	mu       sync.Mutex // guards the three below
+	mu       sync.Mutex // guards the six below
 	conn     net.Conn   // what we read and write: raw, or TLS over it
-	waiting  bool       // for a command, so that a drain may break the wait
+	reading  bool       // so that stress may shorten the wait
+	deadline time.Time  // of that
+	waiting  bool       // reading a command, so that a drain may break the wait
 	draining bool
+	listed   bool // a connect rule refuses the client
 
 	in      input
 	skipped int    // octets dropped of a line that is too long
@@ -47,11 +50,13 @@ type front struct {
 	result  string // of the session, for the metric
 	closing sync.Once
 
-	crowded bool         // one connection too many, by MaxConnections
-	counted netip.Prefix // the client that this connection counts for
-	xclient bool         // XCLIENT is allowed
-	tls     *tls.ConnectionState
-	forgot  bool // TLS started; the policy still knows the HELO of before
+	place      int        // how many connections there were with this one
+	counted    netip.Addr // the client that this connection counts for
+	began      time.Time
+	pregreeted bool // the client spoke before our greeting, and gets no recipient through
+	xclient    bool // XCLIENT is allowed
+	tls        *tls.ConnectionState
+	forgot     bool // TLS started; the policy still knows the HELO of before
 
 	client envelope.Client
 	snap   *policy.Snapshot
@@ -61,6 +66,7 @@ type front struct {
 	rcpt   envelope.Recipient // of the RCPT in hand
 
 	verb      string // the command in hand, for metrics and logs
+	mails     int    // mail transactions begun
 	errs      int    // errors since the last accepted message
 	slowed    int    // the errs for which the client has waited
 	junk      int    // NOOPs and their like since then
@@ -122,7 +128,9 @@ func (f *front) step() {
 	if f.tooManyErrors() {
 		return
 	}
-	f.slowDown()
+	if f.slowDown(); f.over {
+		return
+	}
 	line, err := f.readCommand()
 	if err == nil {
 		f.command(line)
@@ -131,7 +139,13 @@ func (f *front) step() {
 	timeout := errors.Is(err, os.ErrDeadlineExceeded)
 	switch {
 	case f.isDraining():
-		f.hangUp("aborted", envelope.NewReply(421, "4.3.2", "%s Service shutting down", f.srv.Hostname))
+		f.hangUp("aborted", f.closing421())
+	case errors.Is(err, errBusy):
+		f.limit("stress")
+		f.hangUp("refused", envelope.NewReply(421, "4.7.0", "%s Error: too busy for you", f.srv.Hostname))
+	case timeout && time.Since(f.began) >= f.srv.SessionTimeout:
+		f.limit("session_time")
+		f.hangUp("timeout", envelope.NewReply(421, "4.7.0", "%s Error: session too long", f.srv.Hostname))
 	case errors.Is(err, errTooLong):
 		f.limit("command_length")
 		f.reply(envelope.NewReply(500, "5.5.2", "Error: command too long"))
@@ -150,6 +164,10 @@ func (f *front) step() {
 	}
 }
 
+func (f *front) closing421() envelope.Reply {
+	return envelope.NewReply(421, "4.3.2", "%s Service shutting down", f.srv.Hostname)
+}
+
 func timeoutReply(hostname string) envelope.Reply {
 	return envelope.NewReply(421, "4.4.2", "%s Error: timeout exceeded", hostname)
 }
@@ -158,15 +176,22 @@ var (
 	errBadOctet = errors.New("control character in command")
 	errBareLF   = errors.New("bare line feed")
 	errDraining = errors.New("shutting down")
+	errBusy     = errors.New("under stress")
 )
 
 // readCommand reads a command line, without its CRLF.
 func (f *front) readCommand() (string, error) {
 	f.in.shrink()
-	deadline := time.Now().Add(f.srv.CommandTimeout)
+	deadline := time.Now().Add(f.srv.crowd.patience(f.srv.CommandTimeout))
+	if last := f.began.Add(f.srv.SessionTimeout); last.Before(deadline) {
+		deadline = last
+	}
 	for {
 		if f.isDraining() {
 			return "", errDraining
+		}
+		if f.isUnwanted() {
+			return "", errBusy
 		}
 		line, err := f.in.line(&f.skipped)
 		if err != nil {
@@ -176,6 +201,9 @@ func (f *front) readCommand() (string, error) {
 			return checkCommand(line, f.srv.BareNewline == "normalize")
 		}
 		if err := f.fill(deadline, true); err != nil {
+			if f.isUnwanted() {
+				err = errBusy
+			}
 			return "", err
 		}
 	}
@@ -208,14 +236,14 @@ func (f *front) fill(deadline time.Time, command bool) error {
 		f.mu.Unlock()
 		return errDraining
 	}
-	f.waiting = command
+	f.reading, f.waiting, f.deadline = true, command, deadline
 	err := f.conn.SetReadDeadline(deadline)
 	f.mu.Unlock()
 	if err == nil {
 		err = f.in.fill(f.conn)
 	}
 	f.mu.Lock()
-	f.waiting = false
+	f.reading, f.waiting = false, false
 	f.mu.Unlock()
 	return err
 }
@@ -234,6 +262,31 @@ func (f *front) drain() {
 	if f.waiting {
 		_ = f.conn.SetReadDeadline(time.Unix(1, 0))
 	}
+}
+
+// hurry shortens the wait of a session when stress begins. A client that is
+// listed needn't wait at all: readCommand hangs up on it.
+func (f *front) hurry() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	by := time.Now().Add(stressTimeout)
+	if f.waiting && f.listed {
+		by = time.Unix(1, 0)
+	}
+	if f.reading && by.Before(f.deadline) {
+		f.deadline = by
+		_ = f.conn.SetReadDeadline(by)
+	}
+}
+
+// isUnwanted says that the place is needed for somebody else.
+func (f *front) isUnwanted() bool {
+	if !f.srv.crowd.stressed.Load() {
+		return false
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.listed
 }
 
 // reply queues a reply to the command in hand. Replies leave together, when
@@ -276,19 +329,23 @@ func appendReply(b []byte, r envelope.Reply) []byte {
 		if i == len(lines)-1 {
 			sep = ' '
 		}
-		b = fmt.Appendf(b, "%03d%c", r.Code, sep)
-		if r.Enhanced != "" {
-			b = append(append(b, r.Enhanced...), ' ')
-		}
-		for _, c := range []byte(line[:min(len(line), 480)]) {
-			if c < 0x20 || c >= 0x7f {
-				c = '?'
-			}
-			b = append(b, c)
-		}
-		b = append(b, "\r\n"...)
+		b = appendLine(b, r.Code, sep, r.Enhanced, line)
 	}
 	return b
+}
+
+func appendLine(b []byte, code int, sep byte, enhanced, line string) []byte {
+	b = fmt.Appendf(b, "%03d%c", code, sep)
+	if enhanced != "" {
+		b = append(append(b, enhanced...), ' ')
+	}
+	for _, c := range []byte(line[:min(len(line), 480)]) {
+		if c < 0x20 || c >= 0x7f {
+			c = '?'
+		}
+		b = append(b, c)
+	}
+	return append(b, "\r\n"...)
 }
 
 // flush writes the replies that wait.
@@ -308,6 +365,8 @@ func (f *front) flush() error {
 	return err
 }
 
+const maxSlowDown = 10 * time.Second
+
 // limit counts that the client ran into one of our bounds.
 func (f *front) limit(name string) { f.srv.Metrics.SMTPLimits.WithLabelValues(name).Inc() }
 
@@ -325,14 +384,19 @@ func (f *front) tooManyErrors() bool {
 }
 
 // slowDown makes a client wait that has just made one more error than the
-// policy's soft limit, as Postfix's smtpd_error_sleep_time does: a second.
+// policy's soft limit: a second, as with Postfix's smtpd_error_sleep_time, two
+// for the next, up to maxSlowDown. Under stress nobody is kept that way.
 func (f *front) slowDown() {
 	if f.lim.SoftErrors == 0 || f.errs <= f.lim.SoftErrors || f.errs == f.slowed {
 		return
 	}
 	f.slowed = f.errs
 	f.limit("soft_errors")
-	t := time.NewTimer(time.Second)
+	if f.srv.crowd.stressed.Load() {
+		f.hangUp("error", envelope.NewReply(421, "4.7.0", "%s Error: too many errors", f.srv.Hostname))
+		return
+	}
+	t := time.NewTimer(min(time.Duration(f.errs-f.lim.SoftErrors)*time.Second, maxSlowDown))
 	defer t.Stop()
 	select {
 	case <-t.C:
@@ -351,7 +415,7 @@ func (f *front) Close() error {
 			f.policy.Close()
 		}
 		f.in.release()
-		f.srv.leave(f, f.counted)
+		f.srv.crowd.leave(f, f.counted)
 		f.srv.Metrics.SessionsOpen.Dec()
 		f.srv.Metrics.Sessions.WithLabelValues(f.result).Inc()
 	})

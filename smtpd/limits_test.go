@@ -35,7 +35,7 @@ func TestConnectionLimits(t *testing.T) {
 		c.Close()
 	}
 	stop()
-	if n := len(s.all) + len(s.from); n != 0 {
+	if n := len(s.crowd.all) + len(s.crowd.from); n != 0 {
 		t.Errorf("%d connections and clients left", n)
 	}
 	if n := testutil.ToFloat64(s.Metrics.SessionsOpen); n != 0 {
@@ -109,7 +109,8 @@ func drip(c *client, octet string) (done chan struct{}) {
 	return done
 }
 
-// TestSoftErrors makes a client wait for a second from its eleventh error on.
+// TestSoftErrors makes a client wait from its eleventh error on, each time a
+// second longer.
 func TestSoftErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, _ := newServer(t)
@@ -118,10 +119,12 @@ func TestSoftErrors(t *testing.T) {
 		c := newClient(t, ln.dial("192.0.2.1"))
 		c.want("220")
 		start := time.Now()
+		want := time.Duration(0)
 		for i := range 13 {
 			c.send("FOO\r\n")
 			c.want("500")
-			if d := time.Since(start); d != time.Duration(max(0, i-9))*time.Second {
+			want += time.Duration(max(0, i-9)) * time.Second
+			if d := time.Since(start); d != want {
 				t.Errorf("error %d answered after %v", i+1, d)
 			}
 		}

@@ -1,11 +1,20 @@
 package smtpd
 
 import (
+	"log/slog"
 	"strconv"
 	"strings"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/policy"
 )
+
+// allow notes an action that lets the message in but changes what becomes of
+// it. It holds for the whole message, whichever recipient it was about.
+func (tx *transaction) allow(a policy.Action) {
+	tx.discard = tx.discard || a == policy.Discard
+	tx.env.Hold = tx.env.Hold || a == policy.Hold
+}
 
 // transaction is a mail transaction, from MAIL to the reply that ends it.
 type transaction struct {
@@ -25,6 +34,11 @@ func (f *front) mail(arg string) {
 		return
 	case !isFrom || rest == "":
 		f.reply(envelope.NewReply(501, "5.5.4", "Syntax: MAIL FROM:<address>"))
+		return
+	}
+	if f.mails >= f.srv.MaxTransactions {
+		f.limit("transactions")
+		f.hangUp("refused", envelope.NewReply(421, "4.7.0", "%s Error: too many messages in one session", f.srv.Hostname))
 		return
 	}
 	path, params, err := envelope.ParseReversePath(rest)
@@ -51,6 +65,7 @@ func (f *front) mail(arg string) {
 		return
 	}
 	f.tx = tx
+	f.mails++
 	f.ours, f.feed = false, "MAIL FROM:<>\r\n"
 }
 
@@ -119,6 +134,12 @@ func (f *front) recipient(arg string) {
 	}
 	if !f.tx.env.UTF8 && !ascii(rest) {
 		f.reply(needUTF8)
+		return
+	}
+	if f.pregreeted {
+		f.srv.Log.LogAttrs(f.ctx, slog.LevelInfo, "refused for speaking before the greeting",
+			append(f.who(policy.Mail), peer("to", path.String()))...)
+		f.reply(envelope.NewReply(550, "5.5.1", "Protocol error"))
 		return
 	}
 	if f.lim.Recipients > 0 && len(f.tx.env.To) >= f.lim.Recipients {

@@ -1,7 +1,9 @@
 package smtpd
 
 import (
+	"bytes"
 	"fmt"
+	"iter"
 	"net/netip"
 	"strings"
 
@@ -64,3 +66,44 @@ func literal(a netip.Addr) string {
 // cleanName keeps a name from breaking out of its place in the field, and from
 // making the line longer than RFC 5322 §2.1.1 allows.
 func cleanName(s string) string { return clean(s[:min(len(s), 255)]) }
+
+// ownTraces counts the Received fields that a server of our name put there,
+// with the words of received. A message that comes a third time runs in a
+// circle; once is no proof: the primary may forward to a domain whose way leads
+// through us, too.
+func ownTraces(header []byte, hostname string) int {
+	n := 0
+	for field := range fields(header) {
+		name, value, _ := strings.Cut(field, ":")
+		if !strings.EqualFold(strings.TrimRight(name, " \t"), "Received") {
+			continue
+		}
+		words := strings.Fields(value)
+		for i := range len(words) - 2 {
+			if strings.EqualFold(words[i], "by") && strings.EqualFold(words[i+1], hostname) && strings.EqualFold(words[i+2], "with") {
+				n++
+				break
+			}
+		}
+	}
+	return n
+}
+
+// fields yields the fields of a header section, unfolded but for their line ends.
+func fields(header []byte) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		var field []byte
+		for line := range bytes.Lines(header) {
+			if len(field) > 0 && line[0] != ' ' && line[0] != '\t' {
+				if !yield(string(field)) {
+					return
+				}
+				field = nil
+			}
+			field = append(field, line...)
+		}
+		if len(field) > 0 {
+			yield(string(field))
+		}
+	}
+}

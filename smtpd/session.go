@@ -31,7 +31,7 @@ func (s *session) Mail(string, *smtp.MailOptions) (err error) {
 	tx := f.tx
 	v := f.policy.Mail(f.ctx, tx.env.From, policy.MailParams{Size: tx.size, UTF8: tx.env.UTF8})
 	f.judged(policy.Mail, v)
-	tx.discard = v.Action == policy.Discard
+	tx.allow(v.Action)
 	if refused(v) {
 		f.endTransaction()
 		f.refuse(v)
@@ -60,7 +60,7 @@ func (s *session) Rcpt(string, *smtp.RcptOptions) (err error) {
 		f.refuse(v)
 		return errRefused
 	}
-	f.tx.discard = f.tx.discard || v.Action == policy.Discard
+	f.tx.allow(v.Action)
 	f.rcpt.Rule = v.Rule.String()
 	f.tx.env.To = append(f.tx.env.To, f.rcpt)
 	f.reply(envelope.NewReply(250, "2.1.5", "Ok"))
@@ -87,7 +87,7 @@ func (f *front) data(arg string) {
 		return
 	}
 	tx := f.tx
-	tx.discard = tx.discard || v.Action == policy.Discard
+	tx.allow(v.Action)
 	helo, proto, tls := f.client.Helo, f.client.Protocol, f.client.TLS
 	tx.env.Client = f.policy.Client(f.ctx)
 	tx.env.Client.Helo, tx.env.Client.Protocol, tx.env.Client.TLS = helo, proto, tls

@@ -79,14 +79,25 @@ type Server struct {
 	XClientFrom []netip.Prefix // clients that may use XCLIENT
 	ProxyFrom   []netip.Prefix // peers that must send a PROXY protocol header
 
-	MaxConnections          int           // 1000, over all listeners
-	MaxConnectionsPerClient int           // 50, per IPv4 address or IPv6 /64
-	MaxUnknownRecipients    int           // 20 in a session, then 421
-	MaxHeaderBytes          int           // 512 KiB, a message's header section
-	CommandTimeout          time.Duration // 5 min for a whole command line
-	DataTimeout             time.Duration // 3 min for a piece of the message
-	MinRate                 int           // 500 octets a second, from one DataTimeout after DATA
-	ShutdownTimeout         time.Duration // 30 s
+	MaxConnections           int           // 1000, over all listeners
+	MaxConnectionsPerClient  int           // 50, per IPv4 address or IPv6 /64
+	MaxConnectionsPerNetwork int           // 200, per IPv4 /24 or IPv6 /48
+	MaxTransactions          int           // 1000 in a session, then 421
+	MaxUnknownRecipients     int           // 20 in a session, then 421
+	MaxHeaderBytes           int           // 512 KiB, a message's header section
+	MaxHeaderFields          int           // 1000
+	MaxLine                  int           // 10 MiB, a line of the message: Postfix has no bound
+	SessionTimeout           time.Duration // 1 h, at a command
+	CommandTimeout           time.Duration // 5 min for a whole command line
+	DataTimeout              time.Duration // 3 min for a piece of the message
+	MinRate                  int           // 500 octets a second, from one DataTimeout after DATA
+	ShutdownTimeout          time.Duration // 30 s
+	// GreetWait is how long to listen before the greeting, 0 not to.
+	// GreetAction says what becomes of a client that speaks meanwhile:
+	// "ignore" (the default) only counts it, "enforce" answers 550 at RCPT,
+	// "drop" answers 521 and hangs up.
+	GreetWait   time.Duration
+	GreetAction string
 	// BareNewline says what becomes of a line feed without its carriage
 	// return: "reject" (the default) or "normalize".
 	BareNewline string
@@ -94,19 +105,21 @@ type Server struct {
 	Log     *slog.Logger
 	Metrics *metrics.Metrics
 
-	once sync.Once
-	mu   sync.Mutex           // guards the two below
-	all  map[*front]struct{}  // open connections
-	from map[netip.Prefix]int // of them, by client
+	once  sync.Once
+	crowd crowd
 }
 
 func (s *Server) init() {
-	s.all = make(map[*front]struct{})
-	s.from = make(map[netip.Prefix]int)
 	setDefault(&s.MaxConnections, 1000)
 	setDefault(&s.MaxConnectionsPerClient, 50)
+	setDefault(&s.MaxConnectionsPerNetwork, 200)
+	setDefault(&s.MaxTransactions, 1000)
 	setDefault(&s.MaxUnknownRecipients, 20)
 	setDefault(&s.MaxHeaderBytes, 512<<10)
+	setDefault(&s.MaxHeaderFields, 1000)
+	setDefault(&s.MaxLine, 10<<20)
+	setDefault(&s.SessionTimeout, time.Hour)
+	setDefault(&s.GreetAction, "ignore")
 	setDefault(&s.CommandTimeout, 5*time.Minute)
 	setDefault(&s.DataTimeout, 3*time.Minute)
 	setDefault(&s.MinRate, 500)
@@ -119,6 +132,8 @@ func (s *Server) init() {
 	if s.Metrics == nil {
 		s.Metrics = metrics.New(prometheus.NewRegistry())
 	}
+	s.crowd.max, s.crowd.perClient, s.crowd.perNetwork = s.MaxConnections, s.MaxConnectionsPerClient, s.MaxConnectionsPerNetwork
+	s.crowd.all, s.crowd.from = make(map[*front]struct{}), make(map[netip.Prefix]int)
 }
 
 func setDefault[T comparable](field *T, value T) {
@@ -179,18 +194,29 @@ type listener struct {
 	srv *Server
 	ctx context.Context // ends when sessions must end at once
 
-	mu       sync.Mutex // guards draining, with srv.mu held for the set of fronts
+	mu       sync.Mutex // guards draining
 	draining bool
 }
 
 func (l *listener) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
-	if err != nil {
-		if errors.Is(err, net.ErrClosed) {
-			return nil, net.ErrClosed
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return nil, net.ErrClosed
+			}
+			return nil, err
 		}
-		return nil, err
+		if f := l.admit(c); f != nil {
+			return f, nil
+		}
+		l.srv.Metrics.SMTPLimits.WithLabelValues("connections").Inc()
+		_ = c.Close()
 	}
+}
+
+// admit makes a front of c, or returns nil when there is no place for one.
+func (l *listener) admit(c net.Conn) *front {
 	if tcp, ok := c.(*net.TCPConn); ok {
 		_ = tcp.SetNoDelay(true) // replies leave in one write already
 	}
@@ -199,10 +225,10 @@ func (l *listener) Accept() (net.Conn, error) {
 			proxyproto.SetReadHeaderTimeout(min(10*time.Second, l.srv.CommandTimeout)))
 	}
 	f := newFront(l, c)
-	l.srv.mu.Lock()
-	l.srv.all[f] = struct{}{}
-	f.crowded = len(l.srv.all) > l.srv.MaxConnections
-	l.srv.mu.Unlock()
+	if !l.srv.crowd.add(f) {
+		f.end()
+		return nil
+	}
 	l.srv.Metrics.SessionsOpen.Inc()
 	l.mu.Lock()
 	draining := l.draining
@@ -210,53 +236,17 @@ func (l *listener) Accept() (net.Conn, error) {
 	if draining {
 		f.drain()
 	}
-	return f, nil
-}
-
-// each calls do with every open front of this listener.
-func (l *listener) each(do func(*front)) {
-	l.srv.mu.Lock()
-	var mine []*front
-	for f := range l.srv.all {
-		if f.ln == l {
-			mine = append(mine, f)
-		}
-	}
-	l.srv.mu.Unlock()
-	for _, f := range mine {
-		do(f)
-	}
+	return f
 }
 
 func (l *listener) drain() {
 	l.mu.Lock()
 	l.draining = true
 	l.mu.Unlock()
-	l.each((*front).drain)
+	l.srv.crowd.each(l, (*front).drain)
 }
 
-func (l *listener) kill() { l.each(func(f *front) { _ = f.raw.Close() }) }
-
-// enter counts a connection of client and says whether it is one too many.
-func (s *Server) enter(client netip.Prefix) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.from[client]++
-	return s.from[client] <= s.MaxConnectionsPerClient
-}
-
-// leave forgets f, and the client that it was counted for, if any.
-func (s *Server) leave(f *front, client netip.Prefix) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.all, f)
-	if !client.IsValid() {
-		return
-	}
-	if s.from[client]--; s.from[client] <= 0 {
-		delete(s.from, client)
-	}
-}
+func (l *listener) kill() { l.srv.crowd.each(l, func(f *front) { _ = f.raw.Close() }) }
 
 // contains says that a prefix of list holds a.
 func contains(list []netip.Prefix, a netip.Addr) bool {
@@ -276,17 +266,4 @@ func addrOf(a net.Addr) netip.AddrPort {
 	}
 	ap := tcp.AddrPort()
 	return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
-}
-
-// group is what MaxConnectionsPerClient counts as one client.
-func group(a netip.Addr) netip.Prefix {
-	bits := 32
-	if a.Is6() {
-		bits = 64
-	}
-	p, err := a.Prefix(bits)
-	if err != nil {
-		return netip.Prefix{}
-	}
-	return p
 }

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/policy"
@@ -48,6 +49,10 @@ func (f *front) xclientCommand(arg string) {
 	f.client = x.Client
 	// The stated client's rights count from here on.
 	f.xclient = contains(f.srv.XClientFrom, f.client.Addr)
+	f.began, f.mails = time.Now(), 0
+	f.mu.Lock()
+	f.listed = false
+	f.mu.Unlock()
 	f.greet()
 	if !f.over && f.client.Helo != "" {
 		// As in Postfix, a HELO name that came this way is not answered.

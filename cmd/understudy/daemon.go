@@ -129,19 +129,22 @@ func (d *daemon) close() {
 func (d *daemon) buildSMTP() error {
 	c := d.cfg.SMTP
 	d.smtp = &smtpd.Server{
-		Hostname:                d.cfg.Hostname,
-		Policy:                  d.policy.now.Load,
-		Resolver:                d.resolver(),
-		XClientFrom:             c.XClientFrom,
-		ProxyFrom:               c.ProxyFrom,
-		MaxConnections:          c.MaxConnections,
-		MaxConnectionsPerClient: c.MaxConnectionsPerClient,
-		CommandTimeout:          c.CommandTimeout,
-		DataTimeout:             c.DataTimeout,
-		ShutdownTimeout:         c.ShutdownTimeout,
-		BareNewline:             c.BareNewline,
-		Log:                     d.log,
-		Metrics:                 d.metrics,
+		Hostname:                 d.cfg.Hostname,
+		Policy:                   d.policy.now.Load,
+		Resolver:                 d.resolver(),
+		XClientFrom:              c.XClientFrom,
+		ProxyFrom:                c.ProxyFrom,
+		MaxConnections:           c.MaxConnections,
+		MaxConnectionsPerClient:  c.MaxConnectionsPerClient,
+		MaxConnectionsPerNetwork: c.MaxConnectionsPerNetwork,
+		GreetWait:                c.GreetWait,
+		GreetAction:              c.GreetAction,
+		CommandTimeout:           c.CommandTimeout,
+		DataTimeout:              c.DataTimeout,
+		ShutdownTimeout:          c.ShutdownTimeout,
+		BareNewline:              c.BareNewline,
+		Log:                      d.log,
+		Metrics:                  d.metrics,
 	}
 	if c.TLSCert == "" {
 		return nil

@@ -41,15 +41,18 @@ type Config struct {
 
 // SMTP is the door: section [smtp].
 type SMTP struct {
-	Listen                  []string // host:port, host may be empty
-	TLSCert, TLSKey         string   // PEM files, both or neither
-	XClientFrom, ProxyFrom  []netip.Prefix
-	MaxConnections          int
-	MaxConnectionsPerClient int
-	CommandTimeout          time.Duration
-	DataTimeout             time.Duration
-	ShutdownTimeout         time.Duration
-	BareNewline             string // reject, normalize
+	Listen                   []string // host:port, host may be empty
+	TLSCert, TLSKey          string   // PEM files, both or neither
+	XClientFrom, ProxyFrom   []netip.Prefix
+	MaxConnections           int
+	MaxConnectionsPerClient  int
+	MaxConnectionsPerNetwork int
+	GreetWait                time.Duration
+	GreetAction              string // ignore, enforce, drop
+	CommandTimeout           time.Duration
+	DataTimeout              time.Duration
+	ShutdownTimeout          time.Duration
+	BareNewline              string // reject, normalize
 }
 
 // Primary is one next hop: section [primary], and the body of each [[route]].

@@ -67,6 +67,7 @@ func Man(w io.Writer) error {
 		fmt.Fprintf(b, ".SH \"SECTION %s\"\n%s\n", header, Roff(sectionDoc[name]))
 		manKeys(b, name)
 	}
+	manLimits(b)
 	b.WriteString(manTail)
 	return b.Flush()
 }

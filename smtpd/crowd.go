@@ -1,0 +1,182 @@
+package smtpd
+
+import (
+	"container/list"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// crowd knows who is inside. It tells when the server is under stress: from
+// four fifths of max connections on, until they are fewer than seven tenths.
+// Then waits shrink to stressTimeout, clients that a connect rule refuses are
+// hung up on, and the last tenth of the places is for clients with a history.
+type crowd struct {
+	max, perClient, perNetwork int
+	stressed                   atomic.Bool
+	good                       history
+
+	mu   sync.Mutex           // guards the two below
+	all  map[*front]struct{}  // open connections
+	from map[netip.Prefix]int // of them, by client and by network
+}
+
+// stressTimeout is how long a client may be silent under stress: Postfix's
+// stress-adaptive smtpd_timeout.
+const stressTimeout = 10 * time.Second
+
+// historySize is how many clients are remembered for the mail they brought.
+const historySize = 10_000
+
+// add counts f in. A connection that is refused takes a place until it has
+// read its refusal; far beyond max there is none even for that, and add says
+// no.
+func (c *crowd) add(f *front) bool {
+	c.mu.Lock()
+	n := len(c.all) + 1
+	if n > c.max+max(c.max/4, 16) {
+		c.mu.Unlock()
+		return false
+	}
+	c.all[f] = struct{}{}
+	f.place = n
+	begins := 5*n >= 4*c.max && !c.stressed.Swap(true)
+	c.mu.Unlock()
+	if begins {
+		c.each(nil, (*front).hurry)
+	}
+	return true
+}
+
+// each calls do with every open front, or those of one listener.
+func (c *crowd) each(of *listener, do func(*front)) {
+	c.mu.Lock()
+	var some []*front
+	for f := range c.all {
+		if of == nil || f.ln == of {
+			some = append(some, f)
+		}
+	}
+	c.mu.Unlock()
+	for _, f := range some {
+		do(f)
+	}
+}
+
+// enter counts a connection of client and names the limit that it breaks, or
+// returns "".
+func (c *crowd) enter(client netip.Addr) (limit string) {
+	single, subnet := group(client), network(client)
+	if !single.IsValid() {
+		return ""
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.from[single]++
+	c.from[subnet]++
+	switch {
+	case c.from[single] > c.perClient:
+		return "connections_per_client"
+	case c.from[subnet] > c.perNetwork:
+		return "connections_per_network"
+	}
+	return ""
+}
+
+// full says that the place of a connection is beyond those for its client.
+func (c *crowd) full(place int, client netip.Addr) bool {
+	if !c.good.has(client) {
+		place += c.max / 10
+	}
+	return place > c.max
+}
+
+// leave forgets f, and the client that enter counted it for, if any.
+func (c *crowd) leave(f *front, client netip.Addr) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.all, f)
+	if 10*len(c.all) < 7*c.max {
+		c.stressed.Store(false)
+	}
+	for _, p := range []netip.Prefix{group(client), network(client)} {
+		if !p.IsValid() {
+			continue
+		}
+		if c.from[p]--; c.from[p] <= 0 {
+			delete(c.from, p)
+		}
+	}
+}
+
+// patience is how long to wait where d is usual.
+func (c *crowd) patience(d time.Duration) time.Duration {
+	if c.stressed.Load() {
+		return min(d, stressTimeout)
+	}
+	return d
+}
+
+// group is what counts as one client.
+func group(a netip.Addr) netip.Prefix { return prefix(a, 32, 64) }
+
+// network is what counts as one network.
+func network(a netip.Addr) netip.Prefix { return prefix(a, 24, 48) }
+
+func prefix(a netip.Addr, bits4, bits6 int) netip.Prefix {
+	bits := bits4
+	if a.Is6() {
+		bits = bits6
+	}
+	p, err := a.Prefix(bits)
+	if err != nil {
+		return netip.Prefix{}
+	}
+	return p
+}
+
+// history remembers the clients whose mail was accepted last, historySize of
+// them. It is gone after a restart.
+type history struct {
+	mu     sync.Mutex // guards the two below
+	recent list.List  // of netip.Prefix, the latest in front
+	byAddr map[netip.Prefix]*list.Element
+}
+
+// add notes that mail of client was accepted.
+func (h *history) add(client netip.Addr) {
+	p := group(client)
+	if !p.IsValid() {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if e, known := h.byAddr[p]; known {
+		h.recent.MoveToFront(e)
+		return
+	}
+	if h.byAddr == nil {
+		h.byAddr = make(map[netip.Prefix]*list.Element)
+	}
+	h.byAddr[p] = h.recent.PushFront(p)
+	if h.recent.Len() > historySize {
+		delete(h.byAddr, h.recent.Remove(h.recent.Back()).(netip.Prefix))
+	}
+}
+
+// forget notes that client was refused for what it is.
+func (h *history) forget(client netip.Addr) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if e, known := h.byAddr[group(client)]; known {
+		delete(h.byAddr, h.recent.Remove(e).(netip.Prefix))
+	}
+}
+
+func (h *history) has(client netip.Addr) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	_, known := h.byAddr[group(client)]
+	return known
+}

@@ -1,0 +1,363 @@
+package smtpd
+
+import (
+	"fmt"
+	"io"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/understudy-mx/understudy/policy"
+)
+
+// bubble runs do against s in a synctest bubble.
+func bubble(t *testing.T, change func(*Server), do func(t *testing.T, s *Server, ln *pipeListener)) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := newServer(t)
+		change(s)
+		ln := newPipeListener()
+		stop := serve(t, s, ln)
+		do(t, s, ln)
+		stop()
+		if n := len(s.crowd.all) + len(s.crowd.from); n != 0 {
+			t.Errorf("%d connections and clients left", n)
+		}
+	})
+}
+
+func limited(t *testing.T, s *Server, name string, want float64) {
+	t.Helper()
+	if n := testutil.ToFloat64(s.Metrics.SMTPLimits.WithLabelValues(name)); n != want {
+		t.Errorf("limit %s counted %v times, want %v", name, n, want)
+	}
+}
+
+func TestNetworkLimit(t *testing.T) {
+	bubble(t, func(s *Server) { s.MaxConnectionsPerNetwork = 2 }, func(t *testing.T, s *Server, ln *pipeListener) {
+		for _, tt := range []struct{ from, want string }{
+			{"192.0.2.1", "220"}, {"192.0.2.2", "220"}, {"192.0.2.3", "421 4.7.0 mx.test Error: too many connections from your network"}, {"192.0.3.1", "220"},
+			{"2001:db8:0:1::1", "220"}, {"2001:db8:0:2::1", "220"}, {"2001:db8:0:3::1", "421"}, {"2001:db8:1::1", "220"},
+		} {
+			c := newClient(t, ln.dial(tt.from))
+			defer c.Close()
+			c.want(tt.want)
+		}
+		limited(t, s, "connections_per_network", 2)
+	})
+}
+
+func TestSessionTime(t *testing.T) {
+	bubble(t, func(s *Server) { s.SessionTimeout = 10 * time.Minute }, func(t *testing.T, s *Server, ln *pipeListener) {
+		c := newClient(t, ln.dial("192.0.2.1"))
+		c.want("220")
+		start := time.Now()
+		for range 3 {
+			time.Sleep(4 * time.Minute)
+			if time.Since(start) < 10*time.Minute {
+				c.send("NOOP\r\n")
+				c.want("250")
+			}
+		}
+		c.want("421 4.7.0 mx.test Error: session too long")
+		if d := time.Since(start); d < 10*time.Minute || d > 12*time.Minute {
+			t.Errorf("after %v", d)
+		}
+		c.Close()
+		limited(t, s, "session_time", 1)
+	})
+}
+
+func TestTransactionsLimit(t *testing.T) {
+	s, _ := newServer(t)
+	s.MaxTransactions = 2
+	talk(t, s, "S: 220\nC: MAIL FROM:<>\nS: 250\nC: RSET\nS: 250\nC: MAIL FROM:<>\nS: 250\nC: RSET\nS: 250\nC: MAIL FROM:<>\nS: 421 4.7.0 mx.test Error: too many messages\nS: CLOSED\n")
+	limited(t, s, "transactions", 1)
+}
+
+const openData = "S: 220\nC: MAIL FROM:<>\nS: 250\nC: RCPT TO:<alice@corp.example>\nS: 250\nC: DATA\nS: 354\n"
+
+func TestContentLimits(t *testing.T) {
+	trace := "C: Received: from a (b [192.0.2.1])\nC: \tby MX.test with ESMTP\nC: \tid 1; date\n"
+	other := "C: Received: from mx.test (mx.test [192.0.2.1])\nC: \tby mx1.example with ESMTP id 1 by-way mx.test with; date\n"
+	long := strings.Repeat("x", 98)
+	for _, tt := range []struct{ name, content, want, limit string }{
+		{"fields", strings.Repeat("C: A: b\n", 5), "250", ""},
+		{"one field more", strings.Repeat("C: A: b\n", 6), "552 5.3.4 Error: too many header fields", "header_fields"},
+		{"lines that fold are no fields", "C: A: b\n" + strings.Repeat("C:  b\n", 9), "250", ""},
+		{"line", "C: \nC: " + long + "\nC: " + long + "\n", "250", ""},
+		{"line too long", "C: \nC: x" + long + "\n", "554 5.6.0 Error: line in message too long", "line_length"},
+		{"our trace once", trace + "C: \n", "250", ""},
+		{"our trace twice", trace + other + trace + "C: \n", "554 5.4.6 Error: mail loop", "loop"},
+		{"others' traces", strings.Repeat(other, 3) + "C: \n", "250", ""},
+		{"our trace in the text", trace + "C: \n" + trace, "250", ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s, spool := newServer(t)
+			s.MaxHeaderFields, s.MaxLine = 5, 100
+			talk(t, s, openData+tt.content+"C: .\nS: "+tt.want+"\nC: NOOP\nS: 250\n")
+			if tt.limit != "" {
+				limited(t, s, tt.limit, 1)
+			}
+			if n := len(spool.accepted()); (n == 1) != (tt.limit == "") {
+				t.Errorf("%d messages accepted", n)
+			}
+		})
+	}
+}
+
+// TestLineOverBuffers: a line counts as one although it is taken in pieces.
+func TestLineOverBuffers(t *testing.T) {
+	b := body{w: io.Discard, lineStart: true, maxLine: 10}
+	for _, p := range []string{"12345", "6789", "\r\n"} {
+		b.consume([]byte(p), true)
+	}
+	if b.lineTooLong {
+		t.Error("11 octets with the line feed's two counted as too long")
+	}
+}
+
+// TestStress fills a server of ten: at eight the waits shrink for all, and
+// those are dropped first whom a connect rule has refused.
+func TestStress(t *testing.T) {
+	bubble(t, func(s *Server) { s.MaxConnections = 10 }, func(t *testing.T, s *Server, ln *pipeListener) {
+		listed := newClient(t, ln.dial("192.0.2.66"))
+		listed.want("220")
+		listed.send("MAIL FROM:<>\r\nRCPT TO:<alice@corp.example>\r\n")
+		listed.want("250")
+		listed.want("554 5.7.1")
+		var idle []*client
+		for i := range 6 {
+			idle = append(idle, newClient(t, ln.dial(fmt.Sprintf("198.51.100.%d", i+1))))
+			idle[i].want("220")
+		}
+		synctest.Wait()
+		if s.crowd.stressed.Load() {
+			t.Fatal("under stress with 7 of 10")
+		}
+		start := time.Now()
+		last := newClient(t, ln.dial("203.0.113.1"))
+		last.want("220")
+		listed.want("421 4.7.0 mx.test Error: too busy")
+		listed.wantClosed()
+		if d := time.Since(start); d > time.Second {
+			t.Errorf("the listed client stayed for %v", d)
+		}
+		for _, c := range idle {
+			c.want("421 4.4.2")
+			if d := time.Since(start); d < stressTimeout || d > stressTimeout+time.Second {
+				t.Errorf("an idle client stayed for %v, want %v", d, stressTimeout)
+			}
+			c.Close()
+		}
+		limited(t, s, "stress", 1)
+		last.Close()
+		listed.Close()
+		synctest.Wait()
+		if s.crowd.stressed.Load() {
+			t.Error("still under stress when all have gone")
+		}
+	})
+}
+
+// TestStressHangsUp: who is listed, or errs on and on, isn't kept under stress.
+func TestStressHangsUp(t *testing.T) {
+	bubble(t, func(s *Server) { s.MaxConnections = 10 }, func(t *testing.T, s *Server, ln *pipeListener) {
+		for i := range 7 {
+			c := newClient(t, ln.dial(fmt.Sprintf("198.51.100.%d", i+1)))
+			defer c.Close()
+			c.want("220")
+		}
+		a, b := newClient(t, ln.dial("192.0.2.66")), newClient(t, ln.dial("192.0.2.1"))
+		a.want("220")
+		b.want("220")
+		a.send("MAIL FROM:<>\r\nRCPT TO:<alice@corp.example>\r\n")
+		a.want("250")
+		a.want("554 5.7.1")
+		a.want("421 4.7.0")
+		for range 10 {
+			b.send("FOO\r\n")
+			b.want("500")
+		}
+		b.send("FOO\r\n")
+		b.want("500")
+		b.want("421 4.7.0")
+		a.Close()
+		b.Close()
+	})
+}
+
+// TestReservedPlaces keeps the last tenth for clients that brought mail.
+func TestReservedPlaces(t *testing.T) {
+	bubble(t, func(s *Server) { s.MaxConnections = 10 }, func(t *testing.T, s *Server, ln *pipeListener) {
+		good := newClient(t, ln.dial("192.0.2.1"))
+		good.want("220")
+		data(good)
+		good.send(".\r\nQUIT\r\n")
+		good.want("250")
+		good.want("221")
+		good.Close()
+		synctest.Wait()
+		for i := range 9 {
+			c := newClient(t, ln.dial(fmt.Sprintf("198.51.100.%d", i+1)))
+			defer c.Close()
+			c.want("220")
+		}
+		stranger := newClient(t, ln.dial("203.0.113.1"))
+		stranger.want("421 4.7.0 mx.test Error: too many connections")
+		stranger.wantClosed()
+		again := newClient(t, ln.dial("192.0.2.1"))
+		defer again.Close()
+		again.want("220")
+		limited(t, s, "connections", 1)
+	})
+}
+
+// TestFarTooMany: beyond the places for reading a refusal there is not even that.
+func TestFarTooMany(t *testing.T) {
+	bubble(t, func(s *Server) { s.MaxConnections = 1 }, func(t *testing.T, s *Server, ln *pipeListener) {
+		for i := range 17 { // none reads its refusal: net.Pipe blocks the server
+			c := ln.dial(fmt.Sprintf("198.51.100.%d", i+1))
+			defer c.Close()
+		}
+		newClient(t, ln.dial("203.0.113.1")).wantClosed()
+	})
+}
+
+func TestHistory(t *testing.T) {
+	var h history
+	at := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}) }
+	for i := range historySize + 5 {
+		h.add(at(i))
+		h.add(at(0)) // stays recent
+	}
+	if len(h.byAddr) != historySize || h.recent.Len() != historySize {
+		t.Errorf("%d and %d clients kept", len(h.byAddr), h.recent.Len())
+	}
+	for i, want := range map[int]bool{0: true, 1: false, 5: false, 6: true, historySize + 4: true, historySize + 5: false} {
+		if got := h.has(at(i)); got != want {
+			t.Errorf("client %d: %v", i, got)
+		}
+	}
+	h.forget(at(0))
+	h.forget(at(0))
+	h.add(netip.Addr{})
+	if h.has(at(0)) || h.has(netip.Addr{}) {
+		t.Error("forgotten client known")
+	}
+}
+
+func TestGreetWait(t *testing.T) {
+	const early = "EHLO x\r\nMAIL FROM:<>\r\nRCPT TO:<alice@corp.example>\r\n"
+	for _, tt := range []struct{ action, says, want string }{
+		{"ignore", early, "220 250 250 250"},
+		{"enforce", early, "220 250 250 550"},
+		{"drop", early, "521"},
+		{"drop", "", "220 250 250 250"},
+	} {
+		t.Run(tt.action, func(t *testing.T) {
+			bubble(t, func(s *Server) { s.GreetWait, s.GreetAction = 6*time.Second, tt.action }, func(t *testing.T, s *Server, ln *pipeListener) {
+				c := newClient(t, ln.dial("192.0.2.1"))
+				defer c.Close()
+				if line, err := c.r.ReadString('\n'); line != "220-mx.test ESMTP Understudy\r\n" {
+					t.Fatalf("teaser %q, %v", line, err)
+				}
+				start := time.Now()
+				c.send(tt.says)
+				codes := strings.Fields(tt.want)
+				c.want(codes[0])
+				if waited := time.Since(start) >= 6*time.Second; waited != (tt.says == "") {
+					t.Errorf("greeted after %v", time.Since(start))
+				}
+				if tt.says == "" {
+					c.send(early)
+				}
+				for _, code := range codes[1:] {
+					c.want(code)
+				}
+				want := 1.0
+				if tt.says == "" {
+					want = 0
+				}
+				limited(t, s, "pregreet", want)
+			})
+		})
+	}
+}
+
+// TestGreetWaitSpares: who brought mail before isn't made to wait again, and
+// a shutdown waits for nobody.
+func TestGreetWaitSpares(t *testing.T) {
+	bubble(t, func(s *Server) { s.GreetWait = 6 * time.Second }, func(t *testing.T, s *Server, ln *pipeListener) {
+		c := newClient(t, ln.dial("192.0.2.1"))
+		c.want("220 ")
+		data(c)
+		c.send(".\r\nQUIT\r\n")
+		c.want("250")
+		c.want("221")
+		c.Close()
+		start := time.Now()
+		again := newClient(t, ln.dial("192.0.2.1"))
+		again.want("220 ")
+		again.Close()
+		if d := time.Since(start); d > 0 {
+			t.Errorf("waited %v again", d)
+		}
+		gone := ln.dial("192.0.2.2")
+		if _, err := gone.Read(make([]byte, 100)); err != nil {
+			t.Fatal(err)
+		}
+		gone.Close()
+	})
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := newServer(t)
+		s.GreetWait = time.Minute
+		ln := newPipeListener()
+		stop := serve(t, s, ln)
+		c := newClient(t, ln.dial("192.0.2.1"))
+		if _, err := c.r.ReadString('\n'); err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		go stop()
+		c.want("421 4.3.2")
+		if d := time.Since(start); d > time.Second {
+			t.Errorf("shut down after %v", d)
+		}
+		c.Close()
+		stop()
+	})
+}
+
+// TestHold: what the policy holds is accepted and marked for the spool.
+func TestHold(t *testing.T) {
+	for _, stage := range []string{"rcpt", "data"} {
+		s, spool := newServer(t)
+		hold := []policy.Restriction{{Kind: "check_client_access", Arg: "held"}}
+		snap := snapshot(t, func(spec *policy.Spec) {
+			table, err := policy.NewHash(map[string]string{"127.0.0.1": "HOLD"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			spec.Tables["held"] = table
+			if stage == "rcpt" {
+				spec.Restrictions.Client = hold
+			} else {
+				spec.Restrictions.Data = hold
+			}
+		})
+		s.Policy = func() *policy.Snapshot { return snap }
+		talk(t, s, openData+"C: .\nS: 250 2.0.0 Ok: queued as ID1\n")
+		if got := spool.accepted(); len(got) != 1 || !got[0].env.Hold {
+			t.Errorf("%s: not marked for hold: %+v", stage, got)
+		}
+	}
+	s, spool := newServer(t)
+	talk(t, s, openData+"C: .\nS: 250 2.0.0 Ok: queued as ID1\n")
+	if spool.accepted()[0].env.Hold {
+		t.Error("held without a rule")
+	}
+}
