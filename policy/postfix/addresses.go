@@ -37,7 +37,13 @@ func (i *importer) addresses() {
 		{"relay_domains", "relay_recipient_maps", &a.Relay, &codes.UnknownRelayRcpt},
 	} {
 		var complete bool
-		c.to.Domains, complete = i.domains(c.domains, c.domains == "relay_domains" && i.parentMatch(c.domains))
+		sub := exactly
+		if c.domains == "relay_domains" {
+			if sub = dotted; i.parentMatch(c.domains) {
+				sub = parents
+			}
+		}
+		c.to.Domains, complete = i.domains(c.domains, sub)
 		if !complete {
 			temporary(&codes.RelayDomains)
 		}

@@ -88,9 +88,9 @@ func (i *importer) parentMatch(parameter string) bool {
 
 // domains translates a list of domains. complete is false when some of the
 // list can't be told.
-func (i *importer) domains(parameter string, parents bool) (names []string, complete bool) {
+func (i *importer) domains(parameter string, sub subdomains) (names []string, complete bool) {
 	ps, reasons := i.patterns(parameter, i.set[parameter], false, 0)
-	d := domainList{parents: parents, in: map[string]bool{}}
+	d := domainList{sub: sub, in: map[string]bool{}}
 	for _, p := range ps {
 		why := d.add(p)
 		if why != "" {
@@ -119,12 +119,21 @@ func not(p pattern) string {
 	return p.text
 }
 
+// subdomains says what a list makes of them.
+type subdomains uint8
+
+const (
+	exactly subdomains = iota // nothing: mydestination, virtual_*_domains
+	dotted                    // ".name" stands for the subdomains of name
+	parents                   // name stands for its subdomains, too
+)
+
 // domainList decides names by the first pattern that matches: in says for a
 // name, ".name" standing for all its subdomains, whether it is in the list.
 type domainList struct {
-	parents bool
-	in      map[string]bool
-	cut     []string // excluded with subdomains
+	sub subdomains
+	in  map[string]bool
+	cut []string // excluded with subdomains
 }
 
 func (d *domainList) add(p pattern) (why string) {
@@ -153,10 +162,10 @@ func (d *domainList) add(p pattern) (why string) {
 func (d *domainList) name(name string, not bool) (why string) {
 	name = strings.ToLower(name)
 	keys := []string{name}
-	if d.parents && name[0] == '.' {
+	if d.sub != dotted && strings.HasPrefix(name, ".") {
 		return "" // Postfix never finds such a name there
 	}
-	if d.parents {
+	if d.sub == parents {
 		keys = append(keys, "."+name)
 	}
 	for _, k := range keys {

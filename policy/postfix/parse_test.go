@@ -170,24 +170,25 @@ func TestDomainList(t *testing.T) {
 		return p
 	}
 	for _, tt := range []struct {
-		name    string
-		parents bool
-		ps      []pattern
-		want    []string
-		why     string
+		name string
+		sub  subdomains
+		ps   []pattern
+		want []string
+		why  string
 	}{
-		{"plain", false, []pattern{lit("a.example"), lit(".b.example")}, []string{".b.example", "a.example"}, ""},
-		{"parents", true, []pattern{lit("a.example"), lit(".b.example")}, []string{".a.example", "a.example"}, ""},
-		{"excluded first", false, []pattern{lit("!a.example"), lit("a.example")}, nil, ""},
-		{"excluded too late", false, []pattern{lit("a.example"), lit("!a.example")}, []string{"a.example"}, ""},
-		{"a hole", true, []pattern{lit("!x.a.example"), lit("a.example")}, []string{"a.example"}, "excluded"},
-		{"no hole", true, []pattern{lit("!a.example"), lit("x.a.example"), lit("b.example")}, []string{".b.example", "b.example"}, ""},
-		{"table", false, []pattern{{tab: hash}}, []string{".sub.example", "k.example"}, ""},
-		{"table with parents", true, []pattern{{tab: hash}}, []string{".k.example", "k.example"}, ""},
-		{"everything", false, []pattern{{tab: &Table{Kind: Constant}}}, nil, "open relay"},
+		{"plain", dotted, []pattern{lit("a.example"), lit(".b.example")}, []string{".b.example", "a.example"}, ""},
+		{"parents", parents, []pattern{lit("a.example"), lit(".b.example")}, []string{".a.example", "a.example"}, ""},
+		{"excluded first", dotted, []pattern{lit("!a.example"), lit("a.example")}, nil, ""},
+		{"excluded too late", dotted, []pattern{lit("a.example"), lit("!a.example")}, []string{"a.example"}, ""},
+		{"a hole", parents, []pattern{lit("!x.a.example"), lit("a.example")}, []string{"a.example"}, "excluded"},
+		{"no hole", parents, []pattern{lit("!a.example"), lit("x.a.example"), lit("b.example")}, []string{".b.example", "b.example"}, ""},
+		{"table", dotted, []pattern{{tab: hash}}, []string{".sub.example", "k.example"}, ""},
+		{"table with parents", parents, []pattern{{tab: hash}}, []string{".k.example", "k.example"}, ""},
+		{"exactly", exactly, []pattern{lit("a.example"), lit(".b.example"), {tab: hash}}, []string{"a.example", "k.example"}, ""},
+		{"everything", dotted, []pattern{{tab: &Table{Kind: Constant}}}, nil, "open relay"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			d := domainList{parents: tt.parents, in: map[string]bool{}}
+			d := domainList{sub: tt.sub, in: map[string]bool{}}
 			why := ""
 			for _, p := range tt.ps {
 				why += d.add(p)

@@ -1,0 +1,264 @@
+package postfix_test
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/internal/testmx"
+	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/postfix"
+)
+
+// liveMain has one of each kind of table and list that decides without DNS.
+const liveMain = `compatibility_level = 3.6
+queue_directory = @DIR@/queue
+data_directory = @DIR@/data
+myhostname = mx.example.org
+mydomain = example.org
+myorigin = example.org
+mydestination = $myhostname, localhost.$mydomain, inline:{table.example=x, .wild.example=x}
+mynetworks = 192.0.2.0/24, !10.0.0.66, cidr:@DIR@/office.cidr
+inet_interfaces = 127.0.0.1
+inet_protocols = ipv4
+maillog_file = @DIR@/queue/mail.log
+maillog_file_prefixes = /
+recipient_delimiter = +-
+alias_maps = hash:@DIR@/aliases.map
+local_recipient_maps = unionmap:{inline:{carol=x}, inline:{dave=y}} pipemap:{inline:{erin=dave, frank=nobody}, inline:{dave=x}} $alias_maps
+virtual_alias_maps = hash:@DIR@/virtual.map
+virtual_mailbox_domains = @DIR@/domains, !never.example
+virtual_mailbox_maps = texthash:@DIR@/mailboxes
+relay_domains = hash:@DIR@/relay.map, !x.friend.example, one.example
+relay_recipient_maps = inline:{alice@one.example=x, @two.example=x, bob@sub.one.example=x}
+canonical_maps = inline:{old@mailbox.example=alice@mailbox.example, @canon.example=x}
+smtpd_reject_unlisted_sender = yes
+smtpd_restriction_classes = inner, outer
+inner = hash:@DIR@/class.map, permit
+outer = check_sender_access inline:{ {classy@sender.example = DUNNO} }, inner
+smtpd_client_restrictions = permit_mynetworks, check_client_access cidr:@DIR@/client.cidr
+smtpd_helo_restrictions = reject_invalid_helo_hostname, reject_non_fqdn_helo_hostname, hash:@DIR@/helo.map
+smtpd_sender_restrictions = check_sender_access hash:@DIR@/sender.map, reject_non_fqdn_sender
+smtpd_recipient_restrictions = reject_non_fqdn_recipient, check_recipient_access hash:@DIR@/rcpt.map,
+    warn_if_reject check_recipient_access static:REJECT, reject_unauth_destination, inner
+unknown_relay_recipient_reject_code = 551
+access_map_reject_code = 553
+relay_domains_reject_code = 556
+smtpd_hard_error_limit = 100000
+smtpd_soft_error_limit = 100000
+smtpd_error_sleep_time = 0
+smtpd_client_connection_count_limit = 0
+smtpd_authorized_xclient_hosts = 127.0.0.0/8
+smtpd_peername_lookup = no
+in_flow_delay = 0
+`
+
+var liveFiles = map[string]string{
+	"main.cf":     liveMain,
+	"office.cidr": "if 10.0.0.0/8\n!10.128.0.0/9 x\nendif\n",
+	"client.cidr": "if 198.51.100.0/24\n198.51.100.7 OK\n!198.51.100.128/25 450 4.7.9 later\nendif\n203.0.113.0/24 REJECT bad net\n203.0.113.0/28 OK\n0.0.0.0/0 outer\n",
+	"helo.map":    "mx.example.org REJECT you are not me\n.dyn.example 550 5.7.9 dynamic\ndyn.example 550 5.7.9 dynamic\n",
+	"sender.map":  "spam.example REJECT\n<> DUNNO\nnews@ 421 4.7.1 no news\nclassy@sender.example outer\ndefer@sender.example DEFER_IF_PERMIT wait\n",
+	"class.map":   "classy@sender.example 554 5.7.8 class\ninner@mailbox.example REJECT inner\n",
+	"rcpt.map":    "blocked@mailbox.example REJECT\ntag+x@mailbox.example 450 tagged\nlist@mailbox.example reject_unlisted_recipient, outer\nfree@elsewhere.example OK\ndefer@mailbox.example DEFER\n",
+	"aliases.map": "postmaster root\nroot alice\nowner-list carol\n",
+	"virtual.map": "alias.example anything\nsales@alias.example alice@mailbox.example\n@catch.example alice@mailbox.example\ncatch.example anything\nbare carol\n",
+	"domains":     "# domains\nmailbox.example,\n  Second.Example never.example\n",
+	"mailboxes":   "Alice@mailbox.example x\nblocked@mailbox.example x\ntag@mailbox.example x\ninner@mailbox.example x\n@second.example x\ndefer@mailbox.example x\n",
+	"relay.map":   "two.example x\nx.friend.example x\n",
+}
+
+const liveMaster = `%s inet n - n - - smtpd
+cleanup unix n - n - 0 cleanup
+rewrite unix - - n - - trivial-rewrite
+proxymap unix - - n - - proxymap
+anvil unix - - n - 1 anvil
+postlog unix-dgram n - n - 1 postlogd
+`
+
+// TestLikePostfix plays the same sessions against a real Postfix and against
+// what was imported from its configuration.
+func TestLikePostfix(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Fatal("Postfix's master needs root: run the tests as root, as .ci/run does")
+	}
+	addr, src := startPostfix(t)
+	spec, _ := load(t, src)
+	snap, err := policy.Compile(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	compared, refused := 0, 0
+	for _, client := range []string{"192.0.2.5", "10.1.1.1", "10.200.1.1", "198.51.100.7", "198.51.100.9", "198.51.100.200", "203.0.113.5"} {
+		for _, helo := range []string{"ok.example", "mx.example.org", "a.dyn.example", "noname", "-bad-.example"} {
+			for _, sender := range []string{"", "a@spam.example", "news@x.example", "x@sender.example", "classy@sender.example", "defer@sender.example", "alice@mailbox.example", "nobody@mailbox.example", "bare"} {
+				live := playLive(t, addr, client, helo, sender)
+				ours := playEngine(t, snap, client, helo, sender)
+				for i, rcpt := range liveRecipients {
+					compared++
+					if live[i][0] != '2' {
+						refused++
+					}
+					if live[i] != ours[i] {
+						t.Errorf("client %s helo %s sender <%s> rcpt <%s>: Postfix %s, we %s", client, helo, sender, rcpt, live[i], ours[i])
+					}
+				}
+			}
+		}
+	}
+	t.Logf("%d replies compared, %d of them refusals", compared, refused)
+	if refused < compared/10 || refused == compared {
+		t.Errorf("%d of %d refused: the sessions say little", refused, compared)
+	}
+}
+
+var liveRecipients = []string{
+	"postmaster", "carol@mx.example.org", "Carol@MX.example.org", "carol+x@mx.example.org", "carol-x@localhost.example.org",
+	"dave@table.example", "erin@sub.wild.example", "erin@wild.example", "frank@table.example", "root@mx.example.org", "owner-list@mx.example.org",
+	"carol@[127.0.0.1]", "nobody@[127.0.0.1]", "carol@[192.0.2.99]", "bare@mx.example.org", "bare@mailbox.example",
+	"alice@mailbox.example", "alice+tag@mailbox.example", "tag+x@mailbox.example", "nobody@mailbox.example", "blocked@mailbox.example",
+	"blocked+y@mailbox.example", "inner@mailbox.example", "list@mailbox.example", "old@mailbox.example", "any@second.example", "any@never.example",
+	"sales@alias.example", "other@alias.example", "x@catch.example", "x@canon.example", "alice@one.example", "bob@one.example",
+	"bob@sub.one.example", "carl@sub.one.example", "any@two.example", "any@sub.two.example", "any@x.friend.example", "free@elsewhere.example",
+	"user@elsewhere.example", "alice%mailbox.example@mx.example.org", "mailbox.example!alice@mx.example.org", "user@nodot", "defer@mailbox.example",
+}
+
+func startPostfix(t *testing.T) (addr string, src postfix.Source) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr = l.Addr().String()
+	l.Close()
+	files := map[string]string{"master.cf": fmt.Sprintf(liveMaster, addr)}
+	for name, text := range liveFiles {
+		files[name] = text
+	}
+	src = install(t, files)
+	src.Service = addr
+	for dir := src.ConfigDir; dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) { // Postfix's user reads the tables
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	script := `cd "$1" && mkdir queue data && chown postfix data && chmod 644 *.map *.db *.cidr main.cf master.cf domains mailboxes && postfix -c "$1" check`
+	if out, err := exec.Command("sh", "-c", "PATH=$PATH:/usr/sbin; "+script, "sh", src.ConfigDir).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	cmd := exec.Command("/usr/lib/postfix/sbin/master", "-c", src.ConfigDir, "-d")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+		cmd.Wait()
+		if log, _ := os.ReadFile(filepath.Join(src.ConfigDir, "queue/mail.log")); t.Failed() {
+			t.Logf("the end of Postfix's log:\n%s", log[max(0, len(log)-3000):])
+		}
+	})
+	return addr, src
+}
+
+// playLive returns the reply to each recipient: code and enhanced code.
+func playLive(t *testing.T, addr, client, helo, sender string) []string {
+	t.Helper()
+	var c net.Conn
+	var err error
+	for deadline := time.Now().Add(20 * time.Second); ; <-time.After(20 * time.Millisecond) {
+		if c, err = net.Dial("tcp", addr); err == nil || time.Now().After(deadline) {
+			break
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(time.Minute))
+	r := bufio.NewReader(c)
+	say := func(line string) string {
+		if line != "" {
+			fmt.Fprintf(c, "%s\r\n", line)
+		}
+		for {
+			reply, err := r.ReadString('\n')
+			if err != nil {
+				return "closed"
+			}
+			if len(reply) > 3 && reply[3] == ' ' {
+				f := strings.Fields(reply)
+				return strings.Join(f[:min(2, len(f))], " ")
+			}
+		}
+	}
+	say("")
+	if got := say("XCLIENT ADDR=" + client + " NAME=[UNAVAILABLE] REVERSE_NAME=[UNAVAILABLE]"); got[:3] != "220" {
+		t.Fatalf("XCLIENT: %s", got)
+	}
+	say("EHLO " + helo)
+	var replies []string
+	mail := say("MAIL FROM:<" + sender + ">")
+	for _, rcpt := range liveRecipients {
+		got := mail
+		if mail[0] == '2' {
+			got = say("RCPT TO:<" + rcpt + ">")
+		}
+		if strings.HasPrefix(got, "421") || got == "closed" { // Postfix hangs up
+			got, mail = "421 4.7.1", "421 4.7.1"
+		}
+		replies = append(replies, got)
+	}
+	return replies
+}
+
+func playEngine(t *testing.T, snap *policy.Snapshot, client, helo, sender string) []string {
+	t.Helper()
+	ctx := context.Background()
+	s := snap.Session(&testmx.MapResolver{}, envelope.Client{
+		Addr: netip.MustParseAddr(client), Name: "unknown", ReverseName: "unknown",
+	})
+	defer s.Close()
+	spell := func(v policy.Verdict) string {
+		if v.Action == policy.Permit {
+			return "250 2.1.5"
+		}
+		return fmt.Sprintf("%d %s", v.Reply.Code, v.Reply.Enhanced)
+	}
+	s.Connect(ctx)
+	s.Helo(ctx, helo)
+	from, _, err := envelope.ParseReversePath("<" + sender + ">")
+	if err != nil {
+		t.Fatal(err)
+	}
+	mail := s.Mail(ctx, from, policy.MailParams{})
+	var replies []string
+	closed := false
+	for _, rcpt := range liveRecipients {
+		to, _, err := envelope.ParseForwardPath("<" + rcpt + ">")
+		if err != nil {
+			t.Fatalf("%s: %v", rcpt, err)
+		}
+		v := mail
+		if mail.Action == policy.Permit && !closed {
+			v = s.Rcpt(ctx, to)
+			closed = v.Close
+		}
+		if closed || v.Close {
+			replies = append(replies, "421 4.7.1")
+			continue
+		}
+		replies = append(replies, spell(v))
+	}
+	return replies
+}
