@@ -43,13 +43,16 @@ func settings(spec *policy.Spec) ([][]byte, error) {
 	if b.Len() > maxSettings {
 		return nil, fmt.Errorf("the settings take %d octets; at most %d can be carried", b.Len(), maxSettings)
 	}
-	var pieces [][]byte
-	for line := range bytes.Lines(b.Bytes()) {
+	return cutSettings(b.Bytes()), nil
+}
+
+func cutSettings(text []byte) (pieces [][]byte) {
+	for line := range bytes.Lines(text) {
 		for piece := range slices.Chunk(line, settingsPiece) {
 			pieces = append(pieces, piece)
 		}
 	}
-	return pieces, nil
+	return pieces
 }
 
 // parseSettings reads what settings wrote, strictly.
@@ -153,6 +156,10 @@ func newSource(spec *policy.Spec) (*source, error) {
 	if err != nil {
 		return nil, err
 	}
+	return layOut(spec, pieces)
+}
+
+func layOut(spec *policy.Spec, pieces [][]byte) (*source, error) {
 	s := &source{content: content{spec: spec}, pieces: pieces, places: map[hash]place{}, index: map[hash][]byte{}}
 	if err := s.addSection(kindSettings, ""); err != nil {
 		return nil, err

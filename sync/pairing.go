@@ -177,6 +177,9 @@ func (t *token) proofKey() ed25519.PrivateKey {
 	return ed25519.NewKeyFromSeed(seed[:])
 }
 
+// joinPrefix starts what a proof signs.
+const joinPrefix = "understudy-join\n"
+
 // joinMessage is what the proof signs: this TLS session, and the key that is
 // to be paired.
 func joinMessage(cs *tls.ConnectionState, client Pin) ([]byte, error) {
@@ -184,7 +187,7 @@ func joinMessage(cs *tls.ConnectionState, client Pin) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("bind to the TLS session: %w", err)
 	}
-	return slices.Concat([]byte("understudy-join\n"), exported, client[:]), nil
+	return slices.Concat([]byte(joinPrefix), exported, client[:]), nil
 }
 
 // joinRequest and joinAnswer are the bodies of POST /v1/join.

@@ -98,12 +98,10 @@ func judge(last, h *Head, stream [16]byte, self Pin, now time.Time) error {
 		return nil
 	case h.Version == last.Version && h.identity != last.identity:
 		return alarm(AlarmEquivocal, "version %d.%d exists with two contents, %x and %x", h.Epoch, h.Version, last.identity[:8], h.identity[:8])
-	case h.Version == last.Version && h.Created.Before(last.Created):
-		return alarm(AlarmReplay, "version %d.%d was signed at %s before", h.Epoch, h.Version, last.Created.UTC().Format(time.RFC3339))
+	case h.Created.Before(last.Created):
+		return alarm(AlarmReplay, "version %d.%d was signed at %s, before what is held (%s)", h.Epoch, h.Version, stamp(h.Created), stamp(last.Created))
 	case h.Version == last.Version+1 && h.Prev != last.identity:
 		return alarm(AlarmFork, "version %d.%d follows from %x, held is %x", h.Epoch, h.Version, h.Prev[:8], last.identity[:8])
-	case h.Version > last.Version && h.Created.Before(last.Created):
-		return alarm(AlarmReplay, "version %d.%d was signed before the older one that is held", h.Epoch, h.Version)
 	}
 	return nil
 }
