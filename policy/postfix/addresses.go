@@ -100,11 +100,15 @@ func (i *importer) addressTables(parameter string, incomplete func()) (names []s
 		if reason == nil {
 			reason = i.use(name, t, false)
 		}
-		if reason != nil {
+		switch {
+		case reason == nil && t.Partial != "":
+			incomplete()
+			i.item(parameter, name, Approximated, t.Partial, "unknown recipients are refused for now only (4xx)")
+		case reason != nil:
 			incomplete()
 			i.use(name, &Table{Kind: Indexed}, false)
 			i.item(parameter, name, NotReplicated, reason.Error(), "unknown recipients are refused for now only (4xx)")
-		} else {
+		default:
 			note := ""
 			if t.Kind == Indexed {
 				note = fmt.Sprintf("%d entries", len(t.Entries))

@@ -162,6 +162,7 @@ func (s *Source) postconf(ctx context.Context, warnings *[]string, line func(str
 	if warnings != nil {
 		for l := range strings.Lines(stderr) {
 			l = strings.TrimSpace(strings.TrimPrefix(l, "postconf: warning: "))
+			l, _, _ = strings.Cut(l, "=") // a value may be a secret
 			if l != "" && !slices.Contains(*warnings, l) {
 				*warnings = append(*warnings, l)
 			}

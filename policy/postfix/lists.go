@@ -1,6 +1,7 @@
 package postfix
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -45,6 +46,9 @@ func (i *importer) patterns(parameter, value string, not bool, depth int) (ps []
 			if reason == nil {
 				p.text = name
 				p.tab, reason = i.table(parameter, name)
+			}
+			if reason == nil && p.tab != nil && p.tab.Partial != "" {
+				reason = errors.New(p.tab.Partial)
 			}
 			if reason != nil {
 				reasons[name] = reason
@@ -94,7 +98,7 @@ func (i *importer) domains(parameter string, sub subdomains) (names []string, co
 	for _, p := range ps {
 		why := d.add(p)
 		if why != "" {
-			reasons[p.text] = fmt.Errorf("%s", why)
+			reasons[p.text] = errors.New(why)
 			continue
 		}
 		class := Exact
@@ -219,7 +223,7 @@ func (i *importer) addressList(parameter string) []string {
 	for _, p := range ps {
 		prefixes, why := p.prefixes()
 		if why != "" {
-			reasons[not(p)] = fmt.Errorf("%s", why)
+			reasons[not(p)] = errors.New(why)
 		}
 		for _, n := range prefixes {
 			if n.Addr().Is4In6() {

@@ -206,6 +206,16 @@ func TestDomainList(t *testing.T) {
 	}
 }
 
+func TestPartialNSS(t *testing.T) {
+	const conf = "# x\npasswd:  files systemd [NOTFOUND=return] # sss\ngroup: files sss\n"
+	if why := partialNSS(conf, "passwd"); why != "" {
+		t.Errorf("passwd: %s", why)
+	}
+	if why := partialNSS(conf, "group"); !strings.HasPrefix(why, "sss ") {
+		t.Errorf("group: %q", why)
+	}
+}
+
 func FuzzParseList(f *testing.F) {
 	f.Add("permit_mynetworks, check_client_access { cidr:/x, search_order=a }, warn_if_reject reject", "check_client_access")
 	f.Fuzz(func(t *testing.T, list, implied string) {

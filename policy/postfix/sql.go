@@ -135,7 +135,7 @@ func (q *Query) conditions(where []token) (kept, columns []string, err error) {
 			return nil, nil, errors.New("BETWEEN")
 		case !slices.ContainsFunc(c, token.holes):
 			if len(splitTokens(c, "or")) > 1 {
-				c = slices.Concat([]token{{punct, "("}}, c, []token{{punct, ")"}})
+				c = slices.Concat([]token{{punct, "(", true}}, c, []token{{punct, ")", false}})
 			}
 			kept = append(kept, spell(c))
 			continue

@@ -16,8 +16,9 @@ const (
 
 // token is a piece of SQL as it was written.
 type token struct {
-	kind tokenKind
-	text string
+	kind  tokenKind
+	text  string
+	space bool // white space stood before it
 }
 
 func (t token) is(s string) bool { return t.kind != text && strings.EqualFold(t.text, s) }
@@ -58,6 +59,9 @@ func (t token) value() string {
 // understood and refused.
 func scanSQL(s, typ string) ([]token, error) {
 	var all []token
+	add := func(k tokenKind, start, end int) {
+		all = append(all, token{k, s[start:end], start > 0 && isSpace(s[start-1])})
+	}
 	s = strings.TrimRight(s, "; \t\r\n")
 	for i := 0; i < len(s); {
 		c, start := s[i], i
@@ -85,18 +89,18 @@ func scanSQL(s, typ string) ([]token, error) {
 			if c == '\'' || c == '"' && typ == "mysql" {
 				k = text
 			}
-			all = append(all, token{k, s[start:i]})
+			add(k, start, i)
 		case c == '_' || c == '.' || c == '$' || c >= 0x80 || isAlnum(c):
 			for i < len(s) && (s[i] == '_' || s[i] == '.' || s[i] == '$' || s[i] >= 0x80 || isAlnum(s[i])) {
 				i++
 			}
-			all = append(all, token{word, s[start:i]})
+			add(word, start, i)
 		case strings.HasPrefix(s[i:], "||"):
 			i += 2
-			all = append(all, token{punct, "||"})
+			add(punct, start, i)
 		default:
 			i++
-			all = append(all, token{punct, s[start:i]})
+			add(punct, start, i)
 		}
 	}
 	return all, nil
@@ -131,18 +135,10 @@ func closes(ts []token) int {
 func spell(ts []token) string {
 	var b strings.Builder
 	for i, t := range ts {
-		tight := i == 0 || t.text == ")" || t.text == "," || ts[i-1].text == "(" ||
-			t.text == "(" && ts[i-1].kind == word && !keywordBefore(ts[i-1]) ||
-			t.kind == word && t.text[0] == '.' || ts[i-1].kind == word && strings.HasSuffix(ts[i-1].text, ".") ||
-			t.kind == punct && ts[i-1].kind == punct && strings.Contains("<>!=:|&~@", t.text[:1]) && strings.Contains("<>!=:|&~@", ts[i-1].text)
-		if !tight {
+		if t.space && i > 0 {
 			b.WriteByte(' ')
 		}
 		b.WriteString(strings.ReplaceAll(t.text, "%%", "%"))
 	}
 	return b.String()
-}
-
-func keywordBefore(t token) bool {
-	return slices.Contains([]string{"in", "and", "or", "not", "on", "from", "as", "when", "then", "else"}, strings.ToLower(t.text))
 }

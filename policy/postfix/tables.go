@@ -32,7 +32,8 @@ type Table struct {
 	// DomainWide tables answer to every address of a domain, by its key
 	// "@domain", before any other key is looked at.
 	DomainWide bool
-	Skipped    int // rules that Postfix skips with a warning
+	Partial    string // why there may be keys that aren't listed, "" when there are none
+	Skipped    int    // rules that Postfix skips with a warning
 }
 
 // reading is a table read, or why it can't be.
@@ -162,8 +163,7 @@ func (i *importer) unixTable(arg string) (*Table, error) {
 	}
 	t := &Table{Type: "unix", Kind: Indexed, Entries: map[string]string{}}
 	_, err := run(i.ctx, orDefault(i.src.Getent, "getent"), []string{db}, func(line string) error {
-		if name, rest, ok := strings.Cut(line, ":"); ok && name == strings.ToLower(name) {
-			_ = rest // holds no secret that we need
+		if name, _, ok := strings.Cut(line, ":"); ok && name == strings.ToLower(name) {
 			return t.add(name, "x")
 		}
 		return nil
@@ -171,7 +171,28 @@ func (i *importer) unixTable(arg string) (*Table, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s can't be enumerated: %w", arg, err)
 	}
+	if i.src.Getent == "" {
+		text, _ := readFile("/etc/nsswitch.conf")
+		t.Partial = partialNSS(text, db)
+	}
 	return t, nil
+}
+
+// partialNSS says which sources of a database need not list what they have.
+func partialNSS(nsswitch, db string) string {
+	for line := range strings.Lines(nsswitch) {
+		line, _, _ = strings.Cut(line, "#")
+		name, sources, _ := strings.Cut(line, ":")
+		if strings.TrimSpace(name) != db {
+			continue
+		}
+		for _, s := range strings.Fields(sources) {
+			if s[0] != '[' && !slices.Contains([]string{"files", "compat", "db", "altfiles", "systemd"}, s) {
+				return s + " in nsswitch.conf need not list everybody"
+			}
+		}
+	}
+	return ""
 }
 
 // combined reads unionmap:{a, b} and pipemap:{a, b}.
@@ -317,8 +338,11 @@ func (i *importer) use(name string, t *Table, withValues bool) (reason error) {
 // useAccess puts an access table into the Spec. Values that are lists of
 // restrictions are translated like lists.
 func (i *importer) useAccess(name string, t *Table, implied string) (reason error) {
-	if t.DomainWide {
+	switch {
+	case t.DomainWide:
 		return errors.New("its query doesn't look at the local-part")
+	case t.Partial != "":
+		return errors.New(t.Partial)
 	}
 	seen := map[string]string{}
 	bare := false
