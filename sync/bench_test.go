@@ -61,7 +61,7 @@ func BenchmarkChangeMillion(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if d := deleted(old, c); d.mass() {
+		if d := deleted(old, c); d.mass(0) {
 			b.Fatal("a deletion where nothing was deleted")
 		}
 		if _, err := compile(c.spec); err != nil {

@@ -70,6 +70,8 @@ type Follower struct {
 	base     *version   // set while a deletion is staged: the version before it
 	rejected bool       // the operator refused the staged deletion
 	gone     *deletion  // from base to cur
+	slices   []slice    // what was deleted without asking
+	recent   uint64     // their sum when the deletion was staged
 	lastErr  error      // of the last poll, nil when it went well
 	polled   time.Time  // the last poll that went well
 }
@@ -204,6 +206,7 @@ func (f *Follower) loadGuard(names []string) error {
 			f.alarm(fmt.Errorf("load the version before the staged deletion: %w", err), AlarmStore)
 			return nil
 		}
+		f.recent = g.Recent
 		f.stage(v, g.Rejected != "")
 	}
 	return nil
@@ -216,8 +219,12 @@ func (f *Follower) stage(base *version, rejected bool) {
 	if base == nil {
 		return
 	}
-	if d := deleted(base.content, f.cur.content); d.mass() {
+	d := deleted(base.content, f.cur.content)
+	switch {
+	case d.mass(f.recent):
 		f.base, f.rejected, f.gone = base, rejected, d
+	case d.recipients > 0:
+		f.slices = append(f.slices, slice{f.o.now(), d.recipients})
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/understudy-mx/understudy/policy"
 )
@@ -36,8 +37,30 @@ type deletion struct {
 	keys       []string // of the removed, at most maxWithdrawn
 }
 
-func (d *deletion) mass() bool {
-	return len(d.domains) > 0 || d.recipients > minDeletion && d.recipients*100 > d.of*deletionPct
+// mass says whether the operator is to be asked. recent were removed by other
+// versions within the last recentSpan: a list that is taken away in slices is
+// taken away.
+func (d *deletion) mass(recent uint64) bool {
+	n := d.recipients + recent
+	return len(d.domains) > 0 || d.recipients > 0 && n > minDeletion && n*100 > (d.of+recent)*deletionPct
+}
+
+// recentSpan is how long a small deletion is remembered.
+const recentSpan = time.Hour
+
+// slice is a deletion that was too small to ask about.
+type slice struct {
+	at time.Time
+	n  uint64
+}
+
+// recently counts what small deletions removed, and forgets the old ones.
+func (f *Follower) recently() (n uint64) {
+	f.slices = slices.DeleteFunc(slices.Clone(f.slices), func(s slice) bool { return f.o.now().Sub(s.at) > recentSpan })
+	for _, s := range f.slices {
+		n += s.n
+	}
+	return n
 }
 
 // deleted compares two contents.

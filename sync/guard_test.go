@@ -75,6 +75,48 @@ func TestMassDeletion(t *testing.T) {
 	}
 }
 
+// TestDeletionInSlices takes a list away a little at a time.
+func TestDeletionInSlices(t *testing.T) {
+	e := newEvil(t)
+	many := names(1000, "example.org")
+	f := e.follower(t, newSpec(t, []string{"example.org"}, many...))
+	n := uint64(1)
+	less := func(by int) {
+		n++
+		many = many[by:]
+		e.step(t, f, n, newSpec(t, []string{"example.org"}, many...))
+	}
+	for range 3 {
+		less(33)
+	}
+	if f.Pending() != nil {
+		t.Fatal("99 are no mass deletion")
+	}
+	gone := many[0]
+	less(2)
+	if p := f.Pending(); p == nil || p.Recipients != 2 {
+		t.Fatalf("the 100th and 101st within an hour: pending %+v", p)
+	}
+	o := f.o
+	o.Metrics = newMetrics()
+	again, err := OpenFollower(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	answers{gone: 450, many[0]: 250, "user0000000@example.org": 550}.check(t, again, "after a restart")
+	if err := f.Approve(n); err != nil {
+		t.Fatal(err)
+	}
+	less(90)
+	e.clock.add(61 * time.Minute)
+	less(90)
+	if f.Pending() != nil {
+		t.Error("an hour later the old deletions count still")
+	}
+	e.clock.add(-61 * time.Minute)
+}
+
 func TestDeletionLimits(t *testing.T) {
 	org, com := names(20000, "example.org"), names(50, "example.com")
 	both := []string{"example.com", "example.org"}
@@ -119,8 +161,8 @@ func TestDeletionLimits(t *testing.T) {
 			old.count()
 			now.count()
 			d := deleted(&old, &now)
-			if d.mass() != tt.mass || len(d.domains) != tt.domains {
-				t.Errorf("mass %v, domains %q, %d of %d recipients", d.mass(), d.domains, d.recipients, d.of)
+			if d.mass(0) != tt.mass || len(d.domains) != tt.domains {
+				t.Errorf("mass %v, domains %q, %d of %d recipients", d.mass(0), d.domains, d.recipients, d.of)
 			}
 		})
 	}

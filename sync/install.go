@@ -118,7 +118,7 @@ func (f *Follower) commit(v *version) error {
 	old := *f.keep()
 	base := f.base
 	if base == nil {
-		base = f.cur
+		base, f.recent = f.cur, f.recently()
 	}
 	f.prev, f.cur = f.cur, v
 	f.stage(base, f.rejected)
@@ -141,7 +141,7 @@ func (f *Follower) commit(v *version) error {
 func (f *Follower) save(v *version, before *version) error {
 	var err error
 	if f.base != nil && before == nil {
-		err = f.store.saveGuard(&guardFile{Baseline: headName(f.base.head)})
+		err = f.store.saveGuard(&guardFile{Baseline: headName(f.base.head), Recent: f.recent})
 	}
 	if err == nil {
 		err = f.store.saveHead(v.head, v.raw)
@@ -161,14 +161,16 @@ type kept struct {
 	cur, prev, base *version
 	rejected        bool
 	gone            *deletion
+	slices          []slice
+	recent          uint64
 }
 
 func (f *Follower) keep() *kept {
-	return &kept{f.newest, f.cur, f.prev, f.base, f.rejected, f.gone}
+	return &kept{f.newest, f.cur, f.prev, f.base, f.rejected, f.gone, f.slices, f.recent}
 }
 
 func (f *Follower) restore(k *kept) {
-	f.newest, f.cur, f.prev, f.base, f.rejected, f.gone = k.newest, k.cur, k.prev, k.base, k.rejected, k.gone
+	f.newest, f.cur, f.prev, f.base, f.rejected, f.gone, f.slices, f.recent = k.newest, k.cur, k.prev, k.base, k.rejected, k.gone, k.slices, k.recent
 }
 
 // fetch gets the chunks that the store lacks, the index first. Each is stored

@@ -51,6 +51,7 @@ type Publisher struct {
 	peers *peers
 	codec *codec
 	joins *rate.Limiter
+	name  streamID // the stream's
 
 	mu      sync.Mutex // guards all below
 	keys    pubKeys
@@ -105,7 +106,9 @@ func OpenPublisher(o PublisherOptions) (*Publisher, error) {
 	p := &Publisher{o: o, changed: make(chan struct{}), seen: map[string]*seen{}, joins: rate.NewLimiter(rate.Every(2*time.Second), 5)}
 	err := p.loadKeys()
 	if err == nil {
-		p.peers, err = openPeers(o.fs, o.Dir)
+		if p.peers, err = openPeers(o.fs, o.Dir); err == nil {
+			p.name = p.peers.file.Stream
+		}
 	}
 	if err == nil {
 		err = p.loadState()
@@ -192,7 +195,7 @@ func (p *Publisher) Publish(s *policy.Snapshot) error {
 }
 
 func (p *Publisher) newHead(src *source, st pubState) *Head {
-	h := &Head{Stream: p.peers.file.Stream, Epoch: st.Epoch, Version: st.Version}
+	h := &Head{Stream: p.name, Epoch: st.Epoch, Version: st.Version}
 	copy(h.Prev[:], st.Prev)
 	src.fill(h)
 	return h

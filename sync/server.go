@@ -325,7 +325,7 @@ func (p *Publisher) serveJoin(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	p.mu.Lock()
-	a := joinAnswer{Stream: p.peers.file.Stream, ServerPins: p.keys.pins(), PolicyKeys: p.keys.policies()}
+	a := joinAnswer{Stream: p.name, ServerPins: p.keys.pins(), PolicyKeys: p.keys.policies()}
 	p.mu.Unlock()
 	q, err := p.peers.redeem(req.Invite, req.Proof, msg, pin, p.o.now(), Fingerprint(a.ServerPins[0], pin, a.PolicyKeys[0]))
 	if err != nil {

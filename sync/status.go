@@ -131,6 +131,7 @@ func (f *Follower) Approve(version uint64) error {
 		}
 		f.o.Log.Info("mass deletion approved", "version", version, "recipients", f.gone.recipients, "domains", len(f.gone.domains))
 		f.stage(nil, false)
+		f.slices = nil
 		return nil
 	})
 }
@@ -140,7 +141,7 @@ func (f *Follower) Approve(version uint64) error {
 func (f *Follower) Reject(version uint64) error {
 	return f.decide(version, func() error {
 		id := f.cur.head.identity
-		if err := f.store.saveGuard(&guardFile{headName(f.base.head), hex.EncodeToString(id[:])}); err != nil {
+		if err := f.store.saveGuard(&guardFile{headName(f.base.head), f.recent, hex.EncodeToString(id[:])}); err != nil {
 			return err
 		}
 		f.o.Log.Info("mass deletion rejected", "version", version, "recipients", f.gone.recipients, "domains", len(f.gone.domains))

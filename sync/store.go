@@ -219,6 +219,7 @@ func (s *store) collect(keep ...*version) {
 // staged.
 type guardFile struct {
 	Baseline string `json:"baseline"`           // head file of the last version whose deletions were all taken
+	Recent   uint64 `json:"recent,omitempty"`   // recipients that versions shortly before it removed
 	Rejected string `json:"rejected,omitempty"` // identity of the version whose deletion the operator refused
 }
 
