@@ -29,7 +29,8 @@ const (
 	opHold
 	opWarn
 	opList
-	opBad // a value that Postfix answers with 451 4.3.5
+	opBad      // a value that Postfix answers with 451 4.3.5
+	opTemplate // a value with $1, to be read when the key is known
 )
 
 var accessOps = map[string]accessOp{
@@ -83,7 +84,7 @@ func parseRestrictions(value string) ([]Restriction, error) {
 		}
 		if k != nil && k.arg != argNone {
 			if i++; i == len(words) {
-				return nil, fmt.Errorf("restriction %s lacks its argument", r.Kind)
+				return list, fmt.Errorf("restriction %s lacks its argument", r.Kind)
 			}
 			r.Arg = words[i]
 		}
@@ -109,6 +110,10 @@ func allDigits(s string) bool {
 func (e *eval) access(c *check, h hit, what, class string) status {
 	a := h.access()
 	rule := Rule{Stage: e.stage, Kind: c.kind.name, Table: h.t.name, Key: h.key()}
+	if a == nil {
+		late := e.snap.late(e.find.value(h))
+		a = &late
+	}
 	text := func(def string) string {
 		if a.text != "" {
 			def = a.text

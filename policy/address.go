@@ -41,7 +41,8 @@ func (a *address) key() string { return a.local + "@" + a.domain }
 
 // domainSet answers whether a domain is listed.
 type domainSet struct {
-	exact, sub store // sub holds the names whose subdomains are listed, without the leading dot
+	exact, sub store       // sub holds the names whose subdomains are listed, without the leading dot
+	list       []matchItem // an ordered list, which then is all that counts
 }
 
 func newDomainSet(domains []string) (d domainSet, dup string, err error) {
@@ -78,7 +79,7 @@ func (d *domainSet) has(domain string) bool {
 // resolve finds out which domain an address really goes to: a local domain is
 // stripped, and what remains is looked at again, "%" and "!" being operators
 // (Postfix's defaults: allow_percent_hack, swap_bangpath, resolve_dequoted_address).
-func (s *Snapshot) resolve(m envelope.Mailbox, utf8 bool) address {
+func (s *Snapshot) resolve(f *finder, m envelope.Mailbox, utf8 bool) address {
 	a := address{raw: m.Local}
 	if m.Domain != "" {
 		a.raw += "@" + m.Domain
@@ -88,7 +89,7 @@ func (s *Snapshot) resolve(m envelope.Mailbox, utf8 bool) address {
 		if n := len(a.domain); n > 1 && a.domain[n-1] == '.' && a.domain[n-2] != '.' {
 			a.domain = a.domain[:n-1]
 		}
-		if a.domain != "" && !s.domains[classLocal].has(a.domain) {
+		if a.domain != "" && !s.inClass(f, classLocal, a.domain) {
 			break
 		}
 		local, domain, ok := splitRoute(a.local)
@@ -101,7 +102,7 @@ func (s *Snapshot) resolve(m envelope.Mailbox, utf8 bool) address {
 		a.local, a.domain = local, domain
 	}
 	for _, c := range []addressClass{classLocal, classVirtualAlias, classVirtualMailbox, classRelay} {
-		if s.domains[c].has(a.domain) {
+		if s.inClass(f, c, a.domain) {
 			a.class = c
 			break
 		}

@@ -96,11 +96,36 @@ func BenchmarkStore(b *testing.B) {
 	f := finder{snap: snap}
 	tables := snap.recipients[classVirtualMailbox]
 	for _, local := range []string{"user0654321", "nobody"} {
-		a := snap.resolve(envelope.Mailbox{Local: local, Domain: "example.org"}, false)
+		a := snap.resolve(&f, envelope.Mailbox{Local: local, Domain: "example.org"}, false)
 		b.Run(local, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				f.recipient(tables, &a)
+			}
+		})
+	}
+}
+
+// BenchmarkPattern matches a name with what sites have in their tables, in the
+// linear-time engine and in the backtracking one.
+func BenchmarkPattern(b *testing.B) {
+	key := []byte("adsl-198-51-100-17.pool.provider.example")
+	for _, p := range []struct{ name, src string }{
+		{"linear/prefix", `^mail\d*\.`},
+		{"linear/dynamic", `(dhcp|dial|ppp|[ax]?dsl).*\d{1,3}[.-]\d{1,3}[.-]\d{1,3}`},
+		{"backtrack/dynamic", `(?=.)(dhcp|dial|ppp|[ax]?dsl).*\d{1,3}[.-]\d{1,3}[.-]\d{1,3}`},
+		{"backtrack/lookahead", `^(?!.*@example\.org$)`},
+		{"backtrack/nested", `(?=.)^(\w+[.-]?)+$`},
+	} {
+		b.Run(p.name, func(b *testing.B) {
+			re, err := compilePattern(dialectPCRE, p.src, "is")
+			if err != nil {
+				b.Fatal(err)
+			}
+			var s scratch
+			b.ReportAllocs()
+			for b.Loop() {
+				re.match(&s, key, s.subject(key))
 			}
 		})
 	}

@@ -40,7 +40,7 @@ func subjectSender(e *eval) (what, class string) { return e.sender.raw, classSen
 func subjectRcpt(e *eval) (what, class string) { return e.rcpt.raw, classRcpt }
 
 func permitMyNetworks(e *eval, c *check) status {
-	if !e.snap.inMyNetworks(e.client.Addr) {
+	if !e.inMyNetworks() {
 		return dunno
 	}
 	return e.permit(e.ruleKey(c, e.client.Addr.String()))
@@ -197,7 +197,7 @@ func checkSenderAccess(e *eval, c *check) status {
 	}
 	var h hit
 	if e.sender.raw == "" {
-		h = e.find.one([]*table{c.table}, "<>", "", netip.Addr{})
+		h = e.find.one([]*table{c.table}, "<>", "", netip.Addr{}, true)
 	} else {
 		h = e.find.mailAccess(c.table, &e.sender)
 	}
@@ -307,6 +307,9 @@ func (e *eval) unlisted(a *address, class, kind string) status {
 			return e.foundRecipient(h, class)
 		}
 	}
+	if e.find.failed {
+		return e.lookupFailed(kind)
+	}
 	var code int
 	var where string
 	codes := &s.spec.Codes
@@ -332,6 +335,9 @@ func (e *eval) unlisted(a *address, class, kind string) status {
 		}
 		if h := e.find.recipient(tables, a); h.ok() {
 			return e.foundRecipient(h, class)
+		}
+		if e.find.failed {
+			return e.lookupFailed(kind)
 		}
 	}
 	dsn := "5.1.1"

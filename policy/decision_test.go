@@ -181,15 +181,15 @@ func (p *player) command(verb, arg string) Verdict {
 		return p.s.Helo(ctx, arg)
 	case "mail":
 		var params MailParams
-		f := strings.Fields(arg)
-		for _, o := range f[1:] {
+		path, rest, _ := cutLast(arg, ">")
+		for o := range strings.FieldsSeq(rest) {
 			if o == "SMTPUTF8" {
 				params.UTF8 = true
 			} else if n, found := strings.CutPrefix(o, "SIZE="); found {
 				params.Size, _ = strconv.ParseInt(n, 10, 64)
 			}
 		}
-		return p.s.Mail(ctx, envelope.ReversePath{Mailbox: parseMailbox(f[0])}, params)
+		return p.s.Mail(ctx, envelope.ReversePath{Mailbox: parseMailbox(path)}, params)
 	case "rcpt":
 		return p.s.Rcpt(ctx, envelope.ForwardPath{Mailbox: parseMailbox(arg)})
 	case "data":

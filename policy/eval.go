@@ -74,6 +74,9 @@ func (e *eval) list(checks []check) status {
 			continue
 		}
 		st = c.fn(e, c)
+		if e.find.failed {
+			st = e.lookupFailed(c.kind.name)
+		}
 		if e.warnIfReject >= e.depth {
 			e.warnIfReject = 0
 		}
@@ -127,6 +130,12 @@ func (e *eval) reject(rule Rule, code int, dsn, text string) status {
 // serverError is Postfix's answer to its own misconfiguration.
 func (e *eval) serverError(rule Rule) status {
 	return e.rejectNow(rule, 451, "4.3.5", "Server configuration error")
+}
+
+// lookupFailed is the answer when a pattern took too long: in doubt, later.
+func (e *eval) lookupFailed(kind string) status {
+	e.find.failed = false
+	return e.rejectNow(Rule{Stage: e.stage, Kind: kind}, 451, "4.3.0", "<"+e.what+">: Temporary lookup failure")
 }
 
 func (e *eval) permit(rule Rule) status {

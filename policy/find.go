@@ -10,15 +10,18 @@ import (
 // finder looks keys up. Its buffer belongs to one session and is overwritten
 // by each key, so that a look-up allocates nothing.
 type finder struct {
-	snap *Snapshot
-	buf  []byte
+	snap    *Snapshot
+	buf     []byte
+	scratch scratch
+	failed  bool // a look-up took too long; the owner asks and clears it
 }
 
-// one asks the tables for one key made of two parts.
-func (f *finder) one(tables []*table, a, b string, addr netip.Addr) hit {
+// one asks the tables for one key made of two parts. whole says that it is all
+// of what is looked for: patterns and networks are asked nothing less.
+func (f *finder) one(tables []*table, a, b string, addr netip.Addr, whole bool) hit {
 	f.buf = append(append(f.buf[:0], a...), b...)
 	for _, t := range tables {
-		if h := t.find(f.buf, addr); h.ok() {
+		if h := f.query(t, f.buf, addr, whole); h.ok() {
 			return h
 		}
 	}
@@ -27,13 +30,13 @@ func (f *finder) one(tables []*table, a, b string, addr netip.Addr) hit {
 
 // mailbox asks for local+rest with the local-part quoted where it needs it,
 // then without.
-func (f *finder) mailbox(tables []*table, local, rest string) hit {
+func (f *finder) mailbox(tables []*table, local, rest string, whole bool) hit {
 	if q := (envelope.Mailbox{Local: local}).String(); q != local {
-		if h := f.one(tables, q, rest, netip.Addr{}); h.ok() {
+		if h := f.one(tables, q, rest, netip.Addr{}, whole); h.ok() {
 			return h
 		}
 	}
-	return f.one(tables, local, rest, netip.Addr{})
+	return f.one(tables, local, rest, netip.Addr{}, whole)
 }
 
 // at is "@"+domain without an allocation where the domain is the folded end of
@@ -54,18 +57,18 @@ func (f *finder) recipient(tables []*table, a *address) hit {
 	}
 	at := a.at()
 	user, extended := f.snap.splitExtension(a.local)
-	h := f.mailbox(tables, a.local, at)
+	h := f.mailbox(tables, a.local, at, true)
 	if !h.ok() && extended {
-		h = f.mailbox(tables, user, at)
+		h = f.mailbox(tables, user, at, false)
 	}
 	if !h.ok() && (a.class == classLocal || f.snap.isOrigin(a.domain)) {
-		h = f.mailbox(tables, a.local, "")
+		h = f.mailbox(tables, a.local, "", false)
 		if !h.ok() && extended {
-			h = f.mailbox(tables, user, "")
+			h = f.mailbox(tables, user, "", false)
 		}
 	}
 	if !h.ok() {
-		h = f.one(tables, at, "", netip.Addr{})
+		h = f.one(tables, at, "", netip.Addr{}, false)
 	}
 	return h
 }
@@ -77,17 +80,17 @@ func (f *finder) mailAccess(t *table, a *address) hit {
 	tables := []*table{t}
 	at := a.at()
 	user, extended := f.snap.splitExtension(a.local)
-	h := f.mailbox(tables, a.local, at)
+	h := f.mailbox(tables, a.local, at, true)
 	if !h.ok() && extended {
-		h = f.mailbox(tables, user, at)
+		h = f.mailbox(tables, user, at, false)
 	}
 	if !h.ok() {
-		h = f.parents(tables, at[1:])
+		h = f.parents(tables, at[1:], false)
 	}
 	if !h.ok() {
-		h = f.mailbox(tables, a.local, "@")
+		h = f.mailbox(tables, a.local, "@", false)
 		if !h.ok() && extended {
-			h = f.mailbox(tables, user, "@")
+			h = f.mailbox(tables, user, "@", false)
 		}
 	}
 	return h
@@ -95,21 +98,24 @@ func (f *finder) mailAccess(t *table, a *address) hit {
 
 // domain looks a host name up with its parents. A bare address has none.
 func (f *finder) domain(t *table, name string) hit {
-	name = fold(name)
 	tables := []*table{t}
 	if a, err := netip.ParseAddr(name); err == nil {
-		return f.one(tables, name, "", a.Unmap())
+		return f.one(tables, name, "", a.Unmap(), true)
 	}
-	return f.parents(tables, name)
+	if t.whole() { // a pattern sees the name as it was given
+		return f.one(tables, name, "", netip.Addr{}, true)
+	}
+	return f.parents(tables, fold(name), true)
 }
 
 // parents asks for a name and its parent domains; these as ".parent" when
 // access tables don't match subdomains by themselves.
-func (f *finder) parents(tables []*table, name string) hit {
+func (f *finder) parents(tables []*table, name string, whole bool) hit {
 	for name != "" {
-		if h := f.one(tables, name, "", netip.Addr{}); h.ok() {
+		if h := f.one(tables, name, "", netip.Addr{}, whole); h.ok() {
 			return h
 		}
+		whole = false
 		i := strings.IndexByte(name[1:], '.')
 		if i < 0 {
 			break
@@ -131,7 +137,7 @@ func (f *finder) addr(t *table, a netip.Addr) hit {
 		delim = ":"
 	}
 	for {
-		if h := f.one(tables, s, "", full); h.ok() {
+		if h := f.one(tables, s, "", full, full.IsValid()); h.ok() {
 			return h
 		}
 		i := strings.LastIndex(s, delim)

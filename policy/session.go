@@ -62,7 +62,7 @@ func (s *Session) start(ctx context.Context) {
 	if !s.stated {
 		qs = append(qs, s.lookups.clientNames(s.client.Addr))
 	}
-	if !s.snap.inMyNetworks(s.client.Addr) {
+	if !s.snap.networks.hasAddr(s.client.Addr) {
 		for _, z := range s.snap.prefetch {
 			qs = append(qs, s.lookups.listed(reverseAddr(s.client.Addr)+z))
 		}
@@ -122,7 +122,11 @@ func (s *Session) Mail(ctx context.Context, from envelope.ReversePath, p MailPar
 	}
 	s.utf8 = p.UTF8
 	if !from.Null() {
-		s.sender = s.snap.resolve(from.Mailbox, p.UTF8)
+		s.sender = s.snap.resolve(&s.find, from.Mailbox, p.UTF8)
+		if s.find.failed {
+			e.what = s.sender.raw
+			return e.verdict(Mail, e.lookupFailed(kindServerError))
+		}
 		if s.sender.bad {
 			return e.verdict(Mail, e.answer(Rule{Stage: Mail, Kind: kindSyntax}, 501, "5.1.7", "Bad sender address syntax"))
 		}
@@ -142,7 +146,11 @@ func (s *Session) Mail(ctx context.Context, from envelope.ReversePath, p MailPar
 // name and the reverse-path too.
 func (s *Session) Rcpt(ctx context.Context, to envelope.ForwardPath) Verdict {
 	e := s.eval(ctx, Rcpt)
-	a := s.snap.resolve(to.Mailbox, s.utf8)
+	a := s.snap.resolve(&s.find, to.Mailbox, s.utf8)
+	if s.find.failed {
+		e.what = a.raw
+		return e.verdict(Rcpt, e.lookupFailed(kindServerError))
+	}
 	if a.bad && !to.Postmaster() {
 		return e.verdict(Rcpt, e.answer(Rule{Stage: Rcpt, Kind: kindSyntax}, 501, "5.1.3", "Bad recipient address syntax"))
 	}

@@ -5,12 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
-	"strings"
 	"sync"
-
-	"github.com/gaissmai/bart"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
 )
@@ -21,9 +17,11 @@ type Snapshot struct {
 	digest func() [32]byte
 	stats  Stats
 
+	late func(value string) access // reads a value that depends on the key
+
 	client, helo, sender, relay, recipient, data, endOfData []check
 
-	networks   *bart.Table[bool] // mynetworks: false excludes
+	networks   networkList
 	domains    [classRelay + 1]domainSet
 	recipients [classRelay + 1][]*table
 
@@ -44,6 +42,7 @@ func Compile(spec *Spec) (*Snapshot, error) {
 	c.settings()
 	c.addresses()
 	c.restrictions()
+	c.s.late = c.lateAccess()
 	if err := errors.Join(c.errs...); err != nil {
 		return nil, err
 	}
@@ -72,10 +71,11 @@ func (s *Snapshot) Session(r Resolver, c envelope.Client) *Session {
 	return se
 }
 
-func (s *Snapshot) inMyNetworks(a netip.Addr) bool {
-	in, found := s.networks.Lookup(a)
-	return found && in
-}
+// Bounds of how many tables a union or pipe names, and how deeply they nest.
+const (
+	maxMembers = 16
+	maxUnions  = 4
+)
 
 // compiler collects what is wrong, so that it can be told all at once.
 type compiler struct {
@@ -111,18 +111,6 @@ func (c *compiler) settings() {
 	if l.MessageSize < 0 || min(l.Recipients, l.HeaderBytes, l.LineLength, l.Hops, l.SoftErrors, l.HardErrors, l.JunkCommands, l.RcptOvershoot) < 0 {
 		c.errorf("limits: a limit can't be negative")
 	}
-	c.s.networks = new(bart.Table[bool])
-	for _, n := range spec.MyNetworks {
-		rest, excluded := strings.CutPrefix(n, "!")
-		p, err := parsePrefix(rest)
-		if err != nil {
-			c.errorf("mynetworks: %w", err)
-			continue
-		}
-		if _, covered := c.s.networks.LookupPrefix(p); !covered { // the first match wins
-			c.s.networks.Insert(p, !excluded)
-		}
-	}
 	for _, name := range slices.Sorted(maps.Keys(spec.Tables)) {
 		if t := spec.Tables[name]; t == nil || t.typ == "" {
 			c.errorf("tables.%s: is empty", name)
@@ -130,6 +118,8 @@ func (c *compiler) settings() {
 			c.tables[name] = newTable(name, t)
 		}
 	}
+	c.members()
+	c.networks()
 	for _, site := range spec.DNSBL.Sites {
 		z := c.zone("dnsbl.sites", site.Zone)
 		if z != nil {
@@ -167,6 +157,7 @@ func (c *compiler) addresses() {
 			c.errorf("addresses: domains: %w", err)
 		}
 		s.domains[class] = set
+		s.domains[class].list = c.domainList(ac)
 		s.recipients[class] = c.named("addresses: recipients", ac.Recipients)
 		s.stats.Domains += len(ac.Domains)
 		for _, t := range s.recipients[class] {
@@ -179,6 +170,36 @@ func (c *compiler) addresses() {
 	s.virtualAlias = c.named("addresses: virtual_alias_maps", a.VirtualAlias)
 	for _, t := range s.virtualAlias {
 		s.stats.Recipients += t.Len()
+	}
+}
+
+// members finds the tables that unions and pipes name. None may contain
+// itself.
+func (c *compiler) members() {
+	for _, name := range slices.Sorted(maps.Keys(c.tables)) {
+		t := c.tables[name]
+		if t.typ != typeUnion && t.typ != typePipe {
+			continue
+		}
+		if len(t.tables) == 0 || len(t.tables) > maxMembers {
+			c.errorf("tables.%s: names no table, or more than %d", name, maxMembers)
+		}
+		t.members = c.named("tables."+name, t.tables)
+		for _, m := range t.members {
+			if t.typ == typePipe && m.typ == typeSet {
+				c.errorf("tables.%s: %q has no values", name, m.name)
+			}
+		}
+	}
+	var nested func(t *table, depth int) bool
+	nested = func(t *table, depth int) bool {
+		return depth > maxUnions || slices.ContainsFunc(t.members, func(m *table) bool { return nested(m, depth+1) })
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.tables)) {
+		if t := c.tables[name]; len(t.members) > 0 && nested(t, 0) {
+			c.errorf("tables.%s: contains itself, or nests too deeply", name)
+			t.members = nil
+		}
 	}
 }
 
@@ -288,9 +309,17 @@ func (c *compiler) actions(t *table) {
 	t.actions = make([]access, len(t.values))
 	c.s.stats.Rules += t.Len()
 	for i, v := range t.values {
+		if isPatterns(t.typ) {
+			parts, _ := parseTemplate(v, maxPattern)
+			fixed, ok := fixedValue(parts)
+			if v = fixed; !ok {
+				t.actions[i].op = opTemplate
+				continue
+			}
+		}
 		a := parseAccess(v)
 		if a.op == opList {
-			if a.list = c.valueList(t, v); a.list == nil {
+			if a.list = c.valueList(t.name, v); a.list == nil {
 				a.op = opBad
 			}
 		}
@@ -298,18 +327,39 @@ func (c *compiler) actions(t *table) {
 	}
 }
 
-// valueList compiles a list of restrictions in a table's value; nil when it
-// isn't one.
-func (c *compiler) valueList(t *table, v string) []check {
-	rs, err := parseRestrictions(v)
-	if err != nil {
-		return nil
+// lateAccess reads values at run time. A list of restrictions in one can't
+// name tables.
+func (c *compiler) lateAccess() func(string) access {
+	spec, classes := c.s.spec, c.classes
+	return func(value string) access {
+		a := parseAccess(value)
+		if a.op == opList {
+			c := &compiler{s: &Snapshot{spec: spec}, classes: classes}
+			if a.list = c.valueList("", value); a.list == nil {
+				a.op = opBad
+			}
+		}
+		return a
 	}
-	before := len(c.errs)
-	list := c.list("table "+t.name, rs)
-	if len(c.errs) > before {
-		c.errs = c.errs[:before]
-		return nil
+}
+
+// valueList compiles a list of restrictions in a table's value. What it can't
+// read is a server error when it is reached, as with Postfix.
+func (c *compiler) valueList(table, v string) []check {
+	rs, err := parseRestrictions(v)
+	var list []check
+	for _, r := range rs {
+		before := len(c.errs)
+		ch, ok := c.check("table "+table, r)
+		if c.errs = c.errs[:before]; !ok {
+			ch = check{kind: badRestriction}
+		}
+		list = append(list, ch)
+	}
+	if err != nil {
+		list = append(list, check{kind: badRestriction})
 	}
 	return list
 }
+
+var badRestriction = &kind{name: kindServerError, fn: func(e *eval, c *check) status { return e.serverError(e.ruleOf(c)) }}

@@ -27,7 +27,10 @@ type Spec struct {
 
 	Restrictions Restrictions             `json:"restrictions"`
 	Classes      map[string][]Restriction `json:"restriction_classes,omitempty"`
-	MyNetworks   []string                 `json:"mynetworks,omitempty"` // addresses and prefixes, "!" excludes, first match wins
+	// MyNetworks holds addresses, prefixes, client names and "table:NAME"; "!"
+	// excludes, the first match wins.
+	MyNetworks             []string `json:"mynetworks,omitempty"`
+	NetworksMatchSubdomain bool     `json:"mynetworks_matches_subdomains,omitempty"` // mynetworks in parent_domain_matches_subdomains
 
 	Addresses Addresses         `json:"addresses"`
 	DNSBL     DNSBL             `json:"dnsbl"`
@@ -93,6 +96,13 @@ type Addresses struct {
 type AddressClass struct {
 	Domains    []string `json:"domains,omitempty"`    // sorted; ".example.org" stands for all subdomains
 	Recipients []string `json:"recipients,omitempty"` // tables, in look-up order; none: every recipient exists
+
+	// Match decides in place of Domains where it is given, for lists that a
+	// set of names can't express. Its elements are domains and "table:NAME";
+	// "!" excludes, the first match wins. Domains is then what is known of
+	// the outcome, for statistics and guards.
+	Match   []string `json:"match,omitempty"`
+	Parents string   `json:"parents,omitempty"` // whether an element of Match matches subdomains: "" no, "name" yes, ".name" with a dot
 }
 
 // DNSBL configures DNS lists beyond what a restriction's argument says.

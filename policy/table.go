@@ -17,7 +17,11 @@ const (
 	typeSet    = "set"    // keys without values: recipients
 	typeHash   = "hash"   // keys with values, equal but for case
 	typeCIDR   = "cidr"   // networks with values, the first that matches wins
+	typeRegexp = "regexp" // POSIX extended regular expressions with values
+	typePCRE   = "pcre"   // likewise, Perl's
 	typeStatic = "static" // one value for every key
+	typeUnion  = "union"  // other tables: all their values, joined with commas
+	typePipe   = "pipe"   // other tables: the value of one is the key of the next
 )
 
 // Table is an immutable look-up table. Keys are folded to lower case, as
@@ -26,13 +30,9 @@ type Table struct {
 	typ    string
 	keys   store
 	vals   []uint32 // hash: for each key its index in values
-	values []string // hash, cidr, static: the distinct values
-	rules  []cidrRule
-}
-
-type cidrRule struct {
-	net netip.Prefix
-	val uint32
+	values []string // hash, cidr, regexp, pcre, static: the distinct values
+	rules  []rule   // cidr, regexp, pcre
+	tables []string // union, pipe: the names of the members
 }
 
 // NewSet returns a table of keys without values. It takes keys over.
@@ -70,19 +70,38 @@ func NewHash(entries map[string]string) (*Table, error) {
 }
 
 // NewCIDR returns a table of networks, each a [prefix, value] pair: the first
-// that matches wins.
-func NewCIDR(rules [][2]string) (*Table, error) {
-	t := &Table{typ: typeCIDR, rules: make([]cidrRule, 0, len(rules))}
+// that matches wins. "!" negates a prefix; "if PREFIX" and "endif" put a
+// condition on the rules between them, and have no value.
+func NewCIDR(rules [][2]string) (*Table, error) { return newRules(typeCIDR, rules) }
+
+// NewRegexp returns a table of POSIX extended regular expressions, each a
+// ["/pattern/flags", value] pair; "!", "if" and "endif" as for NewCIDR. The
+// pattern has no escapes but its own. The flags are those in force: "i" ignores
+// case, "m" is REG_NEWLINE, "x" (which must be there) means extended. Patterns
+// are asked the whole key only.
+func NewRegexp(rules [][2]string) (*Table, error) { return newRules(typeRegexp, rules) }
+
+// NewPCRE is NewRegexp for patterns of PCRE, with the flags "imsxAEUX".
+func NewPCRE(rules [][2]string) (*Table, error) { return newRules(typePCRE, rules) }
+
+func newRules(typ string, rules [][2]string) (*Table, error) {
+	t := &Table{typ: typ, rules: make([]rule, 0, len(rules))}
 	intern := map[string]uint32{}
 	for _, r := range rules {
-		p, err := parsePrefix(r[0])
-		if err != nil {
+		if err := t.addRule(r[0], r[1], func(v string) uint32 { return t.intern(intern, v) }); err != nil {
 			return nil, err
 		}
-		t.rules = append(t.rules, cidrRule{p, t.intern(intern, r[1])})
 	}
-	return t, nil
+	return t, t.link()
 }
+
+// NewUnion returns a table that asks other tables, by their names in the Spec,
+// and joins what they say with commas.
+func NewUnion(tables []string) *Table { return &Table{typ: typeUnion, tables: tables} }
+
+// NewPipe returns a table that asks the first of other tables, the second with
+// what the first says, and so on.
+func NewPipe(tables []string) *Table { return &Table{typ: typePipe, tables: tables} }
 
 // NewStatic returns a table that has one value for every key.
 func NewStatic(value string) *Table { return &Table{typ: typeStatic, values: []string{value}} }
@@ -99,8 +118,11 @@ func (t *Table) intern(m map[string]uint32, v string) uint32 {
 
 // Len returns the number of entries.
 func (t *Table) Len() int {
-	if t.typ == typeCIDR {
+	if hasRules(t.typ) {
 		return len(t.rules)
+	}
+	if len(t.tables) > 0 {
+		return len(t.tables)
 	}
 	return max(t.keys.len(), len(t.values[:min(1, len(t.values))]))
 }
@@ -131,6 +153,7 @@ type tableJSON struct {
 	Entries map[string]string `json:"entries,omitempty"`
 	Rules   [][2]string       `json:"rules,omitempty"`
 	Value   string            `json:"value,omitempty"`
+	Tables  []string          `json:"tables,omitempty"`
 }
 
 // MarshalJSON writes the table with its keys sorted, or its rules in order.
@@ -147,10 +170,13 @@ func (t *Table) MarshalJSON() ([]byte, error) {
 		for i, v := range t.vals {
 			j.Entries[string(t.keys.key(i))] = t.values[v]
 		}
-	case typeCIDR:
-		for _, r := range t.rules {
-			j.Rules = append(j.Rules, [2]string{prefixString(r.net), t.values[r.val]})
+	case typeCIDR, typeRegexp, typePCRE:
+		for i := range t.rules {
+			k, v := t.Entry(i)
+			j.Rules = append(j.Rules, [2]string{string(k), v})
 		}
+	case typeUnion, typePipe:
+		j.Tables = t.tables
 	case typeStatic:
 		j.Value = t.values[0]
 	}
@@ -170,10 +196,14 @@ func (t *Table) UnmarshalJSON(b []byte) error {
 		n, err = NewSet(j.Keys)
 	case typeHash:
 		n, err = NewHash(j.Entries)
-	case typeCIDR:
-		n, err = NewCIDR(j.Rules)
+	case typeCIDR, typeRegexp, typePCRE:
+		n, err = newRules(j.Type, j.Rules)
 	case typeStatic:
 		n = NewStatic(j.Value)
+	case typeUnion:
+		n = NewUnion(j.Tables)
+	case typePipe:
+		n = NewPipe(j.Tables)
 	default:
 		err = fmt.Errorf("unknown table type %q", j.Type)
 	}
@@ -194,13 +224,14 @@ func prefixString(p netip.Prefix) string {
 type table struct {
 	*Table
 	name    string
-	nets    *bart.Table[uint32] // cidr: index in rules
+	nets    *bart.Table[uint32] // cidr without conditions: index in rules
 	actions []access            // for each of values, when an access restriction uses the table
+	members []*table            // union, pipe
 }
 
 func newTable(name string, t *Table) *table {
 	c := &table{Table: t, name: name}
-	if t.typ != typeCIDR {
+	if t.typ != typeCIDR || !t.plain() {
 		return c
 	}
 	c.nets = new(bart.Table[uint32])
@@ -214,10 +245,20 @@ func newTable(name string, t *Table) *table {
 	return c
 }
 
+// whole says that the table is asked about whole keys only, not about their
+// parents and parts. A union or pipe is what its first member is.
+func (t *table) whole() bool {
+	for len(t.members) > 0 {
+		t = t.members[0]
+	}
+	return hasRules(t.typ)
+}
+
 // hit is an entry of a table, or none.
 type hit struct {
-	t     *table
-	entry int
+	t      *table
+	entry  int
+	joined string // of a union or pipe: the value
 }
 
 func (h hit) ok() bool { return h.t != nil }
@@ -225,42 +266,99 @@ func (h hit) ok() bool { return h.t != nil }
 // key spells the entry's key.
 func (h hit) key() string {
 	switch h.t.typ {
-	case typeCIDR:
-		return prefixString(h.t.rules[h.entry].net)
-	case typeStatic:
+	case typeCIDR, typeRegexp, typePCRE:
+		return h.t.rules[h.entry].key()
+	case typeStatic, typeUnion, typePipe:
 		return ""
 	}
 	return string(h.t.keys.key(h.entry))
 }
 
+// access is what the entry asks for, nil when its value depends on the key.
 func (h hit) access() *access {
+	i := 0
 	switch h.t.typ {
-	case typeCIDR:
-		return &h.t.actions[h.t.rules[h.entry].val]
+	case typeUnion, typePipe:
+		return nil
+	case typeCIDR, typeRegexp, typePCRE:
+		i = int(h.t.rules[h.entry].val)
 	case typeHash:
-		return &h.t.actions[h.t.vals[h.entry]]
+		i = int(h.t.vals[h.entry])
 	}
-	return &h.t.actions[0]
+	if a := &h.t.actions[i]; a.op != opTemplate {
+		return a
+	}
+	return nil
 }
 
-// find looks a folded key up. addr is the key as an address, when it is one
-// and isn't a part of what is looked for: only those match a cidr table.
-func (t *table) find(key []byte, addr netip.Addr) hit {
+// query looks a folded key up. addr is the key as an address, when it is one;
+// whole says that it isn't a part of what is looked for.
+func (f *finder) query(t *table, key []byte, addr netip.Addr, whole bool) hit {
 	switch t.typ {
 	case typeStatic:
-		return hit{t, 0}
-	case typeCIDR:
-		if addr.IsValid() {
-			if i, ok := t.nets.Lookup(addr); ok {
-				return hit{t, int(i)}
+		return hit{t: t}
+	case typeUnion, typePipe:
+		if whole || !t.whole() {
+			return f.combined(t, string(key), addr)
+		}
+		return hit{}
+	case typeCIDR, typeRegexp, typePCRE:
+		if !whole {
+			return hit{}
+		}
+		if t.nets != nil {
+			if addr.IsValid() {
+				if i, ok := t.nets.Lookup(addr); ok {
+					return hit{t: t, entry: int(i)}
+				}
 			}
+		} else if i := f.findRule(t, key, addr); i >= 0 {
+			return hit{t: t, entry: i}
 		}
 		return hit{}
 	}
 	if i := t.keys.find(key); i >= 0 {
-		return hit{t, i}
+		return hit{t: t, entry: i}
 	}
 	return hit{}
+}
+
+// combined asks the members of a union or pipe.
+func (f *finder) combined(t *table, key string, addr netip.Addr) hit {
+	ask := func(m *table) (string, bool) {
+		f.buf = append(f.buf[:0], key...)
+		if !hasRules(m.typ) {
+			f.buf = append(f.buf[:0], fold(key)...)
+		}
+		h := f.query(m, f.buf, addr, true)
+		if !h.ok() {
+			return "", false
+		}
+		return f.value(h), true
+	}
+	h := hit{t: t}
+	var values []string
+	for _, m := range t.members {
+		v, found := ask(m)
+		switch {
+		case t.typ == typeUnion && found:
+			values = append(values, v)
+		case t.typ == typePipe && !found:
+			return hit{}
+		case t.typ == typePipe:
+			key = v
+			addr, _ = netip.ParseAddr(v)
+		}
+	}
+	if t.typ == typePipe {
+		h.joined = key
+		return h
+	}
+	if len(values) == 0 {
+		return hit{}
+	}
+	h.joined = strings.Join(values, ",")
+	return h
 }
 
 // fold brings a key to the case in which tables hold it. It returns s itself

@@ -10,18 +10,25 @@ import (
 // A Table's entries travel one by one, in order, so that a table of ten
 // million recipients is neither a map nor a slice of strings on its way.
 
-// Type is "set", "hash", "cidr" or "static".
+// Type is "set", "hash", "cidr", "regexp", "pcre", "static", "union" or "pipe".
 func (t *Table) Type() string { return t.typ }
 
 // Entry returns entry i of Len: its key and its value. Sets have no values, a
-// static table no key. Keys of sets and hashes ascend bytewise; the entries of
-// a cidr table are in the order of their rank. The caller must not change key.
+// static table no key; of a union or pipe the values are the names of its
+// tables. Keys of sets and hashes ascend bytewise; other entries are in the
+// order of their rank, and their keys may repeat. The caller must not change
+// key.
 func (t *Table) Entry(i int) (key []byte, value string) {
 	switch t.typ {
-	case typeCIDR:
-		return []byte(prefixString(t.rules[i].net)), t.values[t.rules[i].val]
+	case typeCIDR, typeRegexp, typePCRE:
+		if r := &t.rules[i]; r.op == ruleMatch {
+			value = t.values[r.val]
+		}
+		return []byte(t.rules[i].key()), value
 	case typeStatic:
 		return nil, t.values[i]
+	case typeUnion, typePipe:
+		return nil, t.tables[i]
 	case typeHash:
 		value = t.values[t.vals[i]]
 	}
@@ -47,7 +54,7 @@ func NewTableBuilder(typ string, entries, octets int) (*TableBuilder, error) {
 		if typ == typeHash {
 			b.t.vals = make([]uint32, 0, entries)
 		}
-	case typeCIDR, typeStatic:
+	case typeCIDR, typeRegexp, typePCRE, typeStatic, typeUnion, typePipe:
 	default:
 		return nil, fmt.Errorf("table type %q is unknown", typ)
 	}
@@ -64,12 +71,14 @@ func (b *TableBuilder) Add(key, value []byte) error {
 		}
 		t.values = append(t.values, string(value))
 		return nil
-	case typeCIDR:
-		p, err := parsePrefix(string(key))
-		if err == nil {
-			t.rules = append(t.rules, cidrRule{p, b.val(value)})
+	case typeCIDR, typeRegexp, typePCRE:
+		return t.addRule(string(key), string(value), func(v string) uint32 { return b.val([]byte(v)) })
+	case typeUnion, typePipe:
+		if len(key) > 0 || len(value) == 0 {
+			return fmt.Errorf("an entry of a %s is the name of a table", t.typ)
 		}
-		return err
+		t.tables = append(t.tables, string(value))
+		return nil
 	case typeSet:
 		if len(value) > 0 {
 			return fmt.Errorf("key %q of a set has a value", key)
@@ -157,6 +166,9 @@ func (b *TableBuilder) Table() (*Table, error) {
 	b.t = nil
 	if t.typ == typeStatic && len(t.values) == 0 {
 		return nil, errors.New("a static table lacks its value")
+	}
+	if hasRules(t.typ) {
+		return t, t.link()
 	}
 	if spare := cap(t.keys.data) - len(t.keys.data); spare > len(t.keys.data)/8 {
 		t.keys.data = bytes.Clone(t.keys.data)

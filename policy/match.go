@@ -1,0 +1,197 @@
+package policy
+
+import (
+	"net/netip"
+	"strings"
+
+	"github.com/gaissmai/bart"
+)
+
+// Lists of networks and of domains whose elements are looked at in order, as
+// Postfix's match_list(3) does: "!" excludes, "table:NAME" asks a table of the
+// Spec, and the first element that matches decides.
+
+// matchItem is an element of such a list.
+type matchItem struct {
+	not   bool
+	table *table
+	name  string // a domain; ".name" stands for its subdomains
+	net   netip.Prefix
+}
+
+const tablePrefix = "table:"
+
+// networkList is mynetworks. Without tables and names it is a trie, else the
+// elements in order.
+type networkList struct {
+	trie  *bart.Table[bool] // false excludes
+	items []matchItem
+}
+
+func (c *compiler) networks() {
+	l := &c.s.networks
+	l.trie = new(bart.Table[bool])
+	ordered := false
+	for _, n := range c.s.spec.MyNetworks {
+		rest, excluded := strings.CutPrefix(n, "!")
+		item := matchItem{not: excluded}
+		p, err := parsePrefix(rest)
+		switch name, isTable := strings.CutPrefix(rest, tablePrefix); {
+		case isTable:
+			ordered = true
+			if item.table = c.tables[name]; item.table == nil {
+				c.errorf("mynetworks: no table is called %q", name)
+				continue
+			}
+		case err == nil:
+			item.net = p
+			if _, covered := l.trie.LookupPrefix(p); !covered { // the first match wins
+				l.trie.Insert(p, !excluded)
+			}
+		case validHostname(strings.TrimPrefix(rest, ".")):
+			ordered = true
+			item.name = fold(rest)
+		default:
+			c.errorf("mynetworks: %w", err)
+			continue
+		}
+		l.items = append(l.items, item)
+	}
+	if !ordered {
+		l.items = nil
+	}
+}
+
+// hasAddr says that an address is in the list, as far as that can be told
+// without the client's name.
+func (l *networkList) hasAddr(a netip.Addr) bool {
+	in, found := l.trie.Lookup(a)
+	return l.items == nil && found && in
+}
+
+// inMyNetworks says that the client is in mynetworks. Its name must be known
+// by now.
+func (e *eval) inMyNetworks() bool {
+	l := &e.snap.networks
+	if l.items == nil {
+		return l.hasAddr(e.client.Addr)
+	}
+	name := fold(e.client.Name)
+	for i := range l.items {
+		m := &l.items[i]
+		found := false
+		switch {
+		case m.table != nil:
+			found = e.find.listed(m.table, name, e.snap.spec.NetworksMatchSubdomain) ||
+				e.find.query(m.table, append(e.find.buf[:0], e.client.Addr.String()...), e.client.Addr, true).ok()
+		case m.name != "":
+			found = matchesDomain(name, m.name, e.snap.spec.NetworksMatchSubdomain)
+		default:
+			found = m.net.Contains(e.client.Addr)
+		}
+		if found {
+			return !m.not
+		}
+	}
+	return false
+}
+
+// listed asks a table about a domain, and where it is indexed about the
+// domain's parents: by their names, or by ".name".
+func (f *finder) listed(t *table, domain string, subdomains bool) bool {
+	for whole := true; domain != ""; whole = false {
+		f.buf = append(f.buf[:0], domain...)
+		if f.query(t, f.buf, netip.Addr{}, whole).ok() {
+			return true
+		}
+		i := strings.IndexByte(domain[1:], '.')
+		if i < 0 {
+			break
+		}
+		domain = domain[i+1:]
+		if subdomains {
+			domain = domain[1:]
+		}
+	}
+	return false
+}
+
+func matchesDomain(domain, pattern string, subdomains bool) bool {
+	switch {
+	case domain == pattern:
+		return true
+	case subdomains:
+		rest, ok := strings.CutSuffix(domain, pattern)
+		return ok && strings.HasSuffix(rest, ".") && len(rest) > 1
+	}
+	return len(domain) > len(pattern) && pattern[0] == '.' && strings.HasSuffix(domain, pattern)
+}
+
+// Values of AddressClass.Parents.
+const (
+	parentsNone = ""      // a domain matches its own name only
+	parentsName = "name"  // "example.org" matches its subdomains too
+	parentsDot  = ".name" // only ".example.org" does
+)
+
+// domainList compiles an ordered list of domains, nil when there is none.
+func (c *compiler) domainList(ac *AddressClass) []matchItem {
+	if ac.Parents != parentsNone && ac.Parents != parentsName && ac.Parents != parentsDot {
+		c.errorf("addresses: parents: %q is none of %q, %q, %q", ac.Parents, parentsNone, parentsName, parentsDot)
+	}
+	var list []matchItem
+	for _, d := range ac.Match {
+		rest, not := strings.CutPrefix(d, "!")
+		item := matchItem{not: not, name: fold(rest)}
+		if name, isTable := strings.CutPrefix(rest, tablePrefix); isTable {
+			item.name = ""
+			if item.table = c.tables[name]; item.table == nil {
+				c.errorf("addresses: match: no table is called %q", name)
+				continue
+			}
+		} else if rest == "" {
+			c.errorf("addresses: match: an element is empty")
+			continue
+		}
+		list = append(list, item)
+	}
+	return list
+}
+
+// inClass says that a folded domain belongs to a class of addresses.
+func (s *Snapshot) inClass(f *finder, class addressClass, domain string) bool {
+	set := &s.domains[class]
+	if set.list == nil {
+		return set.has(domain)
+	}
+	parents := s.spec.Addresses.class(class).Parents
+	for i := range set.list {
+		m := &set.list[i]
+		found := m.name == domain
+		switch {
+		case m.table != nil && parents == parentsNone:
+			f.buf = append(f.buf[:0], domain...)
+			found = f.query(m.table, f.buf, netip.Addr{}, true).ok()
+		case m.table != nil:
+			found = f.listed(m.table, domain, parents == parentsName)
+		case parents != parentsNone:
+			found = matchesDomain(domain, m.name, parents == parentsName)
+		}
+		if found {
+			return !m.not
+		}
+	}
+	return false
+}
+
+func (a *Addresses) class(c addressClass) *AddressClass {
+	switch c {
+	case classLocal:
+		return &a.Local
+	case classVirtualAlias:
+		return &a.VirtualAliases
+	case classVirtualMailbox:
+		return &a.VirtualMailbox
+	}
+	return &a.Relay
+}
