@@ -92,7 +92,20 @@ func TestLikePostfix(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Fatal("Postfix's master needs root: run the tests as root, as .ci/run does")
 	}
-	addr, src := startPostfix(t)
+	for name, extra := range map[string]string{
+		"every list": "",
+		"dotted": "parent_domain_matches_subdomains =\nrelay_domains = .one.example, hash:@DIR@/relay.map\nrecipient_delimiter = -\n" +
+			"smtpd_relay_before_recipient_restrictions = no\nowner_request_special = no\n",
+		"all accepted": "relay_recipient_maps =\nlocal_recipient_maps =\nsmtpd_reject_unlisted_sender = no\nvirtual_alias_domains = alias.example\n",
+		"bare": "smtpd_client_restrictions =\nsmtpd_helo_restrictions =\nsmtpd_sender_restrictions =\nsmtpd_recipient_restrictions =\n" +
+			"smtpd_relay_restrictions = permit_mynetworks, defer_unauth_destination\nmyorigin = mailbox.example\n",
+	} {
+		t.Run(name, func(t *testing.T) { compare(t, extra) })
+	}
+}
+
+func compare(t *testing.T, extra string) {
+	addr, src := startPostfix(t, extra)
 	spec, _ := load(t, src)
 	snap, err := policy.Compile(spec)
 	if err != nil {
@@ -102,6 +115,9 @@ func TestLikePostfix(t *testing.T) {
 	for _, client := range []string{"192.0.2.5", "10.1.1.1", "10.200.1.1", "198.51.100.7", "198.51.100.9", "198.51.100.200", "203.0.113.5"} {
 		for _, helo := range []string{"ok.example", "mx.example.org", "a.dyn.example", "noname", "-bad-.example"} {
 			for _, sender := range []string{"", "a@spam.example", "news@x.example", "x@sender.example", "classy@sender.example", "defer@sender.example", "alice@mailbox.example", "nobody@mailbox.example", "bare"} {
+				if helo != "ok.example" && sender != "x@sender.example" {
+					continue
+				}
 				live := playLive(t, addr, client, helo, sender)
 				ours := playEngine(t, snap, client, helo, sender)
 				for i, rcpt := range liveRecipients {
@@ -133,7 +149,7 @@ var liveRecipients = []string{
 	"user@elsewhere.example", "alice%mailbox.example@mx.example.org", "mailbox.example!alice@mx.example.org", "user@nodot", "defer@mailbox.example",
 }
 
-func startPostfix(t *testing.T) (addr string, src postfix.Source) {
+func startPostfix(t *testing.T, extra string) (addr string, src postfix.Source) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -145,6 +161,7 @@ func startPostfix(t *testing.T) (addr string, src postfix.Source) {
 	for name, text := range liveFiles {
 		files[name] = text
 	}
+	files["main.cf"] += extra
 	src = install(t, files)
 	src.Service = addr
 	for dir := src.ConfigDir; dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) { // Postfix's user reads the tables
