@@ -37,6 +37,15 @@ type version struct {
 	content *content
 }
 
+// outline is v without its tables, which take all the memory. They are on the
+// disk.
+func (v *version) outline() *version {
+	if v == nil {
+		return nil
+	}
+	return &version{head: v.head, content: &content{layout: v.content.layout}}
+}
+
 // held is what the sessions see.
 type held struct {
 	fresh, stale *policy.Snapshot
@@ -66,7 +75,7 @@ type Follower struct {
 	mu       sync.Mutex // guards all below; never held while the network is waited for
 	newest   *Head      // the last that was verified and stored: what no head may fall behind
 	cur      *version   // the newest whose content is held
-	prev     *version   // the one before, for Diff; nil at first
+	prev     *version   // the one before, without its tables; nil at first
 	base     *version   // set while a deletion is staged: the version before it
 	rejected bool       // the operator refused the staged deletion
 	gone     *deletion  // from base to cur
@@ -143,16 +152,16 @@ func (f *Follower) load() error {
 		if f.newest == nil {
 			f.newest = h
 		}
-		v, err := f.loadVersion(h, raw)
-		if err != nil {
-			f.alarm(fmt.Errorf("load policy %s: %w", name, err), AlarmStore)
-			continue
-		}
-		if f.cur == nil {
-			f.cur = v
-		} else {
-			f.prev = v
+		if f.cur != nil {
+			l, err := f.store.layout(h)
+			if err != nil {
+				continue // it matters to Diff alone
+			}
+			f.prev = &version{head: h, content: &content{layout: l}}
 			break
+		}
+		if f.cur, err = f.loadVersion(h, raw); err != nil {
+			f.alarm(fmt.Errorf("load policy %s: %w", name, err), AlarmStore)
 		}
 	}
 	if f.cur == nil {

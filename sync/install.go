@@ -120,7 +120,7 @@ func (f *Follower) commit(v *version) error {
 	if base == nil {
 		base, f.recent = f.cur, f.recently()
 	}
-	f.prev, f.cur = f.cur, v
+	f.prev, f.cur = f.cur.outline(), v
 	f.stage(base, f.rejected)
 	if err := f.save(v, old.base); err != nil {
 		f.restore(&old)

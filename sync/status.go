@@ -197,6 +197,16 @@ func (f *Follower) Diff(from, to uint64, limit int) (*Change, error) {
 	if a == nil || b == nil {
 		return nil, errors.New("only the version in force and the ones before are held; see `understudy policy status`")
 	}
+	for _, v := range []**version{&a, &b} {
+		if (*v).content.spec != nil {
+			continue
+		}
+		c, err := build((*v).head, (*v).content.layout, held[0].content, f.store.get)
+		if err != nil {
+			return nil, fmt.Errorf("load version %d: %w", (*v).head.Version, err)
+		}
+		*v = &version{head: (*v).head, content: c}
+	}
 	return diff(a, b, limit)
 }
 
