@@ -75,7 +75,7 @@ func (f *front) command(line string) {
 	if i := strings.IndexAny(line, " \t"); i >= 0 {
 		verb, arg = line[:i], strings.TrimLeft(line[i:], " \t")
 	}
-	verb = strings.ToUpper(verb)
+	verb = upper(verb)
 	switch verb {
 	case "EHLO", "HELO":
 		f.verb = verb

@@ -181,7 +181,9 @@ func snapshot(t testing.TB, change func(*policy.Spec)) *policy.Snapshot {
 	if err != nil {
 		t.Fatal(err)
 	}
-	clients, err := policy.NewHash(map[string]string{"192.0.2.66": "REJECT go away", "192.0.2.67": "521 hang up", "192.0.2.68": "DISCARD"})
+	clients, err := policy.NewHash(map[string]string{
+		"192.0.2.66": "REJECT go away", "192.0.2.67": "521 hang up", "192.0.2.68": "DISCARD", "192.0.2.69": "HOLD", "192.0.2.70": "DEFER later",
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -79,7 +79,7 @@ func (tx *transaction) params(list string) envelope.Reply {
 	for param := range strings.FieldsSeq(list) {
 		key, value, _ := strings.Cut(param, "=")
 		valid := true
-		switch strings.ToUpper(key) {
+		switch upper(key) {
 		case "SIZE": // RFC 1870 §4
 			n, err := strconv.ParseUint(value, 10, 63)
 			if tx.size, valid = int64(n), err == nil && len(value) <= 20; !valid {
@@ -158,7 +158,7 @@ func (f *front) recipient(arg string) {
 func rcptParams(rcpt *envelope.Recipient, list string) envelope.Reply {
 	for param := range strings.FieldsSeq(list) {
 		key, value, _ := strings.Cut(param, "=")
-		switch strings.ToUpper(key) {
+		switch upper(key) {
 		case "NOTIFY": // RFC 3461 §4.1
 			if rcpt.Notify != "" || !validNotify(value) {
 				return envelope.NewReply(501, "5.5.4", "Error: Bad NOTIFY parameter syntax")
@@ -224,6 +224,17 @@ func ascii(s string) bool {
 		}
 	}
 	return true
+}
+
+// upper is ASCII's strings.ToUpper: Unicode's takes "ı" for "I" and "ſ" for "S".
+func upper(s string) string {
+	b := []byte(s)
+	for i, c := range b {
+		if c >= 'a' && c <= 'z' {
+			b[i] = c - 'a' + 'A'
+		}
+	}
+	return string(b)
 }
 
 // cutFold cuts prefix off s, whatever its case.

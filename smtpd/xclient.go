@@ -77,7 +77,7 @@ func (x *xclient) set(attr string) (bad string) {
 	}
 	value := unxtext(raw)
 	gone := strings.EqualFold(value, unavailable)
-	name = strings.ToUpper(name)
+	name = upper(name)
 	valid := true
 	switch name {
 	case "NAME":

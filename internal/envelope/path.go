@@ -24,7 +24,7 @@ type ForwardPath struct{ Mailbox }
 // Postmaster says that the path is <Postmaster> without a domain, which every
 // server must accept (RFC 5321 §4.5.1).
 func (p ForwardPath) Postmaster() bool {
-	return p.Domain == "" && strings.EqualFold(p.Local, "postmaster")
+	return p.Domain == "" && len(p.Local) == len("postmaster") && strings.EqualFold(p.Local, "postmaster")
 }
 
 // String spells the mailbox as it goes into a command: the local-part quoted
