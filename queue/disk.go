@@ -38,11 +38,9 @@ type Disk interface {
 	Free(dir string) (bytes, inodes uint64, err error)
 }
 
-// File is a file being written.
-type File interface {
-	io.WriteCloser
-	Sync() error
-}
+// File is a file being written. It is LevelDB's word for one, so that a
+// stand-in for the disk needs nothing of this package.
+type File = storage.Writer
 
 // osDisk is the real one.
 type osDisk struct{}

@@ -1,12 +1,23 @@
 package queue
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
 
 	"github.com/syndtr/goleveldb/leveldb/storage"
+
+	"github.com/understudy-mx/understudy/internal/testmx"
 )
+
+var errDisk = errors.New("input/output error")
+
+func newMemDisk() *testmx.Disk {
+	d := testmx.NewDisk()
+	d.Locked = ErrLocked
+	return d
+}
 
 // steps opens DIR/store on a disk that writes down what is done to it.
 func steps(t *testing.T) (s *syncedStorage, log *[]string) {
@@ -17,10 +28,7 @@ func steps(t *testing.T) (s *syncedStorage, log *[]string) {
 		t.Fatal(err)
 	}
 	log = new([]string)
-	disk.before = func(_ int, op, name string) error {
-		*log = append(*log, op+" "+name)
-		return nil
-	}
+	disk.Watch(func(op testmx.Op) { *log = append(*log, op.Kind+" "+op.Name) })
 	alarm := func(kind, line string) { *log = append(*log, fmt.Sprintf("alarm %s", kind)) }
 	return &syncedStorage{Storage: stor, dir: "/q", disk: disk, alarm: alarm}, log
 }
@@ -39,19 +47,18 @@ func TestJournalSyncedOnClose(t *testing.T) {
 }
 
 func TestDirectorySynced(t *testing.T) {
-	s, log := steps(t)
-	s.disk.(*memDisk).before = func(_ int, op, _ string) error {
-		if op == "syncdir" {
+	s, _ := steps(t)
+	s.disk.(*testmx.Disk).Fault(func(op testmx.Op) error {
+		if op.Kind == testmx.OpSyncDir {
 			return errDisk
 		}
 		return nil
-	}
+	})
 	for _, ft := range []storage.FileType{storage.TypeJournal, storage.TypeTable, storage.TypeManifest} {
 		if _, err := s.Create(storage.FileDesc{Type: ft, Num: 1}); err == nil {
 			t.Errorf("%v: a file whose directory entry is not durable", ft)
 		}
 	}
-	_ = log
 }
 
 func TestDroppedJournalRaisesAlarm(t *testing.T) {

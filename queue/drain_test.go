@@ -16,6 +16,7 @@ import (
 	"github.com/syndtr/goleveldb/leveldb"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/internal/testmx"
 )
 
 // bubble runs a subtest in a bubble with its own time.
@@ -493,8 +494,9 @@ func TestDamagedBodyIsQuarantinedNotRelayed(t *testing.T) {
 		if err := q.store.write(&b); err != nil {
 			t.Fatal(err)
 		}
-		n := disk.find(q.bodyFile(large))
-		n.data = append([]byte("X"), n.data[1:]...)
+		body := disk.Bytes(q.bodyFile(large))
+		body[0] = 'X'
+		disk.SetBytes(q.bodyFile(large), body)
 		stop := run(t, q)
 		time.Sleep(time.Minute)
 		if len(h.taken()) != 1 || q.Quarantined() != 2 || q.Stats().Messages != 0 {
@@ -520,14 +522,12 @@ func TestSettleSurvivesPoison(t *testing.T) {
 		id := mustAccept(t, q, bodyOf(100_000, 1), "a@example.com")
 		stop := run(t, q)
 		time.Sleep(500 * time.Millisecond)
-		disk.mu.Lock()
-		disk.before = func(_ int, op, _ string) error {
-			if op == "sync" {
+		disk.Fault(func(op testmx.Op) error {
+			if op.Kind == testmx.OpSync {
 				return errDisk
 			}
 			return nil
-		}
-		disk.mu.Unlock()
+		})
 		time.Sleep(10 * time.Second)
 		wantReply(t, q.Ready(0), 451, "4.3.0")
 		if q.Healthy() == nil {
@@ -535,9 +535,7 @@ func TestSettleSurvivesPoison(t *testing.T) {
 		}
 		_, err := accept(q, "no", "a@example.com")
 		wantReply(t, err, 451, "4.3.0")
-		disk.mu.Lock()
-		disk.before = nil
-		disk.mu.Unlock()
+		disk.Fault(nil)
 		time.Sleep(5 * time.Second)
 		if err := q.Healthy(); err != nil {
 			t.Error(err)
@@ -545,7 +543,7 @@ func TestSettleSurvivesPoison(t *testing.T) {
 		if s := q.Stats(); s.Messages != 0 || s.Bytes != 0 || h.attempts[id+" a@example.com"] != 1 {
 			t.Errorf("%+v, %d attempts", s, h.attempts[id+" a@example.com"])
 		}
-		if disk.find(q.bodyFile(id)) != nil {
+		if disk.Bytes(q.bodyFile(id)) != nil {
 			t.Error("body file left")
 		}
 		if testutil.ToFloat64(q.m.StoreReopens) < 1 {

@@ -2,254 +2,235 @@ package queue
 
 import (
 	"context"
-	"errors"
+	"flag"
 	"fmt"
-	"io/fs"
+	"hash/maphash"
 	"math/rand/v2"
+	"runtime"
+	"slices"
 	"sync"
-	"syscall"
+	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/syndtr/goleveldb/leveldb/util"
 
-	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/internal/testmx"
 )
 
-// book is what the outside world knows: messages that were accepted, and those
-// that may be gone because a next hop or the operator took them.
-type book struct {
-	mu       sync.Mutex // guards the rest
-	accepted map[string]string
-	leaving  map[string]bool
+var crashStates = flag.Int("crash", 3000, "how many power cuts TestPowerCut looks at; see `make crash`")
+
+// life is a queue being used: everything that it can be asked to do, in an
+// order that the seed says.
+type life struct {
+	t    *testing.T
+	disk *testmx.Disk
+	b    *book
+	rnd  *rand.Rand
+	q    *Queue
+	n    int
 }
 
-func newBook() *book { return &book{accepted: map[string]string{}, leaving: map[string]bool{}} }
-
-// copy returns the IDs that must be there now, with their bodies.
-func (b *book) due() map[string]string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	due := map[string]string{}
-	for id, body := range b.accepted {
-		if !b.leaving[id] {
-			due[id] = body
-		}
-	}
-	return due
+func (l *life) options() Options {
+	o := options(l.disk)
+	o.Relayer = hop{l.b}
+	o.MaxAge = 3 * time.Hour
+	o.writeBuffer = 8 << 10 // so that journals rotate and tables are merged
+	return o
 }
 
-func (b *book) accept(q *Queue, body string, to ...string) (string, error) {
-	id, err := accept(q, body, to...)
-	if err == nil {
-		b.mu.Lock()
-		b.accepted[id] = body
-		b.mu.Unlock()
+// body is of any size, and seldom above maxInline.
+func (l *life) body(what string) string {
+	l.n++
+	size := l.rnd.IntN(3000)
+	if l.rnd.IntN(10) == 0 {
+		size = maxInline + 1 + l.rnd.IntN(10_000)
 	}
-	return id, err
+	return bodyOf(size, l.n) + what
 }
 
-func (b *book) leave(id string) {
-	b.mu.Lock()
-	b.leaving[id] = true
-	b.mu.Unlock()
-}
-
-// takeAll is a Relayer that accepts mail for one destination and defers or
-// refuses it for the others.
-type takeAll struct{ b *book }
-
-func (takeAll) Up(string) bool { return true }
-
-func (r takeAll) Relay(_ context.Context, dest string, next func(time.Duration) *envelope.Transfer) error {
-	for t := next(0); t != nil; t = next(0) {
-		reply := envelope.NewReply(250, "2.0.0", "ok")
-		switch dest {
-		case "mx.defer.example":
-			reply = envelope.NewReply(450, "4.2.0", "later")
-		case "mx.refuse.example":
-			reply = envelope.NewReply(550, "5.1.1", "never")
-		default:
-			f, err := t.Open()
-			if err != nil {
-				t.Settle(nil, err)
-				return err
-			}
-			f.Close()
-			r.b.leave(t.Envelope.ID)
-		}
-		replies := make([]envelope.Reply, len(t.Envelope.To))
-		for i := range replies {
-			replies[i] = reply
-		}
-		t.Settle(replies, nil)
-	}
-	return nil
-}
-
-// play does a bit of everything. Errors are expected while faults are injected.
-func play(q *Queue, b *book, seed int) {
-	to := []string{"a@defer.example", "a@refuse.example", "a@example.com"}
-	var ids []string
-	for i := range 9 {
-		body := bodyOf(100*i, seed+i)
-		if i%4 == 3 {
-			body = bodyOf(maxInline+1000*i, seed+i)
-		}
-		if id, err := b.accept(q, body, to[i%3]); err == nil {
-			ids = append(ids, id)
-		}
-	}
-	var wg sync.WaitGroup
-	for i := range 3 {
-		wg.Go(func() { b.accept(q, bodyOf(50_000*i, seed+10+i), to[0]) })
-	}
-	wg.Wait()
-	for i, id := range ids {
-		switch i {
-		case 0:
-			q.Hold(id)
-		case 3:
-			b.leave(id)
-			q.Remove(id)
-		}
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() { defer close(done); q.Run(ctx) }()
-	time.Sleep(100 * time.Millisecond) // in a bubble: until nothing is left to do
-	cancel()
-	<-done
-	if len(ids) > 0 {
-		q.Release(ids[0])
-	}
-}
-
-// verify opens what a power cut left and looks for everything that is due.
-func verify(t *testing.T, what string, disk *memDisk, due map[string]string) {
-	t.Helper()
-	o := options(disk)
-	q, err := Open(o)
-	if err != nil {
-		t.Errorf("%s: Open: %v", what, err)
+func (l *life) accept() {
+	domains := []string{"a@defer.example", "a@refuse.example", "a@later.example", "a@example.com"}
+	if l.rnd.IntN(6) == 0 {
+		l.b.accept(l.q, l.body("for two"), domains[l.rnd.IntN(2)], domains[3])
 		return
 	}
-	for id, body := range due {
-		if got, err := readBody(q, id); err != nil || got != body {
-			t.Errorf("%s: accepted message %s: %d octets of %d, %v", what, id, len(got), len(body), err)
+	to := domains[l.rnd.IntN(len(domains))]
+	l.b.accept(l.q, l.body(""), to)
+}
+
+// any picks a message in the queue.
+func (l *life) any() string {
+	var ids []string
+	l.q.Walk(context.Background(), func(i Info) error { ids = append(ids, i.ID); return nil })
+	if len(ids) == 0 {
+		return "none"
+	}
+	return ids[l.rnd.IntN(len(ids))]
+}
+
+// run drains for d of the bubble's time.
+func (l *life) run(d time.Duration, meanwhile func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); l.q.Run(ctx) }()
+	meanwhile()
+	time.Sleep(d)
+	cancel()
+	<-done
+}
+
+func (l *life) step() {
+	switch l.rnd.IntN(14) {
+	case 0, 1, 2, 3:
+		l.accept()
+	case 4: // together
+		bodies := []string{l.body(""), l.body(""), l.body("")}
+		var wg sync.WaitGroup
+		for _, body := range bodies {
+			wg.Go(func() { l.b.accept(l.q, body, "a@example.com") })
 		}
-	}
-	if n := testutil.ToFloat64(o.Metrics.Quarantined); n != 0 {
-		t.Errorf("%s: %v records damaged", what, n)
-	}
-	if n := testutil.ToFloat64(o.Metrics.StoreAlarms.WithLabelValues("missing")); n != 0 {
-		t.Errorf("%s: counts are off", what)
-	}
-	if err := q.Close(); err != nil {
-		t.Errorf("%s: Close: %v", what, err)
+		wg.Wait()
+	case 5, 6:
+		l.run(time.Duration(l.rnd.IntN(200))*time.Millisecond, func() {})
+	case 7: // so long that the deferred are tried again, and the oldest are held
+		l.run(time.Duration(l.rnd.IntN(4))*time.Hour, l.accept)
+	case 8:
+		l.b.change(l.any(), isHeld, l.q.Hold)
+	case 9:
+		id := l.any() // held or not
+		l.b.begin(id, isQueued)
+		l.q.Release(id)
+	case 10:
+		l.b.change(l.any(), isGone, l.q.Remove)
+	case 11:
+		l.q.Flush()
+		l.run(time.Millisecond, func() {})
+	case 12:
+		l.q.store.compact(util.Range{})
+	case 13:
+		l.reopen()
 	}
 }
 
-// TestPowerCut cuts the power ahead of every single operation on the disk,
-// under both models of what a directory entry needs.
+func (l *life) reopen() {
+	if l.q != nil {
+		mustClose(l.t, l.q)
+	}
+	l.q = mustOpen(l.t, l.options())
+}
+
+// image is a disk after a power cut, and what was promised by then.
+type image struct {
+	what  string
+	disk  *testmx.Disk
+	mails map[string]promise
+	again int  // cut the power once more, so many operations into the recovery
+	drain bool // relay what is there
+}
+
+// live plays one life and cuts the power ahead of each of its operations, in
+// each of three ways.
+func live(t *testing.T, seed uint64) (images []image) {
+	rnd := rand.New(rand.NewPCG(seed, 1))
+	disk, b := newMemDisk(), newBook()
+	disk.Journaling = seed%2 == 1
+	cuts := rand.New(rand.NewPCG(seed, 2))
+	disk.Watch(func(op testmx.Op) {
+		mails := b.now()
+		for _, left := range []testmx.Left{testmx.LeftNothing, testmx.LeftAll, testmx.LeftSome, testmx.LeftSome} {
+			i := image{disk: disk.Cut(left, cuts), mails: mails,
+				what: fmt.Sprintf("seed %d, cut before %d (%s %s), unsynced: %d", seed, op.N, op.Kind, op.Name, left)}
+			if cuts.IntN(8) == 0 {
+				i.again = 1 + cuts.IntN(30)
+			}
+			i.drain = cuts.IntN(16) == 0
+			images = append(images, i)
+		}
+	})
+	l := &life{t: t, disk: disk, b: b, rnd: rnd}
+	l.reopen()
+	for range 40 {
+		l.step()
+		if err := b.settle(l.q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mustClose(t, l.q)
+	disk.Watch(nil)
+	return images
+}
+
+// look opens the image, perhaps after a second cut during the recovery.
+func (i image) look() error {
+	if i.again > 0 {
+		rnd := rand.New(rand.NewPCG(uint64(i.again), 3))
+		var second *testmx.Disk
+		i.disk.Watch(func(op testmx.Op) {
+			if op.N == i.again {
+				second = i.disk.Cut(testmx.Left(i.again%3), rnd)
+			}
+		})
+		if err := verdict(i.what, i.disk, i.mails, false); err != nil || second == nil {
+			return err
+		}
+		i.what += fmt.Sprintf(", and again before %d of the recovery", i.again)
+		i.disk = second
+	}
+	return verdict(i.what, i.disk, i.mails, i.drain)
+}
+
+// TestPowerCut cuts the power ahead of every single operation on the disk of
+// one life after another, under both models of what a directory entry needs,
+// and looks at what is left. States that were seen before count once.
 func TestPowerCut(t *testing.T) {
-	for _, lax := range []bool{false, true} {
-		bubble(t, fmt.Sprintf("lax=%v", lax), func(t *testing.T) {
-			disk, b := newMemDisk(), newBook()
-			disk.lax = lax
-			rnd := rand.New(rand.NewPCG(1, 2))
-			type image struct {
-				what string
-				disk *memDisk
-				due  map[string]string
+	seed := maphash.MakeSeed()
+	seen := map[uint64]bool{}
+	var lives, cuts, looked int
+	for s := uint64(0); looked < *crashStates && !t.Failed(); s++ {
+		var images []image
+		bubble(t, fmt.Sprint(s), func(t *testing.T) { images = live(t, s) })
+		cuts += len(images)
+		images = slices.DeleteFunc(images, func(i image) bool {
+			key := i.disk.Sum(seed) ^ sumOf(seed, i.mails)
+			if dup := seen[key] && i.again == 0; dup {
+				return true
 			}
-			var images []image
-			disk.before = func(n int, op, name string) error {
-				l := left(n % 3)
-				images = append(images, image{fmt.Sprintf("cut before %d (%s %s), unsynced left: %d", n, op, name, l),
-					disk.cut(l, rnd), b.due()})
-				return nil
-			}
-			for round := range 3 {
-				o := options(disk)
-				o.Relayer = takeAll{b}
-				q := mustOpen(t, o)
-				play(q, b, 100*round)
-				mustClose(t, q)
-			}
-			if len(b.due()) < 10 || len(images) < 200 {
-				t.Fatalf("too little happened: %d messages, %d cuts", len(b.due()), len(images))
-			}
-			for _, i := range images {
-				if verify(t, i.what, i.disk, i.due); t.Failed() {
-					break
-				}
-			}
-			t.Logf("%d crash states", len(images))
+			seen[key] = true
+			return false
 		})
+		if len(images) > *crashStates-looked {
+			images = images[:*crashStates-looked]
+		}
+		lives, looked = lives+1, looked+len(images)
+		lookAt(t, images)
 	}
+	t.Logf("%d lives, %d power cuts, %d different states looked at", lives, cuts, looked)
 }
 
-// TestFaults fails the Nth operation on the disk, for every N, goes on
-// writing, cuts the power, and looks for everything that was accepted.
-func TestFaults(t *testing.T) {
-	for _, fault := range []struct {
-		name  string
-		err   error
-		times int
-	}{{"EIO once", syscall.EIO, 1}, {"ENOSPC for a while", syscall.ENOSPC, 7}} {
-		bubble(t, fault.name, func(t *testing.T) {
-			hit := true
-			for n := 1; hit; n++ {
-				disk, b := newMemDisk(), newBook()
-				hit = false
-				disk.before = func(at int, op, name string) error {
-					if at >= n && at < n+fault.times {
-						hit = true
-						return &fs.PathError{Op: op, Path: name, Err: fault.err}
-					}
-					return nil
-				}
-				playFault(t, n, disk, b)
-				disk.mu.Lock()
-				disk.before = nil
-				image := disk.cut(leftNothing, nil)
-				disk.mu.Unlock()
-				if verify(t, fmt.Sprintf("fault at %d", n), image, b.due()); t.Failed() {
-					return
+// sumOf tells promises apart.
+func sumOf(seed maphash.Seed, mails map[string]promise) (sum uint64) {
+	for id, p := range mails {
+		sum ^= maphash.Comparable(seed, struct {
+			id  string
+			may fate
+		}{id, p.may})
+	}
+	return sum
+}
+
+// lookAt looks at the images on all processors.
+func lookAt(t *testing.T, images []image) {
+	var at atomic.Int64
+	var wg sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		wg.Go(func() {
+			for n := at.Add(1); int(n) <= len(images) && !t.Failed(); n = at.Add(1) {
+				if err := images[n-1].look(); err != nil {
+					t.Error(err)
 				}
 			}
 		})
 	}
-}
-
-func playFault(t *testing.T, n int, disk *memDisk, b *book) {
-	o := options(disk)
-	o.Relayer = takeAll{b}
-	q, err := Open(o)
-	for range 20 {
-		if err == nil {
-			break
-		}
-		o.Metrics = nil
-		q, err = Open(o)
-	}
-	if err != nil {
-		t.Fatalf("fault at %d: Open does not recover: %v", n, err)
-	}
-	play(q, b, n)
-	// A fault that has passed needs no restart.
-	for try := 0; ; try++ {
-		_, err := b.accept(q, "after", "a@defer.example")
-		if err == nil {
-			break
-		}
-		var r *envelope.ReplyError
-		if !errors.As(err, &r) || try > 10 {
-			t.Fatalf("fault at %d: still %v", n, err)
-		}
-		time.Sleep(500 * time.Millisecond) // of the bubble's time
-	}
-	play(q, b, n+1000)
-	q.Close()
+	wg.Wait()
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/syndtr/goleveldb/leveldb"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/internal/testmx"
 	"github.com/understudy-mx/understudy/metrics"
 )
 
@@ -354,7 +355,7 @@ func TestSpaceFloor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	disk.free = 1 << 20
+	disk.SetFree(testmx.Space{Bytes: 1 << 20, Inodes: 1 << 20})
 	if err := q.Ready(0); err != nil {
 		t.Errorf("looked again within a second: %v", err)
 	}
@@ -365,7 +366,7 @@ func TestSpaceFloor(t *testing.T) {
 	_, err = io.WriteString(d, bodyOf(2<<20, 1))
 	wantReply(t, err, 452, "4.3.1")
 	wantReply(t, d.Commit(t.Context()), 452, "4.3.1")
-	disk.free = 1 << 40
+	disk.SetFree(testmx.Space{Bytes: 1 << 40, Inodes: 1 << 20})
 	now = now.Add(2 * time.Second)
 	mustAccept(t, q, "again", "a@example.com")
 }
@@ -376,15 +377,13 @@ func TestConcurrentCommitsShareSyncs(t *testing.T) {
 		q := mustOpen(t, options(disk))
 		gate := make(chan struct{})
 		first := true
-		disk.before = func(_ int, op, _ string) error {
-			if op == "sync" && first {
+		disk.Fault(func(op testmx.Op) error {
+			if op.Kind == testmx.OpSync && first {
 				first = false
-				disk.mu.Unlock()
 				<-gate // the first sync takes until all others wait
-				disk.mu.Lock()
 			}
 			return nil
-		}
+		})
 		var wg sync.WaitGroup
 		for range 100 {
 			wg.Go(func() { mustAccept(t, q, "body", "a@example.com") })
@@ -413,11 +412,10 @@ func TestStoreAlarm(t *testing.T) {
 		mustAccept(t, q, bodyOf(3000, i), "a@example.com")
 	}
 	mustClose(t, q)
-	store := disk.find("/q/store")
-	for name, n := range store.entries {
-		if strings.HasSuffix(name, ".log") && len(n.data) > 70_000 {
-			n.data = append([]byte(nil), n.data...)
-			n.data[40_000] ^= 1 // LevelDB drops the block, and says so only in its log
+	for _, name := range disk.Files("/q/store") {
+		if data := disk.Bytes(name); strings.HasSuffix(name, ".log") && len(data) > 70_000 {
+			data[40_000] ^= 1 // LevelDB drops the block, and says so only in its log
+			disk.SetBytes(name, data)
 		}
 	}
 	o = options(disk)
@@ -440,9 +438,8 @@ func TestQuarantine(t *testing.T) {
 	for i := range ids {
 		ids[i] = mustAccept(t, q, bodyOf(100_000, i), "a@example.com")
 	}
-	disk.Remove(q.bodyFile(ids[0]))        // missing
-	short := disk.find(q.bodyFile(ids[1])) // short
-	short.data = short.data[:99]
+	disk.Remove(q.bodyFile(ids[0])) // missing
+	disk.SetBytes(q.bodyFile(ids[1]), disk.Bytes(q.bodyFile(ids[1]))[:99])
 	raw, err := q.store.get(seqKey(spaceRecord, 3)) // flipped
 	flipped := append([]byte(nil), raw...)
 	flipped[len(flipped)-3] ^= 4
@@ -478,11 +475,11 @@ func TestQuarantine(t *testing.T) {
 		t.Errorf("quarantined record not kept: %v", err)
 	}
 	for _, id := range ids[1:] {
-		if disk.find(q.bodyFile(id)) == nil {
+		if disk.Bytes(q.bodyFile(id)) == nil {
 			t.Errorf("body file of %s is gone", id)
 		}
 	}
-	if disk.find(orphan) != nil {
+	if disk.Bytes(orphan) != nil {
 		t.Error("orphaned body file still there")
 	}
 	if n := testutil.ToFloat64(o.Metrics.StoreAlarms.WithLabelValues("missing")); n != 0 {

@@ -122,7 +122,7 @@ func (s *store) open(dir string) error {
 	wrapped := &syncedStorage{Storage: stor, dir: dir, disk: s.disk, alarm: s.warn}
 	o := levelOptions
 	if s.writeBuffer > 0 {
-		o.WriteBuffer = s.writeBuffer
+		o.WriteBuffer, o.CompactionTableSize = s.writeBuffer, 4*s.writeBuffer
 	}
 	db, err := leveldb.Open(wrapped, &o)
 	if err != nil {
