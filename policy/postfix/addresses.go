@@ -75,7 +75,7 @@ func (i *importer) everyone() {
 func (i *importer) origin() string {
 	v := i.set["myorigin"]
 	if strings.HasPrefix(v, "/") {
-		text, err := readFile(v)
+		text, err := i.readFile(v)
 		if err != nil {
 			i.errorf("myorigin: %w", err)
 		}

@@ -71,7 +71,7 @@ func (i *importer) database(parameter, typ, name, arg string) (*Table, error) {
 	}
 	db := &Database{Type: typ, Table: name}
 	if strings.HasPrefix(arg, "/") || strings.HasPrefix(arg, ".") {
-		text, err := readFile(arg)
+		text, err := i.readFile(arg)
 		if err != nil {
 			return fail(err)
 		}
@@ -95,6 +95,7 @@ func (i *importer) database(parameter, typ, name, arg string) (*Table, error) {
 	if i.src.Lister == nil {
 		return nil, errDatabase
 	}
+	i.polled[name] = true
 	t, err := db.list(i.ctx, i.src.Lister)
 	if err != nil {
 		return fail(err)

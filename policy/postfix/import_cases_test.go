@@ -221,6 +221,26 @@ func TestDatabases(t *testing.T) {
 	}
 }
 
+// TestFiles names what a change of calls for a new import.
+func TestFiles(t *testing.T) {
+	src := install(t, map[string]string{
+		"main.cf": base + "virtual_alias_maps = hash:@DIR@/a.map, texthash:@DIR@/b\nrelay_domains = @DIR@/c\n" +
+			"header_checks = pcre:@DIR@/d\nlocal_recipient_maps = unix:passwd.byname\n",
+		"a.map": "a@b c\n", "b": "d@e f\n", "c": "x.example\n", "d": "/x/ REJECT\n",
+	})
+	_, report := load(t, src)
+	var got []string
+	for _, f := range report.Files {
+		got = append(got, strings.TrimPrefix(f, src.ConfigDir+"/"))
+	}
+	if diff := cmp.Diff([]string{"a.map.db", "b", "c", "d", "main.cf", "master.cf"}, got); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff([]string{"unix:passwd.byname"}, report.Polled); diff != "" {
+		t.Error(diff)
+	}
+}
+
 // TestCanceled stops an import.
 func TestCanceled(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())

@@ -29,7 +29,7 @@ func (i *importer) patterns(parameter, value string, not bool, depth int) (ps []
 		case p.text == "":
 			i.errorf("%s: no pattern after !", parameter)
 		case p.text[0] == '/':
-			text, err := readFile(p.text)
+			text, err := i.readFile(p.text)
 			if err != nil || depth > maxDepth {
 				i.errorf("%s: file %s: %w", parameter, p.text, orError(err, errNesting))
 				continue

@@ -23,6 +23,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 
 	"github.com/understudy-mx/understudy/policy"
 )
@@ -54,6 +55,8 @@ type importer struct {
 	report Report
 	errs   []error
 
+	files   map[string]bool    // that the policy depends on
+	polled  map[string]bool    // sources that announce no change
 	read    map[string]reading // by the table's spelling
 	classes map[string]bool    // restriction classes
 	implied map[string]string  // of access tables: what a bare table stands for in their classes
@@ -68,7 +71,7 @@ func Import(ctx context.Context, src Source) (*policy.Spec, Report, error) {
 	}
 	i := &importer{
 		ctx: ctx, src: &src, conf: conf, set: conf.smtpd, spec: policy.NewSpec(),
-		read: map[string]reading{}, classes: map[string]bool{}, implied: map[string]string{},
+		files: map[string]bool{}, polled: map[string]bool{}, read: map[string]reading{}, classes: map[string]bool{}, implied: map[string]string{},
 	}
 	i.spec.Tables = map[string]*policy.Table{}
 	i.spec.Classes = map[string][]policy.Restriction{}
@@ -93,6 +96,10 @@ func Import(ctx context.Context, src Source) (*policy.Spec, Report, error) {
 	if err := errors.Join(i.errs...); err != nil {
 		return nil, Report{}, err
 	}
+	for _, name := range []string{"main.cf", "master.cf"} {
+		i.files[filepath.Join(i.set["config_directory"], name)] = true
+	}
+	i.report.Files, i.report.Polled = sortedKeys(i.files), sortedKeys(i.polled)
 	i.report.sort()
 	return i.spec, i.report, nil
 }

@@ -50,6 +50,12 @@ type Report struct {
 	Service            string   `json:"service"`            // of master.cf
 	Warnings           []string `json:"warnings,omitempty"` // postconf's own
 	Items              []Item   `json:"items"`
+
+	// Files are all that the policy was read from; a change of one of them
+	// calls for a new import. Polled are sources that announce no change:
+	// databases, commands, the name service.
+	Files  []string `json:"files,omitempty"`
+	Polled []string `json:"polled,omitempty"`
 }
 
 func (r *Report) add(it Item) {

@@ -95,7 +95,7 @@ func (i *importer) ruleTable(typ, arg string) (*Table, error) {
 		}
 	} else {
 		var err error
-		if text, err = readFile(arg); err != nil {
+		if text, err = i.readFile(arg); err != nil {
 			return nil, err
 		}
 	}

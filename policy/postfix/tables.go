@@ -128,10 +128,16 @@ func (t *Table) add(key, value string) error {
 	return nil
 }
 
+// indexSuffix is what the indexed file's name adds to the table's.
+var indexSuffix = map[string]string{"hash": ".db", "btree": ".db", "lmdb": ".lmdb", "dbm": ".pag", "sdbm": ".pag"}
+
 // postmap lists an indexed table. A key with a capital letter is one that
 // Postfix, which folds what it looks up, never finds.
 func (i *importer) postmap(typ, name string) (*Table, error) {
 	t := &Table{Type: typ, Kind: Indexed, Entries: map[string]string{}}
+	if file := name[len(typ)+1:]; typ != "inline" {
+		i.files[file+indexSuffix[typ]] = true
+	}
 	args := []string{"-s", name}
 	if i.src.ConfigDir != "" {
 		args = append([]string{"-c", i.src.ConfigDir}, args...)
@@ -148,6 +154,7 @@ func (i *importer) postmap(typ, name string) (*Table, error) {
 
 func (i *importer) commandTable(typ string, command []string) (*Table, error) {
 	t := &Table{Type: typ, Kind: Indexed, Entries: map[string]string{}}
+	i.polled[strings.Join(command, " ")] = true
 	_, err := run(i.ctx, command[0], command[1:], func(line string) error {
 		key, value, _ := strings.Cut(line, "\t")
 		return t.add(strings.ToLower(strings.TrimSpace(key)), strings.TrimSpace(value))
@@ -162,6 +169,7 @@ func (i *importer) unixTable(arg string) (*Table, error) {
 		return nil, fmt.Errorf("unix:%s is unknown here", arg)
 	}
 	t := &Table{Type: "unix", Kind: Indexed, Entries: map[string]string{}}
+	i.polled["unix:"+arg] = true
 	_, err := run(i.ctx, orDefault(i.src.Getent, "getent"), []string{db}, func(line string) error {
 		if name, _, ok := strings.Cut(line, ":"); ok && name == strings.ToLower(name) {
 			return t.add(name, "x")
@@ -402,6 +410,12 @@ func isAction(value string) bool {
 		return true
 	}
 	return strings.Trim(word, "0123456789") == "" || strings.Contains(value, ":")
+}
+
+// readFile reads a source and notes that the policy depends on it.
+func (i *importer) readFile(name string) (string, error) {
+	i.files[name] = true
+	return readFile(name)
 }
 
 func readFile(name string) (string, error) {
