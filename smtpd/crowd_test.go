@@ -111,12 +111,14 @@ func TestContentLimits(t *testing.T) {
 
 // TestLineOverBuffers: a line counts as one although it is taken in pieces.
 func TestLineOverBuffers(t *testing.T) {
-	b := body{w: io.Discard, lineStart: true, maxLine: 10}
-	for _, p := range []string{"12345", "6789", "\r\n"} {
-		b.consume([]byte(p), true)
-	}
-	if b.lineTooLong {
-		t.Error("11 octets with the line feed's two counted as too long")
+	for limit, want := range map[int]bool{10: true, 11: false} {
+		b := body{w: io.Discard, lineStart: true, maxLine: limit}
+		for _, p := range []string{"12345", "6789", "\r\n"} {
+			b.consume([]byte(p), true)
+		}
+		if b.lineTooLong != want {
+			t.Errorf("11 octets, CRLF included, of %d: too long %v", limit, b.lineTooLong)
+		}
 	}
 }
 
