@@ -4,6 +4,9 @@ import (
 	"fmt"
 	"runtime"
 	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/understudy-mx/understudy/policy"
 )
@@ -70,9 +73,35 @@ func BenchmarkChangeMillion(b *testing.B) {
 	}
 }
 
-// BenchmarkLookupMillion looks recipients up in the built table, and reports
-// the heap that the follower's content takes.
+// BenchmarkLookupMillion looks recipients up in a built policy, and reports the
+// heap that a follower holds it in.
 func BenchmarkLookupMillion(b *testing.B) {
+	var before, after runtime.MemStats
+	c, h := held1(b, &before)
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	table := c.spec.Tables["recipients"]
+	var keys [][]byte
+	for i := 0; i < table.Len(); i += 997 {
+		k, _ := table.Entry(i)
+		keys = append(keys, k)
+	}
+	i := 0
+	for b.Loop() {
+		if table.Find(keys[i%len(keys)]) < 0 {
+			b.Fatal("a recipient is missing")
+		}
+		i++
+	}
+	b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/(1<<20), "heap-MiB")
+	runtime.KeepAlive(c)
+	runtime.KeepAlive(h)
+}
+
+// held1 is what a follower of 1 M recipients holds.
+func held1(b *testing.B, before *runtime.MemStats) (*content, *held) {
+	runtime.GC()
+	runtime.ReadMemStats(before)
 	spec, _ := million(b)
 	src := source1(b, spec)
 	h, l := layoutOf(b, src)
@@ -81,22 +110,60 @@ func BenchmarkLookupMillion(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	table := c.spec.Tables["recipients"]
-	var keys [][]byte
-	for i := 0; i < table.Len(); i += 997 {
-		k, _ := table.Entry(i)
-		keys = append(keys, append([]byte(nil), k...))
+	compiled, err := compile(c.spec)
+	if err != nil {
+		b.Fatal(err)
 	}
-	runtime.GC()
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
+	return c, compiled
+}
+
+// BenchmarkFollowMillion is a change of one recipient of 1 M from Publish to
+// the verdict, over loopback and the disk.
+func BenchmarkFollowMillion(b *testing.B) {
+	next, _ := million(b)
+	p := newPrimary(b)
+	f := p.follow(b, p.join(b, "mx2"), next.Addresses.Relay.Domains...)
+	p.publish(b, next)
+	start := time.Now()
+	poll(b, f)
+	b.Logf("first transfer: %v", time.Since(start).Round(time.Millisecond))
 	i := 0
+	before := testutil.ToFloat64(f.o.Metrics.SyncBytes)
 	for b.Loop() {
-		if table.Find(keys[i%len(keys)]) < 0 {
-			b.Fatal("a recipient is missing")
+		b.StopTimer()
+		next, i = plusOne(b, next, i), i+1
+		snap := snapshot(b, next)
+		b.StartTimer()
+		if err := p.Publish(snap); err != nil {
+			b.Fatal(err)
 		}
-		i++
+		poll(b, f)
 	}
-	b.ReportMetric(float64(m.HeapAlloc)/(1<<20), "heap-MiB")
-	runtime.KeepAlive(c)
+	b.ReportMetric((testutil.ToFloat64(f.o.Metrics.SyncBytes)-before)/float64(i), "wire-octets/op")
+}
+
+// plusOne is spec with one more recipient, somewhere.
+func plusOne(b *testing.B, spec *policy.Spec, i int) *policy.Spec {
+	t := spec.Tables["recipients"]
+	at := (i + 1) * 7919 % t.Len()
+	k, _ := t.Entry(at)
+	tb, err := policy.NewTableBuilder(t.Type(), t.Len()+1, 0)
+	if err == nil {
+		err = tb.AddRange(t, 0, at+1)
+	}
+	if err == nil {
+		err = tb.Add(append(append([]byte(nil), k...), 'x'), nil)
+	}
+	if err == nil {
+		err = tb.AddRange(t, at+1, t.Len())
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	next := *spec
+	next.Tables = map[string]*policy.Table{}
+	if next.Tables["recipients"], err = tb.Table(); err != nil {
+		b.Fatal(err)
+	}
+	return &next
 }
