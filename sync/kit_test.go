@@ -72,8 +72,9 @@ func newMetrics() *metrics.Metrics { return metrics.New(prometheus.NewRegistry()
 // primary is a publisher that listens on loopback.
 type primary struct {
 	*Publisher
-	addr  string
-	clock *clock
+	addr    string
+	clock   *clock
+	waiting chan struct{} // one for each poll that waits
 }
 
 func newPrimary(t testing.TB) *primary {
@@ -82,8 +83,8 @@ func newPrimary(t testing.TB) *primary {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := newClock()
-	p, err := OpenPublisher(PublisherOptions{Dir: t.TempDir(), Address: l.Addr().String(), Metrics: newMetrics(), now: c.now})
+	c, waiting := newClock(), make(chan struct{}, 100)
+	p, err := OpenPublisher(PublisherOptions{Dir: t.TempDir(), Address: l.Addr().String(), Metrics: newMetrics(), now: c.now, waiting: func() { waiting <- struct{}{} }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +97,7 @@ func newPrimary(t testing.TB) *primary {
 			t.Errorf("serve: %v", err)
 		}
 	})
-	return &primary{p, l.Addr().String(), c}
+	return &primary{p, l.Addr().String(), c, waiting}
 }
 
 // publish offers a policy.

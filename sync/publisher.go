@@ -40,8 +40,9 @@ type PublisherOptions struct {
 	Log     *slog.Logger
 	Metrics *metrics.Metrics
 
-	now func() time.Time
-	fs  fileSystem
+	now     func() time.Time
+	fs      fileSystem
+	waiting func() // a test learns that a poll waits
 }
 
 // Publisher offers a policy to the followers that are paired with it. It keeps
@@ -99,6 +100,9 @@ func OpenPublisher(o PublisherOptions) (*Publisher, error) {
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.waiting == nil {
+		o.waiting = func() {}
 	}
 	if err := o.fs.MkdirAll(o.Dir); err != nil {
 		return nil, fmt.Errorf("open publisher: %w", err)

@@ -205,6 +205,7 @@ func (p *Publisher) serveHead(w http.ResponseWriter, r *http.Request, q *peer) {
 	}()
 	if h == nil || h.Version == after {
 		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(longPoll + writeTimeout)) // every HTTP/2 stream has one
+		p.o.waiting()
 		raw = p.await(r.Context(), changed)
 		if _, known := p.peers.lookup(q.Pins[0]); !known {
 			refuse(w, http.StatusForbidden)

@@ -287,3 +287,56 @@ func TestRun(t *testing.T) {
 	}
 	stop()
 }
+
+// TestPeerLimits: one follower can't have the publisher wait for it without
+// end, and what it says about itself is bounded.
+func TestPeerLimits(t *testing.T) {
+	p := newPrimary(t)
+	f := p.follow(t, p.join(t, "mx2"), "example.org")
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, peerPolls)
+	for range peerPolls {
+		go func() { done <- f.poll(ctx) }() // there is no policy yet: all of them wait
+	}
+	for range peerPolls {
+		<-p.waiting
+	}
+	if err := f.poll(t.Context()); alarmOf(err, "") != AlarmUnreachable {
+		t.Errorf("one poll too many: %v", err)
+	}
+	cancel()
+	for range peerPolls {
+		<-done
+	}
+	if _, err := f.http.post(t.Context(), "/v1/report", Report{Digest: strings.Repeat("é", 100), State: "a\x00\nb", Health: Health{Problem: strings.Repeat("x", 1000)}}, 10); err != nil {
+		t.Fatal(err)
+	}
+	r := p.Peers()[0].Report
+	if len(r.Digest) != 64 || r.State != "a  b" || len(r.Health.Problem) != 256 {
+		t.Errorf("the publisher keeps %+v", r)
+	}
+}
+
+// TestNotice: what is wrong with a source shows at the follower, without a new
+// version.
+func TestNotice(t *testing.T) {
+	p := newPrimary(t)
+	p.publish(t, newSpec(t, []string{"example.org"}, "a@example.org"))
+	f := p.follow(t, p.join(t, "mx2"), "example.org")
+	poll(t, f)
+	p.SetNotice("sql: connection refused\n" + strings.Repeat("é", maxNotice))
+	raw, err := f.http.head(t.Context(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := openHead(raw, f.pair.keys())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h.Version != 1 || h.identity != f.cur.head.identity || !strings.HasPrefix(h.Notice, "sql: connection refused ") || len(h.Notice) > maxNotice {
+		t.Errorf("version %d with notice %.60q", h.Version, h.Notice)
+	}
+	if err := f.renew(h, raw); err != nil || f.Status().Notice != h.Notice {
+		t.Errorf("the follower shows %.60q: %v", f.Status().Notice, err)
+	}
+}
