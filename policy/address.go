@@ -78,7 +78,7 @@ func (d *domainSet) has(domain string) bool {
 
 // resolve finds out which domain an address really goes to: a local domain is
 // stripped, and what remains is looked at again, "%" and "!" being operators
-// (Postfix's defaults: allow_percent_hack, swap_bangpath, resolve_dequoted_address).
+// (allow_percent_hack, swap_bangpath, resolve_dequoted_address).
 func (s *Snapshot) resolve(f *finder, m envelope.Mailbox, utf8 bool) address {
 	a := address{raw: m.Local}
 	if m.Domain != "" {
@@ -86,13 +86,16 @@ func (s *Snapshot) resolve(f *finder, m envelope.Mailbox, utf8 bool) address {
 	}
 	a.local, a.domain = fold(m.Local), fold(m.Domain)
 	for range len(a.raw) + 2 {
+		if dot := s.spec.Addresses.AppendDotDomain; dot != "" && a.domain != "" && a.domain[0] != '[' && !strings.Contains(a.domain, ".") {
+			a.domain += "." + fold(dot)
+		}
 		if n := len(a.domain); n > 1 && a.domain[n-1] == '.' && a.domain[n-2] != '.' {
 			a.domain = a.domain[:n-1]
 		}
 		if a.domain != "" && !s.inClass(f, classLocal, a.domain) {
 			break
 		}
-		local, domain, ok := splitRoute(a.local)
+		local, domain, ok := s.splitRoute(a.local)
 		if !ok {
 			if a.domain == "" {
 				a.domain = fold(s.spec.Addresses.MyOrigin)
@@ -107,22 +110,20 @@ func (s *Snapshot) resolve(f *finder, m envelope.Mailbox, utf8 bool) address {
 			break
 		}
 	}
-	key := a.key()
-	first := strings.IndexAny(key, "@!%")
-	a.routed = key[first+1:] != a.domain
+	a.routed = strings.ContainsAny(a.local, "@!%") // operators or not
 	a.bad = a.domain != "" && !validMailDomain(a.domain, utf8)
 	return a
 }
 
 // splitRoute takes the next domain out of a local-part.
-func splitRoute(local string) (rest, domain string, ok bool) {
+func (s *Snapshot) splitRoute(local string) (rest, domain string, ok bool) {
 	if i := strings.LastIndexByte(local, '@'); i >= 0 {
 		return local[:i], local[i+1:], true
 	}
-	if i := strings.IndexByte(local, '!'); i >= 0 {
+	if i := strings.IndexByte(local, '!'); i >= 0 && !s.spec.Addresses.NoSwapBangpath {
 		return local[i+1:], local[:i], true
 	}
-	if i := strings.LastIndexByte(local, '%'); i >= 0 {
+	if i := strings.LastIndexByte(local, '%'); i >= 0 && !s.spec.Addresses.NoPercentHack {
 		return local[:i], local[i+1:], true
 	}
 	return "", "", false

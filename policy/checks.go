@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -197,7 +198,7 @@ func checkSenderAccess(e *eval, c *check) status {
 	}
 	var h hit
 	if e.sender.raw == "" {
-		h = e.find.one([]*table{c.table}, "<>", "", netip.Addr{}, true)
+		h = e.find.one([]*table{c.table}, cmp.Or(e.snap.spec.NullSenderKey, "<>"), "", netip.Addr{}, true)
 	} else {
 		h = e.find.mailAccess(c.table, &e.sender)
 	}
@@ -271,6 +272,9 @@ func (e *eval) rejectUnauth(c *check, code int, dsn string) status {
 	if !e.hasRcpt || e.authorized() {
 		return dunno
 	}
+	if e.snap.spec.DomainsIncomplete && code >= 500 {
+		code, dsn = 454, "4.7.1"
+	}
 	return e.reject(e.ruleKey(c, e.rcpt.domain), code, dsn, "<"+e.rcpt.raw+">: Relay access denied")
 }
 
@@ -307,12 +311,17 @@ func (e *eval) unlisted(a *address, class, kind string) status {
 			return e.foundRecipient(h, class)
 		}
 	}
-	if e.find.failed {
-		return e.lookupFailed(kind)
+	if st, decided := e.undeliverable(a, class, kind); decided {
+		return st
 	}
+	return e.unknownUser(a, class, kind)
+}
+
+// unknownUser refuses an address that the tables of its class don't list.
+func (e *eval) unknownUser(a *address, class, kind string) status {
 	var code int
 	var where string
-	codes := &s.spec.Codes
+	codes := &e.snap.spec.Codes
 	switch a.class {
 	case classDefault:
 		return dunno
@@ -329,7 +338,7 @@ func (e *eval) unlisted(a *address, class, kind string) status {
 	case classRelay:
 		code, where = codes.UnknownRelayRcpt, "relay recipient"
 	}
-	if tables := s.recipients[a.class]; a.class != classVirtualAlias {
+	if tables := e.snap.recipients[a.class]; a.class != classVirtualAlias {
 		if len(tables) == 0 {
 			return dunno
 		}
@@ -347,8 +356,16 @@ func (e *eval) unlisted(a *address, class, kind string) status {
 	case class == classSender:
 		dsn = "5.1.0"
 	}
+	addrs := &e.snap.spec.Addresses
+	if code >= 500 && (addrs.AliasesIncomplete || addrs.class(a.class).Incomplete) {
+		code = 450
+	}
 	rule := Rule{Stage: e.stage, Kind: kind, Table: where + " table", Key: a.key()}
-	return e.reject(rule, code, dsn, rejectedText(a.raw, class, "User unknown in "+where+" table"))
+	text := "User unknown in " + where + " table"
+	if e.snap.spec.HideTableNames {
+		text = "User unknown"
+	}
+	return e.reject(rule, code, dsn, rejectedText(a.raw, class, text))
 }
 
 func (e *eval) foundRecipient(h hit, class string) status {

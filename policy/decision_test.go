@@ -172,6 +172,12 @@ func (p *player) line(line string) {
 
 func (p *player) command(verb, arg string) Verdict {
 	ctx := context.Background()
+	switch verb { // smtpd_command_filter sees the whole command
+	case "mail":
+		arg = p.s.Command("MAIL FROM:" + arg)[len("MAIL FROM:"):]
+	case "rcpt":
+		arg = p.s.Command("RCPT TO:" + arg)[len("RCPT TO:"):]
+	}
 	switch verb {
 	case "connect":
 		p.end()

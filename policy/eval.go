@@ -262,11 +262,15 @@ func (e *eval) verdict(stage Stage, st status) Verdict {
 	switch {
 	case st == refused:
 		v.Reply = e.reply
+		if e.snap.spec.SoftBounce && v.Reply.Code >= 500 {
+			v.Reply.Code -= 100
+			v.Reply.Enhanced = "4" + v.Reply.Enhanced[1:]
+		}
 		v.Action = Defer
-		if e.reply.Permanent() {
+		if v.Reply.Permanent() {
 			v.Action = Reject
 		}
-		v.Close = e.reply.Code == 421 || e.reply.Code == 521
+		v.Close = v.Reply.Code == 421 || v.Reply.Code == 521
 		return v
 	case e.discard:
 		v.Action, v.Rule = Discard, e.discardRule

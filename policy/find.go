@@ -78,20 +78,26 @@ func (f *finder) recipient(tables []*table, a *address) hit {
 // local-part with "@".
 func (f *finder) mailAccess(t *table, a *address) hit {
 	tables := []*table{t}
+	h := f.addressOrDomain(tables, a, f.snap.spec.AccessMatchesSubdomain)
+	if !h.ok() {
+		h = f.mailbox(tables, a.local, "@", false)
+		if user, extended := f.snap.splitExtension(a.local); !h.ok() && extended {
+			h = f.mailbox(tables, user, "@", false)
+		}
+	}
+	return h
+}
+
+// addressOrDomain asks for the address, without its extension, the domain and
+// its parents.
+func (f *finder) addressOrDomain(tables []*table, a *address, subdomains bool) hit {
 	at := a.at()
-	user, extended := f.snap.splitExtension(a.local)
 	h := f.mailbox(tables, a.local, at, true)
-	if !h.ok() && extended {
+	if user, extended := f.snap.splitExtension(a.local); !h.ok() && extended {
 		h = f.mailbox(tables, user, at, false)
 	}
 	if !h.ok() {
-		h = f.parents(tables, at[1:], false)
-	}
-	if !h.ok() {
-		h = f.mailbox(tables, a.local, "@", false)
-		if !h.ok() && extended {
-			h = f.mailbox(tables, user, "@", false)
-		}
+		h = f.parents(tables, at[1:], false, subdomains)
 	}
 	return h
 }
@@ -105,12 +111,12 @@ func (f *finder) domain(t *table, name string) hit {
 	if t.whole() { // a pattern sees the name as it was given
 		return f.one(tables, name, "", netip.Addr{}, true)
 	}
-	return f.parents(tables, fold(name), true)
+	return f.parents(tables, fold(name), true, f.snap.spec.AccessMatchesSubdomain)
 }
 
 // parents asks for a name and its parent domains; these as ".parent" when
-// access tables don't match subdomains by themselves.
-func (f *finder) parents(tables []*table, name string, whole bool) hit {
+// names of domains don't match subdomains by themselves.
+func (f *finder) parents(tables []*table, name string, whole, subdomains bool) hit {
 	for name != "" {
 		if h := f.one(tables, name, "", netip.Addr{}, whole); h.ok() {
 			return h
@@ -121,7 +127,7 @@ func (f *finder) parents(tables []*table, name string, whole bool) hit {
 			break
 		}
 		name = name[i+1:]
-		if f.snap.spec.AccessMatchesSubdomain {
+		if subdomains {
 			name = name[1:]
 		}
 	}

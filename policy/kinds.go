@@ -111,6 +111,7 @@ var genericKinds = []kind{
 		return e.reject(e.ruleOf(c), e.snap.spec.Codes.Plaintext, "4.7.1", "Session encryption is required")
 	}},
 	{"sleep", argNumber, nothing},
+	{"reject_unauth_pipelining", argNone, rejectPipelining},
 	// Nobody authenticates to a secondary.
 	{"permit_sasl_authenticated", argNone, nothing},
 	{"permit_tls_clientcerts", argNone, nothing},
@@ -142,6 +143,7 @@ var clientKinds = []kind{
 
 var heloKinds = []kind{
 	{"check_helo_access", argTable, checkHeloAccess},
+	{"permit_naked_ip_address", argNone, permitNakedIP},
 	{"reject_invalid_helo_hostname", argNone, rejectHelo(invalidHelo)},
 	{"reject_non_fqdn_helo_hostname", argNone, rejectHelo(nonFQDNHelo)},
 	{"reject_unknown_helo_hostname", argNone, rejectHelo(unknownHelo)},
@@ -153,6 +155,9 @@ var heloKinds = []kind{
 
 var senderKinds = []kind{
 	{"check_sender_access", argTable, checkSenderAccess},
+	{"reject_sender_login_mismatch", argNone, rejectLoginMismatch},
+	{"reject_known_sender_login_mismatch", argNone, rejectLoginMismatch},
+	{"reject_unauthenticated_sender_login_mismatch", argNone, rejectLoginMismatch},
 	{"reject_non_fqdn_sender", argNone, nonFQDN(subjectSender)},
 	{"reject_unknown_sender_domain", argNone, rejectUnknownSenderDomain},
 	{"reject_rhsbl_sender", argZone, rejectRHSBL(subjectSender)},

@@ -17,6 +17,7 @@ type Session struct {
 	lookups lookups
 
 	heloGiven bool
+	pipelined bool
 	started   bool
 	stated    bool // the client's names came with it, by XCLIENT
 	named     bool // they are filled in

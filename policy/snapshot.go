@@ -26,6 +26,7 @@ type Snapshot struct {
 	recipients [classRelay + 1][]*table
 
 	rcptCanonical, senderCanonical, canonical, virtualAlias []*table
+	transport, relocated, senderLogin, commandFilter        []*table
 
 	sites    []*zone  // of reject_dnsbl_score
 	prefetch []string // DNS lists that every client is looked up in
@@ -168,6 +169,10 @@ func (c *compiler) addresses() {
 	s.senderCanonical = c.named("addresses: sender_canonical_maps", a.SenderCanonical)
 	s.canonical = c.named("addresses: canonical_maps", a.Canonical)
 	s.virtualAlias = c.named("addresses: virtual_alias_maps", a.VirtualAlias)
+	s.transport = c.named("addresses: transport_maps", a.TransportMaps)
+	s.relocated = c.named("addresses: relocated_maps", a.Relocated)
+	s.senderLogin = c.named("sender_login_maps", c.s.spec.SenderLogin)
+	s.commandFilter = c.named("command_filter", c.s.spec.CommandFilter)
 	for _, t := range s.virtualAlias {
 		s.stats.Recipients += t.Len()
 	}

@@ -21,6 +21,13 @@ type Spec struct {
 	AllowUntrustedRouting  bool `json:"allow_untrusted_routing"`
 	AccessMatchesSubdomain bool `json:"access_matches_subdomains"` // smtpd_access_maps in parent_domain_matches_subdomains
 
+	SoftBounce        bool     `json:"soft_bounce,omitempty"`
+	HideTableNames    bool     `json:"hide_user_unknown_table_name,omitempty"` // show_user_unknown_table_name = no
+	NullSenderKey     string   `json:"null_access_lookup_key,omitempty"`       // "" is "<>"
+	SenderLogin       []string `json:"sender_login_maps,omitempty"`            // tables; who is in one must log in
+	CommandFilter     []string `json:"command_filter,omitempty"`               // tables; see Session.Command
+	DomainsIncomplete bool     `json:"domains_incomplete,omitempty"`           // a domain that isn't ours is refused for now only
+
 	// What a temporary DNS failure does: "defer_if_permit" or "defer".
 	UnknownAddressTempfail string `json:"unknown_address_tempfail_action"`
 	UnknownHeloTempfail    string `json:"unknown_helo_hostname_tempfail_action"`
@@ -35,6 +42,7 @@ type Spec struct {
 	Addresses Addresses         `json:"addresses"`
 	DNSBL     DNSBL             `json:"dnsbl"`
 	Limits    Limits            `json:"limits"`
+	Protocol  Protocol          `json:"protocol,omitzero"`
 	Codes     Codes             `json:"codes"`
 	Tables    map[string]*Table `json:"tables,omitempty"`
 }
@@ -86,6 +94,17 @@ type Addresses struct {
 	Canonical           []string `json:"canonical_maps,omitempty"`
 	VirtualAlias        []string `json:"virtual_alias_maps,omitempty"`
 
+	NoPercentHack   bool   `json:"no_percent_hack,omitempty"`     // allow_percent_hack = no
+	NoSwapBangpath  bool   `json:"no_swap_bangpath,omitempty"`    // swap_bangpath = no
+	AppendDotDomain string `json:"append_dot_mydomain,omitempty"` // appended to domains without a dot: mydomain, or "" for none
+
+	// Transports matter where they are "error:text" or "retry:text".
+	TransportMaps             []string `json:"transport_maps,omitempty"`
+	TransportMatchesSubdomain bool     `json:"transport_maps_matches_subdomains,omitempty"`
+	DefaultTransport          string   `json:"default_transport,omitempty"`
+	Relocated                 []string `json:"relocated_maps,omitempty"`
+	AliasesIncomplete         bool     `json:"aliases_incomplete,omitempty"` // canonical or alias tables are known in part: nobody is unknown for good
+
 	Local          AddressClass `json:"local"`
 	VirtualAliases AddressClass `json:"virtual_alias"`
 	VirtualMailbox AddressClass `json:"virtual_mailbox"`
@@ -97,12 +116,27 @@ type AddressClass struct {
 	Domains    []string `json:"domains,omitempty"`    // sorted; ".example.org" stands for all subdomains
 	Recipients []string `json:"recipients,omitempty"` // tables, in look-up order; none: every recipient exists
 
+	Incomplete bool   `json:"incomplete,omitempty"` // the tables are known in part: an unknown recipient is refused for now only
+	Transport  string `json:"transport,omitempty"`  // "error:text" or "retry:text" refuses; others don't matter
+
 	// Match decides in place of Domains where it is given, for lists that a
 	// set of names can't express. Its elements are domains and "table:NAME";
 	// "!" excludes, the first match wins. Domains is then what is known of
 	// the outcome, for statistics and guards.
 	Match   []string `json:"match,omitempty"`
 	Parents string   `json:"parents,omitempty"` // whether an element of Match matches subdomains: "" no, "name" yes, ".name" with a dot
+}
+
+// Protocol is what the SMTP server has to do by itself.
+type Protocol struct {
+	// StrictEnvelopes refuses paths without angle brackets or with comments
+	// (501 5.1.7 and 5.1.3): strict_rfc821_envelopes.
+	StrictEnvelopes bool `json:"strict_envelopes,omitempty"`
+	// DisableVRFY answers VRFY 502 5.5.1.
+	DisableVRFY bool `json:"disable_vrfy,omitempty"`
+	// ForbidPipelining answers 554 5.5.0 and hangs up where Session.Pipelined
+	// would be called: smtpd_forbid_unauth_pipelining.
+	ForbidPipelining bool `json:"forbid_unauth_pipelining,omitempty"`
 }
 
 // DNSBL configures DNS lists beyond what a restriction's argument says.

@@ -36,22 +36,24 @@ func (i *importer) addresses() {
 		{"virtual_mailbox_domains", "virtual_mailbox_maps", &a.VirtualMailbox, &codes.UnknownVirtualMailbox},
 		{"relay_domains", "relay_recipient_maps", &a.Relay, &codes.UnknownRelayRcpt},
 	} {
-		var complete bool
 		sub := exactly
 		if c.domains == "relay_domains" {
 			if sub = dotted; i.parentMatch(c.domains) {
 				sub = parents
 			}
 		}
-		c.to.Domains, complete = i.domains(c.domains, sub)
-		if !complete {
+		if !i.domains(c.domains, sub, c.to) {
 			temporary(&codes.RelayDomains)
 		}
 		if c.maps != "" {
 			c.to.Recipients = i.addressTables(c.maps, func() { temporary(c.code) })
 		}
 	}
-	a.Local.Domains = append(a.Local.Domains, i.ownLiterals()...)
+	own := i.ownLiterals()
+	a.Local.Domains = append(a.Local.Domains, own...)
+	if a.Local.Match != nil {
+		a.Local.Match = append(a.Local.Match, own...)
+	}
 	sort.Strings(a.Local.Domains)
 	a.Local.Domains = slices.Compact(a.Local.Domains)
 }

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"sort"
 	"strings"
+
+	"github.com/understudy-mx/understudy/policy"
 )
 
 // pattern is an element of a list of names or addresses: mydestination,
@@ -90,30 +92,60 @@ func (i *importer) parentMatch(parameter string) bool {
 	return false
 }
 
-// domains translates a list of domains. complete is false when some of the
-// list can't be told.
-func (i *importer) domains(parameter string, sub subdomains) (names []string, complete bool) {
+// domains translates a list of domains into a class. complete is false when
+// some of the list can't be told.
+func (i *importer) domains(parameter string, sub subdomains, to *policy.AddressClass) (complete bool) {
 	ps, reasons := i.patterns(parameter, i.set[parameter], false, 0)
 	d := domainList{sub: sub, in: map[string]bool{}}
 	for _, p := range ps {
 		why := d.add(p)
+		if why == "" && p.tab != nil && p.tab.Kind == Patterns {
+			d.ordered = true
+			if err := i.use(p.text, p.tab, false); err != nil {
+				why = err.Error()
+			}
+		}
 		if why != "" {
 			reasons[p.text] = errors.New(why)
 			continue
 		}
-		class := Exact
-		i.item(parameter, not(p), class, d.note(p), "")
+		i.item(parameter, not(p), Exact, d.note(p), "")
+	}
+	if d.ordered {
+		to.Match, to.Parents = i.ordered(ps, reasons), [...]string{"", ".name", "name"}[sub]
 	}
 	for _, name := range sortedKeys(reasons) {
 		i.item(parameter, name, NotReplicated, reasons[name].Error(), "what its domains could be is refused for now only (4xx)")
 	}
 	for name, in := range d.in {
 		if in {
-			names = append(names, name)
+			to.Domains = append(to.Domains, name)
 		}
 	}
-	sort.Strings(names)
-	return names, len(reasons) == 0
+	sort.Strings(to.Domains)
+	return len(reasons) == 0
+}
+
+// ordered spells a list whose order decides for the engine.
+func (i *importer) ordered(ps []pattern, reasons map[string]error) (match []string) {
+	for _, p := range ps {
+		if reasons[p.text] != nil || p.tab != nil && p.tab.Kind == Networks {
+			continue
+		}
+		name := p.text
+		if p.tab != nil {
+			if err := i.use(name, p.tab, false); err != nil {
+				reasons[name] = err
+				continue
+			}
+			name = "table:" + specName(name)
+		}
+		if p.not {
+			name = "!" + name
+		}
+		match = append(match, name)
+	}
+	return match
 }
 
 func not(p pattern) string {
@@ -138,16 +170,18 @@ type domainList struct {
 	sub subdomains
 	in  map[string]bool
 	cut []string // excluded with subdomains
+	// ordered lists can't be told by names alone: patterns, or subdomains
+	// that are left out.
+	ordered bool
 }
 
 func (d *domainList) add(p pattern) (why string) {
 	switch {
 	case p.tab == nil:
-		return d.name(p.text, p.not)
-	case p.tab.Kind == Patterns:
-		return errPatterns.Error()
-	case p.tab.Kind == Networks:
-		return "" // a name is no address
+		d.name(p.text, p.not)
+		return ""
+	case p.tab.Kind == Patterns || p.tab.Kind == Networks:
+		return "" // those aren't names
 	case p.tab.Kind == Constant:
 		return "takes every domain there is; the secondary is no open relay"
 	}
@@ -155,19 +189,17 @@ func (d *domainList) add(p pattern) (why string) {
 		if strings.Contains(k, "@") {
 			continue
 		}
-		if why = d.name(k, p.not); why != "" {
-			return why
-		}
+		d.name(k, p.not)
 	}
 	return ""
 }
 
 // name adds one name, unless an earlier pattern has decided about it.
-func (d *domainList) name(name string, not bool) (why string) {
+func (d *domainList) name(name string, not bool) {
 	name = strings.ToLower(name)
 	keys := []string{name}
 	if d.sub != dotted && strings.HasPrefix(name, ".") {
-		return "" // Postfix never finds such a name there
+		return // Postfix never finds such a name there
 	}
 	if d.sub == parents {
 		keys = append(keys, "."+name)
@@ -175,7 +207,7 @@ func (d *domainList) name(name string, not bool) (why string) {
 	for _, k := range keys {
 		suffix := strings.HasPrefix(k, ".")
 		if !not && suffix && slices.ContainsFunc(d.cut, func(c string) bool { return strings.HasSuffix(c, k) }) {
-			return "holds subdomains that are excluded; the engine can't leave them out"
+			d.ordered = true
 		}
 		if _, decided := d.in[k]; decided || d.excluded(k) {
 			continue
@@ -185,7 +217,6 @@ func (d *domainList) name(name string, not bool) (why string) {
 			d.cut = append(d.cut, k)
 		}
 	}
-	return ""
 }
 
 // excluded says that an earlier exclusion covers k with its subdomains.
@@ -211,45 +242,57 @@ func sortedKeys[V any](m map[string]V) []string {
 	return keys
 }
 
-// networks translates mynetworks.
+// networks translates mynetworks: addresses and prefixes, and where those
+// don't say it all, client names and tables.
 func (i *importer) networks() {
-	i.spec.MyNetworks = i.addressList("mynetworks")
-}
-
-// addressList translates a list of networks into prefixes, "!" excluding.
-func (i *importer) addressList(parameter string) []string {
+	const parameter = "mynetworks"
+	i.spec.NetworksMatchSubdomain = i.parentMatch(parameter)
 	ps, reasons := i.patterns(parameter, i.set[parameter], false, 0)
-	var out []string
 	for _, p := range ps {
-		prefixes, why := p.prefixes()
-		if why != "" {
-			reasons[not(p)] = errors.New(why)
+		names, class, why := i.network(p)
+		if why != nil {
+			reasons[not(p)] = why
+			continue
 		}
-		for _, n := range prefixes {
-			if n.Addr().Is4In6() {
-				continue // Postfix writes such a client's address as IPv4
-			}
-			s := n.String()
-			if n.IsSingleIP() {
-				s = n.Addr().String()
-			}
+		for _, n := range names {
 			if p.not {
-				s = "!" + s
+				n = "!" + n
 			}
-			out = append(out, s)
+			i.spec.MyNetworks = append(i.spec.MyNetworks, n)
 		}
-		if why == "" {
-			i.item(parameter, not(p), Exact, "", "")
-		}
+		i.item(parameter, not(p), class, "", "")
 	}
 	for _, name := range sortedKeys(reasons) {
 		i.item(parameter, name, NotReplicated, reasons[name].Error(), "its clients get no privilege")
 	}
-	return out
 }
 
-// prefixes are the addresses that a pattern stands for.
-func (p pattern) prefixes() (list []netip.Prefix, why string) {
+// network spells a pattern for the engine.
+func (i *importer) network(p pattern) (names []string, class Class, why error) {
+	prefixes, ok := p.prefixes()
+	switch {
+	case p.tab != nil && p.tab.Kind == Constant:
+		return nil, "", errors.New("takes every client there is; the secondary is no open relay")
+	case !ok && p.tab == nil:
+		return []string{p.text}, GivenDNS, nil
+	case !ok:
+		return []string{"table:" + specName(p.text)}, GivenDNS, i.use(p.text, p.tab, false)
+	}
+	for _, n := range prefixes {
+		s := n.String()
+		if n.IsSingleIP() {
+			s = n.Addr().String()
+		}
+		if !n.Addr().Is4In6() { // Postfix writes such a client's address as IPv4
+			names = append(names, s)
+		}
+	}
+	return names, Exact, nil
+}
+
+// prefixes are the addresses that a pattern stands for. ok is false when it
+// stands for anything else.
+func (p pattern) prefixes() (list []netip.Prefix, ok bool) {
 	var keys []string
 	switch {
 	case p.tab == nil:
@@ -259,26 +302,20 @@ func (p pattern) prefixes() (list []netip.Prefix, why string) {
 	case p.tab.Kind == Networks:
 		rules, err := flatten(p.tab.Rules)
 		if err != nil {
-			return nil, err.Error()
+			return nil, false
 		}
 		for _, r := range rules {
 			keys = append(keys, r[0])
 		}
-	case p.tab.Kind == Constant:
-		return nil, "takes every client there is; the secondary is no open relay"
 	default:
-		return nil, errPatterns.Error()
+		return nil, false
 	}
 	for _, k := range keys {
 		n, err := parsePrefix(k)
-		switch {
-		case err != nil && p.tab == nil:
-			return nil, "is no address; client names aren't replicated here"
-		case err != nil || p.tab != nil && p.tab.Kind == Indexed && !n.IsSingleIP():
-			why = "has keys that are no addresses; client names aren't replicated here"
-		default:
-			list = append(list, n)
+		if err != nil || p.tab != nil && p.tab.Kind == Indexed && !n.IsSingleIP() {
+			return nil, false
 		}
+		list = append(list, n)
 	}
-	return list, why
+	return list, true
 }

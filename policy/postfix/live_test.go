@@ -64,18 +64,25 @@ in_flow_delay = 0
 `
 
 var liveFiles = map[string]string{
-	"main.cf":     liveMain,
-	"office.cidr": "if 10.0.0.0/8\n!10.128.0.0/9 x\nendif\n",
-	"client.cidr": "if 198.51.100.0/24\n198.51.100.7 OK\n!198.51.100.128/25 450 4.7.9 later\nendif\n203.0.113.0/24 REJECT bad net\n203.0.113.0/28 OK\n0.0.0.0/0 outer\n",
-	"helo.map":    "mx.example.org REJECT you are not me\n.dyn.example 550 5.7.9 dynamic\ndyn.example 550 5.7.9 dynamic\n",
-	"sender.map":  "spam.example REJECT\n<> DUNNO\nnews@ 421 4.7.1 no news\nclassy@sender.example outer\ndefer@sender.example DEFER_IF_PERMIT wait\n",
-	"class.map":   "classy@sender.example 554 5.7.8 class\ninner@mailbox.example REJECT inner\n",
-	"rcpt.map":    "blocked@mailbox.example REJECT\ntag+x@mailbox.example 450 tagged\nlist@mailbox.example reject_unlisted_recipient, outer\nfree@elsewhere.example OK\ndefer@mailbox.example DEFER\n",
-	"aliases.map": "postmaster root\nroot alice\nowner-list carol\n",
-	"virtual.map": "alias.example anything\nsales@alias.example alice@mailbox.example\n@catch.example alice@mailbox.example\ncatch.example anything\nbare carol\n",
-	"domains":     "# domains\nmailbox.example,\n  Second.Example never.example\n",
-	"mailboxes":   "Alice@mailbox.example x\nblocked@mailbox.example x\ntag@mailbox.example x\ninner@mailbox.example x\n@second.example x\ndefer@mailbox.example x\n",
-	"relay.map":   "two.example x\nx.friend.example x\n",
+	"domains.regexp": "!/\\.example$/ no\n/^(sub\\.)?one\\.example$/ x\n",
+	"rcpts.regexp":   "if /@one\\.example$/\n/^(alice|bob)/ x\nendif\n/^any@two/!/x/ x\n",
+	"nets.regexp":    "/^10\\.1\\./ x\n",
+	"nets":           "192.0.2.5 x\nsome.host.example x\n",
+	"sender.pcre":    "/^x(?=@)/ DUNNO\n/^(a|news)@([a-z]+)\\./ REJECT no $1 of ${2}\n!/q/ REJECT $1\n/nobody@/ REJECT $7\n/nobody@(/ REJECT\n/nobody@/ 450 4.7.8 nobody\n",
+	"alias.regexp":   "/^sales@/ x\n/^(.*)@second\\.example$/ $1@mailbox.example\n",
+	"rcpt.regexp":    "/[%!]/ REJECT routed\n/^user@/ permit\n/^BLOCKED@/ inner, reject\n/^inner@/i inner\n",
+	"main.cf":        liveMain,
+	"office.cidr":    "if 10.0.0.0/8\n!10.128.0.0/9 x\nendif\n",
+	"client.cidr":    "if 198.51.100.0/24\n198.51.100.7 OK\n!198.51.100.128/25 450 4.7.9 later\nendif\n203.0.113.0/24 REJECT bad net\n203.0.113.0/28 OK\n0.0.0.0/0 outer\n",
+	"helo.map":       "mx.example.org REJECT you are not me\n.dyn.example 550 5.7.9 dynamic\ndyn.example 550 5.7.9 dynamic\n",
+	"sender.map":     "spam.example REJECT\n<> DUNNO\nnews@ 421 4.7.1 no news\nclassy@sender.example outer\ndefer@sender.example DEFER_IF_PERMIT wait\n",
+	"class.map":      "classy@sender.example 554 5.7.8 class\ninner@mailbox.example REJECT inner\n",
+	"rcpt.map":       "blocked@mailbox.example REJECT\ntag+x@mailbox.example 450 tagged\nlist@mailbox.example reject_unlisted_recipient, outer\nfree@elsewhere.example OK\ndefer@mailbox.example DEFER\n",
+	"aliases.map":    "postmaster root\nroot alice\nowner-list carol\n",
+	"virtual.map":    "alias.example anything\nsales@alias.example alice@mailbox.example\n@catch.example alice@mailbox.example\ncatch.example anything\nbare carol\n",
+	"domains":        "# domains\nmailbox.example,\n  Second.Example never.example\n",
+	"mailboxes":      "Alice@mailbox.example x\nblocked@mailbox.example x\ntag@mailbox.example x\ninner@mailbox.example x\n@second.example x\ndefer@mailbox.example x\n",
+	"relay.map":      "two.example x\nx.friend.example x\n",
 }
 
 const liveMaster = `%s inet n - n - - smtpd
@@ -96,6 +103,10 @@ func TestLikePostfix(t *testing.T) {
 		"every list": "",
 		"dotted": "parent_domain_matches_subdomains =\nrelay_domains = .one.example, hash:@DIR@/relay.map\nrecipient_delimiter = -\n" +
 			"smtpd_relay_before_recipient_restrictions = no\nowner_request_special = no\n",
+		"patterns": "relay_domains = !x.two.example, two.example, regexp:@DIR@/domains.regexp\nrelay_recipient_maps = regexp:@DIR@/rcpts.regexp\n" +
+			"mynetworks = regexp:@DIR@/nets.regexp, texthash:@DIR@/nets\nsmtpd_client_restrictions = permit_mynetworks, reject\n" +
+			"smtpd_sender_restrictions = check_sender_access pcre:@DIR@/sender.pcre\nvirtual_alias_maps = regexp:@DIR@/alias.regexp\n" +
+			"smtpd_recipient_restrictions = check_recipient_access regexp:@DIR@/rcpt.regexp, reject_unauth_destination\n",
 		"all accepted": "relay_recipient_maps =\nlocal_recipient_maps =\nsmtpd_reject_unlisted_sender = no\nvirtual_alias_domains = alias.example\n",
 		"bare": "smtpd_client_restrictions =\nsmtpd_helo_restrictions =\nsmtpd_sender_restrictions =\nsmtpd_recipient_restrictions =\n" +
 			"smtpd_relay_restrictions = permit_mynetworks, defer_unauth_destination\nmyorigin = mailbox.example\n",
@@ -169,7 +180,7 @@ func startPostfix(t *testing.T, extra string) (addr string, src postfix.Source) 
 			t.Fatal(err)
 		}
 	}
-	script := `cd "$1" && mkdir queue data && chown postfix data && chmod 644 *.map *.db *.cidr main.cf master.cf domains mailboxes && postfix -c "$1" check`
+	script := `cd "$1" && mkdir queue data && chown postfix data && chmod 644 *.map *.db *.cidr *.regexp *.pcre nets main.cf master.cf domains mailboxes && postfix -c "$1" check`
 	if out, err := exec.Command("sh", "-c", "PATH=$PATH:/usr/sbin; "+script, "sh", src.ConfigDir).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}

@@ -3,6 +3,8 @@ package postfix
 import (
 	"fmt"
 	"net/netip"
+	"regexp"
+	"strconv"
 	"strings"
 )
 
@@ -99,16 +101,35 @@ func (i *importer) ruleTable(typ, arg string) (*Table, error) {
 			return nil, err
 		}
 	}
-	t.parse(text)
+	t.parse(text, i.skippedLines(typ+":"+arg))
 	return t, nil
 }
 
-func (t *Table) parse(text string) {
+var skippedLine = regexp.MustCompile(`, line (\d+): .*(?:skipping|ignoring) this rule`)
+
+// skippedLines are the lines that Postfix itself says it skips: patterns that
+// don't compile, values with groups that aren't there.
+func (i *importer) skippedLines(name string) map[int]bool {
+	args := []string{"-q", "x", name}
+	if i.src.ConfigDir != "" {
+		args = append([]string{"-c", i.src.ConfigDir}, args...)
+	}
+	// That x isn't found is an error, too.
+	stderr, _ := run(i.ctx, orDefault(i.src.Postmap, "postmap"), args, func(string) error { return nil })
+	skipped := map[int]bool{}
+	for _, m := range skippedLine.FindAllStringSubmatch(stderr, -1) {
+		n, _ := strconv.Atoi(m[1])
+		skipped[n] = true
+	}
+	return skipped
+}
+
+func (t *Table) parse(text string, skipped map[int]bool) {
 	depth := 0
 	logicalLines(text, func(n int, line string) {
 		r, ok := parseRule(t.Type, line)
 		switch {
-		case !ok || r.Op == Endif && depth == 0:
+		case !ok || skipped[n] || r.Op == Endif && depth == 0:
 			t.Skipped++
 			return
 		case r.Op == If:
@@ -227,6 +248,36 @@ func (r *Rule) pattern(typ, s string) (rest string, ok bool) {
 		}
 	}
 	return s[n:], true
+}
+
+// canonical spells the rules of a pattern table for the engine. A second
+// pattern becomes a condition: then the value has nothing to say about what
+// the first one's groups matched.
+func canonical(rules []Rule) ([][2]string, error) {
+	var out [][2]string
+	spell := func(r *Rule) string {
+		s := "/" + r.Pattern + "/" + r.Flags
+		if r.Not {
+			s = "!" + s
+		}
+		return s
+	}
+	for n := range rules {
+		r := &rules[n]
+		switch {
+		case r.Op == Endif:
+			out = append(out, [2]string{"endif"})
+		case r.Op == If:
+			out = append(out, [2]string{"if " + spell(r)})
+		case r.And == nil:
+			out = append(out, [2]string{spell(r), r.Value})
+		case strings.Contains(strings.ReplaceAll(r.Value, "$$", ""), "$"):
+			return nil, fmt.Errorf("line %d: a group of the first of two patterns in the value", r.Line)
+		default:
+			out = append(out, [2]string{"if " + spell(r)}, [2]string{spell(r.And), r.Value}, [2]string{"endif"})
+		}
+	}
+	return out, nil
 }
 
 // maxFlat bounds what if and ! in a cidr table may blow up to.

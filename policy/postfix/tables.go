@@ -302,22 +302,21 @@ func specName(name string) string {
 	return typ + ":#" + hex.EncodeToString(sum[:4])
 }
 
-var errPatterns = errors.New("the engine has no regular expressions yet")
-
 // spec makes a table of the engine. withValues is false for tables that are
 // only asked whether a key is there.
 func (t *Table) spec(withValues bool) (*policy.Table, error) {
 	switch {
 	case t.Kind == Constant:
 		return policy.NewStatic(t.Value), nil
+	case t.Kind == Patterns && t.Type == "pcre":
+		rules, err := canonical(t.Rules)
+		return orReason(rules, err, policy.NewPCRE)
 	case t.Kind == Patterns:
-		return nil, errPatterns
+		rules, err := canonical(t.Rules)
+		return orReason(rules, err, policy.NewRegexp)
 	case t.Kind == Networks:
 		rules, err := flatten(t.Rules)
-		if err != nil {
-			return nil, err
-		}
-		return policy.NewCIDR(rules)
+		return orReason(rules, err, policy.NewCIDR)
 	case withValues:
 		return policy.NewHash(t.Entries)
 	}
@@ -326,6 +325,13 @@ func (t *Table) spec(withValues bool) (*policy.Table, error) {
 		keys = append(keys, k)
 	}
 	return policy.NewSet(keys)
+}
+
+func orReason(rules [][2]string, err error, table func([][2]string) (*policy.Table, error)) (*policy.Table, error) {
+	if err != nil {
+		return nil, err
+	}
+	return table(rules)
 }
 
 // use puts a table into the Spec. A set that an access restriction wants too

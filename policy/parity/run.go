@@ -1,0 +1,182 @@
+package parity
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+)
+
+// Options say what to compare.
+type Options struct {
+	Primary, Local Dialer
+	Material       *Material
+	Sessions       int
+	Seed           uint64
+	Parallel       int // sessions at once; 1 when 0
+	// MaxDifferences ends the run early; 0 is no limit.
+	MaxDifferences int
+	// Observe, if not nil, is told each session with the primary's replies,
+	// from several goroutines at once.
+	Observe func(n int, s Session, primary Transcript)
+}
+
+// Result is what a run found.
+type Result struct {
+	Sessions    int
+	Decisions   int // replies that were compared
+	Differences int
+	Distinct    []Difference // one of each kind, as short as it can be
+}
+
+// maxDistinct bounds the differences that are kept and made shorter.
+const maxDistinct = 50
+
+// Nth is session n of those that a seed gives.
+func (m *Material) Nth(seed uint64, n int) Session {
+	return m.session(rand.New(rand.NewPCG(seed, uint64(n))))
+}
+
+// Run plays sessions and compares. The error says that one of the servers
+// can't be asked; the Result counts what was done before.
+func Run(ctx context.Context, o Options) (Result, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var next atomic.Int64
+	var mu sync.Mutex // guards res and kinds
+	var res Result
+	kinds := map[string]bool{}
+	var wg sync.WaitGroup
+	for range max(1, o.Parallel) {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				n := int(next.Add(1)) - 1
+				if n >= o.Sessions {
+					return
+				}
+				d, err := o.compare(ctx, n)
+				if err != nil {
+					cancel(fmt.Errorf("session %d: %w", n, err))
+					return
+				}
+				mu.Lock()
+				res.add(d, kinds)
+				if o.MaxDifferences > 0 && res.Differences >= o.MaxDifferences {
+					cancel(errEnough)
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	err := context.Cause(ctx)
+	if errors.Is(err, errEnough) {
+		err = nil
+	}
+	for i := range res.Distinct {
+		if err == nil {
+			err = o.minimise(context.WithoutCancel(ctx), &res.Distinct[i])
+		}
+	}
+	return res, err
+}
+
+var errEnough = errors.New("enough differences")
+
+func (r *Result) add(d Difference, kinds map[string]bool) {
+	r.Sessions++
+	r.Decisions += min(len(d.Primary), len(d.Local))
+	if at(d.Primary, d.Local) < 0 {
+		return
+	}
+	r.Differences++
+	if k := d.signature(); !kinds[k] && len(r.Distinct) < maxDistinct {
+		kinds[k] = true
+		r.Distinct = append(r.Distinct, d)
+	}
+}
+
+// compare plays session n on both.
+func (o *Options) compare(ctx context.Context, n int) (Difference, error) {
+	s := o.Material.Nth(o.Seed, n)
+	d := Difference{Session: s}
+	err := o.both(ctx, &d)
+	if err == nil && o.Observe != nil {
+		o.Observe(n, s, d.Primary)
+	}
+	return d, err
+}
+
+func (o *Options) both(ctx context.Context, d *Difference) error {
+	var err error
+	if d.Primary, err = o.Primary.Play(ctx, d.Session); err != nil {
+		return fmt.Errorf("primary: %w", err)
+	}
+	if d.Local, err = o.Local.Play(ctx, d.Session); err != nil {
+		return fmt.Errorf("local: %w", err)
+	}
+	return nil
+}
+
+// minimise leaves out of a differing session what it can, as long as the two
+// still differ in the same way.
+func (o *Options) minimise(ctx context.Context, d *Difference) error {
+	kind := d.signature()
+	try := func(s Session) (bool, error) {
+		c := Difference{Session: s}
+		if err := o.both(ctx, &c); err != nil {
+			return false, err
+		}
+		if at(c.Primary, c.Local) < 0 || c.signature() != kind {
+			return false, nil
+		}
+		*d = c
+		return true, nil
+	}
+	// Every cut is tried from the end, where most of the rest is.
+	for i := len(d.Session.Commands) - 1; i >= 0; i-- {
+		cs := d.Session.Commands
+		if i >= len(cs) {
+			continue
+		}
+		s := Session{d.Session.Client, append(append([]Command(nil), cs[:i]...), cs[i+1:]...)}
+		if _, err := try(s); err != nil {
+			return err
+		}
+	}
+	plain := d.Session
+	plain.Client.Name, plain.Client.Reverse = "", ""
+	if plain.Client != d.Session.Client {
+		_, err := try(plain)
+		return err
+	}
+	return nil
+}
+
+// Check plays a recorded session on one server and returns the Difference, if
+// there is one.
+func Check(ctx context.Context, d Dialer, s Session, primary Transcript) (*Difference, error) {
+	local, err := d.Play(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	if at(primary, local) < 0 {
+		return nil, nil
+	}
+	return &Difference{Session: s, Primary: primary, Local: local}, nil
+}
+
+// Print writes the differences and, last, the counts.
+func (r Result) Print(w io.Writer) error {
+	for i := range r.Distinct {
+		fmt.Fprintf(w, "difference %d:\n%s\n", i+1, r.Distinct[i].String())
+	}
+	if n := r.Differences - len(r.Distinct); n > 0 && len(r.Distinct) > 0 {
+		fmt.Fprintf(w, "%d more sessions differ in the same ways\n", n)
+	}
+	_, err := fmt.Fprintf(w, "sessions %d, decisions %d, differences %d\n", r.Sessions, r.Decisions, r.Differences)
+	return err
+}

@@ -1,0 +1,32 @@
+package postfix
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/understudy-mx/understudy/internal/lister"
+)
+
+// Databases is the Lister of real databases: it connects as a table's own
+// settings say, for each listing anew.
+type Databases struct {
+	Limits lister.Limits // of one query or search
+}
+
+// Rows runs a query in a read-only transaction.
+func (d Databases) Rows(ctx context.Context, db *Database, query string, row func(columns []string) error) error {
+	return d.source(db).Rows(ctx, query, row)
+}
+
+// Entries runs a search, page by page.
+func (d Databases) Entries(ctx context.Context, db *Database, s *Search, entry func(attributes map[string][]string) error) error {
+	search := lister.Search{Base: s.Base, Scope: s.Scope, Filter: s.Filter, Attributes: s.Attributes}
+	if db.Type != "ldap" {
+		return fmt.Errorf("table %s: type %s has no searches", db.Table, db.Type)
+	}
+	return d.source(db).Entries(ctx, search, entry)
+}
+
+func (d Databases) source(db *Database) *lister.Source {
+	return &lister.Source{Type: db.Type, Name: db.Table, Settings: db.Settings, Limits: d.Limits}
+}

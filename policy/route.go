@@ -1,0 +1,134 @@
+package policy
+
+import (
+	"net/netip"
+	"strings"
+)
+
+// Texts of Postfix's error transport.
+const (
+	errorTransport = "error:"
+	retryTransport = "retry:"
+	noErrorText    = "Address is undeliverable"
+)
+
+// transportOf is what the primary would do with mail for an address, as far
+// as that is a refusal: "error:text" or "retry:text", and the table that says
+// so. As trivial-rewrite(8): the class' transport, then transport_maps but for
+// virtual aliases, then relocated_maps.
+func (e *eval) transportOf(a *address) (transport, table string) {
+	s, addrs := e.snap, &e.snap.spec.Addresses
+	switch a.class {
+	case classVirtualAlias:
+	case classDefault:
+		transport = addrs.DefaultTransport
+	default:
+		transport = addrs.class(a.class).Transport
+	}
+	if h := e.find.transport(s.transport, a); h.ok() && a.class != classVirtualAlias {
+		v := e.find.value(h)
+		channel, nexthop, _ := strings.Cut(v, ":")
+		if was, _, _ := strings.Cut(transport, ":"); channel == "" {
+			channel = was // the class' transport, with another next hop
+		}
+		transport, table = channel+":"+nexthop, h.t.name
+	}
+	if h := e.find.recipient(s.relocated, a); h.ok() {
+		return errorTransport + "5.1.6 User has moved to " + e.find.value(h), h.t.name
+	}
+	return transport, table
+}
+
+// transport looks an address up as in transport_maps: the address, without its
+// extension, the domain and its parents, "*".
+func (f *finder) transport(tables []*table, a *address) hit {
+	if len(tables) == 0 {
+		return hit{}
+	}
+	h := f.addressOrDomain(tables, a, f.snap.spec.Addresses.TransportMatchesSubdomain)
+	if !h.ok() {
+		h = f.one(tables, "*", "", netip.Addr{}, true)
+	}
+	return h
+}
+
+// undeliverable refuses an address whose transport is one of errors.
+func (e *eval) undeliverable(a *address, class, kind string) (st status, decided bool) {
+	transport, table := e.transportOf(a)
+	if e.find.failed {
+		return e.lookupFailed(kind), true
+	}
+	rule := Rule{Stage: e.stage, Kind: kind, Table: table, Key: a.key()}
+	code, digit := 550, "5"
+	text, failing := strings.CutPrefix(transport, errorTransport)
+	if !failing {
+		code, digit = 450, "4"
+		if text, failing = strings.CutPrefix(transport, retryTransport); !failing {
+			return dunno, false
+		}
+	}
+	if text == "" {
+		text = noErrorText
+	}
+	dsn := digit + ".1.1"
+	if class == classSender {
+		dsn = digit + ".1.0"
+	}
+	dsn, text = splitDSN(dsn, text)
+	return e.reject(rule, code, fixDSN(dsn, class), rejectedText(a.raw, class, text)), true
+}
+
+// rejectLoginMismatch refuses a sender whom somebody owns: nobody logs in here.
+func rejectLoginMismatch(e *eval, c *check) status {
+	if e.sender.raw == "" {
+		return dunno
+	}
+	h := e.find.recipient(e.snap.senderLogin, &e.sender)
+	if !h.ok() {
+		return dunno
+	}
+	rule := Rule{Stage: e.stage, Kind: c.kind.name, Table: h.t.name, Key: h.key()}
+	return e.reject(rule, 553, "5.7.1", "<"+e.sender.raw+">: Sender address rejected: not logged in")
+}
+
+func rejectPipelining(e *eval, c *check) status {
+	if !e.pipelined {
+		return dunno
+	}
+	return e.reject(e.ruleOf(c), 503, "5.5.0", e.whatRejected("Improper use of SMTP command pipelining"))
+}
+
+// permitNakedIP permits a HELO name that is a bare address.
+func permitNakedIP(e *eval, c *check) status {
+	name := e.client.Helo
+	if !e.heloGiven || strings.Trim(name, "0123456789.:") != "" {
+		return dunno
+	}
+	if !validHostaddr(name) {
+		return e.reject(e.ruleKey(c, name), e.snap.spec.Codes.InvalidHostname, "5.5.2",
+			rejectedText(name, classHelo, "invalid ip address"))
+	}
+	return e.permit(e.ruleKey(c, name))
+}
+
+// Pipelined notes that the client sent a command's successor before the reply
+// to that command, where the protocol doesn't allow it: after anything without
+// EHLO, and after HELO, EHLO, DATA, VRFY, QUIT and the like with it. It holds
+// for the rest of the session; reject_unauth_pipelining asks for it.
+func (s *Session) Pipelined() { s.pipelined = true }
+
+// Command rewrites a command line, without its line end, as
+// smtpd_command_filter wants it, before anything else looks at it.
+func (s *Session) Command(line string) string {
+	if len(s.snap.commandFilter) == 0 {
+		return line
+	}
+	if h := s.find.one(s.snap.commandFilter, line, "", netip.Addr{}, true); h.ok() {
+		return s.find.value(h)
+	}
+	return line
+}
+
+// Protocol returns what the SMTP server itself has to know of the policy,
+// besides its Limits.
+func (s *Snapshot) Protocol() Protocol { return s.spec.Protocol }
