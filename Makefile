@@ -1,5 +1,5 @@
 # The commands of the README, by name. CI runs the same ones.
-.PHONY: build demo test generate lint
+.PHONY: build demo test bench generate lint
 
 build:
 	go build -o understudy ./cmd/understudy
@@ -10,6 +10,11 @@ demo:
 test:
 	test/install-peers
 	go test -race -shuffle=on -timeout 20m ./...
+
+# Beside a real Postfix, as root; BENCH=-full takes longer and says more.
+bench:
+	test/install-peers
+	go run ./test/bench $(BENCH)
 
 generate:
 	go generate ./...
