@@ -26,6 +26,7 @@ var arrows = map[string][]string{
 	"metrics":           nil,
 	"systemd":           nil,
 	"test":              {"*"},
+	"test/bench":        {"internal/demo"},
 	"internal/config":   {"internal/envelope"},
 	"internal/control":  {"internal/envelope"},
 	"internal/demo":     {"internal/envelope"},

@@ -1,0 +1,243 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// cell is one measurement that all its peers go through.
+type cell struct {
+	name     string
+	peers    []string
+	sessions int
+	size     int  // octets of a message
+	many     bool // messages per connection, else one
+	count    int  // messages for Postfix
+	factor   int  // how many times as many the others get, to run about as long
+	rtt      time.Duration
+	target   string
+	measure  func(context.Context, *bench, *peer, cell) (figures, error)
+}
+
+func (b *bench) cells() []cell {
+	var all []cell
+	both, three := []string{postfix, understudy}, []string{postfix, understudy, sink}
+	for _, size := range []int{4 << 10, 64 << 10, 1 << 20} {
+		for _, sessions := range []int{1, 20, 100} {
+			for _, many := range []bool{false, true} {
+				if quick := size == 4<<10 || sessions == 20; quick || b.full {
+					all = append(all, acceptCell(size, sessions, many, three))
+				}
+			}
+		}
+	}
+	all = append(all,
+		cell{name: "drain 5,000 of 4 KiB", peers: both, size: 4 << 10, count: 5000, factor: 1, measure: drain, target: "≥ 5×"},
+		cell{name: "drain over 50 ms, 10 connections", peers: both[1:], size: 4 << 10, count: 2000, factor: 1, measure: drain,
+			rtt: 50 * time.Millisecond, target: "≥ 160/s"},
+		cell{name: "refuse unknown recipients, 20", peers: both, sessions: 20, count: 3000, factor: 3, measure: refuse, target: "≥ 3×"},
+		cell{name: "written, random 4 KiB", peers: both, sessions: 20, size: 4 << 10, count: 3000, factor: 10, measure: written, target: "≤ 2.2 written"},
+		cell{name: "written, random 32 KiB", peers: both, sessions: 20, size: 32 << 10, count: 1000, factor: 4, measure: written, target: "≤ 2.2 written"},
+		cell{name: "written, random 64 KiB", peers: both, sessions: 20, size: 64 << 10, count: 1000, factor: 2, measure: written, target: "≤ 2.2 written"},
+		cell{name: "written, random 1 MiB", peers: both, sessions: 20, size: 1 << 20, count: 100, factor: 1, measure: written, target: "≤ 1.1 written"},
+		cell{name: "resident, 100 sessions, 5,000 queued", peers: both, sessions: 100, size: 4 << 10, count: 5000, factor: 1, measure: memory, target: "≤ 64 MiB"},
+	)
+	if b.full {
+		all = append(all, cell{name: "drain over 50 ms, Postfix's best", peers: both[:1], size: 4 << 10, count: 1000, factor: 1,
+			measure: drain, rtt: 50 * time.Millisecond})
+		for i := range all {
+			all[i].count *= map[bool]int{true: 3, false: 1}[strings.HasPrefix(all[i].name, "accept")]
+		}
+	}
+	return all
+}
+
+func acceptCell(size, sessions int, many bool, peers []string) cell {
+	c := cell{peers: peers, sessions: sessions, size: size, many: many, measure: accept}
+	c.name = fmt.Sprintf("accept %d KiB, %d, %s", size>>10, sessions, map[bool]string{true: "many", false: "one"}[many])
+	switch {
+	case size == 4<<10:
+		c.count, c.factor = 1200, 9
+		c.target = map[bool]string{true: "≥ 10×", false: map[bool]string{true: "≥ 8×", false: "≥ 7×"}[sessions == 100]}[many] + ", ≥ 60 %"
+	case size == 64<<10:
+		c.count, c.factor, c.target = 800, 3, "≥ 3×"
+	default:
+		c.count, c.factor, c.target = 120, 2, "≥ 1.5×"
+	}
+	if sessions == 1 {
+		c.count, c.target = c.count/2, ""
+		if size == 4<<10 {
+			c.target = "≥ 60 %"
+		}
+	}
+	return c
+}
+
+// n is how many messages p gets.
+func (c cell) n(p *peer) int {
+	if p.kind == postfix {
+		return c.count
+	}
+	return c.count * c.factor
+}
+
+// meter measures p while do runs and until p has settled; n messages of size octets.
+func meter(p *peer, n, size int, do func() (time.Duration, error)) (figures, error) {
+	commits := p.commits()
+	before := measure(p.group())
+	took, err := do()
+	if err != nil {
+		return figures{}, err
+	}
+	flushes := deviceFlushes()
+	f := figures{Rate: float64(n) / took.Seconds(), Seconds: took.Seconds(), Messages: n}
+	if p.kind == sink {
+		return f, nil
+	}
+	settle(p.group())
+	after := measure(p.group())
+	f.CPU = float64(after.cpu-before.cpu) / float64(n) / float64(time.Millisecond)
+	f.Flushes = float64(flushes-before.flushes) / float64(n)
+	if size > 0 {
+		f.Written = float64(after.written-before.written) / float64(n) / float64(size)
+	}
+	f.Commits = (p.commits() - commits) / float64(n)
+	return f, nil
+}
+
+// commits reads how many batches Understudy has synced.
+func (p *peer) commits() float64 {
+	if p.kind != understudy {
+		return 0
+	}
+	resp, err := http.Get("http://" + p.web + "/metrics")
+	if err != nil {
+		return 0
+	}
+	defer resp.Body.Close()
+	b, _ := io.ReadAll(resp.Body)
+	for line := range strings.Lines(string(b)) {
+		if rest, ok := strings.CutPrefix(line, "understudy_queue_commits_total "); ok {
+			v, _ := strconv.ParseFloat(strings.TrimSpace(rest), 64)
+			return v
+		}
+	}
+	return 0
+}
+
+func accept(ctx context.Context, _ *bench, p *peer, c cell) (figures, error) {
+	n := c.n(p)
+	f, err := meter(p, n, c.size, func() (time.Duration, error) { return smtpSource(ctx, p.addr, c, n) })
+	f.Written = 0 // of bodies that no real mail has; see written
+	return f, err
+}
+
+func refuse(_ context.Context, _ *bench, p *peer, c cell) (figures, error) {
+	n := c.n(p)
+	return meter(p, n, 0, func() (time.Duration, error) {
+		start := time.Now()
+		err := each(c.sessions, n, func() error { return refused(p.addr) })
+		return time.Since(start), err
+	})
+}
+
+func written(_ context.Context, _ *bench, p *peer, c cell) (figures, error) {
+	n := c.n(p)
+	f, err := meter(p, n, c.size, func() (time.Duration, error) {
+		start := time.Now()
+		err := randomMail(p.addr, c.sessions, c.size, n)
+		return time.Since(start), err
+	})
+	f.Peak = float64(peak(p.group())) / (1 << 20)
+	return f, err
+}
+
+func memory(_ context.Context, _ *bench, p *peer, c cell) (figures, error) {
+	if err := randomMail(p.addr, c.sessions, c.size, c.count); err != nil {
+		return figures{}, err
+	}
+	leave, err := sit(p.addr, c.sessions)
+	if err != nil {
+		return figures{}, err
+	}
+	defer leave()
+	return figures{Resident: float64(resident(p.group())) / (1 << 20), Peak: float64(peak(p.group())) / (1 << 20)}, nil
+}
+
+// drain fills the queue, lets the primary come back, and times from its first
+// message to its last.
+func drain(ctx context.Context, b *bench, p *peer, c cell) (figures, error) {
+	fill := cell{sessions: 100, size: c.size, many: true}
+	if _, err := smtpSource(ctx, p.addr, fill, c.count); err != nil {
+		return figures{}, err
+	}
+	settle(p.group())
+	addr := p.primary
+	if c.rtt > 0 {
+		addr = freeAddr()
+		link, err := newFar(p.primary, addr, c.rtt)
+		if err != nil {
+			return figures{}, err
+		}
+		defer link.Close()
+	}
+	return meter(p, c.count, c.size, func() (time.Duration, error) {
+		args := sinkArgs(addr, "-c", "-h", "primary.example.org", "-M", strconv.Itoa(c.count))
+		primary := exec.CommandContext(ctx, args[0], args[1:]...)
+		counts, err := primary.StdoutPipe()
+		if err != nil {
+			return 0, err
+		}
+		if err := primary.Start(); err != nil {
+			return 0, err
+		}
+		if p.kind == postfix {
+			if out, err := exec.CommandContext(ctx, "postqueue", "-c", filepath.Join(p.dir, "conf"), "-f").CombinedOutput(); err != nil {
+				return 0, fmt.Errorf("postqueue: %w\n%s", err, out)
+			}
+		}
+		took, err := watch(counts, c.count)
+		return took, errors.Join(err, primary.Wait())
+	})
+}
+
+// watch follows smtp-sink's running count of messages.
+func watch(counts io.Reader, n int) (time.Duration, error) {
+	var first, last time.Time
+	lines := bufio.NewScanner(counts)
+	lines.Split(func(data []byte, _ bool) (int, []byte, error) {
+		if i := bytes.LastIndexByte(data, '\r'); i >= 0 { // all but the newest are old
+			return i + 1, data[:i], nil
+		}
+		return 0, nil, nil
+	})
+	for lines.Scan() {
+		i := bytes.LastIndex(lines.Bytes(), []byte("mesg="))
+		if i < 0 {
+			continue
+		}
+		seen, _ := strconv.Atoi(strings.TrimSpace(string(lines.Bytes()[i+len("mesg="):])))
+		if seen > 0 && first.IsZero() {
+			first = time.Now()
+		}
+		if seen >= n {
+			last = time.Now()
+			break
+		}
+	}
+	if last.IsZero() {
+		return 0, errors.New("the primary did not get all messages")
+	}
+	_, err := io.Copy(io.Discard, counts)
+	return last.Sub(first), err
+}

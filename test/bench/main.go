@@ -1,0 +1,160 @@
+// Command bench measures Understudy beside a real Postfix in the same role, on
+// one machine and in one run: a backup MX with a list of 10,000 recipients,
+// whose primary is down and then comes back. Every cell is run by turns (A B A
+// B); what counts are the ratios within one run, of medians.
+//
+// Load comes from Postfix's own smtp-source, and the ceiling is what
+// smtp-source reaches against smtp-sink, which keeps nothing. Understudy runs
+// whole: policy with a DNS list, answered by a name server in this process,
+// metrics and a log file. Postfix asks no DNS list, because it can't be pointed
+// to that server: this is in its favour.
+//
+// It needs root, Postfix and ports of the loopback, and writes a table to
+// standard output and JSON to -json.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"log"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"syscall"
+	"time"
+)
+
+// bench is one run of the program.
+type bench struct {
+	full   bool
+	rounds int
+	only   *regexp.Regexp
+	dir    string // scratch, for spools and logs
+	binary string // understudy
+	runs   int    // number of the spool to come
+	dns    string
+	report report
+}
+
+func main() {
+	log.SetFlags(0)
+	b := &bench{}
+	only := flag.String("only", "", "run only the cells whose name matches this `regexp`")
+	out := flag.String("json", "bench.json", "write all figures to this `file`")
+	flag.StringVar(&b.binary, "understudy", "", "measure this `binary`; default: built from the source")
+	flag.StringVar(&b.dir, "dir", "", "put the spools below this `directory`; default: a temporary one")
+	flag.BoolVar(&b.full, "full", false, "all cells, more messages, more rounds")
+	flag.IntVar(&b.rounds, "rounds", 0, "rounds of each cell; default 3, with -full 5")
+	flag.Parse()
+	var err error
+	if b.only, err = regexp.Compile(*only); err != nil {
+		log.Fatal(err)
+	}
+	if b.rounds == 0 {
+		b.rounds = 3
+		if b.full {
+			b.rounds = 5
+		}
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := b.run(ctx); err != nil {
+		log.Print(err)
+		stop()
+		os.Exit(1)
+	}
+	b.report.print(os.Stdout)
+	if err := b.report.save(*out); err != nil {
+		log.Fatal(err)
+	}
+}
+
+func (b *bench) run(ctx context.Context) error {
+	if os.Getuid() != 0 {
+		return fmt.Errorf("run this as root: Postfix's master needs it")
+	}
+	dir, err := os.MkdirTemp(b.dir, "understudy-bench")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return err
+	}
+	b.dir = dir
+	if b.binary == "" {
+		b.binary = filepath.Join(dir, "understudy")
+		if out, err := exec.CommandContext(ctx, "go", "build", "-o", b.binary, "./cmd/understudy").CombinedOutput(); err != nil {
+			return fmt.Errorf("build understudy: %w\n%s", err, out)
+		}
+	}
+	stopDNS, err := b.startDNS()
+	if err != nil {
+		return err
+	}
+	defer stopDNS()
+	b.report.describe()
+	start := time.Now()
+	for _, c := range b.cells() {
+		if !b.only.MatchString(c.name) {
+			continue
+		}
+		if err := b.cell(ctx, c); err != nil {
+			return fmt.Errorf("%s: %w", c.name, err)
+		}
+	}
+	b.report.Took = time.Since(start).Round(time.Second).String()
+	return nil
+}
+
+// cell runs one cell's rounds, the peers by turns.
+func (b *bench) cell(ctx context.Context, c cell) error {
+	for round := range b.rounds {
+		for _, kind := range c.peers {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			f, err := b.once(ctx, c, kind)
+			if err != nil {
+				return fmt.Errorf("%s: %w", kind, err)
+			}
+			f.Round = round
+			b.report.add(c, kind, f)
+			log.Printf("%-34s %-10s %s", c.name, kind, f)
+		}
+	}
+	return nil
+}
+
+// patience bounds one run of a cell.
+const patience = 2 * time.Minute
+
+// once starts a peer with an empty spool, measures and stops it.
+func (b *bench) once(ctx context.Context, c cell, kind string) (figures, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	b.runs++
+	dir := filepath.Join(b.dir, fmt.Sprint("run", b.runs))
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return figures{}, err
+	}
+	defer os.RemoveAll(dir)
+	p, err := b.newPeer(kind, dir)
+	if err != nil {
+		return figures{}, err
+	}
+	if err := p.start(); err != nil {
+		return figures{}, err
+	}
+	defer p.stop()
+	f, err := c.measure(ctx, b, p, c)
+	if err != nil {
+		if tail, rerr := os.ReadFile(filepath.Join(dir, "log")); rerr == nil {
+			err = fmt.Errorf("%w\n%s", err, tail[max(0, len(tail)-2000):])
+		}
+	}
+	return f, err
+}
