@@ -194,6 +194,11 @@ var wireAttacks = []attack{
 			}
 		}
 	}},
+	{name: "chunk that isn't there", want: AlarmContent, answer: func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/v1/chunks/") {
+			w.WriteHeader(http.StatusNotFound)
+		}
+	}},
 	{name: "chunk without its encoding", want: AlarmProtocol, answer: func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasPrefix(r.URL.Path, "/v1/chunks/") {
 			_, _ = w.Write(zeros(10))

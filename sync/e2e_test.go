@@ -2,6 +2,7 @@ package policysync
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"testing"
 
@@ -63,5 +64,25 @@ func TestFollow(t *testing.T) {
 	again := p.follow(t, dir, "example.org") // needs no primary
 	if got := rcpt(t, again.Current(), "b@example.org"); got != 250 || again.Status().Version != 2 {
 		t.Errorf("after a restart b is answered %d by version %d", got, again.Status().Version)
+	}
+}
+
+// TestChangeMeanwhile: the primary publishes another version while chunks of
+// the first are on their way.
+func TestChangeMeanwhile(t *testing.T) {
+	p := newPrimary(t)
+	f := p.follow(t, p.join(t, "mx2"), "example.org")
+	p.publish(t, newSpec(t, []string{"example.org"}, names(5000, "example.org")...))
+	h, err := openHead(p.raw, f.pair.keys())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.publish(t, newSpec(t, []string{"example.org"}, append(names(4000, "example.org"), "a@example.org")...))
+	if _, err := f.fetch(t.Context(), h); !errors.Is(err, errGone) {
+		t.Fatalf("chunks of a version that is gone: %v", err)
+	}
+	poll(t, f)
+	if got := rcpt(t, f.Current(), "a@example.org"); got != 250 {
+		t.Errorf("a is answered %d", got)
 	}
 }

@@ -27,8 +27,20 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // jitter keeps followers from coming back all at once.
 func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d) }
 
-// poll waits for the next head and does what it asks for.
+// poll waits for the next head and does what it asks for. While chunks are
+// fetched the primary may go over to another version; then there is another
+// head already.
 func (f *Follower) poll(ctx context.Context) error {
+	const tries = 5
+	for range tries {
+		if err := f.pollOnce(ctx); !errors.Is(err, errGone) {
+			return err
+		}
+	}
+	return alarm(AlarmContent, "%d heads in a row name chunks that the primary doesn't have", tries)
+}
+
+func (f *Follower) pollOnce(ctx context.Context) error {
 	f.mu.Lock()
 	newest, cur := f.newest, f.cur
 	f.mu.Unlock()

@@ -383,6 +383,9 @@ func (p *Publisher) Peers() []Peer {
 	return list
 }
 
+// Close releases what Serve doesn't, after Serve has returned.
+func (p *Publisher) Close() { p.codec.close() }
+
 func (p *Publisher) stats() metrics.PublisherStats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
