@@ -105,7 +105,10 @@ func (i *importer) ruleTable(typ, arg string) (*Table, error) {
 	return t, nil
 }
 
-var skippedLine = regexp.MustCompile(`, line (\d+): .*(?:skipping|ignoring) this rule`)
+var (
+	warnedLine = regexp.MustCompile(`warning: \w+ map .*, line (\d+): (.*)`)
+	harmless   = regexp.MustCompile(`^(?:no replacement text|ignoring (?:extra|obsolete)|do not prepend|IF has no matching)`)
+)
 
 // skippedLines are the lines that Postfix itself says it skips: patterns that
 // don't compile, values with groups that aren't there.
@@ -117,9 +120,10 @@ func (i *importer) skippedLines(name string) map[int]bool {
 	// That x isn't found is an error, too.
 	stderr, _ := run(i.ctx, orDefault(i.src.Postmap, "postmap"), args, func(string) error { return nil })
 	skipped := map[int]bool{}
-	for _, m := range skippedLine.FindAllStringSubmatch(stderr, -1) {
-		n, _ := strconv.Atoi(m[1])
-		skipped[n] = true
+	for _, m := range warnedLine.FindAllStringSubmatch(stderr, -1) {
+		if n, _ := strconv.Atoi(m[1]); !harmless.MatchString(m[2]) {
+			skipped[n] = true
+		}
 	}
 	return skipped
 }
