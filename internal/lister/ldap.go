@@ -1,0 +1,213 @@
+package lister
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/go-ldap/ldap/v3"
+)
+
+// pageSize is below what Active Directory and most others allow.
+const pageSize = 500
+
+// Entries runs an LDAP search over the connection of s and calls entry for
+// what it finds. Attribute names are folded to lower case.
+func (s *Source) Entries(ctx context.Context, search Search, entry func(attributes map[string][]string) error) error {
+	return s.bounded(ctx, func(ctx context.Context, m *meter) error {
+		request, err := s.ldapRequest(search)
+		if err != nil {
+			return err
+		}
+		conn, err := s.ldapConnect(ctx, m)
+		if err != nil {
+			return err
+		}
+		defer context.AfterFunc(ctx, func() { conn.Close() })()
+		defer conn.Close()
+		return s.ldapPages(conn, m, request, entry)
+	})
+}
+
+// ldapPages asks for page after page, RFC 2696. A server that doesn't know
+// pages answers all at once.
+func (s *Source) ldapPages(conn *ldap.Conn, m *meter, request *ldap.SearchRequest, entry func(map[string][]string) error) error {
+	paging := ldap.NewControlPaging(pageSize)
+	request.Controls = []ldap.Control{paging}
+	for {
+		result, err := conn.Search(request)
+		if err != nil {
+			setting, remedy := connectFailure(err)
+			return s.fail(orElse(setting, "server_host"), remedy, err)
+		}
+		for _, e := range result.Entries {
+			if err := m.row(); err != nil {
+				return err
+			}
+			attributes, err := s.ldapAttributes(e)
+			if err != nil {
+				return err
+			}
+			if err := entry(attributes); err != nil {
+				return theirs(err)
+			}
+		}
+		next, ok := ldap.FindControl(result.Controls, ldap.ControlTypePaging).(*ldap.ControlPaging)
+		if !ok || len(next.Cookie) == 0 {
+			return nil
+		}
+		paging.SetCookie(next.Cookie)
+	}
+}
+
+func (s *Source) ldapAttributes(e *ldap.Entry) (map[string][]string, error) {
+	all := make(map[string][]string, len(e.Attributes))
+	for _, a := range e.Attributes {
+		name := strings.ToLower(a.Name)
+		if strings.Contains(name, ";range=") {
+			return nil, s.fail("attribute", "let the directory tell it whole (MaxValRange)", fmt.Errorf("%s of %s comes in parts", a.Name, e.DN))
+		}
+		all[name] = append(all[name], a.Values...)
+	}
+	return all, nil
+}
+
+func (s *Source) ldapRequest(search Search) (*ldap.SearchRequest, error) {
+	scopes := map[string]int{"": ldap.ScopeWholeSubtree, "sub": ldap.ScopeWholeSubtree, "one": ldap.ScopeSingleLevel, "base": ldap.ScopeBaseObject}
+	scope, ok := scopes[strings.ToLower(search.Scope)]
+	if !ok {
+		return nil, s.fail("scope", "write sub, one or base", fmt.Errorf("%q is unknown", search.Scope))
+	}
+	if _, err := ldap.CompileFilter(search.Filter); err != nil {
+		return nil, s.fail("query_filter", "write a filter as RFC 4515 has it", err)
+	}
+	deref, err := strconv.Atoi(s.set("dereference", "0"))
+	if err != nil || deref < 0 || deref > 3 {
+		return nil, s.fail("dereference", "write a number from 0 to 3", fmt.Errorf("%q is none", s.Settings["dereference"]))
+	}
+	if chase, err := s.yes("chase_referrals"); chase || err != nil {
+		return nil, s.fail("chase_referrals", "list each directory by itself", errors.New("referrals aren't followed"))
+	}
+	return ldap.NewSearchRequest(search.Base, scope, deref, 0, 0, false, search.Filter, search.Attributes, nil), nil
+}
+
+// ldapConnect dials and binds.
+func (s *Source) ldapConnect(ctx context.Context, m *meter) (conn *ldap.Conn, err error) {
+	startTLS, err := s.yes("start_tls")
+	if err != nil {
+		return nil, err
+	}
+	require, err := s.yes("tls_require_cert")
+	if err != nil {
+		return nil, err
+	}
+	config, err := s.tlsConfig(tlsNames{"tls_ca_cert_file", "tls_ca_cert_dir", "tls_cert", "tls_key"})
+	if err != nil {
+		return nil, err
+	}
+	config.InsecureSkipVerify = !require // as ldap_table(5) has it
+	var hosts []endpoint
+	for _, w := range words(s.set("server_host", "localhost")) {
+		e, err := ldapHost(w, s.set("server_port", "389"))
+		if err != nil {
+			return nil, s.fail("server_host", "write a host, or an ldap://, ldaps:// or ldapi:// URL", fmt.Errorf("%s: %w", w, err))
+		}
+		hosts = append(hosts, e)
+	}
+	err = s.eachHost(ctx, "server_host", hosts, func(h endpoint) (err error) {
+		c, err := m.dial(ctx, h.network, h.address)
+		if err != nil {
+			return err
+		}
+		config := config.Clone()
+		config.ServerName, _, _ = net.SplitHostPort(h.address)
+		conn, err = s.ldapBind(ctx, c, config, strings.HasPrefix(h.spelt, "ldaps:"), startTLS)
+		return err
+	})
+	return conn, err
+}
+
+// ldapHost reads a URL, or host[:port].
+func ldapHost(w, port string) (endpoint, error) {
+	u, err := url.Parse(w)
+	if !strings.Contains(w, "://") {
+		address, err := splitPort(w, port)
+		return endpoint{"tcp", address, w}, err
+	}
+	if err != nil && !strings.HasPrefix(w, "ldapi://") {
+		return endpoint{}, errors.New("can't be read")
+	}
+	switch scheme, rest, _ := strings.Cut(w, "://"); scheme {
+	case "ldapi":
+		path, err := url.PathUnescape(strings.TrimSuffix(rest, "/"))
+		return endpoint{"unix", orElse(path, "/var/run/slapd/ldapi"), w}, err
+	case "ldap", "ldaps":
+		usual := map[string]string{"ldap": "389", "ldaps": "636"}[scheme]
+		return endpoint{"tcp", net.JoinHostPort(orElse(u.Hostname(), "localhost"), orElse(u.Port(), usual)), w}, nil
+	}
+	return endpoint{}, fmt.Errorf("scheme %q", u.Scheme)
+}
+
+func (s *Source) ldapBind(ctx context.Context, c net.Conn, config *tls.Config, overTLS, startTLS bool) (*ldap.Conn, error) {
+	if overTLS {
+		t := tls.Client(c, config)
+		if err := t.HandshakeContext(ctx); err != nil {
+			c.Close()
+			return nil, err
+		}
+		c = t
+	}
+	conn := ldap.NewConn(c, overTLS)
+	conn.SetTimeout(s.Limits.defaults().Time)
+	conn.Start()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	var err error
+	if startTLS && !overTLS {
+		err = conn.StartTLS(config)
+	}
+	switch bind := strings.ToLower(s.set("bind", "yes")); {
+	case err != nil:
+	case slices.Contains([]string{"no", "none", "0", "false"}, bind):
+	case bind == "sasl" || bind == "2":
+		err = s.fail("bind", "use bind = yes with bind_dn and bind_pw", errors.New("SASL isn't supported"))
+	case s.Settings["bind_pw"] == "":
+		err = conn.UnauthenticatedBind(s.Settings["bind_dn"])
+	default:
+		err = conn.Bind(s.Settings["bind_dn"], s.Settings["bind_pw"])
+	}
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+func (s *Source) listLDAP(ctx context.Context, row func(key, value string) error) error {
+	if len(s.Search.Attributes) == 0 || s.Search.Filter == "" {
+		return s.fail("query_filter", "give a filter and the attributes that hold addresses", errors.New("is missing, or no attribute is named"))
+	}
+	return s.Entries(ctx, s.Search, func(attributes map[string][]string) error {
+		for _, a := range s.Search.Attributes {
+			a = strings.ToLower(a)
+			for _, v := range attributes[a] {
+				if a == "proxyaddresses" {
+					if len(v) < 5 || !strings.EqualFold(v[:5], "smtp:") {
+						continue
+					}
+					v = v[5:]
+				}
+				if err := one(row, v, ""); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}

@@ -1,0 +1,127 @@
+package lister
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// pgsql lists from PostgreSQL. The answer travels as text, so that a boolean
+// is the "t" that Postfix sees.
+func (s *Source) pgsql(ctx context.Context, m *meter, query string, row func([]string) error) error {
+	hosts, configs, err := s.pgsqlHosts()
+	if err != nil {
+		return err
+	}
+	var conn *pgconn.PgConn
+	err = s.eachHost(ctx, "hosts", hosts, func(h endpoint) (err error) {
+		c := configs[h]
+		c.DialFunc, c.ConnectTimeout = m.dial, connectTimeout
+		c.MaxProtocolMessageBodyLen = int(min(m.limits.Bytes, 1<<30))
+		conn, err = pgconn.ConnectConfig(ctx, c)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		conn.Close(ctx)
+	}()
+	if _, err = conn.Exec(ctx, "BEGIN TRANSACTION READ ONLY").ReadAll(); err == nil {
+		err = s.pgsqlRows(conn.ExecParams(ctx, query, nil, nil, nil, nil), row)
+	}
+	var pg *pgconn.PgError
+	switch {
+	case errors.As(err, &pg):
+		setting, remedy := pgsqlFailure(pg.Code)
+		return s.fail(setting, remedy, err)
+	case err != nil && conn.IsClosed():
+		return s.fail("hosts", "see the server's log", err)
+	}
+	return err
+}
+
+func (s *Source) pgsqlRows(r *pgconn.ResultReader, row func([]string) error) error {
+	columns := make([]string, len(r.FieldDescriptions()))
+	var err error
+	for err == nil && r.NextRow() {
+		for i, v := range r.Values() {
+			columns[i] = string(v)
+		}
+		err = row(columns)
+	}
+	_, closed := r.Close()
+	switch {
+	case err == nil && closed == nil && len(r.FieldDescriptions()) == 0:
+		return s.fail("query", fixQuery, errors.New("isn't a SELECT"))
+	case err == nil:
+		return closed
+	}
+	return err
+}
+
+// pgsqlHosts reads hosts as pgsql_table(5) does: a URI, or [unix:]/directory,
+// or [inet:]host[:port].
+func (s *Source) pgsqlHosts() (hosts []endpoint, configs map[endpoint]*pgconn.Config, err error) {
+	configs = map[endpoint]*pgconn.Config{}
+	list := words(s.set("hosts", "localhost"))
+	for n, w := range list {
+		e := endpoint{network: "tcp", address: w, spelt: w}
+		text := w
+		if strings.HasPrefix(w, "postgresql://") || strings.HasPrefix(w, "postgres://") {
+			e.spelt = fmt.Sprintf("URI %d", n+1) // may hold the password
+			// The path of a socket is percent-encoded, or in a parameter.
+			if strings.Contains(strings.ToLower(w), "://%2f") || strings.Contains(w, ":///") {
+				e.network = "unix"
+			}
+		} else {
+			name := strings.TrimPrefix(strings.TrimPrefix(w, "unix:"), "inet:")
+			text, e.network, err = s.pgsqlWords(name)
+			if err != nil {
+				return nil, nil, s.fail("hosts", "write inet:host:port or unix:/directory", fmt.Errorf("%s: %w", w, err))
+			}
+		}
+		c, err := pgconn.ParseConfig(text)
+		if err != nil {
+			// The error may quote what it was given.
+			return nil, nil, s.fail("hosts", "write them as pgsql_table(5) says", fmt.Errorf("host %d can't be read", n+1))
+		}
+		hosts, configs[e] = append(hosts, e), c
+	}
+	return hosts, configs, nil
+}
+
+// pgsqlWords writes the settings as libpq's keywords and values.
+func (s *Source) pgsqlWords(host string) (text, network string, err error) {
+	network, port := "unix", "5432"
+	if !strings.HasPrefix(host, "/") {
+		network = "tcp"
+		hostport, err := splitPort(host, port)
+		if err != nil {
+			return "", "", err
+		}
+		i := strings.LastIndexByte(hostport, ':')
+		host, port = strings.Trim(hostport[:i], "[]"), hostport[i+1:]
+	}
+	quote := func(name, value string) {
+		if value != "" {
+			text += name + "='" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(value) + "' "
+		}
+	}
+	dbname := s.Settings["dbname"]
+	if strings.Contains(dbname, "=") {
+		text, dbname = dbname+" ", "" // libpq takes it for such a list
+	}
+	quote("host", host)
+	quote("port", port)
+	quote("user", s.Settings["user"])
+	quote("password", s.Settings["password"])
+	quote("dbname", dbname)
+	return text, network, nil
+}
