@@ -425,8 +425,8 @@ func (f *front) Close() error {
 // linger lets the client read our last reply: to close while its octets lie
 // unread would reset the connection and may destroy the reply.
 func (f *front) linger() {
-	if !f.over {
-		return
+	if !f.over || f.result == "completed" && len(f.in.pending()) == 0 {
+		return // after QUIT a client says nothing more
 	}
 	if t, ok := f.conn.(*tls.Conn); ok {
 		_ = t.CloseWrite()

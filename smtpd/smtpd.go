@@ -217,9 +217,6 @@ func (l *listener) Accept() (net.Conn, error) {
 
 // admit makes a front of c, or returns nil when there is no place for one.
 func (l *listener) admit(c net.Conn) *front {
-	if tcp, ok := c.(*net.TCPConn); ok {
-		_ = tcp.SetNoDelay(true) // replies leave in one write already
-	}
 	if contains(l.srv.ProxyFrom, addrOf(c.RemoteAddr()).Addr()) {
 		c = proxyproto.NewConn(c, proxyproto.WithPolicy(proxyproto.REQUIRE),
 			proxyproto.SetReadHeaderTimeout(min(10*time.Second, l.srv.CommandTimeout)))
