@@ -322,7 +322,7 @@ func TestCrash(t *testing.T) {
 func (c *crashRig) disk(t *testing.T, before []offered, prep func(*testing.T, *Follower) error) *memFS {
 	t.Helper()
 	m := newMemFS()
-	p := &pairing{Address: "primary:1", Stream: evilStream, ServerPins: c.e.head(1, hash{}).ServerPins, PolicyKeys: c.e.head(1, hash{}).PolicyKeys}
+	p := &pairing{Address: "primary:1", Name: "mx2", Stream: evilStream, ServerPins: c.e.head(1, hash{}).ServerPins, PolicyKeys: c.e.head(1, hash{}).PolicyKeys}
 	err := errors.Join(m.MkdirAll("/var/sync"), m.SyncDir("/"), m.SyncDir("/var"),
 		saveKey(m, "/var/sync/"+clientKeyFile, testKey('c')), p.save(m, "/var/sync"))
 	if err != nil {

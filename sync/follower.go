@@ -67,22 +67,22 @@ type Follower struct {
 	store *store
 	codec *codec
 	pair  *pairing
-	self  Pin
-	http  remote
 
 	held atomic.Pointer[held]
 
 	mu       sync.Mutex // guards all below; never held while the network is waited for
-	newest   *Head      // the last that was verified and stored: what no head may fall behind
-	cur      *version   // the newest whose content is held
-	prev     *version   // the one before, without its tables; nil at first
-	base     *version   // set while a deletion is staged: the version before it
-	rejected bool       // the operator refused the staged deletion
-	gone     *deletion  // from base to cur
-	slices   []slice    // what was deleted without asking
-	recent   uint64     // their sum when the deletion was staged
-	lastErr  error      // of the last poll, nil when it went well
-	polled   time.Time  // the last poll that went well
+	http     remote
+	self     Pin       // of our key
+	newest   *Head     // the last that was verified and stored: what no head may fall behind
+	cur      *version  // the newest whose content is held
+	prev     *version  // the one before, without its tables; nil at first
+	base     *version  // set while a deletion is staged: the version before it
+	rejected bool      // the operator refused the staged deletion
+	gone     *deletion // from base to cur
+	slices   []slice   // what was deleted without asking
+	recent   uint64    // their sum when the deletion was staged
+	lastErr  error     // of the last poll, nil when it went well
+	polled   time.Time // the last poll that went well
 }
 
 // OpenFollower loads the paired primary and the last good snapshot from Dir.
@@ -312,7 +312,7 @@ func clip(s string) string {
 
 // Run follows the primary until ctx ends.
 func (f *Follower) Run(ctx context.Context) error {
-	defer f.http.close()
+	defer func() { f.remote().close() }()
 	const first, most = time.Second, time.Minute
 	wait := first
 	for {
@@ -341,6 +341,12 @@ func (f *Follower) Run(ctx context.Context) error {
 		}
 		wait = min(2*wait, most)
 	}
+}
+
+func (f *Follower) remote() remote {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.http
 }
 
 // Close releases what Run doesn't.

@@ -42,13 +42,13 @@ func (f *Follower) poll(ctx context.Context) error {
 
 func (f *Follower) pollOnce(ctx context.Context) error {
 	f.mu.Lock()
-	newest, cur := f.newest, f.cur
+	newest, cur, self, http := f.newest, f.cur, f.self, f.http
 	f.mu.Unlock()
 	after := uint64(0)
 	if cur != nil {
 		after = cur.head.Version
 	}
-	raw, err := f.http.head(ctx, after)
+	raw, err := http.head(ctx, after)
 	if err != nil {
 		return err
 	}
@@ -59,7 +59,7 @@ func (f *Follower) pollOnce(ctx context.Context) error {
 	case err != nil:
 		return &AlarmError{AlarmHead, err}
 	}
-	if err := judge(newest, h, f.pair.Stream, f.self, f.o.now()); err != nil {
+	if err := judge(newest, h, f.pair.Stream, self, f.o.now()); err != nil {
 		return err
 	}
 	if cur != nil && h.identity == cur.head.identity {
@@ -228,7 +228,7 @@ func (f *Follower) fetchChunk(ctx context.Context, r ref) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	frame, err := f.http.chunk(ctx, r.hash)
+	frame, err := f.remote().chunk(ctx, r.hash)
 	if err != nil {
 		return err
 	}

@@ -69,6 +69,9 @@ func (p *pairing) check() error {
 	if n, k := len(p.ServerPins), len(p.PolicyKeys); n < 1 || n > maxKeys || k < 1 || k > maxKeys {
 		return fmt.Errorf("the pairing names %d server keys and %d policy keys", n, k)
 	}
+	if !validName(p.Name) {
+		return fmt.Errorf("the pairing calls this follower %.80q, which is no name", p.Name)
+	}
 	return nil
 }
 

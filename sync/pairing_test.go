@@ -2,7 +2,6 @@ package policysync
 
 import (
 	"bytes"
-	"context"
 	"crypto/ed25519"
 	"encoding/hex"
 	"errors"
@@ -281,22 +280,32 @@ func TestRotation(t *testing.T) {
 	if n, k := len(f.pair.pins()), len(f.pair.keys()); n != 1 || k != 1 || f.pair.pins()[0] != PinOf(publicOf(p.keys.server)) {
 		t.Errorf("the follower trusts %d server keys and %d policy keys", n, k)
 	}
-	if err := f.RotateKey(context.Background()); err != nil {
+	old, self := f.http, f.self
+	waiting := make(chan error, 1)
+	go func() { waiting <- f.poll(t.Context()) }()
+	<-p.waiting
+	if err := f.RotateKey(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	old := f
-	if again := p.follow(t, dir, "example.org"); again.self == old.self {
+	if f.self == self {
 		t.Error("the follower has its old key")
-	} else {
-		p.publish(t, newSpec(t, []string{"example.org"}, "d@example.org"))
-		poll(t, again)
-		if got := rcpt(t, again.Current(), "d@example.org"); got != 250 {
-			t.Errorf("d is answered %d", got)
-		}
 	}
-	old.http.close()
-	if err := old.poll(t.Context()); alarmOf(err, "") != AlarmRefused {
+	if _, err := f.http.head(t.Context(), 0); err != nil { // ends the old key's time
+		t.Fatal(err)
+	}
+	p.publish(t, newSpec(t, []string{"example.org"}, "d@example.org"))
+	if err := <-waiting; err != nil {
+		t.Errorf("a poll that waited meanwhile: %v", err)
+	}
+	if got := rcpt(t, f.Current(), "d@example.org"); got != 250 {
+		t.Errorf("d is answered %d", got)
+	}
+	old.close()
+	if _, err := old.head(t.Context(), 0); alarmOf(err, "") != AlarmRefused {
 		t.Errorf("the old key is good still: %v", err)
+	}
+	if again := p.follow(t, dir, "example.org"); again.self != f.self {
+		t.Error("after a restart the follower has another key")
 	}
 }
 

@@ -102,6 +102,11 @@ func (p *peers) lookup(pin Pin) (peer, bool) {
 	return peer{}, false
 }
 
+// paired says whether a peer that was looked up is one still.
+func (p *peers) paired(q *peer) bool {
+	return slices.ContainsFunc(p.list(), func(o peer) bool { return o.Name == q.Name && o.Fingerprint == q.Fingerprint })
+}
+
 func (p *peers) list() []peer {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -207,7 +207,7 @@ func (p *Publisher) serveHead(w http.ResponseWriter, r *http.Request, q *peer) {
 		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(longPoll + writeTimeout)) // every HTTP/2 stream has one
 		p.o.waiting()
 		raw = p.await(r.Context(), changed)
-		if _, known := p.peers.lookup(q.Pins[0]); !known {
+		if !p.peers.paired(q) {
 			refuse(w, http.StatusForbidden)
 			return
 		}

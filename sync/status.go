@@ -60,7 +60,7 @@ func (f *Follower) Status() Status {
 	if f.cur != nil {
 		h, root := f.newest, f.cur.head.Root()
 		s.Epoch, s.Version, s.Digest = f.cur.head.Epoch, f.cur.head.Version, hex.EncodeToString(root[:])
-		s.Signed, s.Notice = h.Created, h.Notice
+		s.Signed, s.Notice = h.Created, clipText(h.Notice, maxNotice)
 		s.Recipients, s.Domains = f.cur.content.recipients, len(acceptedDomains(f.cur.content.spec))
 	}
 	return s
@@ -335,13 +335,12 @@ func (f *Follower) report(ctx context.Context) error {
 		r.Health = f.o.Report()
 	}
 	r.clip()
-	_, err := f.http.post(ctx, "/v1/report", r, 1024)
+	_, err := f.remote().post(ctx, "/v1/report", r, 1024)
 	return err
 }
 
-// RotateKey makes a new key for this follower and tells the primary. Call it
-// while Run doesn't, then open the follower anew: the primary takes the old
-// key until the new one is used.
+// RotateKey makes a new key for this follower, tells the primary, and uses it.
+// The primary takes the old key until the new one is used.
 func (f *Follower) RotateKey(ctx context.Context) error {
 	next := path.Join(f.o.Dir, "client.next.key")
 	key, err := loadKey(f.o.fs, next, true)
@@ -351,7 +350,7 @@ func (f *Follower) RotateKey(ctx context.Context) error {
 	req := struct {
 		Pin Pin `json:"pin"`
 	}{PinOf(publicOf(key))}
-	if _, err := f.http.post(ctx, "/v1/key", req, 1024); err != nil {
+	if _, err := f.remote().post(ctx, "/v1/key", req, 1024); err != nil {
 		return fmt.Errorf("rotate key: %w", err)
 	}
 	if err := f.o.fs.Rename(next, path.Join(f.o.Dir, clientKeyFile)); err != nil {
@@ -360,6 +359,15 @@ func (f *Follower) RotateKey(ctx context.Context) error {
 	if err := f.o.fs.SyncDir(f.o.Dir); err != nil {
 		return fmt.Errorf("rotate key: %w", err)
 	}
+	c, err := newClient(f.o.fs, f.o.Dir, f.pair)
+	if err != nil {
+		return fmt.Errorf("rotate key: %w", err)
+	}
+	f.mu.Lock()
+	old := f.http
+	f.http, f.self = c, c.self
+	f.mu.Unlock()
+	old.close()
 	return nil
 }
 
