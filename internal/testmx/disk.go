@@ -442,3 +442,10 @@ func (d *Disk) Files(dir string) (names []string) {
 	}
 	return names
 }
+
+// Clone is a disk of the same content.
+func (d *Disk) Clone() *Disk {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.Cut(LeftAll, nil)
+}
