@@ -18,8 +18,8 @@ import (
 type Disk interface {
 	// Lock takes the directory for this process, or fails with ErrLocked.
 	Lock(dir string) (io.Closer, error)
-	// Store is LevelDB's directory.
-	Store(dir string) (storage.Storage, error)
+	// Store is LevelDB's directory. readOnly changes nothing in it.
+	Store(dir string, readOnly bool) (storage.Storage, error)
 	// Mkdir makes a directory that only we may enter. It may exist.
 	Mkdir(dir string) error
 	// Create makes a file that did not exist.
@@ -60,7 +60,9 @@ func (osDisk) Lock(dir string) (io.Closer, error) {
 	return f, nil // closing it ends the lock
 }
 
-func (osDisk) Store(dir string) (storage.Storage, error) { return storage.OpenFile(dir, false) }
+func (osDisk) Store(dir string, readOnly bool) (storage.Storage, error) {
+	return storage.OpenFile(dir, readOnly)
+}
 
 func (osDisk) Mkdir(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {

@@ -23,7 +23,7 @@ func newMemDisk() *testmx.Disk {
 func steps(t *testing.T) (s *syncedStorage, log *[]string) {
 	disk := newMemDisk()
 	disk.Mkdir("/q")
-	stor, err := disk.Store("/q")
+	stor, err := disk.Store("/q", false)
 	if err != nil {
 		t.Fatal(err)
 	}

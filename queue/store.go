@@ -50,6 +50,7 @@ type store struct {
 	m    *metrics.Metrics
 	warn func(kind, line string)
 
+	readOnly    bool
 	writeBuffer int // LevelDB's, in tests; 0 is levelOptions'
 
 	// mu is held for reading while db is read, and for writing only to
@@ -115,7 +116,7 @@ func (s *store) create(parent string) error {
 }
 
 func (s *store) open(dir string) error {
-	stor, err := s.disk.Store(dir)
+	stor, err := s.disk.Store(dir, s.readOnly)
 	if err != nil {
 		return fmt.Errorf("open store: %w", err)
 	}
@@ -124,6 +125,7 @@ func (s *store) open(dir string) error {
 	if s.writeBuffer > 0 {
 		o.WriteBuffer, o.CompactionTableSize = s.writeBuffer, 4*s.writeBuffer
 	}
+	o.ReadOnly = s.readOnly
 	db, err := leveldb.Open(wrapped, &o)
 	if err != nil {
 		stor.Close()

@@ -16,7 +16,7 @@ type diskStore struct {
 }
 
 // Store is a directory that LevelDB may use.
-func (d *Disk) Store(dir string) (storage.Storage, error) { return &diskStore{d, dir}, nil }
+func (d *Disk) Store(dir string, _ bool) (storage.Storage, error) { return &diskStore{d, dir}, nil }
 
 func (s *diskStore) path(fd storage.FileDesc) string { return filepath.Join(s.dir, fd.String()) }
 

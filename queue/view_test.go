@@ -1,0 +1,183 @@
+package queue
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/syndtr/goleveldb/leveldb"
+
+	"github.com/understudy-mx/understudy/internal/testmx"
+)
+
+func mustView(t *testing.T, o Options) *View {
+	t.Helper()
+	v, err := OpenView(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { v.Close() })
+	return v
+}
+
+func verify(t *testing.T, v *View) Report {
+	t.Helper()
+	r, err := v.Verify(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// TestVerifyChangesNothing reads a queue that a crash left, on a real disk.
+func TestVerifyChangesNothing(t *testing.T) {
+	o := options(nil)
+	o.Dir = filepath.Join(t.TempDir(), "q")
+	if _, err := OpenView(o); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no queue: %v", err)
+	}
+	q := mustOpen(t, o)
+	small := mustAccept(t, q, "small", "a@example.com")
+	mustAccept(t, q, bodyOf(200_000, 1), "a@example.com")
+	if _, err := OpenView(o); !errors.Is(err, ErrLocked) {
+		t.Errorf("while it runs: %v", err)
+	}
+	copied := filepath.Join(t.TempDir(), "copy") // as a crash leaves it
+	if err := os.CopyFS(copied, os.DirFS(o.Dir)); err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, q)
+	o.Dir = copied
+	before := contents(t, copied)
+	v := mustView(t, o)
+	if r := verify(t, v); r.Messages != 2 || r.Bytes != 200_005 || len(r.Problems) != 0 {
+		t.Errorf("%+v", r)
+	}
+	if f, err := v.Body(small); err != nil {
+		t.Error(err)
+	} else if b, _ := io.ReadAll(f); string(b) != "small" {
+		t.Errorf("%q", b)
+	}
+	v.Close()
+	if after := contents(t, copied); after != before {
+		t.Errorf("changed:\n%s\nwas:\n%s", after, before)
+	}
+}
+
+func contents(t *testing.T, dir string) string {
+	t.Helper()
+	var b strings.Builder
+	err := filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			data, rerr := os.ReadFile(name)
+			b.WriteString(name + " " + string(data) + "\n")
+			err = rerr
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+// TestQuarantineExport puts three messages aside and gets what is left of each.
+func TestQuarantineExport(t *testing.T) {
+	disk := newMemDisk()
+	q := mustOpen(t, options(disk))
+	mustAccept(t, q, "inline", "a@example.com")
+	mustAccept(t, q, bodyOf(100_000, 1), "a@example.com")
+	gone := mustAccept(t, q, bodyOf(100_000, 2), "a@example.com")
+	for _, seq := range []uint64{1, 2} { // records that can't be read
+		raw, err := q.store.get(seqKey(spaceRecord, seq))
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw[len(raw)-1] ^= 1
+		b := new(leveldb.Batch)
+		b.Put(seqKey(spaceRecord, seq), raw)
+		if err := q.store.write(b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	disk.Remove(q.bodyFile(gone))
+	mustClose(t, q)
+	v := mustView(t, options(disk))
+	if r := verify(t, v); len(r.Problems) < 3 {
+		t.Errorf("%+v", r)
+	}
+	v.Close()
+	q = mustOpen(t, options(disk))
+	var all []Quarantine
+	q.WalkQuarantine(t.Context(), func(i Quarantine) error { all = append(all, i); return nil })
+	if len(all) != 3 || all[2].ID != gone || all[2].Message == nil || all[0].Cause == "" {
+		t.Fatalf("%+v", all)
+	}
+	for seq, want := range map[uint64]string{1: "inline", 2: bodyOf(100_000, 1)} {
+		f, err := q.QuarantineBody(seq)
+		if err != nil {
+			t.Errorf("body of %d: %v", seq, err)
+			continue
+		}
+		if b, err := io.ReadAll(f); err != nil || string(b) != want {
+			t.Errorf("body of %d: %d octets, %v", seq, len(b), err)
+		}
+		f.Close()
+	}
+	if _, err := q.QuarantineBody(3); !errors.Is(err, ErrNotFound) {
+		t.Errorf("body of 3: %v", err)
+	}
+	if raw, err := q.QuarantineRecord(3); err != nil || len(raw) == 0 {
+		t.Errorf("record: %v", err)
+	}
+	mustClose(t, q)
+	if r := verify(t, mustView(t, options(disk))); r.Quarantined != 3 || len(r.Problems) != 0 {
+		t.Errorf("after they were put aside: %+v", r)
+	}
+}
+
+// TestVerifyNoticesBitFlips flips bits all over the files; verify misses none
+// that costs a message.
+func TestVerifyNoticesBitFlips(t *testing.T) {
+	disk := newMemDisk()
+	q := mustOpen(t, options(disk))
+	n := 30
+	for i := range n {
+		mustAccept(t, q, bodyOf(500+i%10*8000, i), "a@example.com")
+	}
+	mustClose(t, q)
+	for _, name := range disk.Files("/q") {
+		data := disk.Bytes(name)
+		for bit := 0; bit < len(data)*8; bit += max(1, len(data)*8/40) {
+			c := disk.Clone()
+			data[bit/8] ^= 1 << (bit % 8)
+			c.SetBytes(name, data)
+			data[bit/8] ^= 1 << (bit % 8)
+			noticesFlip(t, c, name, bit, n)
+		}
+	}
+}
+
+func noticesFlip(t *testing.T, c *testmx.Disk, name string, bit, n int) {
+	t.Helper()
+	v, err := OpenView(options(c))
+	if err != nil {
+		return // noticed
+	}
+	defer v.Close()
+	r := verify(t, v)
+	whole := 0
+	v.Walk(t.Context(), func(i Info) error {
+		if _, err := readBody(v.q, i.ID); err == nil {
+			whole++
+		}
+		return nil
+	})
+	if whole < n && len(r.Problems) == 0 {
+		t.Errorf("%s bit %d: %d messages of %d left, and nothing noticed", name, bit, whole, n)
+	}
+}
