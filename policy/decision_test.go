@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -44,7 +45,7 @@ func playFile(t *testing.T, file string) {
 	snap := loadParts(t, parts)
 	r := parseDNS(t, string(parts["dns"]))
 	offset := strings.Count(fileBefore(t, file), "\n") + 1
-	p := &player{t: t, snap: snap, r: r}
+	p := &player{t: t, snap: snap, r: r, bodies: parts}
 	for i, line := range strings.Split(string(parts["sessions"]), "\n") {
 		if line = strings.TrimSpace(line); line == "" || line[0] == '#' {
 			continue
@@ -132,6 +133,8 @@ type player struct {
 	r     Resolver
 	s     *Session
 	where string
+
+	bodies map[string][]byte // "body NAME"
 }
 
 func (p *player) end() {
@@ -206,6 +209,17 @@ func (p *player) command(verb, arg string) Verdict {
 		m := Message{Header: []byte(strings.Repeat("Received: from a\r\n by b\r\n", n) + "Subject: x\r\n")}
 		m.Size, _ = strconv.ParseInt(size, 10, 64)
 		return p.s.Message(ctx, m)
+	case "content":
+		text := bytes.ReplaceAll(p.bodies["body "+arg], []byte("\n"), []byte("\r\n"))
+		text = bytes.ReplaceAll(text, []byte("\\0"), []byte{0})
+		if w := p.s.Content(); w != nil {
+			for len(text) > 0 { // in pieces, as they come from a network
+				n := min(len(text), 7)
+				w.Write(text[:n])
+				text = text[n:]
+			}
+		}
+		return p.s.Message(ctx, Message{})
 	case "reset":
 		p.s.Reset()
 		return Verdict{}

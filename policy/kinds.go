@@ -39,6 +39,11 @@ const (
 	kindRcptLimit      = "recipient_limit"
 	kindHops           = "hopcount_limit"
 	kindServerError    = "server_error"
+	kindNesting        = "mime_nesting_limit"
+	kindHeaderChecks   = "header_checks"
+	kindMIMEChecks     = "mime_header_checks"
+	kindNestedChecks   = "nested_header_checks"
+	kindBodyChecks     = "body_checks"
 	kindWarn           = "warn_if_reject"
 	actionDefer        = "defer"
 	actionPermit       = "defer_if_permit"
@@ -49,6 +54,7 @@ func Kinds() []string {
 	all := []string{
 		kindNone, kindListed, kindPostmaster, kindUnlistedRcpt, kindUnlistedSender, kindSyntax,
 		kindHeloRequired, kindSize, kindRcptLimit, kindHops, kindServerError,
+		kindNesting, kindHeaderChecks, kindMIMEChecks, kindNestedChecks, kindBodyChecks,
 	}
 	for _, k := range kinds {
 		all = append(all, k.name)

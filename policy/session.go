@@ -30,6 +30,7 @@ type Session struct {
 	discard, hold      bool
 	discardRule        Rule
 	holdRule           Rule
+	content            *content
 
 	// What a stage leaves to those after it.
 	deferPermit, deferReject                              deferral
@@ -191,9 +192,7 @@ func (s *Session) Message(ctx context.Context, m Message) Verdict {
 	}
 	s.names(ctx)
 	st := e.checkData(EndOfData, s.snap.endOfData, "END-OF-MESSAGE", classEOD)
-	if st != refused && limits.Hops > 0 && hops(m.Header)+1 >= limits.Hops {
-		st = e.answer(Rule{Stage: EndOfData, Kind: kindHops}, 554, "5.4.0", "Error: too many hops")
-	}
+	st = e.contentVerdict(st, limits.Hops > 0 && hops(m.Header)+1 >= limits.Hops)
 	return e.verdict(EndOfData, st)
 }
 
@@ -215,6 +214,7 @@ func (s *Session) Reset() {
 	s.sender, s.rcpt, s.rcptCount = address{}, address{}, 0
 	s.discard, s.hold = false, false
 	s.discardRule, s.holdRule = Rule{}, Rule{}
+	s.content = nil
 	s.lookups.reset()
 }
 

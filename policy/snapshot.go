@@ -22,6 +22,7 @@ type Snapshot struct {
 	client, helo, sender, relay, recipient, data, endOfData []check
 
 	networks   networkList
+	content    contentTables
 	domains    [classRelay + 1]domainSet
 	recipients [classRelay + 1][]*table
 
@@ -121,6 +122,7 @@ func (c *compiler) settings() {
 	}
 	c.members()
 	c.networks()
+	c.content()
 	for _, site := range spec.DNSBL.Sites {
 		z := c.zone("dnsbl.sites", site.Zone)
 		if z != nil {

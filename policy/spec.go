@@ -41,6 +41,7 @@ type Spec struct {
 
 	Addresses Addresses         `json:"addresses"`
 	DNSBL     DNSBL             `json:"dnsbl"`
+	Content   ContentChecks     `json:"content,omitzero"`
 	Limits    Limits            `json:"limits"`
 	Protocol  Protocol          `json:"protocol,omitzero"`
 	Codes     Codes             `json:"codes"`
@@ -125,6 +126,25 @@ type AddressClass struct {
 	// the outcome, for statistics and guards.
 	Match   []string `json:"match,omitempty"`
 	Parents string   `json:"parents,omitempty"` // whether an element of Match matches subdomains: "" no, "name" yes, ".name" with a dot
+}
+
+// ContentChecks are the tables that a message's headers and lines are looked up
+// in, header_checks(5). Each list stands for itself: an empty MIMEHeader doesn't
+// mean Header.
+type ContentChecks struct {
+	Header       []string `json:"header_checks,omitempty"`
+	MIMEHeader   []string `json:"mime_header_checks,omitempty"`
+	NestedHeader []string `json:"nested_header_checks,omitempty"`
+	Body         []string `json:"body_checks,omitempty"`
+
+	BodyLimit     int64 `json:"body_checks_size_limit,omitempty"`     // octets of a part, 0 is Postfix's default of 51200
+	BoundaryLimit int   `json:"mime_boundary_length_limit,omitempty"` // 0 is 2048
+	NestingLimit  int   `json:"mime_nesting_limit,omitempty"`         // 0 is 100
+	DisableMIME   bool  `json:"disable_mime_input_processing,omitempty"`
+	// Hostname is the primary's name, for the Received field that it would
+	// add and look up; "" leaves that field out. Its date, ID and recipient
+	// are not imitated.
+	Hostname string `json:"received_by,omitempty"`
 }
 
 // Protocol is what the SMTP server has to do by itself.

@@ -1,0 +1,256 @@
+package policy
+
+import (
+	"bytes"
+	"io"
+	"net/netip"
+	"strings"
+)
+
+// content applies header_checks(5) and body_checks to one message as it
+// streams by. It holds a logical header and a line at most, both bounded by
+// the Limits. Its states are those of Postfix's mime_state(3).
+type content struct {
+	s     *Session
+	line  []byte
+	cont  bool // the last record ended without a line end
+	first bool // nothing but "From " lines so far
+
+	state     mimeState
+	header    []byte
+	ctype     contentType
+	stack     []boundary
+	offset    int64 // in the body of this part
+	tooNested bool
+
+	hops    int  // Received fields
+	looping bool // too many of them
+	off     bool // a decision was made that ends all checks
+	reason  string
+	rule    Rule
+	discard bool
+	hold    bool
+	mark    Rule // of discard or hold
+	warn    []Rule
+	failed  bool
+}
+
+// Content returns the writer for the message's content, nil when the policy has
+// no rule about it (then nothing needs to be written). Ask for it after Data has
+// permitted, write every octet of the content as the client sent it, dots
+// unstuffed, without the Received field that this server adds, and call
+// Message, whose verdict includes what was found. A Write never fails, and a
+// Reset drops what was written. The memory is bounded by Limits.HeaderBytes and
+// Limits.LineLength.
+func (s *Session) Content() io.Writer {
+	c := &s.snap.content
+	if !c.any() {
+		return nil
+	}
+	s.content = &content{s: s, first: true, ctype: contentType{text: true}}
+	if host := s.snap.spec.Content.Hostname; host != "" {
+		s.content.received(host)
+	} else {
+		s.content.hops++
+	}
+	return s.content
+}
+
+// contentTables are the tables of ContentChecks.
+type contentTables struct{ header, mime, nested, body []*table }
+
+func (c *contentTables) any() bool {
+	return len(c.header)+len(c.mime)+len(c.nested)+len(c.body) > 0
+}
+
+func (c *compiler) content() {
+	spec, to := &c.s.spec.Content, &c.s.content
+	to.header = c.named("content: header_checks", spec.Header)
+	to.mime = c.named("content: mime_header_checks", spec.MIMEHeader)
+	to.nested = c.named("content: nested_header_checks", spec.NestedHeader)
+	to.body = c.named("content: body_checks", spec.Body)
+	if spec.BodyLimit < 0 || spec.BoundaryLimit < 0 || spec.NestingLimit < 0 {
+		c.errorf("content: a limit can't be negative")
+	}
+}
+
+// received is the field that the primary adds before it looks at the header,
+// but for its own ID, the recipient and the date.
+func (c *content) received(host string) {
+	cl := &c.s.client
+	with := "ESMTP"
+	if cl.TLS != "" {
+		with = "ESMTPS"
+	}
+	helo := cl.Helo
+	if helo == "" {
+		helo = cl.Name
+	}
+	addr := cl.Addr.String()
+	if cl.Addr.Is6() {
+		addr = "IPv6:" + addr
+	}
+	c.record([]byte("Received: from "+helo+" ("+cl.Name+" ["+addr+"])"), false)
+	c.record([]byte("\tby "+host+" (Postfix) with "+with), false)
+}
+
+// Write cuts the content into lines, and those longer than the limit into
+// records.
+func (c *content) Write(p []byte) (int, error) {
+	n := len(p)
+	limit := c.s.snap.spec.Limits.LineLength
+	if limit <= 0 {
+		limit = 2048
+	}
+	for len(p) > 0 && !c.off {
+		room := p[:min(len(p), limit-len(c.line))]
+		end := bytes.IndexByte(room, '\n')
+		switch {
+		case end >= 0:
+			c.line = append(c.line, room[:end]...)
+			p = p[end+1:]
+			c.text(bytes.TrimRight(c.line, "\r"), false)
+			c.line = c.line[:0]
+		default:
+			c.line = append(c.line, room...)
+			if p = p[len(room):]; len(c.line) == limit {
+				c.text(c.line, true)
+				c.line = c.line[:0]
+			}
+		}
+	}
+	return n, nil
+}
+
+// text hands a record of the client's on, as smtpd(8) does.
+func (c *content) text(rec []byte, cont bool) {
+	if c.first {
+		if bytes.HasPrefix(bytes.TrimLeft(rec, ">"), []byte("From ")) {
+			c.record(append([]byte("X-Mailbox-Line: "), rec...), cont)
+			return
+		}
+		c.first = false
+		if len(rec) > 0 && isBlank(rec[0]) {
+			c.record(nil, false)
+		}
+	}
+	c.record(rec, cont)
+}
+
+// end is the end of the message.
+func (c *content) end() {
+	if len(c.line) > 0 {
+		c.text(bytes.TrimRight(c.line, "\r"), false)
+		c.line = c.line[:0]
+	}
+	if c.state != mimeBody {
+		c.flushHeader()
+	}
+}
+
+func isBlank(b byte) bool { return b == ' ' || b == '\t' }
+
+// act looks a header or a line of the body up and does what the table says.
+func (c *content) act(kind string, tables []*table, key []byte) (dropped bool) {
+	if end := bytes.IndexByte(key, 0); end >= 0 {
+		key = key[:end] // Postfix looks strings up
+	}
+	if c.off || len(tables) == 0 || len(key) == 0 {
+		return false
+	}
+	f := &c.s.find
+	h := f.lookup(tables, key)
+	if f.failed {
+		f.failed = false
+		c.failed = true
+		return false
+	}
+	if !h.ok() {
+		return false
+	}
+	value := f.value(h)
+	i := strings.IndexAny(value+" ", " \t")
+	text := strings.TrimLeft(value[min(i, len(value)):], " \t")
+	rule := Rule{Stage: EndOfData, Kind: kind, Table: h.t.name, Key: h.key()}
+	switch strings.ToUpper(value[:i]) {
+	case "REJECT":
+		dsn, rest := splitDSN("5.7.1", text)
+		if text == "" {
+			rest = "message content rejected"
+		}
+		if dsn[0] == '2' {
+			dsn = "4" + dsn[1:]
+		}
+		c.reason, c.rule, c.off = dsn+" "+rest, rule, true
+	case "DISCARD":
+		c.discard, c.mark, c.off = true, rule, true
+	case "HOLD":
+		if !c.hold {
+			c.hold, c.mark = true, rule
+		}
+	case "WARN":
+		if len(c.warn) < maxWarnings {
+			c.warn = append(c.warn, rule)
+		}
+	case "PASS":
+		c.off = true
+	case "REDIRECT":
+		c.off = strings.Contains(text, "@")
+	case "IGNORE", "STRIP":
+		return true
+	}
+	// What else there is changes the message: the primary does so when the
+	// message reaches it.
+	return false
+}
+
+// maxWarnings bounds what one message's WARN actions can pile up.
+const maxWarnings = 20
+
+// lookup asks tables for a whole key in the case that it has.
+func (f *finder) lookup(tables []*table, key []byte) hit {
+	for _, t := range tables {
+		f.buf = append(f.buf[:0], key...)
+		if h := f.query(t, f.buf, netip.Addr{}, true); h.ok() {
+			return h
+		}
+	}
+	return hit{}
+}
+
+// verdict applies what the content was found to be. hops says that it has been
+// through too many servers, which is less than a deferral and more than a
+// refusal, as Postfix ranks them.
+func (e *eval) contentVerdict(st status, hops bool) status {
+	c := e.content
+	if c != nil {
+		c.end()
+		e.warnings = append(e.warnings, c.warn...)
+	}
+	switch {
+	case st == refused:
+		return st
+	case c != nil && strings.HasPrefix(c.reason, "4"):
+		return e.answerReason(c, 451)
+	case hops && (c == nil || c.reason == "") || c != nil && c.looping:
+		return e.answer(Rule{Stage: EndOfData, Kind: kindHops}, 554, "5.4.0", "Error: too many hops")
+	case c == nil:
+		return st
+	case c.reason != "":
+		return e.answerReason(c, 550)
+	case c.tooNested:
+		return e.answer(Rule{Stage: EndOfData, Kind: kindNesting}, 550, "5.6.0", "MIME nesting exceeds safety limit")
+	case c.failed:
+		return e.answer(Rule{Stage: EndOfData, Kind: kindServerError}, 451, "4.3.0", "Error: queue file write error")
+	case c.discard && !e.discard:
+		e.discard, e.discardRule = true, c.mark
+	case c.hold && !e.hold:
+		e.hold, e.holdRule = true, c.mark
+	}
+	return st
+}
+
+func (e *eval) answerReason(c *content, code int) status {
+	dsn, text, _ := strings.Cut(c.reason, " ")
+	return e.answer(c.rule, code, dsn, text)
+}
