@@ -10,6 +10,7 @@ import (
 	"io/fs"
 
 	"github.com/syndtr/goleveldb/leveldb"
+	lerrors "github.com/syndtr/goleveldb/leveldb/errors"
 )
 
 // errBody says that a message's body is not what was accepted.
@@ -40,6 +41,9 @@ func (q *Queue) openBody(r *record) (io.ReadCloser, error) {
 		b, err := q.store.get(seqKey(spaceBody, r.seq))
 		if errors.Is(err, leveldb.ErrNotFound) {
 			return nil, fmt.Errorf("%w: missing", errBody)
+		}
+		if lerrors.IsCorrupted(err) {
+			return nil, fmt.Errorf("%w: %w", errBody, err)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("read body: %w", err)
