@@ -152,12 +152,16 @@ func (d *Database) list(ctx context.Context, l Lister) (*Table, error) {
 	for _, q := range d.Queries {
 		t.DomainWide = t.DomainWide || q.domainWide
 		rows := map[string]int{}
-		err := l.Rows(ctx, d, q.SQL, func(columns []string) error {
+		err := l.Rows(ctx, d, q.reachable(d.Type), func(columns []string) error {
 			for _, key := range q.key(columns, d.Type == "mysql") {
 				if rows[key]++; q.limit > 0 && rows[key] > q.limit {
 					continue
 				}
-				if err := d.put(t, key, columns[:len(columns)-q.keyColumns]); err != nil {
+				values := columns[:len(columns)-q.keyColumns]
+				if d.Type == "sqlite" {
+					values = values[:1] // dict_sqlite(3) looks at no other
+				}
+				if err := d.put(t, key, values); err != nil {
 					return err
 				}
 			}
@@ -193,9 +197,10 @@ func (d *Database) put(t *Table, key string, values []string) error {
 	return nil
 }
 
+// inDomains is Postfix's string_list: names match as they are, "!" excludes.
 func inDomains(list []string, domain string) bool {
 	for _, p := range list {
-		if name := strings.TrimLeft(p, "!"); name == domain || name[0] == '.' && strings.HasSuffix(domain, name) {
+		if name := strings.TrimLeft(p, "!"); name == domain {
 			return (len(p)-len(name))%2 == 0
 		}
 	}

@@ -17,6 +17,10 @@ type Query struct {
 	domains    []string // when only the local-part is known
 	domainWide bool     // the key is "@domain": the query doesn't look at the local-part
 	limit      int      // rows a key, 0 for all
+
+	head, order string
+	where       []string // what stays of it
+	columns     []string // of the key
 }
 
 // equation says that a column equals a template.
@@ -106,15 +110,47 @@ func rewriteArm(tokens []token) (*Query, error) {
 			return nil, errors.New("LIMIT with an offset")
 		}
 	}
-	q.keyColumns = len(columns)
-	q.SQL = "SELECT " + spell(parts["select"]) + ", " + strings.Join(columns, ", ") + " FROM " + spell(parts["from"])
-	if len(kept) > 0 {
-		q.SQL += " WHERE " + strings.Join(kept, " AND ")
-	}
+	q.keyColumns, q.columns, q.where = len(columns), columns, kept
+	q.head = "SELECT " + spell(parts["select"]) + ", " + strings.Join(columns, ", ") + " FROM " + spell(parts["from"])
 	if len(parts["order"]) > 0 {
-		q.SQL += " ORDER " + spell(parts["order"])
+		q.order = " ORDER " + spell(parts["order"])
 	}
+	q.SQL = q.spell(kept)
 	return q, nil
+}
+
+func (q *Query) spell(where []string) string {
+	if len(where) == 0 {
+		return q.head + q.order
+	}
+	return q.head + " WHERE " + strings.Join(where, " AND ") + q.order
+}
+
+// reachable is the query without the rows that no key finds: keys have no
+// capitals, and only the database knows whether a column that has some equals
+// one without (collations, citext). key folds what it leaves.
+func (q *Query) reachable(typ string) string {
+	where := slices.Clone(q.where)
+	for _, e := range q.equations {
+		if !e.plain() {
+			continue
+		}
+		c := q.columns[e.column]
+		if typ == "pgsql" { // lower(citext) is text, which minds the case
+			c = "CAST(" + c + " AS text)"
+			where = append(where, "("+c+" = LOWER("+c+") OR CAST(pg_typeof("+q.columns[e.column]+") AS text) LIKE '%citext')")
+		} else {
+			where = append(where, c+" = LOWER("+c+")")
+		}
+	}
+	return q.spell(where)
+}
+
+// plain says that the column equals nothing but the key and small letters.
+func (e equation) plain() bool {
+	return !slices.ContainsFunc(e.template, func(p part) bool {
+		return p.hole == 0 && (p.text == "" || p.text != strings.ToLower(p.text))
+	})
 }
 
 // conditions sorts the conjuncts of WHERE into those that stay and equations.
@@ -289,16 +325,20 @@ func (q *Query) variables(domains []string) error {
 }
 
 // key solves the equations for a row; the row answers to the keys that come
-// back. fold says that the database ignores case.
+// back. fold says that the database ignores case in equations that reachable
+// hasn't seen to.
 func (q *Query) key(columns []string, fold bool) []string {
 	cols := columns[len(columns)-q.keyColumns:]
 	same := func(a, b string) bool { return a == b }
-	norm := func(s string) string { return s }
 	if fold {
-		same, norm = strings.EqualFold, strings.ToLower
+		same = strings.EqualFold
 	}
 	got := map[byte]string{}
 	for _, e := range q.equations {
+		norm := func(s string) string { return s }
+		if fold || e.plain() {
+			norm = strings.ToLower
+		}
 		v := norm(cols[e.column])
 		n := slices.IndexFunc(e.template, func(p part) bool { return p.hole != 0 })
 		text := func(ps []part) (s string) {

@@ -1,0 +1,213 @@
+package postfix
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/understudy-mx/understudy/internal/lister/listertest"
+)
+
+// mailScript makes the tables that PostfixAdmin and its like keep, with what
+// enumerations go wrong with.
+const mailScript = `
+CREATE TABLE domain (domain varchar(255) PRIMARY KEY, active int);
+INSERT INTO domain VALUES ('example.org', 1), ('alias.example', 1), ('old.example', 0), ('Caps.example', 1);
+CREATE TABLE alias (address varchar(255), goto text, domain varchar(255), active int, prio int);
+INSERT INTO alias VALUES
+ ('alice@example.org', 'alice@mail.example', 'example.org', 1, 1),
+ ('list@example.org', 'c@d, e@f', 'example.org', 1, 1),
+ ('list@example.org', 'second@d', 'example.org', 1, 2),
+ ('off@example.org', 'x@y', 'example.org', 0, 1),
+ ('null@example.org', NULL, 'example.org', 1, 1),
+ ('empty@example.org', '', 'example.org', 1, 1),
+ ('null2@example.org', NULL, 'example.org', 1, 1), ('null2@example.org', 'then@value', 'example.org', 1, 2),
+ ('Caps@Example.org', 'caps@y', 'example.org', 1, 1),
+ ('o''brien@example.org', 'o''b@y', 'example.org', 1, 1),
+ ('per%cent@example.org', 'p@y', 'example.org', 1, 1),
+ ('a+b@example.org', 'plus@y', 'example.org', 1, 1),
+ ('@catch.example', 'all@y', 'catch.example', 1, 1),
+ ('two@at@example.org', 'at@y', 'example.org', 1, 1),
+ ('nodomain', 'n@y', '', 1, 1),
+ ('under_score@example.org', 'u@y', 'example.org', 1, 1);
+CREATE TABLE alias_domain (alias_domain varchar(255), target_domain varchar(255), active int);
+INSERT INTO alias_domain VALUES ('alias.example', 'example.org', 1), ('off.example', 'example.org', 0), ('Caps.example', 'example.org', 1);
+CREATE TABLE mailbox (username varchar(255), local_part varchar(255), domain varchar(255), maildir varchar(255), quota int, active int);
+INSERT INTO mailbox VALUES
+ ('bob@example.org', 'bob', 'example.org', 'example.org/bob/', 5, 1),
+ ('carol@sub.example.org', 'carol', 'sub.example.org', 'sub/carol/', 0, 1),
+ ('Dora@example.org', 'Dora', 'example.org', 'dora/', 1, 1),
+ ('off@example.org', 'off', 'example.org', 'off/', 1, 0);
+`
+
+// mixedScript makes a table whose column minds the case where the database
+// usually doesn't, and the other way round.
+func mixedScript(column string) string {
+	return "CREATE TABLE mixed (address " + column + ", goto varchar(255));\n" +
+		"INSERT INTO mixed VALUES ('Caps@Example.org', 'x'), ('bob@example.org', 'y'), ('alice@example.org', 'z'), ('ALICE@example.org', 'zz');\n"
+}
+
+// liveQueries are of documented set-ups, or go wrong in a way of their own.
+// CAT(a, b, c) stands for the database's way to join strings.
+var liveQueries = []struct {
+	name string
+	cf   string
+}{
+	{"alias", "query = SELECT goto FROM alias WHERE address='%s' AND active = 1"},
+	{"alias in order", "query = SELECT goto FROM alias WHERE address='%s' AND active = 1 ORDER BY prio"},
+	{"the last alone", "query = SELECT goto FROM alias WHERE address='%s' AND active = 1 ORDER BY prio DESC LIMIT 1"},
+	{"the first alone, may be null", "query = SELECT goto FROM alias WHERE address='%s' ORDER BY prio LIMIT 1"},
+	{"alias domain", "query = SELECT goto FROM alias,alias_domain WHERE alias_domain.alias_domain = '%d' and alias.address = CAT('%u', '@', alias_domain.target_domain) AND alias.active = 1 AND alias_domain.active = 1"},
+	{"mailbox", "query = SELECT maildir FROM mailbox WHERE username='%s' AND active = 1"},
+	{"parts", "query = SELECT 1 FROM mailbox WHERE local_part='%u' AND domain='%d' AND active = 1"},
+	{"joined", "query = SELECT maildir FROM mailbox WHERE CAT(local_part, '@', domain) = '%s'"},
+	{"template", "query = SELECT maildir FROM mailbox WHERE username = '%u@%d'"},
+	{"domain", "query = SELECT domain FROM domain WHERE domain='%s' AND active = 1"},
+	{"whole domain", "query = SELECT domain FROM domain WHERE domain='%d' AND active = 1"},
+	{"union", "query = SELECT goto FROM alias WHERE address='%s' AND active = 1 UNION SELECT username FROM mailbox WHERE username = '%s'"},
+	{"union all", "query = SELECT goto FROM alias WHERE address='%s' UNION ALL SELECT goto FROM alias WHERE address = '%s' AND active = 1"},
+	{"lower", "query = SELECT goto FROM alias WHERE lower(address)=lower('%s') AND active = 1"},
+	{"lower column", "query = SELECT goto FROM alias WHERE LOWER(address)='%s' AND active = 1"},
+	{"two columns", "query = SELECT maildir, quota FROM mailbox WHERE username='%s'"},
+	{"or that stays", "query = SELECT goto FROM alias WHERE address='%s' AND (active = 1 OR prio = 1)"},
+	{"sub-select", "query = SELECT goto FROM alias WHERE address='%s' AND domain IN (SELECT domain FROM domain WHERE active = 1)"},
+	{"join", "query = SELECT a.goto FROM alias a JOIN domain d ON a.domain = d.domain WHERE a.address='%s' AND d.active = 1"},
+	{"left join", "query = SELECT d.domain FROM alias a LEFT JOIN domain d ON a.domain = d.domain WHERE a.address='%s'"},
+	{"local-part of listed domains", "domain = example.org\nquery = SELECT maildir FROM mailbox WHERE local_part='%u' AND active = 1"},
+	{"listed domains", "domain = example.org, catch.example\nquery = SELECT goto FROM alias WHERE address='%s'"},
+	{"excluded domain", "domain = !example.org, .org, example.org, sub.example.org\nquery = SELECT maildir FROM mailbox WHERE username='%s'"},
+	{"result_format", "result_format = smtp:[%s]\nquery = SELECT maildir FROM mailbox WHERE username='%s'"},
+	{"result_format of parts", "result_format = %u at %d for %U/%D\nquery = SELECT goto FROM alias WHERE address='%s'"},
+	{"constant", "query = SELECT 'OK' FROM mailbox WHERE username='%s'"},
+	{"case", "query = SELECT CASE WHEN active = 1 THEN 'OK' ELSE 'REJECT' END FROM mailbox WHERE username='%s'"},
+	{"distinct", "query = SELECT DISTINCT domain FROM alias WHERE address='%s'"},
+	{"prefixed", "query = SELECT goto FROM alias WHERE CAT('x-', address) = 'x-%s'"},
+	{"other collation", "query = SELECT goto FROM mixed WHERE address='%s' ORDER BY goto"},
+	{"other collation, concatenated", "query = SELECT goto FROM mixed WHERE address='%u@%d' ORDER BY goto"},
+	{"other collation, lower", "query = SELECT goto FROM mixed WHERE LOWER(address)='%s' ORDER BY goto"},
+	{"old form", "table = alias\nselect_field = goto\nwhere_field = address\nadditional_conditions = AND active = 1"},
+}
+
+// liveKeys are looked up in each table.
+var liveKeys = []string{
+	"alice@example.org", "ALICE@Example.ORG", "list@example.org", "off@example.org", "null@example.org", "null2@example.org", "empty@example.org",
+	"caps@example.org", "Caps@Example.org", "o'brien@example.org", "per%cent@example.org", "a+b@example.org", "a@example.org",
+	"@catch.example", "x@catch.example", "catch.example", "two@at@example.org", "nodomain", "under_score@example.org", "underxscore@example.org",
+	"example.org", "old.example", "Caps.example", "caps.example", "alias.example", "@example.org", "@alias.example",
+	"alice@alias.example", "list@alias.example", "off@alias.example", "caps@alias.example", "bob@alias.example", "alice@off.example", "alice@caps.example",
+	"bob@example.org", "Bob@example.org", "bob@sub.example.org", "carol@sub.example.org", "carol@example.org", "dora@example.org", "Dora@Example.org",
+	"bob", "alice", "bob@", "nobody@example.org", "nobody@nowhere.example", "%s", "%", "*", "'", "a\\b@example.org",
+}
+
+// compareLive asks the real Postfix for every key, and our enumeration.
+func compareLive(t *testing.T, typ, cf string) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "table.cf")
+	if err := os.WriteFile(path, []byte(cf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	past := time.Now().Add(-time.Hour) // Postfix waits for a file that has just changed
+	if err := os.Chtimes(path, past, past); err != nil {
+		t.Fatal(err)
+	}
+	db := &Database{Type: typ, Table: typ + ":" + path}
+	var err error
+	if db.Settings, err = parseCF(cf); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.analyse(); err != nil {
+		t.Fatalf("can't be enumerated: %v", err)
+	}
+	table, err := db.list(t.Context(), Databases{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := postmapLive(t, db.Table)
+	found := 0
+	for _, key := range liveKeys {
+		got, ok := table.find(key)
+		if _, domain := splitAddress(key); table.DomainWide && domain != "" {
+			got, ok = table.find("@" + domain)
+		}
+		w, wok := want[key]
+		if wok {
+			found++
+		}
+		if got != w || ok != wok {
+			t.Errorf("%q: Postfix %q %v, we %q %v", key, w, wok, got, ok)
+		}
+	}
+	if found == 0 {
+		t.Error("Postfix finds none of the keys: the table says little")
+	}
+}
+
+// postmapLive looks all keys up at once.
+func postmapLive(t *testing.T, table string) map[string]string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "/usr/sbin/postmap", "-q", "-", table)
+	cmd.Stdin = strings.NewReader(strings.Join(liveKeys, "\n") + "\n")
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	complaints := 0
+	for line := range strings.Lines(stderr.String()) {
+		if !strings.HasSuffix(line, "-- ignored\n") { // an empty value, which is none
+			complaints++
+		}
+	}
+	if complaints > 0 || err != nil && cmd.ProcessState.ExitCode() != 1 {
+		t.Fatalf("postmap: %v (run test/install-peers)\n%s", err, stderr.String())
+	}
+	found := map[string]string{}
+	for line := range strings.Lines(string(out)) {
+		key, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "\t")
+		found[key] = value
+	}
+	return found
+}
+
+func testLiveSQL(t *testing.T, typ, connection string, cat func(string) string) {
+	t.Helper()
+	for _, q := range liveQueries {
+		t.Run(typ+"/"+q.name, func(t *testing.T) {
+			compareLive(t, typ, connection+cat(q.cf)+"\n")
+		})
+	}
+}
+
+// pipes writes CAT(a, b, c) as a || b || c.
+func pipes(cf string) string {
+	before, rest, ok := strings.Cut(cf, "CAT(")
+	if !ok {
+		return cf
+	}
+	args, after, _ := strings.Cut(rest, ")")
+	return before + strings.ReplaceAll(args, ", ", " || ") + after
+}
+
+func TestLiveMySQL(t *testing.T) {
+	db := listertest.MariaDB(t, mailScript+mixedScript("varchar(255) COLLATE utf8mb4_bin"))
+	testLiveSQL(t, "mysql", fmt.Sprintf("hosts = unix:%s\nuser = reader\npassword = %s\ndbname = mail\n", db.Socket, listertest.Password),
+		func(s string) string { return strings.Replace(s, "CAT(", "CONCAT(", 1) })
+}
+
+func TestLivePostgreSQL(t *testing.T) {
+	db := listertest.PostgreSQL(t, mailScript+"CREATE EXTENSION citext;"+mixedScript("citext"))
+	testLiveSQL(t, "pgsql", fmt.Sprintf("hosts = %s\nuser = reader\npassword = %s\ndbname = mail\n", db.Address(), listertest.Password), pipes)
+}
+
+func TestLiveSQLite(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "mail.db")
+	cmd := exec.CommandContext(context.Background(), "sqlite3", path)
+	cmd.Stdin = strings.NewReader(mailScript + mixedScript("text COLLATE NOCASE"))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("sqlite3: %v (run test/install-peers)\n%s", err, out)
+	}
+	testLiveSQL(t, "sqlite", "dbpath = "+path+"\n", pipes)
+}
