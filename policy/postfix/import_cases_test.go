@@ -169,7 +169,7 @@ func TestAccessValues(t *testing.T) {
 type listed struct{}
 
 func (listed) Rows(_ context.Context, db *postfix.Database, query string, row func([]string) error) error {
-	if db.Settings["password"] != "secret-word" || query != "SELECT goto, address FROM alias" {
+	if db.Settings["password"] != "secret-word" || query != "SELECT goto, address FROM alias WHERE address = LOWER(address)" {
 		return os.ErrInvalid
 	}
 	return row([]string{"x", "Alice@example.org"})
