@@ -101,7 +101,7 @@ var liveKeys = []string{
 	"example.org", "old.example", "Caps.example", "caps.example", "alias.example", "@example.org", "@alias.example",
 	"alice@alias.example", "list@alias.example", "off@alias.example", "caps@alias.example", "bob@alias.example", "alice@off.example", "alice@caps.example",
 	"bob@example.org", "Bob@example.org", "bob@sub.example.org", "carol@sub.example.org", "carol@example.org", "dora@example.org", "Dora@Example.org",
-	"bob", "alice", "bob@", "nobody@example.org", "nobody@nowhere.example", "%s", "%", "*", "'", "a\\b@example.org",
+	"bob", "alice", "bob@", "dora(x)*@example.org", "second@example.org", "a1@example.org", "erin@example.org", "nobody@example.org", "nobody@nowhere.example", "%s", "%", "*", "'", "a\\b@example.org",
 }
 
 // compareLive asks the real Postfix for every key, and our enumeration.
