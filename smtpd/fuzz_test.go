@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/understudy-mx/understudy/policy"
 )
 
 // FuzzSession plays arbitrary octets as a client. Nothing may panic or leak,
@@ -20,6 +22,8 @@ func FuzzSession(f *testing.F) {
 	s, spool := newServer(f)
 	s.TLS = tlsConfig(f)
 	s.BareNewline = "normalize"
+	snap := snapshot(f, func(spec *policy.Spec) { spec.Limits.SoftErrors = 0 }) // it makes clients wait
+	s.Policy = func() *policy.Snapshot { return snap }
 	s.CommandTimeout = time.Second
 	s.XClientFrom = []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}
 	ln := newPipeListener()

@@ -80,7 +80,7 @@ func cutPath(arg string) (path, params string, err error) {
 	if arg == "" {
 		return "", "", errNoPath
 	}
-	n, err := pathLen(arg)
+	n, closed, err := pathLen(arg)
 	if err != nil {
 		return "", "", err
 	}
@@ -91,7 +91,7 @@ func cutPath(arg string) (path, params string, err error) {
 		return "", "", errJunk // <a@b>c
 	case bracketed:
 		path = path[1 : len(path)-1]
-	case strings.HasSuffix(path, ">") && !strings.HasSuffix(path, `\>`):
+	case closed:
 		path = path[:len(path)-1]
 	}
 	path = strings.Trim(path, " \t")
@@ -106,16 +106,22 @@ func cutPath(arg string) (path, params string, err error) {
 	return path, params, nil
 }
 
-// pathLen finds the path's end in arg.
-func pathLen(arg string) (int, error) {
+// pathLen finds the path's end in arg, and says whether a ">" stands there that
+// is neither quoted nor escaped.
+func pathLen(arg string) (n int, closed bool, err error) {
 	var quoted bool
 	var depth int
 	for i := 0; i < len(arg); i++ {
-		switch c := arg[i]; {
+		c := arg[i]
+		if (c == ' ' || c == '\t') && !quoted && depth == 0 {
+			return i, closed, nil
+		}
+		closed = false
+		switch {
 		case c == '\\':
 			i++
 			if i == len(arg) {
-				return 0, errUnbalanced
+				return 0, false, errUnbalanced
 			}
 		case c == '"':
 			quoted = !quoted
@@ -123,15 +129,13 @@ func pathLen(arg string) (int, error) {
 		case c == '<':
 			depth++
 		case c == '>':
-			depth = max(0, depth-1)
-		case (c == ' ' || c == '\t') && depth == 0:
-			return i, nil
+			depth, closed = max(0, depth-1), true
 		}
 	}
 	if quoted || depth > 0 {
-		return 0, errUnbalanced
+		return 0, false, errUnbalanced
 	}
-	return len(arg), nil
+	return len(arg), closed, nil
 }
 
 // parseAddress reads an addr-spec. The domain stands behind the last "@" that
@@ -173,6 +177,7 @@ type addrScanner struct {
 	lastAt  int  // index in out of the last "@" outside of quotes, -1 without
 	literal bool // what stands behind lastAt is an address literal
 	gap     bool // white space or a comment since the last octet
+	word    bool // the last octet is of a word: no "@" or "." that separates words
 	quoted  bool // a quoted string stands behind lastAt
 }
 
@@ -207,9 +212,13 @@ func (a *addrScanner) local() (string, error) {
 
 // plain takes one octet of an atom, a dot, an "@" or a quoted-pair.
 func (a *addrScanner) plain(c byte) error {
+	word := c != '@' && c != '.'
 	switch {
 	case c == '@':
-		a.lastAt, a.literal, a.quoted = len(a.out), false, false
+		if a.literal {
+			return errLiteral
+		}
+		a.lastAt, a.quoted = len(a.out), false
 	case c == '\\':
 		if a.rest == "" || isControl(a.rest[0]) {
 			return errLocal
@@ -219,34 +228,31 @@ func (a *addrScanner) plain(c byte) error {
 	case c != '.' && !isAtext(c):
 		return errLocal
 	}
-	return a.put(c)
-}
-
-// put appends c, unless white space stands between two words.
-func (a *addrScanner) put(c byte) error {
-	if a.literal {
-		return errLiteral // text behind the closing bracket
+	if err := a.follow(word); err != nil {
+		return err
 	}
-	if a.gap && len(a.out) > 0 && c != '@' && c != '.' {
-		if last := a.out[len(a.out)-1]; last != '@' && last != '.' {
-			return errJunk
-		}
-	}
-	a.gap = false
 	a.out = append(a.out, c)
 	return nil
 }
 
-func (a *addrScanner) quotedString() error {
-	if a.gap && len(a.out) > 0 {
-		if last := a.out[len(a.out)-1]; last != '@' && last != '.' {
-			return errJunk
-		}
-	}
-	if a.literal {
+// follow says that a word or a separator comes next: white space may not stand
+// between two words, and nothing behind an address literal.
+func (a *addrScanner) follow(word bool) error {
+	switch {
+	case a.literal:
 		return errLiteral
+	case a.gap && a.word && word:
+		return errJunk
 	}
-	a.gap, a.quoted = false, true
+	a.gap, a.word = false, word
+	return nil
+}
+
+func (a *addrScanner) quotedString() error {
+	if err := a.follow(true); err != nil {
+		return err
+	}
+	a.quoted = true
 	for i := 0; i < len(a.rest); i++ {
 		c := a.rest[i]
 		if c == '"' {
