@@ -21,20 +21,19 @@ func (i *importer) addresses() {
 	i.item("recipient_delimiter", a.RecipientDelimiter, Exact, "", "")
 	i.item("myorigin", a.MyOrigin, Exact, "", "")
 
-	codes := &i.spec.Codes
-	a.RecipientCanonical = i.addressTables("recipient_canonical_maps", i.everyone)
-	a.SenderCanonical = i.addressTables("sender_canonical_maps", i.everyone)
-	a.Canonical = i.addressTables("canonical_maps", i.everyone)
-	a.VirtualAlias = i.addressTables("virtual_alias_maps", i.everyone)
+	aliases := func() { a.AliasesIncomplete = true }
+	a.RecipientCanonical = i.addressTables("recipient_canonical_maps", aliases)
+	a.SenderCanonical = i.addressTables("sender_canonical_maps", aliases)
+	a.Canonical = i.addressTables("canonical_maps", aliases)
+	a.VirtualAlias = i.addressTables("virtual_alias_maps", aliases)
 	for _, c := range []struct {
-		domains, maps string
-		to            *policy.AddressClass
-		code          *int
+		domains, maps, transport string
+		to                       *policy.AddressClass
 	}{
-		{"mydestination", "local_recipient_maps", &a.Local, &codes.UnknownLocalRcpt},
-		{"virtual_alias_domains", "", &a.VirtualAliases, &codes.UnknownVirtualAlias},
-		{"virtual_mailbox_domains", "virtual_mailbox_maps", &a.VirtualMailbox, &codes.UnknownVirtualMailbox},
-		{"relay_domains", "relay_recipient_maps", &a.Relay, &codes.UnknownRelayRcpt},
+		{"mydestination", "local_recipient_maps", "local_transport", &a.Local},
+		{"virtual_alias_domains", "", "", &a.VirtualAliases},
+		{"virtual_mailbox_domains", "virtual_mailbox_maps", "virtual_transport", &a.VirtualMailbox},
+		{"relay_domains", "relay_recipient_maps", "relay_transport", &a.Relay},
 	} {
 		sub := exactly
 		if c.domains == "relay_domains" {
@@ -43,12 +42,15 @@ func (i *importer) addresses() {
 			}
 		}
 		if !i.domains(c.domains, sub, c.to) {
-			temporary(&codes.RelayDomains)
+			i.spec.DomainsIncomplete = true
 		}
 		if c.maps != "" {
-			c.to.Recipients = i.addressTables(c.maps, func() { temporary(c.code) })
+			c.to.Recipients = i.addressTables(c.maps, func() { c.to.Incomplete = true })
 		}
+		c.to.Transport = i.transport(c.transport)
 	}
+	a.DefaultTransport = i.transport("default_transport")
+	a.TransportMatchesSubdomain = i.parentMatch("transport_maps")
 	own := i.ownLiterals()
 	a.Local.Domains = append(a.Local.Domains, own...)
 	if a.Local.Match != nil {
@@ -58,20 +60,13 @@ func (i *importer) addresses() {
 	a.Local.Domains = slices.Compact(a.Local.Domains)
 }
 
-// temporary makes a configured refusal a temporary one.
-func temporary(code *int) {
-	if *code >= 500 {
-		*code -= 100
+// transport is a parameter's transport where mail for it is refused.
+func (i *importer) transport(parameter string) string {
+	if v := i.set[parameter]; refusing(v) {
+		i.item(parameter, v, Exact, "", "")
+		return v
 	}
-}
-
-// everyone makes unknown recipients of every class temporary: one of them may
-// be in a table that we don't have.
-func (i *importer) everyone() {
-	c := &i.spec.Codes
-	for _, code := range []*int{&c.UnknownLocalRcpt, &c.UnknownVirtualAlias, &c.UnknownVirtualMailbox, &c.UnknownRelayRcpt} {
-		temporary(code)
-	}
+	return ""
 }
 
 func (i *importer) origin() string {

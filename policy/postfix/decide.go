@@ -117,9 +117,6 @@ func (i *importer) parameters() {
 		if !known || p.Class == NoDecision || p.Elements || slices.Contains(strings.Split(p.Off, "|"), cmp.Or(v, "-")) {
 			continue
 		}
-		if strings.HasSuffix(p.Name, "_transport") && !refusing(v) {
-			continue
-		}
 		if p.Guard != "" && slices.Contains([]string{"no", "ignore", ""}, set[p.Guard]) {
 			continue
 		}
@@ -144,14 +141,16 @@ func (i *importer) otherTables() {
 	for _, l := range []struct {
 		parameter string
 		refuses   func(value string) bool
+		to        *[]string
+		values    bool
 	}{
-		{"transport_maps", refusing},
-		{"relocated_maps", nil},
-		{"header_checks", checkRefuses},
-		{"mime_header_checks", checkRefuses},
-		{"nested_header_checks", checkRefuses},
-		{"body_checks", checkRefuses},
-		{"smtpd_sender_login_maps", nil},
+		{"transport_maps", refusing, &i.spec.Addresses.TransportMaps, true},
+		{"relocated_maps", nil, &i.spec.Addresses.Relocated, true},
+		{"header_checks", checkRefuses, nil, false},
+		{"mime_header_checks", checkRefuses, nil, false},
+		{"nested_header_checks", checkRefuses, nil, false},
+		{"body_checks", checkRefuses, nil, false},
+		{"smtpd_sender_login_maps", nil, &i.spec.SenderLogin, false},
 	} {
 		at := slices.IndexFunc(missing, func(p Parameter) bool { return p.Name == l.parameter })
 		for _, w := range words(i.set[l.parameter]) {
@@ -165,11 +164,27 @@ func (i *importer) otherTables() {
 			case l.parameter == "smtpd_sender_login_maps" && i.set["smtpd_sasl_auth_enable"] != "yes":
 			case reason == nil && l.refuses != nil && !t.any(l.refuses):
 				i.item(l.parameter, name, Exact, "nothing in it refuses", "")
+				i.keep(l.to, name, t, l.values)
+			case reason == nil && l.to != nil && i.keep(l.to, name, t, l.values):
+				i.item(l.parameter, name, Exact, "", "")
 			default:
-				i.item(l.parameter, name, NotReplicated, missing[at].Why, optIgnore)
+				why := missing[at].Why
+				if reason != nil {
+					why = reason.Error()
+				}
+				i.item(l.parameter, name, NotReplicated, why, optIgnore)
 			}
 		}
 	}
+}
+
+// keep adds a table to a list of the Spec.
+func (i *importer) keep(to *[]string, name string, t *Table, values bool) bool {
+	if to == nil || i.use(name, t, values) != nil {
+		return false
+	}
+	*to = append(*to, specName(name))
+	return true
 }
 
 // any says whether a value of the table is such.

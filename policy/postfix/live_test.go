@@ -107,6 +107,11 @@ func TestLikePostfix(t *testing.T) {
 			"mynetworks = regexp:@DIR@/nets.regexp, texthash:@DIR@/nets\nsmtpd_client_restrictions = permit_mynetworks, reject\n" +
 			"smtpd_sender_restrictions = check_sender_access pcre:@DIR@/sender.pcre\nvirtual_alias_maps = regexp:@DIR@/alias.regexp\n" +
 			"smtpd_recipient_restrictions = check_recipient_access regexp:@DIR@/rcpt.regexp, reject_unauth_destination\n",
+		"switches": "allow_percent_hack = no\nswap_bangpath = no\nappend_dot_mydomain = yes\nsmtpd_recipient_restrictions =\n" +
+			"transport_maps = inline:{{tag@mailbox.example = error:5.7.6 moved}, {.one.example = retry:4.3.2 wait}, second.example=smtp:x}\n" +
+			"relay_transport = relay\nrelocated_maps = inline:{{alice@mailbox.example = elsewhere}, {@alias.example = new}}\n" +
+			"virtual_transport = error:no mailboxes\nsmtpd_sender_restrictions =\n",
+		"soft":         "soft_bounce = yes\nsmtpd_null_access_lookup_key = null\nlocal_transport = error:5.1.1 nobody here\n",
 		"all accepted": "relay_recipient_maps =\nlocal_recipient_maps =\nsmtpd_reject_unlisted_sender = no\nvirtual_alias_domains = alias.example\n",
 		"bare": "smtpd_client_restrictions =\nsmtpd_helo_restrictions =\nsmtpd_sender_restrictions =\nsmtpd_recipient_restrictions =\n" +
 			"smtpd_relay_restrictions = permit_mynetworks, defer_unauth_destination\nmyorigin = mailbox.example\n",

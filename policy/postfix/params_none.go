@@ -55,7 +55,7 @@ var undecided = slices.Concat(
 		"postscreen_greet_ttl", "postscreen_non_smtp_command_ttl", "postscreen_pipelining_ttl",
 		"postscreen_dnsbl_enable", "postscreen_greet_enable"),
 	named(NoDecision, "no mail is decided by it",
-		"disable_vrfy_command", "postscreen_disable_vrfy_command", "postscreen_discard_ehlo_keyword_address_maps",
+		"postscreen_disable_vrfy_command", "postscreen_discard_ehlo_keyword_address_maps",
 		"postscreen_discard_ehlo_keywords", "postscreen_command_count_limit"),
 	named(NoDecision, "see the restriction that it belongs to",
 		"reject_tempfail_action", "unverified_recipient_defer_code", "unverified_recipient_reject_code",

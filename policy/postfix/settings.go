@@ -15,6 +15,9 @@ func (i *importer) settings() {
 		"smtpd_reject_unlisted_sender":              &s.RejectUnlistedSender,
 		"smtpd_reject_unlisted_recipient":           &s.RejectUnlistedRcpt,
 		"allow_untrusted_routing":                   &s.AllowUntrustedRouting,
+		"soft_bounce":                               &s.SoftBounce,
+		"strict_rfc821_envelopes":                   &s.Protocol.StrictEnvelopes,
+		"disable_vrfy_command":                      &s.Protocol.DisableVRFY,
 	} {
 		*to = i.boolean(name)
 	}
@@ -34,12 +37,15 @@ func (i *importer) settings() {
 	for _, n := range i.numbers() {
 		*n.to = int(i.number(n.name, n.lowest))
 	}
-	if i.boolean("soft_bounce") {
-		for _, n := range i.numbers() {
-			if n.lowest == 400 {
-				temporary(n.to)
-			}
-		}
+	s.Protocol.ForbidPipelining = i.set["smtpd_forbid_unauth_pipelining"] == "yes" // from Postfix 3.7.6 on
+	s.HideTableNames = !i.boolean("show_user_unknown_table_name")
+	if s.NullSenderKey = i.set["smtpd_null_access_lookup_key"]; s.NullSenderKey == "<>" {
+		s.NullSenderKey = ""
+	}
+	s.Addresses.NoPercentHack = !i.boolean("allow_percent_hack")
+	s.Addresses.NoSwapBangpath = !i.boolean("swap_bangpath")
+	if i.boolean("append_dot_mydomain") {
+		s.Addresses.AppendDotDomain = i.set["mydomain"]
 	}
 }
 
