@@ -184,8 +184,12 @@ func (p *player) command(verb, arg string) Verdict {
 	switch verb {
 	case "connect":
 		p.end()
+		arg, early := strings.CutSuffix(arg, " early")
 		p.s = p.snap.Session(p.r, parseClient(p.t, arg))
-		return p.s.Connect(ctx)
+		if v := p.s.Connect(ctx); v.Action != Permit || p.snap.spec.Postscreen == nil {
+			return v
+		}
+		return p.s.Screen(ctx, early)
 	case "helo":
 		return p.s.Helo(ctx, arg)
 	case "mail":

@@ -44,6 +44,9 @@ const (
 	kindMIMEChecks     = "mime_header_checks"
 	kindNestedChecks   = "nested_header_checks"
 	kindBodyChecks     = "body_checks"
+	kindScreenAccess   = "postscreen_access_list"
+	kindScreenDNSBL    = "postscreen_dnsbl"
+	kindPregreet       = "postscreen_pregreet"
 	kindWarn           = "warn_if_reject"
 	actionDefer        = "defer"
 	actionPermit       = "defer_if_permit"
@@ -55,6 +58,7 @@ func Kinds() []string {
 		kindNone, kindListed, kindPostmaster, kindUnlistedRcpt, kindUnlistedSender, kindSyntax,
 		kindHeloRequired, kindSize, kindRcptLimit, kindHops, kindServerError,
 		kindNesting, kindHeaderChecks, kindMIMEChecks, kindNestedChecks, kindBodyChecks,
+		kindScreenAccess, kindScreenDNSBL, kindPregreet,
 	}
 	for _, k := range kinds {
 		all = append(all, k.name)

@@ -15,7 +15,7 @@ import (
 const (
 	maxPattern = 32 << 10
 	maxNesting = 200
-	matchTime  = 100 * time.Millisecond
+	matchTime  = time.Second
 )
 
 // pattern is a regular expression of a regexp (POSIX ERE) or pcre table. It is

@@ -16,6 +16,7 @@ type Session struct {
 	find    finder
 	lookups lookups
 
+	screened  screening
 	heloGiven bool
 	pipelined bool
 	started   bool
@@ -108,7 +109,7 @@ func (s *Session) Client(ctx context.Context) envelope.Client {
 func (s *Session) Helo(ctx context.Context, name string) Verdict {
 	s.client.Helo, s.heloGiven = name, true
 	e := s.eval(ctx, Helo)
-	if s.snap.spec.DelayReject {
+	if s.snap.spec.DelayReject || s.screened.st == refused {
 		return e.verdict(Helo, dunno)
 	}
 	s.names(ctx)
@@ -137,7 +138,7 @@ func (s *Session) Mail(ctx context.Context, from envelope.ReversePath, p MailPar
 		return e.verdict(Mail, e.answer(Rule{Stage: Mail, Kind: kindSize}, 552, "5.3.4", "Message size exceeds fixed limit"))
 	}
 	s.hasSender, e.inTransaction = true, true
-	if s.snap.spec.DelayReject {
+	if s.snap.spec.DelayReject || s.screened.st == refused {
 		return e.verdict(Mail, dunno)
 	}
 	s.names(ctx)
@@ -147,6 +148,9 @@ func (s *Session) Mail(ctx context.Context, from envelope.ReversePath, p MailPar
 // Rcpt judges a forward-path, and with delayed reject the client, its HELO
 // name and the reverse-path too.
 func (s *Session) Rcpt(ctx context.Context, to envelope.ForwardPath) Verdict {
+	if s.screen(ctx, false); s.screened.st == refused {
+		return s.screened.e.verdict(Rcpt, refused)
+	}
 	e := s.eval(ctx, Rcpt)
 	a := s.snap.resolve(&s.find, to.Mailbox, s.utf8)
 	if s.find.failed {

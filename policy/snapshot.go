@@ -29,7 +29,9 @@ type Snapshot struct {
 	rcptCanonical, senderCanonical, canonical, virtualAlias []*table
 	transport, relocated, senderLogin, commandFilter        []*table
 
-	sites    []*zone  // of reject_dnsbl_score
+	screenAccess, screenReply []*table // of postscreen; nil is permit_mynetworks
+
+	sites    []*zone  // of reject_dnsbl_score and postscreen
 	prefetch []string // DNS lists that every client is looked up in
 }
 
@@ -123,6 +125,7 @@ func (c *compiler) settings() {
 	c.members()
 	c.networks()
 	c.content()
+	c.postscreen()
 	for _, site := range spec.DNSBL.Sites {
 		z := c.zone("dnsbl.sites", site.Zone)
 		if z != nil {
@@ -248,6 +251,9 @@ func (c *compiler) restrictions() {
 // in classes and tables are for some clients only, and asked when needed.
 func (c *compiler) prefetch(checks []check) {
 	zones := map[string]bool{}
+	if c.s.spec.Postscreen != nil {
+		checks = append(checks, check{kind: findKind("reject_dnsbl_score")})
+	}
 	for _, ch := range checks {
 		switch ch.kind.name {
 		case "reject_rbl_client", "permit_dnswl_client":

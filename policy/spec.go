@@ -39,13 +39,14 @@ type Spec struct {
 	MyNetworks             []string `json:"mynetworks,omitempty"`
 	NetworksMatchSubdomain bool     `json:"mynetworks_matches_subdomains,omitempty"` // mynetworks in parent_domain_matches_subdomains
 
-	Addresses Addresses         `json:"addresses"`
-	DNSBL     DNSBL             `json:"dnsbl"`
-	Content   ContentChecks     `json:"content,omitzero"`
-	Limits    Limits            `json:"limits"`
-	Protocol  Protocol          `json:"protocol,omitzero"`
-	Codes     Codes             `json:"codes"`
-	Tables    map[string]*Table `json:"tables,omitempty"`
+	Addresses  Addresses         `json:"addresses"`
+	DNSBL      DNSBL             `json:"dnsbl"`
+	Content    ContentChecks     `json:"content,omitzero"`
+	Postscreen *Postscreen       `json:"postscreen,omitempty"`
+	Limits     Limits            `json:"limits"`
+	Protocol   Protocol          `json:"protocol,omitzero"`
+	Codes      Codes             `json:"codes"`
+	Tables     map[string]*Table `json:"tables,omitempty"`
 }
 
 // Restrictions are the ordered lists of restrictions, one for each stage.
@@ -147,6 +148,20 @@ type ContentChecks struct {
 	Hostname string `json:"received_by,omitempty"`
 }
 
+// Postscreen is what postscreen(8) does before a client meets the SMTP server.
+// Its DNS lists are DNSBL.Sites with DNSBL.Threshold. The actions are "ignore"
+// (also ""), "enforce" and "drop".
+type Postscreen struct {
+	Access             []string `json:"access_list,omitempty"` // "permit_mynetworks" and "table:NAME", whose values are permit, reject or dunno
+	DenylistAction     string   `json:"denylist_action,omitempty"`
+	DNSBLAction        string   `json:"dnsbl_action,omitempty"`
+	DNSBLReply         []string `json:"dnsbl_reply_map,omitempty"`           // tables: the name to show for a DNS list
+	AllowlistThreshold int      `json:"dnsbl_allowlist_threshold,omitempty"` // when below 0: a score up to it waives the pregreet test
+	GreetAction        string   `json:"greet_action,omitempty"`
+	GreetWait          int      `json:"greet_wait,omitempty"` // seconds
+	GreetBanner        string   `json:"greet_banner,omitempty"`
+}
+
 // Protocol is what the SMTP server has to do by itself.
 type Protocol struct {
 	// StrictEnvelopes refuses paths without angle brackets or with comments
@@ -163,7 +178,7 @@ type Protocol struct {
 type DNSBL struct {
 	DefaultReply string            `json:"default_rbl_reply,omitempty"` // template, as in postconf(5)
 	Replies      map[string]string `json:"rbl_reply_maps,omitempty"`    // template by zone, with or without its filter
-	Sites        []DNSBLSite       `json:"sites,omitempty"`             // of the restriction reject_dnsbl_score
+	Sites        []DNSBLSite       `json:"sites,omitempty"`             // of the restriction reject_dnsbl_score, and of postscreen
 	Threshold    int               `json:"threshold,omitempty"`
 }
 
