@@ -119,7 +119,7 @@ func (f *front) fault(b *body) envelope.Reply {
 		return envelope.NewReply(554, "5.4.6", "Error: mail loop: this message was here twice before")
 	case b.hops+1 >= hops: // our own counts, as in Postfix
 		f.limit("hops")
-		return envelope.NewReply(554, "5.4.6", "Error: too many hops")
+		return envelope.NewReply(554, "5.4.0", "Error: too many hops")
 	}
 	return envelope.Reply{}
 }

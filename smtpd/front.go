@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/pires/go-proxyproto"
 
@@ -149,6 +150,8 @@ func (f *front) step() {
 	case errors.Is(err, errTooLong):
 		f.limit("command_length")
 		f.reply(envelope.NewReply(500, "5.5.2", "Error: command too long"))
+	case errors.Is(err, errBadUTF8):
+		f.reply(envelope.NewReply(500, "5.5.2", "Error: bad UTF-8 syntax"))
 	case errors.Is(err, errBadOctet):
 		f.reply(envelope.NewReply(500, "5.5.2", "Error: bad character in command"))
 	case errors.Is(err, errBareLF):
@@ -174,6 +177,7 @@ func timeoutReply(hostname string) envelope.Reply {
 
 var (
 	errBadOctet = errors.New("control character in command")
+	errBadUTF8  = errors.New("command is not UTF-8")
 	errBareLF   = errors.New("bare line feed")
 	errDraining = errors.New("shutting down")
 	errBusy     = errors.New("under stress")
@@ -221,6 +225,9 @@ func checkCommand(line []byte, bareLF bool) (string, error) {
 		if c < 0x20 && c != '\t' || c == 0x7f {
 			return "", errBadOctet
 		}
+	}
+	if !utf8.Valid(line) {
+		return "", errBadUTF8
 	}
 	return string(line), nil
 }

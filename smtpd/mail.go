@@ -29,6 +29,9 @@ type transaction struct {
 func (f *front) mail(arg string) {
 	rest, isFrom := cutFold(arg, "FROM:")
 	switch {
+	case f.client.Helo == "" && f.snap.Spec().HeloRequired: // before all else, as in Postfix
+		f.reply(envelope.NewReply(503, "5.5.1", "Error: send HELO/EHLO first"))
+		return
 	case f.tx != nil:
 		f.reply(envelope.NewReply(503, "5.5.1", "Error: nested MAIL command"))
 		return
@@ -42,17 +45,13 @@ func (f *front) mail(arg string) {
 		return
 	}
 	path, params, err := envelope.ParseReversePath(rest)
-	if err != nil {
+	if err != nil || !ascii(path.Domain) && !wantsUTF8(params) {
 		f.reply(envelope.NewReply(501, "5.1.7", "Bad sender address syntax"))
 		return
 	}
 	tx := &transaction{env: envelope.Envelope{From: path}}
 	if r := tx.params(params); !r.Zero() {
 		f.reply(r)
-		return
-	}
-	if !tx.env.UTF8 && !ascii(rest) {
-		f.reply(needUTF8)
 		return
 	}
 	if v := f.pin(); refused(v) {
@@ -69,10 +68,19 @@ func (f *front) mail(arg string) {
 	f.ours, f.feed = false, "MAIL FROM:<>\r\n"
 }
 
-var (
-	needUTF8 = envelope.NewReply(553, "5.6.7", "Must declare SMTPUTF8 to send unicode address")
-	tooLarge = envelope.NewReply(552, "5.3.4", "Error: message file too big")
-)
+var tooLarge = envelope.NewReply(552, "5.3.4", "Error: message file too big")
+
+// wantsUTF8 says that MAIL's parameters hold SMTPUTF8. Without it a domain must
+// be ASCII; a local-part need not, since Postfix lets it pass unless
+// strict_smtputf8 is set. The relay then declares what the address needs.
+func wantsUTF8(list string) bool {
+	for param := range strings.FieldsSeq(list) {
+		if upper(param) == "SMTPUTF8" {
+			return true
+		}
+	}
+	return false
+}
 
 // params reads MAIL's parameters.
 func (tx *transaction) params(list string) envelope.Reply {
@@ -81,16 +89,22 @@ func (tx *transaction) params(list string) envelope.Reply {
 		valid := true
 		switch upper(key) {
 		case "SIZE": // RFC 1870 §4
-			n, err := strconv.ParseUint(value, 10, 63)
-			if tx.size, valid = int64(n), err == nil && len(value) <= 20; !valid {
+			if value == "" || strings.Trim(value, "0123456789") != "" {
 				return envelope.NewReply(501, "5.5.4", "Bad message size syntax")
+			}
+			n, err := strconv.ParseInt(value, 10, 64)
+			if tx.size = n; err != nil {
+				return envelope.NewReply(552, "5.3.4", "Message size exceeds file system imposed limit")
 			}
 		case "BODY": // RFC 6152
 			tx.env.EightBit = strings.EqualFold(value, "8BITMIME")
-			valid = tx.env.EightBit || strings.EqualFold(value, "7BIT")
+			if !tx.env.EightBit && !strings.EqualFold(value, "7BIT") {
+				return unsupported(param)
+			}
 		case "SMTPUTF8": // RFC 6531
-			tx.env.UTF8 = true
-			valid = param == key
+			if tx.env.UTF8 = true; param != key {
+				return unsupported(param)
+			}
 		case "RET": // RFC 3461 §4.3
 			valid = tx.env.Ret == "" && (strings.EqualFold(value, "FULL") || strings.EqualFold(value, "HDRS"))
 			tx.env.Ret = strings.ToUpper(value)
@@ -123,17 +137,13 @@ func (f *front) recipient(arg string) {
 		return
 	}
 	path, params, err := envelope.ParseForwardPath(rest)
-	if err != nil {
+	if err != nil || !ascii(path.Domain) && !f.tx.env.UTF8 {
 		f.reply(envelope.NewReply(501, "5.1.3", "Bad recipient address syntax"))
 		return
 	}
 	rcpt := envelope.Recipient{Path: path}
 	if r := rcptParams(&rcpt, params); !r.Zero() {
 		f.reply(r)
-		return
-	}
-	if !f.tx.env.UTF8 && !ascii(rest) {
-		f.reply(needUTF8)
 		return
 	}
 	if f.pregreeted {
@@ -196,10 +206,11 @@ func validORcpt(s string) bool {
 	if !found || kind == "" || addr == "" || len(s) > 500 || !isXtext(kind) {
 		return false
 	}
-	return strings.EqualFold(kind, "utf-8") && !strings.Contains(addr, "=") || isXtext(addr)
+	return strings.EqualFold(kind, "utf-8") || isXtext(addr)
 }
 
-// isXtext says that s is xtext, RFC 3461 §4, and not empty.
+// isXtext says that s is xtext, RFC 3461 §4, and not empty. As in Postfix, "="
+// may stand in it.
 func isXtext(s string) bool {
 	for i := 0; i < len(s); i++ {
 		switch c := s[i]; {
@@ -208,7 +219,7 @@ func isXtext(s string) bool {
 				return false
 			}
 			i += 2
-		case c < '!' || c > '~' || c == '=':
+		case c < '!' || c > '~':
 			return false
 		}
 	}
