@@ -52,7 +52,11 @@ const maxCounts = 10000
 
 // StartDNS serves records, each a line of a zone file, from an address that
 // Addr tells. A relative name is relative to the root.
-func StartDNS(records ...string) (*DNS, error) {
+func StartDNS(records ...string) (*DNS, error) { return StartDNSAt("127.0.0.1:0", records...) }
+
+// StartDNSAt is StartDNS at an address of the loopback, "address:port", for
+// peers that ask at port 53 and nowhere else.
+func StartDNSAt(addr string, records ...string) (*DNS, error) {
 	d := &DNS{
 		stop:      make(chan struct{}),
 		zone:      make(map[dnsKey][]dns.RR),
@@ -63,7 +67,7 @@ func StartDNS(records ...string) (*DNS, error) {
 	if err := d.Add(records...); err != nil {
 		return nil, err
 	}
-	pc, l, err := listenBoth()
+	pc, l, err := listenBoth(addr)
 	if err != nil {
 		return nil, err
 	}
@@ -83,12 +87,13 @@ func StartDNS(records ...string) (*DNS, error) {
 	return d, nil
 }
 
-// listenBoth finds a port that is free for UDP and TCP.
-func listenBoth() (net.PacketConn, net.Listener, error) {
+// listenBoth listens for UDP and TCP; for port 0 it finds one that is free for
+// both.
+func listenBoth(addr string) (net.PacketConn, net.Listener, error) {
 	var err error
 	for range 20 {
 		var pc net.PacketConn
-		if pc, err = net.ListenPacket("udp", "127.0.0.1:0"); err != nil {
+		if pc, err = net.ListenPacket("udp", addr); err != nil {
 			break
 		}
 		var l net.Listener
