@@ -120,7 +120,7 @@ func (s *Source) ldapConnect(ctx context.Context, m *meter) (conn *ldap.Conn, er
 		}
 		hosts = append(hosts, e)
 	}
-	err = s.eachHost(ctx, "server_host", hosts, func(h endpoint) (err error) {
+	err = s.eachHost(ctx, "server_host", hosts, func(ctx context.Context, h endpoint) (err error) {
 		c, err := m.dial(ctx, h.network, h.address)
 		if err != nil {
 			return err

@@ -98,7 +98,7 @@ func (s *Source) fail(setting, remedy string, err error) error {
 	const maxText = 512
 	text := err.Error()
 	for _, name := range []string{"password", "bind_pw"} {
-		if secret := s.Settings[name]; secret != "" {
+		if secret := s.Settings[name]; len(secret) > 3 { // a shorter one would only be shown by its gaps
 			text = strings.ReplaceAll(text, secret, "***")
 		}
 	}

@@ -27,7 +27,7 @@ func (s *Source) mysql(ctx context.Context, m *meter, query string, row func([]s
 	}
 	var db *sql.DB
 	var tx *sql.Tx
-	err = s.eachHost(ctx, "hosts", hosts, func(h endpoint) error {
+	err = s.eachHost(ctx, "hosts", hosts, func(short context.Context, h endpoint) error {
 		c, err := s.mysqlConfig(h, options, m)
 		if err != nil {
 			return err
@@ -37,7 +37,10 @@ func (s *Source) mysql(ctx context.Context, m *meter, query string, row func([]s
 			return err
 		}
 		db = sql.OpenDB(connector)
-		if tx, err = db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true}); err != nil {
+		if err = db.PingContext(short); err == nil {
+			tx, err = db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+		}
+		if err != nil {
 			db.Close()
 		}
 		return err

@@ -18,7 +18,7 @@ func (s *Source) pgsql(ctx context.Context, m *meter, query string, row func([]s
 		return err
 	}
 	var conn *pgconn.PgConn
-	err = s.eachHost(ctx, "hosts", hosts, func(h endpoint) (err error) {
+	err = s.eachHost(ctx, "hosts", hosts, func(ctx context.Context, h endpoint) (err error) {
 		c := configs[h]
 		c.DialFunc, c.ConnectTimeout = m.dial, connectTimeout
 		c.MaxProtocolMessageBodyLen = int(min(m.limits.Bytes, 1<<30))

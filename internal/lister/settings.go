@@ -46,7 +46,7 @@ type endpoint struct {
 
 // eachHost tries the hosts, those on Unix sockets first, until a connection
 // stands, as Postfix does but for its dice. The error tells all failures.
-func (s *Source) eachHost(ctx context.Context, setting string, hosts []endpoint, connect func(endpoint) error) error {
+func (s *Source) eachHost(ctx context.Context, setting string, hosts []endpoint, connect func(context.Context, endpoint) error) error {
 	var all []error
 	remedy := ""
 	for _, network := range []string{"unix", "tcp"} {
@@ -54,7 +54,7 @@ func (s *Source) eachHost(ctx context.Context, setting string, hosts []endpoint,
 			if h.network != network {
 				continue
 			}
-			err := connect(h)
+			err := within(ctx, h, connect)
 			var done *Error
 			if err == nil || errors.As(err, &done) {
 				return err
@@ -73,6 +73,17 @@ func (s *Source) eachHost(ctx context.Context, setting string, hosts []endpoint,
 		}
 	}
 	return s.fail(setting, remedy, errors.Join(all...))
+}
+
+// within gives one host its time, so that a silent one leaves some to the next.
+func within(ctx context.Context, h endpoint, connect func(context.Context, endpoint) error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, connectTimeout, fmt.Errorf("doesn't answer within %v", connectTimeout))
+	defer cancel()
+	err := connect(ctx, h)
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		return cause
+	}
+	return err
 }
 
 // splitPort cuts "host:port" as Postfix does: at the last colon. An IPv6
