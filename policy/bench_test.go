@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"runtime"
 	"testing"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
@@ -127,6 +128,84 @@ func BenchmarkPattern(b *testing.B) {
 			for b.Loop() {
 				re.match(&s, key, s.subject(key))
 			}
+		})
+	}
+}
+
+// everyKind is a policy with every kind of list that Postfix has: a million
+// recipients, 100,000 networks, 1,000 patterns, content checks aside.
+func everyKind(b *testing.B, recipients, networks, patterns int) *Snapshot {
+	spec := NewSpec()
+	keys := make([]string, recipients)
+	for i := range keys {
+		keys[i] = fmt.Sprintf("user%07d@example.org", i)
+	}
+	nets := make([][2]string, networks)
+	for i := range nets {
+		nets[i] = [2]string{fmt.Sprintf("10.%d.%d.%d/31", i>>15, i>>7&255, i<<1&255), "REJECT"}
+	}
+	rules := make([][2]string, patterns)
+	for i := range rules {
+		rules[i] = [2]string{fmt.Sprintf(`/^(dyn|pool)%d[-.]\d+\.isp%d\.example$/is`, i, i), "REJECT dynamic $1"}
+	}
+	set, err := NewSet(keys)
+	if err != nil {
+		b.Fatal(err)
+	}
+	cidr, err := NewCIDR(nets)
+	if err != nil {
+		b.Fatal(err)
+	}
+	spec.Tables = map[string]*Table{"rcpt": set, "nets": cidr}
+	r := &spec.Restrictions
+	r.Client = []Restriction{{"permit_mynetworks", ""}, {"check_client_access", "nets"}, {"reject_unknown_client_hostname", ""}, {"reject_rbl_client", "a.example=127.0.0.[2..11]"}}
+	r.Helo = []Restriction{{"reject_invalid_helo_hostname", ""}, {"reject_non_fqdn_helo_hostname", ""}, {"reject_unknown_helo_hostname", ""}}
+	r.Sender = []Restriction{{"reject_non_fqdn_sender", ""}, {"reject_unknown_sender_domain", ""}, {"reject_rhsbl_sender", "d.example"}, {"check_sender_mx_access", "nets"}}
+	r.Relay = []Restriction{{"permit_mynetworks", ""}, {"reject_unauth_destination", ""}}
+	r.Recipient = []Restriction{{"reject_rbl_client", "b.example"}, {"reject_unlisted_recipient", ""}}
+	if patterns > 0 {
+		pcre, err := NewPCRE(rules)
+		if err != nil {
+			b.Fatal(err)
+		}
+		spec.Tables["names"] = pcre
+		r.Client = append(r.Client, Restriction{"check_client_access", "names"})
+	}
+	spec.MyNetworks = []string{"127.0.0.0/8"}
+	spec.Addresses.RecipientDelimiter = "+"
+	spec.Addresses.VirtualMailbox = AddressClass{Domains: []string{"example.org"}, Recipients: []string{"rcpt"}}
+	snap, err := Compile(spec)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return snap
+}
+
+// BenchmarkEveryKind is a full decision at RCPT with the answers of the DNS
+// known, and the memory that the policy takes.
+func BenchmarkEveryKind(b *testing.B) {
+	for _, size := range [][3]int{{10_000, 1_000, 0}, {10_000, 1_000, 10}, {1_000_000, 100_000, 0}, {1_000_000, 100_000, 1_000}} {
+		b.Run(fmt.Sprintf("recipients=%d/networks=%d/patterns=%d", size[0], size[1], size[2]), func(b *testing.B) {
+			var before, after runtime.MemStats
+			runtime.GC()
+			runtime.ReadMemStats(&before)
+			snap := everyKind(b, size[0], size[1], size[2])
+			runtime.GC()
+			runtime.ReadMemStats(&after)
+			s := snap.Session(benchResolver, client)
+			defer s.Close()
+			s.Connect(b.Context())
+			s.Helo(b.Context(), "mx.sender.example")
+			s.Mail(b.Context(), from, MailParams{})
+			to := envelope.ForwardPath{Mailbox: envelope.Mailbox{Local: "user0004711", Domain: "example.org"}}
+			b.ReportAllocs()
+			for b.Loop() {
+				s.rcptCount = 0
+				if v := s.Rcpt(b.Context(), to); v.Action != Permit {
+					b.Fatal(v)
+				}
+			}
+			b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/1e6, "MB")
 		})
 	}
 }

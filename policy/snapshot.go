@@ -142,9 +142,6 @@ func (c *compiler) zone(where, arg string) *zone {
 		return nil
 	}
 	z.reply = c.s.spec.DNSBL.Replies[arg]
-	if z.reply == "" {
-		z.reply = c.s.spec.DNSBL.Replies[z.suffix]
-	}
 	return z
 }
 

@@ -177,7 +177,7 @@ type Protocol struct {
 // DNSBL configures DNS lists beyond what a restriction's argument says.
 type DNSBL struct {
 	DefaultReply string            `json:"default_rbl_reply,omitempty"` // template, as in postconf(5)
-	Replies      map[string]string `json:"rbl_reply_maps,omitempty"`    // template by zone, with or without its filter
+	Replies      map[string]string `json:"rbl_reply_maps,omitempty"`    // template by zone as a restriction names it, with its filter
 	Sites        []DNSBLSite       `json:"sites,omitempty"`             // of the restriction reject_dnsbl_score, and of postscreen
 	Threshold    int               `json:"threshold,omitempty"`
 }
