@@ -363,3 +363,37 @@ func startTLS(t testing.TB, c net.Conn, conf *tls.Config) *tls.Conn {
 	}
 	return tc
 }
+
+func pipeAddr(ip string) net.Addr {
+	return net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(ip), 4321))
+}
+
+// hostileClient speaks without listening; what the server says is thrown away.
+type hostileClient struct {
+	net.Conn
+	gone chan struct{} // closed when the server has hung up
+}
+
+func openHostile(t testing.TB, ln *pipeListener) *hostileClient {
+	c := &hostileClient{Conn: ln.dial("203.0.113.1"), gone: make(chan struct{})}
+	go func() {
+		defer close(c.gone)
+		_, _ = io.Copy(io.Discard, c)
+	}()
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func (c *hostileClient) closed() bool {
+	select {
+	case <-c.gone:
+		return true
+	default:
+		return false
+	}
+}
+
+func (c *hostileClient) send(s string) bool {
+	_, err := io.WriteString(c.Conn, s)
+	return err == nil
+}
