@@ -30,6 +30,8 @@ func operatorPages(q *queue.Queue) http.Handler {
 	mux.HandleFunc("POST /v1/queue/{id}/release", settle(q.Release))
 	mux.HandleFunc("DELETE /v1/queue/{id}", settle(q.Remove))
 	mux.HandleFunc("POST /v1/flush", func(http.ResponseWriter, *http.Request) { q.Flush() })
+	mux.HandleFunc("GET /v1/quarantine", func(w http.ResponseWriter, r *http.Request) { serveQuarantine(w, r, q) })
+	mux.HandleFunc("GET /v1/quarantine/{id}/{part}", func(w http.ResponseWriter, r *http.Request) { serveQuarantinePart(w, r, q) })
 	return mux
 }
 

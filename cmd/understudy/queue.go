@@ -17,12 +17,15 @@ import (
 )
 
 type queueCmd struct {
-	List    queueListCmd    `cmd:"" help:"List the messages, oldest first."`
-	Show    queueShowCmd    `cmd:"" help:"Show one message: envelope, state and last reply of each recipient."`
-	Flush   queueFlushCmd   `cmd:"" help:"Try everything deferred now."`
-	Hold    queueHoldCmd    `cmd:"" help:"Keep messages back until they are released."`
-	Release queueReleaseCmd `cmd:"" help:"Put held messages back in line."`
-	Remove  queueRemoveCmd  `cmd:"" help:"Delete messages, for good."`
+	List       queueListCmd    `cmd:"" help:"List the messages, oldest first."`
+	Show       queueShowCmd    `cmd:"" help:"Show one message: envelope, state and last reply of each recipient."`
+	Flush      queueFlushCmd   `cmd:"" help:"Try everything deferred now."`
+	Hold       queueHoldCmd    `cmd:"" help:"Keep messages back until they are released."`
+	Release    queueReleaseCmd `cmd:"" help:"Put held messages back in line."`
+	Remove     queueRemoveCmd  `cmd:"" help:"Delete messages, for good."`
+	Export     queueExportCmd  `cmd:"" help:"Copy messages into a maildir or an mbox, without touching the queue."`
+	Verify     queueVerifyCmd  `cmd:"" help:"Check all that is stored, while the daemon is stopped."`
+	Quarantine quarantineCmd   `cmd:"" help:"What was put aside because it is damaged."`
 }
 
 func (queueCmd) Help() string {
@@ -67,6 +70,7 @@ func (f daemonFlag) each(ctx context.Context, ids []string, method, suffix strin
 
 type queueListCmd struct {
 	daemonFlag
+	filterFlags
 	JSON bool `name:"json" help:"A JSON array, one object a message."`
 }
 
@@ -74,10 +78,14 @@ func (queueListCmd) Help() string {
 	return `Examples:
 
     understudy queue list
+    understudy queue list --state held --to '*@example.org' --older-than 24h
     understudy queue list --json | jq '.[] | select(.recipients[].state == "held") | .id'`
 }
 
 func (c *queueListCmd) Run(ctx context.Context, out io.Writer) error {
+	if err := c.check(); err != nil {
+		return err
+	}
 	client, err := c.dial()
 	if err != nil {
 		return err
@@ -92,7 +100,7 @@ func (c *queueListCmd) Run(ctx context.Context, out io.Writer) error {
 	if c.JSON {
 		list = listJSON
 	}
-	return list(out, json.NewDecoder(body))
+	return list(out, c.filterFlags, json.NewDecoder(body))
 }
 
 // listItem is a line of the daemon's list. The last line has no message but
@@ -115,7 +123,7 @@ func nextItem(d *json.Decoder) (info queue.Info, ok bool, err error) {
 	return item.Info, !item.End, nil
 }
 
-func listJSON(out io.Writer, d *json.Decoder) error {
+func listJSON(out io.Writer, f filterFlags, d *json.Decoder) error {
 	separator := "[\n"
 	for {
 		info, more, err := nextItem(d)
@@ -124,6 +132,9 @@ func listJSON(out io.Writer, d *json.Decoder) error {
 		}
 		if !more {
 			break
+		}
+		if !f.match(info) {
+			continue
 		}
 		b, err := json.Marshal(info)
 		if err != nil {
@@ -141,7 +152,7 @@ func listJSON(out io.Writer, d *json.Decoder) error {
 	return err
 }
 
-func listText(out io.Writer, d *json.Decoder) error {
+func listText(out io.Writer, f filterFlags, d *json.Decoder) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	var messages, held int
 	var size int64
@@ -152,6 +163,9 @@ func listText(out io.Writer, d *json.Decoder) error {
 		}
 		if !more {
 			break
+		}
+		if !f.match(info) {
+			continue
 		}
 		if messages == 0 {
 			fmt.Fprintln(w, "ID\tAGE\tSIZE\tSTATE\tFROM\tTO")
@@ -170,7 +184,7 @@ func listText(out io.Writer, d *json.Decoder) error {
 		}
 	}
 	if messages == 0 {
-		fmt.Fprintln(w, "The queue is empty.")
+		fmt.Fprintln(w, f.none())
 	} else {
 		fmt.Fprintf(w, "%s, %s, %d held\n", plural(messages, "message"), bytesText(size), held)
 	}
