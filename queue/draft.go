@@ -8,14 +8,15 @@ import (
 	"hash"
 	"io"
 	"path/filepath"
+	"sync"
 	"syscall"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
 )
 
-// maxInline is the largest body that is written into the store, in octets. A
-// larger one goes to a file.
-const maxInline = 64 << 10
+// maxInline is the largest body that is written into the store, in octets: 64
+// KiB and what trace fields add. A larger one goes to a file.
+const maxInline = 68 << 10
 
 // spaceStep is how many octets a draft writes between two looks at the free space.
 const spaceStep = 1 << 20
@@ -27,13 +28,15 @@ type Draft struct {
 	env  *envelope.Envelope
 	buf  []byte // body that is not in the file yet, at most maxInline
 	file File   // nil until the body outgrows maxInline
-	size int64
-	next int64 // size at which to look at the free space again
-	sum  hash.Hash
-	err  error // what a Write failed with
-	over bool
-	// stored says that the file has its final name and that nobody else will
-	// remove it if the commit fails.
+	// pooled is where buf goes at the end.
+	pooled *[]byte
+	size   int64
+	next   int64 // size at which to look at the free space again
+	sum    hash.Hash
+	err    error // what a Write failed with
+	over   bool
+	// stored says that there is a file, and that nobody else will remove it if
+	// the commit fails.
 	stored bool
 }
 
@@ -71,34 +74,53 @@ func (d *Draft) Write(p []byte) (int, error) {
 			return 0, d.err
 		}
 	}
-	for rest := p; len(rest) > 0; {
-		if len(d.buf) == maxInline {
-			if d.err = d.spill(); d.err != nil {
-				return 0, d.err
-			}
-		}
-		n := min(len(rest), maxInline-len(d.buf))
-		d.buf = append(d.buf, rest[:n]...)
-		rest = rest[n:]
+	if len(d.buf)+len(p) <= maxInline {
+		d.keep(p)
+		return len(p), nil
+	}
+	if d.err = d.spill(d.buf); d.err == nil {
+		d.err = d.spill(p)
+	}
+	d.buf = d.buf[:0]
+	if d.err != nil {
+		return 0, d.err
 	}
 	return len(p), nil
 }
 
-func (d *Draft) tmp() string { return d.q.bodyFile(d.ID()) + ".tmp" }
+// bodyBuffers holds buffers of up to maxInline octets.
+var bodyBuffers = sync.Pool{New: func() any { return new([]byte) }}
 
-// spill moves the buffer to the file.
-func (d *Draft) spill() error {
+// keep appends to the buffer, which p fits.
+func (d *Draft) keep(p []byte) {
+	if d.pooled == nil {
+		d.pooled = bodyBuffers.Get().(*[]byte)
+		d.buf = (*d.pooled)[:0]
+	}
+	if need := len(d.buf) + len(p); need > cap(d.buf) {
+		bigger := make([]byte, len(d.buf), min(max(need, 2*cap(d.buf), 8<<10), maxInline))
+		copy(bigger, d.buf)
+		d.buf = bigger
+	}
+	d.buf = append(d.buf, p...)
+}
+
+// spill writes to the file. It has its final name from the start: a file is
+// nothing until a record names it, and what none names is removed at start-up.
+func (d *Draft) spill(p []byte) error {
 	if d.file == nil {
-		f, err := d.q.disk.Create(d.tmp())
+		f, err := d.q.disk.Create(d.q.bodyFile(d.ID()))
 		if err != nil {
 			return d.q.bodyError("create", err)
 		}
-		d.file = f
+		d.file, d.stored = f, true
 	}
-	if n, err := d.file.Write(d.buf); err != nil || n < len(d.buf) {
-		return d.q.bodyError("write", errors.Join(err, shortIf(n < len(d.buf))))
+	if len(p) == 0 {
+		return nil
 	}
-	d.buf = d.buf[:0]
+	if n, err := d.file.Write(p); err != nil || n < len(p) {
+		return d.q.bodyError("write", errors.Join(err, shortIf(n < len(p))))
+	}
 	return nil
 }
 
@@ -127,13 +149,10 @@ func (d *Draft) Commit(ctx context.Context) error {
 		return errors.New("commit of a draft that ended")
 	}
 	err := d.commit(ctx)
-	if err != nil {
-		d.Abort()
-		if d.stored {
-			d.q.removeBody(d.q.bodyFile(d.ID()))
-		}
+	if err == nil {
+		d.stored = false // the queue's from now on
 	}
-	d.over, d.buf = true, nil
+	d.Abort()
 	return err
 }
 
@@ -189,9 +208,9 @@ func (d *Draft) record() *record {
 	return r
 }
 
-// closeFile makes the body's file durable under its final name.
+// closeFile makes the body's file durable, and its name.
 func (d *Draft) closeFile() error {
-	if err := d.spill(); err != nil {
+	if err := d.spill(d.buf); err != nil {
 		return err
 	}
 	f := d.file
@@ -200,16 +219,9 @@ func (d *Draft) closeFile() error {
 	}
 	d.file = nil
 	if err := f.Close(); err != nil {
-		d.q.removeBody(d.tmp())
 		return d.q.bodyError("close", err)
 	}
-	name := d.q.bodyFile(d.ID())
-	if err := d.q.disk.Rename(d.tmp(), name); err != nil {
-		d.q.removeBody(d.tmp())
-		return d.q.bodyError("rename", err)
-	}
-	d.stored = true
-	if err := d.q.disk.SyncDir(filepath.Dir(name)); err != nil {
+	if err := d.q.disk.SyncDir(filepath.Dir(d.q.bodyFile(d.ID()))); err != nil {
 		return d.q.bodyError("sync_directory", err)
 	}
 	return nil
@@ -220,11 +232,18 @@ func (d *Draft) Abort() {
 	if d.over {
 		return
 	}
-	d.over, d.buf = true, nil
+	d.over = true
+	if d.pooled != nil {
+		*d.pooled = d.buf
+		bodyBuffers.Put(d.pooled)
+		d.pooled, d.buf = nil, nil
+	}
 	if d.file != nil {
 		d.file.Close()
-		d.q.removeBody(d.tmp())
 		d.file = nil
+	}
+	if d.stored {
+		d.q.removeBody(d.q.bodyFile(d.ID()))
 	}
 }
 

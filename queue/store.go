@@ -26,12 +26,18 @@ const formatVersion = 1
 const maxBatch = 1 << 20
 
 var levelOptions = opt.Options{
-	// Two write buffers and the cache are what LevelDB may hold in memory.
-	WriteBuffer:            8 << 20,
-	BlockCacheCapacity:     8 << 20,
+	// Three write buffers and the cache are what LevelDB may hold in memory.
+	WriteBuffer:            4 << 20,
+	BlockCacheCapacity:     4 << 20,
 	CompactionTableSize:    8 << 20,
-	OpenFilesCacheCapacity: 200,
+	OpenFilesCacheCapacity: 300,
 	DisableSeeksCompaction: true,
+	// A table of each write buffer stays as it is until there are 64: an octet
+	// of a backlog below 256 MiB is written twice, to the journal and to one
+	// table, not three times, and most have left before the 64th.
+	CompactionL0Trigger:    64,
+	WriteL0SlowdownTrigger: 160,
+	WriteL0PauseTrigger:    240,
 	// A batch above WriteBuffer would be a transaction, and OpenTransaction
 	// keeps the write lock for ever when it fails: Close would hang. TestFaults
 	// tells when goleveldb is better.
