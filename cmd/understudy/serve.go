@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 )
 
@@ -26,6 +27,11 @@ func (c *serveCmd) Run(ctx context.Context) error {
 	cfg, err := c.load()
 	if err != nil {
 		return err
+	}
+	if os.Getenv("GOGC") == "" {
+		// What is alive is mostly a few buffers without pointers: to collect
+		// twice as often costs little and keeps us a third smaller.
+		debug.SetGCPercent(50)
 	}
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
