@@ -11,6 +11,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/rogpeppe/go-internal/txtar"
+
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/internal/testmx"
 )
@@ -188,4 +191,70 @@ func FuzzPattern(f *testing.F) {
 			t.Errorf("value %q", f.value(h))
 		}
 	})
+}
+
+// TestRulesTravel takes every table of the decisions apart and puts it together
+// again, entry by entry.
+func TestRulesTravel(t *testing.T) {
+	ar, err := txtar.ParseFile("testdata/decisions/tables.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts := map[string][]byte{}
+	for _, f := range ar.Files {
+		parts[f.Name] = f.Data
+	}
+	seen := map[string]bool{}
+	for name, table := range loadParts(t, parts).Spec().Tables {
+		seen[table.Type()] = true
+		b, err := NewTableBuilder(table.Type(), 0, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range table.Len() {
+			key, value := table.Entry(i)
+			if err := b.Add(key, []byte(value)); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		again, err := b.Table()
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		want, _ := table.MarshalJSON()
+		got, _ := again.MarshalJSON()
+		if diff := cmp.Diff(string(want), string(got)); diff != "" {
+			t.Errorf("%s: -want +got\n%s", name, diff)
+		}
+	}
+	for _, typ := range []string{typeCIDR, typeRegexp, typePCRE, typeUnion, typePipe} {
+		if !seen[typ] {
+			t.Errorf("no table of type %s", typ)
+		}
+	}
+}
+
+// TestBadTables: what can't be honoured is refused by name.
+func TestBadTables(t *testing.T) {
+	for _, test := range []struct{ name, table, want string }{
+		{"endif", `{"type":"cidr","rules":[["endif",""]]}`, "an endif without its if"},
+		{"recursion", `{"type":"pcre","rules":[["/(?R)/is","x"]]}`, `rule "/(?R)/is": (?R is not supported`},
+		{"basic", `{"type":"regexp","rules":[["/a/i","x"]]}`, "basic regular expressions"},
+		{"group", `{"type":"pcre","rules":[["/(a)/is","REJECT $2"]]}`, "$2 is no group"},
+		{"negated group", `{"type":"pcre","rules":[["!/(a)/is","REJECT $1"]]}`, "$1 is no group"},
+		{"value", `{"type":"pcre","rules":[["if /a/is","x"]]}`, "has a value"},
+		{"flag", `{"type":"pcre","rules":[["/a/q","x"]]}`, "flag 'q'"},
+		{"itself", `{"type":"union","tables":["t"]}`, "contains itself"},
+		{"unknown", `{"type":"pipe","tables":["nobody"]}`, `no table is called "nobody"`},
+		{"empty", `{"type":"union"}`, "names no table"},
+	} {
+		spec := NewSpec()
+		err := strictJSON([]byte(`{"tables":{"t":`+test.table+`}}`), spec)
+		if err == nil {
+			_, err = Compile(spec)
+		}
+		if err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: got %v, want %s", test.name, err, test.want)
+		}
+	}
 }

@@ -9,6 +9,12 @@
 // Compile makes a Snapshot of it, and a Session asks the Snapshot on behalf of
 // one SMTP session. A hand-written TOML file compiles into the same Spec.
 //
+// What a server calls, in a session's order: Snapshot.Greet, Limits and Protocol
+// for its own settings; Session.Connect, Waits, Screen (after the wait, before
+// the greeting); Command for each line and Pipelined when a client is ahead of
+// its turn; Helo, Mail, Rcpt, Data; Content, to write the message to when it
+// isn't nil; Message; Reset.
+//
 // What it doesn't do: no SMTP, no log, no clock, no state across sessions, and
 // no I/O but through its Resolver. Rate limits, greylisting and content
 // scanners are not in the model.

@@ -34,7 +34,7 @@ func (m *Material) session(r *rand.Rand) Session {
 		case d.oneIn(12):
 			add(d.helo())
 		case d.oneIn(40):
-			add(d.pick([]string{"NOOP", "VRFY postmaster", "EXPN list", "HELP", "RSET now", "NOOP x", "DATA now", "FOO bar", "AUTH PLAIN AA==", "ETRN x"}))
+			add(d.pick([]string{"NOOP", "VRFY postmaster", "EXPN list", "HELP", "RSET now", "NOOP x", "DATA now", "FOO bar", "AUTH PLAIN AA=="}))
 		}
 		if n > 1 && !d.oneIn(20) {
 			add("RSET")
@@ -146,7 +146,7 @@ func (d draw) recipient() string {
 	case 1:
 		return d.path("bob@" + d.often(d.m.Senders))
 	case 2, 3:
-		return d.path(d.pick([]string{"nobody", "postmaster", "abuse", "root", "mailer-daemon", "double-bounce", "owner-x", "x-request"}) + "@" + d.pick(d.m.Domains))
+		return d.path(d.pick([]string{"nobody", "info", "admin", "webmaster", "bob", "postmaster", "abuse", "root", "mailer-daemon", "double-bounce", "owner-x", "x-request"}) + "@" + d.pick(d.m.Domains))
 	case 4:
 		return d.path(d.pick(d.m.Strings) + "@" + d.pick(d.m.Domains))
 	case 5:

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/policy"
 )
 
@@ -64,8 +65,13 @@ func NewMaterial(spec *policy.Spec, plain Material) *Material {
 	for _, list := range []*[]string{&m.Helos, &m.Senders, &m.Authors, &m.Recipients, &m.Domains, &m.Strings} {
 		*list = unique(*list)
 	}
-	m.Clients = unique(m.Clients)
+	m.Clients = slices.DeleteFunc(unique(m.Clients), func(c Client) bool { return !sayable(c.Name) || !sayable(c.Reverse) })
 	return &m
+}
+
+// sayable says that a client's name can be stated by XCLIENT.
+func sayable(name string) bool {
+	return name == "" || name == Temporary || envelope.ValidDomain(name) && !strings.ContainsFunc(name, func(r rune) bool { return r > 0x7e })
 }
 
 func sortedKeys[V any](m map[string]V) []string {

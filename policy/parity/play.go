@@ -16,7 +16,7 @@ import (
 type Dialer func(ctx context.Context) (net.Conn, error)
 
 // sessionTimeout bounds a whole session; Postfix makes those who err wait.
-const sessionTimeout = 30 * time.Second
+const sessionTimeout = 2 * time.Minute
 
 // maxReply bounds a reply, all its lines together.
 const maxReply = 64 << 10
