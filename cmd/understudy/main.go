@@ -34,7 +34,8 @@ type cli struct {
 	Serve   serveCmd   `cmd:"" help:"Run the backup MX."`
 	Demo    demoCmd    `cmd:"" help:"Watch an outage, played on this machine: no configuration, no privileges, nothing left behind."`
 	Queue   queueCmd   `cmd:"" help:"Look at the mail that waits, and settle it by hand."`
-	Policy  policyCmd  `cmd:"" help:"Check a policy, and ask it what it would decide."`
+	Policy  policyCmd  `cmd:"" help:"Import and check a policy, and ask it what it would decide."`
+	Parity  parityCmd  `cmd:"" help:"Prove that the policy decides as the live primary does."`
 	Config  configCmd  `cmd:"" help:"Print the configuration in force, every key with its meaning."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 	Man     manCmd     `cmd:"" hidden:"" help:"Write the manual pages."`

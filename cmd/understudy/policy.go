@@ -6,6 +6,7 @@ import (
 )
 
 type policyCmd struct {
+	Import  policyImportCmd  `cmd:"" help:"Make a policy of the primary's own configuration."`
 	Check   policyCheckCmd   `cmd:"" help:"Check a policy file."`
 	Explain policyExplainCmd `cmd:"" help:"Print what a client would be told at each stage, and by which rule."`
 }

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/postfix"
+)
+
+type policyImportCmd struct {
+	Postfix importPostfixCmd `cmd:"" help:"Read a Postfix's configuration on the machine where it runs."`
+}
+
+type importPostfixCmd struct {
+	ConfigDir string            `placeholder:"DIR" help:"Postfix's configuration directory (default: that of the default instance)."`
+	Service   string            `placeholder:"NAME" help:"The service of master.cf to stand in for (default: the one on port 25)."`
+	Output    string            `required:"" short:"o" placeholder:"FILE" help:"Where to write the snapshot."`
+	Choose    map[string]string `placeholder:"ITEM=CHOICE" mapsep:"none" help:"What to do instead of an item that isn't replicated, one of the options that the report shows for it; an item is named \"parameter: element\"."`
+	List      map[string]string `placeholder:"TABLE=COMMAND" mapsep:"none" help:"A shell command that prints the entries of a table that can't be read otherwise: key, tab, value."`
+	JSON      bool              `name:"json" help:"Print the report as JSON."`
+}
+
+func (importPostfixCmd) Help() string {
+	return `Reads main.cf and master.cf as Postfix itself does (through postconf), with every table that they name, writes the policy as a snapshot for [policy] file, and prints the parity report: what the secondary decides exactly as the primary, what it can't, and what it does instead.
+
+If anything can't be read, nothing is written, each mistake is named with its parameter and table, and the exit code is 2.
+
+Examples:
+
+    understudy policy import postfix -o /var/lib/understudy/policy.json
+    understudy policy import postfix --config-dir /etc/postfix-in -o policy.json --json > report.json
+    understudy policy import postfix -o policy.json --choose 'smtpd_recipient_restrictions: check_policy_service inet:127.0.0.1:10023=defer'`
+}
+
+func (c *importPostfixCmd) Run(ctx context.Context, out io.Writer) error {
+	src := postfix.Source{
+		ConfigDir: c.ConfigDir, Service: c.Service, Lister: postfix.Databases{},
+		Choices: c.Choose, Commands: map[string][]string{},
+	}
+	for table, command := range c.List {
+		src.Commands[table] = []string{"/bin/sh", "-c", command}
+	}
+	spec, report, err := postfix.Import(ctx, src)
+	if err != nil {
+		return importError(ctx, err)
+	}
+	snap, err := policy.Compile(spec)
+	if err != nil {
+		return mistakes{err}
+	}
+	if err := writeFile(c.Output, snap.Encode()); err != nil {
+		return err
+	}
+	if c.JSON {
+		return printJSON(out, report)
+	}
+	if err := report.Print(out); err != nil {
+		return err
+	}
+	stats := snap.Stats()
+	_, err = fmt.Fprintf(out, "\n%s: domains %d, recipients %d, rules %d, %s\n",
+		c.Output, stats.Domains, stats.Recipients, stats.Rules, digest(snap))
+	return err
+}
+
+// importError tells an interrupted import from a wrong configuration.
+func importError(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return errors.New("interrupted; nothing is written")
+	}
+	return mistakes{err}
+}
+
+// writeFile replaces a file as a whole or not at all, a power cut included. Only
+// its owner may read it: a snapshot lists every recipient.
+func writeFile(name string, b []byte) error {
+	dir := filepath.Dir(name)
+	f, err := os.CreateTemp(dir, "."+filepath.Base(name)+".*") // mode 0600
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // fails once it is renamed
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), name)
+	}
+	if err != nil {
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
