@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -54,6 +55,7 @@ type Options struct {
 	MinFree        uint64                // octets that must stay free, 0 for none
 	MinFreeInodes  uint64                // likewise
 	MaxConnections func(dest string) int // sessions to dest at a time; default 10
+	MaxRate        func(dest string) int // messages to dest a second; default 0, no limit
 	Log            *slog.Logger
 	Metrics        *metrics.Metrics
 	// Now is the clock; by default one that ticks on when the wall clock is set.
@@ -74,6 +76,9 @@ func (o *Options) setDefaults() error {
 	}
 	if o.MaxConnections == nil {
 		o.MaxConnections = func(string) int { return 10 }
+	}
+	if o.MaxRate == nil {
+		o.MaxRate = func(string) int { return 0 }
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -224,7 +229,15 @@ var (
 	replyNoSpace  = envelope.NewReply(452, "4.3.1", "Insufficient system storage, try again later")
 )
 
-func poisoned(err error) error { return &envelope.ReplyError{Reply: replyPoisoned, Err: err} }
+// poisoned is the reply to mail that can't be stored: 452 when that is for want
+// of space, 451 else.
+func poisoned(err error) error {
+	reply := replyPoisoned
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		reply = replyNoSpace
+	}
+	return &envelope.ReplyError{Reply: reply, Err: err}
+}
 
 // asReply makes any error one that names its reply.
 func asReply(err error) error {

@@ -46,6 +46,7 @@ func TestMain(m *testing.M) {
 // secondary is one understudy process with its files.
 type secondary struct {
 	t           *testing.T
+	binary      string
 	dir         string
 	addr        string // SMTP
 	metricsAddr string
@@ -57,7 +58,16 @@ type secondary struct {
 // policy (TOML); it leaves the process stopped. extra is TOML that comes last.
 func newSecondary(t *testing.T, primary, policy, extra string) *secondary {
 	t.Helper()
-	s := &secondary{t: t, dir: tempDir(t), addr: freeAddr(t), metricsAddr: freeAddr(t)}
+	return newSecondaryIn(t, "", primary, policy, extra)
+}
+
+// newSecondaryIn has a state directory of its own; "" is one beside the rest.
+func newSecondaryIn(t *testing.T, state, primary, policy, extra string) *secondary {
+	t.Helper()
+	s := &secondary{t: t, binary: binary, dir: tempDir(t), addr: freeAddr(t), metricsAddr: freeAddr(t)}
+	if state == "" {
+		state = s.path("state")
+	}
 	write(t, s.path("policy.toml"), policy)
 	write(t, s.path("understudy.toml"), fmt.Sprintf(`hostname = %q
 state_dir = %q
@@ -76,8 +86,8 @@ address = %q
 max_connections = 5
 probe_interval = "1s"
 %s
-`, hostname, s.path("state"), s.addr, s.metricsAddr, primary, extra))
-	if err := os.Mkdir(s.path("state"), 0o700); err != nil {
+`, hostname, state, s.addr, s.metricsAddr, primary, extra))
+	if err := os.Mkdir(state, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -105,7 +115,7 @@ func (s *secondary) start() {
 		s.t.Fatal(err)
 	}
 	defer log.Close()
-	s.cmd = exec.Command(binary, "serve", "-c", s.path("understudy.toml"))
+	s.cmd = exec.Command(s.binary, "serve", "-c", s.path("understudy.toml"))
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	if err := s.cmd.Start(); err != nil {
 		s.t.Fatal(err)
@@ -160,7 +170,7 @@ func (s *secondary) stop() {
 func (s *secondary) cli(args ...string) string {
 	s.t.Helper()
 	args = append(args, "-c", s.path("understudy.toml"))
-	out, err := exec.Command(binary, args...).CombinedOutput()
+	out, err := exec.Command(s.binary, args...).CombinedOutput()
 	if err != nil {
 		s.t.Fatalf("understudy %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
