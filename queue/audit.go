@@ -83,6 +83,15 @@ func (a *auditor) record(key, value []byte) error {
 	if err != nil {
 		return a.quarantine(seq, value, err)
 	}
+	if a.q.clockWentBack(r) {
+		raw := r.encode()
+		a.batch.Put(key, raw)
+		if a.put += len(raw); a.put > maxBatch {
+			if err := a.flush(); err != nil {
+				return err
+			}
+		}
+	}
 	a.found.add(r, 1)
 	a.q.ids.raise(r.env.ID)
 	for _, e := range r.index(a.q.o.Route) {
@@ -92,6 +101,18 @@ func (a *auditor) record(key, value []byte) error {
 		}
 	}
 	return nil
+}
+
+// clockWentBack makes due what waits for a time further ahead than any wait
+// is: the clock was wrong then, or is now.
+func (q *Queue) clockWentBack(r *record) (changed bool) {
+	now := q.now()
+	for i := range r.rcpts {
+		if c := &r.rcpts[i]; c.state == deferred && c.next > now.Add(2*backoffMax).UnixNano() {
+			c.next, changed = now.UnixNano(), true
+		}
+	}
+	return changed
 }
 
 // quarantine moves a record aside. Its body, its ID and so its file stay.
