@@ -213,6 +213,9 @@ func (d *dest) keep(e entry) {
 
 // wakeIn is how long until something becomes due by the clock alone.
 func (d *dest) wakeIn(now time.Time, atMost time.Duration) time.Duration {
+	if wait := d.pace.free.Sub(now); wait > 0 {
+		return max(min(wait, atMost), minWait)
+	}
 	wait := atMost
 	if !d.due.IsZero() {
 		wait = min(wait, d.due.Sub(now))
@@ -238,7 +241,8 @@ func (d *dest) flush(now time.Time) {
 }
 
 // pace is how many sessions a destination gets: one at first, the canary, one
-// more for each round of good answers, half after a bad one.
+// more for each round of good answers, half after a bad one or when answers
+// take much longer than they did.
 type pace struct {
 	window  float64
 	lanes   int // sessions running
@@ -247,9 +251,55 @@ type pace struct {
 	wait    time.Time
 	lastCut time.Time
 	down    bool
+	// What a small message takes: the least lately seen, and on average.
+	least, usual time.Duration
+	free         time.Time // with a max rate, when the next message may go
 }
 
-func (p *pace) reset() { p.window, p.fails, p.wait = 1, 0, time.Time{} }
+func (p *pace) reset() {
+	p.window, p.fails, p.wait = 1, 0, time.Time{}
+	p.least, p.usual = 0, 0
+}
+
+// A next hop is slow when messages take slowTimes as long as the fastest did,
+// and slowAlways more: that long are not even its own pauses.
+const (
+	slowTimes  = 4
+	slowAlways = 250 * time.Millisecond
+)
+
+// took is told how long a small message was under way, and says whether the
+// next hop has become slow. The least rises slowly, so that it is not for ever
+// that of an idle hour.
+func (p *pace) took(d time.Duration) (slow bool) {
+	p.least += p.least / 512
+	if d < p.least || p.least == 0 {
+		p.least = d
+	}
+	if p.usual == 0 {
+		p.usual = d
+	}
+	p.usual += (d - p.usual) / 8
+	if p.usual < slowTimes*p.least+slowAlways {
+		return false
+	}
+	p.usual = p.least // what the smaller window makes of it counts anew
+	return true
+}
+
+// rateBurst is how much of a pause a max rate may make up for.
+const rateBurst = 100 * time.Millisecond
+
+// spend takes a message's share of a rate a second, 0 for any rate.
+func (p *pace) spend(now time.Time, rate int) {
+	if rate <= 0 {
+		return
+	}
+	if earliest := now.Add(-rateBurst); p.free.Before(earliest) {
+		p.free = earliest
+	}
+	p.free = p.free.Add(time.Second / time.Duration(rate))
+}
 
 func (p *pace) good(most int) {
 	p.fails = 0

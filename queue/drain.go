@@ -283,9 +283,7 @@ func (q *Queue) release(seq uint64) {
 func (q *Queue) take(d *dest) *claim {
 	for q.poison.Load() == nil {
 		now := q.now()
-		d.mu.Lock()
-		e, ok := d.pop(now)
-		d.mu.Unlock()
+		e, ok := d.next(now)
 		if !ok {
 			return nil
 		}
@@ -306,6 +304,19 @@ func (q *Queue) take(d *dest) *claim {
 		q.release(e.seq)
 	}
 	return nil
+}
+
+// next is pop within the max rate.
+func (d *dest) next(now time.Time) (e entry, ok bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.pace.free.After(now) {
+		return e, false
+	}
+	if e, ok = d.pop(now); ok {
+		d.pace.spend(now, d.q.o.MaxRate(d.name))
+	}
+	return e, ok
 }
 
 // later keeps an entry whose message is claimed by another.

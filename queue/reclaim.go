@@ -33,18 +33,27 @@ func (q *Queue) reclaim(ctx context.Context) {
 			continue
 		}
 		high = t.bytes
+		q.compactDrained()
+	}
+}
+
+// compactDrained compacts everything before the oldest message. Accepting goes
+// on meanwhile.
+func (q *Queue) compactDrained() {
+	q.mu.Lock()
+	t := q.totals
+	q.mu.Unlock()
+	oldest := t.next
+	if t.messages > 0 {
 		q.oldestTime() // finds the oldest
 		q.mu.Lock()
-		oldest := q.oldest.seq
+		oldest = q.oldest.seq
 		q.mu.Unlock()
-		if t.messages == 0 {
-			oldest = t.next
-		}
-		for _, space := range []byte{spaceBody, spaceRecord} {
-			err := q.store.compact(util.Range{Start: []byte{space}, Limit: seqKey(space, oldest)})
-			if err != nil {
-				q.readFailed(err)
-			}
+	}
+	for _, space := range []byte{spaceBody, spaceRecord} {
+		err := q.store.compact(util.Range{Start: []byte{space}, Limit: seqKey(space, oldest)})
+		if err != nil {
+			q.readFailed(err)
 		}
 	}
 }

@@ -34,12 +34,14 @@ type claim struct {
 	rec     *record
 	to      []int // recipients of this attempt, as indexes into rec.rcpts
 	lane    *lane
+	taken   time.Time
 	once    sync.Once
 	damaged atomic.Pointer[error] // the body turned out to be damaged
 }
 
 // transfer is the claim as the relay sees it.
 func (c *claim) transfer() *envelope.Transfer {
+	c.taken = c.q.now()
 	env := c.rec.env
 	env.To = make([]envelope.Recipient, len(c.to))
 	for i, n := range c.to {
@@ -186,6 +188,8 @@ func (c *claim) adjust(n tally) {
 	case n.deferred+n.expired > 0:
 		d.pace.bad(c.q.now())
 	case n.untried == len(c.to): // the session's failure counts once, when it ends
+	case c.rec.inline && d.pace.took(c.q.now().Sub(c.taken)): // how long a large one takes is the link's affair
+		d.pace.bad(c.q.now())
 	default:
 		d.pace.good(d.q.o.MaxConnections(d.name))
 	}

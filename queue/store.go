@@ -249,14 +249,20 @@ func (s *store) write(b *leveldb.Batch) error {
 	return db.Write(b, synced)
 }
 
-// compact gives back the space of deleted keys.
+// compact gives back the space of deleted keys. It takes long and holds no
+// lock: close ends it.
 func (s *store) compact(r util.Range) error {
 	s.mu.RLock()
-	defer s.mu.RUnlock()
-	if s.db == nil {
+	db := s.db
+	s.mu.RUnlock()
+	if db == nil {
 		return errClosedStore
 	}
-	return s.db.CompactRange(r)
+	err := db.CompactRange(r)
+	if errors.Is(err, leveldb.ErrClosed) {
+		err = errClosedStore
+	}
+	return err
 }
 
 // loadTotals reads the counts as the last durable batch left them.

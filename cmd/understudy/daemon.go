@@ -214,8 +214,9 @@ func (d *daemon) openQueue() error {
 		return stateError(d.cfg.StateDir, err)
 	}
 	limit := map[string]int{defaultRoute: d.cfg.Primary.MaxConnections}
+	rate := map[string]int{defaultRoute: d.cfg.Primary.MaxRate}
 	for _, r := range d.cfg.Routes {
-		limit[r.Name] = r.MaxConnections
+		limit[r.Name], rate[r.Name] = r.MaxConnections, r.MaxRate
 	}
 	q, err := queue.Open(queue.Options{
 		Dir:            filepath.Join(d.cfg.StateDir, "queue"),
@@ -225,6 +226,7 @@ func (d *daemon) openQueue() error {
 		MinFree:        uint64(d.cfg.Queue.MinFree),
 		MinFreeInodes:  uint64(d.cfg.Queue.MinFreeInodes),
 		MaxConnections: func(dest string) int { return limit[dest] },
+		MaxRate:        func(dest string) int { return rate[dest] },
 		Log:            d.log,
 		Metrics:        d.metrics,
 	})

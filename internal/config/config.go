@@ -63,6 +63,7 @@ type Primary struct {
 	XClient        bool
 	ProbeInterval  time.Duration
 	MaxConnections int
+	MaxRate        int // messages a second, 0 for any
 }
 
 // Route sends some domains to a next hop of their own.

@@ -105,6 +105,9 @@ var settings = []setting{
 	{"primary", "max_connections", count(1, 1000), "10", nil,
 		"Connections to the server at a time.",
 		func(c *Config) any { return &c.Primary.MaxConnections }},
+	{"primary", "max_rate", count(0, 1_000_000), "0", nil,
+		"Messages a second to the server at most, when it is back and the backlog drains; 0 is no limit. Without one Understudy opens more connections while answers are good and quick, and fewer when they are not.",
+		func(c *Config) any { return &c.Primary.MaxRate }},
 
 	{"route", "name", label, "", nil,
 		"A short name for logs and metrics. Must be given.",

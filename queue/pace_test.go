@@ -1,0 +1,138 @@
+package queue
+
+import (
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+)
+
+// TestPaceSlows: answers that take much longer than they did halve the window,
+// constant ones do not, however slow.
+func TestPaceSlows(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		took func(i int) time.Duration
+		slow bool
+	}{
+		{"quick", func(int) time.Duration { return time.Millisecond }, false},
+		{"slow all the time", func(int) time.Duration { return 20 * time.Second }, false},
+		{"one pause", func(i int) time.Duration {
+			if i == 50 {
+				return time.Second
+			}
+			return time.Millisecond
+		}, false},
+		{"a little slower", func(i int) time.Duration { return time.Duration(100+i) * time.Millisecond }, false},
+		{"much slower", func(i int) time.Duration { return time.Duration(10+20*i) * time.Millisecond }, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var p pace
+			p.reset()
+			slow := false
+			for i := range 200 {
+				slow = p.took(tt.took(i)) || slow
+			}
+			if slow != tt.slow {
+				t.Errorf("slow: %v, want %v", slow, tt.slow)
+			}
+		})
+	}
+}
+
+// TestMaxRate: no more messages a second than allowed, however quick the next
+// hop, and not many fewer.
+func TestMaxRate(t *testing.T) {
+	for _, rate := range []int{1, 20, 500} {
+		bubble(t, fmt.Sprint(rate), func(t *testing.T) {
+			h := newFakeHop()
+			o := drainOptions(h)
+			o.MaxRate = func(string) int { return rate }
+			q := mustOpen(t, o)
+			n := 12 * rate
+			for i := range n {
+				mustAccept(t, q, bodyOf(100, i), "a@example.com")
+			}
+			stop := run(t, q)
+			time.Sleep(10 * time.Second)
+			if got, most := len(h.taken()), 10*rate+rate/10+1; got > most || got < 9*rate {
+				t.Errorf("%d messages in 10 s at %d a second", got, rate)
+			}
+			time.Sleep(10 * time.Second)
+			if got := len(h.taken()); got != n {
+				t.Errorf("%d messages in 20 s, want all %d", got, n)
+			}
+			stop()
+		})
+	}
+}
+
+// TestSpaceReturns: what was drained leaves the disk when it is compacted, and
+// accepting goes on meanwhile.
+func TestSpaceReturns(t *testing.T) {
+	h := newFakeHop()
+	h.took = 0
+	o := options(nil)
+	o.writeBuffer = 0
+	o.Dir = filepath.Join(t.TempDir(), "q")
+	o.Relayer = h
+	q := mustOpen(t, o)
+	const n, size = 1200, 40 << 10
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for i := range n / 8 {
+				mustAccept(t, q, bodyOf(size, i), "a@example.com")
+			}
+		})
+	}
+	wg.Wait()
+	full := diskUsage(t, o.Dir)
+	if full < n*size {
+		t.Fatalf("%d octets on disk hold %d messages of %d", full, n, size)
+	}
+	stop := run(t, q)
+	for len(h.taken()) < n || q.Stats().Messages > 0 {
+		time.Sleep(10 * time.Millisecond) // the real disk: no bubble
+	}
+	compacted := make(chan struct{})
+	go func() {
+		defer close(compacted)
+		q.compactDrained()
+	}()
+	for running := true; running; {
+		start := time.Now()
+		mustAccept(t, q, "while it compacts", "a@example.com")
+		if wait := time.Since(start); wait > 5*time.Second {
+			t.Errorf("accepting took %v", wait)
+		}
+		select {
+		case <-compacted:
+			running = false
+		default:
+		}
+	}
+	stop() // LevelDB removes old files behind a compaction's back
+	if left := diskUsage(t, o.Dir); left > full/4 {
+		t.Errorf("%d of %d octets still on disk", left, full)
+	}
+}
+
+func diskUsage(t *testing.T, dir string) (sum int64) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
+		if err == nil && !e.IsDir() {
+			fi, ierr := e.Info()
+			if ierr == nil {
+				sum += fi.Size()
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sum
+}
