@@ -1,5 +1,5 @@
 # The commands of the README, by name. CI runs the same ones.
-.PHONY: build demo test bench generate lint
+.PHONY: build demo test crash soak bench generate lint
 
 build:
 	go build -o understudy ./cmd/understudy
@@ -10,6 +10,16 @@ demo:
 test:
 	test/install-peers
 	go test -race -shuffle=on -timeout 20m ./...
+
+# So many power cuts, each looked at: docs/DURABILITY.md.
+STATES = 1000000
+crash:
+	go test -timeout 10h -run 'TestPowerCut' -v ./queue -args -crash $(STATES)
+
+# SIGKILL at any moment, under load.
+KILLS = 10000
+soak:
+	go test -timeout 10h -run 'TestSoak' -v ./test -args -kills $(KILLS)
 
 # Beside a real Postfix, as root; BENCH=-full takes longer and says more.
 bench:

@@ -2,7 +2,6 @@ package queue
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"math/rand/v2"
@@ -10,6 +9,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
@@ -43,7 +43,8 @@ func TestFaults(t *testing.T) {
 			t.Parallel()
 			n := 1
 			for more := true; more && !t.Failed(); n++ {
-				bubble(t, fmt.Sprint(n), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					defer leaveBubble()
 					var at, until atomic.Int64 // until: Unix ns
 					disk := newMemDisk()
 					disk.Fault(func(op testmx.Op) error {
@@ -65,6 +66,9 @@ func TestFaults(t *testing.T) {
 					surviveFault(t, disk, &until)
 					more = at.Load() >= int64(n)
 				})
+				if t.Failed() {
+					t.Logf("the fault was at operation %d", n)
+				}
 			}
 			t.Logf("%d operations", n)
 		})

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/syndtr/goleveldb/leveldb/util"
@@ -189,7 +190,7 @@ func TestPowerCut(t *testing.T) {
 	var lives, cuts, looked int
 	for s := uint64(0); looked < *crashStates && !t.Failed(); s++ {
 		var images []image
-		bubble(t, fmt.Sprint(s), func(t *testing.T) { images = live(t, s) })
+		synctest.Test(t, func(t *testing.T) { images = live(t, s); leaveBubble() })
 		cuts += len(images)
 		images = slices.DeleteFunc(images, func(i image) bool {
 			key := i.disk.Sum(seed) ^ sumOf(seed, i.mails)

@@ -13,7 +13,9 @@ import (
 	"time"
 
 	"github.com/understudy-mx/understudy/internal/demo"
+	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/internal/testmx"
+	"github.com/understudy-mx/understudy/queue"
 )
 
 var (
@@ -135,14 +137,8 @@ func TestReadyWithLongQueue(t *testing.T) {
 	const messages = 100_000
 	s := newSecondary(t, "127.0.0.1:1", policyFor("alice@example.org"), "")
 	s.binary = plainBinary(t) // the race detector costs more than it finds here
+	fillQueue(t, s.path("state/queue"), messages)
 	s.start()
-	file := filepath.Join(s.dir, "message")
-	write(t, file, "Subject: one of many\n\nbody\n")
-	command(t, "smtp-source", "-d", "-m", fmt.Sprint(messages), "-s", "50", "-f", "sender@sender.example",
-		"-t", "alice@example.org", "-F", file, s.addr)
-	if n := s.metric("understudy_queue_messages"); n != messages {
-		t.Fatalf("%v messages queued", n)
-	}
 	s.kill()
 	at := time.Now()
 	s.start()
@@ -157,5 +153,37 @@ func TestReadyWithLongQueue(t *testing.T) {
 	s.kill()
 	if err := os.RemoveAll(s.path("state")); err != nil {
 		t.Error(err)
+	}
+}
+
+// fillQueue accepts n small messages for alice.
+func fillQueue(t *testing.T, dir string, n int) {
+	t.Helper()
+	q, err := queue.Open(queue.Options{Dir: dir, Route: func(string) string { return "primary" }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var work sync.WaitGroup
+	for w := range 64 {
+		work.Go(func() {
+			for i := w; i < n; i += 64 {
+				env := &envelope.Envelope{To: []envelope.Recipient{{Path: envelope.ForwardPath{
+					Mailbox: envelope.Mailbox{Local: "alice", Domain: "example.org"}}}}}
+				d, err := q.Begin(env)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				fmt.Fprintf(d, "Subject: %d\r\n\r\nbody\r\n", i)
+				if err := d.Commit(t.Context()); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	work.Wait()
+	if err := q.Close(); err != nil {
+		t.Fatal(err)
 	}
 }
