@@ -1,0 +1,61 @@
+package queue
+
+import (
+	"flag"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+var keepFormat = flag.Bool("keep-format", false, "write testdata/format-N for the format of this program")
+
+// formatMails are what a store in testdata holds.
+var formatMails = []struct{ body, to string }{
+	{"Subject: small\r\n\r\nbody\r\n", "a@example.com"},
+	{bodyOf(maxInline+10, 1), "b@example.com"},
+	{"Subject: held\r\n\r\nbody\r\n", "c@example.com"},
+}
+
+// TestFormats opens a store of each format that there has been. Whoever raises
+// formatVersion keeps one of the new format with -keep-format.
+func TestFormats(t *testing.T) {
+	if *keepFormat {
+		o := options(nil)
+		o.Dir = "testdata/format-1"
+		q := mustOpen(t, o)
+		for _, m := range formatMails {
+			id := mustAccept(t, q, m.body, m.to)
+			if m.to == "c@example.com" {
+				if err := q.Hold(id); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		mustClose(t, q)
+	}
+	kept, err := filepath.Glob("testdata/format-*")
+	if err != nil || len(kept) != formatVersion {
+		t.Fatalf("%d formats kept, this program writes %d: %v", len(kept), formatVersion, err)
+	}
+	for _, dir := range kept {
+		o := options(nil)
+		o.Dir = filepath.Join(t.TempDir(), "q")
+		if err := os.CopyFS(o.Dir, os.DirFS(dir)); err != nil {
+			t.Fatal(err)
+		}
+		q := mustOpen(t, o)
+		infos := walk(t, q)
+		if len(infos) != len(formatMails) {
+			t.Fatalf("%s: %d messages", dir, len(infos))
+		}
+		for n, i := range infos {
+			if body, err := readBody(q, i.ID); err != nil || body != formatMails[n].body || i.Recipients[0].Address != formatMails[n].to {
+				t.Errorf("%s: message %d: %+v, %v", dir, n, i, err)
+			}
+		}
+		if s := q.Stats(); s.Held != 1 {
+			t.Errorf("%s: %+v", dir, s)
+		}
+		mustClose(t, q)
+	}
+}
