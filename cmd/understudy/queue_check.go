@@ -54,7 +54,7 @@ type quarantineCmd struct {
 }
 
 func (quarantineCmd) Help() string {
-	return `A message whose record or content is damaged is put aside, counted (understudy_queue_quarantined_total) and never deleted. These commands work beside a running daemon and without one.`
+	return `A message whose record or content is damaged is put aside, counted (understudy_queue_quarantined_records_total) and never deleted. These commands work beside a running daemon and without one.`
 }
 
 type quarantineListCmd struct {
