@@ -83,7 +83,23 @@ func readConfig(ctx context.Context, src *Source) (*config, error) {
 		return nil, fmt.Errorf("master.cf: service %s runs %s, not smtpd or postscreen", l.key(), l.command)
 	}
 	c.version = c.smtpd["mail_version"]
-	return c, nil
+	return c, c.readCleanup(ctx, src, services)
+}
+
+// readCleanup puts the settings that smtpd's cleanup service goes by in place
+// of smtpd's own.
+func (c *config) readCleanup(ctx context.Context, src *Source, services []service) error {
+	l := service{name: c.smtpd["cleanup_service_name"], typ: "unix"}
+	if !slices.Contains(services, service{l.name, l.typ, "cleanup"}) {
+		l = service{} // no overrides
+	}
+	set, err := readSettings(ctx, src, l, new([]string))
+	for _, name := range cleanups {
+		if v, known := set[name]; known {
+			c.smtpd[name] = v
+		}
+	}
+	return err
 }
 
 func readServices(ctx context.Context, src *Source) ([]service, error) {

@@ -146,10 +146,7 @@ func (i *importer) otherTables() {
 	}{
 		{"transport_maps", refusing, &i.spec.Addresses.TransportMaps, true},
 		{"relocated_maps", nil, &i.spec.Addresses.Relocated, true},
-		{"header_checks", checkRefuses, nil, false},
-		{"mime_header_checks", checkRefuses, nil, false},
-		{"nested_header_checks", checkRefuses, nil, false},
-		{"body_checks", checkRefuses, nil, false},
+		{"smtpd_command_filter", nil, &i.spec.CommandFilter, true},
 		{"smtpd_sender_login_maps", nil, &i.spec.SenderLogin, false},
 	} {
 		at := slices.IndexFunc(missing, func(p Parameter) bool { return p.Name == l.parameter })
@@ -161,6 +158,8 @@ func (i *importer) otherTables() {
 			}
 			switch {
 			case reason == nil && t == nil: // the import has failed
+			case reason == nil && l.parameter == "smtpd_command_filter" && t.Kind == Indexed:
+				i.item(l.parameter, name, NotReplicated, "a "+t.Type+" table holds whole commands only; use regexp or pcre", optIgnore)
 			case l.parameter == "smtpd_sender_login_maps" && i.set["smtpd_sasl_auth_enable"] != "yes":
 			case reason == nil && l.refuses != nil && !t.any(l.refuses):
 				i.item(l.parameter, name, Exact, "nothing in it refuses", "")
@@ -195,15 +194,4 @@ func (t *Table) any(f func(string) bool) bool {
 		}
 	}
 	return t.Kind == Constant && f(t.Value) || slices.ContainsFunc(t.Rules, func(r Rule) bool { return r.Op == Match && f(r.Value) })
-}
-
-// checkRefuses says that an action of header_checks(5) changes what becomes of
-// the message.
-func checkRefuses(value string) bool {
-	word, _, _ := strings.Cut(value, " ")
-	switch strings.ToUpper(word) {
-	case "REJECT", "DISCARD", "HOLD":
-		return true
-	}
-	return len(word) == 3 && (word[0] == '4' || word[0] == '5')
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -174,9 +175,8 @@ func startPostfix(t *testing.T, extra string) (addr string, src postfix.Source) 
 	addr = l.Addr().String()
 	l.Close()
 	files := map[string]string{"master.cf": fmt.Sprintf(liveMaster, addr)}
-	for name, text := range liveFiles {
-		files[name] = text
-	}
+	maps.Copy(files, liveFiles)
+	maps.Copy(files, contentFiles)
 	files["main.cf"] += extra
 	src = install(t, files)
 	src.Service = addr
@@ -204,8 +204,13 @@ func startPostfix(t *testing.T, extra string) (addr string, src postfix.Source) 
 	return addr, src
 }
 
-// playLive returns the reply to each recipient: code and enhanced code.
-func playLive(t *testing.T, addr, client, helo, sender string) []string {
+// live is a session with a Postfix that believes what XCLIENT says.
+type live struct {
+	net.Conn
+	r *bufio.Reader
+}
+
+func dialLive(t *testing.T, addr string) *live {
 	t.Helper()
 	var c net.Conn
 	var err error
@@ -217,29 +222,46 @@ func playLive(t *testing.T, addr, client, helo, sender string) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
+	t.Cleanup(func() { c.Close() })
 	c.SetDeadline(time.Now().Add(time.Minute))
-	r := bufio.NewReader(c)
-	say := func(line string) string {
-		if line != "" {
-			fmt.Fprintf(c, "%s\r\n", line)
+	return &live{c, bufio.NewReader(c)}
+}
+
+// say sends a line, if it is one, and returns the reply's code and enhanced
+// code.
+func (c *live) say(line string) string {
+	if line != "" {
+		fmt.Fprintf(c, "%s\r\n", line)
+	}
+	for {
+		reply, err := c.r.ReadString('\n')
+		if err != nil {
+			return "closed"
 		}
-		for {
-			reply, err := r.ReadString('\n')
-			if err != nil {
-				return "closed"
-			}
-			if len(reply) > 3 && reply[3] == ' ' {
-				f := strings.Fields(reply)
-				return strings.Join(f[:min(2, len(f))], " ")
-			}
+		if len(reply) > 3 && reply[3] == ' ' {
+			f := strings.Fields(reply)
+			return strings.Join(f[:min(2, len(f))], " ")
 		}
 	}
-	say("")
-	if got := say("XCLIENT ADDR=" + client + " NAME=[UNAVAILABLE] REVERSE_NAME=[UNAVAILABLE]"); got[:3] != "220" {
+}
+
+// greet begins as another client.
+func (c *live) greet(t *testing.T, client, helo string) {
+	t.Helper()
+	c.say("")
+	if got := c.say("XCLIENT ADDR=" + client + " NAME=[UNAVAILABLE] REVERSE_NAME=[UNAVAILABLE]"); got[:3] != "220" {
 		t.Fatalf("XCLIENT: %s", got)
 	}
-	say("EHLO " + helo)
+	c.say("EHLO " + helo)
+}
+
+// playLive returns the reply to each recipient.
+func playLive(t *testing.T, addr, client, helo, sender string) []string {
+	t.Helper()
+	c := dialLive(t, addr)
+	defer c.Close()
+	c.greet(t, client, helo)
+	say := c.say
 	var replies []string
 	mail := say("MAIL FROM:<" + sender + ">")
 	for _, rcpt := range liveRecipients {

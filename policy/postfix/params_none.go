@@ -63,7 +63,7 @@ var undecided = slices.Concat(
 		"unverified_sender_tempfail_action", "address_verify_map"),
 	named(NoDecision, "where accepted mail goes",
 		"alias_maps", "content_filter", "luser_relay", "fallback_transport", "fallback_transport_maps", "mailbox_transport",
-		"mailbox_transport_maps", "recipient_bcc_maps", "sender_bcc_maps", "always_bcc", "receive_override_options",
+		"mailbox_transport_maps", "recipient_bcc_maps", "sender_bcc_maps", "always_bcc",
 		"relayhost", "masquerade_domains", "propagate_unmatched_extensions", "virtual_alias_expansion_limit", "virtual_alias_recursion_limit",
 		"milter_header_checks", "non_smtpd_milters", "mailbox_size_limit", "virtual_mailbox_limit"),
 )

@@ -60,6 +60,8 @@ type importer struct {
 	read    map[string]reading // by the table's spelling
 	classes map[string]bool    // restriction classes
 	implied map[string]string  // of access tables: what a bare table stands for in their classes
+
+	everybody bool // exists: no_unknown_recipient_checks
 }
 
 // Import reads the configuration. An error joins all that is wrong; then there
@@ -80,11 +82,13 @@ func Import(ctx context.Context, src Source) (*policy.Spec, Report, error) {
 		i.item("master.cf", s, NotReplicated, "a second service on port 25 may decide otherwise", "only "+conf.service+" counts")
 	}
 	i.settings()
+	i.overrides()
 	i.networks()
 	i.addresses()
 	i.restrictions()
 	i.dnsbl()
 	i.postscreen()
+	i.content()
 	i.otherTables()
 	i.parameters()
 	if err := ctx.Err(); err != nil {

@@ -27,6 +27,9 @@ const (
 	optIgnore = "ignore" // as if it weren't there
 	optSoften = "soften" // refusals that follow become temporary (defer_if_reject)
 	optDefer  = "defer"  // what would be accepted is deferred (defer_if_permit)
+	optPass   = "pass"   // clients that get there pass all of postscreen
+	// optLater is for what the primary decides about the whole message.
+	optLater = "accept; the primary decides when the message is relayed to it"
 )
 
 // Item is one restriction, table, list or limit that takes part in the

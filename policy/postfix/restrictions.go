@@ -253,6 +253,8 @@ func (i *importer) idle(name string) (why string, idle bool) {
 			return "ignored without SASL", true
 		}
 		return "no sender has an owner", i.set["smtpd_sender_login_maps"] == ""
+	case "reject_unlisted_recipient", "reject_unlisted_sender":
+		return "receive_override_options has no_unknown_recipient_checks", i.everybody
 	}
 	return "", false
 }

@@ -1,0 +1,197 @@
+package postfix
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+)
+
+// cleanups are the parameters that smtpd's cleanup(8) goes by, not smtpd.
+var cleanups = []string{
+	"header_checks", "mime_header_checks", "nested_header_checks", "body_checks", "body_checks_size_limit",
+	"mime_boundary_length_limit", "mime_nesting_limit", "disable_mime_input_processing", "message_strip_characters",
+	"message_reject_characters", "strict_7bit_headers", "strict_8bitmime", "strict_8bitmime_body", "strict_mime_encoding_domain",
+	"header_size_limit", "hopcount_limit",
+}
+
+// overrides translates receive_override_options, which switch off some of what
+// smtpd does.
+func (i *importer) overrides() {
+	const parameter = "receive_override_options"
+	for _, w := range words(i.set[parameter]) {
+		why := ""
+		switch strings.ToLower(w) {
+		case "no_header_body_checks":
+			for _, name := range []string{"header_checks", "mime_header_checks", "nested_header_checks", "body_checks"} {
+				i.set[name] = ""
+			}
+			why = "headers and bodies aren't looked at"
+		case "no_unknown_recipient_checks":
+			i.spec.RejectUnlistedRcpt, i.spec.RejectUnlistedSender, i.everybody = false, false, true
+			why = "every address exists"
+		case "no_milters":
+			i.set["smtpd_milters"] = ""
+			why = "no milter decides"
+		case "no_address_mappings":
+			why = "where accepted mail goes"
+		default:
+			i.errorf("%s: Postfix knows no %q", parameter, w)
+		}
+		i.item(parameter, w, Exact, why, "")
+	}
+}
+
+// checks is one of the lists of header_checks(5).
+type checks struct {
+	parameter string
+	to        *[]string
+}
+
+// content translates header_checks(5) and its kin.
+func (i *importer) content() {
+	c := &i.spec.Content
+	lists := []checks{
+		{"header_checks", &c.Header}, {"mime_header_checks", &c.MIMEHeader},
+		{"nested_header_checks", &c.NestedHeader}, {"body_checks", &c.Body},
+	}
+	refuses := slices.ContainsFunc(lists, func(l checks) bool {
+		return slices.ContainsFunc(words(i.set[l.parameter]), func(w string) bool {
+			name, reason := tableName(w)
+			if reason != nil {
+				return false
+			}
+			t, _ := i.table(l.parameter, name)
+			return t != nil && t.any(checkRefuses)
+		})
+	})
+	for _, l := range lists {
+		for _, w := range words(i.set[l.parameter]) {
+			i.contentTable(l, w, refuses)
+		}
+	}
+	if len(c.Header)+len(c.MIMEHeader)+len(c.NestedHeader)+len(c.Body) == 0 {
+		return
+	}
+	c.Hostname = i.set["myhostname"]
+	c.DisableMIME = i.boolean("disable_mime_input_processing")
+	c.BoundaryLimit = int(i.number("mime_boundary_length_limit", 1))
+	c.NestingLimit = int(i.number("mime_nesting_limit", 1))
+	if c.BodyLimit = i.number("body_checks_size_limit", 0); c.BodyLimit == 0 {
+		c.BodyLimit = math.MaxInt64 // Postfix's 0 is no limit
+	}
+	for _, name := range []string{"disable_mime_input_processing", "mime_boundary_length_limit", "mime_nesting_limit", "body_checks_size_limit"} {
+		i.item(name, i.set[name], Exact, "", "")
+	}
+}
+
+// contentTable translates one table. Once any table refuses, all are needed:
+// the first that matches decides, even if it is to do nothing.
+func (i *importer) contentTable(l checks, w string, refuses bool) {
+	name, reason := tableName(w)
+	var t *Table
+	if reason == nil {
+		if t, reason = i.table(l.parameter, name); t == nil && reason == nil {
+			return // the import has failed
+		}
+	}
+	if reason == nil && (t.Kind == Indexed || t.Kind == Networks) && t.any(checkRefuses) {
+		reason = fmt.Errorf("a %s table holds whole headers only; use regexp or pcre", t.Type)
+	}
+	if reason == nil && refuses && t.Kind != Indexed && !i.keep(l.to, name, t, true) {
+		_, reason = t.spec(true)
+	}
+	switch {
+	case reason != nil:
+		i.item(l.parameter, name, NotReplicated, reason.Error(), optLater)
+	case !t.any(checkRefuses):
+		i.item(l.parameter, name, Exact, "nothing in it refuses", "")
+	case l.parameter == "header_checks" && !t.skipsReceived():
+		i.item(l.parameter, name, Approximated, "a rule may match the Received field that the primary adds; its ID, date and TLS remarks aren't imitated", "")
+	default:
+		i.item(l.parameter, name, Exact, "", "")
+	}
+}
+
+// checkRefuses says that an action of header_checks(5) changes what becomes of
+// the message.
+func checkRefuses(value string) bool {
+	word, _, _ := strings.Cut(strings.TrimLeft(value, spaces), " ")
+	switch strings.ToUpper(word) {
+	case "REJECT", "DISCARD", "HOLD":
+		return true
+	}
+	return strings.Contains(word, "$")
+}
+
+// skipsReceived says that no rule which refuses can match a Received field.
+func (t *Table) skipsReceived() bool {
+	guards, inside := 0, []bool{}
+	for n := range t.Rules {
+		r := &t.Rules[n]
+		other := r.startsOtherwise("received:")
+		switch {
+		case r.Op == If:
+			if inside = append(inside, other); other {
+				guards++
+			}
+		case r.Op == Endif && len(inside) > 0:
+			if inside[len(inside)-1] {
+				guards--
+			}
+			inside = inside[:len(inside)-1]
+		case r.Op == Match && checkRefuses(r.Value) && guards == 0 && !other:
+			return false
+		}
+	}
+	return t.Kind == Patterns
+}
+
+// startsOtherwise says that the pattern is anchored at literals that text, in
+// lower case, doesn't start with: "^Subject:" or "^(To|Cc):". False is also
+// what it says in doubt.
+func (r *Rule) startsOtherwise(text string) bool {
+	p, anchored := strings.CutPrefix(r.Pattern, "^")
+	if r.Not || !anchored || strings.Contains(r.Flags, "m") || strings.Contains(outsideGroups(p), "|") {
+		return false
+	}
+	heads := []string{p}
+	if group, ok := strings.CutPrefix(p, "("); ok {
+		group, _, closed := strings.Cut(strings.TrimPrefix(group, "?:"), ")")
+		if !closed || strings.ContainsAny(group, "([\\") {
+			return false
+		}
+		heads = strings.Split(group, "|")
+	}
+	return !slices.ContainsFunc(heads, func(h string) bool {
+		n := 0
+		for n < len(h) && (isAlnum(h[n]) || h[n] == '-' || h[n] == ':') {
+			n++
+		}
+		if n > 0 && n < len(h) && strings.IndexByte("?*{", h[n]) >= 0 {
+			n--
+		}
+		return n == 0 || strings.HasPrefix(text, strings.ToLower(h[:n]))
+	})
+}
+
+// outsideGroups leaves out what stands in parentheses.
+func outsideGroups(p string) string {
+	var b strings.Builder
+	depth := 0
+	for n := 0; n < len(p); n++ {
+		switch p[n] {
+		case '\\':
+			n++
+		case '(':
+			depth++
+		case ')':
+			depth--
+		default:
+			if depth <= 0 {
+				b.WriteByte(p[n])
+			}
+		}
+	}
+	return b.String()
+}
