@@ -156,7 +156,11 @@ func nonFQDNHelo(e *eval, c *check, name string) status {
 func unknownHelo(e *eval, c *check, name string) status {
 	rule := e.ruleKey(c, name)
 	text := rejectedText(name, classHelo, "Host not found")
-	switch e.lookups.get(e.ctx, e.lookups.exists(name, false)).status {
+	status := dnsNotFound // a name outside of ASCII: Postfix asks for it as it is
+	if isASCII(name) {
+		status = e.lookups.get(e.ctx, e.lookups.exists(name, false)).status
+	}
+	switch status {
 	case dnsNotFound:
 		return e.reject(rule, e.snap.spec.Codes.UnknownHostname, "4.7.1", text)
 	case dnsTemp:

@@ -107,13 +107,18 @@ func (s *Session) Client(ctx context.Context) envelope.Client {
 
 // Helo judges the argument of HELO or EHLO.
 func (s *Session) Helo(ctx context.Context, name string) Verdict {
+	before, given := s.client.Helo, s.heloGiven
 	s.client.Helo, s.heloGiven = name, true
 	e := s.eval(ctx, Helo)
 	if s.snap.spec.DelayReject || s.screened.st == refused {
 		return e.verdict(Helo, dunno)
 	}
 	s.names(ctx)
-	return e.verdict(Helo, e.checkHelo())
+	st := e.checkHelo()
+	if st == refused { // then the client has not said it
+		s.client.Helo, s.heloGiven = before, given
+	}
+	return e.verdict(Helo, st)
 }
 
 // Mail judges a reverse-path and begins a mail transaction.
