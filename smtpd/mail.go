@@ -45,7 +45,7 @@ func (f *front) mail(arg string) {
 		return
 	}
 	path, params, err := envelope.ParseReversePath(rest)
-	if err != nil || !ascii(path.Domain) && !wantsUTF8(params) {
+	if err != nil || f.tooLax(rest) || !ascii(path.Domain) && !wantsUTF8(params) {
 		f.reply(envelope.NewReply(501, "5.1.7", "Bad sender address syntax"))
 		return
 	}
@@ -69,6 +69,26 @@ func (f *front) mail(arg string) {
 }
 
 var tooLarge = envelope.NewReply(552, "5.3.4", "Error: message file too big")
+
+// tooLax says that the policy wants paths as RFC 5321 has them, and that this
+// one lacks its brackets or holds a comment.
+func (f *front) tooLax(path string) bool {
+	if !f.snap.Spec().Protocol.StrictEnvelopes {
+		return false
+	}
+	quoted := false
+	for i := 0; i < len(path) && (quoted || path[i] != '>'); i++ {
+		switch c := path[i]; {
+		case c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case c == '(' && !quoted:
+			return true
+		}
+	}
+	return path[0] != '<'
+}
 
 // wantsUTF8 says that MAIL's parameters hold SMTPUTF8. Without it a domain must
 // be ASCII; a local-part need not, since Postfix lets it pass unless
@@ -137,7 +157,7 @@ func (f *front) recipient(arg string) {
 		return
 	}
 	path, params, err := envelope.ParseForwardPath(rest)
-	if err != nil || !ascii(path.Domain) && !f.tx.env.UTF8 {
+	if err != nil || f.tooLax(rest) || !ascii(path.Domain) && !f.tx.env.UTF8 {
 		f.reply(envelope.NewReply(501, "5.1.3", "Bad recipient address syntax"))
 		return
 	}
