@@ -114,6 +114,21 @@ func at(a, b Transcript) int {
 	return -1
 }
 
+// Where returns the command at which the servers part, and what they say to it.
+func (d *Difference) Where() (line string, primary, local Reply) {
+	i := at(d.Primary, d.Local)
+	if labels := d.Session.labels(d.Primary, d.Local); i >= 0 && i < len(labels) {
+		line = labels[i]
+	}
+	if i >= 0 && i < len(d.Primary) {
+		primary = d.Primary[i]
+	}
+	if i >= 0 && i < len(d.Local) {
+		local = d.Local[i]
+	}
+	return line, primary, local
+}
+
 // signature tells kinds of differences apart.
 func (d *Difference) signature() string {
 	i := at(d.Primary, d.Local)

@@ -2,7 +2,6 @@ package parity
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -17,11 +16,10 @@ type Options struct {
 	Sessions       int
 	Seed           uint64
 	Parallel       int // sessions at once; 1 when 0
-	// MaxDifferences ends the run early; 0 is no limit.
-	MaxDifferences int
-	// Observe, if not nil, is told each session with the primary's replies,
-	// from several goroutines at once.
-	Observe func(n int, s Session, primary Transcript)
+	// Observe, if not nil, is told of session n, what the primary replied and
+	// the Difference, if there is one, from several goroutines at once. When
+	// it returns true the Difference doesn't count.
+	Observe func(n int, s Session, d *Difference, primary Transcript) (explained bool)
 }
 
 // Result is what a run found.
@@ -57,25 +55,19 @@ func Run(ctx context.Context, o Options) (Result, error) {
 				if n >= o.Sessions {
 					return
 				}
-				d, err := o.compare(ctx, n)
+				d, differs, err := o.compare(ctx, n)
 				if err != nil {
 					cancel(fmt.Errorf("session %d: %w", n, err))
 					return
 				}
 				mu.Lock()
-				res.add(d, kinds)
-				if o.MaxDifferences > 0 && res.Differences >= o.MaxDifferences {
-					cancel(errEnough)
-				}
+				res.add(d, differs, kinds)
 				mu.Unlock()
 			}
 		})
 	}
 	wg.Wait()
 	err := context.Cause(ctx)
-	if errors.Is(err, errEnough) {
-		err = nil
-	}
 	for i := range res.Distinct {
 		if err == nil {
 			err = o.minimise(context.WithoutCancel(ctx), &res.Distinct[i])
@@ -84,12 +76,10 @@ func Run(ctx context.Context, o Options) (Result, error) {
 	return res, err
 }
 
-var errEnough = errors.New("enough differences")
-
-func (r *Result) add(d Difference, kinds map[string]bool) {
+func (r *Result) add(d Difference, differs bool, kinds map[string]bool) {
 	r.Sessions++
 	r.Decisions += min(len(d.Primary), len(d.Local))
-	if at(d.Primary, d.Local) < 0 {
+	if !differs {
 		return
 	}
 	r.Differences++
@@ -100,14 +90,20 @@ func (r *Result) add(d Difference, kinds map[string]bool) {
 }
 
 // compare plays session n on both.
-func (o *Options) compare(ctx context.Context, n int) (Difference, error) {
-	s := o.Material.Nth(o.Seed, n)
-	d := Difference{Session: s}
-	err := o.both(ctx, &d)
-	if err == nil && o.Observe != nil {
-		o.Observe(n, s, d.Primary)
+func (o *Options) compare(ctx context.Context, n int) (d Difference, differs bool, err error) {
+	d.Session = o.Material.Nth(o.Seed, n)
+	if err := o.both(ctx, &d); err != nil {
+		return d, false, err
 	}
-	return d, err
+	differs = at(d.Primary, d.Local) >= 0
+	if o.Observe != nil {
+		seen := &d
+		if !differs {
+			seen = nil
+		}
+		differs = !o.Observe(n, d.Session, seen, d.Primary) && differs
+	}
+	return d, differs, nil
 }
 
 func (o *Options) both(ctx context.Context, d *Difference) error {
