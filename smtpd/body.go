@@ -42,9 +42,11 @@ func (f *front) receive() {
 
 // readBody reads up to the end of data.
 func (f *front) readBody(b *body) error {
-	f.in.grow()
 	start := time.Now()
 	for read := 0; ; {
+		if len(f.in.pending()) > len(f.in.buf)/2 {
+			f.in.grow() // not for those who drip
+		}
 		n, done := b.consume(f.in.pending(), len(f.in.pending()) == len(f.in.buf))
 		f.in.r += n
 		read += n

@@ -290,6 +290,48 @@ func TestGreetWait(t *testing.T) {
 	}
 }
 
+// TestPostscreen does what the policy's postscreen wants.
+func TestPostscreen(t *testing.T) {
+	for _, tt := range []struct {
+		action, early, want string
+		wait                time.Duration
+	}{
+		{"enforce", "EHLO x\r\n", "220 250 250 550", 0},
+		{"drop", "EHLO x\r\n", "521", 0},
+		{"ignore", "EHLO x\r\n", "220 250 250 250", 4 * time.Second},
+		{"drop", "", "220 250 250 250", 4 * time.Second},
+	} {
+		t.Run(tt.action, func(t *testing.T) {
+			snap := snapshot(t, func(spec *policy.Spec) {
+				spec.Postscreen = &policy.Postscreen{GreetAction: tt.action, GreetWait: 4, GreetBanner: "wait a moment"}
+			})
+			bubble(t, func(s *Server) { s.Policy = func() *policy.Snapshot { return snap } }, func(t *testing.T, s *Server, ln *pipeListener) {
+				start := time.Now()
+				c := newClient(t, ln.dial("192.0.2.1"))
+				defer c.Close()
+				if line, err := c.r.ReadString('\n'); line != "220-wait a moment\r\n" {
+					t.Fatalf("teaser %q, %v", line, err)
+				}
+				c.send(tt.early)
+				codes := strings.Fields(tt.want)
+				c.want(codes[0])
+				if d := time.Since(start); d != tt.wait {
+					t.Errorf("greeted after %v, want %v", d, tt.wait)
+				}
+				if tt.early == "" {
+					c.send("EHLO x\r\n")
+				}
+				if len(codes) > 1 {
+					c.want(codes[1])
+					c.send("MAIL FROM:<>\r\nRCPT TO:<alice@corp.example>\r\n")
+					c.want(codes[2])
+					c.want(codes[3])
+				}
+			})
+		})
+	}
+}
+
 // TestGreetWaitSpares: who brought mail before isn't made to wait again, and
 // a shutdown waits for nobody.
 func TestGreetWaitSpares(t *testing.T) {

@@ -54,7 +54,8 @@ type front struct {
 	place      int        // how many connections there were with this one
 	counted    netip.Addr // the client that this connection counts for
 	began      time.Time
-	pregreeted bool // the client spoke before our greeting, and gets no recipient through
+	early      bool // the client spoke before our greeting
+	pregreeted bool // … and gets no recipient through
 	xclient    bool // XCLIENT is allowed
 	tls        *tls.ConnectionState
 	forgot     bool // TLS started; the policy still knows the HELO of before

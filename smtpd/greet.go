@@ -57,40 +57,76 @@ func (f *front) greet() {
 		f.hangUp("refused", envelope.Reply{})
 		return
 	}
-	if f.srv.GreetWait > 0 && f.verb == "connect" && !f.xclient && !f.srv.crowd.good.has(f.client.Addr) {
-		f.listen()
+	if f.verb == "connect" && !f.xclient {
+		f.listen(snap.Greet())
 	}
-	if !f.over {
-		f.reply(envelope.NewReply(220, "", "%s ESMTP Understudy", f.srv.Hostname))
+	if f.over {
+		return
 	}
+	if v := f.screen(); refused(v) {
+		f.refuse(v)
+		f.hangUp("refused", envelope.Reply{})
+		return
+	}
+	f.reply(envelope.NewReply(220, "", "%s ESMTP Understudy", f.srv.Hostname))
+}
+
+// screen asks the policy for its postscreen's verdict, if it has one.
+func (f *front) screen() policy.Verdict {
+	if f.snap.Spec().Postscreen == nil {
+		return policy.Verdict{}
+	}
+	v := f.policy.Screen(f.ctx, f.early)
+	f.judged(policy.Connect, v)
+	return v
 }
 
 // listen waits before the greeting, as Postfix's postscreen does: who speaks
 // first is no mail server (RFC 5321 §3.1). A first line of the greeting lures
 // those who don't wait for its last. The DNS is asked about the client
-// meanwhile.
-func (f *front) listen() {
-	f.out = appendLine(f.out, 220, '-', "", f.srv.Hostname+" ESMTP Understudy")
-	wait := f.srv.GreetWait
-	if f.srv.crowd.stressed.Load() {
-		wait = min(wait, max(wait/3, time.Second))
+// meanwhile. The policy's postscreen goes before our own configuration; who
+// brought mail before isn't made to wait by either.
+func (f *front) listen(greet policy.Greet) {
+	own := greet.Wait == 0
+	if own {
+		greet = policy.Greet{Wait: f.srv.GreetWait, Teaser: f.srv.Hostname + " ESMTP Understudy", Early: true}
 	}
-	err := f.fill(time.Now().Add(wait), true)
-	switch {
-	case errors.Is(err, os.ErrDeadlineExceeded) && !f.isDraining():
+	if greet.Wait == 0 || !own && !f.policy.Waits() || f.srv.crowd.good.has(f.client.Addr) {
 		return
+	}
+	if greet.Teaser != "" {
+		f.out = appendLine(f.out, 220, '-', "", greet.Teaser)
+	}
+	if f.srv.crowd.stressed.Load() {
+		greet.Wait = min(greet.Wait, max(greet.Wait/3, time.Second))
+	}
+	until := time.Now().Add(greet.Wait)
+	err := f.fill(until, true)
+	for err == nil && !greet.Early && len(f.in.pending()) < len(f.in.buf) {
+		err = f.fill(until, true)
+	}
+	f.early = len(f.in.pending()) > 0
+	switch {
 	case f.isDraining():
 		f.hangUp("aborted", f.closing421())
-		return
-	case err != nil:
+	case err != nil && !errors.Is(err, os.ErrDeadlineExceeded):
 		f.over = true // the client has gone
-		return
+	case f.early:
+		f.spokeEarly(own)
 	}
+}
+
+// spokeEarly counts a client that spoke before the greeting, and does what our
+// own configuration wants unless the policy decides.
+func (f *front) spokeEarly(own bool) {
 	f.limit("pregreet")
-	early := f.in.pending()
+	action := f.srv.GreetAction
+	if !own {
+		action = "policy"
+	}
 	f.srv.Log.LogAttrs(f.ctx, slog.LevelInfo, "spoke before the greeting", slog.String("client", f.client.Addr.String()),
-		peer("said", string(early)), slog.String("action", f.srv.GreetAction))
-	switch f.srv.GreetAction {
+		peer("said", string(f.in.pending())), slog.String("action", action))
+	switch action {
 	case "drop":
 		f.hangUp("refused", envelope.NewReply(521, "5.5.1", "Protocol error"))
 	case "enforce":
@@ -119,6 +155,9 @@ func (f *front) pin() policy.Verdict {
 	}
 	f.forgot = false
 	v := f.adopt(snap)
+	if !refused(v) {
+		v = f.screen()
+	}
 	if !refused(v) && f.client.Helo != "" {
 		v = f.policy.Helo(f.ctx, f.client.Helo)
 		f.judged(policy.Helo, v)

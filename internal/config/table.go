@@ -66,7 +66,7 @@ var settings = []setting{
 		"Connections that the clients of one IPv4 /24, or one IPv6 /48, may hold open at a time.",
 		func(c *Config) any { return &c.SMTP.MaxConnectionsPerNetwork }},
 	{"smtp", "greet_wait", duration("0s", "1m"), `"0s"`, nil,
-		"How long to listen before the greeting; 0s greets at once. Mail servers wait for it, many robots don't. Who brought mail before, since the start, is greeted at once. Postfix's postscreen_greet_wait is 6s.",
+		"How long to listen before the greeting; 0s greets at once. Mail servers wait for it, many robots don't. Who brought mail before, since the start, is greeted at once. A policy with postscreen settings of its own goes first. Postfix's postscreen_greet_wait is 6s.",
 		func(c *Config) any { return &c.SMTP.GreetWait }},
 	{"smtp", "greet_action", choice("ignore", "enforce", "drop"), `"ignore"`, nil,
 		"What to do with a client that speaks before the greeting: only count it, refuse each of its recipients with 550 5.5.1, or answer 521 5.5.1 and hang up. As Postfix's postscreen_greet_action.",
