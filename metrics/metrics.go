@@ -9,6 +9,7 @@ package metrics
 
 import (
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -59,6 +60,10 @@ type Metrics struct {
 	SyncBytes       prometheus.Counter     // of them, compressed
 	PublishVersions prometheus.Counter     // that Publish numbered
 	PublishRequests *prometheus.CounterVec // by endpoint and class of the HTTP status
+	PublishImports  *prometheus.CounterVec // readings of the policy's sources by result: "ok", "refused"
+	PublishFailing  prometheus.Gauge       // 1 while the last reading was refused
+
+	follower atomic.Pointer[func() FollowerStats] // what the collectors of Follower read
 }
 
 // Seconds-long waits matter as much as milliseconds here: an fsync takes 0.3
@@ -128,6 +133,8 @@ func New(reg prometheus.Registerer) *Metrics {
 		SyncBytes:       counter("sync_fetched_bytes_total", "Octets of these chunks, compressed."),
 		PublishVersions: counter("publish_versions_total", "Versions of the policy published."),
 		PublishRequests: counters("publish_requests_total", "Requests of followers answered, by endpoint and class of the status.", "endpoint", "class"),
+		PublishImports:  counters("publish_imports_total", "Readings of the policy's sources, by result.", "result"),
+		PublishFailing:  gauge("publish_failing", "1 while the policy's sources can't be read and the last good policy stays published, else 0."),
 	}
 	m.buildInfo()
 	return m
@@ -171,16 +178,21 @@ type FollowerStats struct {
 	Withdrawn  uint64 // recipients deleted, and not yet believed
 }
 
-// Follower exports the state of a secondary's policy.
+// Follower exports the state of a secondary's policy. Called again, it takes
+// the new stats in place of the old: a secondary can be paired anew.
 func (m *Metrics) Follower(stats func() FollowerStats) {
+	if m.follower.Swap(&stats) != nil {
+		return
+	}
+	now := func() FollowerStats { return (*m.follower.Load())() }
 	g := func(name, help string, value func(FollowerStats) float64) {
 		m.auto.NewGaugeFunc(prometheus.GaugeOpts{Name: "understudy_sync_" + name, Help: help},
-			func() float64 { return value(stats()) })
+			func() float64 { return value(now()) })
 	}
 	oneOf := func(name, help, label string, values []string, value func(FollowerStats) string) {
 		m.reg.MustRegister(&oneOf{
 			desc:   prometheus.NewDesc("understudy_sync_"+name, help, []string{label}, nil),
-			values: values, value: func() string { return value(stats()) },
+			values: values, value: func() string { return value(now()) },
 		})
 	}
 	oneOf("state", "1 for the state that the primary's policy is in, by age.", "state",

@@ -21,6 +21,7 @@ func TestLint(t *testing.T) {
 	m := metrics.New(reg)
 	m.Queue(func() metrics.QueueStats { return metrics.QueueStats{Messages: 3, Oldest: time.Now().Add(-time.Hour)} })
 	m.Follower(func() metrics.FollowerStats { return metrics.FollowerStats{State: "fresh", Staged: "pending"} })
+	m.Follower(func() metrics.FollowerStats { return metrics.FollowerStats{State: "stale", Version: 7} }) // paired anew
 	m.Publisher(func() metrics.PublisherStats { return metrics.PublisherStats{Version: 1} })
 	m.Verdicts.WithLabelValues("rcpt", "reject", "reject_unlisted_recipient").Inc()
 	m.PrimaryUp.WithLabelValues("default").Set(1)
@@ -30,6 +31,10 @@ func TestLint(t *testing.T) {
 	}
 	for _, p := range problems {
 		t.Errorf("%s: %s", p.Metric, p.Text)
+	}
+	want := "# HELP understudy_sync_version Version of the primary's policy that is held.\n# TYPE understudy_sync_version gauge\nunderstudy_sync_version 7\n"
+	if err := testutil.GatherAndCompare(reg, strings.NewReader(want), "understudy_sync_version"); err != nil {
+		t.Error(err)
 	}
 }
 
