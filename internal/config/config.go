@@ -24,19 +24,25 @@ import (
 // maxFile bounds a configuration file; a real one has a few kilobytes.
 const maxFile = 1 << 20
 
-// Config is a whole configuration, every value checked.
+// Config is a whole configuration, every value checked. It is either that of a
+// secondary or, with a section [publish], that of a primary's publisher; other
+// keys are needed then.
 type Config struct {
-	File     string // where it was read, "" for the defaults
-	Hostname string
-	StateDir string
-	SMTP     SMTP
-	Primary  Primary
-	Routes   []Route
-	Policy   Policy
-	Queue    Queue
-	DNS      DNS
-	Metrics  Metrics
-	Log      Log
+	File        string // where it was read, "" for the defaults
+	IsPublisher bool
+	Hostname    string
+	StateDir    string
+	SMTP        SMTP
+	Primary     Primary
+	Routes      []Route
+	Policy      Policy
+	Sync        Sync
+	Publish     Publish
+	Sources     []Source
+	Queue       Queue
+	DNS         DNS
+	Metrics     Metrics
+	Log         Log
 }
 
 // SMTP is the door: section [smtp].
@@ -74,7 +80,11 @@ type Route struct {
 }
 
 // Policy is section [policy].
-type Policy struct{ File string }
+type Policy struct {
+	File           string
+	Postfix        string // configuration directory
+	PostfixService string // of master.cf
+}
 
 // Queue is section [queue].
 type Queue struct {
@@ -145,6 +155,7 @@ func Parse(path string, text []byte) (*Config, error) {
 	}
 	r := &reader{file: path, at: locate(string(text)), cfg: Default()}
 	r.cfg.File = path
+	_, r.cfg.IsPublisher = tree["publish"]
 	r.table("", tree)
 	r.check()
 	if len(r.mistakes) > 0 {
@@ -168,7 +179,7 @@ func Parse(path string, text []byte) (*Config, error) {
 func Default() *Config {
 	c := &Config{}
 	for _, s := range settings {
-		if s.section != "route" {
+		if !slices.Contains(repeated, s.section) {
 			s.setDefault(c)
 		}
 	}
@@ -207,14 +218,19 @@ func (r *reader) table(section string, t map[string]any) {
 }
 
 func (r *reader) section(name string, v any) {
-	if name == "route" {
+	if slices.Contains(repeated, name) {
 		list, ok := v.([]map[string]any)
 		if !ok {
-			r.mistake(name, "is a list of tables; write [[route]] above its keys")
+			r.mistake(name, "is a list of tables; write [[%s]] above its keys", name)
 			return
 		}
 		for i, t := range list {
-			r.route(fmt.Sprintf("route[%d]", i), t)
+			path := fmt.Sprintf("%s[%d]", name, i)
+			if name == "source" {
+				r.source(path, t)
+			} else {
+				r.route(path, t)
+			}
 		}
 		return
 	}
@@ -288,12 +304,14 @@ func (r *reader) unknown(section, path, key string) {
 // check looks at what no single key can show.
 func (r *reader) check() {
 	c := r.cfg
+	if c.IsPublisher {
+		r.checkPublisher()
+		return
+	}
 	if c.Primary.Address == "" && !r.failed("primary.address") {
 		r.mistake("primary.address", `missing: where does accepted mail go? Add address = "mx1.example.org:25" under [primary]`)
 	}
-	if c.Policy.File == "" && !r.failed("policy.file") {
-		r.mistake("policy.file", `missing: whom do we accept mail for? Add file = "policy.toml" under [policy]`)
-	}
+	r.checkPolicy()
 	if (c.SMTP.TLSCert == "") != (c.SMTP.TLSKey == "") && !r.failed("smtp.tls_cert") && !r.failed("smtp.tls_key") {
 		set, other := "smtp.tls_cert", "tls_key"
 		if c.SMTP.TLSCert == "" {

@@ -130,7 +130,7 @@ func TestTable(t *testing.T) {
 			t.Errorf("%s: doc is no sentence: %q", path, s.doc)
 		}
 		c := Default()
-		c.Routes = make([]Route, 1)
+		c.Routes, c.Sources = make([]Route, 1), make([]Source, 1)
 		s.setDefault(c)
 		literal(s.field(c))
 	}

@@ -263,6 +263,7 @@ var (
 		}
 		return nil
 	}}
+	listen         = text("host:port", checkListen)
 	optionalListen = text(`host:port or ""`, func(s string) (string, error) {
 		if s == "" {
 			return s, nil

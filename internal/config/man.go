@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 )
 
@@ -14,8 +15,9 @@ understudy.conf \- configuration of the backup MX Understudy
 .SH SYNOPSIS
 .B /etc/understudy/understudy.toml
 .SH DESCRIPTION
-The file is TOML: keys and values, gathered in sections. Two keys have no
-default: where accepted mail goes, and whom it is accepted for.
+The file is TOML: keys and values, gathered in sections. Two things have no
+default: where accepted mail goes, and whom it is accepted for. That of a
+secondary which follows its primary:
 .PP
 .RS
 .nf
@@ -24,8 +26,22 @@ hostname = "mx2.example.org"
 [primary]
 address = "mx1.example.org:25"
 
+[sync]
+domains = ["example.org"]
+.fi
+.RE
+.PP
+And
+.IR /etc/understudy/publish.toml ,
+on the primary:
+.PP
+.RS
+.nf
+[publish]
+address = "mx1.example.org:9626"
+
 [policy]
-file = "policy.toml"
+postfix = "/etc/postfix"
 .fi
 .RE
 .PP
@@ -61,8 +77,8 @@ func Man(w io.Writer) error {
 	manKeys(b, "")
 	for _, name := range sections() {
 		header := "[" + name + "]"
-		if name == "route" {
-			header = "[[route]]"
+		if slices.Contains(repeated, name) {
+			header = "[[" + name + "]]"
 		}
 		fmt.Fprintf(b, ".SH \"SECTION %s\"\n%s\n", header, Roff(sectionDoc[name]))
 		manKeys(b, name)

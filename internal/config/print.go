@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -44,6 +45,15 @@ func Print(w io.Writer, c *Config, onlyDiffs bool) error {
 				p.route(rt)
 			}
 			continue
+		}
+		if name == "source" {
+			for _, src := range c.Sources {
+				p.keys("[[source]]", name, name, &Config{Sources: []Source{src}}, &Config{Sources: make([]Source, 1)})
+			}
+			continue
+		}
+		if (name == "publish") != c.IsPublisher && slices.Contains([]string{"smtp", "primary", "sync", "queue", "dns", "publish"}, name) {
+			continue // of the other daemon
 		}
 		p.section(name, c)
 	}

@@ -18,15 +18,21 @@ type setting struct {
 
 // sections lists the tables in the order in which they are shown.
 func sections() []string {
-	return []string{"smtp", "primary", "route", "policy", "queue", "dns", "metrics", "log"}
+	return []string{"smtp", "primary", "route", "policy", "sync", "queue", "dns", "publish", "source", "metrics", "log"}
 }
+
+// repeated are the sections that may stand several times.
+var repeated = []string{"route", "source"}
 
 // sectionDoc introduces a section in the man page.
 var sectionDoc = map[string]string{
 	"smtp":    "The door that other mail servers knock at.",
 	"primary": "The mail server that Understudy stands in for: where accepted mail goes.",
 	"route":   "May stand several times. Sends some domains to a server of their own; all others go to [primary]. A route takes the keys below and each key of [primary], with that key's own default: nothing is inherited.",
-	"policy":  "Whom mail is accepted for, and what is refused.",
+	"policy":  "Whom mail is accepted for, and what is refused. A secondary takes it from a file or from its primary, see [sync]; the primary's publisher from a file or from its Postfix.",
+	"sync":    "Of a secondary that follows its primary's publisher: `understudy invite` there, `understudy join` here.",
+	"publish": "Of the primary alone: its presence makes the file one for `understudy publish`. Of the other sections that takes [policy], [[source]], [metrics] and [log]; state_dir then holds the keys and the paired secondaries.",
+	"source":  "Of the primary alone. May stand several times. Adds recipients from elsewhere to those of [policy]; they count in its domains only.",
 	"queue":   "Accepted mail on its way.",
 	"dns":     "The resolver for blocklists and host names. Let it be one of your own, close by: public ones are refused by most blocklists.",
 	"metrics": "Prometheus metrics and the pages /healthz and /readyz.",
@@ -117,8 +123,24 @@ var settings = []setting{
 		func(c *Config) any { return &last(c).Domains }},
 
 	{"policy", "file", file, "", nil,
-		"The policy file: see `understudy policy check --help`. Must be given. It and the files that it names are read again when one changes and on SIGHUP; a bad one is refused with a log line, and the last good policy stays in force.",
+		"The policy file: see `understudy policy check --help`. A secondary needs this or [sync], a publisher this or postfix. It and the files that it names are read again when one changes and on SIGHUP; a bad one is refused with a log line, and the last good policy stays in force.",
 		func(c *Config) any { return &c.Policy.File }},
+	{"policy", "postfix", file, "", nil,
+		`Publisher only: the configuration directory of the Postfix to stand in for, such as "/etc/postfix". Its main.cf, master.cf and maps are the policy; "understudy publish --check" lists what can't be replicated.`,
+		func(c *Config) any { return &c.Policy.Postfix }},
+	{"policy", "postfix_service", text("service", checkService), "", nil,
+		"Publisher only: the first column of master.cf's line for the SMTP server to stand in for; by default that on port 25.",
+		func(c *Config) any { return &c.Policy.PostfixService }},
+
+	{"sync", "domains", domainList, "[]", nil,
+		`The domains that the primary may fill with recipients: "example.org" that domain, ".example.org" every one below it. With it the policy comes from the primary, and a policy that accepts mail for any other domain is refused.`,
+		func(c *Config) any { return &c.Sync.Domains }},
+	{"sync", "stale_after", duration("1m", "365d"), `"1d"`, nil,
+		"Out of contact with the publisher for longer, unknown recipients are answered 450 in place of 550. Known ones are accepted without end.",
+		func(c *Config) any { return &c.Sync.StaleAfter }},
+	{"sync", "max_size", size, `"1GiB"`, nil,
+		"The largest policy that is taken from the primary, in memory.",
+		func(c *Config) any { return &c.Sync.MaxSize }},
 
 	{"queue", "max_age", duration("1h", "365d"), `"14d"`, nil,
 		"How long to try to relay a message. What is older is held for the operator, never thrown away.",
@@ -137,6 +159,50 @@ var settings = []setting{
 		"How long one try waits for a server's answer; each server is tried twice. A look-up that gets none counts as failed for the time being, never as an answer.",
 		func(c *Config) any { return &c.DNS.Timeout }},
 
+	{"publish", "listen", listen, `":9626"`, nil,
+		"Address at which secondaries connect: TLS 1.3 with keys that were exchanged at pairing, no certificate is needed. Open the port for them alone.",
+		func(c *Config) any { return &c.Publish.Listen }},
+	{"publish", "address", hostport, "", nil,
+		`The same as the secondaries reach it, host:port, such as "mx1.example.org:9626". It goes into invitations. Must be given.`,
+		func(c *Config) any { return &c.Publish.Address }},
+	{"publish", "poll", duration("1s", "1d"), `"30s"`, nil,
+		"How often sources that announce no change are listed: databases, directories, commands. Files are read as soon as they change.",
+		func(c *Config) any { return &c.Publish.Poll }},
+	{"publish", "debounce", duration("10ms", "1m"), `"100ms"`, nil,
+		"How long files must have rested before they are read.",
+		func(c *Config) any { return &c.Publish.Debounce }},
+
+	{"source", "name", label, "", nil,
+		"A short name for logs and errors. Must be given.",
+		func(c *Config) any { return &lastSource(c).Name }},
+	{"source", "type", choice("file", "map", "command", "pgsql", "mysql", "sqlite", "ldap"), "", nil,
+		"file: a text file, one address a line; map: an indexed table of Postfix; command: what a program prints; pgsql, mysql, sqlite: a query; ldap: a search. Must be given.",
+		func(c *Config) any { return &lastSource(c).Type }},
+	{"source", "path", text("file or map", checkFile), "", nil,
+		`file and sqlite: the file. map: its name for Postfix, such as "hash:/etc/postfix/virtual".`,
+		func(c *Config) any { return &lastSource(c).Path }},
+	{"source", "command", list("words", checkFile), "[]", nil,
+		`command: the program's path and its arguments. It prints an address a line, and ends with 0: else nothing of it counts.`,
+		func(c *Config) any { return &lastSource(c).Command }},
+	{"source", "connection", file, "", nil,
+		"pgsql, mysql, ldap: a file that says how to connect, as pgsql_table(5), mysql_table(5) and ldap_table(5) describe: hosts, user, password, dbname; server_host, bind_dn, bind_pw and so on. Postfix's own file will do. Let others not read it.",
+		func(c *Config) any { return &lastSource(c).Connection }},
+	{"source", "query", text("SELECT", checkFile), "", nil,
+		"pgsql, mysql, sqlite: a SELECT that lists all addresses in its first column.",
+		func(c *Config) any { return &lastSource(c).Query }},
+	{"source", "base", text("DN", checkFile), "", nil,
+		"ldap: where to search; by default search_base of the connection.",
+		func(c *Config) any { return &lastSource(c).Base }},
+	{"source", "scope", choice("sub", "one", "base"), `"sub"`, nil,
+		"ldap: how deep to search.",
+		func(c *Config) any { return &lastSource(c).Scope }},
+	{"source", "filter", text("filter", checkFile), "", nil,
+		`ldap: which entries count, such as "(objectClass=inetOrgPerson)".`,
+		func(c *Config) any { return &lastSource(c).Filter }},
+	{"source", "attributes", list("names", checkFile), `["mail"]`, nil,
+		"ldap: the attributes whose values are addresses.",
+		func(c *Config) any { return &lastSource(c).Attributes }},
+
 	{"metrics", "listen", optionalListen, `"127.0.0.1:9625"`, nil,
 		`Address of the HTTP server, or "" for none. It has no password: keep it on the loopback interface or behind one.`,
 		func(c *Config) any { return &c.Metrics.Listen }},
@@ -148,6 +214,8 @@ var settings = []setting{
 		"The least serious lines to write.",
 		func(c *Config) any { return &c.Log.Level }},
 }
+
+func lastSource(c *Config) *Source { return &c.Sources[len(c.Sources)-1] }
 
 func last(c *Config) *Route { return &c.Routes[len(c.Routes)-1] }
 

@@ -1,0 +1,139 @@
+package config
+
+import (
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Sync is section [sync]: a secondary's policy comes from its primary.
+type Sync struct {
+	Domains    []string // lower case; none: the policy comes from a file
+	StaleAfter time.Duration
+	MaxSize    Size
+}
+
+// Publish is section [publish] of a publisher's configuration.
+type Publish struct {
+	Listen, Address string // host:port
+	Poll, Debounce  time.Duration
+}
+
+// Source is a [[source]] of recipients. Type says which keys count.
+type Source struct {
+	Name, Type  string
+	Path        string // file, sqlite: absolute; map: as Postfix spells it
+	Command     []string
+	Connection  string // file of settings, as pgsql_table(5) and its like
+	Query       string
+	Base, Scope string // of an LDAP search
+	Filter      string
+	Attributes  []string
+}
+
+// sourceKeys are the keys that each type needs, and those that it may have.
+var sourceKeys = map[string]struct{ must, may []string }{
+	"file":    {[]string{"path"}, nil},
+	"map":     {[]string{"path"}, nil},
+	"command": {[]string{"command"}, nil},
+	"pgsql":   {[]string{"connection", "query"}, nil},
+	"mysql":   {[]string{"connection", "query"}, nil},
+	"sqlite":  {[]string{"path", "query"}, nil},
+	"ldap":    {[]string{"connection", "filter"}, []string{"base", "scope", "attributes"}},
+}
+
+// source reads one [[source]].
+func (r *reader) source(path string, t map[string]any) {
+	c := &Config{Sources: make([]Source, 1)}
+	typ, _ := t["type"].(string)
+	need, known := sourceKeys[typ]
+	for _, s := range settings {
+		if s.section == "source" && slices.Contains(need.may, s.name) {
+			s.setDefault(c)
+		}
+	}
+	for key, v := range t {
+		s := lookup("source", key)
+		switch {
+		case s == nil:
+			r.unknown("source", path+"."+key, key)
+		case known && key != "name" && key != "type" && !slices.Contains(need.must, key) && !slices.Contains(need.may, key):
+			r.mistake(path+"."+key, "means nothing to type %q; remove it", typ)
+		default:
+			r.set(c, s, path+"."+key, v)
+		}
+	}
+	for _, key := range append([]string{"name", "type"}, need.must...) {
+		if _, there := t[key]; !there {
+			r.mistake(path, "lacks the key %q; add it", key)
+		}
+	}
+	src := &c.Sources[0]
+	if typ == "file" || typ == "sqlite" {
+		src.Path = absolute(r.file, src.Path)
+	}
+	if typ == "command" && len(src.Command) > 0 && !filepath.IsAbs(src.Command[0]) {
+		r.mistake(path+".command", "%q is no path of a program; write it from the root, such as /usr/local/bin/list-users", src.Command[0])
+	}
+	for _, other := range r.cfg.Sources {
+		if other.Name == src.Name && src.Name != "" {
+			r.mistake(path+".name", "%q already names another source; choose another", src.Name)
+		}
+	}
+	r.cfg.Sources = append(r.cfg.Sources, *src)
+}
+
+func absolute(conf, name string) string {
+	name = resolveFile(filepath.Dir(conf), name)
+	if abs, err := filepath.Abs(name); err == nil && name != "" {
+		return abs
+	}
+	return name
+}
+
+// checkPolicy wants one place that a secondary's policy comes from.
+func (r *reader) checkPolicy() {
+	c := r.cfg
+	switch {
+	case c.Policy.Postfix != "":
+		r.mistake("policy.postfix", "is for `understudy publish` on the primary; a secondary follows it with domains = [...] under [sync]")
+	case len(c.Sources) > 0:
+		r.mistake("source[0]", "is for `understudy publish` on the primary; remove it here")
+	case c.Policy.File != "" && len(c.Sync.Domains) > 0:
+		r.mistake("policy.file", "and sync.domains are both set; remove one: the policy comes from the file or from the primary")
+	case c.Policy.File == "" && len(c.Sync.Domains) == 0 && !r.failed("policy.file") && !r.failed("sync.domains"):
+		r.mistake("policy.file", `missing: whom do we accept mail for? Add domains = ["example.org"] under [sync] to follow the primary, or file = "policy.toml" under [policy]`)
+	}
+}
+
+// checkPublisher looks at what a publisher needs.
+func (r *reader) checkPublisher() {
+	c := r.cfg
+	if c.Publish.Address == "" && !r.failed("publish.address") {
+		r.mistake("publish.address", `missing: where do secondaries reach this machine? Add address = "mx1.example.org:9626"`)
+	}
+	switch {
+	case c.Policy.File != "" && c.Policy.Postfix != "":
+		r.mistake("policy.file", "and policy.postfix are both set; remove one")
+	case c.Policy.File == "" && c.Policy.Postfix == "" && !r.failed("policy.file") && !r.failed("policy.postfix"):
+		r.mistake("policy.postfix", `missing: what is the policy? Add postfix = "/etc/postfix", or file = "policy.toml", under [policy]`)
+	}
+	for _, at := range []struct {
+		path string
+		set  bool
+	}{{"sync.domains", len(c.Sync.Domains) > 0}, {"primary.address", c.Primary.Address != ""}, {"route", len(c.Routes) > 0}} {
+		if at.set {
+			r.mistake(at.path, "is for a secondary, and this file is a publisher's because of [publish]; keep them in two files")
+		}
+	}
+}
+
+// checkService checks the first column of a line of master.cf.
+func checkService(s string) (string, error) {
+	if s == "" || strings.ContainsAny(s, " \t\r\n") {
+		return "", fmt.Errorf("%q is no service; write the first column of its line in master.cf", s)
+	}
+	return s, nil
+}
