@@ -42,8 +42,9 @@ type daemon struct {
 	log      *slog.Logger
 	registry *prometheus.Registry
 	metrics  *metrics.Metrics
-	loaded   time.Time // when the files were read
-	policy   *policyFile
+	loaded   time.Time   // when the files were read
+	policy   *policyFile // nil: the policy comes from the primary
+	sync     *following  // nil: from a file
 	queue    *queue.Queue
 	relay    *relay.Client
 	smtp     *smtpd.Server
@@ -68,8 +69,10 @@ func newDaemon(cfg *config.Config, log *slog.Logger) (_ *daemon, err error) {
 	d.registry.MustRegister(collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	d.metrics = metrics.New(d.registry)
-	if d.policy, err = loadPolicy(cfg.Policy.File, log, d.metrics); err != nil {
-		return nil, mistakes{err}
+	if len(cfg.Sync.Domains) == 0 {
+		if d.policy, err = loadPolicy(cfg.Policy.File, log, d.metrics); err != nil {
+			return nil, mistakes{err}
+		}
 	}
 	if err := d.buildSMTP(); err != nil {
 		return nil, mistakes{fmt.Errorf("%s: %w", cfg.File, err)}
@@ -77,6 +80,11 @@ func newDaemon(cfg *config.Config, log *slog.Logger) (_ *daemon, err error) {
 	d.buildRelay()
 	if err := d.openQueue(); err != nil {
 		return nil, err
+	}
+	if d.policy == nil {
+		if d.sync, err = d.follow(); err != nil {
+			return nil, err
+		}
 	}
 	d.smtp.Spool = spool{d.queue}
 	if d.doors, err = listenSMTP(cfg.SMTP.Listen); err != nil {
@@ -119,6 +127,9 @@ func (d *daemon) close() {
 	if d.web != nil {
 		d.web.Close()
 	}
+	if d.sync != nil {
+		d.sync.close()
+	}
 	if d.queue != nil {
 		if err := d.queue.Close(); err != nil && !errors.Is(err, queue.ErrClosed) {
 			d.log.Error("close queue", "err", err)
@@ -130,7 +141,7 @@ func (d *daemon) buildSMTP() error {
 	c := d.cfg.SMTP
 	d.smtp = &smtpd.Server{
 		Hostname:                 d.cfg.Hostname,
-		Policy:                   d.policy.now.Load,
+		Policy:                   d.current,
 		Resolver:                 d.resolver(),
 		XClientFrom:              c.XClientFrom,
 		ProxyFrom:                c.ProxyFrom,
@@ -155,6 +166,14 @@ func (d *daemon) buildSMTP() error {
 	}
 	d.cert, d.smtp.TLS = cert, cert.Config()
 	return nil
+}
+
+// current is the policy in force, nil before the first.
+func (d *daemon) current() *policy.Snapshot {
+	if d.policy != nil {
+		return d.policy.now.Load()
+	}
+	return d.sync.current()
 }
 
 func (d *daemon) resolver() policy.Resolver {
@@ -304,8 +323,11 @@ func (d *daemon) run(ctx context.Context, reload <-chan os.Signal) error {
 	}
 	start(&back, behind, "queue", d.queue.Run)
 	start(&back, behind, "relay", func(ctx context.Context) error { d.relay.Run(ctx); return nil })
+	if d.sync != nil {
+		start(&back, behind, "policy sync", d.sync.run)
+	}
 	start(&back, behind, "control socket", func(ctx context.Context) error {
-		return control.Serve(ctx, d.control, operatorPages(d.queue))
+		return control.Serve(ctx, d.control, d.pages())
 	})
 	if d.web != nil {
 		d.log.Info("listening", "for", "metrics", "addr", d.web.Addr().String())
@@ -337,12 +359,15 @@ func (d *daemon) run(ctx context.Context, reload <-chan os.Signal) error {
 // watchFiles has the policy and the certificate read again when they change,
 // or when reload says so.
 func (d *daemon) watchFiles(ctx context.Context, group *sync.WaitGroup, reload <-chan os.Signal) {
-	watchers := []*watcher{{files: d.policy.watched, reload: d.policy.reload}}
+	var watchers []*watcher
+	if d.policy != nil {
+		watchers = append(watchers, &watcher{files: d.policy.watched, reload: d.policy.reload})
+	}
 	if d.cert != nil {
 		watchers = append(watchers, &watcher{files: d.certFiles, reload: d.reloadCert})
 	}
 	for _, w := range watchers {
-		w.force, w.log = make(chan chan struct{}), d.log
+		w.force, w.log, w.rest = make(chan chan struct{}), d.log, restFor
 		group.Go(func() { w.run(ctx, d.loaded) })
 	}
 	group.Go(func() {
@@ -370,19 +395,23 @@ func (d *daemon) reloadCert() {
 	}
 }
 
-// serveWeb serves the metrics until ctx ends.
 func (d *daemon) serveWeb(ctx context.Context) error {
+	return serveWeb(ctx, d.log, d.web, d.webPages)
+}
+
+// serveWeb serves the metrics until ctx ends.
+func serveWeb(ctx context.Context, log *slog.Logger, l net.Listener, pages http.Handler) error {
 	s := &http.Server{
-		Handler:           d.webPages,
+		Handler:           pages,
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      time.Minute,
 		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	stop := context.AfterFunc(ctx, func() { s.Close() })
 	defer stop()
-	if err := s.Serve(d.web); ctx.Err() == nil {
+	if err := s.Serve(l); ctx.Err() == nil {
 		return err
 	}
 	return nil

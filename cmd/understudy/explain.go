@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -70,21 +71,32 @@ func (c *policyExplainCmd) Run(ctx context.Context, out io.Writer) error {
 			return mistakes{err}
 		}
 	}
-	if c.File == "" {
-		c.File = cfg.Policy.File
-	}
 	if len(c.DNS) > 0 {
 		cfg.DNS.Servers = c.DNS
 	}
-	snap, _, err := readPolicy(c.File)
+	snap, err := c.snapshot(ctx, cfg)
 	if err != nil {
-		return mistakes{err}
+		return err
 	}
 	lines := explain(ctx, snap, newResolver(cfg, nil), sc)
 	if c.JSON {
 		return printJSON(out, lines)
 	}
 	return printExplained(out, lines)
+}
+
+// snapshot is the policy of the named file, of the configured one, or the one
+// that the daemon has from the primary.
+func (c *policyExplainCmd) snapshot(ctx context.Context, cfg *config.Config) (*policy.Snapshot, error) {
+	file := cmp.Or(c.File, cfg.Policy.File)
+	if file == "" {
+		return fetchPolicy(ctx, cfg)
+	}
+	snap, _, err := readPolicy(file)
+	if err != nil {
+		return nil, mistakes{err}
+	}
+	return snap, nil
 }
 
 func (c *policyExplainCmd) script() (script, error) {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"time"
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
@@ -18,7 +19,7 @@ func (d *daemon) ready() error {
 	switch {
 	case d.stopping.Load():
 		return errors.New("stopping")
-	case d.policy.now.Load() == nil:
+	case d.current() == nil:
 		return errors.New("no policy is held")
 	}
 	return d.queue.Healthy()
@@ -44,11 +45,15 @@ func (d *daemon) noSpace() bool {
 	return errors.As(d.queue.Ready(0), &r) && r.Reply.Code == 452
 }
 
+func (d *daemon) feedWatchdog(ctx context.Context) error { return feedWatchdog(ctx, d.log, d.alive) }
+
+func (d *daemon) notify(state string) { notify(d.log, state) }
+
 // feedWatchdog tells systemd that we live for as long as that is true.
-func (d *daemon) feedWatchdog(ctx context.Context) error {
+func feedWatchdog(ctx context.Context, log *slog.Logger, alive func(context.Context) error) error {
 	interval, err := sd.SdWatchdogEnabled(false)
 	if err != nil {
-		d.log.Warn("watchdog of systemd is not fed", "err", err)
+		log.Warn("watchdog of systemd is not fed", "err", err)
 	}
 	if interval <= 0 {
 		<-ctx.Done()
@@ -57,10 +62,10 @@ func (d *daemon) feedWatchdog(ctx context.Context) error {
 	tick := time.NewTicker(interval / 3)
 	defer tick.Stop()
 	for {
-		if err := d.alive(ctx); err == nil {
-			d.notify(sd.SdNotifyWatchdog)
+		if err := alive(ctx); err == nil {
+			notify(log, sd.SdNotifyWatchdog)
 		} else if ctx.Err() == nil {
-			d.log.Error("not alive, the watchdog of systemd is not fed", "err", err)
+			log.Error("not alive, the watchdog of systemd is not fed", "err", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -71,8 +76,8 @@ func (d *daemon) feedWatchdog(ctx context.Context) error {
 }
 
 // notify tells systemd something, if systemd is there.
-func (d *daemon) notify(state string) {
+func notify(log *slog.Logger, state string) {
 	if _, err := sd.SdNotify(false, state); err != nil {
-		d.log.Warn("notify systemd", "state", state, "err", err)
+		log.Warn("notify systemd", "state", state, "err", err)
 	}
 }

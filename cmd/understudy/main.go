@@ -27,6 +27,9 @@ import (
 // defaultConfig is where a configuration is looked for without -c.
 const defaultConfig = "/etc/understudy/understudy.toml"
 
+// publishConfig is where the primary's publisher has it.
+const publishConfig = "/etc/understudy/publish.toml"
+
 const about = `A backup MX that gives every sender the answer your primary would have given, keeps what it accepts, and hands it over when the primary is back.`
 
 // cli is the command line; kong reads the tags.
@@ -34,8 +37,14 @@ type cli struct {
 	Serve   serveCmd   `cmd:"" help:"Run the backup MX."`
 	Demo    demoCmd    `cmd:"" help:"Watch an outage, played on this machine: no configuration, no privileges, nothing left behind."`
 	Queue   queueCmd   `cmd:"" help:"Look at the mail that waits, and settle it by hand."`
-	Policy  policyCmd  `cmd:"" help:"Import and check a policy, and ask it what it would decide."`
+	Policy  policyCmd  `cmd:"" help:"Import and check a policy, ask it what it would decide, and see how it follows the primary's."`
 	Parity  parityCmd  `cmd:"" help:"Prove that the policy decides as the live primary does."`
+	Join    joinCmd    `cmd:"" help:"On the secondary: pair with the primary that printed an invitation."`
+	Publish publishCmd `cmd:"" help:"On the primary: offer its policy to the secondaries."`
+	Invite  inviteCmd  `cmd:"" help:"On the primary: invite a secondary."`
+	Peers   peersCmd   `cmd:"" help:"On the primary: list the paired secondaries, their policy and queue."`
+	Revoke  revokeCmd  `cmd:"" help:"On the primary: end a secondary's access."`
+	Rotate  rotateCmd  `cmd:"" help:"On the primary: replace the publisher's keys, without pairing anew."`
 	Config  configCmd  `cmd:"" help:"Print the configuration in force, every key with its meaning."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 	Man     manCmd     `cmd:"" hidden:"" help:"Write the manual pages."`
@@ -96,7 +105,7 @@ func newParser(c *cli) (*kong.Kong, error) {
 	return kong.New(c,
 		kong.Name("understudy"),
 		kong.Description(about),
-		kong.Vars{"config": defaultConfig},
+		kong.Vars{"config": defaultConfig, "publish": publishConfig},
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
 	)
 }

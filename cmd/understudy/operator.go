@@ -11,9 +11,16 @@ import (
 	"github.com/understudy-mx/understudy/queue"
 )
 
-// operatorPages is what the control socket serves: the queue, for the
-// subcommands of `understudy queue`.
-func operatorPages(q *queue.Queue) http.Handler {
+// pages is what the control socket serves.
+func (d *daemon) pages() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/", queuePages(d.queue))
+	mux.Handle("/v1/sync/", syncPages(d.sync))
+	return mux
+}
+
+// queuePages is the queue, for the subcommands of `understudy queue`.
+func queuePages(q *queue.Queue) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/queue", func(w http.ResponseWriter, r *http.Request) { serveList(w, r, q) })
 	mux.HandleFunc("GET /v1/queue/{id}", func(w http.ResponseWriter, r *http.Request) {

@@ -139,6 +139,7 @@ type watcher struct {
 	files  func() []string
 	reload func()
 	force  chan chan struct{} // asks for a reload at once; the value is closed after it
+	rest   time.Duration      // restFor, or another
 	log    *slog.Logger
 
 	notify *fsnotify.Watcher // nil: poll only
@@ -169,10 +170,10 @@ func (w *watcher) run(ctx context.Context, read time.Time) error {
 			w.again()
 			close(done)
 		case <-events:
-			soon.Reset(restFor)
+			soon.Reset(w.rest)
 		case err := <-failures:
 			w.log.Warn("watching files", "err", err)
-			soon.Reset(restFor)
+			soon.Reset(w.rest)
 		case <-soon.C:
 			w.check(ctx)
 		case <-poll.C:
@@ -206,7 +207,7 @@ func (w *watcher) check(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(restFor):
+		case <-time.After(w.rest):
 		}
 		next := stamps(files, forever)
 		if maps.Equal(now, next) {

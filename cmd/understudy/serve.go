@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -13,7 +14,7 @@ type serveCmd struct{ confFlag }
 func (serveCmd) Help() string {
 	return `Answers SMTP as the policy says, keeps what it accepts in state_dir, and relays it to the primary as soon as that answers.
 
-The policy file and the certificate are read again when they change and on SIGHUP; a bad one is refused with a log line and the last good one stays. SIGTERM stops in good order.
+The policy comes from a file, or from the primary's publisher after ` + "`understudy join`" + `. The policy file and the certificate are read again when they change and on SIGHUP; a bad one is refused with a log line and the last good one stays. SIGTERM stops in good order.
 
 Under systemd it takes the sockets of understudy.socket, reports when it is ready and feeds the watchdog.
 
@@ -27,6 +28,9 @@ func (c *serveCmd) Run(ctx context.Context) error {
 	cfg, err := c.load()
 	if err != nil {
 		return err
+	}
+	if cfg.IsPublisher {
+		return mistakes{fmt.Errorf("%s: has a section [publish], so it is the primary's; start `understudy publish` with it", c.Conf)}
 	}
 	if os.Getenv("GOGC") == "" {
 		// What is alive is mostly a few buffers without pointers: to collect

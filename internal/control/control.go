@@ -110,6 +110,10 @@ func Fail(w http.ResponseWriter, status int, err error) {
 
 // Client asks a daemon.
 type Client struct {
+	// Program starts the daemon; it is named when none answers. The default is
+	// "understudy serve".
+	Program string
+
 	path string
 	http http.Client
 }
@@ -117,7 +121,7 @@ type Client struct {
 // Dial makes a client of the daemon behind a socket. It connects at the first
 // request.
 func Dial(path string) *Client {
-	c := &Client{path: path}
+	c := &Client{Program: "understudy serve", path: path}
 	c.http.Transport = &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		d := net.Dialer{Timeout: requestTimeout}
 		return d.DialContext(ctx, "unix", path)
@@ -170,7 +174,7 @@ func (c *Client) Call(ctx context.Context, method, target string, answer any) er
 func (c *Client) explain(err error) error {
 	switch {
 	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENOTDIR):
-		return fmt.Errorf("no daemon answers at %s: is `understudy serve` running? If its state_dir is another one, name its configuration with -c", c.path)
+		return fmt.Errorf("no daemon answers at %s: is `%s` running? If its state_dir is another one, name its configuration with -c", c.path, c.Program)
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("not allowed to use %s: run this as root or as the daemon's user", c.path)
 	}

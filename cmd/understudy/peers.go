@@ -1,0 +1,125 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/url"
+	"text/tabwriter"
+	"time"
+
+	policysync "github.com/understudy-mx/understudy/sync"
+)
+
+type peersCmd struct {
+	publishFlag
+	JSON bool `name:"json" help:"As JSON."`
+}
+
+func (peersCmd) Help() string {
+	return `Lists the paired secondaries: when each asked last, which version of the policy it has and in what state, how much mail waits there, and what is wrong. The fingerprint is the one that ` + "`understudy join`" + ` printed there.`
+}
+
+func (c *peersCmd) Run(ctx context.Context, out io.Writer) error {
+	client, err := c.dial()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	peers := []policysync.Peer{}
+	if err := client.Call(ctx, "GET", "/v1/peers", &peers); err != nil {
+		return err
+	}
+	if c.JSON {
+		return printJSON(out, peers)
+	}
+	if len(peers) == 0 {
+		_, err := fmt.Fprintln(out, "No secondary is paired; `understudy invite` invites one.")
+		return err
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "NAME\tFINGERPRINT\tSEEN\tVERSION\tSTATE\tQUEUE\tOLDEST\tPROBLEM")
+	for _, p := range peers {
+		seen := "not since the start"
+		if !p.Polled.IsZero() {
+			seen = age(time.Since(p.Polled)) + " ago"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", p.Name, p.Fingerprint, seen, reported(p.Report))
+	}
+	return w.Flush()
+}
+
+// reported are the columns that a secondary fills.
+func reported(r *policysync.Report) string {
+	if r == nil {
+		return "-\t-\t-\t-\t-"
+	}
+	state := r.State
+	if r.Staged != "" {
+		state += ", deletion " + r.Staged
+	}
+	oldest, problem := "-", "-"
+	if r.Health.QueueMessages > 0 {
+		oldest = age(time.Duration(r.Health.QueueOldest) * time.Second)
+	}
+	if r.Health.Problem != "" {
+		problem = r.Health.Problem
+	}
+	return fmt.Sprintf("%d\t%s\t%d\t%s\t%s", r.Version, printable(state), r.Health.QueueMessages, oldest, printable(problem))
+}
+
+type revokeCmd struct {
+	Name string `arg:"" help:"The secondary, as understudy peers calls it."`
+	publishFlag
+}
+
+func (revokeCmd) Help() string {
+	return `Ends a secondary's access at once, and takes back an open invitation of that name. The secondary goes on with the policy that it has, and grows stale.`
+}
+
+func (c *revokeCmd) Run(ctx context.Context, out io.Writer) error {
+	client, err := c.dial()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	if err := client.Call(ctx, "DELETE", "/v1/peers/"+url.PathEscape(c.Name), nil); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(out, "%s is revoked.\n", c.Name)
+	return err
+}
+
+type rotateCmd struct {
+	publishFlag
+	Finish bool `help:"Take the announced keys into use and forget the old ones."`
+	Force  bool `help:"With --finish: even if a secondary hasn't heard of the new keys; it has to be paired again."`
+}
+
+func (rotateCmd) Help() string {
+	return `Makes new keys for the publisher and announces them, signed by the old ones. When every secondary has fetched them, which takes a minute, --finish takes them into use.
+
+Example:
+
+    understudy rotate && sleep 90 && understudy rotate --finish`
+}
+
+func (c *rotateCmd) Run(ctx context.Context, out io.Writer) error {
+	client, err := c.dial()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	target, done := "/v1/rotate", "New keys are announced. `understudy rotate --finish` takes them into use when every secondary has them."
+	if c.Finish {
+		target, done = "/v1/rotate/finish", "The new keys are in use."
+		if c.Force {
+			target += "?force=1"
+		}
+	}
+	if err := client.Call(ctx, "POST", target, nil); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(out, done)
+	return err
+}
