@@ -1,5 +1,5 @@
 # The commands of the README, by name. CI runs the same ones.
-.PHONY: build demo test crash soak bench generate lint
+.PHONY: build demo test crash soak bench bench-door generate lint
 
 build:
 	go build -o understudy ./cmd/understudy
@@ -25,6 +25,10 @@ soak:
 bench:
 	test/install-peers
 	go run ./test/bench $(BENCH)
+
+# 10,000 idle sessions and 5,000 slow senders: docs/BENCHMARKS.md, Door.
+bench-door:
+	LOAD=full go test -timeout 10m -run 'TestIdleSessions|TestSlowSenders|TestSoak' -v ./smtpd
 
 generate:
 	go generate ./...
