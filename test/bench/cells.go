@@ -45,7 +45,7 @@ func (b *bench) cells() []cell {
 		cell{name: "drain 5,000 of 4 KiB", peers: both, size: 4 << 10, count: 5000, factor: 1, measure: drain, target: "≥ 5×"},
 		cell{name: "drain over 50 ms, 10 connections", peers: both[1:], size: 4 << 10, count: 2000, factor: 1, measure: drain,
 			rtt: 50 * time.Millisecond, target: "≥ 160/s"},
-		cell{name: "refuse unknown recipients, 20", peers: both, sessions: 20, count: 3000, factor: 3, measure: refuse, target: "≥ 3×"},
+		cell{name: "refuse unknown recipients, 20", peers: both, sessions: 20, size: 4 << 10, count: 3000, factor: 3, measure: refuse, target: "≥ 3×"},
 		cell{name: "written, random 4 KiB", peers: both, sessions: 20, size: 4 << 10, count: 3000, factor: 10, measure: written, target: "≤ 2.2 written"},
 		cell{name: "written, random 32 KiB", peers: both, sessions: 20, size: 32 << 10, count: 1000, factor: 4, measure: written, target: "≤ 2.2 written"},
 		cell{name: "written, random 64 KiB", peers: both, sessions: 20, size: 64 << 10, count: 1000, factor: 2, measure: written, target: "≤ 2.2 written"},
@@ -142,12 +142,13 @@ func accept(ctx context.Context, _ *bench, p *peer, c cell) (figures, error) {
 	return f, err
 }
 
-func refuse(_ context.Context, _ *bench, p *peer, c cell) (figures, error) {
+func refuse(ctx context.Context, _ *bench, p *peer, c cell) (figures, error) {
+	if err := mustRefuse(p.addr); err != nil {
+		return figures{}, err
+	}
 	n := c.n(p)
 	return meter(p, n, 0, func() (time.Duration, error) {
-		start := time.Now()
-		err := each(c.sessions, n, func() error { return refused(p.addr) })
-		return time.Since(start), err
+		return source(ctx, p.addr, c, n, "-A", "-t", unknown)
 	})
 }
 

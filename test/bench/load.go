@@ -26,8 +26,12 @@ const (
 const perSession = 700
 
 // smtpSource sends n messages with Postfix's load generator.
-func smtpSource(ctx context.Context, addr string, c cell, n int) (took time.Duration, err error) {
-	args := []string{"-s", strconv.Itoa(c.sessions), "-l", strconv.Itoa(c.size), "-f", sender, "-t", known}
+func smtpSource(ctx context.Context, addr string, c cell, n int) (time.Duration, error) {
+	return source(ctx, addr, c, n, "-t", known)
+}
+
+func source(ctx context.Context, addr string, c cell, n int, more ...string) (took time.Duration, err error) {
+	args := append([]string{"-s", strconv.Itoa(c.sessions), "-l", strconv.Itoa(c.size), "-f", sender}, more...)
 	batch := n
 	if c.many {
 		args = append(args, "-d")
@@ -35,10 +39,9 @@ func smtpSource(ctx context.Context, addr string, c cell, n int) (took time.Dura
 	}
 	start := time.Now()
 	for ; n > 0 && err == nil; n -= batch {
-		var out []byte
 		now := append(args[:len(args):len(args)], "-m", strconv.Itoa(min(n, batch)), addr)
-		if out, err = exec.CommandContext(ctx, "smtp-source", now...).CombinedOutput(); err != nil {
-			err = fmt.Errorf("smtp-source: %w\n%s", err, out)
+		if err = exec.CommandContext(ctx, "smtp-source", now...).Run(); err != nil {
+			err = fmt.Errorf("smtp-source: %w", err)
 		}
 	}
 	return time.Since(start), err
@@ -116,8 +119,8 @@ func each(sessions, n int, do func() error) error {
 	return nil
 }
 
-// refused is a session with one recipient that the server must refuse.
-func refused(addr string) error {
+// mustRefuse is a session with one recipient that the server must refuse.
+func mustRefuse(addr string) error {
 	c, err := dial(addr)
 	if err != nil {
 		return err
