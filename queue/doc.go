@@ -7,8 +7,8 @@
 // body, its envelope and its place in the line are on stable storage. From
 // then on it is relayed, held for the operator, or removed by the operator.
 // The commit instant of a message is one synced LevelDB batch; a body above
-// 64 KiB lies in a file of its own that was synced, renamed and whose
-// directory was synced before that batch was written. A message is forgotten
+// 68 KiB lies in a file of its own that was synced, and whose directory was
+// synced, before that batch was written. A message is forgotten
 // by a synced batch as well, and only then is its body file unlinked. A crash
 // between the next hop's 250 and that batch relays twice; nothing relays zero
 // times.
@@ -25,14 +25,14 @@
 //
 //	DIR/LOCK           held for the life of a Queue
 //	DIR/store/         LevelDB, the queue of record
-//	DIR/body/x/ID      bodies above 64 KiB
+//	DIR/body/x/ID      bodies above 68 KiB
 //
 // Keys in LevelDB; numbers are big-endian, so that they sort:
 //
 //	f                   format version
 //	t                   totals: the next sequence number, counts; in every batch
 //	m seq               the record: envelope and state of each recipient
-//	b seq               body, up to 64 KiB
+//	b seq               body, up to 68 KiB
 //	i id                seq
 //	q dest seq          in line for dest, by age
 //	d dest time seq     deferred for dest until time; value: when last tried
