@@ -9,16 +9,18 @@ import (
 	"testing"
 )
 
-// TestExposure: systemd's own judgement of how much the service may do,
+// TestExposure: systemd's own judgement of how much the services may do,
 // 1.2 of 10 at most. It needs systemd-analyze, which every system that can run
 // the units has, so its absence is a failure.
 func TestExposure(t *testing.T) {
-	out, err := exec.Command("systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=12", "understudy.service").CombinedOutput()
-	if err != nil {
-		t.Errorf("systemd-analyze security: %v\n%s", err, out)
-	}
-	if !strings.Contains(string(out), "Overall exposure level for understudy.service: ") {
-		t.Errorf("systemd-analyze security gave no level:\n%s", out)
+	for _, unit := range []string{"understudy.service", "understudy-publish.service"} {
+		out, err := exec.Command("systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=12", unit).CombinedOutput()
+		if err != nil {
+			t.Errorf("systemd-analyze security: %v\n%s", err, out)
+		}
+		if !strings.Contains(string(out), "Overall exposure level for "+unit+": ") {
+			t.Errorf("systemd-analyze security gave no level:\n%s", out)
+		}
 	}
 }
 
@@ -26,7 +28,7 @@ func TestExposure(t *testing.T) {
 // pages, which need not be installed here, are taken out first.
 func TestVerify(t *testing.T) {
 	dir := t.TempDir()
-	for _, name := range []string{"understudy.service", "understudy.socket"} {
+	for _, name := range []string{"understudy.service", "understudy.socket", "understudy-publish.service"} {
 		b, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)
@@ -45,7 +47,7 @@ func TestVerify(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	out, err := exec.Command("systemd-analyze", "verify", "--no-pager", filepath.Join(dir, "understudy.service"), filepath.Join(dir, "understudy.socket")).CombinedOutput()
+	out, err := exec.Command("systemd-analyze", "verify", "--no-pager", filepath.Join(dir, "understudy.service"), filepath.Join(dir, "understudy.socket"), filepath.Join(dir, "understudy-publish.service")).CombinedOutput()
 	if err != nil || len(out) > 0 {
 		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
 	}
@@ -57,6 +59,8 @@ func TestPromises(t *testing.T) {
 		"understudy.service": {"Type=notify", "WatchdogSec=60", "DynamicUser=yes", "StateDirectory=understudy",
 			"LoadCredential=understudy.key", "TimeoutStartSec=300", "Requires=understudy.socket",
 			"ExecReload=/bin/kill -HUP $MAINPID"},
+		"understudy-publish.service": {"Type=notify", "WatchdogSec=60", "DynamicUser=yes", "StateDirectory=understudy",
+			"SupplementaryGroups=postfix", "ExecReload=/bin/kill -HUP $MAINPID"},
 		"understudy.socket": {"ListenStream=25", "Backlog=4096"},
 	} {
 		b, err := os.ReadFile(name)
