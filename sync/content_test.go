@@ -33,6 +33,13 @@ func richSpec(t testing.TB) *policy.Spec {
 		t.Fatal(err)
 	}
 	s.Tables["access"], s.Tables["nets"], s.Tables["static"], s.Tables["empty"] = h, c, policy.NewStatic("DUNNO"), empty
+	if s.Tables["regexp"], err = policy.NewRegexp([][2]string{{"/^bounce-/xi", "DUNNO"}, {"!/@/xi", "REJECT"}}); err != nil {
+		t.Fatal(err)
+	}
+	if s.Tables["pcre"], err = policy.NewPCRE([][2]string{{"if /^list-/", ""}, {"/(?<=x)y/i", "450 later"}, {"endif", ""}}); err != nil {
+		t.Fatal(err)
+	}
+	s.Tables["union"], s.Tables["pipe"] = policy.NewUnion([]string{"access", "regexp"}), policy.NewPipe([]string{"access", "static"})
 	s.Restrictions.Sender = []policy.Restriction{{Kind: "check_sender_access", Arg: "access"}, {Kind: "check_client_access", Arg: "nets"}}
 	for i := range 3000 {
 		s.Addresses.VirtualAliases.Domains = append(s.Addresses.VirtualAliases.Domains, fmt.Sprintf("d%04d.example.net", i))

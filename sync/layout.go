@@ -18,7 +18,8 @@ type ref struct {
 	records uint32 // of a data chunk
 }
 
-// Kinds of sections: the settings, and the types of tables.
+// Kinds of sections: the settings, and those types of tables that the code
+// names; kindNames has all.
 const (
 	kindSettings = 0
 	kindSet      = 1
@@ -27,7 +28,7 @@ const (
 	kindStatic   = 4
 )
 
-var kindNames = [...]string{"settings", "set", "hash", "cidr", "static"}
+var kindNames = [...]string{"settings", "set", "hash", "cidr", "static", "regexp", "pcre", "union", "pipe"}
 
 // Bounds of a layout.
 const (

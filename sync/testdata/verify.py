@@ -16,7 +16,7 @@ import sys
 import tempfile
 
 MAGIC = b"understudy-head\n"
-KINDS = ["settings", "set", "hash", "cidr", "static"]
+KINDS = ["settings", "set", "hash", "cidr", "static", "regexp", "pcre", "union", "pipe"]
 
 
 class Reader:
