@@ -3,6 +3,7 @@ package policy
 import (
 	"bytes"
 	"context"
+	"strings"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
 )
@@ -170,7 +171,7 @@ func (s *Session) Rcpt(ctx context.Context, to envelope.ForwardPath) Verdict {
 	}
 	saved, had := s.rcpt, s.hasRcpt
 	s.rcpt, s.hasRcpt = a, true
-	if to.Postmaster() {
+	if to.Postmaster() || s.snap.verifies(to) {
 		s.rcptCount++
 		return Verdict{Rule: Rule{Stage: Rcpt, Kind: kindPostmaster}}
 	}
@@ -183,6 +184,12 @@ func (s *Session) Rcpt(ctx context.Context, to envelope.ForwardPath) Verdict {
 		s.rcptCount++
 	}
 	return e.verdict(Rcpt, st)
+}
+
+// verifies says that to is the sender of Postfix's own address probes
+// (address_verify_sender), which it lets in before all checks.
+func (s *Snapshot) verifies(to envelope.ForwardPath) bool {
+	return strings.EqualFold(to.Local, "double-bounce") && s.isOrigin(fold(to.Domain))
 }
 
 // Data judges the DATA command.
