@@ -34,7 +34,7 @@ func (m *Material) session(r *rand.Rand) Session {
 		case d.oneIn(12):
 			add(d.helo())
 		case d.oneIn(40):
-			add(d.pick([]string{"NOOP", "RSET now", "NOOP x", "DATA now", "FOO bar", "AUTH PLAIN AA=="}))
+			add(d.pick([]string{"NOOP", "RSET now", "NOOP x", "DATA now", "FOO bar"}))
 		}
 		if n > 1 && !d.oneIn(20) {
 			add("RSET")
