@@ -53,13 +53,13 @@ type screening struct {
 }
 
 // Waits says whether the client has to wait for its greeting: not when
-// postscreen's access list decides about it.
+// postscreen's access list permits it, or drops it at once.
 func (s *Session) Waits() bool {
 	if s.snap.spec.Postscreen == nil {
 		return false
 	}
 	permitted, rejected, _ := s.screenAccess()
-	return !permitted && !rejected
+	return !permitted && !(rejected && s.snap.spec.Postscreen.DenylistAction == screenDrop)
 }
 
 // Screen judges the client as postscreen(8) does, after Connect and the wait of
