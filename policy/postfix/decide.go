@@ -4,10 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
-
-	"github.com/understudy-mx/understudy/policy"
 )
 
 // dnsbl translates the reply texts of DNS lists.
@@ -38,69 +35,6 @@ func (i *importer) dnsbl() {
 		}
 		i.item("rbl_reply_maps", name, Exact, "", "")
 	}
-}
-
-// postscreen translates what stands before smtpd.
-func (i *importer) postscreen() {
-	ps := i.conf.postscreen
-	if ps == nil {
-		return
-	}
-	plain := true
-	for _, w := range words(ps["postscreen_access_list"]) {
-		if strings.EqualFold(w, "permit_mynetworks") {
-			i.item("postscreen_access_list", w, Exact, "", "")
-			continue
-		}
-		plain = false
-		name, _ := tableName(w)
-		if typ, _, ok := strings.Cut(name, ":"); !ok || typ == "" {
-			i.errorf("postscreen_access_list: %q is no table", w)
-			continue
-		}
-		i.table("postscreen_access_list", name) // a missing one fails the import
-		i.item("postscreen_access_list", name, NotReplicated, "the engine has no list before the client restrictions", optIgnore)
-	}
-	action := ps["postscreen_dnsbl_action"]
-	sites := i.sites(ps["postscreen_dnsbl_sites"])
-	threshold, err := strconv.Atoi(ps["postscreen_dnsbl_threshold"])
-	if err != nil {
-		i.errorf("postscreen_dnsbl_threshold: %q is no number", ps["postscreen_dnsbl_threshold"])
-	}
-	for _, s := range sites {
-		element := fmt.Sprintf("%s*%d", secretFree(s.Zone), s.Weight)
-		switch {
-		case action == "ignore":
-			i.item("postscreen_dnsbl_sites", element, Exact, "postscreen_dnsbl_action is ignore", "")
-		case !plain:
-			i.item("postscreen_dnsbl_sites", element, NotReplicated, "clients in postscreen_access_list must not be judged by it", optIgnore)
-		default:
-			i.item("postscreen_dnsbl_sites", element, Approximated,
-				"judged with the client restrictions; what postscreen remembers of a client isn't known", "")
-		}
-	}
-	if action != "ignore" && plain && len(sites) > 0 {
-		i.spec.DNSBL.Sites, i.spec.DNSBL.Threshold = sites, threshold
-		r := &i.spec.Restrictions
-		r.Client = slices.Insert(r.Client, 0, policy.Restriction{Kind: "reject_dnsbl_score"})
-	}
-}
-
-// sites reads postscreen_dnsbl_sites: zone[=filter][*weight].
-func (i *importer) sites(value string) []policy.DNSBLSite {
-	var sites []policy.DNSBLSite
-	for _, w := range words(value) {
-		zone, weight, weighted := strings.Cut(w, "*")
-		s := policy.DNSBLSite{Zone: zone, Weight: 1}
-		if weighted {
-			var err error
-			if s.Weight, err = strconv.Atoi(weight); err != nil {
-				i.errorf("postscreen_dnsbl_sites: %q has no number after *", w)
-			}
-		}
-		sites = append(sites, s)
-	}
-	return sites
 }
 
 // parameters reports the parameters that the other translations don't.

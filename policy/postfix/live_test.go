@@ -168,15 +168,22 @@ var liveRecipients = []string{
 
 func startPostfix(t *testing.T, extra string) (addr string, src postfix.Source) {
 	t.Helper()
+	return startServices(t, liveMaster, extra)
+}
+
+// startServices starts a Postfix whose master.cf has the address for its %s.
+func startServices(t *testing.T, master, extra string) (addr string, src postfix.Source) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	addr = l.Addr().String()
 	l.Close()
-	files := map[string]string{"master.cf": fmt.Sprintf(liveMaster, addr)}
+	files := map[string]string{"master.cf": fmt.Sprintf(master, addr)}
 	maps.Copy(files, liveFiles)
 	maps.Copy(files, contentFiles)
+	maps.Copy(files, screenFiles)
 	files["main.cf"] += extra
 	src = install(t, files)
 	src.Service = addr

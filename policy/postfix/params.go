@@ -44,8 +44,18 @@ var lists = []Parameter{
 	{Name: "sender_canonical_maps", Class: Exact, Elements: true, Why: "for tables that can be listed"},
 	{Name: "inet_interfaces", Class: Exact, Elements: true, Why: "mail to user@[address]"},
 	{Name: "proxy_interfaces", Class: Exact, Elements: true, Why: "mail to user@[address]"},
-	{Name: "postscreen_access_list", Class: NotReplicated, Elements: true, Why: "permit_mynetworks is"},
-	{Name: "postscreen_dnsbl_sites", Class: Approximated, Elements: true, Why: "without what postscreen remembers of a client"},
+	{Name: "postscreen_access_list", Class: Exact, Elements: true, Why: "for tables that can be listed"},
+	{Name: "postscreen_denylist_action", Class: Exact, Elements: true},
+	{Name: "postscreen_blacklist_action", Class: Exact, Elements: true, Why: "the older name of postscreen_denylist_action"},
+	{Name: "postscreen_dnsbl_sites", Class: Approximated, Elements: true, Why: whyMemory},
+	{Name: "postscreen_dnsbl_action", Class: Exact, Elements: true},
+	{Name: "postscreen_dnsbl_threshold", Class: Exact, Elements: true},
+	{Name: "postscreen_dnsbl_allowlist_threshold", Class: GivenDNS, Elements: true},
+	{Name: "postscreen_dnsbl_whitelist_threshold", Class: GivenDNS, Elements: true, Why: "the older name of postscreen_dnsbl_allowlist_threshold"},
+	{Name: "postscreen_dnsbl_reply_map", Class: Exact, Elements: true, Why: "for a table that can be listed"},
+	{Name: "postscreen_greet_action", Class: Approximated, Elements: true, Why: whyMemory},
+	{Name: "postscreen_greet_wait", Class: Exact, Elements: true, Why: "nobody waits unless postscreen_greet_action refuses"},
+	{Name: "postscreen_greet_banner", Class: Exact, Elements: true, Why: "without the primary's name in front"},
 	{Name: "relay_transport", Class: Exact, Elements: true, Why: "error: and retry: refuse recipients"},
 	{Name: "local_transport", Class: Exact, Elements: true, Why: "error: and retry: refuse recipients"},
 	{Name: "virtual_transport", Class: Exact, Elements: true, Why: "error: and retry: refuse recipients"},
@@ -80,7 +90,6 @@ var exact = append(named(Exact, "",
 ),
 	Parameter{Name: "smtpd_null_access_lookup_key", Class: Exact, Off: "<>"},
 	Parameter{Name: "smtpd_sasl_auth_enable", Class: Exact, Off: "no", Why: "clients that authenticate aren't served by a secondary"},
-	Parameter{Name: "postscreen_dnsbl_threshold", Class: Exact, Guard: "postscreen_dnsbl_action"},
 )
 
 // replaced parameters are followed in another way.
@@ -92,13 +101,15 @@ var replaced = []Parameter{
 	{Name: "smtpd_tls_req_ccert", Class: NotReplicated, Off: "no", Why: "the secondary asks for no client certificate"},
 	{Name: "smtpd_tls_ask_ccert", Class: NotReplicated, Off: "no", Why: "the secondary asks for no client certificate"},
 	{Name: "smtpd_tls_wrappermode", Class: NotReplicated, Off: "no", Why: "TLS from the first octet isn't served"},
-	{Name: "postscreen_dnsbl_action", Class: Approximated, Off: "ignore", Why: "refused at RCPT, or as smtpd_delay_reject says"},
 	{Name: "smtpd_forbid_bare_newline", Class: Approximated, Off: "no", Why: "the secondary never takes a bare LF for a line end"},
 	{Name: "smtpd_forbid_bare_newline_exclusions", Class: Approximated, Off: "-", Guard: "smtpd_forbid_bare_newline", Why: "nobody is excluded"},
 	{Name: "smtpd_forbid_bare_newline_reject_code", Class: Approximated, Guard: "smtpd_forbid_bare_newline", Why: "the secondary has a code of its own"},
 	{Name: "smtpd_forbid_unauth_pipelining", Class: Exact, Off: "no"},
 	{Name: "queue_minfree", Class: Approximated, Off: "0", Why: "the secondary watches its own disk"},
 }
+
+// whyMemory is what no copy of the configuration holds.
+const whyMemory = "every client is tested each time; postscreen remembers for a while who passed"
 
 // missing parameters decide on the primary and not on the secondary.
 var missing = []Parameter{
@@ -137,15 +148,9 @@ var missing = []Parameter{
 	{Name: "enable_idna2003_compatibility", Class: NotReplicated, Off: "no", Why: "domains follow IDNA2008"},
 	{Name: "relay_clientcerts", Class: NotReplicated, Off: "-", Guard: "smtpd_tls_ask_ccert", Why: "the secondary asks for no client certificate"},
 	{Name: "permit_mx_backup_networks", Class: NotReplicated, Off: "-", Why: "see permit_mx_backup"},
-	{Name: "postscreen_denylist_action", Class: NotReplicated, Off: "ignore", Why: "see postscreen_access_list"},
-	{Name: "postscreen_blacklist_action", Class: NotReplicated, Off: "ignore|-", Why: "see postscreen_access_list"},
 	{Name: "postscreen_allowlist_interfaces", Class: NotReplicated, Off: "static:all", Why: "connections to other addresses of the primary aren't seen"},
 	{Name: "postscreen_whitelist_interfaces", Class: NotReplicated, Off: "static:all|-", Why: "connections to other addresses of the primary aren't seen"},
-	{Name: "postscreen_dnsbl_allowlist_threshold", Class: NotReplicated, Off: "0", Why: "lets clients skip tests that the secondary doesn't have"},
-	{Name: "postscreen_dnsbl_whitelist_threshold", Class: NotReplicated, Off: "0|-", Why: "lets clients skip tests that the secondary doesn't have"},
-	{Name: "postscreen_dnsbl_timeout", Class: NotReplicated, Guard: "postscreen_dnsbl_action", Why: "the secondary has its own time limit"},
-	{Name: "postscreen_greet_action", Class: NotReplicated, Off: "ignore", Why: "the secondary waits before its greeting by its own configuration"},
-	{Name: "postscreen_greet_wait", Class: NotReplicated, Guard: "postscreen_greet_action", Why: "the secondary waits before its greeting by its own configuration"},
+	{Name: "postscreen_dnsbl_timeout", Class: Approximated, Guard: "postscreen_dnsbl_action", Off: "10s", Why: "the secondary has its own time limit"},
 	{Name: "postscreen_bare_newline_action", Class: NotReplicated, Guard: "postscreen_bare_newline_enable", Off: "ignore", Why: "a test after the greeting; a new client gets 450 once"},
 	{Name: "postscreen_bare_newline_enable", Class: NotReplicated, Off: "no", Why: "a test after the greeting; a new client gets 450 once"},
 	{Name: "postscreen_non_smtp_command_action", Class: NotReplicated, Guard: "postscreen_non_smtp_command_enable", Off: "ignore", Why: "a test after the greeting; a new client gets 450 once"},

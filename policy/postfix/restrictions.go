@@ -101,6 +101,8 @@ var restrictions = map[string]restriction{
 	"reject_multi_recipient_bounce":   {class: Exact},
 }
 
+const whyRefusing = "answers in 127.255.255.0/24 (the list refuses the question) don't count"
+
 // inert are restrictions that say nothing about a client of the secondary.
 var inert = []string{
 	"sleep", "permit_sasl_authenticated", "permit_inet_interfaces", "check_sasl_access", "check_etrn_access",
@@ -217,7 +219,7 @@ func (i *importer) element(parameter string, e element, implied string) []policy
 	default:
 		out = []policy.Restriction{{Kind: e.name, Arg: e.arg}}
 		if (strings.HasPrefix(e.name, "reject_rbl") || strings.HasPrefix(e.name, "reject_rhsbl")) && !strings.Contains(e.arg, "=") {
-			class, why = Approximated, "answers in 127.255.255.0/24 (the list refuses the question) don't count"
+			class, why = Approximated, whyRefusing
 		}
 	}
 	return append(out, i.restriction(parameter, e, class, why, options)...)

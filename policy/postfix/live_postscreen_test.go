@@ -1,0 +1,128 @@
+package postfix_test
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/internal/testmx"
+	"github.com/understudy-mx/understudy/policy"
+)
+
+const screenMain = "postscreen_upstream_proxy_protocol = haproxy\npostscreen_cache_map =\npostscreen_greet_wait = 1s\n" +
+	"smtpd_client_restrictions =\nsmtpd_helo_restrictions =\nsmtpd_sender_restrictions =\nsmtpd_recipient_restrictions =\n" +
+	"postscreen_access_list = permit_mynetworks, inline:{198.51.100.1=permit, 198.51.100.2=reject, {198.51.100.3 = reject, permit}, 198.51.100.4=permit_mynetworks, 198.51.100.5=dunno},\n" +
+	" cidr:@DIR@/screen.cidr, regexp:@DIR@/screen.regexp, inline:{198.51.100.77=permit}"
+
+var screenFiles = map[string]string{
+	"screen.cidr":   "!198.51.0.0/16 REJECT\n198.51.100.6 Permit\n198.51.100.5 reject\n198.51.100.64/26 dunno\n",
+	"screen.regexp": "/\\.7$/ permit\n/\\.8$/ reject\n",
+}
+
+var screenClients = []string{
+	"192.0.2.5", "203.0.113.5", "198.51.100.1", "198.51.100.2", "198.51.100.3", "198.51.100.4", "198.51.100.5", "198.51.100.6",
+	"198.51.100.7", "198.51.100.8", "198.51.100.9", "198.51.100.70", "198.51.100.77", "10.200.1.1", "10.0.0.66",
+}
+
+// TestPostscreenLikePostfix plays clients, patient and early ones, to a real
+// postscreen, which gets their addresses by the PROXY protocol. Its DNS lists
+// are compared in test/parity.
+func TestPostscreenLikePostfix(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Fatal("Postfix's master needs root: run the tests as root, as .ci/run does")
+	}
+	for name, extra := range map[string]string{
+		"enforce":       "\npostscreen_denylist_action = enforce\npostscreen_greet_action = enforce\n",
+		"drop":          "\npostscreen_blacklist_action = drop\npostscreen_greet_action = drop\n",
+		"mixed":         "\npostscreen_denylist_action = enforce\npostscreen_greet_action = drop\nsmtpd_delay_reject = no\n",
+		"early only":    "\npostscreen_greet_action = enforce\n",
+		"list only":     "\npostscreen_denylist_action = drop\n",
+		"reject to all": ", reject\npostscreen_denylist_action = enforce\nsmtpd_client_restrictions = reject\n",
+	} {
+		t.Run(name, func(t *testing.T) { compareScreen(t, screenMain+extra) })
+	}
+}
+
+func compareScreen(t *testing.T, extra string) {
+	addr, src := startServices(t, strings.Replace(liveMaster, "- - smtpd\n", "- 1 postscreen\nsmtpd pass - - n - - smtpd\n", 1), extra)
+	spec, _ := load(t, src)
+	snap, err := policy.Compile(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	type result struct{ what, live, ours string }
+	results := make(chan result)
+	for _, client := range screenClients {
+		for _, early := range []bool{false, true} {
+			go func() {
+				results <- result{fmt.Sprintf("client %s, early %v", client, early), screenLive(t, addr, client, early), screenEngine(t, snap, client, early)}
+			}()
+		}
+	}
+	seen := map[string]int{}
+	for range 2 * len(screenClients) {
+		r := <-results
+		if seen[r.live]++; r.live != r.ours {
+			t.Errorf("%s: Postfix %s, we %s", r.what, r.live, r.ours)
+		}
+	}
+	t.Log(seen)
+	if len(seen) < 2 {
+		t.Errorf("only %v: the sessions say little", seen)
+	}
+}
+
+// screenLive returns the reply that ended the session before its greeting, or
+// that to a recipient.
+func screenLive(t *testing.T, addr, client string, early bool) string {
+	c := dialLive(t, addr)
+	defer c.Close()
+	fmt.Fprintf(c, "PROXY TCP4 %s 127.0.0.1 4711 25\r\n", client)
+	if early {
+		if b, err := c.r.Peek(4); err != nil {
+			return "closed"
+		} else if string(b) == "220-" {
+			fmt.Fprint(c, "EHLO client.example\r\n")
+		} else {
+			early = false // it wasn't made to wait
+		}
+	}
+	got := c.say("")
+	switch {
+	case got[0] == '5':
+		return got
+	case !early:
+		c.say("EHLO client.example")
+	case strings.HasPrefix(got, "220"):
+		c.say("")
+	}
+	if got = c.say("MAIL FROM:<alice@mailbox.example>"); got[0] != '2' {
+		return got
+	}
+	return c.say("RCPT TO:<alice@mailbox.example>")
+}
+
+func screenEngine(t *testing.T, snap *policy.Snapshot, client string, early bool) string {
+	ctx := context.Background()
+	s := snap.Session(&testmx.MapResolver{}, envelope.Client{Addr: netip.MustParseAddr(client), Name: "unknown", ReverseName: "unknown"})
+	defer s.Close()
+	from, _, _ := envelope.ParseReversePath("<alice@mailbox.example>")
+	to, _, _ := envelope.ParseForwardPath("<alice@mailbox.example>")
+	greet := snap.Greet()
+	s.Connect(ctx)
+	for _, judge := range []func() policy.Verdict{
+		func() policy.Verdict { return s.Screen(ctx, early && greet.Early && greet.Teaser != "" && s.Waits()) },
+		func() policy.Verdict { return s.Helo(ctx, "client.example") },
+		func() policy.Verdict { return s.Mail(ctx, from, policy.MailParams{}) },
+		func() policy.Verdict { return s.Rcpt(ctx, to) },
+	} {
+		if v := judge(); v.Action == policy.Reject || v.Action == policy.Defer {
+			return fmt.Sprintf("%d %s", v.Reply.Code, v.Reply.Enhanced)
+		}
+	}
+	return "250 2.1.5"
+}
