@@ -9,7 +9,9 @@ demo:
 
 test:
 	test/install-peers
-	go test -race -shuffle=on -timeout 20m ./...
+	go test -race -shuffle=on -timeout 30m $$(go list ./... | grep -v /test)
+	go test -timeout 30m ./queue
+	go test -race -p 1 -timeout 40m ./test/...
 
 # So many power cuts, each looked at: docs/DURABILITY.md.
 STATES = 1000000
@@ -29,6 +31,11 @@ bench:
 # 10,000 idle sessions and 5,000 slow senders: docs/BENCHMARKS.md, Door.
 bench-door:
 	LOAD=full go test -timeout 10m -run 'TestIdleSessions|TestSlowSenders|TestSoak' -v ./smtpd
+
+# Hours: every profile with 100,000 sessions, and every mutant of its policy.
+parity:
+	test/install-peers
+	SESSIONS=100000 MUTANTS=1 go test -timeout 24h -v -run TestProfiles ./test/parity
 
 generate:
 	go generate ./...

@@ -75,16 +75,6 @@ func (b *book) set(id string, f fate, only bool) {
 	b.mails[id] = p
 }
 
-// count is how many messages must be there.
-func (b *book) count() (n int) {
-	for _, p := range b.now() {
-		if p.must() {
-			n++
-		}
-	}
-	return n
-}
-
 // accept offers a message; it is promised once that returns without error.
 func (b *book) accept(q *Queue, body string, to ...string) (string, error) {
 	d, err := q.Begin(mailTo(to...))

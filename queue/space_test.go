@@ -8,6 +8,9 @@ import (
 	"github.com/understudy-mx/understudy/internal/testmx"
 )
 
+// backWithin is how soon mail is accepted again once a fault has gone.
+const backWithin = 5 * time.Second
+
 func TestInodeFloor(t *testing.T) {
 	disk := newMemDisk()
 	now := time.Now()
