@@ -9,7 +9,10 @@ import (
 func (d draw) path(mailbox string) string {
 	at := strings.LastIndexByte(mailbox, '@')
 	local, domain := mailbox[:max(0, at)], mailbox[at+1:]
-	if d.IntN(4) > 0 {
+	if at < 0 {
+		local, domain = mailbox, d.often(d.m.Senders)
+	}
+	if d.focus != mixed || d.IntN(4) > 0 {
 		return "<" + local + "@" + domain + ">"
 	}
 	f := addressForms[d.IntN(len(addressForms))]

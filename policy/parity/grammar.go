@@ -9,11 +9,30 @@ import (
 // draw makes one session.
 type draw struct {
 	*rand.Rand
-	m *Material
+	m     *Material
+	focus focus
 }
 
+// focus is what is out of the ordinary in a session. Half of them mix all; the
+// others leave all but one thing as it should be, so that each rule is reached.
+type focus int
+
+const (
+	mixed focus = iota
+	onClient
+	onHelo
+	onSender
+	onRecipient
+)
+
+// plain says that something is to be as it should.
+func (d draw) plain(what focus) bool { return d.focus != mixed && d.focus != what }
+
 func (m *Material) session(r *rand.Rand) Session {
-	d := draw{r, m}
+	d := draw{Rand: r, m: m}
+	if d.oneIn(2) {
+		d.focus = focus(1 + d.IntN(4))
+	}
 	s := Session{Client: d.client()}
 	add := func(line string) { s.Commands = append(s.Commands, Command{Line: line}) }
 	if !d.oneIn(40) {
@@ -61,7 +80,7 @@ func (d draw) often(list []string) string {
 }
 
 func (d draw) client() Client {
-	if len(d.m.Clients) == 0 || d.oneIn(2) {
+	if len(d.m.Clients) == 0 || d.plain(onClient) || d.focus == mixed && d.oneIn(2) {
 		return d.m.plainClient()
 	}
 	return d.m.Clients[d.IntN(len(d.m.Clients))]
@@ -81,6 +100,8 @@ func (d draw) helo() string {
 		verb = d.pick([]string{"HELO ", "HELO ", "ehlo ", "Helo "})
 	}
 	switch {
+	case d.plain(onHelo):
+		return "EHLO " + d.m.first(d.m.Helos)
 	case d.oneIn(5):
 		return verb + d.pick(oddHelos)
 	case d.oneIn(20) && len(d.m.Strings) > 0:
@@ -95,6 +116,9 @@ func (d draw) helo() string {
 
 func (d draw) mail() string {
 	verb := "MAIL FROM:"
+	if d.plain(onSender) {
+		return verb + "<bob@" + d.m.first(d.m.Senders) + ">"
+	}
 	if d.oneIn(20) {
 		verb = d.pick([]string{"mail from:", "MAIL FROM: ", "MAIL  FROM:", "MAIL TO:", "MAIL ", "Mail From:"})
 	}
@@ -133,6 +157,9 @@ func (d draw) mailParams() string {
 
 func (d draw) rcpt() string {
 	verb := "RCPT TO:"
+	if d.plain(onRecipient) {
+		return verb + d.path(d.pick(d.m.Recipients))
+	}
 	if d.oneIn(25) {
 		verb = d.pick([]string{"rcpt to:", "RCPT TO: ", "RCPT  TO:", "RCPT FROM:", "RCPT ", "Rcpt To:"})
 	}

@@ -14,6 +14,12 @@ func (m *Material) pattern(p string) {
 		}
 	}
 	for _, s := range examples(p) {
+		s = strings.Map(func(r rune) rune {
+			if r < ' ' || r == 0x7f {
+				return ' ' // no server of ours reads control characters
+			}
+			return r
+		}, s)
 		m.Strings = append(m.Strings, s)
 		switch {
 		case strings.Contains(s, "@"):

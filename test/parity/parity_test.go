@@ -1,0 +1,170 @@
+// Package parity plays the same sessions against a real Postfix and against
+// our server with the policy that was imported from it, and expects the same
+// replies. It needs root: Postfix's master does, and so does the DNS that it
+// is given.
+//
+// SESSIONS sets how many sessions each profile gets, SEED which ones, MUTANTS
+// that every so many-th mutant of each policy is played (1: all, 0: none).
+package parity
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/internal/resolver"
+	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/parity"
+	"github.com/understudy-mx/understudy/smtpd"
+)
+
+const (
+	parallel        = 6
+	defaultSessions = 2000
+	defaultMutants  = 8
+	// recorded bounds the sessions that mutants are played against.
+	recorded = 6000
+)
+
+func number(t *testing.T, name string, def int) int {
+	t.Helper()
+	s := os.Getenv(name)
+	if s == "" {
+		return def
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil {
+		t.Fatalf("%s=%q is no number", name, s)
+	}
+	return n
+}
+
+// TestProfiles compares every profile of the importer.
+func TestProfiles(t *testing.T) {
+	dirs, err := filepath.Glob("../../policy/postfix/testdata/profiles/*")
+	if err != nil || len(dirs) < 10 {
+		t.Fatalf("only %d profiles: %v", len(dirs), err)
+	}
+	for _, dir := range dirs {
+		t.Run(filepath.Base(dir), func(t *testing.T) { profile(t, filepath.Base(dir)) })
+	}
+}
+
+func profile(t *testing.T, name string) {
+	d := startWorld(t)
+	p := newPrimary(t, name, d.Addr())
+	m := world(t, d, p.spec)
+	local, stop := serve(t, p.spec, d.Addr())
+	defer stop()
+	var mu sync.Mutex // guards the two below
+	var trace []played
+	whys := map[string]int{}
+	o := parity.Options{
+		Primary: p.dial, Local: local, Material: m, Parallel: parallel,
+		Sessions: number(t, "SESSIONS", defaultSessions), Seed: uint64(number(t, "SEED", 1)),
+		Observe: func(n int, s parity.Session, d *parity.Difference, primary parity.Transcript) bool {
+			mu.Lock()
+			defer mu.Unlock()
+			if d == nil {
+				if len(trace) < recorded {
+					trace = append(trace, played{s, primary})
+				}
+				return false
+			}
+			why, ok := explained(d)
+			whys[why]++
+			return ok
+		},
+	}
+	res, err := parity.Run(t.Context(), o)
+	var b strings.Builder
+	res.Print(&b)
+	delete(whys, "")
+	t.Logf("by its report this profile's primary was changed in %d ways:\n  %s\nforms of addresses that are read otherwise: %v\n%s",
+		len(p.settled), strings.Join(p.settled, "\n  "), whys, &b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if res.Differences > 0 {
+		t.Errorf("%d differences", res.Differences)
+	}
+	step := defaultMutants
+	if _, err := os.Stat(filepath.Join("testdata", name, "same.txt")); err != nil {
+		step = 0 // nobody has looked yet at those that can't be seen
+	}
+	if step = number(t, "MUTANTS", step); step > 0 {
+		mutations(t, p.spec, d.Addr(), trace, step, same(t, name))
+	}
+}
+
+// same reads the mutants that no session can tell from the original: a line
+// is a part of the mutant's name, " # " and the reason.
+func same(t *testing.T, profile string) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	for _, name := range []string{"testdata/same.txt", filepath.Join("testdata", profile, "same.txt")} {
+		b, err := os.ReadFile(name)
+		if err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(b)) {
+			line = strings.TrimSpace(line)
+			if what, reason, ok := strings.Cut(line, " # "); ok {
+				out[strings.TrimSpace(what)] = reason
+			} else if line != "" {
+				t.Fatalf("%s: %q has no reason", name, line)
+			}
+		}
+	}
+	return out
+}
+
+func (p *primary) dial(ctx context.Context) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, "tcp", p.addr)
+}
+
+// serve runs our server with a policy, in memory.
+func serve(t *testing.T, spec *policy.Spec, nameserver string) (d parity.Dialer, stop func()) {
+	t.Helper()
+	spec.Limits.SoftErrors = 0 // as smtpd_error_sleep_time = 0 on the other side
+	snap, err := policy.Compile(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &smtpd.Server{
+		Hostname: "secondary.example.org", Policy: func() *policy.Snapshot { return snap },
+		Resolver: resolver.New(resolver.Options{Servers: []string{nameserver}}), Spool: nowhere{},
+		XClientFrom: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}, MaxUnknownRecipients: 1 << 20,
+	}
+	pipe := parity.NewPipe()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(ctx, pipe) }()
+	return pipe.Dial, func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("serve: %v", err)
+		}
+	}
+}
+
+// nowhere takes messages and forgets them.
+type nowhere struct{}
+
+func (nowhere) Ready(int64) error { return nil }
+func (nowhere) Begin(e *envelope.Envelope) (smtpd.Draft, error) {
+	e.ID = "nowhere"
+	return nowhere{}, nil
+}
+func (nowhere) Write(b []byte) (int, error)  { return len(b), nil }
+func (nowhere) ID() string                   { return "nowhere" }
+func (nowhere) Commit(context.Context) error { return nil }
+func (nowhere) Abort()                       {}

@@ -1,0 +1,373 @@
+package parity
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/postfix"
+)
+
+// primary is a profile twice: its configuration as the importer reads it, and
+// a real Postfix that runs a copy of it. The copy differs by testOnly, and by
+// what the import's report says that the secondary can't do: there it does
+// what the report says the secondary does instead. So every difference that is
+// left is one that the report kept silent about.
+type primary struct {
+	t       *testing.T
+	dir     string
+	addr    string
+	spec    *policy.Spec
+	report  postfix.Report
+	settled []string // items of the report that were evened out
+	cmd     *exec.Cmd
+	done    chan error
+}
+
+// testOnly is what the test changes: where Postfix keeps its things, who may
+// use XCLIENT, no waits, no counting over sessions, no delivery.
+const testOnly = `
+queue_directory = %[1]s/queue
+data_directory = %[1]s/data
+maillog_file = %[1]s/mail.log
+maillog_file_prefixes = /
+smtpd_authorized_xclient_hosts = 127.0.0.1
+smtpd_error_sleep_time = 0
+smtpd_client_connection_count_limit = 0
+smtpd_client_connection_rate_limit = 0
+max_use = 5000
+in_flow_delay = 0
+local_transport = discard:
+virtual_transport = discard:
+relay_transport = discard:
+default_transport = discard:
+`
+
+const masterCF = `%s inet n - n - - smtpd
+cleanup unix n - n - 0 cleanup
+qmgr unix n - n 300 1 qmgr
+rewrite unix - - n - - trivial-rewrite
+bounce unix - - n - 0 bounce
+defer unix - - n - 0 bounce
+trace unix - - n - 0 bounce
+verify unix - - n - 1 verify
+proxymap unix - - n - - proxymap
+error unix - - n - - error
+retry unix - - n - - error
+discard unix - - n - - discard
+anvil unix - - n - 1 anvil
+tlsmgr unix - - n 1000? 1 tlsmgr
+postlog unix-dgram n - n - 1 postlogd
+`
+
+// newPrimary imports a profile and starts a Postfix that has the DNS server at
+// nameserver for its only one.
+func newPrimary(t *testing.T, profile, nameserver string) *primary {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Fatal("a real Postfix is the primary here, with a DNS of its own; both need root: run the tests as root, as .ci/run does")
+	}
+	p := &primary{t: t, dir: tempDir(t), addr: freeAddr(t)}
+	for _, d := range []string{"conf", "run", "queue", "data"} {
+		if err := os.Mkdir(filepath.Join(p.dir, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	conf, run := filepath.Join(p.dir, "conf"), filepath.Join(p.dir, "run")
+	src := postfix.Source{ConfigDir: conf, Commands: map[string][]string{}}
+	p.install(profile, conf, &src)
+	p.install(profile, run, nil)
+	var err error
+	if p.spec, p.report, err = postfix.Import(context.Background(), src); err != nil {
+		t.Fatal(err)
+	}
+	p.configure(src, run)
+	p.start(nameserver)
+	return p
+}
+
+// install copies a profile, @DIR@ being where it ends up. The databases that a
+// profile asks are played by lists in testdata: the importer gets them as the
+// operator's own listing, Postfix as texthash.
+func (p *primary) install(profile, dir string, src *postfix.Source) {
+	t := p.t
+	t.Helper()
+	files := map[string]string{}
+	for _, d := range []string{filepath.Join("../../policy/postfix/testdata/profiles", profile), filepath.Join("testdata", profile)} {
+		names, _ := filepath.Glob(filepath.Join(d, "*"))
+		for _, name := range names {
+			files[filepath.Base(name)] = readFile(t, name)
+		}
+	}
+	if len(files["main.cf"]) == 0 {
+		t.Fatalf("there is no profile %s", profile)
+	}
+	if files["master.cf"] == "" {
+		files["master.cf"] = "smtp inet n - n - - smtpd\n"
+	}
+	delete(files, "want.txt")
+	delete(files, "same.txt")
+	for name, text := range files {
+		if db, ok := strings.CutSuffix(name, ".list"); ok && src != nil {
+			for _, typ := range []string{"mysql", "pgsql", "sqlite", "ldap"} {
+				src.Commands[typ+":"+dir+"/"+db] = []string{"cat", filepath.Join(dir, name)}
+			}
+		}
+		text = strings.ReplaceAll(text, "@DIR@", dir)
+		if src == nil {
+			for _, typ := range []string{"mysql", "pgsql", "sqlite", "ldap"} {
+				text = replaceTable(text, typ+":"+dir+"/", "texthash:"+dir+"/", ".list")
+			}
+		}
+		writeOld(t, filepath.Join(dir, name), text)
+	}
+	if src != nil && strings.Contains(files["master.cf"], "postscreen") {
+		src.Service = "smtpd" // XCLIENT can't speak to postscreen
+	}
+	index(t, dir)
+}
+
+// replaceTable turns from+name into to+name+suffix.
+func replaceTable(text, from, to, suffix string) string {
+	for {
+		before, rest, found := strings.Cut(text, from)
+		if !found {
+			return text
+		}
+		end := strings.IndexAny(rest, " ,\t\r\n")
+		if end < 0 {
+			end = len(rest)
+		}
+		text = before + to + rest[:end] + suffix + rest[end:]
+	}
+}
+
+// index makes the hash tables of a directory.
+func index(t *testing.T, dir string) {
+	t.Helper()
+	maps, _ := filepath.Glob(filepath.Join(dir, "*.map"))
+	for _, name := range maps {
+		if out, err := exec.Command("/usr/sbin/postmap", "-c", dir, "hash:"+name).CombinedOutput(); err != nil {
+			t.Fatalf("postmap %s: %v\n%s", name, err, out)
+		}
+	}
+}
+
+// configure makes the copy run: the service's overrides move to main.cf, then
+// come the items of the report and testOnly.
+func (p *primary) configure(src postfix.Source, run string) {
+	t := p.t
+	t.Helper()
+	service := "smtp/inet/"
+	if src.Service != "" {
+		service = src.Service + "/pass/"
+	}
+	for line := range strings.Lines(p.postconf(run, "-P")) {
+		if rest, ok := strings.CutPrefix(line, service); ok {
+			p.postconf(run, "-e", strings.TrimSpace(rest))
+		}
+	}
+	writeOld(t, filepath.Join(run, "master.cf"), fmt.Sprintf(masterCF, p.addr))
+	for _, it := range p.report.Items {
+		if it.Class == postfix.NotReplicated {
+			it.Parameter = strings.ReplaceAll(it.Parameter, filepath.Join(p.dir, "conf"), run)
+			it.Element = strings.ReplaceAll(it.Element, filepath.Join(p.dir, "conf"), run)
+			p.even(run, it)
+		}
+	}
+	p.postconf(run, append([]string{"-e"}, strings.Split(strings.TrimSpace(fmt.Sprintf(testOnly, p.dir)), "\n")...)...)
+	main := filepath.Join(run, "main.cf")
+	writeOld(t, main, strings.ReplaceAll(readFile(t, main), "sleep 1", "sleep 0"))
+	index(t, run)
+}
+
+// even makes the copy do what the secondary does instead of an item.
+func (p *primary) even(run string, it postfix.Item) {
+	p.t.Helper()
+	set := func(value string) {
+		// Not appended: a line that overrides another is a warning, and a
+		// Postfix with many of those at its start hangs in its own log.
+		p.postconf(run, "-e", it.Parameter+" = "+value)
+		p.settled = append(p.settled, it.ID()+" → "+it.Instead)
+	}
+	instead := map[string]string{"ignore": "", "soften": "defer_if_reject", "defer": "defer_if_permit"}[it.Instead]
+	at := slices.IndexFunc(postfix.Parameters, func(q postfix.Parameter) bool { return q.Name == it.Parameter })
+	switch {
+	case strings.HasPrefix(it.Parameter, "postscreen_") || strings.HasPrefix(it.Parameter, "smtpd_client_connection_") || strings.HasSuffix(it.Parameter, "_transport"):
+		// Nothing that testOnly doesn't do.
+	case strings.Contains(it.Parameter, ":"): // inside of a table
+		_, file, _ := strings.Cut(it.Parameter, ":")
+		text := readFile(p.t, file)
+		if instead == "" {
+			instead = "sleep 0"
+		}
+		if !strings.Contains(text, it.Element) {
+			p.t.Fatalf("%s: %q isn't in it as the report spells it", file, it.Element)
+		}
+		writeOld(p.t, file, strings.ReplaceAll(text, it.Element, instead))
+		p.settled = append(p.settled, it.ID()+" → "+it.Instead)
+	case at < 0 || strings.HasSuffix(it.Parameter, "_restrictions"):
+		list := strings.Join(strings.Fields(strings.ReplaceAll(p.postconf(run, "-xh", it.Parameter), ",", " ")), " ")
+		element := strings.Join(strings.Fields(it.Element), " ")
+		if !strings.Contains(" "+list+" ", " "+element+" ") {
+			if name := strings.ReplaceAll(element, ":"+run, ":proxy"); name == element {
+				p.t.Fatalf("%s = %s: %q isn't in it as the report spells it", it.Parameter, list, element)
+			}
+		}
+		if at < 0 && instead == "" {
+			instead = "sleep 0" // a class must not be empty
+		}
+		set(strings.ReplaceAll(" "+list+" ", " "+element+" ", " "+instead+" "))
+	case postfix.Parameters[at].Elements:
+		set("")
+	case postfix.Parameters[at].Off == "": // a detail of another
+	default:
+		off, _, _ := strings.Cut(postfix.Parameters[at].Off, "|")
+		set(strings.TrimPrefix(off, "-"))
+	}
+}
+
+func (p *primary) postconf(dir string, args ...string) string {
+	p.t.Helper()
+	var stderr bytes.Buffer
+	cmd := exec.Command("/usr/sbin/postconf", append([]string{"-c", dir}, args...)...)
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		p.t.Fatalf("postconf %q: %v\n%s", args, err, &stderr)
+	}
+	return string(out)
+}
+
+// start runs Postfix in a mount namespace of its own, in which the test's DNS
+// is the system's and /etc/hosts is empty.
+func (p *primary) start(nameserver string) {
+	t := p.t
+	t.Helper()
+	run := filepath.Join(p.dir, "run")
+	host, _, _ := net.SplitHostPort(nameserver)
+	writeOld(t, filepath.Join(p.dir, "resolv.conf"), "nameserver "+host+"\noptions timeout:5 attempts:2\n")
+	writeOld(t, filepath.Join(p.dir, "nsswitch.conf"), "passwd: files\ngroup: files\nhosts: dns\n")
+	writeOld(t, filepath.Join(p.dir, "hosts"), "")
+	for _, cmd := range [][]string{
+		{"chown", "postfix", filepath.Join(p.dir, "data")},
+		{"postfix", "-c", run, "check"},
+	} {
+		if out, err := exec.Command(cmd[0], cmd[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%q: %v\n%s", cmd, err, out)
+		}
+	}
+	p.cmd = exec.Command("unshare", "--mount", "sh", "-ec", `
+		for f in resolv.conf nsswitch.conf hosts; do mount --bind "$0/$f" "/etc/$f"; done
+		exec /usr/lib/postfix/sbin/master -c "$0/run" -d`, p.dir)
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	var out bytes.Buffer
+	p.cmd.Stdout, p.cmd.Stderr = &out, &out
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p.done = make(chan error, 1)
+	go func() { p.done <- p.cmd.Wait() }()
+	t.Cleanup(func() {
+		if err := syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+			t.Errorf("kill Postfix: %v", err)
+		}
+		<-p.done
+		if t.Failed() {
+			t.Logf("Postfix said: %s\nits warnings:\n%s", &out, p.complaints())
+			if os.Getenv("KEEP") != "" {
+				exec.Command("cp", "-a", p.dir, os.Getenv("KEEP")).Run()
+			}
+		}
+	})
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		c, err := net.DialTimeout("tcp", p.addr, time.Second)
+		if err == nil {
+			c.Close()
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("Postfix doesn't listen on %s: %v", p.addr, err)
+		}
+	}
+}
+
+// complaints are the warnings in Postfix's log, each kind once.
+func (p *primary) complaints() string {
+	b, _ := os.ReadFile(filepath.Join(p.dir, "mail.log"))
+	seen := map[string]bool{}
+	var out []string
+	for line := range strings.Lines(string(b)) {
+		_, what, ok := strings.Cut(line, ": ")
+		if ok && len(out) < 40 && (strings.Contains(what, "warning: ") || strings.Contains(what, "fatal: ") || strings.Contains(what, "panic: ")) && !seen[what[:min(60, len(what))]] {
+			seen[what[:min(60, len(what))]] = true
+			out = append(out, line)
+		}
+	}
+	return strings.Join(out, "")
+}
+
+// tempDir is like t.TempDir, but other users may pass through it: Postfix's
+// daemons drop root. It is in memory where that is possible: a primary that
+// waits for the disk at every start and message tests nothing more.
+func tempDir(t *testing.T) string {
+	t.Helper()
+	parent := "/dev/shm"
+	if st, err := os.Stat(parent); err != nil || !st.IsDir() {
+		parent = ""
+	}
+	dir, err := os.MkdirTemp(parent, "understudy-parity")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// freeAddr returns a loopback address that nobody listens on.
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return ln.Addr().String()
+}
+
+// writeOld writes a file and dates it back: Postfix waits for what was changed
+// just now to settle.
+func writeOld(t *testing.T, name, content string) {
+	t.Helper()
+	hourAgo := time.Now().Add(-time.Hour)
+	err := os.WriteFile(name, []byte(content), 0o644)
+	if err == nil {
+		err = os.Chtimes(name, hourAgo, hourAgo)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func readFile(t *testing.T, name string) string {
+	t.Helper()
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
