@@ -23,6 +23,7 @@ func (f *front) receive() {
 		w: tx.draft, normalize: f.srv.BareNewline == "normalize", lineStart: true, inHeader: true,
 		maxSize: f.lim.MessageSize, maxHeader: f.srv.MaxHeaderBytes, maxFields: f.srv.MaxHeaderFields, maxLine: f.srv.MaxLine,
 	}
+	b.checks = f.policy.Content()
 	_, b.err = io.WriteString(tx.draft, received(f.srv.Hostname, &tx.env, f.tls != nil))
 	if err := f.readBody(&b); err != nil {
 		f.abort()
@@ -167,8 +168,9 @@ func (f *front) commit(b *body) {
 // the dot-stuffing out, writes the content on, and notes what is wrong with it.
 type body struct {
 	w         io.Writer
-	err       error // the first of w
-	normalize bool  // bare line feeds become CRLF
+	err       error     // the first of w
+	checks    io.Writer // the policy's, of headers and bodies; nil when it has none
+	normalize bool      // bare line feeds become CRLF
 	ended     time.Time
 
 	lineStart bool // what comes next stands behind CRLF, or is the message's start
@@ -259,6 +261,9 @@ func (b *body) write(p []byte) {
 	b.size += int64(len(p))
 	if len(p) == 0 || b.err != nil || b.dirty() || b.tooBig() || b.headerTooBig || b.tooManyFields() || b.lineTooLong {
 		return
+	}
+	if b.checks != nil {
+		b.checks.Write(p) // never fails; what it finds is in the verdict
 	}
 	_, b.err = b.w.Write(p)
 }

@@ -76,6 +76,9 @@ func (f *front) command(line string) {
 		verb, arg = line[:i], strings.TrimLeft(line[i:], " \t")
 	}
 	verb = upper(verb)
+	if f.aheadOfTurn(verb) {
+		return
+	}
 	switch verb {
 	case "EHLO", "HELO":
 		f.verb = verb
@@ -108,6 +111,28 @@ func (f *front) command(line string) {
 	}
 }
 
+// aheadOfTurn notes, for the policy, a client that sent more behind a command
+// that must be the last of a group (RFC 2920 §3.1), or behind any without
+// EHLO. It hangs up where the policy wants that.
+func (f *front) aheadOfTurn(verb string) (over bool) {
+	switch verb {
+	case "MAIL", "RCPT", "RSET":
+		if f.client.Protocol == "ESMTP" {
+			return false
+		}
+	}
+	if len(f.in.pending()) == 0 {
+		return false
+	}
+	f.policy.Pipelined()
+	if !f.snap.Protocol().ForbidPipelining {
+		return false
+	}
+	f.limit("pipelining")
+	f.hangUp("error", envelope.NewReply(554, "5.5.0", "Error: SMTP protocol synchronization"))
+	return true
+}
+
 // junkCommand counts a command that does no work.
 func (f *front) junkCommand() {
 	if f.junk++; f.lim.JunkCommands > 0 && f.junk > f.lim.JunkCommands {
@@ -119,6 +144,8 @@ func (f *front) small(arg string) {
 	switch {
 	case f.verb == "NOOP":
 		f.reply(ok)
+	case f.verb == "VRFY" && f.snap.Protocol().DisableVRFY:
+		f.reply(envelope.NewReply(502, "5.5.1", "VRFY command is disabled"))
 	case f.verb == "VRFY":
 		f.reply(envelope.NewReply(252, "2.0.0", "Cannot verify, send some mail and see"))
 	case arg != "":

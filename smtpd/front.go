@@ -135,7 +135,7 @@ func (f *front) step() {
 	}
 	line, err := f.readCommand()
 	if err == nil {
-		f.command(line)
+		f.command(f.policy.Command(line))
 		return
 	}
 	timeout := errors.Is(err, os.ErrDeadlineExceeded)

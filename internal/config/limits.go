@@ -32,6 +32,7 @@ var limits = []limit{
 	{"loop", "two Received fields of ours", "554 5.4.6"},
 	{"bare_newline", "bare_newline", "550 5.6.0, hang up"},
 	{"bad_octets", "a carriage return alone or a NUL in a message", "550 5.6.0, hang up"},
+	{"pipelining", "a command sent ahead of its turn, where the primary forbids that (smtpd_forbid_unauth_pipelining)", "554 5.5.0, hang up"},
 	{"starttls_injection", "anything sent behind STARTTLS before the handshake", "554 5.5.1, hang up"},
 	{"not_smtp", "the first word of HTTP, of a header field or of a binary protocol", "221 2.7.0, hang up"},
 }
