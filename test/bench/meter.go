@@ -15,7 +15,6 @@ type usage struct {
 	cpu     time.Duration
 	written int64 // octets that were to go to the device
 	flushes int64 // of the device, by anybody
-	pss     int64 // octets resident, shared pages divided
 }
 
 // tick is the unit of CPU times in /proc: Linux fixes USER_HZ at 100.
