@@ -142,6 +142,23 @@ func TestChoices(t *testing.T) {
 	}
 }
 
+// TestOlderNames reads obsolete restrictions as what took their place.
+func TestOlderNames(t *testing.T) {
+	src := install(t, map[string]string{"main.cf": base + "maps_rbl_domains = a.example, b.example\n" +
+		"smtpd_client_restrictions = reject_maps_rbl, reject_rbl c.example=127.0.0.2, reject_unknown_client, check_etrn_access inline:{x=OK}\n" +
+		"smtpd_helo_restrictions = reject_unknown_hostname\nsmtpd_sender_restrictions = reject_unknown_address\n" +
+		"smtpd_recipient_restrictions = check_relay_domains\n"})
+	spec, _ := load(t, src)
+	r := spec.Restrictions
+	want := [][]string{
+		{"reject_rbl_client a.example", "reject_rbl_client b.example", "reject_rbl_client c.example=127.0.0.2", "reject_unknown_client_hostname"},
+		{"reject_unknown_helo_hostname"}, {"reject_unknown_sender_domain"}, {"permit_auth_destination", "reject_unauth_destination"},
+	}
+	if diff := cmp.Diff(want, [][]string{kinds(r.Client), kinds(r.Helo), kinds(r.Sender), kinds(r.Recipient)}); diff != "" {
+		t.Error(diff)
+	}
+}
+
 // TestAccessValues translates lists of restrictions inside of access tables.
 func TestAccessValues(t *testing.T) {
 	src := install(t, map[string]string{

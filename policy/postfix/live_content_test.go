@@ -64,6 +64,7 @@ func contentMessages() map[string]string {
 		"late":                  "Subject: x\n\n" + strings.Repeat(strings.Repeat("y", 79)+"\n", 600) + "late\n",
 		"too late":              "Subject: x\n\n" + strings.Repeat(strings.Repeat("y", 79)+"\n", 700) + "late\n",
 		"late in a second part": multi("\n" + strings.Repeat(strings.Repeat("y", 79)+"\n", 700) + "--b\n\nlate"),
+		"long header":           "Subject: " + strings.Repeat("y", 200) + " lottery\n\nx\n",
 		"49 hops":               strings.Repeat("Received: from a by b\n", 48) + "Subject: x\n\nx\n",
 		"50 hops":               strings.Repeat("Received: from a by b\n", 50) + "Subject: x\n\nx\n",
 		"hops and lottery":      "Subject: lottery\n" + strings.Repeat("Received: from a by b\n", 50) + "\nx\n",
@@ -84,7 +85,7 @@ func TestContentLikePostfix(t *testing.T) {
 		"header only": contentMain + "mime_header_checks = $header_checks\nnested_header_checks = $header_checks\nbody_checks =\n",
 		"body only":   contentMain + "header_checks =\nmime_header_checks =\nnested_header_checks =\nbody_checks_size_limit = 1000\n",
 		"no limit":    contentMain + "body_checks_size_limit = 0\ndisable_mime_input_processing = yes\n",
-		"narrow":      contentMain + "mime_nesting_limit = 1\nmime_boundary_length_limit = 1\nhopcount_limit = 10\nline_length_limit = 2000\n",
+		"narrow":      contentMain + "mime_nesting_limit = 1\nmime_boundary_length_limit = 1\nheader_size_limit = 100\nhopcount_limit = 10\nline_length_limit = 2000\n",
 		"switched off": contentMain + "receive_override_options = no_header_body_checks, no_unknown_recipient_checks\n" +
 			"smtpd_recipient_restrictions = reject_unlisted_recipient\nsmtpd_sender_restrictions = reject_unlisted_sender\n",
 	} {

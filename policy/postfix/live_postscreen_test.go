@@ -40,7 +40,7 @@ func TestPostscreenLikePostfix(t *testing.T) {
 		"drop":          "\npostscreen_blacklist_action = drop\npostscreen_greet_action = drop\n",
 		"mixed":         "\npostscreen_denylist_action = enforce\npostscreen_greet_action = drop\nsmtpd_delay_reject = no\n",
 		"early only":    "\npostscreen_greet_action = enforce\n",
-		"list only":     "\npostscreen_denylist_action = drop\n",
+		"list only":     "\npostscreen_denylist_action = drop\npostscreen_greet_banner =\n",
 		"reject to all": ", reject\npostscreen_denylist_action = enforce\nsmtpd_client_restrictions = reject\n",
 	} {
 		t.Run(name, func(t *testing.T) { compareScreen(t, screenMain+extra) })

@@ -112,6 +112,18 @@ func TestLikePostfix(t *testing.T) {
 			"transport_maps = inline:{{tag@mailbox.example = error:5.7.6 moved}, {.one.example = retry:4.3.2 wait}, second.example=smtp:x}\n" +
 			"relay_transport = relay\nrelocated_maps = inline:{{alice@mailbox.example = elsewhere}, {@alias.example = new}}\n" +
 			"virtual_transport = error:no mailboxes\nsmtpd_sender_restrictions =\n",
+		"codes": "access_map_defer_code = 455\nreject_code = 558\ndefer_code = 456\ninvalid_hostname_reject_code = 502\nnon_fqdn_reject_code = 505\n" +
+			"plaintext_reject_code = 457\nmulti_recipient_bounce_reject_code = 552\nunknown_local_recipient_reject_code = 555\n" +
+			"unknown_virtual_alias_reject_code = 559\nunknown_virtual_mailbox_reject_code = 557\nsmtpd_recipient_limit = 1000\n" +
+			"smtpd_restriction_classes = inner, outer, rej, def, plain, multi\nrej = reject\ndef = defer\nplain = reject_plaintext_session\nmulti = reject_multi_recipient_bounce\n" +
+			"smtpd_recipient_restrictions = check_recipient_access inline:{{list@mailbox.example = rej}, {tag+x@mailbox.example = def}, {old@mailbox.example = plain}, {any@second.example = multi}},\n" +
+			" reject_non_fqdn_recipient, check_recipient_access hash:@DIR@/rcpt.map, reject_unauth_destination\n",
+		"older names": "smtpd_helo_restrictions = reject_invalid_hostname, reject_non_fqdn_hostname\nallow_untrusted_routing = yes\n" +
+			"smtpd_sender_restrictions = reject_authenticated_sender_login_mismatch, reject_known_sender_login_mismatch, reject_unauthenticated_sender_login_mismatch,\n" +
+			" check_sasl_access inline:{x=OK}, permit_inet_interfaces, permit_sasl_authenticated\nsmtpd_client_restrictions = sleep 0\n" +
+			"smtpd_recipient_restrictions = check_recipient_maps, reject_unauth_destination\nsmtpd_reject_unlisted_recipient = no\n" +
+			"sender_canonical_maps = inline:{nobody@mailbox.example=alice@mailbox.example}\nrecipient_canonical_maps = inline:{other@alias.example=x@y}\n" +
+			"proxy_interfaces = 192.0.2.99\nsmtpd_relay_restrictions = permit_mynetworks, reject_unauth_destination\ndefault_transport = error:5.4.4 nowhere else\n",
 		"soft":         "soft_bounce = yes\nsmtpd_null_access_lookup_key = null\nlocal_transport = error:5.1.1 nobody here\n",
 		"all accepted": "relay_recipient_maps =\nlocal_recipient_maps =\nsmtpd_reject_unlisted_sender = no\nvirtual_alias_domains = alias.example\n",
 		"bare": "smtpd_client_restrictions =\nsmtpd_helo_restrictions =\nsmtpd_sender_restrictions =\nsmtpd_recipient_restrictions =\n" +

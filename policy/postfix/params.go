@@ -104,7 +104,7 @@ var replaced = []Parameter{
 	{Name: "smtpd_forbid_bare_newline", Class: Approximated, Off: "no", Why: "the secondary never takes a bare LF for a line end"},
 	{Name: "smtpd_forbid_bare_newline_exclusions", Class: Approximated, Off: "-", Guard: "smtpd_forbid_bare_newline", Why: "nobody is excluded"},
 	{Name: "smtpd_forbid_bare_newline_reject_code", Class: Approximated, Guard: "smtpd_forbid_bare_newline", Why: "the secondary has a code of its own"},
-	{Name: "smtpd_forbid_unauth_pipelining", Class: Exact, Off: "no"},
+	{Name: "smtpd_forbid_unauth_pipelining", Class: Approximated, Off: "no", Why: "which octets come together depends on the network"},
 	{Name: "queue_minfree", Class: Approximated, Off: "0", Why: "the secondary watches its own disk"},
 }
 
@@ -163,7 +163,7 @@ var missing = []Parameter{
 	{Name: "postscreen_tls_security_level", Class: Approximated, Off: "-|none|may", Why: "the secondary demands TLS only by its own configuration"},
 	{Name: "postscreen_enforce_tls", Class: Approximated, Off: "no", Why: "the secondary demands TLS only by its own configuration"},
 	{Name: "postscreen_tls_req_ccert", Class: NotReplicated, Off: "no", Why: "the secondary asks for no client certificate"},
-	{Name: "postscreen_helo_required", Class: Exact, Guard: "postscreen_helo_required", Why: "as smtpd_helo_required"},
+	{Name: "postscreen_helo_required", Class: Approximated, Guard: "postscreen_helo_required", Why: "as smtpd_helo_required"},
 }
 
 func named(c Class, why string, names ...string) []Parameter {

@@ -59,6 +59,7 @@ func decides(name string) bool {
 // TestParityDoc keeps docs/PARITY.md equal to the tables; with UPDATE=1 it
 // writes the file.
 func TestParityDoc(t *testing.T) {
+	ev := readEvidence(t)
 	var b strings.Builder
 	b.WriteString(`# Parity with Postfix
 
@@ -74,10 +75,14 @@ Generated from ` + "`policy/postfix`" + ` by ` + "`make generate`" + `. What an 
 
 The report of an import (` + "`understudy policy import postfix`" + `) classifies every element of *your* lists.
 
+The tests: names without a slash are Go tests, "decisions/" is a file of policy/testdata/decisions, played by
+TestDecisions, and "profiles/" a configuration in policy/postfix/testdata/profiles, played by the tests called
+TestProfiles. Each sets the parameter, or uses the restriction; what is exact or given-dns has at least one.
+
 ## Restrictions
 
-| restriction | class | note |
-| --- | --- | --- |
+| restriction | class | note | test |
+| --- | --- | --- | --- |
 `)
 	for _, name := range sortedKeys(restrictions) {
 		r := restrictions[name]
@@ -88,13 +93,14 @@ The report of an import (` + "`understudy policy import postfix`" + `) classifie
 		if r.options != nil {
 			note += "; what to do: " + strings.Join(r.options, ", ")
 		}
-		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", name, r.class, note)
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", name, r.class, note, ev.of(t, name, r.class, ev.restriction))
 	}
-	b.WriteString("| `warn_if_reject` | exact |  |\n\n## Parameters\n\nWhere a list is meant, the elements are classified one by one.\n\n| parameter | class | note |\n| --- | --- | --- |\n")
+	b.WriteString("| `warn_if_reject` | exact |  | " + ev.of(t, "warn_if_reject", Exact, ev.restriction) + " |\n\n" +
+		"## Parameters\n\nWhere a list is meant, the elements are classified one by one.\n\n| parameter | class | note | test |\n| --- | --- | --- | --- |\n")
 	ps := slices.Clone(Parameters)
 	slices.SortFunc(ps, func(a, b Parameter) int { return strings.Compare(a.Name, b.Name) })
 	for _, p := range ps {
-		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", p.Name, p.Class, strings.ReplaceAll(p.Why, "|", "\\|"))
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", p.Name, p.Class, strings.ReplaceAll(p.Why, "|", "\\|"), ev.of(t, p.Name, p.Class, ev.parameter))
 	}
 	const path = "../../docs/PARITY.md"
 	if os.Getenv("UPDATE") != "" {

@@ -41,7 +41,7 @@ var restrictions = map[string]restriction{
 	"reject_unknown_client_hostname":               {class: GivenDNS},
 	"reject_unknown_client":                        {canonical: "reject_unknown_client_hostname", class: GivenDNS},
 	"reject_unknown_reverse_client_hostname":       {class: GivenDNS},
-	"reject_unknown_forward_client_hostname":       {class: GivenDNS},
+	"reject_unknown_forward_client_hostname":       {class: NotReplicated, why: "the engine doesn't know this restriction", options: refuses},
 	"check_client_access":                          {arg: argTable, class: GivenDNS},
 	"check_reverse_client_hostname_access":         {arg: argTable, class: GivenDNS},
 	"check_client_mx_access":                       {arg: argTable, class: GivenDNS},

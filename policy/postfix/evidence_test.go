@@ -1,0 +1,115 @@
+package postfix
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// evidence is what the tests set and use, each text by its test's name as
+// docs/PARITY.md has it.
+type evidence struct {
+	names []string // best first
+	texts map[string]string
+}
+
+// liveTests are Go files whose configurations belong to one test.
+var liveTests = map[string]string{
+	"live_test.go": "TestLikePostfix", "live_content_test.go": "TestContentLikePostfix", "live_postscreen_test.go": "TestPostscreenLikePostfix",
+	"import_cases_test.go": "TestOlderNames",
+}
+
+// elsewhere are tests that don't spell the parameter: directory and function.
+var elsewhere = map[string][2]string{
+	"smtpd_junk_command_limit":        {"../../smtpd", "TestDialogues"},
+	"smtpd_recipient_overshoot_limit": {"../../smtpd", "TestDialogues"},
+	"postscreen_dnsbl_threshold":      {"..", "TestDecisions"},
+}
+
+func readEvidence(t *testing.T) *evidence {
+	t.Helper()
+	e := &evidence{texts: map[string]string{}}
+	read := func(name, file string) {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Contains(e.names, name) {
+			e.names = append(e.names, name)
+		}
+		e.texts[name] += string(b)
+	}
+	for _, file := range glob(t, "../testdata/decisions/*.txtar") {
+		read("decisions/"+filepath.Base(file), file)
+	}
+	for _, file := range sortedKeys(liveTests) {
+		read(liveTests[file], file)
+		text := strings.ReplaceAll(e.texts[liveTests[file]], `\n`, "\n")
+		if _, own, found := strings.Cut(text, "func "+liveTests[file]+"("); !found {
+			t.Errorf("%s has no %s", file, liveTests[file])
+		} else if file == "import_cases_test.go" { // others there set what is refused
+			text, _, _ = strings.Cut(own, "\n}\n")
+		}
+		e.texts[liveTests[file]] = text
+	}
+	for _, file := range glob(t, "testdata/profiles/*/ma*.cf") {
+		read("profiles/"+filepath.Base(filepath.Dir(file)), file)
+	}
+	return e
+}
+
+func glob(t *testing.T, pattern string) []string {
+	t.Helper()
+	files, err := filepath.Glob(pattern)
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no %s: %v", pattern, err)
+	}
+	return files
+}
+
+// parameter matches where a parameter is set: in main.cf, in an override, or
+// by its name in a Spec.
+func (e *evidence) parameter(name string) *regexp.Regexp {
+	return regexp.MustCompile("(?m)(?:^|[\"`]|-o *\\{? *)" + name + `\s*=|"` + name + `": `)
+}
+
+// restriction matches where a restriction is used.
+func (e *evidence) restriction(name string) *regexp.Regexp {
+	return regexp.MustCompile(`\b` + name + `\b`)
+}
+
+// of names up to three tests. A promise without a test is an error.
+func (e *evidence) of(t *testing.T, name string, c Class, find func(string) *regexp.Regexp) string {
+	t.Helper()
+	if c == NoDecision || c == NotReplicated {
+		return ""
+	}
+	var found []string
+	re := find(name)
+	for _, test := range e.names {
+		if re.MatchString(e.texts[test]) {
+			found = append(found, test)
+		}
+	}
+	if at := elsewhere[name]; at[1] != "" {
+		if !hasTest(t, at[0], at[1]) {
+			t.Errorf("%s: no %s in %s", name, at[1], at[0])
+		}
+		found = append([]string{at[1]}, found...)
+	}
+	if len(found) == 0 && (c == Exact || c == GivenDNS) {
+		t.Errorf("%s is called %s, and no test says so", name, c)
+	}
+	return strings.Join(found[:min(3, len(found))], ", ")
+}
+
+func hasTest(t *testing.T, dir, name string) bool {
+	t.Helper()
+	return slices.ContainsFunc(glob(t, dir+"/*_test.go"), func(file string) bool {
+		b, err := os.ReadFile(file)
+		return err == nil && strings.Contains(string(b), "func "+name+"(")
+	})
+}
