@@ -6,6 +6,8 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/understudy-mx/understudy/internal/config"
@@ -30,7 +32,7 @@ func (f publishFlag) load() (*config.Config, error) {
 
 type publishCmd struct {
 	publishFlag
-	Check bool `help:"Read everything once, say what is in it and what a secondary can't replicate, and end."`
+	Check bool `help:"Read everything once, say what is in it, which domains a secondary must allow and what it can't replicate, and end."`
 }
 
 func (publishCmd) Help() string {
@@ -78,6 +80,11 @@ func checkSources(ctx context.Context, cfg *config.Config, out io.Writer) error 
 	for _, name := range r.useless {
 		fmt.Fprintf(out, "%s adds nobody: the policy lists no recipients in the domains of its addresses\n", name)
 	}
+	domains := make([]string, 0, 8)
+	for _, d := range acceptedDomains(r.snapshot.Spec()) {
+		domains = append(domains, strconv.Quote(d))
+	}
+	fmt.Fprintf(out, "The secondary's configuration must allow these domains:\n\n    [sync]\n    domains = [%s]\n\n", strings.Join(domains, ", "))
 	stats := r.snapshot.Stats()
 	_, err = fmt.Fprintf(out, "%s is right: domains %d, recipients %d, rules %d, %s\n",
 		cfg.File, stats.Domains, stats.Recipients, stats.Rules, digest(r.snapshot))

@@ -205,11 +205,12 @@ func (p *publisher) ready() error {
 // read reads everything and publishes it, or keeps what is published.
 func (p *publisher) read(ctx context.Context) {
 	r, err := readSources(ctx, p.cfg)
-	if err == nil {
-		err = p.offer.Publish(r.snapshot)
-	}
 	if ctx.Err() != nil {
 		return // what failed was ended by us
+	}
+	if err == nil {
+		p.offer.SetNotice("") // first: who has the version already waits again after Publish
+		err = p.offer.Publish(r.snapshot)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -225,7 +226,6 @@ func (p *publisher) read(ctx context.Context) {
 	}
 	p.broken = ""
 	p.metrics.PublishFailing.Set(0)
-	p.offer.SetNotice("")
 	p.tell(r)
 }
 

@@ -66,9 +66,26 @@ func (r *reading) readPostfix(ctx context.Context, cfg *config.Config) error {
 	if err != nil {
 		return fmt.Errorf("import %s: %w", cfg.Policy.Postfix, err)
 	}
+	dropLiterals(&spec.Addresses.Local)
 	r.report, r.files, r.polled = &report, merge(r.files, report.Files), len(report.Polled) > 0
 	r.snapshot, err = policy.Compile(spec)
 	return err
+}
+
+// dropLiterals takes the primary's own addresses, such as [192.0.2.1], out of
+// its domains. Mail for them goes to that machine; no MX leads it to a secondary,
+// which names by domain what its primary may fill.
+func dropLiterals(c *policy.AddressClass) {
+	literal := func(d string) bool { return strings.HasPrefix(d, "[") }
+	c.Domains, c.Match = slices.DeleteFunc(c.Domains, literal), slices.DeleteFunc(c.Match, literal)
+}
+
+// acceptedDomains are those that the policy accepts mail for, sorted.
+func acceptedDomains(spec *policy.Spec) []string {
+	a := &spec.Addresses
+	all := slices.Concat(a.Local.Domains, a.VirtualAliases.Domains, a.VirtualMailbox.Domains, a.Relay.Domains)
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // listerOf translates a [[source]].
@@ -144,7 +161,7 @@ func (r *reading) addRecipients(ctx context.Context, spec *policy.Spec, src *lis
 	if err != nil {
 		return err
 	}
-	if !used {
+	if !used && len(keys) > 0 {
 		r.useless = append(r.useless, src.Name)
 	}
 	slices.Sort(keys)
