@@ -69,6 +69,9 @@ shutdown_timeout, nothing accepted is lost.
 .B SIGHUP
 Read the policy file and the certificate again. A bad one is refused and
 logged; the last good one stays in force.
+.PP
+.B understudy publish
+stops likewise, and reads all its sources again on SIGHUP.
 .SH ENVIRONMENT
 .TP
 .B STATE_DIRECTORY
@@ -96,6 +99,15 @@ mistake has a line, with file, line and column.
 .TP
 .I /etc/understudy/understudy.toml
 The configuration, understudy.conf(5).
+.TP
+.I /etc/understudy/publish.toml
+That of the primary's publisher.
+.TP
+.I /var/lib/understudy/sync
+The pairing with the primary, our key, and the policy that came last.
+.TP
+.I /var/lib/understudy/publish
+On the primary: the publisher's keys, the paired secondaries and its control socket.
 .TP
 .I /var/lib/understudy/queue
 The queue.
