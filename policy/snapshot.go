@@ -126,6 +126,11 @@ func (c *compiler) settings() {
 	c.networks()
 	c.content()
 	c.postscreen()
+	switch mode := c.s.spec.Protocol.BareNewline; mode {
+	case "", "reject", "normalize":
+	default:
+		c.errorf("protocol.forbid_bare_newline: %q is neither \"reject\" nor \"normalize\"", mode)
+	}
 	for _, site := range spec.DNSBL.Sites {
 		z := c.zone("dnsbl.sites", site.Zone)
 		if z != nil {

@@ -172,6 +172,10 @@ type Protocol struct {
 	// ForbidPipelining answers 554 5.5.0 and hangs up where Session.Pipelined
 	// would be called: smtpd_forbid_unauth_pipelining.
 	ForbidPipelining bool `json:"forbid_unauth_pipelining,omitempty"`
+	// BareNewline says what becomes of a message with a line feed that no
+	// carriage return precedes: "reject" or "normalize"; "" says nothing. The
+	// server's own configuration may know better. smtpd_forbid_bare_newline.
+	BareNewline string `json:"forbid_bare_newline,omitempty"`
 }
 
 // DNSBL configures DNS lists beyond what a restriction's argument says.

@@ -20,7 +20,7 @@ const maxHops = 100
 func (f *front) receive() {
 	tx := f.tx
 	b := body{
-		w: tx.draft, normalize: f.srv.BareNewline == "normalize", lineStart: true, inHeader: true,
+		w: tx.draft, normalize: f.bareNewline() == "normalize", lineStart: true, inHeader: true,
 		maxSize: f.lim.MessageSize, maxHeader: f.srv.MaxHeaderBytes, maxFields: f.srv.MaxHeaderFields, maxLine: f.srv.MaxLine,
 	}
 	b.checks = f.policy.Content()

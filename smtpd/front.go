@@ -118,6 +118,16 @@ func (f *front) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+func (f *front) bareNewline() string {
+	switch mode := f.srv.BareNewline; {
+	case mode == "reject" || mode == "normalize":
+		return mode
+	case f.snap.Protocol().BareNewline != "":
+		return f.snap.Protocol().BareNewline
+	}
+	return "reject"
+}
+
 // step does one thing: greets, or reads one command and deals with it.
 func (f *front) step() {
 	if !f.started {
@@ -203,7 +213,7 @@ func (f *front) readCommand() (string, error) {
 			return "", err
 		}
 		if line != nil {
-			return checkCommand(line, f.srv.BareNewline == "normalize")
+			return checkCommand(line, f.bareNewline() == "normalize")
 		}
 		if err := f.fill(deadline, true); err != nil {
 			if f.isUnwanted() {

@@ -30,6 +30,9 @@ func TestPolicyInTheDoor(t *testing.T) {
 			s.Tables["patterns"], s.CommandFilter = patterns, []string{"patterns"}
 		}},
 		{"VRFY disabled", "C: VRFY alice\nS: 502 5.5.1\n", func(s *policy.Spec) { s.Protocol.DisableVRFY = true }},
+		{"bare LF refused unless the policy says so", mail + "C! \"a\\nb\\r\\n.\\r\\n\"\nS: 550 5.6.0\nS: CLOSED\n", nil},
+		{"bare LF as the policy says", mail + "C! \"a\\nb\\r\\n.\\r\\n\"\nS: 250 2.0.0\n",
+			func(s *policy.Spec) { s.Protocol.BareNewline = "normalize" }},
 		{"pipelining forbidden", "C! \"EHLO a\\r\\nNOOP\\r\\n\"\nS: 554 5.5.0 Error: SMTP protocol synchronization\nS: CLOSED\n",
 			func(s *policy.Spec) { s.Protocol.ForbidPipelining = true }},
 		{"pipelining where it is allowed", "C: EHLO a\nS: 250\nC! \"MAIL FROM:<>\\r\\nRCPT TO:<alice@corp.example>\\r\\nDATA\\r\\n\"\nS: 250\nS: 250\nS: 354\n",

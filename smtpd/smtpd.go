@@ -99,7 +99,8 @@ type Server struct {
 	GreetWait   time.Duration
 	GreetAction string
 	// BareNewline says what becomes of a line feed without its carriage
-	// return: "reject" (the default) or "normalize".
+	// return: "reject", "normalize", or what the policy says, which is
+	// "reject" where it says nothing.
 	BareNewline string
 
 	Log     *slog.Logger
@@ -124,7 +125,6 @@ func (s *Server) init() {
 	setDefault(&s.DataTimeout, 3*time.Minute)
 	setDefault(&s.MinRate, 500)
 	setDefault(&s.ShutdownTimeout, 30*time.Second)
-	setDefault(&s.BareNewline, "reject")
 	setDefault(&s.Hostname, "localhost")
 	if s.Log == nil {
 		s.Log = slog.New(slog.DiscardHandler)

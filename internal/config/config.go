@@ -58,7 +58,7 @@ type SMTP struct {
 	CommandTimeout           time.Duration
 	DataTimeout              time.Duration
 	ShutdownTimeout          time.Duration
-	BareNewline              string // reject, normalize
+	BareNewline              string // policy, reject, normalize
 }
 
 // Primary is one next hop: section [primary], and the body of each [[route]].

@@ -86,8 +86,8 @@ var settings = []setting{
 	{"smtp", "shutdown_timeout", duration("1s", "10m"), `"30s"`, nil,
 		"How long a message that is being received at shutdown may take to finish.",
 		func(c *Config) any { return &c.SMTP.ShutdownTimeout }},
-	{"smtp", "bare_newline", choice("reject", "normalize"), `"reject"`, nil,
-		"What to do with a message in which a line ends in LF alone: refuse it, or turn each such end into CRLF. Neither ever ends a message at one, so that no second message can be smuggled in.",
+	{"smtp", "bare_newline", choice("policy", "reject", "normalize"), `"policy"`, nil,
+		"What to do with a message in which a line ends in LF alone: refuse it, turn each such end into CRLF, or do as the policy says, which refuses it unless it was read from a Postfix that takes it. None of them ever ends a message at one, so that no second message can be smuggled in.",
 		func(c *Config) any { return &c.SMTP.BareNewline }},
 
 	{"primary", "address", hostport, "", nil,

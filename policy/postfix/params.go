@@ -101,7 +101,7 @@ var replaced = []Parameter{
 	{Name: "smtpd_tls_req_ccert", Class: NotReplicated, Off: "no", Why: "the secondary asks for no client certificate"},
 	{Name: "smtpd_tls_ask_ccert", Class: NotReplicated, Off: "no", Why: "the secondary asks for no client certificate"},
 	{Name: "smtpd_tls_wrappermode", Class: NotReplicated, Off: "no", Why: "TLS from the first octet isn't served"},
-	{Name: "smtpd_forbid_bare_newline", Class: Approximated, Off: "no", Why: "the secondary never takes a bare LF for a line end"},
+	{Name: "smtpd_forbid_bare_newline", Class: Approximated, Off: "no", Why: "reject is reject; otherwise a bare LF in a message becomes CRLF and never ends it"},
 	{Name: "smtpd_forbid_bare_newline_exclusions", Class: Approximated, Off: "-", Guard: "smtpd_forbid_bare_newline", Why: "nobody is excluded"},
 	{Name: "smtpd_forbid_bare_newline_reject_code", Class: Approximated, Guard: "smtpd_forbid_bare_newline", Why: "the secondary has a code of its own"},
 	{Name: "smtpd_forbid_unauth_pipelining", Class: Approximated, Off: "no", Why: "which octets come together depends on the network"},

@@ -38,6 +38,11 @@ func (i *importer) settings() {
 		*n.to = int(i.number(n.name, n.lowest))
 	}
 	s.Protocol.ForbidPipelining = i.set["smtpd_forbid_unauth_pipelining"] == "yes" // from Postfix 3.7.6 on
+	// To any of the others a bare LF ends a line. It does so for us in a
+	// command; in a message it becomes CRLF, and never ends it.
+	if s.Protocol.BareNewline = "normalize"; strings.EqualFold(i.set["smtpd_forbid_bare_newline"], "reject") {
+		s.Protocol.BareNewline = "reject"
+	}
 	s.HideTableNames = !i.boolean("show_user_unknown_table_name")
 	if s.NullSenderKey = i.set["smtpd_null_access_lookup_key"]; s.NullSenderKey == "<>" {
 		s.NullSenderKey = ""
