@@ -42,6 +42,8 @@ func (i *importer) overrides() {
 	}
 }
 
+const whyReceived = "a rule may match the Received field that the primary adds; its ID, date and TLS remarks aren't imitated"
+
 // checks is one of the lists of header_checks(5).
 type checks struct {
 	parameter string
@@ -107,7 +109,7 @@ func (i *importer) contentTable(l checks, w string, refuses bool) {
 	case !t.any(checkRefuses):
 		i.item(l.parameter, name, Exact, "nothing in it refuses", "")
 	case l.parameter == "header_checks" && !t.skipsReceived():
-		i.item(l.parameter, name, Approximated, "a rule may match the Received field that the primary adds; its ID, date and TLS remarks aren't imitated", "")
+		i.item(l.parameter, name, Approximated, whyReceived, "")
 	default:
 		i.item(l.parameter, name, Exact, "", "")
 	}

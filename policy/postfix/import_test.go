@@ -126,6 +126,7 @@ func render(t *testing.T, src postfix.Source, spec *policy.Spec, report postfix.
 	for n := range report.Items { // before Print cuts them
 		report.Items[n].Element = strings.ReplaceAll(report.Items[n].Element, src.ConfigDir, "@DIR@")
 		report.Items[n].Parameter = strings.ReplaceAll(report.Items[n].Parameter, src.ConfigDir, "@DIR@")
+		report.Items[n].Remedy = strings.ReplaceAll(report.Items[n].Remedy, src.ConfigDir, "@DIR@")
 	}
 	var b bytes.Buffer
 	if err := report.Print(&b); err != nil {

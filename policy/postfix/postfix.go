@@ -24,6 +24,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 
 	"github.com/understudy-mx/understudy/policy"
 )
@@ -114,7 +115,29 @@ func (i *importer) errorf(format string, args ...any) {
 
 // item notes one element of the configuration.
 func (i *importer) item(parameter, element string, class Class, why, instead string, options ...string) {
-	i.report.add(Item{Parameter: parameter, Element: element, Class: class, Why: why, Instead: instead, Options: options})
+	it := Item{Parameter: parameter, Element: element, Class: class, Why: why, Instead: instead, Options: options}
+	if class == NotReplicated || class == Approximated {
+		it.Remedy = i.remedy(element, why)
+	}
+	i.report.add(it)
+}
+
+// remedy is what the operator can do about an element that isn't replicated as
+// it is.
+func (i *importer) remedy(element, why string) string {
+	switch {
+	case strings.Contains(why, whyRefusing):
+		return "name the answers that count in main.cf: zone=127.0.0.[2..11]"
+	case why == whyReceived:
+		return "anchor the rules at the field that they mean: /^Subject:.../"
+	}
+	for _, w := range words(element) {
+		name, _ := tableName(w)
+		if r, read := i.read[name]; read && (r.reason != nil || r.table != nil && (r.table.Partial != "" || r.table.DomainWide)) {
+			return "--list '" + name + "=COMMAND', a command that prints the table's entries"
+		}
+	}
+	return ""
 }
 
 // choose returns what the operator wants for an item: one of the options, the

@@ -1,12 +1,12 @@
 package postfix
 
 import (
+	"bufio"
 	"cmp"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
-	"text/tabwriter"
 )
 
 // Class says how well the secondary does what the primary does.
@@ -41,6 +41,7 @@ type Item struct {
 	Why       string   `json:"why,omitempty"`
 	Instead   string   `json:"instead,omitempty"` // what the secondary does
 	Options   []string `json:"options,omitempty"` // what it can do; the first is the default
+	Remedy    string   `json:"remedy,omitempty"`  // what the operator can do about it, beside choosing an option
 }
 
 // ID names the item for Source.Choices.
@@ -98,50 +99,96 @@ var headings = map[Class]string{
 	NoDecision:    "Without a part in decisions",
 }
 
-// Print writes the report for a person.
+// Print writes the report for a person: what needs attention item by item with
+// its remedies, the rest a line for each parameter.
 func (r *Report) Print(w io.Writer) error {
-	fmt.Fprintf(w, "Postfix %s, compatibility_level %s, service %s\n", r.MailVersion, r.CompatibilityLevel, r.Service)
+	b := bufio.NewWriter(w)
+	fmt.Fprintf(b, "Postfix %s, compatibility_level %s, service %s\n", r.MailVersion, r.CompatibilityLevel, r.Service)
 	for _, s := range r.Warnings {
-		fmt.Fprintf(w, "warning: %s\n", s)
+		fmt.Fprintf(b, "warning: %s\n", s)
 	}
 	for _, c := range classOrder {
 		if r.Count(c) == 0 {
 			continue
 		}
-		fmt.Fprintf(w, "\n%s (%d)\n", headings[c], r.Count(c))
-		tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-		for _, it := range r.Items {
-			if it.Class == c {
-				fmt.Fprintf(tw, "  %s\t%s\n", it.Parameter, strings.Join(it.columns(), "\t"))
+		fmt.Fprintf(b, "\n%s (%d)\n", headings[c], r.Count(c))
+		for items := r.of(c); len(items) > 0; {
+			n := 1
+			for n < len(items) && items[n].Parameter == items[0].Parameter && (c == Exact || c == GivenDNS || items[n].alike(items[0])) {
+				n++
 			}
-		}
-		if err := tw.Flush(); err != nil {
-			return err
+			if c == Exact || c == GivenDNS {
+				printLine(b, items[:n])
+			} else {
+				printBlock(b, items[:n])
+			}
+			items = items[n:]
 		}
 	}
-	return nil
+	return b.Flush()
 }
 
-// columns are what Print shows beside the parameter.
-func (it Item) columns() []string {
-	const width = 60
-	element := strings.Join(strings.Fields(it.Element), " ")
-	if r := []rune(element); len(r) > width {
-		element = string(r[:width-1]) + "…"
+// of returns the items of a class.
+func (r *Report) of(c Class) (items []Item) {
+	for _, it := range r.Items {
+		if it.Class == c {
+			items = append(items, it)
+		}
 	}
-	cols := []string{element}
-	text := it.Why
-	if it.Instead != "" {
-		text += "; instead: " + it.Instead
-	}
-	if len(it.Options) > 1 {
-		text += " (or: " + strings.Join(it.Options[1:], ", ") + ")"
-	}
-	if text != "" {
-		cols = append(cols, strings.TrimPrefix(text, "; "))
-	}
-	return cols
+	return items
 }
+
+// alike says that there is the same to say about both.
+func (it Item) alike(o Item) bool {
+	return it.Why == o.Why && it.Instead == o.Instead && it.Remedy == o.Remedy && len(it.Options) < 2 && len(o.Options) < 2
+}
+
+// printLine shows what is replicated: one parameter with all its elements.
+func printLine(w io.Writer, items []Item) {
+	const most, width = 60, 100
+	line := "  " + items[0].Parameter + ":"
+	for n, it := range items {
+		part := " " + oneLine(it.Element)
+		if r := []rune(part); len(r) > most {
+			part = string(r[:most-1]) + "…"
+		}
+		if it.Why != "" {
+			part += " (" + it.Why + ")"
+		}
+		if n < len(items)-1 {
+			part += ","
+		}
+		if n > 0 && len(line)+len(part) > width {
+			fmt.Fprintln(w, line)
+			line = "     "
+		}
+		line += part
+	}
+	fmt.Fprintln(w, line)
+}
+
+// printBlock shows items that aren't replicated as they are, about which there
+// is the same to say.
+func printBlock(w io.Writer, items []Item) {
+	for _, it := range items {
+		fmt.Fprintf(w, "  %s\n", oneLine(it.ID()))
+	}
+	it := items[0]
+	fmt.Fprintf(w, "      %s\n", it.Why)
+	if it.Instead != "" {
+		fmt.Fprintf(w, "      here: %s\n", it.Instead)
+	}
+	if it.Remedy != "" {
+		fmt.Fprintf(w, "      remedy: %s\n", it.Remedy)
+	}
+	for _, o := range it.Options {
+		if o != it.Instead {
+			fmt.Fprintf(w, "      or: --choose '%s=%s'\n", it.ID(), o)
+		}
+	}
+}
+
+func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
 
 // unknownChoices returns the choices that no item offers.
 func unknownChoices(choices map[string]string, r *Report) []string {
