@@ -39,13 +39,6 @@ func explained(d *parity.Difference) (why string, ok bool) {
 	if strings.HasPrefix(line, "(message") && primary.Code == 250 && local.Enhanced == "5.4.0" {
 		return "Received fields that header_checks drop, or of a message that is discarded, count as hops", true
 	}
-	// To be removed when the server asks the policy about these.
-	switch {
-	case strings.HasPrefix(line, "(message") && primary.Code == 550 && primary.Enhanced == "5.7.1" && local.Code == 250:
-		return "OPEN: header_checks and body_checks are not applied", true
-	case verb == "HELO" && primary.Code == 221:
-		return "OPEN: smtpd_command_filter is not applied", true
-	}
 	if verb != "MAIL" && verb != "RCPT" {
 		return "", false
 	}
