@@ -1,24 +1,19 @@
 package smtpd
 
 import (
-	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"log/slog"
-	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/fsnotify/fsnotify"
-
 	"github.com/understudy-mx/understudy/metrics"
 )
 
-// CertFile is a certificate and its key in PEM files, read anew when they
-// change. Sessions that are open keep the certificate that they began with. A
+// CertFile is a certificate and its key in PEM files, read anew by Reload.
+// Sessions that are open keep the certificate that they began with. A
 // pair that can't be used is refused aloud; the last good one stays.
 type CertFile struct {
 	cert, key string
@@ -70,42 +65,3 @@ func (c *CertFile) Reload() error {
 }
 
 func (c *CertFile) count(result string) { c.metrics.CertReloads.WithLabelValues(result).Inc() }
-
-// settle is how long a change of the files must have come to rest: the two are
-// seldom written at once.
-const settle = 500 * time.Millisecond
-
-// Watch reloads the pair when its files change, until ctx ends. It watches
-// their directories: certificate tools replace files, or links to them.
-func (c *CertFile) Watch(ctx context.Context) error {
-	w, err := fsnotify.NewWatcher()
-	if err != nil {
-		return fmt.Errorf("watch TLS certificate: %w", err)
-	}
-	defer w.Close()
-	for _, file := range []string{c.cert, c.key} {
-		if err := w.Add(filepath.Dir(file)); err != nil {
-			return fmt.Errorf("watch TLS certificate: %w", err)
-		}
-	}
-	timer := time.NewTimer(settle) // the files may have changed since they were read
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case _, open := <-w.Events:
-			if !open {
-				return errors.New("watch TLS certificate: watcher ended")
-			}
-			timer.Reset(settle)
-		case err := <-w.Errors:
-			c.log.Warn("watch TLS certificate", "error", err)
-			timer.Reset(settle) // events may be lost: look
-		case <-timer.C:
-			if err := c.Reload(); err != nil {
-				c.log.Error("TLS certificate not reloaded, the old one stays", "error", err)
-			}
-		}
-	}
-}

@@ -317,3 +317,18 @@ func TestSoak(t *testing.T) {
 	}
 	stop()
 }
+
+// waitFor waits for what gives no sign of having happened.
+func waitFor(t *testing.T, done func() bool) {
+	t.Helper()
+	deadline := time.After(10 * time.Second)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !done() {
+		select {
+		case <-deadline:
+			t.Fatal("waited for too long")
+		case <-tick.C:
+		}
+	}
+}

@@ -1,7 +1,6 @@
 package smtpd
 
 import (
-	"context"
 	"crypto/tls"
 	"log/slog"
 	"os"
@@ -69,10 +68,6 @@ func TestCertFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	watched := make(chan error, 1)
-	go func() { watched <- c.Watch(ctx) }()
-
 	name := func() string {
 		pair, err := c.Config().GetCertificate(nil)
 		if err != nil {
@@ -86,33 +81,17 @@ func TestCertFile(t *testing.T) {
 	if err := os.WriteFile(certFile, []byte("rubbish"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, func() bool { return testutil.ToFloat64(m.CertReloads.WithLabelValues("refused")) > 0 })
+	if err := c.Reload(); err == nil || testutil.ToFloat64(m.CertReloads.WithLabelValues("refused")) != 1 {
+		t.Errorf("a broken pair was taken: %v", err)
+	}
 	if name() != "one.test" {
 		t.Errorf("the broken pair replaced the good one: %s", name())
 	}
 	writePair(t, dir, "two.test")
-	waitFor(t, func() bool { return name() == "two.test" })
-	cancel()
-	if err := <-watched; err != nil {
-		t.Error(err)
+	if err := c.Reload(); err != nil || name() != "two.test" {
+		t.Errorf("got %s, %v", name(), err)
 	}
 	if _, err := OpenCertFile(certFile, dir+"/missing", slog.New(slog.DiscardHandler), m); err == nil {
 		t.Error("a missing key is no error")
-	}
-}
-
-// waitFor waits until a file watcher has done its work: there is no other
-// sign of it.
-func waitFor(t *testing.T, done func() bool) {
-	t.Helper()
-	deadline := time.After(10 * time.Second)
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for !done() {
-		select {
-		case <-deadline:
-			t.Fatal("waited for too long")
-		case <-tick.C:
-		}
 	}
 }
