@@ -13,7 +13,7 @@ import (
 	"github.com/understudy-mx/understudy/policy"
 )
 
-const screenMain = "postscreen_upstream_proxy_protocol = haproxy\npostscreen_cache_map =\npostscreen_greet_wait = 1s\n" +
+const screenMain = "postscreen_upstream_proxy_protocol = haproxy\npostscreen_cache_map =\npostscreen_greet_wait = 4s\n" +
 	"smtpd_client_restrictions =\nsmtpd_helo_restrictions =\nsmtpd_sender_restrictions =\nsmtpd_recipient_restrictions =\n" +
 	"postscreen_access_list = permit_mynetworks, inline:{198.51.100.1=permit, 198.51.100.2=reject, {198.51.100.3 = reject, permit}, 198.51.100.4=permit_mynetworks, 198.51.100.5=dunno},\n" +
 	" cidr:@DIR@/screen.cidr, regexp:@DIR@/screen.regexp, inline:{198.51.100.77=permit}"
