@@ -97,11 +97,12 @@ func without(in map[string]any, field, what string, add func(string)) {
 
 // mutations asserts that the tester sees: of the mutants, each step-th is
 // played, until its first difference. Those that can't be told from the
-// original by any session are in same, with the reason.
+// original by any session are in same, with the reason. With a step of 1 every
+// other must be seen; a sample, which has fewer sessions too, must show half.
 func mutations(t *testing.T, spec *policy.Spec, nameserver string, sessions []played, step int, same map[string]string) {
 	t.Helper()
 	all := mutants(t, spec)
-	seen, skipped := 0, 0
+	var seen, unseen, excused, skipped int
 	for i := 0; i < len(all); i += step {
 		m := all[i]
 		snap, err := policy.Parse("mutant", m.spec, nil)
@@ -114,13 +115,21 @@ func mutations(t *testing.T, spec *policy.Spec, nameserver string, sessions []pl
 		switch {
 		case found && known:
 			t.Errorf("mutant %s: seen, though it is said to be the same: %s", m.what, reason)
-		case !found && !known:
-			t.Errorf("mutant %s: no session of %d sees it", m.what, len(sessions))
 		case found:
 			seen++
+		case known:
+			excused++
+		case step == 1:
+			t.Errorf("mutant %s: no session of %d sees it", m.what, len(sessions))
+		default:
+			unseen++
+			t.Logf("mutant %s: no session of %d sees it; more may", m.what, len(sessions))
 		}
 	}
-	t.Logf("mutants %d of %d played, %d seen, %d not valid", (len(all)+step-1)/step, len(all), seen, skipped)
+	if unseen > seen && len(sessions) > defaultSessions/2 {
+		t.Errorf("of a sample of %d mutants only %d are seen", seen+unseen, seen)
+	}
+	t.Logf("mutants %d of %d played, %d seen, %d not, %d the same, %d not valid", (len(all)+step-1)/step, len(all), seen, unseen, excused, skipped)
 }
 
 func expected(same map[string]string, what string) (string, bool) {
@@ -137,10 +146,21 @@ func found(t *testing.T, spec *policy.Spec, nameserver string, sessions []played
 	local, stop := serve(t, spec, nameserver)
 	defer stop()
 	for _, s := range sessions {
-		d, err := parity.Check(t.Context(), local, s.session, s.primary)
-		if err != nil || d != nil { // an error: not even the tester is greeted
+		if differs(t, local, s) {
 			return true
 		}
 	}
 	return false
+}
+
+// differs plays a session twice: what only one of the two shows is chance.
+func differs(t *testing.T, local parity.Dialer, s played) bool {
+	t.Helper()
+	for range 2 {
+		d, err := parity.Check(t.Context(), local, s.session, s.primary)
+		if d == nil && err == nil { // an error: not even the tester is greeted
+			return false
+		}
+	}
+	return true
 }

@@ -4,7 +4,8 @@
 // is given.
 //
 // SESSIONS sets how many sessions each profile gets, SEED which ones, MUTANTS
-// that every so many-th mutant of each policy is played (1: all, 0: none).
+// that every so many-th mutant of each policy is played (1: all, and each must
+// be seen; 0: none).
 package parity
 
 import (
@@ -17,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/internal/resolver"
@@ -141,7 +143,7 @@ func serve(t *testing.T, spec *policy.Spec, nameserver string) (d parity.Dialer,
 	}
 	srv := &smtpd.Server{
 		Hostname: "secondary.example.org", Policy: func() *policy.Snapshot { return snap },
-		Resolver: resolver.New(resolver.Options{Servers: []string{nameserver}}), Spool: nowhere{},
+		Resolver: resolver.New(resolver.Options{Servers: []string{nameserver}, Timeout: 30 * time.Second}), Spool: nowhere{},
 		XClientFrom: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}, MaxUnknownRecipients: 1 << 20,
 	}
 	pipe := parity.NewPipe()

@@ -257,7 +257,7 @@ func (p *primary) start(nameserver string) {
 	t.Helper()
 	run := filepath.Join(p.dir, "run")
 	host, _, _ := net.SplitHostPort(nameserver)
-	writeOld(t, filepath.Join(p.dir, "resolv.conf"), "nameserver "+host+"\noptions timeout:5 attempts:2\n")
+	writeOld(t, filepath.Join(p.dir, "resolv.conf"), "nameserver "+host+"\noptions timeout:30 attempts:2\n")
 	writeOld(t, filepath.Join(p.dir, "nsswitch.conf"), "passwd: files\ngroup: files\nhosts: dns\n")
 	writeOld(t, filepath.Join(p.dir, "hosts"), "")
 	for _, cmd := range [][]string{
@@ -291,7 +291,7 @@ func (p *primary) start(nameserver string) {
 			}
 		}
 	})
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		c, err := net.DialTimeout("tcp", p.addr, time.Second)
 		if err == nil {
 			c.Close()
