@@ -21,6 +21,7 @@ func TestConnectionLimits(t *testing.T) {
 	c := newClient(t, ln.dial("2001:db8::3")) // same /64
 	c.want("421 4.7.0")
 	c.wantClosed()
+	waitFor(t, func() bool { return s.sessions() == 2 }) // the close is seen before the place is free
 	d := newClient(t, ln.dial("192.0.2.1"))
 	d.want("220")
 	e := newClient(t, ln.dial("192.0.2.2"))
@@ -29,6 +30,7 @@ func TestConnectionLimits(t *testing.T) {
 	a.send("QUIT\r\n")
 	a.want("221")
 	a.wantClosed()
+	waitFor(t, func() bool { return s.sessions() == 2 })
 	f := newClient(t, ln.dial("2001:db8::4"))
 	f.want("220")
 	for _, c := range []*client{b, d, f} {

@@ -60,7 +60,9 @@ func (n *inode) cut(l Left, rnd *rand.Rand) *inode {
 		}
 	}
 	if same {
-		n.frozen = true
+		if !n.frozen { // a frozen one is shared, and others may cut it now
+			n.frozen = true
+		}
 		return n
 	}
 	return &inode{entries: left}
