@@ -139,7 +139,7 @@ func pathLen(arg string) (n int, closed bool, err error) {
 }
 
 // parseAddress reads an addr-spec. The domain stands behind the last "@" that
-// isn't quoted; an "@" before it is part of the local-part.
+// isn't quoted; an "@" before it is part of the local-part, and so is a ":".
 func parseAddress(s string) (Mailbox, error) {
 	if len(s) > 2*(maxLocal+maxDomain) {
 		return Mailbox{}, errTooLong
@@ -177,7 +177,8 @@ type addrScanner struct {
 	lastAt  int  // index in out of the last "@" outside of quotes, -1 without
 	literal bool // what stands behind lastAt is an address literal
 	gap     bool // white space or a comment since the last octet
-	word    bool // the last octet is of a word: no "@" or "." that separates words
+	word    bool // the last octet is of a word: no "@", "." or ":" that separates words
+	string  bool // the last octet ended a quoted string
 	quoted  bool // a quoted string stands behind lastAt
 }
 
@@ -212,7 +213,7 @@ func (a *addrScanner) local() (string, error) {
 
 // plain takes one octet of an atom, a dot, an "@" or a quoted-pair.
 func (a *addrScanner) plain(c byte) error {
-	word := c != '@' && c != '.'
+	word := c != '@' && c != '.' && c != ':'
 	switch {
 	case c == '@':
 		if a.literal {
@@ -225,7 +226,7 @@ func (a *addrScanner) plain(c byte) error {
 		}
 		c, a.rest = a.rest[0], a.rest[1:]
 		a.quoted = true
-	case c != '.' && !isAtext(c):
+	case c == ':' && a.lastAt >= 0, word && !isAtext(c):
 		return errLocal
 	}
 	if err := a.follow(word); err != nil {
@@ -241,10 +242,10 @@ func (a *addrScanner) follow(word bool) error {
 	switch {
 	case a.literal:
 		return errLiteral
-	case a.gap && a.word && word:
+	case (a.gap || a.string) && a.word && word:
 		return errJunk
 	}
-	a.gap, a.word = false, word
+	a.gap, a.word, a.string = false, word, false
 	return nil
 }
 
@@ -256,7 +257,7 @@ func (a *addrScanner) quotedString() error {
 	for i := 0; i < len(a.rest); i++ {
 		c := a.rest[i]
 		if c == '"' {
-			a.rest = a.rest[i+1:]
+			a.rest, a.string = a.rest[i+1:], true
 			return nil
 		}
 		if c == '\\' {
@@ -274,7 +275,8 @@ func (a *addrScanner) quotedString() error {
 	return errUnbalanced
 }
 
-// comment skips to the end of a comment whose "(" was read.
+// comment skips to the end of a comment whose "(" was read, which may be the
+// end of all.
 func (a *addrScanner) comment() error {
 	depth := 1
 	for i := 0; i < len(a.rest); i++ {
@@ -294,7 +296,8 @@ func (a *addrScanner) comment() error {
 			return nil
 		}
 	}
-	return errUnbalanced
+	a.rest = ""
+	return nil
 }
 
 // addressLiteral takes everything up to "]"; it must follow "@" at once.

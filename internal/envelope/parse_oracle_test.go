@@ -71,11 +71,12 @@ func oracle(arg string) (m Mailbox, params string, ok bool) {
 }
 
 // word is a token that counts: what it says, and what it is: 'a'tom, 'q'uoted,
-// 'l'iteral, or '@' or '.'. gap says that white space stands before it.
+// 'l'iteral, or '@', '.' or ':'. gap says that white space stands before it.
 type word struct {
 	text string
 	kind byte
 	gap  bool
+	long bool // a quoted string, not a quoted-pair
 }
 
 func oracleWords(s string) (words []word, ok bool) {
@@ -91,12 +92,12 @@ func oracleWords(s string) (words []word, ok bool) {
 		}
 		token := addrToken.FindString(s)
 		s = s[len(token):]
-		w := word{token, 'a', gap}
+		w := word{text: token, kind: 'a', gap: gap, long: len(token) > 1 && token[0] == '"'}
 		switch {
 		case token == " ", token == "\t":
 			gap = true
 			continue
-		case token == "@", token == ".":
+		case token == "@", token == ".", token == ":":
 			w.kind = token[0]
 		case len(token) > 1 && token[0] == '\\', len(token) > 1 && token[0] == '"':
 			w.kind = 'q'
@@ -138,7 +139,7 @@ func oracleComment(s string) int {
 			return i + 1
 		}
 	}
-	return 0
+	return len(s)
 }
 
 func oracleAddress(s string) (m Mailbox, ok bool) {
@@ -151,8 +152,11 @@ func oracleAddress(s string) (m Mailbox, ok bool) {
 		if w.kind == '@' {
 			at = i
 		}
-		separates := func(w word) bool { return w.kind == '@' || w.kind == '.' }
-		if i > 0 && w.gap && w.kind != 'l' && !separates(w) && !separates(words[i-1]) {
+		if w.kind == ':' && at >= 0 {
+			return m, false
+		}
+		separates := func(w word) bool { return w.kind == '@' || w.kind == '.' || w.kind == ':' }
+		if i > 0 && (w.gap || words[i-1].long) && w.kind != 'l' && !separates(w) && !separates(words[i-1]) {
 			return m, false
 		}
 		if w.kind == 'l' && (at < 0 || at != i-1 || i != len(words)-1) {

@@ -38,6 +38,9 @@ func TestParseForwardPath(t *testing.T) {
 		{"<a..b@d.example>", Mailbox{"a..b", "d.example"}, "", `"a..b"@d.example`},
 		{"<jürgen@bücher.example>", Mailbox{"jürgen", "bücher.example"}, "", ""},
 		{"<a@host_1.example>", Mailbox{"a", "host_1.example"}, "", ""},
+		{"<a:b@d.example>", Mailbox{"a:b", "d.example"}, "", `"a:b"@d.example`},
+		{"<@r.example:a:b@d.example>", Mailbox{"a:b", "d.example"}, "", `"a:b"@d.example`},
+		{"<a@d.example(comment>", Mailbox{"a", "d.example"}, "", ""},
 		{"<a@1.2.3.4x>", Mailbox{"a", "1.2.3.4x"}, "", ""},
 	}
 	for _, tt := range tests {
@@ -71,7 +74,7 @@ func TestParsePathRefuses(t *testing.T) {
 		"<al\xffice@corp.example>", "<(alice@corp.example>", `<alice\`, `<alice@"corp.example">`, `<alice@\corp.example>`,
 		"<" + strings.Repeat("a", 257) + "@corp.example>", "<a@" + strings.Repeat("a.", 128) + "example>",
 		"<a@" + strings.Repeat("a", 64) + ".example>", "<" + strings.Repeat("(", 20) + strings.Repeat(")", 20) + "a@b.example>",
-		"<a:b@corp.example>", "<<alice@corp.example>>", `<alice@corp.example>"x"`,
+		"<a@x:b@corp.example>", `<"a"b@corp.example>`, `<"a""b"@corp.example>`, "<<alice@corp.example>>", `<alice@corp.example>"x"`,
 	} {
 		if got, _, err := ParseForwardPath(arg); err == nil {
 			t.Errorf("%q: accepted as %+v", arg, got)
