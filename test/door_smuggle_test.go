@@ -3,6 +3,7 @@ package test
 import (
 	"bufio"
 	"bytes"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -46,8 +47,9 @@ func seams() []string {
 }
 
 // smuggle sends a mail whose text holds seam and a second mail behind it, and
-// returns how many mails the server said it took.
-func smuggle(t *testing.T, addr, seam, subject string) (accepted int) {
+// returns how many mails the server said it took. The write that holds the
+// seam is cut in two behind split octets of it; -1 leaves it whole.
+func smuggle(t *testing.T, addr, seam, subject string, split int, encrypt bool) (accepted int) {
 	t.Helper()
 	c, err := net.DialTimeout("tcp", addr, 10*time.Second)
 	if err != nil {
@@ -58,6 +60,16 @@ func smuggle(t *testing.T, addr, seam, subject string) (accepted int) {
 		t.Fatal(err)
 	}
 	r := bufio.NewReader(c)
+	if encrypt {
+		for _, command := range []string{"EHLO client.sender.example\r\n", "STARTTLS\r\n", ""} {
+			if _, _, err := demo.ReadReply(r); err != nil {
+				t.Fatalf("STARTTLS: %v", err)
+			}
+			io.WriteString(c, command)
+		}
+		c = tls.Client(c, &tls.Config{InsecureSkipVerify: true}) // whose key it is doesn't matter here
+		r = bufio.NewReader(io.MultiReader(strings.NewReader("220 TLS\r\n"), c))
+	}
 	second := "MAIL FROM:<evil@evil.example>\r\nRCPT TO:<alice@example.org>\r\nDATA\r\nSubject: smuggled behind " + subject + "\r\n\r\nboo\r\n.\r\n"
 	for _, part := range []string{
 		"EHLO client.sender.example\r\n", "MAIL FROM:<bob@sender.example>\r\n", "RCPT TO:<alice@example.org>\r\n", "DATA\r\n",
@@ -66,8 +78,14 @@ func smuggle(t *testing.T, addr, seam, subject string) (accepted int) {
 		if _, _, err := demo.ReadReply(r); err != nil {
 			t.Fatalf("%q: %v", seam, err)
 		}
-		if _, err := io.WriteString(c, part); err != nil {
-			t.Fatalf("%q: %v", seam, err)
+		cut := 0
+		if i := strings.Index(part, "hello"+seam); i >= 0 && split >= 0 {
+			cut = i + len("hello") + split
+		}
+		for _, piece := range []string{part[:cut], part[cut:]} {
+			if _, err := io.WriteString(c, piece); err != nil {
+				t.Fatalf("%q: %v", seam, err)
+			}
 		}
 	}
 	for {
@@ -87,7 +105,7 @@ func smuggle(t *testing.T, addr, seam, subject string) (accepted int) {
 func TestSmuggling(t *testing.T) {
 	primary := newPostfix(t, "smtpd_forbid_bare_newline = no", "smtpd_forbid_unauth_pipelining = no")
 	primary.start()
-	if n := smuggle(t, primary.addr, "\n.\r\n", "control"); n != 2 {
+	if n := smuggle(t, primary.addr, "\n.\r\n", "control", -1, false); n != 2 {
 		t.Fatalf("the primary itself took %d mails; it can't show anything unless two can be smuggled into it", n)
 	}
 	primary.settle()
@@ -96,21 +114,22 @@ func TestSmuggling(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			secondary := newSecondary(t, primary.addr, policyFor("alice@example.org"), "")
 			secondary.set("smtp", fmt.Sprintf("bare_newline = %q", mode))
+			secondary.certificate(t)
 			secondary.start()
 			want := map[string]bool{}
-			for i, seam := range seams() {
-				subject := fmt.Sprintf("%s %d %q", mode, i, seam)
-				switch n := smuggle(t, secondary.addr, seam, subject); n {
-				case 0:
-				case 1:
-					want[subject] = true
-				default:
-					t.Errorf("%q: %d mails taken", seam, n)
-				}
+			cases := 0
+			for _, seam := range seams() {
 				bareLF := strings.Contains(strings.ReplaceAll(seam, "\r\n", ""), "\n")
 				bad := strings.ContainsAny(strings.ReplaceAll(seam, "\r\n", ""), "\r\x00") || bareLF && mode == "reject"
-				if bad == want[subject] {
-					t.Errorf("%q: accepted %v", seam, want[subject])
+				for split := -1; split <= len(seam); split++ {
+					for _, encrypt := range []bool{false, true} {
+						cases++
+						subject := fmt.Sprintf("%s %d", mode, cases)
+						n := smuggle(t, secondary.addr, seam, subject, split, encrypt)
+						if want[subject] = n == 1; n > 1 || bad == want[subject] {
+							t.Errorf("%q split at %d, TLS %v: %d mails taken", seam, split, encrypt, n)
+						}
+					}
 				}
 			}
 			eventually(t, 30*time.Second, "the queue is empty", func() bool { return len(secondary.queue()) == 0 })
@@ -118,7 +137,13 @@ func TestSmuggling(t *testing.T) {
 			primary.settle()
 			compareSubjects(t, primary, want)
 			os.RemoveAll(filepath.Join(primary.dir, "mail/all"))
-			t.Logf("%d seams, %d mails taken and received", len(seams()), len(want))
+			taken := 0
+			for _, ok := range want {
+				if ok {
+					taken++
+				}
+			}
+			t.Logf("%d cases, %d mails taken and received", cases, taken)
 		})
 	}
 }
@@ -146,8 +171,8 @@ func compareSubjects(t *testing.T, p *postfix, want map[string]bool) {
 			t.Errorf("the primary received %q %d times, accepted: %v", subject, n, want[subject])
 		}
 	}
-	for subject := range want {
-		if got[subject] == 0 {
+	for subject, taken := range want {
+		if taken && got[subject] == 0 {
 			t.Errorf("the primary never received %q", subject)
 		}
 	}
@@ -160,7 +185,7 @@ func TestGenuineEnd(t *testing.T) {
 	primary.start()
 	secondary := newSecondary(t, primary.addr, policyFor("alice@example.org"), "")
 	secondary.start()
-	if n := smuggle(t, secondary.addr, "\r\n.\r\n", "first"); n != 2 {
+	if n := smuggle(t, secondary.addr, "\r\n.\r\n", "first", -1, false); n != 2 {
 		t.Errorf("%d mails taken, want 2", n)
 	}
 	var books testmx.Ledger
