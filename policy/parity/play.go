@@ -100,10 +100,16 @@ func stuff(message string) string {
 }
 
 // ask sends a line and reads the reply. A connection that the server closed
-// gives the zero Reply.
+// gives the zero Reply. A server may speak without being asked (421, and hang
+// up), and a Pipe holds nothing: so the line goes out while the reply is read.
 func (p *player) ask(line string) (Reply, error) {
-	_, werr := io.WriteString(p.c, line+"\r\n")
+	sent := make(chan error, 1)
+	go func() {
+		_, err := io.WriteString(p.c, line+"\r\n")
+		sent <- err
+	}()
 	r, err := p.read()
+	werr := <-sent
 	var timeout net.Error
 	if errors.As(err, &timeout) && timeout.Timeout() {
 		return r, fmt.Errorf("%.80q: %w", line, err)
