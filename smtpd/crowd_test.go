@@ -211,6 +211,7 @@ func TestReservedPlaces(t *testing.T) {
 		stranger := newClient(t, ln.dial("203.0.113.1"))
 		stranger.want("421 4.7.0 mx.test Error: too many connections")
 		stranger.wantClosed()
+		synctest.Wait() // until its place is free
 		again := newClient(t, ln.dial("192.0.2.1"))
 		defer again.Close()
 		again.want("220")
