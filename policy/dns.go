@@ -44,6 +44,15 @@ type answer struct {
 
 	name, reverse             string // of the client
 	nameStatus, reverseStatus envelope.NameStatus
+
+	failed bool // a look-up behind it did, for now
+}
+
+// outcome is what became of a look-up for a.
+func (a *answer) outcome(err error) dnsStatus {
+	st := statusOf(err)
+	a.failed = a.failed || st == dnsTemp
+	return st
 }
 
 // Bounds of one session's look-ups.
@@ -63,7 +72,6 @@ type lookups struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
-	mu      sync.Mutex         // guards the maps
 	session map[string]*answer // by question
 	trans   map[string]*answer
 }
@@ -80,17 +88,47 @@ type question struct {
 	ask func(context.Context, *answer)
 }
 
-// start makes look-ups about the client in the background, a few at a time,
-// until ctx ends or close is called. It takes ctx's values, not its end, since
-// that is the end of a command.
+// ended is a context that is over: a look-up under it gets what the Resolver
+// remembers, or nothing.
+var ended = func() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
+}()
+
+// closed is the done of an answer that took no time.
+var closed = func() chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
+
+// start makes look-ups about the client: at once those that the Resolver
+// remembers the answers of, the others in the background, a few at a time,
+// until close is called. It takes ctx's values, not its end, since that is the
+// end of a command.
 func (l *lookups) start(ctx context.Context, qs []question) {
-	l.ctx, l.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	work := make(chan func(), len(qs))
-	l.mu.Lock()
+	var slow []question
 	for _, q := range qs {
 		if l.session[q.key] != nil {
 			continue
 		}
+		a := &answer{done: closed}
+		if q.ask(ended, a); a.failed {
+			slow = append(slow, q)
+			continue
+		}
+		l.session[q.key] = a
+	}
+	if len(slow) > 0 {
+		l.startSlow(ctx, slow)
+	}
+}
+
+func (l *lookups) startSlow(ctx context.Context, qs []question) {
+	l.ctx, l.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	work := make(chan func(), len(qs))
+	for _, q := range qs {
 		a := &answer{done: make(chan struct{})}
 		l.session[q.key] = a
 		work <- func() {
@@ -98,7 +136,6 @@ func (l *lookups) start(ctx context.Context, qs []question) {
 			q.ask(l.ctx, a)
 		}
 	}
-	l.mu.Unlock()
 	close(work)
 	for range min(maxFanOut, len(work)) {
 		l.wg.Go(func() {
@@ -118,20 +155,16 @@ func (l *lookups) close() {
 }
 
 func (l *lookups) reset() {
-	l.mu.Lock()
 	clear(l.trans)
-	l.mu.Unlock()
 }
 
 // get answers a question: from memory, by waiting for the look-up under way,
 // or by asking now. An answer that ctx's end cut short isn't remembered.
 func (l *lookups) get(ctx context.Context, q question) *answer {
-	l.mu.Lock()
 	a := l.session[q.key]
 	if a == nil {
 		a = l.trans[q.key]
 	}
-	l.mu.Unlock()
 	if a != nil {
 		select {
 		case <-a.done:
@@ -148,14 +181,11 @@ func (l *lookups) get(ctx context.Context, q question) *answer {
 			}
 		}
 	}
-	a = &answer{done: make(chan struct{})}
+	a = &answer{done: closed}
 	q.ask(ctx, a)
-	close(a.done)
-	l.mu.Lock()
 	if ctx.Err() == nil && len(l.trans) < maxAnswers {
 		l.trans[q.key] = a
 	}
-	l.mu.Unlock()
 	return a
 }
 
@@ -169,7 +199,7 @@ func (l *lookups) clientNames(addr netip.Addr) question {
 		if len(names) > 0 {
 			ptr = trimDot(names[0])
 		}
-		if a.status = statusOf(err); a.status == dnsFound && ptr == "" {
+		if a.status = a.outcome(err); a.status == dnsFound && ptr == "" {
 			a.status = dnsNotFound
 		}
 		if a.status != dnsFound {
@@ -188,7 +218,7 @@ func (l *lookups) clientNames(addr netip.Addr) question {
 		}
 		addrs, err := l.r.LookupNetIP(ctx, network, ptr)
 		a.nameStatus = envelope.NameForged
-		if statusOf(err) == dnsTemp {
+		if a.outcome(err) == dnsTemp {
 			a.nameStatus = envelope.NameTemp
 		}
 		for _, x := range addrs {
@@ -212,7 +242,7 @@ func nameStatus(s dnsStatus) envelope.NameStatus {
 func (l *lookups) listed(name string) question {
 	return question{"list " + name, func(ctx context.Context, a *answer) {
 		addrs, err := l.r.LookupNetIP(ctx, "ip4", name)
-		if a.status = statusOf(err); a.status != dnsFound {
+		if a.status = a.outcome(err); a.status != dnsFound {
 			return
 		}
 		if len(addrs) == 0 {
@@ -220,7 +250,7 @@ func (l *lookups) listed(name string) question {
 			return
 		}
 		a.addrs = addrs
-		if texts, err := l.r.LookupTXT(ctx, name); err == nil {
+		if texts, err := l.r.LookupTXT(ctx, name); a.outcome(err) == dnsFound {
 			a.txt = strings.Join(texts, " / ")
 			a.txt = a.txt[:min(len(a.txt), maxTXT)]
 		}
@@ -242,7 +272,7 @@ func (l *lookups) exists(name string, mxFirst bool) question {
 		}
 		mx := func() dnsStatus {
 			mxs, err := l.r.LookupMX(ctx, name)
-			st := statusOf(err)
+			st := a.outcome(err)
 			switch {
 			case st == dnsFound && len(mxs) == 0:
 				st = dnsNotFound
@@ -254,7 +284,7 @@ func (l *lookups) exists(name string, mxFirst bool) question {
 		ip := func(network string) func() dnsStatus {
 			return func() dnsStatus {
 				addrs, err := l.r.LookupNetIP(ctx, network, name)
-				st := statusOf(err)
+				st := a.outcome(err)
 				if st == dnsFound && len(addrs) == 0 {
 					st = dnsNotFound
 				}

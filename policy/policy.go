@@ -43,7 +43,8 @@ import (
 
 // Resolver is the DNS, with the signatures of *net.Resolver. Errors are
 // *net.DNSError: IsNotFound says that the DNS knows of no such record (NXDOMAIN
-// or no data); every other error counts as temporary.
+// or no data); every other error counts as temporary. Under a ctx that has
+// ended a look-up takes no time: it gives what the Resolver remembers, or fails.
 type Resolver interface {
 	LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error) // network is "ip4", "ip6" or "ip"
 	LookupMX(ctx context.Context, name string) ([]*net.MX, error)                // a null MX is one MX whose Host is "."

@@ -47,6 +47,9 @@ type slowResolver struct {
 }
 
 func (r *slowResolver) LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error) {
+	if ctx.Err() != nil {
+		return r.MapResolver.LookupNetIP(ctx, network, host)
+	}
 	n := r.now.Add(1)
 	defer r.now.Add(-1)
 	for m := r.most.Load(); n > m && !r.most.CompareAndSwap(m, n); m = r.most.Load() {
@@ -84,6 +87,42 @@ func TestConnectStartsLookups(t *testing.T) {
 			t.Errorf("asked %d times, want once", n)
 		}
 	})
+}
+
+// rememberingResolver answers whatever the ctx, as from a cache.
+type rememberingResolver struct{ testmx.MapResolver }
+
+func (r *rememberingResolver) LookupNetIP(_ context.Context, network, host string) ([]netip.Addr, error) {
+	return r.MapResolver.LookupNetIP(context.Background(), network, host)
+}
+
+func (r *rememberingResolver) LookupAddr(_ context.Context, addr string) ([]string, error) {
+	return r.MapResolver.LookupAddr(context.Background(), addr)
+}
+
+// TestRememberedAnswers: what the Resolver knows at once needs no goroutine,
+// and is asked for once in a session.
+func TestRememberedAnswers(t *testing.T) {
+	r := &rememberingResolver{testmx.MapResolver{IP: map[string][]string{"1.2.0.192.l0.example": {"127.0.0.2"}}}}
+	s := manyLists(t, 2).Session(r, client)
+	defer s.Close()
+	s.Connect(t.Context())
+	if s.lookups.cancel == nil {
+		t.Error("the text of l0.example is not remembered, but nobody was sent to ask")
+	}
+	if s.lookups.session["list 1.2.0.192.l1.example"].done != closed {
+		t.Error("an answer that was known at once is waited for")
+	}
+	s.Mail(t.Context(), from, MailParams{})
+	if v := s.Rcpt(t.Context(), to); v.Action != Reject {
+		t.Errorf("got %v %v, want the client refused", v.Action, v.Reply)
+	}
+	if n := r.Asked("ip4 1.2.0.192.l1.example"); n != 1 {
+		t.Errorf("asked %d times, want once", n)
+	}
+	if n := r.Asked("ptr 192.0.2.1"); n != 1 {
+		t.Errorf("PTR asked %d times, want once", n)
+	}
 }
 
 func TestCloseCancelsLookups(t *testing.T) {

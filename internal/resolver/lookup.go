@@ -17,8 +17,8 @@ type flight struct {
 	answer  answer
 }
 
-// lookup answers from the cache, or joins the flight that asks the same
-// question, or starts one. x/sync's singleflight won't do: a flight there
+// lookup answers from the cache, also when ctx has ended; else it joins the
+// flight that asks the same question, or starts one. x/sync's singleflight won't do: a flight there
 // either ends with the caller that started it or outlives them all.
 func (r *Resolver) lookup(ctx context.Context, host string, qtype uint16) (answer, error) {
 	name, ok := canonical(host)
@@ -31,6 +31,10 @@ func (r *Resolver) lookup(ctx context.Context, host string, qtype uint16) (answe
 		r.mu.Unlock()
 		r.observe(dns.TypeToString[qtype], "cached", 0)
 		return a, a.err(host)
+	}
+	if ctx.Err() != nil {
+		r.mu.Unlock()
+		return answer{}, cutShort(ctx, host)
 	}
 	f, joined := r.flights[q]
 	if !joined {
@@ -47,10 +51,14 @@ func (r *Resolver) lookup(ctx context.Context, host string, qtype uint16) (answe
 		return f.answer, f.answer.err(host)
 	case <-ctx.Done():
 		r.leave(q, f)
-		return answer{}, &net.DNSError{
-			UnwrapErr: ctx.Err(), Err: ctx.Err().Error(), Name: host,
-			IsTimeout: errors.Is(ctx.Err(), context.DeadlineExceeded), IsTemporary: true,
-		}
+		return answer{}, cutShort(ctx, host)
+	}
+}
+
+func cutShort(ctx context.Context, host string) *net.DNSError {
+	return &net.DNSError{
+		UnwrapErr: ctx.Err(), Err: ctx.Err().Error(), Name: host,
+		IsTimeout: errors.Is(ctx.Err(), context.DeadlineExceeded), IsTemporary: true,
 	}
 }
 

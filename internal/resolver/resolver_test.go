@@ -359,6 +359,25 @@ func TestCache(t *testing.T) {
 	}
 }
 
+// A context that has ended still gets what is in the cache, and asks nobody.
+func TestEndedContext(t *testing.T) {
+	f := start(t, Options{})
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := f.LookupNetIP(ended, "ip4", "a.test"); kindOf(err) != "temporary" || !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if n := f.Asked("a.test", "udp"); n != 0 {
+		t.Errorf("asked %d times", n)
+	}
+	if _, err := f.LookupNetIP(t.Context(), "ip4", "a.test"); err != nil {
+		t.Fatal(err)
+	}
+	if addrs, err := f.LookupNetIP(ended, "ip4", "a.test"); err != nil || len(addrs) != 2 {
+		t.Errorf("got %v, %v", addrs, err)
+	}
+}
+
 func TestCacheIsBounded(t *testing.T) {
 	c := newCache(100)
 	now := time.Now()

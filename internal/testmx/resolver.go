@@ -45,9 +45,13 @@ func (r *MapResolver) Asked(what string) int {
 	return r.asked[what]
 }
 
-// ask counts the look-up, waits for Block and says whether to fail.
+// ask counts the look-up, waits for Block and says whether to fail. It
+// remembers nothing: under a ctx that has ended it fails, and counts nothing.
 func (r *MapResolver) ask(ctx context.Context, kind, name string) (string, error) {
 	key := strings.ToLower(strings.TrimSuffix(name, "."))
+	if ctx.Err() != nil {
+		return key, ended(ctx, name)
+	}
 	r.mu.Lock()
 	if r.asked == nil {
 		r.asked = make(map[string]int)
@@ -60,13 +64,17 @@ func (r *MapResolver) ask(ctx context.Context, kind, name string) (string, error
 		case <-ctx.Done():
 		}
 	}
-	if err := ctx.Err(); err != nil {
-		return key, &net.DNSError{UnwrapErr: err, Err: err.Error(), Name: name, IsTimeout: true, IsTemporary: true}
+	if ctx.Err() != nil {
+		return key, ended(ctx, name)
 	}
 	if slices.Contains(r.Fail, key) || slices.Contains(r.Fail, kind+" "+key) {
 		return key, &net.DNSError{Err: "server failure", Name: name, IsTemporary: true}
 	}
 	return key, nil
+}
+
+func ended(ctx context.Context, name string) error {
+	return &net.DNSError{UnwrapErr: ctx.Err(), Err: ctx.Err().Error(), Name: name, IsTimeout: true, IsTemporary: true}
 }
 
 func found(n int, name string) error {
