@@ -93,6 +93,9 @@ func (d *door) Accept() (net.Conn, error) {
 func (d *door) knocked(c net.Conn) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if len(d.knocks) == 0 {
+		return false
+	}
 	heard, ok := d.knocks[c.RemoteAddr().String()]
 	if ok {
 		close(heard)
