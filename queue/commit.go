@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -170,7 +171,9 @@ func (c *committer) run() {
 }
 
 // collect takes the ops that wait, up to maxBatch octets, and blocks for the
-// first one. open is false once the channel is closed and empty.
+// first one. While that brings more it lets the goroutines run that are ready
+// to: whoever is about to commit shares the sync, and an idle machine loses no
+// time. open is false once the channel is closed and empty.
 func (c *committer) collect() (batch []*op, open bool) {
 	o := c.spare
 	c.spare = nil
@@ -187,6 +190,9 @@ func (c *committer) collect() (batch []*op, open bool) {
 		if o.taken.CompareAndSwap(false, true) {
 			batch = append(batch, o)
 			size += o.size
+		}
+		if len(c.q.ops) == 0 {
+			runtime.Gosched()
 		}
 		select {
 		case o, open = <-c.q.ops:
