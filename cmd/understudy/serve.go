@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 )
 
@@ -32,15 +31,12 @@ func (c *serveCmd) Run(ctx context.Context) error {
 	if cfg.IsPublisher {
 		return mistakes{fmt.Errorf("%s: has a section [publish], so it is the primary's; start `understudy publish` with it", c.Conf)}
 	}
-	if os.Getenv("GOGC") == "" {
-		// What is alive is mostly a few buffers without pointers: to collect
-		// twice as often costs little and keeps us a third smaller.
-		debug.SetGCPercent(50)
-	}
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
-	d, err := newDaemon(cfg, newLogger(cfg.Log, os.Stderr))
+	lines := &gatherer{w: os.Stderr}
+	defer lines.flush()
+	d, err := newDaemon(cfg, newLogger(cfg.Log, lines))
 	if err != nil {
 		return err
 	}
