@@ -102,6 +102,11 @@ func (b *bench) run(ctx context.Context) error {
 		if !b.only.MatchString(c.name) {
 			continue
 		}
+		took, err := syncedAppend(b.dir)
+		if err != nil {
+			return err
+		}
+		b.report.Appends = append(b.report.Appends, took.Seconds()*1000)
 		if err := b.cell(ctx, c); err != nil {
 			return fmt.Errorf("%s: %w", c.name, err)
 		}

@@ -13,10 +13,11 @@ import (
 
 // report is all that was measured.
 type report struct {
-	When    string   `json:"when"`
-	Machine string   `json:"machine"`
-	Took    string   `json:"took"`
-	Cells   []result `json:"cells"`
+	When    string    `json:"when"`
+	Machine string    `json:"machine"`
+	Took    string    `json:"took"`
+	Appends []float64 `json:"synced_append_ms"` // of 4 KiB, before each cell
+	Cells   []result  `json:"cells"`
 }
 
 type result struct {
@@ -51,11 +52,15 @@ func (r *report) save(file string) error {
 // spread is a figure's median with its range.
 type spread struct{ median, low, high float64 }
 
-func (r *result) of(peer string, figure func(figures) float64) (s spread) {
+func (r *result) of(peer string, figure func(figures) float64) spread {
 	var all []float64
 	for _, f := range r.Runs[peer] {
 		all = append(all, figure(f))
 	}
+	return spreadOf(all)
+}
+
+func spreadOf(all []float64) (s spread) {
 	if len(all) == 0 {
 		return s
 	}
@@ -92,7 +97,8 @@ func flushes(f figures) float64 { return f.Flushes }
 
 // print writes the tables in Markdown.
 func (r *report) print(w io.Writer) {
-	fmt.Fprintf(w, "%s UTC, %s, %s in all. Medians [min–max].\n\n", r.When, r.Machine, r.Took)
+	fmt.Fprintf(w, "%s UTC, %s, %s in all. Medians [min–max]. One writer's synced append of 4 KiB took %s ms.\n\n",
+		r.When, r.Machine, r.Took, spreadOf(slices.Clone(r.Appends)).show("%.2f"))
 	fmt.Fprintln(w, "| messages or sessions a second | Postfix | Understudy | × Postfix | no-queue ceiling | of it | target |")
 	fmt.Fprintln(w, "| --- | --- | --- | --- | --- | --- | --- |")
 	for _, c := range r.Cells {
