@@ -46,7 +46,7 @@ func main() {
 	out := flag.String("json", "bench.json", "write all figures to this `file`")
 	flag.StringVar(&b.binary, "understudy", "", "measure this `binary`; default: built from the source")
 	flag.StringVar(&b.dir, "dir", "", "put the spools below this `directory`; default: a temporary one")
-	flag.BoolVar(&b.full, "full", false, "all cells, more messages, more rounds")
+	flag.BoolVar(&b.full, "full", false, "more messages, more rounds, and Postfix's best over a long link")
 	flag.IntVar(&b.rounds, "rounds", 0, "rounds of each cell; default 3, with -full 5")
 	flag.Parse()
 	var err error
