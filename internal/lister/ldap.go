@@ -163,7 +163,7 @@ func (s *Source) ldapBind(ctx context.Context, c net.Conn, config *tls.Config, o
 		}
 		c = t
 	}
-	conn := ldap.NewConn(c, overTLS)
+	conn := ldap.NewConn(&ldapStream{Conn: c, mayTLS: startTLS}, overTLS)
 	conn.SetTimeout(s.Limits.defaults().Time)
 	conn.Start()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
