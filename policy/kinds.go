@@ -39,6 +39,7 @@ const (
 	kindRcptLimit      = "recipient_limit"
 	kindHops           = "hopcount_limit"
 	kindServerError    = "server_error"
+	kindForeignDomain  = "foreign_domain" // Snapshot.Confine doesn't allow it
 	kindNesting        = "mime_nesting_limit"
 	kindHeaderChecks   = "header_checks"
 	kindMIMEChecks     = "mime_header_checks"
@@ -56,7 +57,7 @@ const (
 func Kinds() []string {
 	all := []string{
 		kindNone, kindListed, kindPostmaster, kindUnlistedRcpt, kindUnlistedSender, kindSyntax,
-		kindHeloRequired, kindSize, kindRcptLimit, kindHops, kindServerError,
+		kindHeloRequired, kindSize, kindRcptLimit, kindHops, kindServerError, kindForeignDomain,
 		kindNesting, kindHeaderChecks, kindMIMEChecks, kindNestedChecks, kindBodyChecks,
 		kindScreenAccess, kindScreenDNSBL, kindPregreet,
 	}

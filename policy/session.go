@@ -171,13 +171,13 @@ func (s *Session) Rcpt(ctx context.Context, to envelope.ForwardPath) Verdict {
 	}
 	saved, had := s.rcpt, s.hasRcpt
 	s.rcpt, s.hasRcpt = a, true
-	if to.Postmaster() || s.snap.verifies(to) {
+	if to.Postmaster() || s.snap.verifies(to) && s.snap.allows(a.domain) {
 		s.rcptCount++
 		return Verdict{Rule: Rule{Stage: Rcpt, Kind: kindPostmaster}}
 	}
 	s.names(ctx)
 	e.atRcpt = true
-	st := e.checkRcpt()
+	st := e.confine(e.checkRcpt(), &a)
 	if st == refused {
 		s.rcpt, s.hasRcpt = saved, had
 	} else {

@@ -21,6 +21,7 @@ type Snapshot struct {
 
 	client, helo, sender, relay, recipient, data, endOfData []check
 
+	allowed    map[string]bool // domains that Confine allows, ".example.org" those below; nil: all
 	networks   networkList
 	content    contentTables
 	domains    [classRelay + 1]domainSet

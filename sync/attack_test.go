@@ -173,6 +173,9 @@ var contentAttacks = []attack{
 	{name: "all domains below an allowed one", want: AlarmDomain, spec: setDomains("example.org", ".example.org")},
 	{name: "domain that ends like an allowed one", want: AlarmDomain, spec: setDomains("example.org", "evilexample.org")},
 	{name: "allowed domain with NUL", want: AlarmDomain, spec: setDomains("example.org", "example.org\x00")},
+	{name: "foreign domain in an ordered list", want: AlarmDomain, spec: func(_ *testing.T, s *policy.Spec) {
+		s.Addresses.Relay.Match = []string{"!example.com", "example.org", "victim.example"}
+	}},
 	{name: "foreign domain of another class", want: AlarmDomain, spec: func(_ *testing.T, s *policy.Spec) {
 		s.Addresses.VirtualMailbox.Domains = []string{"victim.example"}
 	}},

@@ -186,9 +186,6 @@ func (f *Follower) loadVersion(h *Head, raw []byte) (*version, error) {
 	if err != nil {
 		return nil, err
 	}
-	if d := foreignDomain(c.spec, f.o.Domains); d != "" {
-		return nil, alarm(AlarmDomain, "it accepts mail for %q", d)
-	}
 	return &version{h, raw, c}, nil
 }
 
@@ -253,6 +250,7 @@ func (f *Follower) swap() error {
 	if err != nil {
 		return err
 	}
+	h.fresh, h.stale = h.fresh.Confine(f.o.Domains), h.stale.Confine(f.o.Domains)
 	h.staleAt = f.newest.Created.Add(f.o.StaleAfter)
 	f.held.Store(h)
 	if f.o.OnChange != nil {

@@ -256,10 +256,24 @@ func unlistedElsewhere(spec *policy.Spec) bool {
 	})
 }
 
+// matchedDomains lists the names of domain lists that a set can't express.
+// What their tables hold is left to policy.Snapshot.Confine.
+func matchedDomains(spec *policy.Spec) (names []string) {
+	a := &spec.Addresses
+	for _, c := range []*policy.AddressClass{&a.Local, &a.VirtualAliases, &a.VirtualMailbox, &a.Relay} {
+		for _, m := range c.Match {
+			if !strings.HasPrefix(m, "!") && !strings.HasPrefix(m, "table:") && !strings.HasPrefix(m, "[") {
+				names = append(names, m)
+			}
+		}
+	}
+	return names
+}
+
 // foreignDomain returns a domain of the policy that isn't allowed, "" when all
 // are. ".example.org" allows the domains below example.org.
 func foreignDomain(spec *policy.Spec, allowed []string) string {
-	for _, d := range acceptedDomains(spec) {
+	for _, d := range append(acceptedDomains(spec), matchedDomains(spec)...) {
 		if !slices.ContainsFunc(allowed, func(a string) bool {
 			a, low := strings.ToLower(a), strings.ToLower(d)
 			return a == low || strings.HasPrefix(a, ".") && strings.HasSuffix(low, a)

@@ -73,7 +73,23 @@ func (f *Follower) pollOnce(ctx context.Context) error {
 	if err == nil {
 		err = f.report(ctx)
 	}
+	if err == nil {
+		err = f.foreign(cur, h)
+	}
 	return err
+}
+
+// foreign alarms while the version held accepts mail for a domain that was
+// taken off our list since. It stays in force, without that domain, until the
+// primary publishes one that has it no more.
+func (f *Follower) foreign(cur *version, h *Head) error {
+	if cur == nil || h.identity != cur.head.identity {
+		return nil // installed just now: it was looked at
+	}
+	if d := foreignDomain(cur.content.spec, f.o.Domains); d != "" {
+		return alarm(AlarmDomain, "version %d.%d accepts mail for %q, which is not among the domains configured here (any more), so its mail is answered 450; add it there or remove it on the primary", h.Epoch, h.Version, d)
+	}
+	return nil
 }
 
 // renew stores the new signature of the version held.

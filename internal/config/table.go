@@ -133,7 +133,7 @@ var settings = []setting{
 		func(c *Config) any { return &c.Policy.PostfixService }},
 
 	{"sync", "domains", domainList, "[]", nil,
-		`The domains that the primary may fill with recipients: "example.org" that domain, ".example.org" every one below it. With it the policy comes from the primary, and a policy that accepts mail for any other domain is refused.`,
+		`The domains that the primary may fill with recipients: "example.org" that domain, ".example.org" every one below it. With it the policy comes from the primary, and a policy that names any other domain is refused. Whatever the policy permits otherwise, recipients of other domains are answered 450.`,
 		func(c *Config) any { return &c.Sync.Domains }},
 	{"sync", "stale_after", duration("1m", "365d"), `"1d"`, nil,
 		"Out of contact with the publisher for longer, unknown recipients are answered 450 in place of 550. Known ones are accepted without end.",
