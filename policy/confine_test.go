@@ -20,7 +20,9 @@ func TestConfine(t *testing.T) {
 		name string
 		open func(s *Spec)
 	}{
-		{"domains", func(s *Spec) { s.Addresses.Relay.Domains = []string{"allowed.example", "victim.example", ".sub.example"} }},
+		{"domains", func(s *Spec) {
+			s.Addresses.Relay.Domains = []string{"allowed.example", "victim.example", ".sub.example"}
+		}},
 		{"names that match", func(s *Spec) { s.Addresses.Relay.Match = []string{"victim.example"} }},
 		{"patterns that match", func(s *Spec) {
 			s.Tables = map[string]*Table{"all": all}

@@ -51,6 +51,7 @@ type Publisher struct {
 	o     PublisherOptions
 	peers *peers
 	codec *codec
+	last  *store // of what was published last
 	joins *rate.Limiter
 	name  streamID // the stream's
 
@@ -120,6 +121,9 @@ func OpenPublisher(o PublisherOptions) (*Publisher, error) {
 	if err == nil {
 		p.codec, err = newCodec()
 	}
+	if err == nil {
+		p.last, err = openStore(o.fs, path.Join(o.Dir, lastDir), p.codec)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open publisher: %w", err)
 	}
@@ -165,15 +169,18 @@ func (p *Publisher) loadState() error {
 }
 
 // Publish offers a policy. One that equals what is offered already makes no
-// new version. The number is durable before anybody sees it.
+// new version. Number and content are durable before anybody sees them.
 func (p *Publisher) Publish(s *policy.Snapshot) error {
 	src, err := newSource(s.Spec())
+	if err == nil {
+		err = p.keep(src) // unlocked: followers needn't wait for the disk
+	}
 	if err != nil {
 		return fmt.Errorf("publish: %w", err)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	st := p.state
+	st, fresh := p.state, p.src == nil
 	h := p.newHead(src, st)
 	if h.sign(p.keys.policy); st.Version == 0 || !slices.Equal(h.identity[:], st.Identity) {
 		st = pubState{Epoch: st.Epoch, Version: st.Version + 1, Prev: st.Identity}
@@ -183,11 +190,7 @@ func (p *Publisher) Publish(s *policy.Snapshot) error {
 		h = p.newHead(src, st)
 		h.sign(p.keys.policy)
 		st.Identity = h.identity[:]
-		b, err := json.Marshal(&st)
-		if err == nil {
-			err = replaceFile(p.o.fs, path.Join(p.o.Dir, stateFile), b)
-		}
-		if err != nil {
+		if err := p.store(src, st); err != nil {
 			return fmt.Errorf("publish: store version %d: %w", st.Version, err)
 		}
 		p.o.Metrics.PublishVersions.Inc()
@@ -195,7 +198,28 @@ func (p *Publisher) Publish(s *policy.Snapshot) error {
 	}
 	p.state, p.src = st, src
 	p.sign()
+	if fresh {
+		if err := p.last.saveHead(p.head, p.raw); err != nil { // it may be of a program that kept none
+			return fmt.Errorf("publish: store version %d: %w", st.Version, err)
+		}
+	}
+	p.last.collect(&version{head: p.head, content: &src.content})
 	return nil
+}
+
+// store makes a version durable whose chunks are kept. The content comes first: a number
+// without it couldn't be offered after a restart, a content without its number
+// gets the same again.
+func (p *Publisher) store(src *source, st pubState) error {
+	h, raw := p.signed(src, st)
+	if err := p.last.saveHead(h, raw); err != nil {
+		return err
+	}
+	b, err := json.Marshal(&st)
+	if err != nil {
+		return err
+	}
+	return replaceFile(p.o.fs, path.Join(p.o.Dir, stateFile), b)
 }
 
 func (p *Publisher) newHead(src *source, st pubState) *Head {
@@ -210,7 +234,14 @@ func (p *Publisher) sign() {
 	if p.src == nil {
 		return
 	}
-	h := p.newHead(p.src, p.state)
+	p.head, p.raw = p.signed(p.src, p.state)
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+// signed is a version's head with a signature of now.
+func (p *Publisher) signed(src *source, st pubState) (*Head, []byte) {
+	h := p.newHead(src, st)
 	h.Created = time.Unix(p.o.now().Unix(), 0)
 	if p.head != nil && h.Created.Before(p.head.Created) {
 		h.Created = p.head.Created // the clock was set back
@@ -218,10 +249,7 @@ func (p *Publisher) sign() {
 	h.Expires = h.Created.Add(headLife)
 	h.ServerPins, h.PolicyKeys = p.keys.pins(), p.keys.policies()
 	h.Notice = p.notice
-	p.raw = h.sign(p.keys.policy)
-	p.head = h
-	close(p.changed)
-	p.changed = make(chan struct{})
+	return h, h.sign(p.keys.policy)
 }
 
 func (k *pubKeys) pins() []Pin {

@@ -119,7 +119,7 @@ func (p *publisher) run(ctx context.Context, reload <-chan os.Signal) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	p.started = time.Now()
-	p.read(ctx)
+	p.first(ctx)
 	var parts sync.WaitGroup
 	start := func(what string, work func(context.Context) error) {
 		parts.Go(func() {
@@ -200,6 +200,22 @@ func (p *publisher) ready() error {
 		return errors.New("the policy's sources can't be read; the log says why")
 	}
 	return nil
+}
+
+// first reads everything. If that fails it offers what was published before
+// the restart.
+func (p *publisher) first(ctx context.Context) {
+	if p.read(ctx); p.ready() == nil || ctx.Err() != nil {
+		return
+	}
+	switch err := p.offer.Restore(); {
+	case errors.Is(err, policysync.ErrNothing):
+		p.log.Warn("nothing was published before: secondaries get no policy until the sources are well")
+	case err != nil:
+		p.log.Error("the last published policy can't be read back: secondaries get none until the sources are well", "err", err)
+	default:
+		p.log.Warn("the policy published before the restart is offered until the sources are well")
+	}
 }
 
 // read reads everything and publishes it, or keeps what is published.

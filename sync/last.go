@@ -1,0 +1,76 @@
+package policysync
+
+import (
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/understudy-mx/understudy/policy"
+)
+
+// lastDir is the part of a publisher's directory that holds the last policy
+// that was published, in a store like a follower's.
+const lastDir = "last"
+
+// ErrNothing says that nothing was ever published from this directory.
+var ErrNothing = errors.New("no policy was published before")
+
+// keep stores the chunks of a policy. They are durable after saveHead.
+func (p *Publisher) keep(src *source) error {
+	refs := map[hash]ref{}
+	src.layout.names(refs)
+	for _, r := range src.order {
+		refs[r.hash] = r
+	}
+	g := new(errgroup.Group)
+	g.SetLimit(parallel)
+	for name := range refs {
+		if !p.last.has(name) {
+			g.Go(func() error { return p.last.put(name, p.codec.pack(src.chunk(name))) })
+		}
+	}
+	return g.Wait()
+}
+
+// Restore offers again what was published last: a publisher that starts while a
+// source is broken has nothing better. Without any it is ErrNothing.
+func (p *Publisher) Restore() error {
+	names, err := p.last.heads()
+	if err == nil && len(names) == 0 {
+		err = ErrNothing
+	}
+	if err != nil {
+		return fmt.Errorf("restore policy: %w", err)
+	}
+	for _, name := range names {
+		var s *policy.Snapshot
+		if s, err = p.load(name); err == nil {
+			return p.Publish(s)
+		}
+	}
+	return fmt.Errorf("restore policy: %w", err)
+}
+
+// load reads a stored policy. Its signature doesn't matter: the key that made
+// it lies beside it, or was replaced since.
+func (p *Publisher) load(name string) (*policy.Snapshot, error) {
+	raw, err := p.last.head(name)
+	if err != nil {
+		return nil, err
+	}
+	h, err := decodeHead(raw[:max(0, len(raw)-ed25519.SignatureSize)])
+	if err != nil {
+		return nil, err
+	}
+	l, err := p.last.layout(h)
+	if err != nil {
+		return nil, err
+	}
+	c, err := build(h, l, nil, p.last.get)
+	if err != nil {
+		return nil, err
+	}
+	return policy.Compile(c.spec)
+}
