@@ -290,7 +290,7 @@ func TestSync(t *testing.T) {
 // testChanges adds mailboxes one by one. The clock starts when postmap has
 // ended and stops at the first 250.
 func testChanges(t *testing.T, p *publisher, s *secondary) {
-	const changes = 50
+	const changes = 100
 	all := []string{"alice@example.org"}
 	var took []time.Duration
 	for i := range changes {
@@ -370,6 +370,20 @@ func testBrokenSource(t *testing.T, p *publisher, s *secondary) {
 		return strings.Contains(s.sync().Notice, "/nonexistent/vmailbox")
 	})
 	s.wantReply("alice@example.org", 250)
+	before := s.sync().Version
+	p.kill()
+	p.start() // it offers what it published last, or a secondary that joins now would have nothing
+	late := newFollowing(t, p.postfix.addr)
+	line, _, _ := strings.Cut(p.cli("invite", "late"), "\n")
+	late.cli(strings.Fields(line)[1:]...)
+	late.start()
+	late.wantReply("alice@example.org", 250)
+	late.wantReply("nobody@example.org", 550)
+	if st := late.sync(); st.Version != before || !strings.Contains(st.Notice, "/nonexistent/vmailbox") {
+		t.Errorf("the late secondary has %+v; before the restart it was version %d", st, before)
+	}
+	late.stop()
+	p.cli("revoke", "late")
 	write(t, main, good)
 	eventually(t, 30*time.Second, "the secondary knows that it is well again", func() bool { return s.sync().Notice == "" })
 }

@@ -107,7 +107,7 @@ That of the primary's publisher.
 The pairing with the primary, our key, and the policy that came last.
 .TP
 .I /var/lib/understudy/publish
-On the primary: the publisher's keys, the paired secondaries and its control socket.
+On the primary: the publisher's keys, the paired secondaries, the policy published last and its control socket.
 .TP
 .I /var/lib/understudy/queue
 The queue.

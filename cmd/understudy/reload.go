@@ -175,9 +175,9 @@ func (w *watcher) run(ctx context.Context, read time.Time) error {
 			w.log.Warn("watching files", "err", err)
 			soon.Reset(w.rest)
 		case <-soon.C:
-			w.check(ctx)
+			w.check(ctx, true)
 		case <-poll.C:
-			w.check(ctx)
+			w.check(ctx, false)
 		}
 	}
 }
@@ -196,14 +196,15 @@ func (w *watcher) now(ctx context.Context) {
 	}
 }
 
-// check reloads if something changed, once it has come to rest.
-func (w *watcher) check(ctx context.Context) {
+// check reloads if something changed, once it has come to rest. quiet: no
+// event came for that long, and if the files' own times say so too, it has.
+func (w *watcher) check(ctx context.Context, quiet bool) {
 	files := w.files()
 	now := stamps(files, forever)
 	if maps.Equal(now, w.seen) {
 		return
 	}
-	for range maxLooks {
+	for looks := maxLooks; looks > 0 && !(quiet && looks == maxLooks && w.rested(now)); looks-- {
 		select {
 		case <-ctx.Done():
 			return
@@ -216,6 +217,21 @@ func (w *watcher) check(ctx context.Context) {
 		now = next
 	}
 	w.again()
+}
+
+// rested says that what changed in now was last written long enough ago.
+func (w *watcher) rested(now map[string]stamp) bool {
+	for name := range w.seen {
+		if _, there := now[name]; !there {
+			return false // removed: who knows when
+		}
+	}
+	for name, s := range now {
+		if age := time.Since(time.Unix(s.ctime.Unix())); s != w.seen[name] && age < w.rest {
+			return false
+		}
+	}
+	return true
 }
 
 var forever = time.Unix(1<<40, 0)

@@ -43,6 +43,7 @@ func (s service) key() string { return s.name + "/" + s.typ }
 
 func readConfig(ctx context.Context, src *Source) (*config, error) {
 	c := &config{}
+	src.said = map[string]said{}
 	services, err := readServices(ctx, src)
 	if err != nil {
 		return nil, err
@@ -170,13 +171,35 @@ func readSettings(ctx context.Context, src *Source, s service, warnings *[]strin
 	return set, err
 }
 
-func (s *Source) postconf(ctx context.Context, warnings *[]string, line func(string) error, args ...string) error {
+// said is what postconf printed.
+type said struct {
+	lines  []string
+	stderr string
+}
+
+// postconf asks once for what is asked for again.
+func (s *Source) postconf(ctx context.Context, warnings *[]string, line func(string) error, args ...string) (err error) {
 	if s.ConfigDir != "" {
 		args = append([]string{"-c", s.ConfigDir}, args...)
 	}
-	stderr, err := run(ctx, orDefault(s.Postconf, "postconf"), args, line)
+	key := strings.Join(args, "\x00")
+	a, known := s.said[key]
+	if !known {
+		a.stderr, err = run(ctx, orDefault(s.Postconf, "postconf"), args, func(l string) error {
+			a.lines = append(a.lines, l)
+			return nil
+		})
+		if err == nil {
+			s.said[key] = a
+		}
+	}
+	for _, l := range a.lines {
+		if err == nil {
+			err = line(l)
+		}
+	}
 	if warnings != nil {
-		for l := range strings.Lines(stderr) {
+		for l := range strings.Lines(a.stderr) {
 			l = strings.TrimSpace(strings.TrimPrefix(l, "postconf: warning: "))
 			l, _, _ = strings.Cut(l, "=") // a value may be a secret
 			if l != "" && !slices.Contains(*warnings, l) {

@@ -44,6 +44,8 @@ type Source struct {
 	Commands map[string][]string
 	// Choices says for an Item, by its ID, which of its Options to take.
 	Choices map[string]string
+
+	said map[string]said // by postconf, for the time of one import
 }
 
 // importer is one import under way.
