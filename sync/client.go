@@ -48,7 +48,7 @@ func newClient(fsys fileSystem, dir string, p *pairing) (*client, error) {
 	}
 	cfg, err := tlsConfig(key, func(pin Pin) error {
 		if !anyPin(p.pins(), pin) {
-			return alarm(AlarmPin, "%s showed key %s, which is not the paired primary's", p.Address, pin)
+			return alarm(AlarmPin, "%s showed key %s, which is not the paired primary's: another publisher answers there, or its directory was made anew; if that is meant, pair again with invite and join", p.Address, pin)
 		}
 		return nil
 	})
@@ -125,6 +125,9 @@ func explain(err error) error {
 		// TestRevoke tells when that ends.
 		strings.Contains(err.Error(), "client conn could not be established"):
 		return alarm(AlarmRefused, "the primary refused our key: it was revoked there, or nothing is to be paired now: %w", err)
+	}
+	if op != nil && op.Op == "dial" {
+		return alarm(AlarmUnreachable, "%w: start `understudy publish` there, let its port through the firewall, or correct publish.address and invite again", err)
 	}
 	return alarm(AlarmUnreachable, "%w", err)
 }

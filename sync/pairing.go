@@ -250,7 +250,7 @@ func join(ctx context.Context, fsys fileSystem, dir, invitation string) (*Joined
 func (t *token) ask(ctx context.Context, key ed25519.PrivateKey) (*joinAnswer, error) {
 	cfg, err := tlsConfig(key, func(pin Pin) error {
 		if pin != t.server {
-			return alarm(AlarmPin, "the machine that answers is not the one that made the invitation (its key is %s)", pin)
+			return alarm(AlarmPin, "the machine that answers is not the one that made the invitation (its key is %s); correct publish.address there, or invite again", pin)
 		}
 		return nil
 	})
