@@ -7,6 +7,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/postfix"
@@ -17,12 +19,12 @@ type policyImportCmd struct {
 }
 
 type importPostfixCmd struct {
-	ConfigDir string            `placeholder:"DIR" help:"Postfix's configuration directory (default: that of the default instance)."`
-	Service   string            `placeholder:"NAME" help:"The service of master.cf to stand in for (default: the one on port 25)."`
-	Output    string            `required:"" short:"o" placeholder:"FILE" help:"Where to write the snapshot."`
-	Choose    map[string]string `placeholder:"ITEM=CHOICE" mapsep:"none" help:"What to do instead of an item that isn't replicated, one of the options that the report shows for it; an item is named \"parameter: element\"."`
-	List      map[string]string `placeholder:"TABLE=COMMAND" mapsep:"none" help:"A shell command that prints the entries of a table that can't be read otherwise: key, tab, value."`
-	JSON      bool              `name:"json" help:"Print the report as JSON."`
+	ConfigDir string   `placeholder:"DIR" help:"Postfix's configuration directory (default: that of the default instance)."`
+	Service   string   `placeholder:"NAME" help:"The service of master.cf to stand in for (default: the one on port 25)."`
+	Output    string   `required:"" short:"o" placeholder:"FILE" help:"Where to write the snapshot."`
+	Choose    []string `placeholder:"ITEM=CHOICE" sep:"none" help:"What to do instead of an item that isn't replicated, one of the options that the report shows for it; an item is named \"parameter: element\"."`
+	List      []string `placeholder:"TABLE=COMMAND" sep:"none" help:"A shell command that prints the entries of a table that can't be read otherwise: key, tab, value."`
+	JSON      bool     `name:"json" help:"Print the report as JSON."`
 }
 
 func (importPostfixCmd) Help() string {
@@ -38,14 +40,15 @@ Examples:
 }
 
 func (c *importPostfixCmd) Run(ctx context.Context, out io.Writer) error {
-	src := postfix.Source{
+	for _, s := range slices.Concat(c.Choose, c.List) {
+		if !strings.Contains(s, "=") {
+			return mistakes{fmt.Errorf("--choose and --list: %q lacks a \"=\"", s)}
+		}
+	}
+	spec, report, err := postfix.Import(ctx, postfix.Source{
 		ConfigDir: c.ConfigDir, Service: c.Service, Lister: postfix.Databases{},
-		Choices: c.Choose, Commands: map[string][]string{},
-	}
-	for table, command := range c.List {
-		src.Commands[table] = []string{"/bin/sh", "-c", command}
-	}
-	spec, report, err := postfix.Import(ctx, src)
+		Choices: choices(c.Choose), Commands: tableCommands(c.List),
+	})
 	if err != nil {
 		return importError(ctx, err)
 	}
@@ -66,6 +69,26 @@ func (c *importPostfixCmd) Run(ctx context.Context, out io.Writer) error {
 	_, err = fmt.Fprintf(out, "\n%s: domains %d, recipients %d, rules %d, %s\n",
 		c.Output, stats.Domains, stats.Recipients, stats.Rules, digest(snap))
 	return err
+}
+
+// choices reads "parameter: element=choice"; an element may hold a "=".
+func choices(list []string) map[string]string {
+	m := map[string]string{}
+	for _, s := range list {
+		i := strings.LastIndexByte(s, '=')
+		m[s[:i]] = s[i+1:]
+	}
+	return m
+}
+
+// tableCommands reads "table=command".
+func tableCommands(list []string) map[string][]string {
+	m := map[string][]string{}
+	for _, s := range list {
+		table, command, _ := strings.Cut(s, "=")
+		m[table] = []string{"/bin/sh", "-c", command}
+	}
+	return m
 }
 
 // importError tells an interrupted import from a wrong configuration.

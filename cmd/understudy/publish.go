@@ -75,6 +75,9 @@ func checkSources(ctx context.Context, cfg *config.Config, out io.Writer) error 
 		if err := r.report.Print(out); err != nil {
 			return err
 		}
+		if r.report.HasOptions() {
+			fmt.Fprintf(out, "\nTo choose: postfix_choose = [\"ITEM=CHOICE\", ...] under [policy] of %s\n", cfg.File)
+		}
 		fmt.Fprintln(out)
 	}
 	for _, name := range r.useless {

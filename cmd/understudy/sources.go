@@ -62,6 +62,7 @@ func (r *reading) readPostfix(ctx context.Context, cfg *config.Config) error {
 	}
 	spec, report, err := postfix.Import(ctx, postfix.Source{
 		ConfigDir: cfg.Policy.Postfix, Service: cfg.Policy.PostfixService, Lister: postfix.Databases{},
+		Choices: choices(cfg.Policy.PostfixChoose), Commands: tableCommands(cfg.Policy.PostfixList),
 	})
 	if err != nil {
 		return fmt.Errorf("import %s: %w", cfg.Policy.Postfix, err)

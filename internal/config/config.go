@@ -82,8 +82,10 @@ type Route struct {
 // Policy is section [policy].
 type Policy struct {
 	File           string
-	Postfix        string // configuration directory
-	PostfixService string // of master.cf
+	Postfix        string   // configuration directory
+	PostfixService string   // of master.cf
+	PostfixChoose  []string // "parameter: element=choice"
+	PostfixList    []string // "table=command"
 }
 
 // Queue is section [queue].

@@ -130,6 +130,14 @@ func (r *reader) checkPublisher() {
 	}
 }
 
+// checkAssignment checks "name=value".
+func checkAssignment(s string) (string, error) {
+	if i := strings.LastIndexByte(s, '='); i < 1 || i == len(s)-1 {
+		return "", fmt.Errorf("%q lacks a name or a value; write name=value", s)
+	}
+	return s, nil
+}
+
 // checkService checks the first column of a line of master.cf.
 func checkService(s string) (string, error) {
 	if s == "" || strings.ContainsAny(s, " \t\r\n") {

@@ -131,6 +131,12 @@ var settings = []setting{
 	{"policy", "postfix_service", text("service", checkService), "", nil,
 		"Publisher only: the first column of master.cf's line for the SMTP server to stand in for; by default that on port 25.",
 		func(c *Config) any { return &c.Policy.PostfixService }},
+	{"policy", "postfix_choose", list("ITEM=CHOICE", checkAssignment), "[]", nil,
+		`Publisher only: what to do instead of items that aren't replicated, such as "smtpd_milters: inet:localhost:11332=defer". The report of "understudy publish --check" shows what each offers.`,
+		func(c *Config) any { return &c.Policy.PostfixChoose }},
+	{"policy", "postfix_list", list("TABLE=COMMAND", checkAssignment), "[]", nil,
+		`Publisher only: for tables that can't be listed, a shell command that prints the entries: a key a line, or key, tab and value. Such as "socketmap:inet:localhost:9999:users=/usr/local/bin/list-users".`,
+		func(c *Config) any { return &c.Policy.PostfixList }},
 
 	{"sync", "domains", domainList, "[]", nil,
 		`The domains that the primary may fill with recipients: "example.org" that domain, ".example.org" every one below it. With it the policy comes from the primary, and a policy that names any other domain is refused. Whatever the policy permits otherwise, recipients of other domains are answered 450.`,

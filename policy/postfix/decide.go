@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/understudy-mx/understudy/policy"
 )
 
 // dnsbl translates the reply texts of DNS lists.
@@ -61,8 +63,25 @@ func (i *importer) parameters() {
 		if strings.Contains(v, "@") && strings.Contains(v, ":") && p.Class == NotReplicated {
 			v = "set" // may hold a password
 		}
-		i.item(p.Name, v, p.Class, p.Why, instead)
+		if p.Options != nil {
+			instead = i.choose(p.Name, v, p.Options...)
+		}
+		if instead == optDefer {
+			i.deferFor(p.Name)
+		}
+		i.item(p.Name, v, p.Class, p.Why, instead, p.Options...)
 	}
+}
+
+// deferFor defers what a parameter might refuse: messages at DATA, or without
+// TLS, senders.
+func (i *importer) deferFor(parameter string) {
+	r := &i.spec.Restrictions
+	if strings.Contains(parameter, "_tls") {
+		r.Sender = slices.Insert(r.Sender, 0, policy.Restriction{Kind: "reject_plaintext_session"})
+		return
+	}
+	r.Data = slices.Insert(r.Data, 0, policy.Restriction{Kind: "defer_if_permit"})
 }
 
 // refusing says that mail for a transport is refused.

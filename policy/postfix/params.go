@@ -11,6 +11,9 @@ type Parameter struct {
 	Off      string // values at which it has no part in decisions, "|" between; "-" is the empty one
 	Guard    string // parameter without whose "yes" or action this one is off
 	Elements bool   // it is a list: the Report classifies its elements one by one
+	// Options are what the secondary can do instead, the first unless told
+	// otherwise.
+	Options []string
 }
 
 // Parameters classifies what Postfix's smtpd(8) and postscreen(8) read, and
@@ -96,8 +99,8 @@ var exact = append(named(Exact, "",
 var replaced = []Parameter{
 	{Name: "smtpd_dns_reply_filter", Class: Approximated, Off: "-", Why: "DNS answers aren't filtered"},
 	{Name: "smtpd_peername_lookup", Class: Approximated, Off: "yes", Why: "the secondary looks names up"},
-	{Name: "smtpd_tls_security_level", Class: Approximated, Off: "-|none|may", Why: "the secondary demands TLS only by its own configuration"},
-	{Name: "smtpd_enforce_tls", Class: Approximated, Off: "no", Why: "the secondary demands TLS only by its own configuration"},
+	{Name: "smtpd_tls_security_level", Class: Approximated, Off: "-|none|may", Why: "the secondary offers TLS and demands it only if told to", Options: refuses},
+	{Name: "smtpd_enforce_tls", Class: Approximated, Off: "no", Why: "the secondary offers TLS and demands it only if told to", Options: refuses},
 	{Name: "smtpd_tls_req_ccert", Class: NotReplicated, Off: "no", Why: "the secondary asks for no client certificate"},
 	{Name: "smtpd_tls_ask_ccert", Class: NotReplicated, Off: "no", Why: "the secondary asks for no client certificate"},
 	{Name: "smtpd_tls_wrappermode", Class: NotReplicated, Off: "no", Why: "TLS from the first octet isn't served"},
@@ -113,9 +116,9 @@ const whyMemory = "every client is tested each time; postscreen remembers for a 
 
 // missing parameters decide on the primary and not on the secondary.
 var missing = []Parameter{
-	{Name: "smtpd_milters", Class: NotReplicated, Off: "-", Why: "milters decide live; the primary's see the message when it is relayed"},
+	{Name: "smtpd_milters", Class: NotReplicated, Off: "-", Why: "milters decide live; the primary's see the message when it is relayed", Options: refuses},
 	{Name: "smtpd_milter_maps", Class: NotReplicated, Off: "-", Guard: "smtpd_milters", Why: "milters decide live"},
-	{Name: "smtpd_proxy_filter", Class: NotReplicated, Off: "-", Why: "a filter before the queue decides live"},
+	{Name: "smtpd_proxy_filter", Class: NotReplicated, Off: "-", Why: "a filter before the queue decides live", Options: refuses},
 	{Name: "smtpd_sender_login_maps", Class: Exact, Elements: true, Why: "for tables that can be listed"},
 	{Name: "smtpd_etrn_restrictions", Class: NotReplicated, Off: "-", Why: "the secondary has no ETRN"},
 	{Name: "smtpd_command_filter", Class: Exact, Elements: true, Why: "for tables that can be listed"},
@@ -160,8 +163,8 @@ var missing = []Parameter{
 	{Name: "postscreen_forbidden_commands", Class: NotReplicated, Guard: "postscreen_non_smtp_command_enable", Off: "-", Why: "the secondary hangs up by its own list"},
 	{Name: "postscreen_command_filter", Class: NotReplicated, Off: "-", Why: "commands aren't rewritten"},
 	{Name: "postscreen_client_connection_count_limit", Class: NotReplicated, Off: "0", Why: "counts over all sessions; the secondary has its own limits"},
-	{Name: "postscreen_tls_security_level", Class: Approximated, Off: "-|none|may", Why: "the secondary demands TLS only by its own configuration"},
-	{Name: "postscreen_enforce_tls", Class: Approximated, Off: "no", Why: "the secondary demands TLS only by its own configuration"},
+	{Name: "postscreen_tls_security_level", Class: Approximated, Off: "-|none|may", Why: "the secondary offers TLS and demands it only if told to", Options: refuses},
+	{Name: "postscreen_enforce_tls", Class: Approximated, Off: "no", Why: "the secondary offers TLS and demands it only if told to", Options: refuses},
 	{Name: "postscreen_tls_req_ccert", Class: NotReplicated, Off: "no", Why: "the secondary asks for no client certificate"},
 	{Name: "postscreen_helo_required", Class: Approximated, Guard: "postscreen_helo_required", Why: "as smtpd_helo_required"},
 }

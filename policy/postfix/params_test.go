@@ -74,6 +74,9 @@ Generated from ` + "`policy/postfix`" + ` by ` + "`make generate`" + `. What an 
 | no-decision | no verdict depends on it |
 
 The report of an import (` + "`understudy policy import postfix`" + `) classifies every element of *your* lists.
+What the secondary does instead of what isn't replicated is your choice where the report shows options: ignore it, defer
+what it might refuse, or soften the refusals that it might prevent. To ask the live primary is none of them: a secondary
+passes no session through.
 
 The tests: names without a slash are Go tests, "decisions/" is a file of policy/testdata/decisions, played by
 TestDecisions, and "profiles/" a configuration in policy/postfix/testdata/profiles, played by the tests called

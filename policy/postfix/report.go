@@ -90,6 +90,11 @@ func (r *Report) Count(c Class) int {
 	return n
 }
 
+// HasOptions says that the operator can choose what to do instead of an item.
+func (r *Report) HasOptions() bool {
+	return slices.ContainsFunc(r.Items, func(it Item) bool { return len(it.Options) > 1 })
+}
+
 // headings introduce each class of items to the operator.
 var headings = map[Class]string{
 	NotReplicated: "Not replicated",
