@@ -108,6 +108,8 @@ var replaced = []Parameter{
 	{Name: "smtpd_forbid_bare_newline_exclusions", Class: Approximated, Off: "-", Guard: "smtpd_forbid_bare_newline", Why: "nobody is excluded"},
 	{Name: "smtpd_forbid_bare_newline_reject_code", Class: Approximated, Guard: "smtpd_forbid_bare_newline", Why: "the secondary has a code of its own"},
 	{Name: "smtpd_forbid_unauth_pipelining", Class: Approximated, Off: "no", Why: "which octets come together depends on the network"},
+	{Name: "double_bounce_sender", Class: Approximated, Off: "double-bounce", Why: "double-bounce always exists, no other name does"},
+	{Name: "inet_protocols", Class: Approximated, Off: "all|ipv4, ipv6|ipv6, ipv4", Why: "the secondary serves and looks up addresses of both families"},
 	{Name: "queue_minfree", Class: Approximated, Off: "0", Why: "the secondary watches its own disk"},
 }
 

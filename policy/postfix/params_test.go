@@ -52,8 +52,18 @@ func decides(name string) bool {
 			return true
 		}
 	}
-	return slices.Contains([]string{"mydestination", "relay_domains", "virtual_alias_domains", "virtual_mailbox_domains",
-		"virtual_alias_maps", "virtual_mailbox_maps", "mynetworks", "recipient_delimiter", "message_size_limit"}, name)
+	for _, prefix := range []string{"address_verify_", "unverified_", "unknown_", "resolve_", "strict_", "allow_", "append_", "permit_",
+		"reject_", "multi_recipient_", "virtual_alias_", "parent_domain_", "my", "inet_", "proxy_interfaces", "receive_override_", "mime_",
+		"body_checks", "header_checks", "disable_mime_input_", "disable_vrfy_", "empty_address_", "canonical_", "recipient_canonical_",
+		"sender_canonical_", "sender_dependent_", "message_", "soft_", "swap_", "double_bounce_sender", "enable_idna", "maps_rbl_",
+		"owner_request_", "default_rbl_", "default_transport", "transport_maps", "relocated_maps", "proxy_read_maps"} {
+		if strings.HasPrefix(name, prefix) && !strings.HasPrefix(name, "default_transport_") {
+			return true
+		}
+	}
+	return slices.Contains([]string{"relay_domains", "virtual_mailbox_domains", "virtual_mailbox_maps", "virtual_transport",
+		"relay_transport", "local_transport", "recipient_delimiter", "header_size_limit", "line_length_limit", "hopcount_limit",
+		"queue_minfree", "smtputf8_enable", "local_header_rewrite_clients", "remote_header_rewrite_domain"}, name)
 }
 
 // TestParityDoc keeps docs/PARITY.md equal to the tables; with UPDATE=1 it
