@@ -44,6 +44,9 @@ func (s service) key() string { return s.name + "/" + s.typ }
 func readConfig(ctx context.Context, src *Source) (*config, error) {
 	c := &config{}
 	src.said = map[string]said{}
+	if err := checkMain(ctx, src); err != nil {
+		return nil, err
+	}
 	services, err := readServices(ctx, src)
 	if err != nil {
 		return nil, err
@@ -85,6 +88,20 @@ func readConfig(ctx context.Context, src *Source) (*config, error) {
 	}
 	c.version = c.smtpd["mail_version"]
 	return c, c.readCleanup(ctx, src, services)
+}
+
+// checkMain lets Postfix itself read main.cf: postconf prints values that no
+// program of Postfix takes.
+func checkMain(ctx context.Context, src *Source) error {
+	args := []string{"-q", "x", "static:y"}
+	if src.ConfigDir != "" {
+		args = append([]string{"-c", src.ConfigDir}, args...)
+	}
+	_, err := run(ctx, orDefault(src.Postmap, "postmap"), args, func(string) error { return nil })
+	if err != nil {
+		return fmt.Errorf("main.cf is refused by Postfix: %w", err)
+	}
+	return nil
 }
 
 // readCleanup puts the settings that smtpd's cleanup service goes by in place
@@ -200,7 +217,10 @@ func (s *Source) postconf(ctx context.Context, warnings *[]string, line func(str
 	}
 	if warnings != nil {
 		for l := range strings.Lines(a.stderr) {
-			l = strings.TrimSpace(strings.TrimPrefix(l, "postconf: warning: "))
+			if _, said, ok := strings.Cut(l, "postconf: warning: "); ok {
+				l = said
+			}
+			l = strings.TrimSpace(l)
 			l, _, _ = strings.Cut(l, "=") // a value may be a secret
 			if l != "" && !slices.Contains(*warnings, l) {
 				*warnings = append(*warnings, l)
@@ -217,9 +237,21 @@ func orDefault(s, def string) string {
 	return s
 }
 
-// run feeds the lines of a command's output to line. The error carries what
-// the command said.
+// command is a program to run.
+type command struct {
+	name       string
+	args       []string
+	dir, stdin string
+}
+
 func run(ctx context.Context, name string, args []string, line func(string) error) (stderr string, err error) {
+	return command{name: name, args: args}.run(ctx, line)
+}
+
+// run feeds the lines of the command's output to line. The error carries what
+// the command said.
+func (c command) run(ctx context.Context, line func(string) error) (stderr string, err error) {
+	name := c.name
 	if p, lookErr := exec.LookPath(name); lookErr == nil {
 		name = p
 	} else if p = "/usr/sbin/" + name; !strings.Contains(name, "/") && exists(p) {
@@ -227,7 +259,10 @@ func run(ctx context.Context, name string, args []string, line func(string) erro
 	}
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, name, args...)
+	cmd := exec.CommandContext(ctx, name, c.args...)
+	if cmd.Dir = c.dir; c.stdin != "" {
+		cmd.Stdin = strings.NewReader(c.stdin)
+	}
 	cmd.WaitDelay = time.Second
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
 	errs := &bounded{max: maxStderr}
@@ -257,10 +292,19 @@ func run(ctx context.Context, name string, args []string, line func(string) erro
 	case lineErr != nil:
 		return errs.String(), fmt.Errorf("%s: %w", path.Base(name), lineErr)
 	case err != nil:
-		return errs.String(), fmt.Errorf("%s: %s", path.Base(name), complaint(errs.String(), err))
+		return errs.String(), &commandError{path.Base(name), complaint(errs.String(), err), err}
 	}
 	return errs.String(), nil
 }
+
+// commandError is a command that failed, with what it said.
+type commandError struct {
+	name, said string
+	err        error
+}
+
+func (e *commandError) Error() string { return e.name + ": " + e.said }
+func (e *commandError) Unwrap() error { return e.err }
 
 // complaint is the line that says why a command failed.
 func complaint(stderr string, err error) string {

@@ -35,6 +35,8 @@ func TestRefused(t *testing.T) {
 	}{
 		{"no main.cf value", map[string]string{"main.cf": base + "this is nothing\n"}, []string{"missing '='"}},
 		{"macro loop", map[string]string{"main.cf": base + "a = $b\nb = $a\nmydestination = $a\n"}, []string{"macro"}},
+		{"host name that Postfix refuses", map[string]string{"main.cf": base + "myhostname = -bad-\n"}, []string{"main.cf is refused by Postfix", "myhostname", "-bad-"}},
+		{"number that no check reads", map[string]string{"main.cf": base + "hash_queue_depth = many\n"}, []string{"hash_queue_depth"}},
 		{"missing map", map[string]string{"main.cf": base + "smtpd_sender_restrictions = check_sender_access hash:@DIR@/none\n"}, []string{"smtpd_sender_restrictions", "hash:", "No such file"}},
 		{"missing cidr", map[string]string{"main.cf": base + "smtpd_client_restrictions = check_client_access cidr:@DIR@/none\n"}, []string{"smtpd_client_restrictions", "cidr:", "no such file"}},
 		{"missing recipients", map[string]string{"main.cf": base + "virtual_alias_maps = texthash:@DIR@/none\n"}, []string{"virtual_alias_maps", "texthash:"}},
