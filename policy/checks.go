@@ -305,6 +305,7 @@ func (e *eval) unlisted(a *address, class, kind string) status {
 		return dunno
 	}
 	*checked = e.warnIfReject == 0
+	e.find.unsure = false
 	s := e.snap
 	aliases := [][]*table{s.rcptCanonical, nil, s.canonical, s.virtualAlias}
 	if class == classSender {
@@ -361,7 +362,10 @@ func (e *eval) unknownUser(a *address, class, kind string) status {
 		dsn = "5.1.0"
 	}
 	addrs := &e.snap.spec.Addresses
-	if code >= 500 && (addrs.AliasesIncomplete || addrs.class(a.class).Incomplete) {
+	if e.find.unsure && class == classRcpt {
+		e.unsure = a.key()
+	}
+	if code >= 500 && (e.find.unsure || addrs.AliasesIncomplete || addrs.class(a.class).Incomplete) {
 		code = 450
 	}
 	rule := Rule{Stage: e.stage, Kind: kind, Table: where + " table", Key: a.key()}

@@ -34,8 +34,9 @@ type eval struct {
 	depth         int
 
 	reply    envelope.Reply
-	rule     Rule // what decided
-	listed   Rule // the entry that says that the recipient exists
+	rule     Rule   // what decided
+	listed   Rule   // the entry that says that the recipient exists
+	unsure   string // Verdict.Unsure
 	warnings []Rule
 }
 
@@ -261,7 +262,7 @@ func (e *eval) verdict(stage Stage, st status) Verdict {
 	v := Verdict{Rule: e.rule, Warnings: e.warnings}
 	switch {
 	case st == refused:
-		v.Reply = e.reply
+		v.Reply, v.Unsure = e.reply, e.unsure
 		if e.snap.spec.SoftBounce && v.Reply.Code >= 500 {
 			v.Reply.Code -= 100
 			v.Reply.Enhanced = "4" + v.Reply.Enhanced[1:]

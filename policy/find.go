@@ -13,7 +13,9 @@ type finder struct {
 	snap    *Snapshot
 	buf     []byte
 	scratch scratch
-	failed  bool // a look-up took too long; the owner asks and clears it
+	failed  bool                           // a look-up took too long; the owner asks and clears it
+	unsure  bool                           // a learned table doesn't know a key; the owner asks and clears it
+	ask     func(table string, key []byte) // told of each such key, unless nil
 }
 
 // one asks the tables for one key made of two parts. whole says that it is all
@@ -21,8 +23,17 @@ type finder struct {
 func (f *finder) one(tables []*table, a, b string, addr netip.Addr, whole bool) hit {
 	f.buf = append(append(f.buf[:0], a...), b...)
 	for _, t := range tables {
+		if t.wholes && !whole {
+			continue
+		}
 		if h := f.query(t, f.buf, addr, whole); h.ok() {
 			return h
+		}
+		if t.absent != nil && !f.query(t.absent, f.buf, netip.Addr{}, true).ok() {
+			f.unsure = true
+			if f.ask != nil {
+				f.ask(t.name, f.buf)
+			}
 		}
 	}
 	return hit{}

@@ -121,6 +121,10 @@ type Verdict struct {
 	Close    bool           // hang up after the reply
 	Rule     Rule
 	Warnings []Rule // rules that would have refused, but for warn_if_reject
+	// Unsure is the recipient whom the primary has to be asked about before
+	// anybody can say that it is unknown; "" when there is none. See
+	// Spec.Learned.
+	Unsure string
 }
 
 // MailParams are the parameters of MAIL that matter for the policy.

@@ -124,6 +124,7 @@ func (c *compiler) settings() {
 		}
 	}
 	c.members()
+	c.learned()
 	c.networks()
 	c.content()
 	c.postscreen()

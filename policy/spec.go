@@ -47,6 +47,17 @@ type Spec struct {
 	Protocol   Protocol          `json:"protocol,omitzero"`
 	Codes      Codes             `json:"codes"`
 	Tables     map[string]*Table `json:"tables,omitempty"`
+	// Learned names tables that can't be listed: they hold the keys that the
+	// primary was asked for and has.
+	Learned map[string]Learned `json:"learned,omitempty"`
+}
+
+// Learned is what is known of a table beside the keys that it holds. A
+// recipient whom a key that it neither holds nor lacks could make known is
+// refused for now only.
+type Learned struct {
+	Absent string `json:"absent,omitempty"`     // a set: the keys that it lacks; "" when it holds all that there are
+	Whole  bool   `json:"whole_keys,omitempty"` // it is asked whole addresses and names only, as tcp_table(5) is
 }
 
 // Restrictions are the ordered lists of restrictions, one for each stage.

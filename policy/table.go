@@ -227,6 +227,8 @@ type table struct {
 	nets    *bart.Table[uint32] // cidr without conditions: index in rules
 	actions []access            // for each of values, when an access restriction uses the table
 	members []*table            // union, pipe
+	absent  *table              // learned: the keys that it is known not to have
+	wholes  bool                // learned: asked whole keys only
 }
 
 func newTable(name string, t *Table) *table {

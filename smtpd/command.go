@@ -31,6 +31,9 @@ func (f *front) judged(at policy.Stage, v policy.Verdict) {
 		kind = "default"
 	}
 	f.srv.Metrics.Verdicts.WithLabelValues(at.String(), v.Action.String(), kind).Inc()
+	if v.Unsure != "" && f.srv.Unsure != nil {
+		f.srv.Unsure(v.Unsure)
+	}
 	if v.Action == policy.Reject && v.Rule.Stage == policy.Connect {
 		f.mu.Lock()
 		f.listed = true

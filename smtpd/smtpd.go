@@ -102,6 +102,9 @@ type Server struct {
 	// return: "reject", "normalize", or what the policy says, which is
 	// "reject" where it says nothing.
 	BareNewline string
+	// Unsure, if not nil, is told of each recipient that was refused only
+	// because the primary has to be asked about it first (Verdict.Unsure).
+	Unsure func(recipient string)
 
 	Log     *slog.Logger
 	Metrics *metrics.Metrics

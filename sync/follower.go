@@ -68,7 +68,8 @@ type Follower struct {
 	codec *codec
 	pair  *pairing
 
-	held atomic.Pointer[held]
+	held   atomic.Pointer[held]
+	unsure unsure // what the next reports ask about
 
 	mu       sync.Mutex // guards all below; never held while the network is waited for
 	http     remote

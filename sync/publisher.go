@@ -55,6 +55,8 @@ type Publisher struct {
 	joins *rate.Limiter
 	name  streamID // the stream's
 
+	unsure unsure // what followers asked about
+
 	mu      sync.Mutex // guards all below
 	keys    pubKeys
 	state   pubState

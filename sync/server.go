@@ -278,6 +278,10 @@ func (p *Publisher) serveReport(w http.ResponseWriter, r *http.Request, q *peer)
 		return
 	}
 	rep.clip()
+	for _, u := range rep.Unsure {
+		p.unsure.add(u, maxUnsureAll)
+	}
+	rep.Unsure = nil
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if s := p.seen[q.Name]; s != nil {

@@ -303,6 +303,9 @@ type Report struct {
 	State   string `json:"state"`
 	Staged  string `json:"staged"`
 	Health  Health `json:"health"`
+	// Unsure are recipients that the policy knows too little about; the
+	// publisher asks the primary's tables.
+	Unsure []string `json:"unsure,omitempty"`
 }
 
 // clip bounds what a follower wrote.
@@ -335,7 +338,13 @@ func (f *Follower) report(ctx context.Context) error {
 		r.Health = f.o.Report()
 	}
 	r.clip()
+	r.Unsure = f.unsure.take(maxUnsureReport)
 	_, err := f.remote().post(ctx, "/v1/report", r, 1024)
+	if err != nil {
+		for _, u := range r.Unsure {
+			f.Unsure(u)
+		}
+	}
 	return err
 }
 

@@ -154,6 +154,7 @@ func (d *daemon) buildSMTP() error {
 		DataTimeout:              c.DataTimeout,
 		ShutdownTimeout:          c.ShutdownTimeout,
 		BareNewline:              c.BareNewline,
+		Unsure:                   d.unsure,
 		Log:                      d.log,
 		Metrics:                  d.metrics,
 	}

@@ -107,6 +107,17 @@ func (f *following) current() *policy.Snapshot {
 	return nil
 }
 
+// unsure notes a recipient whom the primary has to be asked about. A policy
+// from a file has nobody to ask.
+func (d *daemon) unsure(recipient string) {
+	if d.sync == nil {
+		return
+	}
+	if p := d.sync.inForce.Load(); p != nil {
+		p.Unsure(recipient)
+	}
+}
+
 // use lets the operator ask the follower.
 func (f *following) use(ask func(*policysync.Follower) error) error {
 	f.mu.RLock()

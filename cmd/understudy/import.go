@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/understudy-mx/understudy/internal/lister"
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/postfix"
 )
@@ -24,11 +25,14 @@ type importPostfixCmd struct {
 	Output    string   `required:"" short:"o" placeholder:"FILE" help:"Where to write the snapshot."`
 	Choose    []string `placeholder:"ITEM=CHOICE" sep:"none" help:"What to do instead of an item that isn't replicated, one of the options that the report shows for it; an item is named \"parameter: element\"."`
 	List      []string `placeholder:"TABLE=COMMAND" sep:"none" help:"A shell command that prints the entries of a table that can't be read otherwise: key, tab, value."`
+	Ask       string   `placeholder:"FILE" help:"Recipients, one a line, to ask the tables about that can't be listed; they need not exist."`
 	JSON      bool     `name:"json" help:"Print the report as JSON."`
 }
 
 func (importPostfixCmd) Help() string {
 	return `Reads main.cf and master.cf as Postfix itself does (through postconf), with every table that they name, writes the policy as a snapshot for [policy] file, and prints the parity report: what the secondary decides exactly as the primary, what it can't, and what it does instead.
+
+Tables of recipients that can't be listed (tcp, socketmap, queries that compute) are left out, and unknown recipients are then put off, not refused. Name their entries by --list, or recipients to ask them about by --ask; "understudy publish" goes on asking.
 
 If anything can't be read, nothing is written, each mistake is named with its parameter and table, and the exit code is 2.
 
@@ -45,10 +49,18 @@ func (c *importPostfixCmd) Run(ctx context.Context, out io.Writer) error {
 			return mistakes{fmt.Errorf("--choose and --list: %q lacks a \"=\"", s)}
 		}
 	}
-	spec, report, err := postfix.Import(ctx, postfix.Source{
+	src := postfix.Source{
 		ConfigDir: c.ConfigDir, Service: c.Service, Lister: postfix.Databases{},
 		Choices: choices(c.Choose), Commands: tableCommands(c.List),
-	})
+	}
+	if c.Ask != "" {
+		src.Learned = &postfix.Learned{}
+		list := lister.Source{Type: "file", Name: "--ask", Path: c.Ask}
+		if err := list.List(ctx, func(key, _ string) error { src.Ask = append(src.Ask, key); return nil }); err != nil {
+			return mistakes{err}
+		}
+	}
+	spec, report, err := postfix.Import(ctx, src)
 	if err != nil {
 		return importError(ctx, err)
 	}

@@ -67,7 +67,11 @@ func (c *publishCmd) Run(ctx context.Context, out io.Writer) error {
 }
 
 func checkSources(ctx context.Context, cfg *config.Config, out io.Writer) error {
-	r, err := readSources(ctx, cfg)
+	learned, err := loadLearned(cfg)
+	if err != nil {
+		return err
+	}
+	r, err := readSources(ctx, cfg, learned, nil)
 	if err != nil {
 		return mistakes{err}
 	}
@@ -76,7 +80,7 @@ func checkSources(ctx context.Context, cfg *config.Config, out io.Writer) error 
 			return err
 		}
 		if r.report.HasOptions() {
-			fmt.Fprintf(out, "\nTo choose: postfix_choose = [\"ITEM=CHOICE\", ...] under [policy] of %s\n", cfg.File)
+			fmt.Fprintf(out, "\nTo choose or list: postfix_choose = [\"ITEM=CHOICE\", ...], postfix_list = [\"TABLE=COMMAND\", ...] under [policy] of %s\n", cfg.File)
 		}
 		fmt.Fprintln(out)
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/control"
 	"github.com/understudy-mx/understudy/metrics"
+	"github.com/understudy-mx/understudy/policy/postfix"
 	policysync "github.com/understudy-mx/understudy/sync"
 )
 
@@ -38,6 +39,8 @@ type publisher struct {
 	control  net.Listener
 	web      net.Listener // nil: no metrics
 	started  time.Time    // when the sources were first read
+	learned  *postfix.Learned
+	saved    []byte // of learned, as the disk has it
 
 	mu     sync.Mutex // guards all below
 	files  []string   // to watch
@@ -57,6 +60,9 @@ func newPublisher(cfg *config.Config, log *slog.Logger) (_ *publisher, err error
 	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	p.metrics = metrics.New(p.registry)
 	if p.lock, err = lockDir(publishDir(cfg)); err != nil {
+		return nil, err
+	}
+	if p.learned, err = loadLearned(cfg); err != nil {
 		return nil, err
 	}
 	if p.offer, err = policysync.OpenPublisher(policysync.PublisherOptions{
@@ -220,9 +226,12 @@ func (p *publisher) first(ctx context.Context) {
 
 // read reads everything and publishes it, or keeps what is published.
 func (p *publisher) read(ctx context.Context) {
-	r, err := readSources(ctx, p.cfg)
+	r, err := readSources(ctx, p.cfg, p.learned, p.offer.Unsure())
 	if ctx.Err() != nil {
 		return // what failed was ended by us
+	}
+	if err == nil {
+		err = p.saveLearned()
 	}
 	if err == nil {
 		p.offer.SetNotice("") // first: who has the version already waits again after Publish

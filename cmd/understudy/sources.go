@@ -23,13 +23,14 @@ type reading struct {
 	useless  []string         // sources without an address in the policy's domains
 }
 
-// readSources reads the policy and the sources of recipients. On an error the
-// reading still names the files to watch.
-func readSources(ctx context.Context, cfg *config.Config) (*reading, error) {
+// readSources reads the policy and the sources of recipients. Tables that can't
+// be listed are asked about the recipients of ask. On an error the reading
+// still names the files to watch.
+func readSources(ctx context.Context, cfg *config.Config, learned *postfix.Learned, ask []string) (*reading, error) {
 	r := &reading{}
 	var err error
 	if cfg.Policy.Postfix != "" {
-		err = r.readPostfix(ctx, cfg)
+		err = r.readPostfix(ctx, cfg, learned, ask)
 	} else {
 		r.snapshot, r.files, err = readPolicy(cfg.Policy.File)
 	}
@@ -38,6 +39,9 @@ func readSources(ctx context.Context, cfg *config.Config) (*reading, error) {
 		spec = copySpec(r.snapshot.Spec())
 	}
 	for i := range cfg.Sources {
+		if cfg.Sources[i].Ask {
+			continue
+		}
 		src, polled, files, e := listerOf(&cfg.Sources[i])
 		r.files, r.polled = append(r.files, files...), r.polled || polled
 		if err == nil {
@@ -56,19 +60,32 @@ func readSources(ctx context.Context, cfg *config.Config) (*reading, error) {
 	return r, err
 }
 
-func (r *reading) readPostfix(ctx context.Context, cfg *config.Config) error {
+func (r *reading) readPostfix(ctx context.Context, cfg *config.Config, learned *postfix.Learned, ask []string) error {
 	for _, name := range []string{"main.cf", "master.cf"} {
 		r.files = append(r.files, filepath.Join(cfg.Policy.Postfix, name))
 	}
+	for i := range cfg.Sources {
+		if !cfg.Sources[i].Ask {
+			continue
+		}
+		src, polled, files, err := listerOf(&cfg.Sources[i])
+		r.files, r.polled = append(r.files, files...), r.polled || polled
+		if err == nil {
+			err = src.List(ctx, func(key, _ string) error { ask = append(ask, key); return nil })
+		}
+		if err != nil {
+			return err
+		}
+	}
 	spec, report, err := postfix.Import(ctx, postfix.Source{
 		ConfigDir: cfg.Policy.Postfix, Service: cfg.Policy.PostfixService, Lister: postfix.Databases{},
-		Choices: choices(cfg.Policy.PostfixChoose), Commands: tableCommands(cfg.Policy.PostfixList),
+		Learned: learned, Ask: ask, Choices: choices(cfg.Policy.PostfixChoose), Commands: tableCommands(cfg.Policy.PostfixList),
 	})
 	if err != nil {
 		return fmt.Errorf("import %s: %w", cfg.Policy.Postfix, err)
 	}
 	dropLiterals(&spec.Addresses.Local)
-	r.report, r.files, r.polled = &report, merge(r.files, report.Files), len(report.Polled) > 0
+	r.report, r.files, r.polled = &report, merge(r.files, report.Files), r.polled || len(report.Polled) > 0
 	r.snapshot, err = policy.Compile(spec)
 	return err
 }

@@ -31,6 +31,7 @@ type Source struct {
 	Base, Scope string // of an LDAP search
 	Filter      string
 	Attributes  []string
+	Ask         bool // its addresses are only looked up
 }
 
 // sourceKeys are the keys that each type needs, and those that it may have.
@@ -59,7 +60,7 @@ func (r *reader) source(path string, t map[string]any) {
 		switch {
 		case s == nil:
 			r.unknown("source", path+"."+key, key)
-		case known && key != "name" && key != "type" && !slices.Contains(need.must, key) && !slices.Contains(need.may, key):
+		case known && key != "name" && key != "type" && key != "ask" && !slices.Contains(need.must, key) && !slices.Contains(need.may, key):
 			r.mistake(path+"."+key, "means nothing to type %q; remove it", typ)
 		default:
 			r.set(c, s, path+"."+key, v)
@@ -119,6 +120,11 @@ func (r *reader) checkPublisher() {
 		r.mistake("policy.file", "and policy.postfix are both set; remove one")
 	case c.Policy.File == "" && c.Policy.Postfix == "" && !r.failed("policy.file") && !r.failed("policy.postfix"):
 		r.mistake("policy.postfix", `missing: what is the policy? Add postfix = "/etc/postfix", or file = "policy.toml", under [policy]`)
+	}
+	for i, s := range c.Sources {
+		if s.Ask && c.Policy.Postfix == "" {
+			r.mistake(fmt.Sprintf("source[%d].ask", i), "needs the tables of a Postfix; remove it, or set postfix under [policy]")
+		}
 	}
 	for _, at := range []struct {
 		path string

@@ -208,6 +208,9 @@ var settings = []setting{
 	{"source", "attributes", list("names", checkFile), `["mail"]`, nil,
 		"ldap: the attributes whose values are addresses.",
 		func(c *Config) any { return &lastSource(c).Attributes }},
+	{"source", "ask", boolean, "false", nil,
+		"With [policy] postfix: these addresses need not exist. Tables of recipients that can't be listed (tcp, socketmap, queries that compute) are asked about each, so that a secondary knows the answers before it needs them; take them from the mail log, for instance.",
+		func(c *Config) any { return &lastSource(c).Ask }},
 
 	{"metrics", "listen", optionalListen, `"127.0.0.1:9625"`, nil,
 		`Address of the HTTP server, or "" for none. It has no password: keep it on the loopback interface or behind one.`,

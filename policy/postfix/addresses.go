@@ -11,6 +11,12 @@ import (
 	"github.com/understudy-mx/understudy/policy"
 )
 
+// addressTables say which addresses exist.
+var addressTables = []string{
+	"recipient_canonical_maps", "sender_canonical_maps", "canonical_maps", "virtual_alias_maps",
+	"local_recipient_maps", "virtual_mailbox_maps", "relay_recipient_maps",
+}
+
 // addresses translates the address classes and the tables that say which
 // addresses exist.
 func (i *importer) addresses() {
@@ -98,6 +104,8 @@ func (i *importer) addressTables(parameter string, incomplete func()) (names []s
 			reason = i.use(name, t, false)
 		}
 		switch {
+		case i.learns(name, t, reason):
+			i.learned = append(i.learned, learnedTable{parameter, name, t, reason})
 		case reason == nil && t.Partial != "":
 			incomplete()
 			i.item(parameter, name, Approximated, t.Partial, "unknown recipients are refused for now only (4xx)")

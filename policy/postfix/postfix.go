@@ -9,8 +9,10 @@
 // read from its source: cidr, regexp and pcre files, the connection settings
 // and queries of databases.
 //
-// Its job ends with the Spec: it compiles nothing, watches nothing, writes
-// nothing and asks no database by itself; a Lister does that.
+// Its job ends with the Spec: it watches nothing, writes nothing and asks no
+// database by itself; a Lister does that. What can't be listed is asked through
+// postmap, key by key, for the recipients that its caller names; its caller
+// keeps the answers (Learned).
 //
 // Invariants: a source that can't be read fails the whole import and is named
 // with its parameter; nothing that takes part in a decision is left out of the
@@ -24,6 +26,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/understudy-mx/understudy/policy"
@@ -42,6 +45,12 @@ type Source struct {
 	// each a line "key", a tab and the value, or the key alone. The map's key
 	// is the table as in main.cf, without "proxy:".
 	Commands map[string][]string
+	// Learned is what tables that can't be listed have answered so far; the
+	// import asks them more and adds that. Nil leaves them unreplicated.
+	Learned *Learned
+	// Ask are recipients that the tables of Learned are to be asked about.
+	// They may come from anywhere.
+	Ask []string
 	// Choices says for an Item, by its ID, which of its Options to take.
 	Choices map[string]string
 
@@ -64,12 +73,20 @@ type importer struct {
 	classes map[string]bool    // restriction classes
 	implied map[string]string  // of access tables: what a bare table stands for in their classes
 
+	learned []learnedTable
+
 	everybody bool // exists: no_unknown_recipient_checks
 }
 
 // Import reads the configuration. An error joins all that is wrong; then there
 // is no Spec. The Report is sorted and complete for the Spec that it comes with.
 func Import(ctx context.Context, src Source) (*policy.Spec, Report, error) {
+	if src.ConfigDir != "" { // commands run in other directories
+		var err error
+		if src.ConfigDir, err = filepath.Abs(src.ConfigDir); err != nil {
+			return nil, Report{}, err
+		}
+	}
 	conf, err := readConfig(ctx, &src)
 	if err != nil {
 		return nil, Report{}, err
@@ -80,6 +97,7 @@ func Import(ctx context.Context, src Source) (*policy.Spec, Report, error) {
 	}
 	i.spec.Tables = map[string]*policy.Table{}
 	i.spec.Classes = map[string][]policy.Restriction{}
+	i.spec.Learned = map[string]policy.Learned{}
 	i.report = Report{MailVersion: conf.version, CompatibilityLevel: i.set["compatibility_level"], Service: conf.service, Warnings: conf.warnings}
 	for _, s := range conf.others {
 		i.item("master.cf", s, NotReplicated, "a second service on port 25 may decide otherwise", "only "+conf.service+" counts")
@@ -100,6 +118,7 @@ func Import(ctx context.Context, src Source) (*policy.Spec, Report, error) {
 	for _, id := range unknownChoices(src.Choices, &i.report) {
 		i.errorf("choice %q: nothing in this configuration is called so", id)
 	}
+	i.learn()
 	if err := errors.Join(i.errs...); err != nil {
 		return nil, Report{}, err
 	}
@@ -119,14 +138,14 @@ func (i *importer) errorf(format string, args ...any) {
 func (i *importer) item(parameter, element string, class Class, why, instead string, options ...string) {
 	it := Item{Parameter: parameter, Element: element, Class: class, Why: why, Instead: instead, Options: options}
 	if class == NotReplicated || class == Approximated {
-		it.Remedy = i.remedy(element, why)
+		it.Remedy = i.remedy(parameter, element, why)
 	}
 	i.report.add(it)
 }
 
 // remedy is what the operator can do about an element that isn't replicated as
 // it is.
-func (i *importer) remedy(element, why string) string {
+func (i *importer) remedy(parameter, element, why string) string {
 	switch {
 	case strings.Contains(why, whyRefusing):
 		return "name the answers that count in main.cf: zone=127.0.0.[2..11]"
@@ -136,7 +155,11 @@ func (i *importer) remedy(element, why string) string {
 	for _, w := range words(element) {
 		name, _ := tableName(w)
 		if r, read := i.read[name]; read && (r.reason != nil || r.table != nil && (r.table.Partial != "" || r.table.DomainWide)) {
-			return "--list '" + name + "=COMMAND', a command that prints the table's entries"
+			remedy := "--list '" + name + "=COMMAND', a command that prints the table's entries"
+			if typ, _, _ := strings.Cut(name, ":"); i.src.Learned == nil && slices.Contains(addressTables, parameter) && learnable(typ) {
+				remedy += "; or --ask FILE, recipients to ask it about"
+			}
+			return remedy
 		}
 	}
 	return ""

@@ -346,6 +346,9 @@ func (i *importer) use(name string, t *Table, withValues bool) (reason error) {
 		return err
 	}
 	i.spec.Tables[key] = pt
+	if wholeKeys(name) {
+		i.spec.Learned[key] = policy.Learned{Whole: true}
+	}
 	return nil
 }
 

@@ -1,0 +1,54 @@
+package policy
+
+import (
+	"maps"
+	"slices"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+)
+
+// learned finds the tables of keys that learned tables don't have.
+func (c *compiler) learned() {
+	spec := c.s.spec
+	for _, name := range slices.Sorted(maps.Keys(spec.Learned)) {
+		t, absent := c.tables[name], c.tables[spec.Learned[name].Absent]
+		switch {
+		case t == nil || t.typ != typeSet && t.typ != typeHash:
+			c.errorf("learned.%s: no set or hash is called so", name)
+		case spec.Learned[name].Absent == "":
+			t.wholes = spec.Learned[name].Whole
+		case absent == nil || absent.typ != typeSet || absent == t:
+			c.errorf("learned.%s: no set is called %q", name, spec.Learned[name].Absent)
+		default:
+			t.absent, t.wholes = absent, spec.Learned[name].Whole
+		}
+	}
+}
+
+// Unasked returns for each learned table the keys, sorted, that the primary has
+// to be asked for to decide whether recipients exist. Recipients that are no
+// addresses, or not at one of the policy's domains, need no asking.
+func (s *Snapshot) Unasked(recipients []string) map[string][]string {
+	unasked := map[string][]string{}
+	f := finder{snap: s, ask: func(table string, key []byte) { unasked[table] = append(unasked[table], string(key)) }}
+	for _, r := range recipients {
+		m, err := envelope.ParseMailbox(r)
+		if err != nil {
+			continue
+		}
+		a := s.resolve(&f, m, true)
+		if a.bad || a.class == classDefault {
+			continue
+		}
+		for _, tables := range [][]*table{s.rcptCanonical, s.canonical, s.virtualAlias, s.recipients[a.class]} {
+			if f.recipient(tables, &a).ok() {
+				break
+			}
+		}
+	}
+	for table, keys := range unasked {
+		slices.Sort(keys)
+		unasked[table] = slices.Compact(keys)
+	}
+	return unasked
+}

@@ -1,0 +1,89 @@
+package policy
+
+import (
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+)
+
+// learnedSnapshot lists alice; a table that can't be listed was asked for bob,
+// who is there, and carol, who isn't.
+func learnedSnapshot(t *testing.T) *Snapshot {
+	t.Helper()
+	set := func(keys ...string) *Table {
+		s, err := NewSet(keys)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	spec := NewSpec()
+	spec.Addresses.RecipientDelimiter = "+"
+	spec.Addresses.VirtualMailbox = AddressClass{Domains: []string{"example.org"}, Recipients: []string{"listed", "tcp:x"}}
+	spec.Restrictions.Relay = []Restriction{{Kind: "reject_unauth_destination"}}
+	spec.Tables = map[string]*Table{
+		"listed": set("alice@example.org"), "tcp:x": set("bob@example.org"), "tcp:x#absent": set("carol@example.org", "@example.org"),
+	}
+	spec.Learned = map[string]Learned{"tcp:x": {Absent: "tcp:x#absent"}}
+	s, err := Compile(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestLearned(t *testing.T) {
+	snap := learnedSnapshot(t)
+	for _, tc := range []struct {
+		to     string
+		code   int
+		unsure string
+	}{
+		{"alice@example.org", 0, ""},
+		{"bob+list@Example.ORG", 0, ""},
+		{"carol@example.org", 550, ""},
+		{"Carol+x@example.org", 450, "carol+x@example.org"},
+		{"dave@example.org", 450, "dave@example.org"},
+		{"dave@example.net", 554, ""},
+	} {
+		s := snap.Session(nil, envelope.Client{NameStatus: envelope.NameNotFound})
+		m, err := envelope.ParseMailbox(tc.to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		v := s.Rcpt(t.Context(), envelope.ForwardPath{Mailbox: m})
+		if v.Reply.Code != tc.code || v.Unsure != tc.unsure {
+			t.Errorf("%s: got %d, unsure %q; want %d, %q", tc.to, v.Reply.Code, v.Unsure, tc.code, tc.unsure)
+		}
+		s.Close()
+	}
+}
+
+func TestUnasked(t *testing.T) {
+	got := learnedSnapshot(t).Unasked([]string{"alice@example.org", "carol@example.org", "carol+x@example.org", "dave@example.org",
+		"dave@example.org", "eve@example.net", "no address", "\"a b\"@example.org"})
+	want := map[string][]string{"tcp:x": {`"a b"@example.org`, "a b@example.org", "carol+x@example.org", "dave@example.org"}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("keys to ask for (-want +got):\n%s", diff)
+	}
+}
+
+// TestLearnedIsChecked refuses a snapshot whose learned tables aren't there.
+func TestLearnedIsChecked(t *testing.T) {
+	for name, learned := range map[string]map[string]Learned{
+		"no table":     {"tcp:y": {Absent: "tcp:x#absent"}},
+		"no absent":    {"tcp:x": {Absent: "nowhere"}},
+		"with itself":  {"tcp:x": {Absent: "tcp:x"}},
+		"no indexed":   {"static": {Absent: "tcp:x#absent"}},
+		"no plain set": {"tcp:x": {Absent: "static"}},
+	} {
+		spec := *learnedSnapshot(t).Spec()
+		spec.Tables["static"] = NewStatic("x")
+		spec.Learned = learned
+		if _, err := Compile(&spec); err == nil {
+			t.Errorf("%s: compiled", name)
+		}
+	}
+}
