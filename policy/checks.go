@@ -361,11 +361,7 @@ func (e *eval) unknownUser(a *address, class, kind string) status {
 	case class == classSender:
 		dsn = "5.1.0"
 	}
-	addrs := &e.snap.spec.Addresses
-	if e.find.unsure && class == classRcpt {
-		e.unsure = a.key()
-	}
-	if code >= 500 && (e.find.unsure || addrs.AliasesIncomplete || addrs.class(a.class).Incomplete) {
+	if doubt := e.inDoubt(a, class); code >= 500 && (doubt || e.snap.spec.Addresses.class(a.class).Incomplete) {
 		code = 450
 	}
 	rule := Rule{Stage: e.stage, Kind: kind, Table: where + " table", Key: a.key()}
@@ -374,6 +370,15 @@ func (e *eval) unknownUser(a *address, class, kind string) status {
 		text = "User unknown"
 	}
 	return e.reject(rule, code, dsn, rejectedText(a.raw, class, text))
+}
+
+// inDoubt says that the tables looked at so far may have what was looked for
+// without our knowing, and notes a recipient whom the primary can be asked about.
+func (e *eval) inDoubt(a *address, class string) bool {
+	if e.find.unsure && class == classRcpt {
+		e.unsure = a.key()
+	}
+	return e.find.unsure || e.snap.spec.Addresses.AliasesIncomplete
 }
 
 func (e *eval) foundRecipient(h hit, class string) status {

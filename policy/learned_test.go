@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -58,6 +59,35 @@ func TestLearned(t *testing.T) {
 			t.Errorf("%s: got %d, unsure %q; want %d, %q", tc.to, v.Reply.Code, v.Unsure, tc.code, tc.unsure)
 		}
 		s.Close()
+	}
+}
+
+// TestMovedInDoubt: a transport that refuses counts only for who is no alias.
+func TestMovedInDoubt(t *testing.T) {
+	for name, incomplete := range map[string]bool{"learned": false, "incomplete": true} {
+		spec := learnedSnapshot(t).Spec()
+		moved, err := NewHash(map[string]string{"carol@example.org": "error:5.1.6 moved", "dave@example.org": "error:5.1.6 moved"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		spec.Tables["transport"] = moved
+		spec.Addresses.TransportMaps, spec.Addresses.VirtualAlias, spec.Addresses.AliasesIncomplete = []string{"transport"}, []string{"tcp:x"}, incomplete
+		snap, err := Compile(spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for to, want := range map[string]string{"carol@example.org": "550 5.1.6", "dave@example.org": "450 4.1.6"} {
+			if incomplete {
+				want = "450 4.1.6"
+			}
+			m, _ := envelope.ParseMailbox(to)
+			s := snap.Session(nil, envelope.Client{NameStatus: envelope.NameNotFound})
+			v := s.Rcpt(t.Context(), envelope.ForwardPath{Mailbox: m})
+			if got := fmt.Sprint(v.Reply.Code, " ", v.Reply.Enhanced); got != want || (v.Unsure != "") != (to == "dave@example.org") {
+				t.Errorf("%s: %s is answered %s, unsure %q; want %s", name, to, got, v.Unsure, want)
+			}
+			s.Close()
+		}
 	}
 }
 

@@ -75,6 +75,9 @@ func (e *eval) undeliverable(a *address, class, kind string) (st status, decided
 		dsn = digit + ".1.0"
 	}
 	dsn, text = splitDSN(dsn, text)
+	if e.inDoubt(a, class) { // an alias would not go there
+		code = 450
+	}
 	return e.reject(rule, code, fixDSN(dsn, class), rejectedText(a.raw, class, text)), true
 }
 
