@@ -1,12 +1,14 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"time"
 
@@ -20,7 +22,9 @@ import (
 type parityCmd struct {
 	File     string   `arg:"" optional:"" help:"The policy; without it, that of the configuration."`
 	Conf     string   `name:"config" short:"c" placeholder:"FILE" help:"The configuration, for its policy and its DNS servers (default: ${config} when no policy is named)."`
-	Primary  string   `required:"" placeholder:"HOST:PORT" help:"The primary; it must allow XCLIENT from here."`
+	Primary  string   `xor:"from" required:"" placeholder:"HOST:PORT" help:"The primary; it must allow XCLIENT from here."`
+	Trace    string   `xor:"from" required:"" placeholder:"FILE" help:"Instead of asking a primary, play the sessions that --record wrote and compare with what it replied then."`
+	Record   string   `placeholder:"FILE" help:"Write the sessions with the primary's replies to a file, for --trace."`
 	Sessions int      `default:"1000" placeholder:"N" help:"How many sessions to play (default: ${default})."`
 	Seed     uint64   `default:"1" placeholder:"S" help:"Which sessions: the same seed and policy give the same (default: ${default})."`
 	Parallel int      `default:"4" placeholder:"N" help:"Sessions at once (default: ${default})."`
@@ -37,12 +41,16 @@ func (parityCmd) Help() string {
 
 and never on one that others can reach.
 
+A trace proves a policy without the primary: record sessions while it is there, and play them against any later policy or program. The DNS is asked anew, so a trace ages as the names in it do. It holds recipients; keep it from others.
+
 Prints each kind of difference once, as the shortest session that shows it, and at last "sessions N, decisions M, differences D". The exit code is 1 when there is a difference.
 
 Examples:
 
     understudy parity policy.json --primary 127.0.0.1:2525
-    understudy parity policy.json --primary 127.0.0.1:2525 --sessions 100000 --seed 7 --data test@example.org`
+    understudy parity policy.json --primary 127.0.0.1:2525 --sessions 100000 --seed 7 --data test@example.org
+    understudy parity policy.json --primary 127.0.0.1:2525 --record monday.trace
+    understudy parity policy.json --trace monday.trace`
 }
 
 // clients and names that a DNS without our doing knows, or doesn't. The first
@@ -86,13 +94,12 @@ func (c *parityCmd) Run(ctx context.Context, out io.Writer) error {
 	}
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(ctx, pipe) }()
-	res, err := parity.Run(ctx, parity.Options{
-		Primary: func(ctx context.Context) (net.Conn, error) {
-			return (&net.Dialer{Timeout: 30 * time.Second}).DialContext(ctx, "tcp", c.Primary)
-		},
-		Local: pipe.Dial, Material: parity.NewMaterial(&spec, c.material()),
-		Sessions: c.Sessions, Seed: c.Seed, Parallel: c.Parallel,
-	})
+	var res parity.Result
+	if c.Trace != "" {
+		res, err = c.replay(ctx, pipe.Dial)
+	} else {
+		res, err = c.compare(ctx, &spec, pipe.Dial)
+	}
 	cancel()
 	err = errors.Join(err, <-served)
 	if err != nil {
@@ -108,6 +115,49 @@ func (c *parityCmd) Run(ctx context.Context, out io.Writer) error {
 		return errors.New("the primary and the policy decide differently")
 	}
 	return nil
+}
+
+// compare asks the primary.
+func (c *parityCmd) compare(ctx context.Context, spec *policy.Spec, local parity.Dialer) (parity.Result, error) {
+	o := parity.Options{
+		Primary: func(ctx context.Context) (net.Conn, error) {
+			return (&net.Dialer{Timeout: 30 * time.Second}).DialContext(ctx, "tcp", c.Primary)
+		},
+		Local: local, Material: parity.NewMaterial(spec, c.material()),
+		Sessions: c.Sessions, Seed: c.Seed, Parallel: c.Parallel,
+	}
+	if c.Record == "" {
+		return parity.Run(ctx, o)
+	}
+	f, err := os.OpenFile(c.Record, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return parity.Result{}, mistakes{fmt.Errorf("--record: %w", err)}
+	}
+	defer f.Close()
+	b := bufio.NewWriter(f)
+	trace := parity.NewRecorder(b, c.Primary)
+	o.Observe = func(_ int, s parity.Session, _ *parity.Difference, primary parity.Transcript) bool {
+		trace.Add(s, primary)
+		return false
+	}
+	res, err := parity.Run(ctx, o)
+	if err == nil {
+		err = errors.Join(trace.Close(), b.Flush(), f.Sync())
+	}
+	return res, err
+}
+
+func (c *parityCmd) replay(ctx context.Context, local parity.Dialer) (parity.Result, error) {
+	f, err := os.Open(c.Trace)
+	if err != nil {
+		return parity.Result{}, mistakes{fmt.Errorf("--trace: %w", err)}
+	}
+	defer f.Close()
+	res, err := parity.Replay(ctx, bufio.NewReader(f), local)
+	if err != nil && ctx.Err() == nil {
+		err = mistakes{fmt.Errorf("%s: %w", c.Trace, err)}
+	}
+	return res, err
 }
 
 func (c *parityCmd) load() (*policy.Snapshot, *config.Config, error) {
@@ -131,6 +181,9 @@ func (c *parityCmd) load() (*policy.Snapshot, *config.Config, error) {
 		if _, err := envelope.ParseMailbox(c.Data); err != nil {
 			return nil, nil, mistakes{fmt.Errorf("--data: %q: %w", c.Data, err)}
 		}
+	}
+	if c.Record != "" && c.Trace != "" {
+		return nil, nil, mistakes{errors.New("--record and --trace: record from a primary")}
 	}
 	if c.Sessions < 1 || c.Parallel < 1 {
 		return nil, nil, mistakes{errors.New("--sessions and --parallel: at least 1")}
