@@ -146,7 +146,7 @@ inmain_result_attribute = mail
 	if want := "list@example.org,@catch.example,o'brien@example.org"; err != nil || len(got) != 3 || got["bob@example.org"] != want {
 		t.Errorf("ListTable: %v, %v", got, err)
 	}
-	for table, want := range map[string]string{"ldap:none": "ldap:none", "cdb:/x": "cdb", "static:x": "no keys", "hash:/nonexistent": "No such file"} {
+	for table, want := range map[string]string{"ldap:none": "ldap:none", "tcp:x:1": "live", "cdb:/nonexistent": "no such file", "static:x": "no keys", "hash:/nonexistent": "No such file"} {
 		if _, err := ListTable(t.Context(), Source{ConfigDir: conf, Lister: Databases{}}, table); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", table, err, want)
 		}

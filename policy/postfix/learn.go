@@ -51,7 +51,7 @@ type ages struct{ positiveRefresh, positiveExpire, negativeRefresh, negativeExpi
 // learnable says that postmap can ask tables of a type, and that they answer
 // the same twice.
 func learnable(typ string) bool {
-	return notListed[typ] == "" || slices.Contains([]string{"cdb", "nis", "nisplus", "netinfo", "tcp", "socketmap", "memcache"}, typ)
+	return notListed[typ] == "" || slices.Contains([]string{"nis", "nisplus", "netinfo", "tcp", "socketmap", "memcache"}, typ)
 }
 
 // wholeKeys says that Postfix asks the table for addresses and names as they

@@ -49,7 +49,6 @@ var errDatabase = errors.New("database not enumerated")
 
 // notListed says why the tables of a type can't be replicated.
 var notListed = map[string]string{
-	"cdb":       "postmap doesn't list cdb tables",
 	"nis":       "NIS isn't enumerated",
 	"nisplus":   "NIS+ isn't enumerated",
 	"netinfo":   "NetInfo isn't enumerated",
@@ -99,6 +98,8 @@ func (i *importer) readTable(parameter, name string, depth int) (*Table, error) 
 		t, err = i.postmap(typ, name)
 	case "cidr", "regexp", "pcre":
 		t, err = i.ruleTable(typ, arg)
+	case "cdb":
+		t, err = i.cdbTable(arg)
 	case "static":
 		value, _ := unbrace(arg)
 		t = &Table{Type: typ, Kind: Constant, Value: value}
