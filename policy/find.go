@@ -12,6 +12,7 @@ import (
 type finder struct {
 	snap    *Snapshot
 	buf     []byte
+	hasher  *Hasher // made for the first table of digests
 	scratch scratch
 	failed  bool                           // a look-up took too long; the owner asks and clears it
 	unsure  bool                           // a learned table doesn't know a key; the owner asks and clears it

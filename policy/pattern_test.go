@@ -207,7 +207,7 @@ func TestRulesTravel(t *testing.T) {
 	seen := map[string]bool{}
 	for name, table := range loadParts(t, parts).Spec().Tables {
 		seen[table.Type()] = true
-		b, err := NewTableBuilder(table.Type(), 0, 0)
+		b, err := NewTableBuilder(table.Type(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -323,8 +323,12 @@ func (c *compiler) actions(t *table) {
 		c.errorf("table %s: a set has no actions", t.name)
 		return
 	}
-	t.actions = make([]access, len(t.values))
 	c.s.stats.Rules += t.Len()
+	if t.typ == typeHash {
+		c.hashActions(t)
+		return
+	}
+	t.actions = make([]access, len(t.values))
 	for i, v := range t.values {
 		if isPatterns(t.typ) {
 			parts, _ := parseTemplate(v, maxPattern)
@@ -334,14 +338,37 @@ func (c *compiler) actions(t *table) {
 				continue
 			}
 		}
-		a := parseAccess(v)
-		if a.op == opList {
-			if a.list = c.valueList(t.name, v); a.list == nil {
-				a.op = opBad
-			}
-		}
-		t.actions[i] = a
+		t.actions[i] = c.action(t, v)
 	}
+}
+
+// hashActions reads each distinct value of a hash once.
+func (c *compiler) hashActions(t *table) {
+	known := map[string]uint32{}
+	t.actions, t.action = []access{}, make([][]uint32, len(t.keys.segs))
+	for n, s := range t.keys.segs {
+		t.action[n] = make([]uint32, len(s.starts)-1)
+		for v := range t.action[n] {
+			value := s.distinct(v)
+			i, ok := known[string(value)]
+			if !ok {
+				i = uint32(len(t.actions))
+				known[string(value)] = i
+				t.actions = append(t.actions, c.action(t, string(value)))
+			}
+			t.action[n][v] = i
+		}
+	}
+}
+
+func (c *compiler) action(t *table, v string) access {
+	a := parseAccess(v)
+	if a.op == opList {
+		if a.list = c.valueList(t.name, v); a.list == nil {
+			a.op = opBad
+		}
+	}
+	return a
 }
 
 // lateAccess reads values at run time. A list of restrictions in one can't

@@ -7,9 +7,8 @@ import (
 	"slices"
 )
 
-// store is an immutable sorted set of keys in one block of memory: a key costs
-// its octets and four more. It holds a million recipients in some 30 MB, and a
-// look-up allocates nothing.
+// store is a sorted set of keys in one block of memory: a key costs its octets
+// and four more, and a look-up allocates nothing.
 type store struct {
 	data []byte
 	off  []uint32 // key i is data[off[i]:off[i+1]]
@@ -42,19 +41,30 @@ func (s *store) len() int { return max(0, len(s.off)-1) }
 
 func (s *store) key(i int) []byte { return s.data[s.off[i]:s.off[i+1]] }
 
+// append adds a key that is greater than all others.
+func (s *store) append(key []byte) {
+	s.data = append(s.data, key...)
+	s.off = append(s.off, uint32(len(s.data)))
+}
+
 // find returns the index of key, or -1.
 func (s *store) find(key []byte) int {
+	if i := s.after(key) - 1; i >= 0 && bytes.Equal(s.key(i), key) {
+		return i
+	}
+	return -1
+}
+
+// after is the number of keys up to key.
+func (s *store) after(key []byte) int {
 	lo, hi := 0, s.len()
 	for lo < hi {
 		mid := int(uint(lo+hi) >> 1)
-		switch c := bytes.Compare(s.key(mid), key); {
-		case c == 0:
-			return mid
-		case c < 0:
+		if bytes.Compare(s.key(mid), key) <= 0 {
 			lo = mid + 1
-		default:
+		} else {
 			hi = mid
 		}
 	}
-	return -1
+	return lo
 }

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"bytes"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -28,9 +29,9 @@ const (
 // Postfix does for its indexed tables.
 type Table struct {
 	typ    string
-	keys   store
-	vals   []uint32 // hash: for each key its index in values
-	values []string // hash, cidr, regexp, pcre, static: the distinct values
+	secret *Secret  // set, hash: keys are digests under it; nil: they are plain
+	keys   segments // set, hash: with the values of a hash
+	values []string // cidr, regexp, pcre, static: the distinct values
 	rules  []rule   // cidr, regexp, pcre
 	tables []string // union, pipe: the names of the members
 }
@@ -40,11 +41,11 @@ func NewSet(keys []string) (*Table, error) {
 	for i := range keys {
 		keys[i] = fold(keys[i])
 	}
-	s, _, err := newStore(keys)
+	x, err := sorted(keys, nil)
 	if err != nil {
 		return nil, err
 	}
-	return &Table{typ: typeSet, keys: s}, nil
+	return &Table{typ: typeSet, keys: x}, nil
 }
 
 // NewHash returns a table of keys with values.
@@ -57,16 +58,11 @@ func NewHash(entries map[string]string) (*Table, error) {
 		}
 		folded[f] = v
 	}
-	s, _, err := newStore(slices.Collect(maps.Keys(folded)))
+	x, err := sorted(slices.Collect(maps.Keys(folded)), func(key string) string { return folded[key] })
 	if err != nil {
 		return nil, err
 	}
-	t := &Table{typ: typeHash, keys: s, vals: make([]uint32, s.len())}
-	intern := map[string]uint32{}
-	for i := range t.vals {
-		t.vals[i] = t.intern(intern, folded[string(s.key(i))])
-	}
-	return t, nil
+	return &Table{typ: typeHash, keys: x}, nil
 }
 
 // NewCIDR returns a table of networks, each a [prefix, value] pair: the first
@@ -149,6 +145,7 @@ func parsePrefix(s string) (netip.Prefix, error) {
 
 type tableJSON struct {
 	Type    string            `json:"type"`
+	Secret  *Secret           `json:"secret,omitempty"` // then keys are digests in hexadecimal
 	Keys    []string          `json:"keys,omitempty"`
 	Entries map[string]string `json:"entries,omitempty"`
 	Rules   [][2]string       `json:"rules,omitempty"`
@@ -158,17 +155,21 @@ type tableJSON struct {
 
 // MarshalJSON writes the table with its keys sorted, or its rules in order.
 func (t *Table) MarshalJSON() ([]byte, error) {
-	j := tableJSON{Type: t.typ}
+	j := tableJSON{Type: t.typ, Secret: t.secret}
+	spell := func(key []byte) string { return string(key) }
+	if t.secret != nil {
+		spell = hex.EncodeToString
+	}
 	switch t.typ {
 	case typeSet:
-		j.Keys = make([]string, t.keys.len())
-		for i := range j.Keys {
-			j.Keys[i] = string(t.keys.key(i))
+		j.Keys = make([]string, 0, t.Len())
+		for key := range t.Entries(0, t.Len()) {
+			j.Keys = append(j.Keys, spell(key))
 		}
 	case typeHash:
-		j.Entries = make(map[string]string, t.keys.len())
-		for i, v := range t.vals {
-			j.Entries[string(t.keys.key(i))] = t.values[v]
+		j.Entries = make(map[string]string, t.Len())
+		for key, value := range t.Entries(0, t.Len()) {
+			j.Entries[spell(key)] = value
 		}
 	case typeCIDR, typeRegexp, typePCRE:
 		for i := range t.rules {
@@ -191,6 +192,12 @@ func (t *Table) UnmarshalJSON(b []byte) error {
 	}
 	var n *Table
 	var err error
+	if j.Secret != nil {
+		if n, err = unmarshalDigests(&j); err == nil {
+			*t = *n
+		}
+		return err
+	}
 	switch j.Type {
 	case typeSet:
 		n, err = NewSet(j.Keys)
@@ -226,6 +233,7 @@ type table struct {
 	name    string
 	nets    *bart.Table[uint32] // cidr without conditions: index in rules
 	actions []access            // for each of values, when an access restriction uses the table
+	action  [][]uint32          // hash: for each distinct value of each segment its index in actions
 	members []*table            // union, pipe
 	absent  *table              // learned: the keys that it is known not to have
 	wholes  bool                // learned: asked whole keys only
@@ -261,6 +269,7 @@ type hit struct {
 	t      *table
 	entry  int
 	joined string // of a union or pipe: the value
+	hashed string // the key that was looked for, where the table knows its digest only
 }
 
 func (h hit) ok() bool { return h.t != nil }
@@ -273,7 +282,11 @@ func (h hit) key() string {
 	case typeStatic, typeUnion, typePipe:
 		return ""
 	}
-	return string(h.t.keys.key(h.entry))
+	if h.t.secret != nil {
+		return h.hashed
+	}
+	key, _ := h.t.Entry(h.entry)
+	return string(key)
 }
 
 // access is what the entry asks for, nil when its value depends on the key.
@@ -285,7 +298,8 @@ func (h hit) access() *access {
 	case typeCIDR, typeRegexp, typePCRE:
 		i = int(h.t.rules[h.entry].val)
 	case typeHash:
-		i = int(h.t.vals[h.entry])
+		seg, at := h.t.keys.at(h.entry)
+		i = int(h.t.action[seg][h.t.keys.segs[seg].vals[at]])
 	}
 	if a := &h.t.actions[i]; a.op != opTemplate {
 		return a
@@ -319,8 +333,17 @@ func (f *finder) query(t *table, key []byte, addr netip.Addr, whole bool) hit {
 		}
 		return hit{}
 	}
-	if i := t.keys.find(key); i >= 0 {
-		return hit{t: t, entry: i}
+	if t.secret == nil {
+		if i, found := t.keys.search(key); found {
+			return hit{t: t, entry: i}
+		}
+		return hit{}
+	}
+	if f.hasher == nil || f.hasher.secret != *t.secret {
+		f.hasher = NewHasher(t.secret)
+	}
+	if i, found := t.keys.search(f.hasher.Digest(key)); found {
+		return hit{t: t, entry: i, hashed: string(key)}
 	}
 	return hit{}
 }

@@ -1,17 +1,32 @@
 package policy
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"math"
+	"iter"
+	"strings"
 )
 
 // A Table's entries travel one by one, in order, so that a table of ten
 // million recipients is neither a map nor a slice of strings on its way.
 
-// Type is "set", "hash", "cidr", "regexp", "pcre", "static", "union" or "pipe".
-func (t *Table) Type() string { return t.typ }
+// hashedPrefix begins the types of tables whose keys are digests.
+const hashedPrefix = "hashed_"
+
+// Type is "set", "hash", "hashed_set", "hashed_hash", "cidr", "regexp", "pcre",
+// "static", "union" or "pipe".
+func (t *Table) Type() string {
+	if t.secret != nil {
+		return hashedPrefix + t.typ
+	}
+	return t.typ
+}
+
+// Keyed says that the table is a set or a hash, which a key is searched in.
+func (t *Table) Keyed() bool { return t.typ == typeSet || t.typ == typeHash }
+
+// Secret is what the keys are hashed under, nil when they are plain.
+func (t *Table) Secret() *Secret { return t.secret }
 
 // Entry returns entry i of Len: its key and its value. Sets have no values, a
 // static table no key; of a union or pipe the values are the names of its
@@ -29,36 +44,95 @@ func (t *Table) Entry(i int) (key []byte, value string) {
 		return nil, t.values[i]
 	case typeUnion, typePipe:
 		return nil, t.tables[i]
-	case typeHash:
-		value = t.values[t.vals[i]]
 	}
-	return t.keys.key(i), value
+	seg, at := t.keys.at(i)
+	return t.keys.segs[seg].key(at), string(t.keys.segs[seg].value(at))
 }
 
-// Find returns the index of a folded key of a set or hash, or -1.
-func (t *Table) Find(key []byte) int { return t.keys.find(key) }
+// Entries yields the entries from to to (exclusive) as Entry does.
+func (t *Table) Entries(from, to int) iter.Seq2[[]byte, string] {
+	return func(yield func([]byte, string) bool) {
+		if !t.Keyed() {
+			for i := from; i < to; i++ {
+				if !yield(t.Entry(i)) {
+					return
+				}
+			}
+			return
+		}
+		if from >= to {
+			return
+		}
+		c := cursor{x: &t.keys}
+		for c.seg, c.at = t.keys.at(from); from < to; from++ {
+			if !yield(c.key(), string(c.value())) {
+				return
+			}
+			c.next()
+		}
+	}
+}
+
+// Find returns the entry of a set or hash whose key is spelled as Entry does
+// it, or -1.
+func (t *Table) Find(key []byte) int {
+	if i, found := t.keys.search(key); found {
+		return i
+	}
+	return -1
+}
+
+// Diff calls removed and added, which may be nil, with the keys that only one
+// of two tables has. What the two share it doesn't look at: that is most of
+// two versions of which one was built with AddRange of the other. Tables that
+// are nil or have no keys count as empty.
+func Diff(old, now *Table, removed, added func(key []byte)) {
+	x, y := new(segments), new(segments)
+	if old != nil {
+		x = &old.keys
+	}
+	if now != nil {
+		y = &now.keys
+	}
+	x.diff(y, func(left, both bool, key, _ []byte) {
+		switch {
+		case both:
+		case left && removed != nil:
+			removed(key)
+		case !left && added != nil:
+			added(key)
+		}
+	})
+}
 
 // TableBuilder makes a Table of entries that arrive in Entry's order.
 type TableBuilder struct {
 	t      *Table
+	index  segmentsBuilder
 	intern map[string]uint32
 }
 
-// NewTableBuilder starts a table of a type. entries and octets say how many
-// entries and how many octets of keys are to be expected; 0 is unknown.
-func NewTableBuilder(typ string, entries, octets int) (*TableBuilder, error) {
-	b := &TableBuilder{t: &Table{typ: typ}, intern: map[string]uint32{}}
-	switch typ {
+// NewTableBuilder starts a table of a type. secret is what its keys are hashed
+// under, for the types that are hashed.
+func NewTableBuilder(typ string, secret *Secret) (*TableBuilder, error) {
+	plain, hashed := strings.CutPrefix(typ, hashedPrefix)
+	b := &TableBuilder{t: &Table{typ: plain}, intern: map[string]uint32{}}
+	switch plain {
 	case typeSet, typeHash:
-		b.t.keys = store{data: make([]byte, 0, octets), off: make([]uint32, 1, entries+1)}
-		if typ == typeHash {
-			b.t.vals = make([]uint32, 0, entries)
+		b.index.valued = plain == typeHash
+		if hashed && secret == nil {
+			return nil, errors.New("there is no secret for a table of digests")
 		}
+		if hashed {
+			b.index.fixed, b.t.secret = true, secret
+		}
+		return b, nil
 	case typeCIDR, typeRegexp, typePCRE, typeStatic, typeUnion, typePipe:
-	default:
-		return nil, fmt.Errorf("table type %q is unknown", typ)
+		if !hashed {
+			return b, nil
+		}
 	}
-	return b, nil
+	return nil, fmt.Errorf("table type %q is unknown", typ)
 }
 
 // Add appends an entry. It copies what it keeps.
@@ -84,71 +158,27 @@ func (b *TableBuilder) Add(key, value []byte) error {
 			return fmt.Errorf("key %q of a set has a value", key)
 		}
 	}
-	if err := b.room(key, len(key)); err != nil {
-		return err
-	}
-	t.keys.data = append(t.keys.data, key...)
-	t.keys.off = append(t.keys.off, uint32(len(t.keys.data)))
-	if t.typ == typeHash {
-		t.vals = append(t.vals, b.val(value))
-	}
-	return nil
+	return b.index.add(key, value)
 }
+
+// Cut is a hint: versions of the table will differ between here and another
+// such place. What lies between is what they share. The places must not lie
+// further apart than 48 KiB.
+func (b *TableBuilder) Cut() { b.index.cut() }
 
 // AddRange appends the entries from to to (exclusive) of another table of the
 // same type.
 func (b *TableBuilder) AddRange(src *Table, from, to int) error {
-	if src.typ != b.t.typ || from < 0 || to > src.Len() || from > to {
-		return fmt.Errorf("entries %d to %d of a %s are no part of a %s", from, to, src.typ, b.t.typ)
+	if src.Type() != b.t.Type() || from < 0 || to > src.Len() || from > to {
+		return fmt.Errorf("entries %d to %d of a %s are no part of a %s", from, to, src.Type(), b.t.Type())
 	}
-	if b.t.typ != typeSet && b.t.typ != typeHash {
-		for i := from; i < to; i++ {
-			k, v := src.Entry(i)
-			if err := b.Add(k, []byte(v)); err != nil {
-				return err
-			}
+	if b.t.Keyed() {
+		return b.index.share(&src.keys, from, to)
+	}
+	for k, v := range src.Entries(from, to) {
+		if err := b.Add(k, []byte(v)); err != nil {
+			return err
 		}
-		return nil
-	}
-	if from == to {
-		return nil
-	}
-	s, d := &src.keys, &b.t.keys
-	lo, hi := s.off[from], s.off[to]
-	if err := b.room(s.key(from), int(hi-lo)); err != nil {
-		return err
-	}
-	base := uint32(len(d.data))
-	d.data = append(d.data, s.data[lo:hi]...)
-	for _, o := range s.off[from+1 : to+1] {
-		d.off = append(d.off, o-lo+base)
-	}
-	if b.t.typ == typeHash {
-		b.addVals(src, from, to)
-	}
-	return nil
-}
-
-func (b *TableBuilder) addVals(src *Table, from, to int) {
-	known := make(map[uint32]uint32)
-	for _, v := range src.vals[from:to] {
-		n, ok := known[v]
-		if !ok {
-			n = b.val([]byte(src.values[v]))
-			known[v] = n
-		}
-		b.t.vals = append(b.t.vals, n)
-	}
-}
-
-// room refuses a key that doesn't ascend and octets that don't fit.
-func (b *TableBuilder) room(key []byte, octets int) error {
-	k := &b.t.keys
-	if n := k.len(); n > 0 && bytes.Compare(k.key(n-1), key) >= 0 {
-		return fmt.Errorf("key %q does not ascend", key)
-	}
-	if uint64(len(k.data))+uint64(octets) > math.MaxUint32 {
-		return fmt.Errorf("keys take more than %d octets", uint32(math.MaxUint32))
 	}
 	return nil
 }
@@ -170,8 +200,8 @@ func (b *TableBuilder) Table() (*Table, error) {
 	if hasRules(t.typ) {
 		return t, t.link()
 	}
-	if spare := cap(t.keys.data) - len(t.keys.data); spare > len(t.keys.data)/8 {
-		t.keys.data = bytes.Clone(t.keys.data)
-	}
-	return t, nil
+	b.index.cut()
+	var err error
+	t.keys, err = newSegments(b.index.segs)
+	return t, err
 }

@@ -27,7 +27,7 @@ func TestTableBuilder(t *testing.T) {
 	} {
 		for cut := range src.Len() + 1 {
 			t.Run(fmt.Sprintf("%s of %d cut at %d", src.Type(), src.Len(), cut), func(t *testing.T) {
-				b, err := NewTableBuilder(src.Type(), 0, 0)
+				b, err := NewTableBuilder(src.Type(), nil)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -71,7 +71,7 @@ func TestTableBuilderRefuses(t *testing.T) {
 		{"unknown type", "cdb", nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			b, err := NewTableBuilder(tt.typ, 0, 0)
+			b, err := NewTableBuilder(tt.typ, nil)
 			for _, e := range tt.entries {
 				if err == nil {
 					err = b.Add([]byte(e[0]), []byte(e[1]))
@@ -86,7 +86,7 @@ func TestTableBuilderRefuses(t *testing.T) {
 		})
 	}
 	set, _ := NewSet([]string{"a", "b"})
-	b, _ := NewTableBuilder("set", 0, 0)
+	b, _ := NewTableBuilder("set", nil)
 	if b.AddRange(set, 1, 3) == nil || b.AddRange(NewStatic("x"), 0, 1) == nil {
 		t.Error("a range outside of the table, or of another type, was taken")
 	}

@@ -147,7 +147,7 @@ func plusOne(b *testing.B, spec *policy.Spec, i int) *policy.Spec {
 	t := spec.Tables["recipients"]
 	at := (i + 1) * 7919 % t.Len()
 	k, _ := t.Entry(at)
-	tb, err := policy.NewTableBuilder(t.Type(), t.Len()+1, 0)
+	tb, err := policy.NewTableBuilder(t.Type(), t.Secret())
 	if err == nil {
 		err = tb.AddRange(t, 0, at+1)
 	}

@@ -7,14 +7,14 @@ import (
 )
 
 // build makes the content that a head and its layout describe. Chunks that old
-// (nil: none) holds are taken from its tables, the others from load, which
-// returns them verified.
+// (nil: none) holds are taken from its tables, whose memory is then shared; the
+// others from load, which returns them verified.
 func build(h *Head, l layout, old *content, load func(ref) ([]byte, error)) (*content, error) {
 	if records, octets, chunks := l.totals(); records != h.Records || octets != h.Octets || chunks != h.Chunks {
 		return nil, alarm(AlarmContent, "the index has %d records in %d chunks of %d octets, the head promised %d in %d of %d",
 			records, chunks, octets, h.Records, h.Chunks, h.Octets)
 	}
-	c := &content{layout: l}
+	c := &content{layout: l, secret: h.secret}
 	for i := range l {
 		var err error
 		if i == 0 {
@@ -26,7 +26,7 @@ func build(h *Head, l layout, old *content, load func(ref) ([]byte, error)) (*co
 			return nil, err
 		}
 	}
-	c.count()
+	c.count(old)
 	if sum := c.perDomain(); c.recipients != h.Recipients || len(c.domains) != int(h.Domains) || sum != h.PerDomain {
 		return nil, alarm(AlarmContent, "there are %d recipients in %d domains, the head promised %d in %d, or their sums differ",
 			c.recipients, len(c.domains), h.Recipients, h.Domains)
@@ -77,20 +77,17 @@ func eachRecord(r ref, load func(ref) ([]byte, error), fn func(key, value []byte
 }
 
 func (c *content) buildTable(s *section, old *content, load func(ref) ([]byte, error)) error {
-	octets := 0
-	for _, r := range s.chunks {
-		octets += int(r.size) - 4*int(r.records)
-	}
-	b, err := policy.NewTableBuilder(kindNames[s.kind], int(s.records), octets)
+	b, err := policy.NewTableBuilder(kindNames[s.kind], c.secret)
 	if err != nil {
 		return alarm(AlarmContent, "table %s: %w", s.name, err)
 	}
-	table, starts := old.known(s)
+	table, starts := old.known(s, c.secret)
 	for _, r := range s.chunks {
 		if from, ok := starts[r.hash]; ok {
 			err = b.AddRange(table, from, from+int(r.records))
 		} else {
 			err = eachRecord(r, load, b.Add)
+			b.Cut()
 		}
 		if err != nil {
 			return alarm(alarmOf(err, AlarmContent), "table %s: %w", s.name, err)
@@ -109,8 +106,8 @@ func (c *content) buildTable(s *section, old *content, load func(ref) ([]byte, e
 
 // known says where in a table of c each chunk of a section of the same name
 // begins.
-func (c *content) known(s *section) (*policy.Table, map[hash]int) {
-	if c == nil {
+func (c *content) known(s *section, secret *policy.Secret) (*policy.Table, map[hash]int) {
+	if c == nil || !sameSecret(c.secret, secret) {
 		return nil, nil
 	}
 	o := c.layout.section(s.name)

@@ -96,6 +96,8 @@ func (c *client) do(ctx context.Context, method, target string, body []byte, lim
 	case code == http.StatusOK || code == http.StatusNoContent:
 	case code == http.StatusForbidden || code == http.StatusUnauthorized:
 		return nil, nil, alarm(AlarmRefused, "the primary doesn't know our key: it was revoked there; pair again with invite and join")
+	case code == http.StatusConflict && method == http.MethodGet:
+		return nil, nil, alarm(AlarmSecret, "the primary hashes recipients now, and this pairing is older than that: pair again with invite and join")
 	case code == http.StatusNotFound:
 		return nil, nil, errGone
 	case code == http.StatusTooManyRequests || code == http.StatusServiceUnavailable:

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"maps"
 	"slices"
 
@@ -18,8 +19,9 @@ import (
 type content struct {
 	spec       *policy.Spec
 	layout     layout
+	secret     *policy.Secret // what keys are hashed under, nil: they are plain
 	recipients uint64
-	domains    map[string]*uint64 // recipients counted by domain, "" for those without
+	domains    map[string]*uint64 // recipients counted by domain, "" for those without; by its tag where keys are hashed
 }
 
 // settingsPiece is the longest piece that one record of the settings carries.
@@ -88,37 +90,73 @@ func acceptedDomains(spec *policy.Spec) []string {
 	return slices.Compact(all)
 }
 
-// domainOf is the domain of a recipient table's key, "" for a bare local-part.
-func domainOf(key []byte) []byte {
-	if i := bytes.LastIndexByte(key, '@'); i >= 0 {
-		return key[i+1:]
+// domainOf is the domain of a recipient table's key: "" for a bare local-part,
+// the domain's tag for a digest.
+func domainOf(t *policy.Table, key []byte) []byte {
+	if t.Secret() != nil {
+		return key[:policy.TagSize]
 	}
-	return nil
+	return policy.DomainOf(key)
 }
 
-// count fills in the numbers that a head commits to.
-func (c *content) count() {
+// diffTables calls removed and added with the keys that only one of two tables
+// has. Either table may be nil.
+func diffTables(old, now *policy.Table, removed, added func(t *policy.Table, key []byte)) {
+	r, a := func(key []byte) { removed(old, key) }, func(key []byte) { added(now, key) }
+	if removed == nil {
+		r = nil
+	}
+	if added == nil {
+		a = nil
+	}
+	if old != nil && now != nil && !sameSecret(old.Secret(), now.Secret()) { // no key of one means anything in the other
+		policy.Diff(old, nil, r, nil)
+		policy.Diff(nil, now, nil, a)
+		return
+	}
+	policy.Diff(old, now, r, a)
+}
+
+func sameSecret(a, b *policy.Secret) bool { return a == b || a != nil && b != nil && *a == *b }
+
+// count fills in the numbers that a head commits to. What old (nil: none)
+// shares with c isn't counted again.
+func (c *content) count(old *content) {
+	now := recipientTables(c.spec)
+	var before []string
 	c.recipients, c.domains = 0, map[string]*uint64{}
-	for _, name := range recipientTables(c.spec) {
-		t := c.spec.Tables[name]
-		if t == nil {
-			continue
+	if old != nil {
+		before = recipientTables(old.spec)
+		for d, n := range old.domains {
+			v := *n
+			c.domains[d] = &v
 		}
-		c.recipients += uint64(t.Len())
-		if typ := t.Type(); typ != kindNames[kindSet] && typ != kindNames[kindHash] {
-			continue
-		}
-		for i := range t.Len() {
-			key, _ := t.Entry(i)
-			d := domainOf(key)
+	}
+	add := func(by uint64) func(*policy.Table, []byte) {
+		return func(t *policy.Table, key []byte) {
+			d := domainOf(t, key)
 			n := c.domains[string(d)]
 			if n == nil {
 				n = new(uint64)
 				c.domains[string(d)] = n
 			}
-			*n++
+			*n += by
 		}
 	}
+	names := slices.Concat(before, now)
+	slices.Sort(names)
+	for _, name := range slices.Compact(names) {
+		var o, t *policy.Table
+		if _, was := slices.BinarySearch(before, name); was {
+			o = old.spec.Tables[name]
+		}
+		if _, is := slices.BinarySearch(now, name); is && c.spec.Tables[name] != nil {
+			t = c.spec.Tables[name]
+			c.recipients += uint64(t.Len())
+		}
+		diffTables(o, t, add(^uint64(0)), add(1))
+	}
+	maps.DeleteFunc(c.domains, func(_ string, n *uint64) bool { return *n == 0 })
 }
 
 // perDomain hashes the counts: domains ascending, each with its length before
@@ -156,11 +194,11 @@ func newSource(spec *policy.Spec) (*source, error) {
 	if err != nil {
 		return nil, err
 	}
-	return layOut(spec, pieces)
+	return layOut(spec, pieces, nil)
 }
 
-func layOut(spec *policy.Spec, pieces [][]byte) (*source, error) {
-	s := &source{content: content{spec: spec}, pieces: pieces, places: map[hash]place{}, index: map[hash][]byte{}}
+func layOut(spec *policy.Spec, pieces [][]byte, secret *policy.Secret) (*source, error) {
+	s := &source{content: content{spec: spec, secret: secret}, pieces: pieces, places: map[hash]place{}, index: map[hash][]byte{}}
 	if err := s.addSection(kindSettings, ""); err != nil {
 		return nil, err
 	}
@@ -181,7 +219,7 @@ func layOut(spec *policy.Spec, pieces [][]byte) (*source, error) {
 	if _, _, chunks := s.layout.totals(); len(s.order) > maxIndexChunks || chunks > maxChunks || len(s.layout) > maxSections {
 		return nil, fmt.Errorf("the policy takes %d chunks, more than can be carried", chunks)
 	}
-	s.count()
+	s.count(nil)
 	return s, nil
 }
 
@@ -200,10 +238,9 @@ func (s *source) addSection(kind byte, name string) error {
 	}}
 	s.layout = append(s.layout, sec)
 	var rec []byte
-	for i := range n {
-		key, value := s.record(no, i)
+	for key, value := range s.entries(no, 0, n) {
 		var err error
-		if rec, err = appendRecord(rec[:0], key, value); err != nil {
+		if rec, err = appendRecord(rec[:0], key, []byte(value)); err != nil {
 			return fmt.Errorf("table %s: %w", name, err)
 		}
 		c.add(rec)
@@ -214,12 +251,15 @@ func (s *source) addSection(kind byte, name string) error {
 	return nil
 }
 
-func (s *source) record(section, i int) (key, value []byte) {
-	if section == 0 {
-		return nil, s.pieces[i]
+// entries yields the records from to to (exclusive) of a section.
+func (s *source) entries(section, from, to int) iter.Seq2[[]byte, string] {
+	if section > 0 {
+		return s.spec.Tables[s.layout[section].name].Entries(from, to)
 	}
-	key, v := s.spec.Tables[s.layout[section].name].Entry(i)
-	return key, []byte(v)
+	return func(yield func([]byte, string) bool) {
+		for i := from; i < to && yield(nil, string(s.pieces[i])); i++ {
+		}
+	}
 }
 
 // chunk makes the chunk of a name, nil when the content has none.
@@ -232,9 +272,8 @@ func (s *source) chunk(h hash) []byte {
 		return nil
 	}
 	var b []byte
-	for i := p.from; i < p.to; i++ {
-		key, value := s.record(p.section, i)
-		b, _ = appendRecord(b, key, value) // it went through once
+	for key, value := range s.entries(p.section, p.from, p.to) {
+		b, _ = appendRecord(b, key, []byte(value)) // it went through once
 	}
 	return b
 }

@@ -43,7 +43,7 @@ func (v *version) outline() *version {
 	if v == nil {
 		return nil
 	}
-	return &version{head: v.head, content: &content{layout: v.content.layout}}
+	return &version{head: v.head, content: &content{layout: v.content.layout, secret: v.content.secret}}
 }
 
 // held is what the sessions see.
@@ -141,11 +141,7 @@ func (f *Follower) load() error {
 		return fmt.Errorf("load policy: %w", err)
 	}
 	for _, name := range names {
-		raw, err := f.store.head(name)
-		var h *Head
-		if err == nil {
-			h, err = openHead(raw, f.pair.keys())
-		}
+		raw, h, err := f.loadHead(name)
 		if err != nil || h.Stream != f.pair.Stream {
 			f.alarm(fmt.Errorf("load policy %s: not of the paired primary: %w", name, err), AlarmStore)
 			continue
@@ -158,7 +154,7 @@ func (f *Follower) load() error {
 			if err != nil {
 				continue // it matters to Diff alone
 			}
-			f.prev = &version{head: h, content: &content{layout: l}}
+			f.prev = &version{head: h, content: &content{layout: l, secret: h.secret}}
 			break
 		}
 		if f.cur, err = f.loadVersion(h, raw); err != nil {
@@ -172,6 +168,17 @@ func (f *Follower) load() error {
 		return err
 	}
 	return f.swap()
+}
+
+// loadHead reads a stored head.
+func (f *Follower) loadHead(name string) (raw []byte, h *Head, err error) {
+	if raw, err = f.store.head(name); err == nil {
+		h, err = openHead(raw, f.pair.keys())
+	}
+	if err == nil {
+		err = h.unlock(f.pair.Secrets)
+	}
+	return raw, h, err
 }
 
 func (f *Follower) loadVersion(h *Head, raw []byte) (*version, error) {
@@ -200,11 +207,7 @@ func (f *Follower) loadGuard(names []string) error {
 		if name != g.Baseline || name == headName(f.cur.head) {
 			continue
 		}
-		raw, err := f.store.head(name)
-		var h *Head
-		if err == nil {
-			h, err = openHead(raw, f.pair.keys())
-		}
+		raw, h, err := f.loadHead(name)
 		var v *version
 		if err == nil {
 			v, err = f.loadVersion(h, raw)

@@ -1,7 +1,8 @@
 package policysync
 
 import (
-	"bytes"
+	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -35,6 +36,7 @@ type deletion struct {
 	of         uint64   // before
 	domains    []string // removed
 	keys       []string // of the removed, at most maxWithdrawn
+	listing    *listing // of what is left; it knows how keys are spelled
 }
 
 // mass says whether the operator is to be asked. recent were removed by other
@@ -72,11 +74,15 @@ func deleted(old, now *content) *deletion {
 			d.domains = append(d.domains, name)
 		}
 	}
-	l := newListing(now.spec)
+	old, now, comparable := alike(old, now)
+	d.listing = newListing(now, old.spec)
+	if !comparable {
+		return d
+	}
+	l := d.listing
 	for _, name := range recipientTables(old.spec) {
-		ranges(old.spec.Tables[name], now.spec.Tables[name], func(t *policy.Table, i int) {
-			key, _ := t.Entry(i)
-			if l.lists(key) {
+		diffTables(old.spec.Tables[name], now.spec.Tables[name], func(t *policy.Table, key []byte) {
+			if l.lists(t, key) {
 				return
 			}
 			if d.recipients++; len(d.keys) < maxWithdrawn {
@@ -89,11 +95,11 @@ func deleted(old, now *content) *deletion {
 	}
 	for name, n := range old.domains {
 		switch {
-		case *n < smallDomain || now.domains[name] != nil || l.lists([]byte("@"+name)):
-		case name == "": // bare local-parts
+		case *n < smallDomain || now.domains[name] != nil || l.everyone(name):
+		case name == l.tag(""): // bare local-parts
 			d.domains = append(d.domains, old.spec.Addresses.Local.Domains...)
 		default:
-			d.domains = append(d.domains, name)
+			d.domains = append(d.domains, l.name(name))
 		}
 	}
 	slices.Sort(d.domains)
@@ -101,83 +107,158 @@ func deleted(old, now *content) *deletion {
 	return d
 }
 
-// ranges walks two tables in step, and calls removed and added with the
-// entries that only one of them has. Tables may be nil.
-func ranges(old, now *policy.Table, removed, added func(t *policy.Table, i int)) {
-	i, j, n, m := 0, 0, indexed(old), indexed(now)
-	for i < n || j < m {
-		cmp := 0
-		switch {
-		case j == m:
-			cmp = -1
-		case i == n:
-			cmp = 1
-		default:
-			a, _ := old.Entry(i)
-			b, _ := now.Entry(j)
-			cmp = bytes.Compare(a, b)
-		}
-		if cmp < 0 && removed != nil {
-			removed(old, i)
-		}
-		if cmp > 0 && added != nil {
-			added(now, j)
-		}
-		if cmp <= 0 {
-			i++
-		}
-		if cmp >= 0 {
-			j++
-		}
+// alike brings two contents to keys of the same spelling: plain, or hashed
+// under one secret. ok is false where that can't be done, because they were
+// hashed for two pairings.
+func alike(old, now *content) (o, n *content, ok bool) {
+	switch {
+	case sameSecret(old.secret, now.secret):
+		return old, now, true
+	case old.secret == nil:
+		o, err := old.hashed(now.secret)
+		return o, now, err == nil
+	case now.secret == nil:
+		n, err := now.hashed(old.secret)
+		return old, n, err == nil
 	}
+	return old, now, false
 }
 
-// indexed is the length of a table of keys, 0 of any other.
-func indexed(t *policy.Table) int {
-	if t == nil || t.Type() != kindNames[kindSet] && t.Type() != kindNames[kindHash] {
-		return 0
+// hashed is a plain content with the keys of its recipients hashed.
+func (c *content) hashed(s *policy.Secret) (*content, error) {
+	spec := *c.spec
+	spec.Tables = maps.Clone(spec.Tables)
+	for _, name := range recipientTables(&spec) {
+		if t := spec.Tables[name]; t != nil && t.Keyed() {
+			h, err := t.Hashed(s, false, nil, nil)
+			if err != nil {
+				return c, fmt.Errorf("hash table %s: %w", name, err)
+			}
+			spec.Tables[name] = h
+		}
 	}
-	return t.Len()
+	h := &content{spec: &spec, secret: s}
+	h.count(nil)
+	return h, nil
 }
 
 // listing says whether a policy still has a recipient, in whatever table.
 type listing struct {
 	tables []*policy.Table
-	all    bool     // there is a table with one answer for everyone
-	open   []string // domains in which every recipient exists
+	all    bool            // there is a table with one answer for everyone
+	open   []string        // domains in which every recipient exists
+	whole  map[string]bool // what everyone said, by domain or its tag
+
+	hasher *policy.Hasher    // nil: keys are plain
+	secret *policy.Secret    // of hasher
+	names  map[string]string // domains by their tags, as far as the policy names them
 }
 
-func newListing(spec *policy.Spec) *listing {
-	l := &listing{}
-	for _, name := range recipientTables(spec) {
-		switch t := spec.Tables[name]; {
+// newListing makes the listing of a content. It knows the names of its domains
+// and of those that another policy accepts mail for.
+func newListing(c *content, other *policy.Spec) *listing {
+	l := &listing{whole: map[string]bool{}}
+	for _, name := range recipientTables(c.spec) {
+		switch t := c.spec.Tables[name]; {
 		case t == nil:
 		case t.Type() == kindNames[kindStatic]:
 			l.all = true
-		case indexed(t) > 0:
+		case t.Keyed() && t.Len() > 0:
 			l.tables = append(l.tables, t)
 		}
 	}
-	a := &spec.Addresses
+	a := &c.spec.Addresses
 	for _, c := range []*policy.AddressClass{&a.Local, &a.VirtualAliases, &a.VirtualMailbox, &a.Relay} {
 		if len(c.Recipients) == 0 {
 			l.open = append(l.open, c.Domains...)
 		}
 	}
+	if l.secret = c.secret; l.secret != nil {
+		l.hasher, l.names = policy.NewHasher(l.secret), map[string]string{}
+		for _, spec := range []*policy.Spec{c.spec, other} {
+			for _, name := range append(acceptedDomains(spec), "") {
+				l.names[l.tag(name)] = name
+			}
+		}
+	}
 	return l
 }
 
-func (l *listing) lists(key []byte) bool {
+// tag is the domain of keys as domainOf says it.
+func (l *listing) tag(name string) string {
+	if l.hasher == nil {
+		return name
+	}
+	return string(l.hasher.Tag([]byte(name)))
+}
+
+// hiddenName stands for what only a digest is known of.
+const hiddenName = "(hashed)"
+
+// name is the opposite of tag.
+func (l *listing) name(tag string) string {
+	if l.hasher == nil {
+		return tag
+	}
+	if name, known := l.names[tag]; known {
+		return name
+	}
+	return hiddenName
+}
+
+// spell shows a key to the operator.
+func (l *listing) spell(key string) string {
+	if l.hasher == nil {
+		return key
+	}
+	switch name := l.name(key[:policy.TagSize]); name {
+	case "", hiddenName:
+		return hiddenName
+	default:
+		return hiddenName + "@" + name
+	}
+}
+
+// special says that a digest is of a bare local-part or of a catch-all.
+func (l *listing) special(digest string) bool {
+	name := l.name(digest[:policy.TagSize])
+	return name == "" || l.key("@"+name) == digest
+}
+
+// key spells a key as the tables do.
+func (l *listing) key(plain string) string {
+	if l.hasher == nil {
+		return plain
+	}
+	return string(l.hasher.Digest([]byte(plain)))
+}
+
+// everyone says whether all recipients of a domain exist, by a catch-all or
+// because nothing lists them.
+func (l *listing) everyone(tag string) bool {
+	whole, known := l.whole[tag]
+	if !known {
+		name := l.name(tag)
+		whole = slices.Contains(l.open, name)
+		key := []byte(l.key("@" + name))
+		for _, t := range l.tables {
+			whole = whole || name != "" && t.Find(key) >= 0
+		}
+		l.whole[tag] = whole
+	}
+	return whole
+}
+
+func (l *listing) lists(of *policy.Table, key []byte) bool {
 	if l.all {
 		return true
 	}
-	at := key[max(0, len(key)-len(domainOf(key))-1):]
 	for _, t := range l.tables {
-		if t.Find(key) >= 0 || len(at) > 0 && at[0] == '@' && t.Find(at) >= 0 {
+		if t.Find(key) >= 0 {
 			return true
 		}
 	}
-	return len(l.open) > 0 && slices.Contains(l.open, string(domainOf(key)))
+	return l.everyone(string(domainOf(of, key)))
 }
 
 // milder is a policy that answers unknown recipients 450 in place of 550.
@@ -198,11 +279,18 @@ func (d *deletion) withdraw(spec *policy.Spec) (*policy.Spec, error) {
 	if !exact || unlistedElsewhere(spec) {
 		s = *milder(spec)
 	}
-	entries := make(map[string]string, len(keys))
-	for _, k := range keys {
-		entries[k] = withdrawnAction
+	kind := kindNames[kindHash]
+	if d.listing.secret != nil {
+		kind = kindNames[kindHashedHash]
 	}
-	t, err := policy.NewHash(entries)
+	b, err := policy.NewTableBuilder(kind, d.listing.secret)
+	for i := 0; i < len(keys) && err == nil; i++ {
+		err = b.Add([]byte(keys[i]), []byte(withdrawnAction))
+	}
+	if err != nil {
+		return nil, err
+	}
+	t, err := b.Table()
 	if err != nil {
 		return nil, err
 	}
@@ -227,6 +315,12 @@ func (d *deletion) accessKeys(spec *policy.Spec) (keys []string, exact bool) {
 	local := spec.Addresses.Local.Domains
 	for _, k := range d.keys {
 		switch i := strings.LastIndexByte(k, '@'); {
+		case d.listing.hasher != nil:
+			if _, known := d.listing.names[k[:policy.TagSize]]; !known || d.listing.special(k) {
+				exact = false
+			} else {
+				keys = append(keys, k)
+			}
 		case i > 0:
 			keys = append(keys, strings.ToLower(k))
 		case i < 0 && len(keys)+len(local) <= maxWithdrawn && !slices.ContainsFunc(local, func(n string) bool { return n == "" || n[0] == '.' }):
@@ -240,7 +334,7 @@ func (d *deletion) accessKeys(spec *policy.Spec) (keys []string, exact bool) {
 	after := acceptedDomains(spec)
 	for _, n := range d.domains {
 		if _, kept := slices.BinarySearch(after, n); !kept && !strings.HasPrefix(n, ".") && n != "" {
-			keys = append(keys, strings.ToLower(n))
+			keys = append(keys, d.listing.key(strings.ToLower(n)))
 		}
 	}
 	slices.Sort(keys)

@@ -158,8 +158,8 @@ func TestDeletionLimits(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			old, now := content{spec: tt.old}, content{spec: tt.now}
-			old.count()
-			now.count()
+			old.count(nil)
+			now.count(nil)
 			d := deleted(&old, &now)
 			if d.mass(0) != tt.mass || len(d.domains) != tt.domains {
 				t.Errorf("mass %v, domains %q, %d of %d recipients", d.mass(0), d.domains, d.recipients, d.of)

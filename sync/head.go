@@ -9,14 +9,20 @@ import (
 	"fmt"
 	"time"
 	"unicode/utf8"
+
+	"github.com/understudy-mx/understudy/policy"
 )
 
 // headMagic starts every head. What is signed starts with it too, so that no
 // other signature of the same key can pass for one.
 const headMagic = "understudy-head\n"
 
-// headFormat is the version of the head's format that this program knows.
-const headFormat = 1
+// The formats of a head that this program knows. The second is for contents
+// whose keys are hashed for one follower.
+const (
+	headFormat       = 1
+	headFormatHashed = 2
+)
 
 // Bounds of a head.
 const (
@@ -33,7 +39,9 @@ type Head struct {
 	Audience [32]byte // the one follower that may use it (pin of its key); zero for all
 	Epoch    uint64   // Unix time at which the publisher began to count
 	Version  uint64   // from 1, within the epoch
-	Prev     hash     // identity of the version before, zero for version 1
+	Prev     hash     // identity of the version before, zero for version 1; its Source where keys are hashed
+	Source   hash     // where keys are hashed: stands for the identity of the version that they were hashed of
+	SecretID [8]byte  // what keys are hashed under, zero: they are plain
 
 	Records    uint64 // of all sections
 	Recipients uint64 // entries of the tables that say which recipients exist
@@ -49,6 +57,10 @@ type Head struct {
 	Notice           string    // what the publisher wants the secondary's operator to know
 
 	identity hash
+
+	// secret is what Source and the content's keys are hashed under, nil when
+	// nothing is.
+	secret *policy.Secret
 }
 
 // Identity names the version: SHA-256 of the head's bytes up to Created.
@@ -68,13 +80,20 @@ func (h *Head) appendIndex(b []byte) []byte {
 
 func (h *Head) appendIdentity(b []byte) []byte {
 	be := binary.BigEndian
+	format := uint16(headFormat)
+	if h.hashed() {
+		format = headFormatHashed
+	}
 	b = append(b, headMagic...)
-	b = be.AppendUint16(b, headFormat)
+	b = be.AppendUint16(b, format)
 	b = append(b, h.Stream[:]...)
 	b = append(b, h.Audience[:]...)
 	b = be.AppendUint64(b, h.Epoch)
 	b = be.AppendUint64(b, h.Version)
 	b = append(b, h.Prev[:]...)
+	if h.hashed() {
+		b = append(append(b, h.Source[:]...), h.SecretID[:]...)
+	}
 	b = be.AppendUint64(b, h.Records)
 	b = be.AppendUint64(b, h.Recipients)
 	b = be.AppendUint64(b, h.Octets)
@@ -133,14 +152,21 @@ func decodeHead(b []byte) (*Head, error) {
 		return nil, errors.New("head: it doesn't begin as one")
 	}
 	d := decoder{b: b[len(headMagic):]}
-	if f := d.u16(); f != headFormat && d.err == nil {
-		return nil, fmt.Errorf("head: format %d is unknown, this program knows %d: upgrade the older side", f, headFormat)
+	format := d.u16()
+	if format != headFormat && format != headFormatHashed && d.err == nil {
+		return nil, fmt.Errorf("head: format %d is unknown, this program knows %d and %d: upgrade the older side", format, headFormat, headFormatHashed)
 	}
 	h := new(Head)
 	d.bytes(h.Stream[:])
 	d.bytes(h.Audience[:])
 	h.Epoch, h.Version = d.u64(), d.u64()
 	d.bytes(h.Prev[:])
+	if format == headFormatHashed {
+		d.bytes(h.Source[:])
+		if d.bytes(h.SecretID[:]); d.err == nil && !h.hashed() {
+			d.fail(errors.New("head: its keys are hashed, but it doesn't say under what"))
+		}
+	}
 	h.Records, h.Recipients, h.Octets = d.u64(), d.u64(), d.u64()
 	h.Chunks, h.Domains = d.u32(), d.u32()
 	d.bytes(h.PerDomain[:])

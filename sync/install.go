@@ -45,7 +45,8 @@ func (f *Follower) pollOnce(ctx context.Context) error {
 	newest, cur, self, http := f.newest, f.cur, f.self, f.http
 	f.mu.Unlock()
 	after := uint64(0)
-	if cur != nil {
+	secrets := f.pair.Secrets[:min(1, len(f.pair.Secrets))] // the one before is for what the disk holds
+	if cur != nil && (cur.head.secret == nil || sameSecret(cur.head.secret, secrets[0])) {
 		after = cur.head.Version
 	}
 	raw, err := http.head(ctx, after)
@@ -58,6 +59,9 @@ func (f *Follower) pollOnce(ctx context.Context) error {
 		return &AlarmError{AlarmSignature, err}
 	case err != nil:
 		return &AlarmError{AlarmHead, err}
+	}
+	if err := h.unlock(secrets); err != nil {
+		return err
 	}
 	if err := judge(newest, h, f.pair.Stream, self, f.o.now()); err != nil {
 		return err
@@ -149,6 +153,9 @@ func (f *Follower) commit(v *version) error {
 		base, f.recent = f.cur, f.recently()
 	}
 	f.prev, f.cur = f.cur.outline(), v
+	if v.content.secret != nil && f.prev != nil && f.prev.content.secret == nil {
+		f.prev = nil // it would keep plain recipients on the disk
+	}
 	f.stage(base, f.rejected)
 	if err := f.save(v, old.base); err != nil {
 		f.restore(&old)

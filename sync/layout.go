@@ -26,9 +26,11 @@ const (
 	kindHash     = 2
 	kindCIDR     = 3
 	kindStatic   = 4
+
+	kindHashedHash = 10
 )
 
-var kindNames = [...]string{"settings", "set", "hash", "cidr", "static", "regexp", "pcre", "union", "pipe"}
+var kindNames = [...]string{"settings", "set", "hash", "cidr", "static", "regexp", "pcre", "union", "pipe", "hashed_set", "hashed_hash"}
 
 // Bounds of a layout.
 const (

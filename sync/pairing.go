@@ -19,6 +19,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+
+	"github.com/understudy-mx/understudy/policy"
 )
 
 // Files of a follower's directory.
@@ -47,6 +49,11 @@ type pairing struct {
 	Address string   `json:"address"`
 	Name    string   `json:"name"` // ours, on the primary
 	Stream  streamID `json:"stream"`
+
+	// Secrets are what recipients may be hashed under: the first is this
+	// pairing's, a second that of the one before, of which there may be
+	// versions on the disk.
+	Secrets []*policy.Secret `json:"secrets,omitempty"`
 
 	mu         sync.Mutex // guards both lists
 	ServerPins []Pin      `json:"server_pins"`
@@ -95,7 +102,7 @@ func (p *pairing) same(h *Head) bool {
 
 // renew trusts the keys of a head that was verified by the old ones.
 func (p *pairing) renew(fsys fileSystem, dir string, h *Head) error {
-	n := &pairing{Address: p.Address, Name: p.Name, Stream: p.Stream, ServerPins: h.ServerPins, PolicyKeys: h.PolicyKeys}
+	n := &pairing{Address: p.Address, Name: p.Name, Stream: p.Stream, Secrets: p.Secrets, ServerPins: h.ServerPins, PolicyKeys: h.PolicyKeys}
 	if err := n.save(fsys, dir); err != nil {
 		return err
 	}
@@ -232,11 +239,15 @@ func join(ctx context.Context, fsys fileSystem, dir, invitation string) (*Joined
 	if err != nil {
 		return nil, fmt.Errorf("join: %w", err)
 	}
-	a, err := t.ask(ctx, key)
+	a, secret, err := t.ask(ctx, key)
 	if err != nil {
 		return nil, fmt.Errorf("join %s: %w", t.address, err)
 	}
-	p := &pairing{Address: t.address, Name: a.Name, Stream: a.Stream, ServerPins: a.ServerPins, PolicyKeys: a.PolicyKeys}
+	secrets := []*policy.Secret{secret}
+	if old, err := loadPairing(fsys, dir); err == nil && old.Stream == a.Stream && len(old.Secrets) > 0 {
+		secrets = append(secrets, old.Secrets[0])
+	}
+	p := &pairing{Address: t.address, Name: a.Name, Stream: a.Stream, Secrets: secrets, ServerPins: a.ServerPins, PolicyKeys: a.PolicyKeys}
 	if err := p.check(); err != nil {
 		return nil, fmt.Errorf("join %s: %w", t.address, err)
 	}
@@ -246,8 +257,9 @@ func join(ctx context.Context, fsys fileSystem, dir, invitation string) (*Joined
 	return &Joined{t.address, a.Name, Fingerprint(t.server, PinOf(publicOf(key)), a.PolicyKeys[0])}, nil
 }
 
-// ask proves the secret over one connection.
-func (t *token) ask(ctx context.Context, key ed25519.PrivateKey) (*joinAnswer, error) {
+// ask proves the invitation's secret over one connection. It also returns what
+// recipients may be hashed under.
+func (t *token) ask(ctx context.Context, key ed25519.PrivateKey) (*joinAnswer, *policy.Secret, error) {
 	cfg, err := tlsConfig(key, func(pin Pin) error {
 		if pin != t.server {
 			return alarm(AlarmPin, "the machine that answers is not the one that made the invitation (its key is %s); correct publish.address there, or invite again", pin)
@@ -255,20 +267,24 @@ func (t *token) ask(ctx context.Context, key ed25519.PrivateKey) (*joinAnswer, e
 		return nil
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, chunkTimeout)
 	defer cancel()
 	raw, err := (&tls.Dialer{Config: cfg}).DialContext(ctx, "tcp", t.address)
 	if err != nil {
-		return nil, explain(err)
+		return nil, nil, explain(err)
 	}
 	defer raw.Close()
 	conn := raw.(*tls.Conn)
 	cs := conn.ConnectionState()
 	msg, err := joinMessage(&cs, PinOf(publicOf(key)))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
+	}
+	secret, err := exportSecret(&cs)
+	if err != nil {
+		return nil, nil, err
 	}
 	first := make(chan net.Conn, 1)
 	first <- conn
@@ -283,14 +299,14 @@ func (t *token) ask(ctx context.Context, key ed25519.PrivateKey) (*joinAnswer, e
 	defer c.close()
 	b, err := c.post(ctx, "/v1/join", joinRequest{hex.EncodeToString(t.id[:]), ed25519.Sign(t.proofKey(), msg)}, 8192)
 	if errors.Is(err, errGone) || alarmOf(err, "") == AlarmRefused {
-		return nil, alarm(AlarmRefused, "the primary refuses the invitation: it was used, is older than %s, or was revoked; make another with `understudy invite`", inviteLife)
+		return nil, nil, alarm(AlarmRefused, "the primary refuses the invitation: it was used, is older than %s, or was revoked; make another with `understudy invite`", inviteLife)
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	a := new(joinAnswer)
 	if err := strictJSON(b, a); err != nil {
-		return nil, &AlarmError{AlarmProtocol, err}
+		return nil, nil, &AlarmError{AlarmProtocol, err}
 	}
-	return a, nil
+	return a, secret, nil
 }

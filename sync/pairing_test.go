@@ -131,14 +131,14 @@ func TestProofIsBound(t *testing.T) {
 	}
 	tok, _ := parseToken(s)
 	id, pin := hex.EncodeToString(tok.id[:]), Pin{1}
-	if _, err := p.peers.redeem(id, []byte("short"), []byte("session 1"), pin, p.clock.now(), ""); err == nil {
+	if _, err := p.peers.redeem(id, []byte("short"), []byte("session 1"), pin, p.clock.now(), "", nil); err == nil {
 		t.Error("a proof that is none")
 	}
 	proof := signWith(tok, "session 1")
-	if _, err := p.peers.redeem(id, proof, []byte("session 2"), pin, p.clock.now(), ""); err == nil {
+	if _, err := p.peers.redeem(id, proof, []byte("session 2"), pin, p.clock.now(), "", nil); err == nil {
 		t.Error("a proof of another session")
 	}
-	if _, err := p.peers.redeem(id, proof, []byte("session 1"), pin, p.clock.now(), ""); err != nil {
+	if _, err := p.peers.redeem(id, proof, []byte("session 1"), pin, p.clock.now(), "", nil); err != nil {
 		t.Error(err)
 	}
 }

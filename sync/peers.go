@@ -13,6 +13,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/understudy-mx/understudy/policy"
 )
 
 // Bounds of pairing.
@@ -31,6 +33,10 @@ type peer struct {
 	Pins        []Pin     `json:"pins"`
 	Paired      time.Time `json:"paired"`
 	Fingerprint string    `json:"fingerprint"`
+
+	// Secret is what its recipients are hashed under; nil when it was paired
+	// by a program that didn't know of that.
+	Secret *policy.Secret `json:"secret,omitempty"`
 }
 
 // invite is an invitation that nobody has used. Its secret is kept as the
@@ -156,7 +162,7 @@ var errInvite = errors.New("no such invitation, or a wrong proof")
 
 // redeem makes a peer of whoever proves an invitation's secret. Everything
 // that can be wrong is the same error.
-func (p *peers) redeem(id string, proof, msg []byte, pin Pin, now time.Time, fingerprint string) (*peer, error) {
+func (p *peers) redeem(id string, proof, msg []byte, pin Pin, now time.Time, fingerprint string, secret *policy.Secret) (*peer, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := p.file
@@ -175,7 +181,7 @@ func (p *peers) redeem(id string, proof, msg []byte, pin Pin, now time.Time, fin
 		inv.Tries++
 		return nil, errors.Join(errInvite, p.save(s))
 	}
-	q := peer{Name: inv.Name, Pins: []Pin{pin}, Paired: now.UTC().Truncate(time.Second), Fingerprint: fingerprint}
+	q := peer{Name: inv.Name, Pins: []Pin{pin}, Paired: now.UTC().Truncate(time.Second), Fingerprint: fingerprint, Secret: secret}
 	s.Peers = slices.DeleteFunc(slices.Clone(s.Peers), func(o peer) bool { return o.Name == q.Name || anyPin(o.Pins, pin) })
 	s.Peers = append(s.Peers, q)
 	s.Invites = slices.Delete(s.Invites, at, at+1)

@@ -37,6 +37,7 @@ const headLife = 10 * time.Minute
 type PublisherOptions struct {
 	Dir     string // of keys, peers and the version's number
 	Address string // host:port at which followers reach us; it goes into invitations
+	Hashed  bool   // followers get digests in place of recipients
 	Log     *slog.Logger
 	Metrics *metrics.Metrics
 
@@ -66,6 +67,7 @@ type Publisher struct {
 	notice  string
 	changed chan struct{} // closed and replaced at each signature
 	seen    map[string]*seen
+	offers  map[policy.Secret]*offer // when recipients are hashed
 }
 
 // pubKeys are the keys in use and, while they change, those to come.
@@ -110,7 +112,7 @@ func OpenPublisher(o PublisherOptions) (*Publisher, error) {
 	if err := o.fs.MkdirAll(o.Dir); err != nil {
 		return nil, fmt.Errorf("open publisher: %w", err)
 	}
-	p := &Publisher{o: o, changed: make(chan struct{}), seen: map[string]*seen{}, joins: rate.NewLimiter(rate.Every(2*time.Second), 5)}
+	p := &Publisher{o: o, changed: make(chan struct{}), seen: map[string]*seen{}, offers: map[policy.Secret]*offer{}, joins: rate.NewLimiter(rate.Every(2*time.Second), 5)}
 	err := p.loadKeys()
 	if err == nil {
 		if p.peers, err = openPeers(o.fs, o.Dir); err == nil {
@@ -227,6 +229,9 @@ func (p *Publisher) store(src *source, st pubState) error {
 func (p *Publisher) newHead(src *source, st pubState) *Head {
 	h := &Head{Stream: p.name, Epoch: st.Epoch, Version: st.Version}
 	copy(h.Prev[:], st.Prev)
+	if p.o.Hashed {
+		h.Audience = hashingMark
+	}
 	src.fill(h)
 	return h
 }
@@ -292,6 +297,7 @@ func (p *Publisher) resign(ctx context.Context) {
 		case <-t.C:
 			p.mu.Lock()
 			p.sign()
+			p.dropOffers()
 			p.mu.Unlock()
 		}
 	}
@@ -324,6 +330,7 @@ func (p *Publisher) Revoke(name string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.seen, name)
+	p.dropOffers()
 	p.sign() // whoever waits is looked at again
 	p.o.Log.Info("follower revoked", "name", name)
 	return nil

@@ -34,6 +34,7 @@ const (
 	AlarmDomain      Alarm = "foreign_domain" // a domain that isn't on our own list
 	AlarmDeletion    Alarm = "mass_deletion"  // staged until the operator decides
 	AlarmStore       Alarm = "store"          // our own disk
+	AlarmSecret      Alarm = "secret"         // recipients hashed under a secret of another pairing
 )
 
 // Alarms lists them all.
@@ -41,7 +42,7 @@ func Alarms() []Alarm {
 	return []Alarm{AlarmUnreachable, AlarmPin, AlarmRefused, AlarmProtocol, AlarmSignature, AlarmHead,
 		AlarmStream, AlarmAudience, AlarmRollback, AlarmReplay, AlarmEquivocal, AlarmFork, AlarmFastForward,
 		AlarmExpired, AlarmFuture, AlarmLifetime, AlarmSize, AlarmContent, AlarmPolicy, AlarmDomain,
-		AlarmDeletion, AlarmStore}
+		AlarmDeletion, AlarmStore, AlarmSecret}
 }
 
 // AlarmError is a failure with the name of its alarm.
@@ -96,11 +97,11 @@ func judge(last, h *Head, stream [16]byte, self Pin, now time.Time) error {
 		return alarm(AlarmRollback, "version %d.%d is older than %d.%d, which is held", h.Epoch, h.Version, last.Epoch, last.Version)
 	case h.Epoch > last.Epoch:
 		return nil
-	case h.Version == last.Version && h.identity != last.identity:
+	case h.Version == last.Version && h.identity != last.identity && !h.renewedSecret(last):
 		return alarm(AlarmEquivocal, "version %d.%d exists with two contents, %x and %x", h.Epoch, h.Version, last.identity[:8], h.identity[:8])
 	case h.Created.Before(last.Created):
 		return alarm(AlarmReplay, "version %d.%d was signed at %s, before what is held (%s)", h.Epoch, h.Version, stamp(h.Created), stamp(last.Created))
-	case h.Version == last.Version+1 && h.Prev != last.identity:
+	case h.Version == last.Version+1 && !h.follows(last):
 		return alarm(AlarmFork, "version %d.%d follows from %x, held is %x", h.Epoch, h.Version, h.Prev[:8], last.identity[:8])
 	}
 	return nil

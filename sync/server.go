@@ -17,6 +17,8 @@ import (
 
 	"golang.org/x/net/netutil"
 	"golang.org/x/time/rate"
+
+	"github.com/understudy-mx/understudy/policy"
 )
 
 // Bounds of the publisher's server.
@@ -212,6 +214,11 @@ func (p *Publisher) serveHead(w http.ResponseWriter, r *http.Request, q *peer) {
 			return
 		}
 	}
+	raw, code := p.headFor(q, raw)
+	if code != http.StatusOK {
+		refuse(w, code)
+		return
+	}
 	if raw == nil {
 		refuse(w, http.StatusServiceUnavailable)
 		return
@@ -234,18 +241,15 @@ func (p *Publisher) await(ctx context.Context, changed chan struct{}) []byte {
 	return p.raw
 }
 
-func (p *Publisher) serveChunk(w http.ResponseWriter, r *http.Request, _ *peer) {
+func (p *Publisher) serveChunk(w http.ResponseWriter, r *http.Request, q *peer) {
 	name := r.PathValue("name")
 	b, err := hex.DecodeString(name)
 	if err != nil || len(b) != len(hash{}) || strings.ToLower(name) != name {
 		refuse(w, http.StatusBadRequest)
 		return
 	}
-	p.mu.Lock()
-	src := p.src
-	p.mu.Unlock()
 	var chunk []byte
-	if src != nil {
+	if src := p.sourceFor(q); src != nil {
 		chunk = src.chunk(hash(b))
 	}
 	if chunk == nil {
@@ -322,8 +326,12 @@ func (p *Publisher) serveJoin(w http.ResponseWriter, r *http.Request) {
 	}
 	pin, err := peerPin(r.TLS)
 	var msg []byte
+	var secret *policy.Secret
 	if err == nil {
 		msg, err = joinMessage(r.TLS, pin)
+	}
+	if err == nil {
+		secret, err = exportSecret(r.TLS)
 	}
 	if err != nil {
 		refuse(w, http.StatusForbidden)
@@ -332,7 +340,7 @@ func (p *Publisher) serveJoin(w http.ResponseWriter, r *http.Request) {
 	p.mu.Lock()
 	a := joinAnswer{Stream: p.name, ServerPins: p.keys.pins(), PolicyKeys: p.keys.policies()}
 	p.mu.Unlock()
-	q, err := p.peers.redeem(req.Invite, req.Proof, msg, pin, p.o.now(), Fingerprint(a.ServerPins[0], pin, a.PolicyKeys[0]))
+	q, err := p.peers.redeem(req.Invite, req.Proof, msg, pin, p.o.now(), Fingerprint(a.ServerPins[0], pin, a.PolicyKeys[0]), secret)
 	if err != nil {
 		p.o.Log.Warn("an attempt to join was refused", "client", r.RemoteAddr, "err", err)
 		refuse(w, http.StatusForbidden)

@@ -42,6 +42,7 @@ type Status struct {
 	Signed      time.Time `json:"signed"` // when the primary vouched for it last
 	Recipients  uint64    `json:"recipients"`
 	Domains     int       `json:"domains"`
+	Hashed      bool      `json:"hashed"` // recipients are known by their digests alone
 	Polled      time.Time `json:"polled"` // last good answer since the start
 	Alarm       Alarm     `json:"alarm,omitempty"`
 	Error       string    `json:"error,omitempty"`
@@ -62,6 +63,7 @@ func (f *Follower) Status() Status {
 		s.Epoch, s.Version, s.Digest = f.cur.head.Epoch, f.cur.head.Version, hex.EncodeToString(root[:])
 		s.Signed, s.Notice = h.Created, clipText(h.Notice, maxNotice)
 		s.Recipients, s.Domains = f.cur.content.recipients, len(acceptedDomains(f.cur.content.spec))
+		s.Hashed = f.cur.content.secret != nil
 	}
 	return s
 }
@@ -93,8 +95,9 @@ func (f *Follower) Counts() map[string]uint64 {
 	defer f.mu.Unlock()
 	counts := map[string]uint64{}
 	if f.cur != nil {
+		l := newListing(f.cur.content, f.cur.content.spec)
 		for d, n := range f.cur.content.domains {
-			counts[d] = *n
+			counts[l.name(d)] += *n
 		}
 	}
 	return counts
@@ -118,8 +121,12 @@ func (f *Follower) Pending() *Pending {
 	if f.base == nil {
 		return nil
 	}
-	return &Pending{Version: f.cur.head.Version, Since: f.base.head.Version, State: f.staged(),
-		Recipients: f.gone.recipients, Of: f.gone.of, Domains: f.gone.domains, Some: f.gone.keys[:min(1000, len(f.gone.keys))]}
+	p := &Pending{Version: f.cur.head.Version, Since: f.base.head.Version, State: f.staged(),
+		Recipients: f.gone.recipients, Of: f.gone.of, Domains: f.gone.domains}
+	for _, k := range f.gone.keys[:min(1000, len(f.gone.keys))] {
+		p.Some = append(p.Some, f.gone.listing.spell(k))
+	}
+	return p
 }
 
 // Approve lets the deletion of the version pending take effect: the deleted
@@ -169,6 +176,7 @@ func (f *Follower) decide(version uint64, do func() error) error {
 // Change is the difference between two versions, for the operator.
 type Change struct {
 	From, To       uint64
+	Hashed         bool     // recipients are known by their digests: AddedSome and RemovedSome can only tell the domains
 	Added, Removed uint64   // recipients
 	AddedSome      []string // at most limit of each
 	RemovedSome    []string
@@ -212,21 +220,25 @@ func (f *Follower) Diff(from, to uint64, limit int) (*Change, error) {
 
 func diff(a, b *version, limit int) (*Change, error) {
 	c := &Change{From: a.head.Version, To: b.head.Version}
-	some := func(list *[]string, n *uint64) func(*policy.Table, int) {
-		return func(t *policy.Table, i int) {
+	x, y, ok := alike(a.content, b.content)
+	if !ok {
+		return nil, errors.New("the two versions were hashed for different pairings; nothing in them can be compared")
+	}
+	l := newListing(y, x.spec)
+	c.Hashed = l.secret != nil
+	some := func(list *[]string, n *uint64) func(*policy.Table, []byte) {
+		return func(_ *policy.Table, key []byte) {
 			if *n++; len(*list) < limit {
-				key, _ := t.Entry(i)
-				*list = append(*list, string(key))
+				*list = append(*list, l.spell(string(key)))
 			}
 		}
 	}
-	x, y := a.content, b.content
 	names := append(recipientTables(x.spec), recipientTables(y.spec)...)
 	slices.Sort(names)
 	for _, n := range slices.Compact(names) {
-		ranges(x.spec.Tables[n], y.spec.Tables[n], some(&c.RemovedSome, &c.Removed), some(&c.AddedSome, &c.Added))
+		diffTables(x.spec.Tables[n], y.spec.Tables[n], some(&c.RemovedSome, &c.Removed), some(&c.AddedSome, &c.Added))
 	}
-	names = names[:0]
+	x, y, names = a.content, b.content, names[:0]
 	for _, l := range []layout{x.layout[1:], y.layout[1:]} {
 		for _, s := range l {
 			names = append(names, s.name)

@@ -17,7 +17,10 @@ import (
 	"github.com/understudy-mx/understudy/policy"
 )
 
-const vectors = "testdata/vectors"
+const (
+	vectors       = "testdata/vectors"
+	hashedVectors = "testdata/vectors-hashed"
+)
 
 //go:generate env UPDATE=1 go test -run ^TestVectors$ .
 
@@ -42,7 +45,7 @@ func vectorSource(t *testing.T) *source {
 	s.Tables["senders"], _ = policy.NewHash(map[string]string{"spam.example": "REJECT", "ham.example": "OK"})
 	s.Tables["clients"], _ = policy.NewCIDR([][2]string{{"192.0.2.0/24", "OK"}, {"2001:db8::1", "REJECT 5.7.1 no"}})
 	s.Tables["nobody"] = policy.NewStatic("DUNNO")
-	src, err := layOut(s, cutSettings([]byte(vectorSettings)))
+	src, err := layOut(s, cutSettings([]byte(vectorSettings)), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,47 +79,108 @@ func vectorPairing(t *testing.T) []byte {
 	return append(b, '\n')
 }
 
+// vectorFiles are what a head and its chunks are, by name.
+func vectorFiles(src *source, h *Head, raw []byte) map[string][]byte {
+	files := map[string][]byte{"head.bin": raw, "policy.pub": []byte(hex.EncodeToString(h.PolicyKeys[0][:]) + "\n")}
+	for _, r := range h.index {
+		files["chunks/"+hex.EncodeToString(r.hash[:])] = src.chunk(r.hash)
+	}
+	for name := range src.places {
+		files["chunks/"+hex.EncodeToString(name[:])] = src.chunk(name)
+	}
+	return files
+}
+
+// hashedVectorFiles are the same policy hashed.
+func hashedVectorFiles(t *testing.T) map[string][]byte {
+	var secret policy.Secret
+	for i := range secret {
+		secret[i] = byte(i)
+	}
+	plain := vectorSource(t)
+	h, _ := vectorHead(plain)
+	src, err := hashSource(plain, &secret, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.Prev, h.Source, h.SecretID = sourceOf(&secret, h.Prev), sourceOf(&secret, h.identity), secretID(&secret)
+	src.fill(h)
+	files := vectorFiles(src, h, h.sign(testKey('p')))
+	text, _ := secret.MarshalText()
+	files["secret"] = append(text, '\n')
+	files["keys.txt"] = []byte("alice@example.org\nmallory@example.org\n@sub.example.org\nroot\nspam.example\n")
+	return files
+}
+
 // TestVectors keeps the protocol's bytes what docs/PROTOCOL.md says: with
 // UPDATE=1 it writes them.
 func TestVectors(t *testing.T) {
 	src := vectorSource(t)
 	h, raw := vectorHead(src)
-	files := map[string][]byte{"head.bin": raw, "policy.pub": []byte(hex.EncodeToString(h.PolicyKeys[0][:]) + "\n")}
-	for _, r := range h.index {
-		files["chunks/"+hex.EncodeToString(r.hash[:])] = src.chunk(r.hash)
-	}
+	files := vectorFiles(src, h, raw)
 	files["pairing.json"] = vectorPairing(t)
-	for name := range src.places {
-		files["chunks/"+hex.EncodeToString(name[:])] = src.chunk(name)
-	}
+	checkVectors(t, vectors, files)
+	checkVectors(t, hashedVectors, hashedVectorFiles(t))
+}
+
+func checkVectors(t *testing.T, dir string, files map[string][]byte) {
 	if os.Getenv("UPDATE") != "" {
-		if err := os.RemoveAll(vectors); err != nil {
+		if err := os.RemoveAll(dir); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.MkdirAll(filepath.Join(vectors, "chunks"), 0o755); err != nil {
+		if err := os.MkdirAll(filepath.Join(dir, "chunks"), 0o755); err != nil {
 			t.Fatal(err)
 		}
 		for name, b := range files {
-			if err := os.WriteFile(filepath.Join(vectors, name), b, 0o644); err != nil {
+			if err := os.WriteFile(filepath.Join(dir, name), b, 0o644); err != nil {
 				t.Fatal(err)
 			}
 		}
-		out, err := exec.Command("python3", "testdata/verify.py", vectors).Output()
+		out, err := exec.Command("python3", "testdata/verify.py", dir).Output()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(filepath.Join(vectors, "head.json"), out, 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, "head.json"), out, 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for name, want := range files {
-		got, err := os.ReadFile(filepath.Join(vectors, name))
+		got, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil {
 			t.Fatal(err)
 		}
 		if !bytes.Equal(got, want) {
 			t.Errorf("%s changed: the format is another now; give it another number, then run with UPDATE=1", name)
 		}
+	}
+}
+
+// TestIndependentHashes: the same decoder finds hashed keys, by the document
+// alone.
+func TestIndependentHashes(t *testing.T) {
+	want, err := os.ReadFile(filepath.Join(hashedVectors, "head.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := exec.Command("python3", "testdata/verify.py", hashedVectors).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), string(got)); diff != "" {
+		t.Error(diff)
+	}
+	var said struct {
+		Found map[string]struct{ Tables []string }
+	}
+	if err := json.Unmarshal(got, &said); err != nil {
+		t.Fatal(err)
+	}
+	found := map[string]string{}
+	for key, f := range said.Found {
+		found[key] = strings.Join(f.Tables, " ")
+	}
+	if diff := cmp.Diff(map[string]string{"alice@example.org": "recipients", "mallory@example.org": "", "@sub.example.org": "recipients", "root": "users", "spam.example": "senders"}, found); diff != "" {
+		t.Errorf("found (-want +got):\n%s", diff)
 	}
 }
 

@@ -153,7 +153,11 @@ func (c *policyStatusCmd) Run(ctx context.Context, out io.Writer) error {
 		digest := s.Digest[:min(16, len(s.Digest))]
 		fmt.Fprintf(w, "Version\t%d (epoch %d), sha256:%s\n", s.Version, s.Epoch, digest)
 		fmt.Fprintf(w, "Vouched for\t%s (%s ago)\n", s.Signed.Format(time.RFC3339), age(time.Since(s.Signed)))
-		fmt.Fprintf(w, "Recipients\t%d in %s\n", s.Recipients, plural(s.Domains, "domain"))
+		known := ""
+		if s.Hashed {
+			known = ", hashed: their addresses are not known here"
+		}
+		fmt.Fprintf(w, "Recipients\t%d in %s%s\n", s.Recipients, plural(s.Domains, "domain"), known)
 	}
 	for _, d := range slices.Sorted(maps.Keys(s.Counts)) {
 		name := printable(d)
@@ -245,7 +249,7 @@ type policyDiffCmd struct {
 }
 
 func (policyDiffCmd) Help() string {
-	return `Shows who was added and removed, and which settings and tables changed, between two versions that are held: the last two, and the one before a mass deletion that waits.`
+	return `Shows who was added and removed, and which settings and tables changed, between two versions that are held: the last two, and the one before a mass deletion that waits. Where the primary hashes recipients, only their numbers and domains can be shown.`
 }
 
 func (c *policyDiffCmd) Run(ctx context.Context, out io.Writer) error {
@@ -261,6 +265,9 @@ func (c *policyDiffCmd) Run(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	fmt.Fprintf(out, "Version %d to %d: %d recipients added, %d removed\n", d.From, d.To, d.Added, d.Removed)
+	if d.Hashed {
+		fmt.Fprintln(out, "Recipients are hashed; only their domains can be shown.")
+	}
 	for _, part := range []struct {
 		sign string
 		some []string

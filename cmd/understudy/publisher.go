@@ -66,7 +66,7 @@ func newPublisher(cfg *config.Config, log *slog.Logger) (_ *publisher, err error
 		return nil, err
 	}
 	if p.offer, err = policysync.OpenPublisher(policysync.PublisherOptions{
-		Dir: publishDir(cfg), Address: cfg.Publish.Address, Log: log, Metrics: p.metrics,
+		Dir: publishDir(cfg), Address: cfg.Publish.Address, Hashed: cfg.Publish.Hashed, Log: log, Metrics: p.metrics,
 	}); err != nil {
 		return nil, stateError(cfg.StateDir, err)
 	}

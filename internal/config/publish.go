@@ -19,6 +19,7 @@ type Sync struct {
 type Publish struct {
 	Listen, Address string // host:port
 	Poll, Debounce  time.Duration
+	Hashed          bool
 }
 
 // Source is a [[source]] of recipients. Type says which keys count.

@@ -177,6 +177,9 @@ var settings = []setting{
 	{"publish", "debounce", duration("10ms", "1m"), `"100ms"`, nil,
 		"How long files must have rested before they are read.",
 		func(c *Config) any { return &c.Publish.Debounce }},
+	{"publish", "hashed", boolean, "false", nil,
+		"Send and store on the secondaries no recipient's address but HMAC-SHA-256 of it, under a key that each pairing has for itself. Decisions are the same; the secondary's operator sees numbers and domains in place of addresses. A table of patterns travels as it is. Secondaries that were paired before understudy could do this are paired again first.",
+		func(c *Config) any { return &c.Publish.Hashed }},
 
 	{"source", "name", label, "", nil,
 		"A short name for logs and errors. Must be given.",

@@ -4,10 +4,13 @@
 usage: verify.py DIR
 
 DIR holds head.bin, policy.pub (the raw Ed25519 key, hexadecimal) and
-chunks/<name> (uncompressed). Needs nothing but Python 3 and openssl.
+chunks/<name> (uncompressed). Where keys are hashed it also holds secret
+(hexadecimal) and keys.txt: keys to look for, one a line.
+Needs nothing but Python 3 and openssl.
 Prints what the head says as JSON; exits with 1 when anything is wrong.
 """
 import hashlib
+import hmac
 import json
 import os
 import struct
@@ -16,7 +19,8 @@ import sys
 import tempfile
 
 MAGIC = b"understudy-head\n"
-KINDS = ["settings", "set", "hash", "cidr", "static", "regexp", "pcre", "union", "pipe"]
+KINDS = ["settings", "set", "hash", "cidr", "static", "regexp", "pcre", "union", "pipe", "hashed_set", "hashed_hash"]
+KEYED = ("set", "hash", "hashed_set", "hashed_hash")
 
 
 class Reader:
@@ -60,10 +64,13 @@ def read_head(b, key):
         sys.exit("the signature is wrong")
     r = Reader(message)
     r.take(len(MAGIC))
-    if r.num("H") != 1:
+    form = r.num("H")
+    if form not in (1, 2):
         sys.exit("unknown format")
-    h = {"stream": r.take(16).hex(), "audience": r.take(32).hex(), "epoch": r.num("Q"), "version": r.num("Q"), "prev": r.take(32).hex(),
-         "records": r.num("Q"), "recipients": r.num("Q"), "octets": r.num("Q"), "chunks": r.num("I"), "domains": r.num("I"),
+    h = {"stream": r.take(16).hex(), "audience": r.take(32).hex(), "epoch": r.num("Q"), "version": r.num("Q"), "prev": r.take(32).hex()}
+    if form == 2:
+        h |= {"source": r.take(32).hex(), "secret_id": r.take(8).hex()}
+    h |= {"records": r.num("Q"), "recipients": r.num("Q"), "octets": r.num("Q"), "chunks": r.num("I"), "domains": r.num("I"),
          "per_domain": r.take(32).hex()}
     h["index"] = [(r.take(32), r.num("I")) for _ in range(r.num("H"))]
     h["identity"] = hashlib.sha256(message[:r.at]).hexdigest()
@@ -98,6 +105,28 @@ def read_records(b):
     return records
 
 
+def digest(secret, key):
+    def mac(data):
+        return hmac.new(secret, data, "sha256").digest()
+    return mac(b"d" + key.rpartition(b"@")[2] if b"@" in key else b"d")[:6] + mac(b"k" + key)[:12]
+
+
+def find(directory, h, tables, kinds):
+    """Looks the keys of keys.txt up in the hashed tables."""
+    with open(os.path.join(directory, "secret")) as f:
+        secret = bytes.fromhex(f.read().strip())
+    if hmac.new(secret, b"i", "sha256").digest()[:8].hex() != h["secret_id"]:
+        sys.exit("the secret is another one")
+    with open(os.path.join(directory, "keys.txt"), "rb") as f:
+        keys = f.read().splitlines()
+    found = {}
+    for key in keys:
+        d = digest(secret, key)
+        found[key.decode()] = {"digest": d.hex(), "tables": sorted(
+            name for name, records in tables.items() if kinds[name].startswith("hashed_") and any(k == d for k, _ in records))}
+    return found
+
+
 def main(directory):
     with open(os.path.join(directory, "head.bin"), "rb") as f:
         raw = f.read()
@@ -121,25 +150,32 @@ def main(directory):
             settings = b"".join(v for _, v in records)
         else:
             tables[s["name"]] = records
-            if s["kind"] in ("set", "hash") and any(a[0] >= b[0] for a, b in zip(records, records[1:])):
+            if s["kind"].startswith("hashed_") and any(len(k) != 18 for k, _ in records):
+                sys.exit("a key of %s is no digest" % s["name"])
+            if s["kind"] in KEYED and any(a[0] >= b[0] for a, b in zip(records, records[1:])):
                 sys.exit("the keys of %s don't ascend" % s["name"])
     if (total, octets, chunks) != (h["records"], h["octets"], h["chunks"]):
         sys.exit("the totals differ")
     domains, recipients = {}, 0
     addresses = json.loads(settings)["addresses"]
     names = set(addresses.get("virtual_alias_maps", []))
+    kinds = {s["name"]: s["kind"] for s in sections}
     for c in ("local", "virtual_alias", "virtual_mailbox", "relay"):
         names |= set(addresses[c].get("recipients", []))
     for name in names:
         recipients += len(tables[name])
-        if next(s for s in sections if s["name"] == name)["kind"] in ("set", "hash"):
+        if kinds[name] in KEYED:
             for key, _ in tables[name]:
                 d = key.rpartition(b"@")[2] if b"@" in key else b""
+                if kinds[name].startswith("hashed_"):
+                    d = key[:6]
                 domains[d] = domains.get(d, 0) + 1
     sums = b"".join(struct.pack(">H", len(d)) + d + struct.pack(">Q", n) for d, n in sorted(domains.items()))
     if (recipients, len(domains), hashlib.sha256(sums).hexdigest()) != (h["recipients"], h["domains"], h["per_domain"]):
         sys.exit("the recipients differ")
     h["index"] = [[name.hex(), size] for name, size in h["index"]]
+    if "secret_id" in h:
+        h["found"] = find(directory, h, tables, kinds)
     h["tables"] = {name: len(records) for name, records in tables.items()}
     json.dump(h, sys.stdout, indent=1, sort_keys=True)
     print()
