@@ -1,5 +1,5 @@
 # The commands of the README, by name. CI runs the same ones.
-.PHONY: build demo test crash soak bench bench-door generate lint
+.PHONY: build demo test crash soak bench bench-door bench-memory generate lint
 
 build:
 	go build -o understudy ./cmd/understudy
@@ -31,6 +31,12 @@ bench:
 # 10,000 idle sessions and 5,000 slow senders: docs/BENCHMARKS.md, Door.
 bench-door:
 	LOAD=full go test -timeout 10m -run 'TestIdleSessions|TestSlowSenders|TestSoak' -v ./smtpd
+
+# What a policy of 1 and 10 million recipients takes: docs/BENCHMARKS.md, Policy in memory.
+bench-memory:
+	go test ./policy -run '^$$' -bench 'Store' -benchmem
+	go test ./sync -run '^$$' -bench 'Million' -benchmem
+	MEMORY=full go test -timeout 20m -run 'TestMemory' -v ./test
 
 # Hours: every profile with 100,000 sessions, and every mutant of its policy.
 parity:

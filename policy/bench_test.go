@@ -92,19 +92,26 @@ func BenchmarkSession(b *testing.B) {
 	}
 }
 
-// BenchmarkStore looks up one of a million recipients, and none.
+// BenchmarkStore looks up one of a million recipients, and none, plain and
+// hashed.
 func BenchmarkStore(b *testing.B) {
-	snap := everyList(b, 1_000_000)
-	f := finder{snap: snap}
-	tables := snap.recipients[classVirtualMailbox]
-	for _, local := range []string{"user0654321", "nobody"} {
-		a := snap.resolve(&f, envelope.Mailbox{Local: local, Domain: "example.org"}, false)
-		b.Run(local, func(b *testing.B) {
-			b.ReportAllocs()
-			for b.Loop() {
-				f.recipient(tables, &a)
-			}
-		})
+	plain := everyList(b, 1_000_000)
+	hashed, err := Compile(hashedSpec(b, plain.Spec(), &Secret{1}))
+	if err != nil {
+		b.Fatal(err)
+	}
+	for name, snap := range map[string]*Snapshot{"plain": plain, "hashed": hashed} {
+		f := finder{snap: snap}
+		tables := snap.recipients[classVirtualMailbox]
+		for _, local := range []string{"user0654321", "nobody"} {
+			a := snap.resolve(&f, envelope.Mailbox{Local: local, Domain: "example.org"}, false)
+			b.Run(name+"/"+local, func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					f.recipient(tables, &a)
+				}
+			})
+		}
 	}
 }
 

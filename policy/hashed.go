@@ -92,11 +92,11 @@ func DomainOf(key []byte) []byte {
 	return nil
 }
 
-// hashedEntry is an entry with its digest.
-type hashedEntry struct {
+// change is an entry that is new or gone, by its digest.
+type change struct {
 	digest [DigestSize]byte
 	gone   bool
-	value  string
+	value  uint32 // index in the values
 }
 
 // Hashed returns a set or hash with digests in place of its keys; without
@@ -110,16 +110,26 @@ func (t *Table) Hashed(s *Secret, values bool, before, hashed *Table) (*Table, e
 	if before == nil || hashed == nil || before.typ != t.typ || hashed.typ != n.typ || hashed.secret == nil || *hashed.secret != *s {
 		before, hashed = &Table{typ: t.typ}, &Table{typ: n.typ}
 	}
-	h, changes := NewHasher(s), []hashedEntry(nil)
+	h, tags := NewHasher(s), map[string][TagSize]byte{}
+	var changes []change
+	texts := []string{""}
 	before.keys.diff(&t.keys, func(left, _ bool, key, value []byte) {
-		e := hashedEntry{gone: left}
-		copy(e.digest[:], h.Digest(key))
-		if n.typ == typeHash {
-			e.value = string(value)
+		c := change{gone: left}
+		domain := DomainOf(key)
+		tag, known := tags[string(domain)]
+		if !known {
+			tag = [TagSize]byte(h.Tag(domain))
+			tags[string(domain)] = tag
 		}
-		changes = append(changes, e)
+		copy(c.digest[:], tag[:])
+		copy(c.digest[TagSize:], h.Sum(purposeKey, key))
+		if n.typ == typeHash && !left {
+			c.value = uint32(len(texts))
+			texts = append(texts, string(value))
+		}
+		changes = append(changes, c)
 	})
-	slices.SortFunc(changes, func(a, b hashedEntry) int {
+	slices.SortFunc(changes, func(a, b change) int {
 		if c := bytes.Compare(a.digest[:], b.digest[:]); c != 0 || a.gone == b.gone {
 			return c
 		} else if a.gone {
@@ -128,7 +138,7 @@ func (t *Table) Hashed(s *Secret, values bool, before, hashed *Table) (*Table, e
 		return 1
 	})
 	var err error
-	n.keys, err = hashed.keys.apply(changes, n.typ == typeHash)
+	n.keys, err = hashed.keys.apply(changes, texts, n.typ == typeHash)
 	return n, err
 }
 
@@ -159,7 +169,7 @@ func unmarshalDigests(j *tableJSON) (*Table, error) {
 }
 
 // apply makes segments of digests with sorted changes.
-func (x *segments) apply(changes []hashedEntry, valued bool) (segments, error) {
+func (x *segments) apply(changes []change, values []string, valued bool) (segments, error) {
 	b, at := segmentsBuilder{fixed: true, valued: valued}, 0
 	for i := range changes {
 		c := &changes[i]
@@ -174,7 +184,7 @@ func (x *segments) apply(changes []hashedEntry, valued bool) (segments, error) {
 			}
 			continue
 		}
-		if err := b.add(c.digest[:], []byte(c.value)); err != nil {
+		if err := b.add(c.digest[:], []byte(values[c.value])); err != nil {
 			return segments{}, err
 		}
 		if len(b.open.data) >= segmentSize {

@@ -16,27 +16,35 @@ const (
 	maxSegment  = math.MaxUint16
 )
 
-// segment is an immutable run of sorted keys. A key costs its octets and two
-// more.
+// segment is an immutable run of sorted keys. A key costs two octets and those
+// that it hasn't in common with the whole segment.
 type segment struct {
-	n    int
-	data []byte
-	ends []uint16 // of each key in data; nil: every key has DigestSize octets
-	vals []uint16 // hash: for each key its index in values
+	n      int
+	prefix []byte   // of every key
+	data   []byte   // the rest of each
+	ends   []uint16 // of each key in data; nil: every key has DigestSize octets
+	vals   []uint16 // hash: for each key its index in values
 	// values are the distinct values of the segment, in one block.
 	values []byte
 	starts []uint32 // of each value, and where the last one ends
 }
 
-func (s *segment) key(i int) []byte {
+// rest is key i without the prefix.
+func (s *segment) rest(i int) []byte {
 	if s.ends == nil {
-		return s.data[i*DigestSize : (i+1)*DigestSize]
+		size := DigestSize - len(s.prefix)
+		return s.data[i*size : (i+1)*size]
 	}
 	from := 0
 	if i > 0 {
 		from = int(s.ends[i-1])
 	}
 	return s.data[from:s.ends[i]]
+}
+
+// appendKey appends key i.
+func (s *segment) appendKey(b []byte, i int) []byte {
+	return append(append(b, s.prefix...), s.rest(i)...)
 }
 
 func (s *segment) value(i int) []byte {
@@ -62,7 +70,7 @@ func newSegments(segs []*segment) (x segments, err error) {
 	x.first.off = make([]uint32, 1, len(segs)+1)
 	n := 0
 	for _, s := range segs {
-		x.first.append(s.key(0))
+		x.first.append(s.prefix, s.rest(0))
 		if n += s.n; uint64(n) > math.MaxUint32 || uint64(len(x.first.data)) > math.MaxUint32 {
 			return x, fmt.Errorf("a table holds at most %d keys", uint32(math.MaxUint32))
 		}
@@ -91,10 +99,14 @@ func (x *segments) search(key []byte) (entry int, found bool) {
 		return 0, false
 	}
 	s := x.segs[n]
+	if !bytes.HasPrefix(key, s.prefix) { // the segment's first key is before key, so all are
+		return int(x.before[n+1]), false
+	}
+	key = key[len(s.prefix):]
 	lo, hi := 0, s.n
 	for lo < hi {
 		mid := int(uint(lo+hi) >> 1)
-		switch c := bytes.Compare(s.key(mid), key); {
+		switch c := bytes.Compare(s.rest(mid), key); {
 		case c == 0:
 			return int(x.before[n]) + mid, true
 		case c < 0:
@@ -110,13 +122,24 @@ func (x *segments) search(key []byte) (entry int, found bool) {
 type cursor struct {
 	x       *segments
 	seg, at int
+	buf     []byte
 }
 
 func (c *cursor) done() bool { return c.seg >= len(c.x.segs) }
 
-func (c *cursor) key() []byte { return c.x.segs[c.seg].key(c.at) }
+// key is good until the next call.
+func (c *cursor) key() []byte {
+	c.buf = c.x.segs[c.seg].appendKey(c.buf[:0], c.at)
+	return c.buf
+}
 
-func (c *cursor) value() []byte { return c.x.segs[c.seg].value(c.at) }
+// value is nil at the end, and without values.
+func (c *cursor) value() []byte {
+	if c.done() {
+		return nil
+	}
+	return c.x.segs[c.seg].value(c.at)
+}
 
 func (c *cursor) next() {
 	if c.at++; c.at == c.x.segs[c.seg].n {
@@ -132,14 +155,21 @@ func (c *cursor) skip(o *cursor) {
 	}
 }
 
-// diff calls only with each key that only one of two has, left saying
-// which, and for both of them where the values differ. What they share it
-// doesn't look at.
+// diff calls only with each key that only one of two has, left saying which,
+// and for both of them where the values differ. What they share it doesn't look
+// at. Keys and values are good until only returns.
 func (x *segments) diff(o *segments, only func(left, both bool, key, value []byte)) {
 	a, b := cursor{x: x}, cursor{x: o}
 	for {
 		a.skip(&b)
 		order := 0
+		var left, right []byte
+		if !a.done() {
+			left = a.key()
+		}
+		if !b.done() {
+			right = b.key()
+		}
 		switch {
 		case a.done() && b.done():
 			return
@@ -148,18 +178,18 @@ func (x *segments) diff(o *segments, only func(left, both bool, key, value []byt
 		case a.done():
 			order = 1
 		default:
-			order = bytes.Compare(a.key(), b.key())
+			order = bytes.Compare(left, right)
 		}
 		differ := order != 0 || !bytes.Equal(a.value(), b.value())
 		if order <= 0 {
 			if differ {
-				only(true, order == 0, a.key(), a.value())
+				only(true, order == 0, left, a.value())
 			}
 			a.next()
 		}
 		if order >= 0 {
 			if differ {
-				only(false, order == 0, b.key(), b.value())
+				only(false, order == 0, right, b.value())
 			}
 			b.next()
 		}
@@ -171,7 +201,8 @@ type segmentsBuilder struct {
 	fixed, valued bool // keys are digests; entries have values
 	segs          []*segment
 
-	open   segment // what is gathered for the next one
+	open   segment // what is gathered for the next one, whole keys
+	before []byte  // last key of segs
 	intern map[string]uint16
 }
 
@@ -212,13 +243,19 @@ func (b *segmentsBuilder) add(key, value []byte) error {
 
 // last is the key added last, nil when there is none.
 func (b *segmentsBuilder) last() []byte {
-	if b.open.n > 0 {
-		return b.open.key(b.open.n - 1)
+	if o := &b.open; o.n > 0 {
+		return o.rest(o.n - 1)
 	}
-	if n := len(b.segs); n > 0 {
-		return b.segs[n-1].key(b.segs[n-1].n - 1)
+	if len(b.segs) == 0 {
+		return nil
 	}
-	return nil
+	return b.before
+}
+
+// put appends a segment that is complete.
+func (b *segmentsBuilder) put(s *segment) {
+	b.segs = append(b.segs, s)
+	b.before = s.appendKey(b.before[:0], s.n-1)
 }
 
 // cut ends the segment. It gets memory of its own, of the right size.
@@ -227,35 +264,46 @@ func (b *segmentsBuilder) cut() {
 	if o.n == 0 {
 		return
 	}
-	s := &segment{n: o.n, data: bytes.Clone(o.data)}
-	if !b.fixed {
-		s.ends = slices.Clone(o.ends)
+	first, last, n := o.rest(0), o.rest(o.n-1), 0
+	for n < len(first) && n < len(last) && first[n] == last[n] {
+		n++
 	}
+	s := &segment{n: o.n, prefix: bytes.Clone(first[:n]), data: make([]byte, 0, len(o.data)-o.n*n)}
+	for i := range o.n {
+		s.data = append(s.data, o.rest(i)[n:]...)
+		if !b.fixed {
+			s.ends = append(s.ends, uint16(len(s.data)))
+		}
+	}
+	s.ends = slices.Clone(s.ends)
 	if b.valued {
 		s.vals, s.values, s.starts = slices.Clone(o.vals), bytes.Clone(o.values), slices.Clone(o.starts)
 	}
-	b.segs = append(b.segs, s)
+	b.put(s)
 	b.open = segment{data: o.data[:0], ends: o.ends[:0], vals: o.vals[:0], values: o.values[:0], starts: o.starts[:0]}
 	b.intern = nil
 }
 
-// share appends the entries from to to of another, as they are where
-// whole segments fit.
+// share appends the entries from to to of another, as they are where whole
+// segments fit.
 func (b *segmentsBuilder) share(x *segments, from, to int) error {
+	var key []byte
 	for from < to {
 		n, at := x.at(from)
 		s := x.segs[n]
 		if at == 0 && from+s.n <= to {
 			b.cut()
-			if last := b.last(); last != nil && bytes.Compare(last, s.key(0)) >= 0 {
-				return fmt.Errorf("key %q does not ascend", s.key(0))
+			key = s.appendKey(key[:0], 0)
+			if last := b.last(); last != nil && bytes.Compare(last, key) >= 0 {
+				return fmt.Errorf("key %q does not ascend", key)
 			}
-			b.segs = append(b.segs, s)
+			b.put(s)
 			from += s.n
 			continue
 		}
 		for ; at < s.n && from < to; at, from = at+1, from+1 {
-			if err := b.add(s.key(at), s.value(at)); err != nil {
+			key = s.appendKey(key[:0], at)
+			if err := b.add(key, s.value(at)); err != nil {
 				return err
 			}
 		}

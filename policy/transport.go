@@ -31,8 +31,7 @@ func (t *Table) Secret() *Secret { return t.secret }
 // Entry returns entry i of Len: its key and its value. Sets have no values, a
 // static table no key; of a union or pipe the values are the names of its
 // tables. Keys of sets and hashes ascend bytewise; other entries are in the
-// order of their rank, and their keys may repeat. The caller must not change
-// key.
+// order of their rank, and their keys may repeat.
 func (t *Table) Entry(i int) (key []byte, value string) {
 	switch t.typ {
 	case typeCIDR, typeRegexp, typePCRE:
@@ -46,10 +45,11 @@ func (t *Table) Entry(i int) (key []byte, value string) {
 		return nil, t.tables[i]
 	}
 	seg, at := t.keys.at(i)
-	return t.keys.segs[seg].key(at), string(t.keys.segs[seg].value(at))
+	return t.keys.segs[seg].appendKey(nil, at), string(t.keys.segs[seg].value(at))
 }
 
-// Entries yields the entries from to to (exclusive) as Entry does.
+// Entries yields the entries from to to (exclusive) as Entry does. Keys are
+// good until the next one.
 func (t *Table) Entries(from, to int) iter.Seq2[[]byte, string] {
 	return func(yield func([]byte, string) bool) {
 		if !t.Keyed() {
@@ -84,8 +84,8 @@ func (t *Table) Find(key []byte) int {
 
 // Diff calls removed and added, which may be nil, with the keys that only one
 // of two tables has. What the two share it doesn't look at: that is most of
-// two versions of which one was built with AddRange of the other. Tables that
-// are nil or have no keys count as empty.
+// two versions of which one was built with AddRange of the other. Keys are good
+// until the function returns. Tables that are nil or have no keys count as empty.
 func Diff(old, now *Table, removed, added func(key []byte)) {
 	x, y := new(segments), new(segments)
 	if old != nil {

@@ -117,6 +117,31 @@ func held1(b *testing.B, before *runtime.MemStats) (*content, *held) {
 	return c, compiled
 }
 
+// BenchmarkHashMillion is what a publisher does for each follower when
+// recipients are hashed: for all of 1 M at first, then for a change of one.
+func BenchmarkHashMillion(b *testing.B) {
+	one, two := million(b)
+	before, after, secret := source1(b, one), source1(b, two), &policy.Secret{1}
+	hashed, err := hashSource(before, secret, nil, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Run("all", func(b *testing.B) {
+		for b.Loop() {
+			if _, err := hashSource(before, secret, nil, nil); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("one", func(b *testing.B) {
+		for b.Loop() {
+			if _, err := hashSource(after, secret, before, hashed); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
 // BenchmarkFollowMillion is a change of one recipient of 1 M from Publish to
 // the verdict, over loopback and the disk.
 func BenchmarkFollowMillion(b *testing.B) {

@@ -110,6 +110,11 @@ func (s *secondary) path(name string) string { return filepath.Join(s.dir, name)
 // start runs serve and returns when it is ready for mail.
 func (s *secondary) start() {
 	s.t.Helper()
+	s.startWithin(20 * time.Second)
+}
+
+func (s *secondary) startWithin(limit time.Duration) {
+	s.t.Helper()
 	log, err := os.OpenFile(s.path("log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		s.t.Fatal(err)
@@ -122,7 +127,7 @@ func (s *secondary) start() {
 	}
 	s.done = make(chan error, 1)
 	go func(cmd *exec.Cmd, done chan<- error) { done <- cmd.Wait() }(s.cmd, s.done)
-	eventually(s.t, 20*time.Second, "understudy is ready", func() bool {
+	eventually(s.t, limit, "understudy is ready", func() bool {
 		resp, err := http.Get("http://" + s.metricsAddr + "/readyz")
 		if err != nil {
 			return false
