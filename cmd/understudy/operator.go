@@ -15,6 +15,7 @@ import (
 func (d *daemon) pages() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", queuePages(d.queue))
+	mux.HandleFunc("GET /v1/status", serveStatus(d.queue, d.relay))
 	mux.Handle("/v1/sync/", syncPages(d.sync))
 	return mux
 }

@@ -19,6 +19,7 @@ import (
 type queueCmd struct {
 	List       queueListCmd    `cmd:"" help:"List the messages, oldest first."`
 	Show       queueShowCmd    `cmd:"" help:"Show one message: envelope, state and last reply of each recipient."`
+	Watch      queueWatchCmd   `cmd:"" help:"Watch it fill and drain: rates, when it will be empty, how the primary is."`
 	Flush      queueFlushCmd   `cmd:"" help:"Try everything deferred now."`
 	Hold       queueHoldCmd    `cmd:"" help:"Keep messages back until they are released."`
 	Release    queueReleaseCmd `cmd:"" help:"Put held messages back in line."`

@@ -1,0 +1,240 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/understudy-mx/understudy/internal/control"
+	"github.com/understudy-mx/understudy/queue"
+	"github.com/understudy-mx/understudy/relay"
+)
+
+// daemonNow is what the daemon answers to one who watches.
+type daemonNow struct {
+	queue.Status
+	Routes []relay.RouteStatus `json:"routes"`
+}
+
+func serveStatus(q *queue.Queue, r *relay.Client) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(daemonNow{q.Status(), r.Status()}) // fails only when the asker has gone
+	}
+}
+
+type queueWatchCmd struct {
+	daemonFlag
+	Interval   time.Duration `name:"interval" default:"1s" placeholder:"DURATION" help:"How often to look (default: ${default})."`
+	UntilEmpty bool          `name:"until-empty" help:"End when nothing waits to be relayed any more; what is held doesn't count."`
+	JSON       bool          `name:"json" help:"A JSON object a line."`
+}
+
+func (queueWatchCmd) Help() string {
+	return `Shows what waits, how fast mail comes in and goes out, when the queue will be empty at that rate, and how each next hop is: until interrupted. On a terminal the picture is redrawn in place, elsewhere it is a line each time. Rates are those of the last ten seconds.
+
+Examples:
+
+    understudy queue watch
+    timeout 1h understudy queue watch --until-empty --interval 10s && echo the outage is over`
+}
+
+func (c *queueWatchCmd) Run(ctx context.Context, out io.Writer) error {
+	if c.Interval < 100*time.Millisecond {
+		return mistakes{fmt.Errorf("interval %v is shorter than 100ms", c.Interval)}
+	}
+	client, err := c.dial()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	show := c.show(out)
+	ticker := time.NewTicker(c.Interval)
+	defer ticker.Stop()
+	var w watch
+	for {
+		now, err := lookAt(ctx, client)
+		switch {
+		case ctx.Err() != nil:
+			return nil // interrupted: that is how one leaves
+		case err != nil:
+			return err
+		}
+		w.add(now)
+		if err := show(w.view()); err != nil || c.UntilEmpty && !now.Waiting {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+	}
+}
+
+func lookAt(ctx context.Context, c *control.Client) (now daemonNow, err error) {
+	err = c.Call(ctx, "GET", "/v1/status", &now)
+	return now, err
+}
+
+// show is how each view is printed.
+func (c *queueWatchCmd) show(out io.Writer) func(watchView) error {
+	if c.JSON {
+		e := json.NewEncoder(out)
+		return func(v watchView) error { return e.Encode(v) }
+	}
+	if !isTerminal(out) || os.Getenv("TERM") == "dumb" {
+		return func(v watchView) error {
+			_, err := fmt.Fprintln(out, v.line())
+			return err
+		}
+	}
+	drawn := 0
+	return func(v watchView) error {
+		var b strings.Builder
+		if drawn > 0 {
+			fmt.Fprintf(&b, "\x1b[%dA", drawn)
+		}
+		width, lines := columns(out), v.lines()
+		for _, line := range lines {
+			b.WriteString(clip(line, width) + "\x1b[K\n")
+		}
+		b.WriteString("\x1b[J") // a destination may have gone
+		drawn = len(lines)
+		_, err := io.WriteString(out, b.String())
+		return err
+	}
+}
+
+// columns is a terminal's width; a line that is longer would spoil the redrawing.
+func columns(w io.Writer) int {
+	if f, ok := w.(*os.File); ok {
+		if size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ); err == nil && size.Col > 0 {
+			return int(size.Col)
+		}
+	}
+	return 80
+}
+
+func clip(s string, width int) string {
+	if r := []rune(s); len(r) > width {
+		return string(r[:width])
+	}
+	return s
+}
+
+// rateOver is how far back a rate looks.
+const rateOver = 10 * time.Second
+
+// watch keeps what was seen lately.
+type watch struct{ seen []daemonNow }
+
+func (w *watch) add(now daemonNow) {
+	w.seen = append(w.seen, now)
+	for len(w.seen) > 2 && now.At.Sub(w.seen[1].At) >= rateOver {
+		w.seen = w.seen[1:]
+	}
+}
+
+// watchView is one picture.
+type watchView struct {
+	daemonNow
+	In         float64  `json:"in_per_second"`
+	Out        float64  `json:"out_per_second"`
+	EmptyAfter *float64 `json:"empty_after_seconds"` // null when it doesn't shrink
+}
+
+func (w *watch) view() watchView {
+	first, now := w.seen[0], w.seen[len(w.seen)-1]
+	v := watchView{daemonNow: now}
+	took := now.At.Sub(first.At).Seconds()
+	if took <= 0 || now.Accepted < first.Accepted { // nothing to compare with, or another queue
+		w.seen = []daemonNow{now}
+		return v
+	}
+	came := float64(now.Accepted - first.Accepted)
+	v.In = came / took
+	v.Out = (came - float64(now.Messages-first.Messages)) / took
+	if waiting := now.Messages - now.Held; waiting > 0 && v.Out > v.In {
+		after := float64(waiting) / (v.Out - v.In)
+		v.EmptyAfter = &after
+	}
+	return v
+}
+
+func (v watchView) ends() string {
+	switch {
+	case !v.Waiting:
+		return "nothing waits"
+	case v.EmptyAfter == nil:
+		return "not shrinking"
+	}
+	return "empty in " + age(time.Duration(*v.EmptyAfter*float64(time.Second)))
+}
+
+func (v watchView) oldest() string {
+	if v.Oldest.IsZero() {
+		return ""
+	}
+	return ", oldest " + age(v.At.Sub(v.Oldest))
+}
+
+// lines are the picture for a terminal.
+func (v watchView) lines() []string {
+	lines := []string{
+		fmt.Sprintf("Queue     %s, %s%s", plural(v.Messages, "message"), bytesText(v.Bytes), v.oldest()),
+		fmt.Sprintf("          %d in line, %d deferred, %d held", max(0, v.Messages-v.Deferred-v.Held), v.Deferred, v.Held),
+		fmt.Sprintf("Rate      %.1f/s in, %.1f/s out; %s", v.In, v.Out, v.ends()),
+		fmt.Sprintf("Space     %s free", bytesText(int64(v.FreeBytes))),
+	}
+	if v.Quarantined > 0 {
+		lines = append(lines, fmt.Sprintf("Damaged   %s put aside: see understudy queue quarantine list", plural(v.Quarantined, "message")))
+	}
+	if v.Broken {
+		lines = append(lines, "Store     being reopened after a failed write: mail is answered 451")
+	}
+	for _, r := range v.Routes {
+		lines = append(lines, fmt.Sprintf("%-9s %s", printable(r.Name), v.route(r)))
+	}
+	return lines
+}
+
+// line is the same in one line, without what seldom matters.
+func (v watchView) line() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s %s, %d deferred, %d held, %s%s; %.1f/s in, %.1f/s out, %s", v.At.Local().Format(time.TimeOnly),
+		plural(v.Messages, "message"), v.Deferred, v.Held, bytesText(v.Bytes), v.oldest(), v.In, v.Out, v.ends())
+	for _, r := range v.Routes {
+		fmt.Fprintf(&b, "; %s %s", printable(r.Name), v.route(r))
+	}
+	return b.String()
+}
+
+// route says how a next hop is.
+func (v watchView) route(r relay.RouteStatus) string {
+	since := age(v.At.Sub(r.Since))
+	switch {
+	case !r.Up && r.LastError == "":
+		return "being probed for the first time"
+	case !r.Up:
+		return "down for " + since + ", being probed: " + printable(r.LastError)
+	}
+	s := "up for " + since
+	for _, d := range v.Destinations {
+		if d.Name != r.Name {
+			continue
+		}
+		s += fmt.Sprintf(", %d of %s", d.Sessions, plural(d.Allowed, "session"))
+		if !d.Pause.IsZero() {
+			s += ", next in " + age(d.Pause.Sub(v.At)) + ": sessions fail"
+		}
+	}
+	return s
+}

@@ -1,0 +1,77 @@
+package queue
+
+import (
+	"slices"
+	"strings"
+	"time"
+)
+
+// Status is the queue at one moment, for an operator who watches it.
+type Status struct {
+	At time.Time `json:"at"`
+	// Accepted counts the messages since the queue was made. What of them is
+	// not in Messages has left: the rates come from these two.
+	Accepted    uint64    `json:"accepted"`
+	Messages    int       `json:"messages"`
+	Deferred    int       `json:"deferred"`
+	Held        int       `json:"held"`
+	Bytes       int64     `json:"bytes"`
+	Oldest      time.Time `json:"oldest,omitzero"`
+	FreeBytes   uint64    `json:"free_bytes"`
+	Quarantined int       `json:"quarantined"`
+	// Waiting says that a recipient is to be relayed to; held ones are not.
+	Waiting bool `json:"waiting"`
+	// Broken says that the store is being reopened after a failed write.
+	Broken       bool             `json:"broken"`
+	Destinations []DestinationNow `json:"destinations"` // that mail was for since the start
+}
+
+// DestinationNow is what the drain does for one destination.
+type DestinationNow struct {
+	Name     string    `json:"name"`
+	Sessions int       `json:"sessions"`
+	Allowed  int       `json:"allowed"`               // sessions, as fast as it takes mail now
+	Pause    time.Time `json:"paused_until,omitzero"` // sessions failed
+}
+
+// Status reads no more than the oldest record, and the first of each line when
+// all messages are held.
+func (q *Queue) Status() Status {
+	s := q.Stats()
+	q.mu.Lock()
+	t := q.totals
+	q.mu.Unlock()
+	now := Status{
+		At: q.now(), Accepted: t.next - 1, Messages: int(t.messages), Deferred: int(t.deferred), Held: int(t.held),
+		Bytes: t.bytes, Oldest: s.Oldest, FreeBytes: s.FreeBytes, Quarantined: int(t.quarantined),
+		Waiting: q.waits(t), Broken: q.poison.Load() != nil, Destinations: []DestinationNow{},
+	}
+	q.each("", func(d *dest) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		at := DestinationNow{Name: d.name, Sessions: d.pace.lanes, Allowed: d.room()}
+		if d.pace.wait.After(now.At) {
+			at.Pause = d.pace.wait
+		}
+		now.Destinations = append(now.Destinations, at)
+	})
+	slices.SortFunc(now.Destinations, func(a, b DestinationNow) int { return strings.Compare(a.Name, b.Name) })
+	return now
+}
+
+// waits says that a message has a recipient that is in line or deferred. A
+// message counts as held when only some of its recipients are.
+func (q *Queue) waits(t totals) bool {
+	if t.messages != t.held || t.held == 0 {
+		return t.messages > 0
+	}
+	found := false
+	for _, space := range []byte{spaceLine, spaceDeferred} {
+		err := q.store.page(from([]byte{space}, nil), func(_, _ []byte) bool {
+			found = true
+			return false
+		})
+		found = found || err != nil // in doubt there is
+	}
+	return found
+}
