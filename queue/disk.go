@@ -28,6 +28,8 @@ type Disk interface {
 	Open(name string) (io.ReadCloser, int64, error)
 	// Rename replaces no file but one of the same name.
 	Rename(from, to string) error
+	// Link gives a file another name.
+	Link(from, to string) error
 	// Remove removes a file or a tree; that it is missing is no error.
 	Remove(name string) error
 	// List names a directory's entries. fs.ErrNotExist when there is none.
@@ -89,6 +91,7 @@ func (osDisk) Open(name string) (io.ReadCloser, int64, error) {
 }
 
 func (osDisk) Rename(from, to string) error { return os.Rename(from, to) }
+func (osDisk) Link(from, to string) error   { return os.Link(from, to) }
 func (osDisk) Remove(name string) error     { return os.RemoveAll(name) }
 
 func (osDisk) List(dir string) ([]string, error) {
@@ -156,9 +159,13 @@ var alarms = []struct{ text, kind string }{
 
 func (s *syncedStorage) Log(line string) {
 	s.Storage.Log(line)
+	sound(s.alarm, line)
+}
+
+func sound(alarm func(kind, line string), line string) {
 	for _, a := range alarms {
 		if strings.Contains(line, a.text) {
-			s.alarm(a.kind, line)
+			alarm(a.kind, line)
 			return
 		}
 	}

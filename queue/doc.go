@@ -25,6 +25,7 @@
 //
 //	DIR/LOCK           held for the life of a Queue
 //	DIR/store/         LevelDB, the queue of record
+//	DIR/store.damaged-TIME/  one that Repair replaced, and DIR/body/aside/
 //	DIR/body/x/ID      bodies above 68 KiB
 //
 // Keys in LevelDB; numbers are big-endian, so that they sort:

@@ -136,7 +136,7 @@ type Queue struct {
 }
 
 // Open opens the queue, audits it and makes it ready to accept. Errors that a
-// caller tells apart: ErrLocked, ErrNewerVersion, and fs.ErrPermission.
+// caller tells apart: ErrLocked, ErrNewerVersion, ErrDamaged, and fs.ErrPermission.
 func Open(o Options) (*Queue, error) {
 	if err := o.setDefaults(); err != nil {
 		return nil, err
@@ -149,7 +149,7 @@ func Open(o Options) (*Queue, error) {
 	}
 	q.opened = q.now()
 	if err := q.open(); err != nil {
-		return nil, fmt.Errorf("queue %s: %w", o.Dir, err)
+		return nil, fmt.Errorf("queue %s: %w", o.Dir, damaged(err))
 	}
 	c := &committer{q: q, totals: q.totals, batch: new(leveldb.Batch)}
 	go func() {

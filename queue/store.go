@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -56,8 +57,8 @@ type store struct {
 	m    *metrics.Metrics
 	warn func(kind, line string)
 
-	readOnly    bool
-	writeBuffer int // LevelDB's, in tests; 0 is levelOptions'
+	readOnly    bool // nothing on the disk changes
+	writeBuffer int  // LevelDB's, in tests; 0 is levelOptions'
 
 	// mu is held for reading while db is read, and for writing only to
 	// replace db. No write or sync happens under it.
@@ -74,13 +75,14 @@ func openStore(s *store) error {
 	if err != nil {
 		return err
 	}
-	exists := false
-	for _, name := range names {
-		if name == filepath.Base(s.dir) {
-			exists = true
+	has := func(dir string) bool { return slices.Contains(names, filepath.Base(dir)) }
+	switch repaired := s.dir + repairedSuffix; {
+	case has(s.dir):
+	case has(repaired): // a crash kept Repair from the last step
+		if err := errors.Join(s.disk.Rename(repaired, s.dir), s.disk.SyncDir(parent)); err != nil {
+			return err
 		}
-	}
-	if !exists {
+	default:
 		if err := s.create(parent); err != nil {
 			return fmt.Errorf("create store: %w", err)
 		}
@@ -122,17 +124,38 @@ func (s *store) create(parent string) error {
 }
 
 func (s *store) open(dir string) error {
-	stor, err := s.disk.Store(dir, s.readOnly)
-	if err != nil {
-		return fmt.Errorf("open store: %w", err)
-	}
-	wrapped := &syncedStorage{Storage: stor, dir: dir, disk: s.disk, alarm: s.warn}
+	return s.openWith(dir, func(stor storage.Storage, o *opt.Options) (*leveldb.DB, error) {
+		if !s.readOnly {
+			if err := checkManifest(stor, *o); err != nil {
+				return nil, err
+			}
+		}
+		return leveldb.Open(stor, o)
+	})
+}
+
+func (s *store) options() opt.Options {
 	o := levelOptions
 	if s.writeBuffer > 0 {
 		o.WriteBuffer, o.CompactionTableSize = s.writeBuffer, 4*s.writeBuffer
 	}
-	o.ReadOnly = s.readOnly
-	db, err := leveldb.Open(wrapped, &o)
+	if s.readOnly {
+		return lookOnly(o)
+	}
+	return o
+}
+
+func (s *store) openWith(dir string, open func(storage.Storage, *opt.Options) (*leveldb.DB, error)) error {
+	stor, err := s.disk.Store(dir, s.readOnly)
+	if err != nil {
+		return fmt.Errorf("open store: %w", err)
+	}
+	var wrapped storage.Storage = &syncedStorage{Storage: stor, dir: dir, disk: s.disk, alarm: s.warn}
+	if s.readOnly {
+		wrapped = newOverlay(stor, s.warn)
+	}
+	o := s.options()
+	db, err := open(wrapped, &o)
 	if err != nil {
 		stor.Close()
 		return fmt.Errorf("open store: %w", err)

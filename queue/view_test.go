@@ -181,3 +181,42 @@ func noticesFlip(t *testing.T, c *testmx.Disk, name string, bit, n int) {
 		t.Errorf("%s bit %d: %d messages of %d left, and nothing noticed", name, bit, whole, n)
 	}
 }
+
+// TestViewOfTwoJournals looks at stores as a crash under load leaves them: a
+// full journal whose table is not written yet, and the next one.
+func TestViewOfTwoJournals(t *testing.T) {
+	disk := newMemDisk()
+	o := options(disk)
+	o.writeBuffer = 8 << 10
+	var images []*testmx.Disk
+	disk.Watch(func(testmx.Op) {
+		image := disk.Cut(testmx.LeftAll, nil)
+		journals := 0
+		for _, name := range image.Files("/q/store") {
+			if filepath.Ext(name) == ".log" {
+				journals++
+			}
+		}
+		if journals > 1 {
+			images = append(images, image)
+		}
+	})
+	q := mustOpen(t, o)
+	for i := range 60 {
+		mustAccept(t, q, bodyOf(1000, i), "a@example.com")
+	}
+	disk.Watch(nil)
+	mustClose(t, q)
+	if len(images) == 0 {
+		t.Fatal("there never were two journals")
+	}
+	for _, image := range images {
+		v := mustView(t, options(image))
+		if r := verify(t, v); len(r.Problems) > 0 {
+			t.Fatalf("%q", r.Problems)
+		}
+		if err := v.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

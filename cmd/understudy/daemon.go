@@ -265,6 +265,8 @@ func stateError(dir string, err error) error {
 		return fmt.Errorf("state directory %s is in use by another understudy serve; only one may use it at a time", dir)
 	case errors.Is(err, queue.ErrNewerVersion):
 		return fmt.Errorf("state directory %s was written by a newer version of Understudy: %w; run that version, or drain the queue with it first", dir, err)
+	case errors.Is(err, queue.ErrDamaged):
+		return fmt.Errorf("state directory %s: %w; leave it as it is, copy it if you can, then see `understudy queue repair --help`", dir, err)
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
 		return fmt.Errorf("state directory %s can't be written by %s%s: %w", dir, whoAmI(), ownerOf(dir), err)
 	}

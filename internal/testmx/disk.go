@@ -43,6 +43,7 @@ type Op struct {
 const (
 	OpMkdir, OpCreate, OpWrite, OpSync = "mkdir", "create", "write", "sync"
 	OpRename, OpRemove, OpSyncDir      = "rename", "remove", "syncdir"
+	OpLink                             = "link"
 	OpOpen, OpRead, OpList, OpFree     = "open", "read", "list", "statfs"
 )
 
@@ -271,6 +272,21 @@ func (d *Disk) Rename(from, to string) error {
 	}
 	delete(fp.entries, filepath.Base(from))
 	tp.entries[filepath.Base(to)] = n
+	return nil
+}
+
+// Link gives a file another name.
+func (d *Disk) Link(from, to string) error {
+	if err := d.begin(OpLink, to, true); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n, p := d.find(from), d.change(filepath.Dir(to))
+	if n == nil || p == nil {
+		return notExist(from)
+	}
+	p.entries[filepath.Base(to)] = n
 	return nil
 }
 

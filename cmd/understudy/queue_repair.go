@@ -1,0 +1,58 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path/filepath"
+
+	"github.com/understudy-mx/understudy/internal/config"
+	"github.com/understudy-mx/understudy/queue"
+)
+
+type queueRepairCmd struct {
+	daemonFlag
+	JSON bool `name:"json" help:"As a JSON object."`
+}
+
+func (queueRepairCmd) Help() string {
+	return `For a queue that the daemon refuses to open because it is damaged; the daemon must be stopped. It is made anew from the files that can be read, and checked as at every start. The damaged store is kept beside it, in the state directory under queue/store.damaged-TIME, as it was found; remove it once nothing is missed.
+
+Mail that has left the queue may be back, and be relayed a second time: that is why nothing repairs itself. What is found of a message in part is put aside: see queue quarantine. What can't be read at all is missing; how much that is stands in docs/DURABILITY.md.
+
+Run it as the daemon's user, or the daemon can't open what it made: for example
+
+    systemctl stop understudy
+    runuser -u understudy -- understudy queue repair`
+}
+
+func (c *queueRepairCmd) Run(out io.Writer) error {
+	cfg, err := config.Load(c.Conf)
+	if err != nil {
+		return mistakes{err}
+	}
+	done, err := queue.Repair(queue.Options{Dir: filepath.Join(cfg.StateDir, "queue"), Route: routeOf(cfg.Routes)})
+	switch {
+	case errors.Is(err, queue.ErrWhole):
+		_, err = fmt.Fprintln(out, "Nothing to repair: all of the store can be read.")
+		return err
+	case errors.Is(err, queue.ErrLocked):
+		return errors.New("the daemon runs: stop it first")
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("no queue in state directory %s: is it the daemon's? Name its configuration with -c", cfg.StateDir)
+	case err != nil:
+		return stateError(cfg.StateDir, err)
+	case c.JSON:
+		return printJSON(out, done)
+	}
+	for _, n := range done.Notes {
+		fmt.Fprintln(out, printable(n))
+	}
+	if done.More > 0 {
+		fmt.Fprintf(out, "and %d more\n", done.More)
+	}
+	_, err = fmt.Fprintf(out, "%s, %d quarantined; the damaged store is kept as %s\n",
+		plural(done.Messages, "message"), done.Quarantined, done.Aside)
+	return err
+}
