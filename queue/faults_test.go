@@ -23,10 +23,8 @@ import (
 	"github.com/understudy-mx/understudy/internal/testmx"
 )
 
-// faults are what a disk may do to one operation, or to all for a while. An
-// operation that only takes its time isn't among them: goleveldb holds locks
-// over many, and a bubble's clock stands still while a goroutine waits for a
-// lock.
+// faults are what a disk may do to one operation, or to all for a while. For
+// one that only takes its time see TestSlowDisk.
 var faults = []struct {
 	name  string
 	err   error
