@@ -32,6 +32,9 @@ var levelOptions = opt.Options{
 	BlockCacheCapacity:     4 << 20,
 	CompactionTableSize:    8 << 20,
 	OpenFilesCacheCapacity: 300,
+	// The pool keeps a buffer of CompactionTableSize for each table written, and
+	// seldom finds one again: 180 MiB while a long queue is merged.
+	DisableBufferPool:      true,
 	DisableSeeksCompaction: true,
 	// A table of each write buffer stays as it is until there are 64: an octet
 	// of a backlog below 256 MiB is written twice, to the journal and to one
