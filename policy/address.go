@@ -100,6 +100,9 @@ func (s *Snapshot) resolve(f *finder, m envelope.Mailbox, utf8 bool) address {
 			if a.domain == "" {
 				a.domain = fold(s.spec.Addresses.MyOrigin)
 			}
+			if a.local == "" {
+				a.local = "mailer-daemon" // empty_address_recipient
+			}
 			break
 		}
 		a.local, a.domain = local, domain

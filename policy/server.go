@@ -60,7 +60,10 @@ func (e *eval) findServer(typ serverType, t *table, name string) hit {
 	}
 	domain = toASCII(domain)
 	hosts := []string{domain}
-	if typ != serverA {
+	switch dotted := strings.HasSuffix(domain, "."); {
+	case dotted && typ == serverNS: // no name that Postfix would look records up for
+		return hit{}
+	case !dotted && typ != serverA:
 		hosts = e.lookups.get(e.ctx, e.lookups.servers(typ, domain)).hosts
 	}
 	seen := 0

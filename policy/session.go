@@ -224,6 +224,10 @@ func hops(header []byte) int {
 	return n
 }
 
+// Nested is told of a MAIL inside of the mail transaction. It is refused, and
+// yet makes Postfix forget that the first had SMTPUTF8.
+func (s *Session) Nested() { s.utf8 = false }
+
 // Reset ends the mail transaction: RSET, or the end of a message.
 func (s *Session) Reset() {
 	s.hasSender, s.hasRcpt, s.utf8 = false, false, false

@@ -140,6 +140,7 @@ func (f *front) commit(b *body) {
 	queued := envelope.NewReply(250, "2.0.0", "Ok: queued as %s", tx.env.ID)
 	tx.allow(v.Action)
 	if tx.discard {
+		f.errs, f.slowed, f.junk = 0, 0, 0
 		f.abort()
 		f.srv.Log.LogAttrs(f.ctx, slog.LevelWarn, "discarded", f.who(policy.EndOfData)...)
 		f.reply(queued)

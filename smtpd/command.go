@@ -191,6 +191,7 @@ func (f *front) unknownCommand(verb, line string) {
 
 // abandon ends the mail transaction, if there is one, for us and for go-smtp.
 func (f *front) abandon() {
+	f.size = 0
 	if f.tx == nil {
 		return
 	}
@@ -199,7 +200,7 @@ func (f *front) abandon() {
 }
 
 func (f *front) endTransaction() {
-	f.tx = nil
+	f.tx, f.size = nil, 0
 	f.policy.Reset()
 }
 

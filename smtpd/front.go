@@ -66,6 +66,9 @@ type front struct {
 	policy *policy.Session
 	tx     *transaction
 	rcpt   envelope.Recipient // of the RCPT in hand
+	// size is the last SIZE=, until a transaction ends. As in Postfix, a MAIL
+	// without it repeats that of a MAIL that was refused.
+	size int64
 
 	verb      string // the command in hand, for metrics and logs
 	mails     int    // mail transactions begun

@@ -33,6 +33,8 @@ func (f *front) mail(arg string) {
 		f.reply(envelope.NewReply(503, "5.5.1", "Error: send HELO/EHLO first"))
 		return
 	case f.tx != nil:
+		f.tx.env.UTF8 = false
+		f.policy.Nested()
 		f.reply(envelope.NewReply(503, "5.5.1", "Error: nested MAIL command"))
 		return
 	case !isFrom || rest == "":
@@ -49,8 +51,9 @@ func (f *front) mail(arg string) {
 		f.reply(envelope.NewReply(501, "5.1.7", "Bad sender address syntax"))
 		return
 	}
-	tx := &transaction{env: envelope.Envelope{From: path}}
-	if r := tx.params(params); !r.Zero() {
+	tx := &transaction{env: envelope.Envelope{From: path}, size: f.size}
+	r := tx.params(params)
+	if f.size = tx.size; !r.Zero() {
 		f.reply(r)
 		return
 	}
@@ -112,8 +115,9 @@ func (tx *transaction) params(list string) envelope.Reply {
 			if value == "" || strings.Trim(value, "0123456789") != "" {
 				return envelope.NewReply(501, "5.5.4", "Bad message size syntax")
 			}
-			n, err := strconv.ParseInt(value, 10, 64)
-			if tx.size = n; err != nil {
+			var err error
+			if tx.size, err = strconv.ParseInt(value, 10, 64); err != nil {
+				tx.size = 0
 				return envelope.NewReply(552, "5.3.4", "Message size exceeds file system imposed limit")
 			}
 		case "BODY": // RFC 6152

@@ -37,6 +37,7 @@ type dnsCount struct{ name, network string }
 // Behaviour is how DNS treats questions for one name. The zero value is to answer.
 type Behaviour struct {
 	Rcode    int           // answer with this code and nothing else, if not 0
+	Type     uint16        // which questions Rcode is for; 0: all
 	Drop     bool          // don't answer
 	DropNext int           // don't answer this many questions, then do
 	Truncate bool          // over UDP, send an empty answer with TC
@@ -196,7 +197,7 @@ func (d *DNS) serve(network string, w dns.ResponseWriter, query *dns.Msg) {
 	m.SetReply(query)
 	m.Authoritative, m.RecursionAvailable = true, true
 	switch {
-	case b.Rcode != 0:
+	case b.Rcode != 0 && (b.Type == 0 || b.Type == q.Qtype):
 		m.Rcode = b.Rcode
 	case b.Truncate && udp:
 		m.Truncated = true

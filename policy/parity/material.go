@@ -55,9 +55,13 @@ func NewMaterial(spec *policy.Spec, plain Material) *Material {
 	for _, name := range sortedKeys(spec.Tables) {
 		t := spec.Tables[name]
 		step := max(1, t.Len()/maxKeys)
+		authors := len(m.Authors)
 		for i := 0; i < t.Len(); i += step {
 			key, value := t.Entry(i)
 			m.key(t.Type(), string(key), value, a)
+		}
+		if t.Type() == "regexp" || t.Type() == "pcre" {
+			m.cross(m.Authors[authors:])
 		}
 	}
 	m.Domains = append(m.Domains, "sub."+cmp.Or(a.MyOrigin, "example.org"))
@@ -130,6 +134,20 @@ func (m *Material) address(key string) {
 		}
 		if local != "" {
 			break
+		}
+	}
+}
+
+// cross joins the local-parts of addresses with the domains of others: of a
+// table's rules one may be inside of another's condition.
+func (m *Material) cross(list []string) {
+	list = list[:min(len(list), 20)]
+	for _, a := range list {
+		local, _, _ := strings.Cut(a, "@")
+		for _, b := range list {
+			_, domain, _ := strings.Cut(b, "@")
+			m.Authors = append(m.Authors, local+"@"+domain)
+			m.Recipients = append(m.Recipients, local+"@"+domain)
 		}
 	}
 }

@@ -25,6 +25,16 @@ func (d draw) transaction() []Command {
 	return append(all, d.data())
 }
 
+// part begins a body of parts: what patterns match is a field of the first, or
+// of the message in it.
+func (d draw) part(b *strings.Builder) {
+	b.WriteString("MIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n")
+	if d.oneIn(2) {
+		b.WriteString("Content-Type: message/rfc822\r\n\r\n")
+	}
+	b.WriteString(strings.Trim(d.pick(d.m.Strings), "\r\n\x00") + "\r\n")
+}
+
 // data is DATA with a small message. Its fields hold what patterns match, one
 // time in a few.
 func (d draw) data() Command {
@@ -50,6 +60,9 @@ func (d draw) data() Command {
 		b.WriteString(subject + "\r\n")
 	} else {
 		field("Subject", subject)
+	}
+	if d.oneIn(4) {
+		d.part(&b)
 	}
 	b.WriteString("\r\nThis is a probe. It may be deleted.\r\n")
 	if d.oneIn(4) {

@@ -8,6 +8,7 @@ import (
 // pattern adds strings that a regular expression matches, as far as it can be
 // told: they are tried in every role.
 func (m *Material) pattern(p string) {
+	p = strings.TrimPrefix(strings.TrimPrefix(p, "if "), "!")
 	if len(p) > 1 && strings.IndexByte("/!#%|", p[0]) >= 0 {
 		if end := strings.LastIndexByte(p, p[0]); end > 0 {
 			p = p[1:end]

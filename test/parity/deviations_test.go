@@ -20,7 +20,6 @@ type deviation struct {
 	example string // a path of this form
 	refused bool   // by us; Postfix judges it. Otherwise it is the reverse.
 	why     string
-	both    bool // judge it, with other answers
 	fails   bool // we refuse it as well, for something else
 	late    bool // the policy refuses it, not the reader
 }
@@ -32,18 +31,18 @@ var deviations = []deviation{
 	{form: regexp.MustCompile(`<\s*@|""|,\s*@|:\s*@`), example: "<@example.org>", refused: true, why: "a local-part must not be empty"},
 	{form: regexp.MustCompile(`<\s*@[^>]*:`), example: "< @ good.example@b.example:bob@example.org>", why: "source routes are cut off unread"},
 	{form: regexp.MustCompile(`@\s*@|[%!]\s*@|<\s*[%!]`), example: "<!bob@example.org>", why: "a routed address may name no host or nobody"},
-	{form: regexp.MustCompile(`<\s*[%!]`), example: "<%b.example@example.org>", both: true, why: "a routed address without a local-part is nobody's, not the host's own"},
+	{form: regexp.MustCompile(`<[^>]*:[^>]*;`), example: "<friends:;bob@example.org>", refused: true, why: "an address is no group of RFC 5322"},
 	{form: regexp.MustCompile(`"[^"]*@[^"]*"`), example: `<"bob @ example.org">`, refused: true, late: true, why: "an @ in quotes is not looked behind"},
-	{form: regexp.MustCompile(`[%!].*@[^>]*> +\S`), example: `<bob%bücher.example@example.org> FOO`, fails: true, why: "a bad parameter is answered before the host that the address is routed to"},
+	{form: regexp.MustCompile(`([%!][^>]*|"[^"]*@[^"]*"[^>]*)> +\S`), example: `<bob%bücher.example@example.org> FOO`, fails: true, why: "a bad parameter is answered before the host that the address is routed to"},
 }
+
+var dotted = regexp.MustCompile(`(?i)^MAIL\s.*[^.]\.\s*>`)
 
 // fits says that the two answers to a path are the deviation's.
 func (d *deviation) fits(line string, primary, local parity.Reply) bool {
 	switch {
 	case !d.form.MatchString(line), d.fails && local.Code < 500:
 		return false
-	case d.both:
-		return !isSyntax(primary) && !isSyntax(local)
 	}
 	return isSyntax(local) == d.refused && isSyntax(primary) != d.refused
 }
@@ -57,6 +56,13 @@ func explained(d *parity.Difference) (why string, ok bool) {
 	}
 	if verb != "MAIL" && verb != "RCPT" {
 		return "", false
+	}
+	if strings.Contains(local.Text, "Sender address [") || strings.Contains(local.Text, "Sender address rejected") {
+		for _, c := range d.Session.Commands {
+			if dotted.MatchString(c.Line) {
+				return "a dot at the end of a sender's domain is cut off before DNS lists and tables of servers are asked", true
+			}
+		}
 	}
 	for _, dev := range deviations {
 		if dev.fits(line, primary, local) {
@@ -89,8 +95,6 @@ lets pass for them. All others that it plays get the same codes from both.
 		}
 		theirs, ours := "501", "judged"
 		switch {
-		case d.both:
-			theirs, ours = "judged", "judged otherwise"
 		case d.fails:
 			ours = "501 or 555"
 		case d.refused:
@@ -99,6 +103,9 @@ lets pass for them. All others that it plays get the same codes from both.
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", d.example, theirs, ours, d.why)
 	}
 	b.WriteString(`
+A dot at the end of a sender's domain (` + "`<bob@example.org.>`" + `) is cut off. Postfix keeps it, so that DNS lists of names and the
+tables of a sender's servers hold nothing about such a sender, who is refused here and not there.
+
 At the end of a message, too, one thing differs: Received fields that header_checks drop, or of a message that is discarded, count
 as hops with Understudy (554 5.4.0) and not with Postfix.
 `)

@@ -4,8 +4,7 @@
 // is given.
 //
 // SESSIONS sets how many sessions each profile gets, SEED which ones, MUTANTS
-// that every so many-th mutant of each policy is played (1: all, and each must
-// be seen; 0: none).
+// that every so many-th mutant of each policy is played (1: all; 0: none).
 package parity
 
 import (
@@ -59,59 +58,69 @@ func TestProfiles(t *testing.T) {
 	}
 }
 
+// run is one profile's: its sessions and what the primary said.
+type run struct {
+	primary    *primary
+	nameserver string
+	material   *parity.Material
+	seed       uint64
+
+	mu    sync.Mutex // guards what follows
+	trace []played
+	whys  map[string]int // deviations seen
+}
+
 func profile(t *testing.T, name string) {
 	d := startWorld(t)
-	p := newPrimary(t, name, d.Addr())
-	m := world(t, d, p.spec)
+	r := &run{primary: newPrimary(t, name, d.Addr()), nameserver: d.Addr(), seed: uint64(number(t, "SEED", 1)), whys: map[string]int{}}
+	p := r.primary
+	r.material = world(t, d, p.spec)
 	local, stop := serve(t, p.spec, d.Addr())
 	defer stop()
-	var mu sync.Mutex // guards the two below
-	var trace []played
-	whys := map[string]int{}
-	o := parity.Options{
-		Primary: p.dial, Local: local, Material: m, Parallel: parallel,
-		Sessions: number(t, "SESSIONS", defaultSessions), Seed: uint64(number(t, "SEED", 1)),
-		Observe: func(n int, s parity.Session, d *parity.Difference, primary parity.Transcript) bool {
-			mu.Lock()
-			defer mu.Unlock()
-			if d == nil {
-				if len(trace) < recorded {
-					trace = append(trace, played{s, primary})
-				}
-				return false
-			}
-			why, ok := explained(d)
-			whys[why]++
-			return ok
-		},
-	}
-	res, err := parity.Run(t.Context(), o)
+	began := time.Now()
+	res, err := parity.Run(t.Context(), parity.Options{
+		Primary: p.dial, Local: local, Material: r.material, Parallel: parallel,
+		Sessions: number(t, "SESSIONS", defaultSessions), Seed: r.seed, Observe: r.observe,
+	})
 	var b strings.Builder
 	res.Print(&b)
-	delete(whys, "")
-	t.Logf("by its report this profile's primary was changed in %d ways:\n  %s\nforms of addresses that are read otherwise: %v\n%s",
-		len(p.settled), strings.Join(p.settled, "\n  "), whys, &b)
+	t.Logf("by its report this profile's primary was changed in %d ways:\n  %s\nforms of addresses that are read otherwise: %v\n%sin %.0f s",
+		len(p.settled), strings.Join(p.settled, "\n  "), r.whys, &b, time.Since(began).Seconds())
 	if err != nil {
 		t.Fatal(err)
 	}
 	if res.Differences > 0 {
 		t.Errorf("%d differences", res.Differences)
 	}
-	step := defaultMutants
-	if _, err := os.Stat(filepath.Join("testdata", name, "same.txt")); err != nil {
-		step = 0 // nobody has looked yet at those that can't be seen
-	}
-	if step = number(t, "MUTANTS", step); step > 0 {
-		mutations(t, p.spec, d.Addr(), trace, step, same(t, name))
+	if step := number(t, "MUTANTS", defaultMutants); step > 0 {
+		r.mutations(t, step, same(t, name))
 	}
 }
 
+// observe keeps what the primary said, and explains differences.
+func (r *run) observe(n int, _ parity.Session, d *parity.Difference, primary parity.Transcript) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if d == nil {
+		if len(r.trace) < recorded {
+			r.trace = append(r.trace, played{n, primary})
+		}
+		return false
+	}
+	why, ok := explained(d)
+	if ok {
+		r.whys[why]++
+	}
+	return ok
+}
+
 // same reads the mutants that no session can tell from the original: a line
-// is a part of the mutant's name, " # " and the reason.
+// is the mutant's name, " # " and the reason. In the file that all profiles
+// share a line is the end of a name.
 func same(t *testing.T, profile string) map[string]string {
 	t.Helper()
 	out := map[string]string{}
-	for _, name := range []string{"testdata/same.txt", filepath.Join("testdata", profile, "same.txt")} {
+	for prefix, name := range map[string]string{" ": "testdata/same.txt", "": filepath.Join("testdata", profile, "same.txt")} {
 		b, err := os.ReadFile(name)
 		if err != nil && !os.IsNotExist(err) {
 			t.Fatal(err)
@@ -119,7 +128,7 @@ func same(t *testing.T, profile string) map[string]string {
 		for line := range strings.Lines(string(b)) {
 			line = strings.TrimSpace(line)
 			if what, reason, ok := strings.Cut(line, " # "); ok {
-				out[strings.TrimSpace(what)] = reason
+				out[prefix+strings.TrimSpace(what)] = reason
 			} else if line != "" {
 				t.Fatalf("%s: %q has no reason", name, line)
 			}

@@ -66,17 +66,22 @@ var records = []string{
 	"nons.example. 300 IN A 198.18.0.1",
 }
 
-// startWorld starts a DNS server on port 53 of a loopback address that is free,
-// with the records above and what spec's DNS lists and server tables need to
-// be hit and to be missed; the material names what is listed.
+// startWorld starts a DNS server with the records above.
 func startWorld(t *testing.T) *demo.DNS {
+	t.Helper()
+	d := startDNS(t, records...)
+	d.Behave("fails.example", demo.Behaviour{Rcode: dns.RcodeServerFailure})
+	return d
+}
+
+// startDNS starts a DNS server on port 53 of a loopback address that is free.
+func startDNS(t *testing.T, records ...string) *demo.DNS {
 	t.Helper()
 	var err error
 	for range 50 {
-		addr := fmt.Sprintf("127.%d.%d.%d:53", 1+rand.IntN(254), rand.IntN(256), 1+rand.IntN(254))
 		var d *demo.DNS
+		addr := fmt.Sprintf("127.%d.%d.%d:53", 1+rand.IntN(254), rand.IntN(256), 1+rand.IntN(254))
 		if d, err = demo.StartDNSAt(addr, records...); err == nil {
-			d.Behave("fails.example", demo.Behaviour{Rcode: dns.RcodeServerFailure})
 			t.Cleanup(d.Close)
 			return d
 		}
@@ -109,6 +114,11 @@ func world(t *testing.T, d *demo.DNS, spec *policy.Spec) *parity.Material {
 			m.Helos, m.Senders = append(m.Helos, name), append(m.Senders, name)
 			m.Recipients = append(m.Recipients, "bob@"+name)
 			m.Clients = append(m.Clients, client("198.18.0.1", name, name), client("198.18.0.4", "", name))
+			for k := range zones(spec) { // listed here by its address, there by its name
+				if other := fmt.Sprintf("l%d-0.listed.example", k); allows(spec, z) && k != i {
+					m.Clients = append(m.Clients, parity.Client{Addr: addr, Name: other, Reverse: other})
+				}
+			}
 		}
 		failing := netip.AddrFrom4([4]byte{198, 19, byte(i), 250})
 		m.Clients = append(m.Clients, parity.Client{Addr: failing, Name: "mail.good.example", Reverse: "mail.good.example"})
@@ -123,6 +133,9 @@ func world(t *testing.T, d *demo.DNS, spec *policy.Spec) *parity.Material {
 				add("%d.%d.%d.%d.%s. 300 IN A %s", b[3], b[2], b[1], b[0], suffix, append(answers(filter), "127.0.0.2")[0])
 			}
 		}
+	}
+	for _, domain := range spec.Addresses.Relay.Domains {
+		add("%s. 300 IN A 198.18.0.1", strings.TrimPrefix(domain, "."))
 	}
 	servers(spec, &m, add)
 	out := parity.NewMaterial(spec, m)
@@ -186,6 +199,13 @@ func zones(spec *policy.Spec) []string {
 	}
 	slices.Sort(zs)
 	return slices.Compact(zs)
+}
+
+// allows says that a DNS list is one of those that let in.
+func allows(spec *policy.Spec, zone string) bool {
+	return slices.ContainsFunc(restrictions(spec), func(r policy.Restriction) bool {
+		return r.Arg == zone && strings.HasPrefix(r.Kind, "permit_")
+	})
 }
 
 // answers are an address inside of a filter, and its borders.
