@@ -63,7 +63,7 @@ func (f *front) mail(arg string) {
 	}
 	if f.lim.MessageSize > 0 && tx.size > f.lim.MessageSize {
 		f.limit("message_size")
-		f.reply(tooLarge)
+		f.reply(envelope.NewReply(552, "5.3.4", "Message size exceeds fixed limit"))
 		return
 	}
 	f.tx = tx

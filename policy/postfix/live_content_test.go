@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -114,6 +116,12 @@ func compareContent(t *testing.T, extra string) {
 			t.Errorf("%s: Postfix %s, we %s", name, want, got)
 		}
 	}
+	matter(t, src, extra, func(snap *policy.Snapshot) (all []string) {
+		for _, name := range slices.Sorted(maps.Keys(contentMessages())) {
+			all = append(all, sendEngine(t, snap, "alice@mailbox.example", contentMessages()[name]), sendEngine(t, snap, "nobody@mailbox.example", "x"))
+		}
+		return all
+	})
 	t.Logf("%d messages, %d of them refused", len(contentMessages()), refused)
 	if refused == 0 || refused > len(contentMessages())-5 {
 		t.Errorf("%d refused: the messages say little", refused)

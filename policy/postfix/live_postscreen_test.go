@@ -70,6 +70,12 @@ func compareScreen(t *testing.T, extra string) {
 			t.Errorf("%s: Postfix %s, we %s", r.what, r.live, r.ours)
 		}
 	}
+	matter(t, src, extra, func(snap *policy.Snapshot) (all []string) {
+		for _, client := range screenClients {
+			all = append(all, fmt.Sprint(snap.Greet()), screenEngine(t, snap, client, false), screenEngine(t, snap, client, true))
+		}
+		return all
+	})
 	t.Log(seen)
 	if len(seen) < 2 {
 		t.Errorf("only %v: the sessions say little", seen)

@@ -52,7 +52,7 @@ func TestDecisionTables(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		d := &decisions{parts: map[string]string{}}
+		d := &decisions{parts: map[string]string{}, file: filepath.Base(file)}
 		for _, f := range ar.Files {
 			d.parts[f.Name] = string(f.Data)
 		}
@@ -71,7 +71,7 @@ type decisions struct {
 	server *demo.DNS
 	names  map[string][]string // "ptr 192.0.2.1" and "a name": as in the table
 	screen bool
-	addr   string
+	file   string
 }
 
 func (d *decisions) confirm(t *testing.T) {
@@ -96,10 +96,24 @@ func (d *decisions) confirm(t *testing.T) {
 	}
 	writeOld(t, filepath.Join(run, "main.cf"), main)
 	writeOld(t, filepath.Join(run, "master.cf"), master)
-	d.addr = p.addr
 	p.start(d.server.Addr())
+	compared := len(d.play(t, p.dial, func(command, verdict string, got reply) {
+		if !got.is(verdict) {
+			t.Errorf("%s: Postfix %s, the table %q", command, got, verdict)
+		}
+	}))
+	t.Logf("%d replies confirmed", compared)
+	if !d.screen {
+		d.matter(t, d.file, run, p.addr)
+	}
+}
+
+// play plays the table's sessions and returns the replies, all but those over
+// TLS.
+func (d *decisions) play(t *testing.T, dial parity.Dialer, judge func(command, verdict string, got reply)) []string {
+	t.Helper()
+	var replies []string
 	var c *conversation
-	compared := 0
 	for line := range strings.Lines(d.parts["sessions"]) {
 		if line = strings.TrimSpace(line); line == "" || line[0] == '#' {
 			continue
@@ -110,18 +124,17 @@ func (d *decisions) confirm(t *testing.T) {
 		verb, arg, _ := strings.Cut(strings.TrimSpace(command), " ")
 		if verb == "connect" {
 			c.close()
-			c = d.connect(t, arg)
+			c = d.connect(t, dial, arg)
 		}
 		if c == nil {
-			continue // over TLS
+			continue
 		}
 		got := c.say(t, verb, strings.TrimSpace(arg), d.parts["body "+arg])
-		if compared++; !got.is(want) {
-			t.Errorf("%s: Postfix %s, the table %q", command, got, want)
-		}
+		judge(command, want, got)
+		replies = append(replies, got.text)
 	}
 	c.close()
-	t.Logf("%d replies confirmed", compared)
+	return replies
 }
 
 // dovecot is an authentication server that knows nobody; without one smtpd
@@ -320,12 +333,12 @@ func (c *conversation) close() {
 }
 
 // connect begins a session of a table's client, nil for one over TLS.
-func (d *decisions) connect(t *testing.T, arg string) *conversation {
+func (d *decisions) connect(t *testing.T, dial parity.Dialer, arg string) *conversation {
 	t.Helper()
 	if strings.Contains(arg, "tls=") {
 		return nil
 	}
-	conn, err := net.Dial("tcp", d.addr)
+	conn, err := dial(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -438,8 +451,7 @@ func (c *conversation) send(text string) reply {
 	if r := c.ask("DATA"); r.code != 354 {
 		return r
 	}
-	io.WriteString(c, text)
-	r := c.ask(".")
+	r := c.ask(text + ".")
 	c.again()
 	return r
 }

@@ -127,12 +127,13 @@ func (m *mutator) turn(path string, value any, set func(any)) {
 
 // mutations asserts that the tester sees: each step-th mutant must differ in
 // one of the sessions. Those that no session can tell from the original are in
-// same, with the reason.
+// same, with the reason. A sample (a step beyond 1), which has fewer sessions
+// too, may miss one in four.
 func (r *run) mutations(t *testing.T, step int, same map[string]string) {
 	t.Helper()
 	all := mutants(t, r.primary.spec)
 	var mu sync.Mutex // guards the counts
-	var seen, excused, invalid int
+	var seen, unseen, excused, invalid int
 	used := map[string]bool{}
 	try := func(m mutant) {
 		snap, err := policy.Parse("mutant", m.spec, nil)
@@ -153,8 +154,11 @@ func (r *run) mutations(t *testing.T, step int, same map[string]string) {
 			seen++
 		case excuse != "":
 			excused++
-		default:
+		case step == 1:
 			t.Errorf("mutant %s: no session of %d sees it", m.what, len(r.trace))
+		default:
+			unseen++
+			t.Logf("mutant %s: no session of %d sees it; more may", m.what, len(r.trace))
 		}
 	}
 	var wg sync.WaitGroup
@@ -173,7 +177,10 @@ func (r *run) mutations(t *testing.T, step int, same map[string]string) {
 			t.Errorf("no mutant is called %q", excuse)
 		}
 	}
-	t.Logf("mutants %d of %d played, %d seen, %d the same, %d not valid", (len(all)+step-1)/step, len(all), seen, excused, invalid)
+	if 4*unseen > seen+unseen {
+		t.Errorf("of %d mutants that can be told apart only %d are seen", seen+unseen, seen)
+	}
+	t.Logf("mutants %d of %d played, %d seen, %d not, %d the same, %d not valid", (len(all)+step-1)/step, len(all), seen, unseen, excused, invalid)
 }
 
 // expected is the excuse for a mutant: its whole name or, behind a space, the

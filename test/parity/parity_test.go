@@ -94,6 +94,7 @@ func profile(t *testing.T, name string) {
 	}
 	if step := number(t, "MUTANTS", defaultMutants); step > 0 {
 		r.mutations(t, step, same(t, name))
+		r.matter(t, name)
 	}
 }
 

@@ -29,6 +29,7 @@ type primary struct {
 	dir     string
 	addr    string
 	spec    *policy.Spec
+	src     postfix.Source
 	report  postfix.Report
 	settled []string // items of the report that were evened out
 	cmd     *exec.Cmd
@@ -92,6 +93,7 @@ func newPrimary(t *testing.T, profile, nameserver string) *primary {
 	if p.spec, p.report, err = postfix.Import(context.Background(), src); err != nil {
 		t.Fatal(err)
 	}
+	p.src = src
 	p.configure(src, run)
 	p.start(nameserver)
 	return p
