@@ -1,5 +1,5 @@
 # The commands of the README, by name. CI runs the same ones.
-.PHONY: build demo test crash soak bench bench-door bench-memory generate lint
+.PHONY: build demo test crash soak bench bench-sync bench-door bench-memory parity generate lint
 
 build:
 	go build -o understudy ./cmd/understudy
@@ -27,6 +27,13 @@ soak:
 bench:
 	test/install-peers
 	go run ./test/bench $(BENCH)
+
+# The policy channel with 1 and 10 million recipients, beside rsync and postmap:
+# docs/BENCHMARKS.md, Sync. At most 40 minutes.
+bench-sync:
+	test/install-peers
+	command -v rsync >/dev/null || apt-get install -q -y --no-install-recommends rsync
+	go run ./test/bench -sync -json bench-sync.json
 
 # 10,000 idle sessions and 5,000 slow senders: docs/BENCHMARKS.md, Door.
 bench-door:

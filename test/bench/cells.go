@@ -118,6 +118,11 @@ func (p *peer) commits() float64 {
 	if p.kind != understudy {
 		return 0
 	}
+	return p.metric("understudy_queue_commits_total")
+}
+
+// metric reads a metric without labels, 0 when it can't.
+func (p *peer) metric(name string) float64 {
 	resp, err := http.Get("http://" + p.web + "/metrics")
 	if err != nil {
 		return 0
@@ -125,7 +130,7 @@ func (p *peer) commits() float64 {
 	defer resp.Body.Close()
 	b, _ := io.ReadAll(resp.Body)
 	for line := range strings.Lines(string(b)) {
-		if rest, ok := strings.CutPrefix(line, "understudy_queue_commits_total "); ok {
+		if rest, ok := strings.CutPrefix(line, name+" "); ok {
 			v, _ := strconv.ParseFloat(strings.TrimSpace(rest), 64)
 			return v
 		}

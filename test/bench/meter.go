@@ -131,6 +131,8 @@ type figures struct {
 	Peak     float64 `json:"peak_rss_mib,omitempty"`   // of the largest process
 	Seconds  float64 `json:"seconds,omitempty"`        // how long the load ran
 	Messages int     `json:"messages,omitempty"`
+	Wire     float64 `json:"wire_octets,omitempty"`         // both ways (policy channel)
+	Sender   float64 `json:"peak_rss_sender_mib,omitempty"` // where Peak is the receiver's (policy channel)
 }
 
 func (f figures) String() string {

@@ -163,8 +163,8 @@ func configurePostfix(p *peer) error {
 	return err
 }
 
-// start runs the server and returns when it greets.
-func (p *peer) start() error {
+// launch runs the server.
+func (p *peer) launch() error {
 	log, err := os.OpenFile(filepath.Join(p.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
@@ -178,6 +178,14 @@ func (p *peer) start() error {
 	}
 	p.ended = make(chan error, 1)
 	go func() { p.ended <- p.cmd.Wait() }()
+	return nil
+}
+
+// start runs the server and returns when it greets.
+func (p *peer) start() error {
+	if err := p.launch(); err != nil {
+		return err
+	}
 	for range 400 {
 		if c, err := dial(p.addr); err == nil {
 			_, err = c.reply()
@@ -194,10 +202,15 @@ func (p *peer) start() error {
 
 func (p *peer) group() int { return p.cmd.Process.Pid }
 
-// stop kills the group: nothing in a spool is needed any more.
-func (p *peer) stop() {
+// kill ends the group.
+func (p *peer) kill() {
 	_ = syscall.Kill(-p.group(), syscall.SIGKILL) // fails when all have ended
 	<-p.ended
+}
+
+// stop kills the group: nothing in a spool is needed any more.
+func (p *peer) stop() {
+	p.kill()
 	for range 400 { // children that share the socket die a moment later
 		c, err := net.Dial("tcp", p.addr)
 		if err != nil {

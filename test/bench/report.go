@@ -34,10 +34,12 @@ func (r *report) describe() {
 }
 
 func (r *report) add(c cell, peer string, f figures) {
-	if n := len(r.Cells); n == 0 || r.Cells[n-1].Cell != c.name {
+	at := slices.IndexFunc(r.Cells, func(x result) bool { return x.Cell == c.name })
+	if at < 0 {
+		at = len(r.Cells)
 		r.Cells = append(r.Cells, result{Cell: c.name, Target: c.target, Runs: map[string][]figures{}, c: c})
 	}
-	runs := r.Cells[len(r.Cells)-1].Runs
+	runs := r.Cells[at].Runs
 	runs[peer] = append(runs[peer], f)
 }
 
