@@ -29,6 +29,8 @@ func TestGatherer(t *testing.T) {
 		}
 		want := func(when string, all ...string) {
 			t.Helper()
+			g.mu.Lock()
+			defer g.mu.Unlock()
 			if !slices.Equal(out, all) {
 				t.Errorf("%s: got %q, want %q", when, out, all)
 			}
