@@ -45,7 +45,7 @@ bench-memory:
 	go test ./sync -run '^$$' -bench 'Million' -benchmem
 	MEMORY=full go test -timeout 20m -run 'TestMemory' -v ./test
 
-# Hours: every profile with 100,000 sessions, and every mutant of its policy.
+# An hour: every profile with 100,000 sessions, and every mutant of its policy.
 parity:
 	test/install-peers
 	SESSIONS=100000 MUTANTS=1 go test -timeout 24h -v -run TestProfiles ./test/parity
