@@ -165,7 +165,8 @@ func parseToken(s string) (*token, error) {
 	}
 	b, err := base64.RawURLEncoding.Strict().DecodeString(rest)
 	const fixed = 1 + len(Pin{}) + len(inviteID{}) + 16 + 4
-	if err != nil || len(b) < fixed || len(b) != fixed+int(b[0]) ||
+	if err != nil || strings.ContainsAny(rest, "\r\n") || // which base64 passes over
+		len(b) < fixed || len(b) != fixed+int(b[0]) ||
 		binary.BigEndian.Uint32(b[len(b)-4:]) != crc32.Checksum(b[:len(b)-4], castagnoli) {
 		return nil, fmt.Errorf("the invitation is damaged or incomplete; %s", remedy)
 	}
