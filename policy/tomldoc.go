@@ -35,8 +35,9 @@ func readDocument(name string, b []byte) (*document, map[string]any, error) {
 	if _, err := toml.Decode(string(b), &root); err != nil {
 		var pe toml.ParseError
 		if errors.As(err, &pe) {
-			line, col := position(b, pe.Position.Start) // its own column is off after a line end
-			return nil, nil, fmt.Errorf("%s:%d:%d: %s; see https://toml.io for the syntax", name, line, col, pe.Message)
+			line, col := position(b, pe.Position.Start)        // its own column is off after a line end
+			text := strings.ReplaceAll(pe.Message, "\n", `\n`) // it may quote one
+			return nil, nil, fmt.Errorf("%s:%d:%d: %s; see https://toml.io for the syntax", name, line, col, text)
 		}
 		return nil, nil, fmt.Errorf("%s:1:1: %w", name, err)
 	}

@@ -151,7 +151,7 @@ func Parse(path string, text []byte) (*Config, error) {
 			// The library's own line is one too many for a line that ends early.
 			before := string(text[:min(pe.Position.Start, len(text))])
 			return nil, &Mistake{File: path, Line: strings.Count(before, "\n") + 1, Col: len(before) - strings.LastIndexByte(before, '\n'),
-				Text: pe.Message + "; see https://toml.io for the syntax"}
+				Text: strings.ReplaceAll(pe.Message, "\n", `\n`) + "; see https://toml.io for the syntax"}
 		}
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}

@@ -179,6 +179,9 @@ func TestLoadErrors(t *testing.T) {
 	if !errors.As(err, &m) || m.Line != 2 || m.Col < 4 {
 		t.Errorf("syntax: got %v", err)
 	}
+	if _, err = Parse("x.conf", []byte(" \"\\\n")); err == nil || strings.Contains(err.Error(), "\n") {
+		t.Errorf("syntax error at a line's end: got %q, want one line", err)
+	}
 }
 
 func TestDuration(t *testing.T) {
