@@ -158,7 +158,7 @@ func (b *bench) once(ctx context.Context, c cell, kind string) (figures, error) 
 		return figures{}, err
 	}
 	defer os.RemoveAll(dir)
-	p, err := b.newPeer(kind, dir)
+	p, err := b.newPeer(c, kind, dir)
 	if err != nil {
 		return figures{}, err
 	}

@@ -35,7 +35,7 @@ type peer struct {
 	ended   chan error
 }
 
-func (b *bench) newPeer(kind, dir string) (*peer, error) {
+func (b *bench) newPeer(c cell, kind, dir string) (*peer, error) {
 	p := &peer{kind: kind, dir: dir, addr: freeAddr(), primary: freeAddr(), web: freeAddr()}
 	var list strings.Builder
 	for i := range recipients {
@@ -52,7 +52,7 @@ func (b *bench) newPeer(kind, dir string) (*peer, error) {
 		p.argv = []string{"/usr/lib/postfix/sbin/master", "-c", filepath.Join(dir, "conf"), "-d"}
 		return p, configurePostfix(p)
 	}
-	p.argv = sinkArgs(p.addr)
+	p.argv = sinkArgs(p.addr, c.ceiling...)
 	return p, nil
 }
 
