@@ -3,7 +3,9 @@ package queue
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 )
@@ -66,5 +68,61 @@ func TestBitFlip(t *testing.T) {
 	}
 	for kind, n := range lost {
 		t.Log(kind, fmt.Sprint(n))
+	}
+}
+
+// TestDamagedBacklog: LevelDB stops writing for good when it has to merge a
+// table with a damaged block. The queue goes on without merging: mail comes and
+// goes, and a repair makes the store whole.
+func TestDamagedBacklog(t *testing.T) {
+	disk := newMemDisk()
+	o := options(disk)
+	o.writeBuffer = 8 << 10
+	q := mustOpen(t, o)
+	var ids []string
+	for i := range 330 {
+		ids = append(ids, mustAccept(t, q, bodyOf(1000, i), "a@example.com"))
+	}
+	mustClose(t, q)
+	files := disk.Files("/q/store")
+	table := files[slices.IndexFunc(files, func(name string) bool { return filepath.Ext(name) == ".ldb" })]
+	disk = flipped(disk, table, 9000) // in the first block, of bodies
+
+	o = options(disk)
+	o.writeBuffer = 8 << 10
+	q = mustOpen(t, o)
+	put := map[string]string{}
+	refused := 0
+	for i := 0; len(put) < 300; i++ {
+		body := bodyOf(1000, 1000+i)
+		switch id, err := accept(q, body, "a@example.com"); {
+		case err == nil:
+			put[id] = body
+		case refused > 100:
+			t.Fatalf("after %d messages: %v", len(put), err)
+		default:
+			refused++
+			time.Sleep(20 * time.Millisecond)
+		}
+	}
+	if refused == 0 {
+		t.Error("no merge met the damage: more tables are needed")
+	}
+	for _, id := range ids {
+		if err := q.Remove(id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	q.compactDrained()
+	if n := whole(t, "going on", q, put); n != len(put) {
+		t.Errorf("%d messages of %d", n, len(put))
+	}
+	mustClose(t, q)
+
+	q = mustRepair(t, "repair", disk, table)
+	defer mustClose(t, q)
+	q.compactDrained()
+	if n := whole(t, "repaired", q, put); n != len(put) {
+		t.Errorf("repaired: %d messages of %d", n, len(put))
 	}
 }

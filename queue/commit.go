@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/syndtr/goleveldb/leveldb"
+	lerrors "github.com/syndtr/goleveldb/leveldb/errors"
 )
 
 // op is one change that waits to be written. Many of them share a batch, and
@@ -312,6 +313,10 @@ func (c *committer) reopen() error {
 	s := c.q.store
 	if err := s.close(); err != nil {
 		c.q.log.Warn("close queue store after a failed write", "err", err)
+	}
+	if lerrors.IsCorrupted(c.broken) && !s.damaged.Swap(true) {
+		c.q.log.Error("queue store is damaged; until the next start its tables are not merged, and the space of relayed mail stays taken. "+
+			"Stop understudy when you can, and run `understudy queue repair`", "err", c.broken)
 	}
 	if err := s.open(s.dir); err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/syndtr/goleveldb/leveldb"
 	"github.com/syndtr/goleveldb/leveldb/filter"
@@ -50,6 +51,16 @@ var levelOptions = opt.Options{
 	Filter:                       filter.NewBloomFilter(10),
 }
 
+// unmerged is o with tables that are never merged. LevelDB gives up writing for
+// good once it meets a damaged block in a merge; what else is in the store can
+// be relayed, and more be accepted, without.
+func unmerged(o opt.Options) opt.Options {
+	const never = 1 << 40
+	o.CompactionL0Trigger, o.WriteL0SlowdownTrigger, o.WriteL0PauseTrigger = never, never, never
+	o.CompactionTotalSize = never
+	return o
+}
+
 var synced = &opt.WriteOptions{Sync: true}
 
 // store is the LevelDB of a queue: readers come and go, one writer writes,
@@ -62,6 +73,10 @@ type store struct {
 
 	readOnly    bool // nothing on the disk changes
 	writeBuffer int  // LevelDB's, in tests; 0 is levelOptions'
+
+	// damaged says that a merge has met a damaged block: none is tried again
+	// before the next start.
+	damaged atomic.Bool
 
 	// mu is held for reading while db is read, and for writing only to
 	// replace db. No write or sync happens under it.
@@ -141,6 +156,9 @@ func (s *store) options() opt.Options {
 	o := levelOptions
 	if s.writeBuffer > 0 {
 		o.WriteBuffer, o.CompactionTableSize = s.writeBuffer, 4*s.writeBuffer
+	}
+	if s.damaged.Load() {
+		o = unmerged(o)
 	}
 	if s.readOnly {
 		return lookOnly(o)
@@ -275,12 +293,15 @@ func (s *store) write(b *leveldb.Batch) error {
 	return db.Write(b, synced)
 }
 
-// compact gives back the space of deleted keys. It takes long and holds no
-// lock: close ends it.
+// compact gives back the space of deleted keys, unless the store is damaged. It
+// takes long and holds no lock: close ends it.
 func (s *store) compact(r util.Range) error {
 	s.mu.RLock()
 	db := s.db
 	s.mu.RUnlock()
+	if s.damaged.Load() {
+		return nil
+	}
 	if db == nil {
 		return errClosedStore
 	}
