@@ -11,49 +11,9 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/understudy-mx/understudy/internal/testmx"
 	"github.com/understudy-mx/understudy/metrics"
 )
-
-// delay copies from src to dst what was read a while ago, as a long link does.
-func delay(dst, src net.Conn, d time.Duration) {
-	type packet struct {
-		data []byte
-		due  time.Time
-	}
-	link := make(chan packet, 1024)
-	go func() {
-		defer close(link)
-		for {
-			buf := make([]byte, 16<<10)
-			n, err := src.Read(buf)
-			if err != nil {
-				return
-			}
-			link <- packet{buf[:n], time.Now().Add(d)}
-		}
-	}()
-	for p := range link {
-		time.Sleep(time.Until(p.due))
-		if _, err := dst.Write(p.data); err != nil {
-			src.Close()
-		}
-	}
-	dst.Close()
-}
-
-// dialFar dials address over a link with the given round-trip time.
-func dialFar(rtt time.Duration, address string) func(context.Context, string, string) (net.Conn, error) {
-	return func(ctx context.Context, network, _ string) (net.Conn, error) {
-		far, err := new(net.Dialer).DialContext(ctx, network, address)
-		if err != nil {
-			return nil, err
-		}
-		near, ours := net.Pipe()
-		go delay(far, near, rtt/2)
-		go delay(near, far, rtt/2)
-		return ours, nil
-	}
-}
 
 // BenchmarkDrain relays over a link of 50 ms. One round trip a message is the
 // limit, 20 a second and connection.
@@ -86,14 +46,20 @@ func BenchmarkDrain(b *testing.B) {
 					})
 				}
 			})
+			address := l.Addr().String()
+			if bench.rtt > 0 {
+				link, err := testmx.NewLink("127.0.0.1:0", address, bench.rtt)
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer link.Close()
+				address = link.Addr().String()
+			}
 			c := New(Options{
-				Routes:   map[string]Route{dest: {Name: "far", Address: l.Addr().String(), TLS: TLSOff}},
+				Routes:   map[string]Route{dest: {Name: "far", Address: address, TLS: TLSOff}},
 				Hostname: "mx2.example",
 				Metrics:  metrics.New(prometheus.NewRegistry()),
 			})
-			if bench.rtt > 0 {
-				c.dial = dialFar(bench.rtt, l.Addr().String())
-			}
 			var box outbox
 			content := strings.Repeat("an average line of a message is this long, or a little longer\r\n", bench.size/63)
 			for range b.N {

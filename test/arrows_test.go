@@ -28,7 +28,7 @@ var arrows = map[string][]string{
 	"systemd":           nil,
 	"test":              {"*"},
 	"test/parity":       {"*"},
-	"test/bench":        {"internal/demo"},
+	"test/bench":        {"internal/demo", "internal/testmx"},
 	"internal/config":   {"internal/envelope"},
 	"internal/control":  {"internal/envelope"},
 	"internal/demo":     {"internal/envelope"},

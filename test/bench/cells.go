@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/understudy-mx/understudy/internal/testmx"
 )
 
 // cell is one measurement that all its peers go through.
@@ -191,7 +193,7 @@ func drain(ctx context.Context, b *bench, p *peer, c cell) (figures, error) {
 	addr := p.primary
 	if c.rtt > 0 {
 		addr = freeAddr()
-		link, err := newFar(p.primary, addr, c.rtt)
+		link, err := testmx.NewLink(p.primary, addr, c.rtt)
 		if err != nil {
 			return figures{}, err
 		}

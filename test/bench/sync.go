@@ -13,10 +13,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/understudy-mx/understudy/internal/testmx"
 )
 
 // Peers of the measurement of the policy channel, beside understudy.
@@ -119,55 +119,6 @@ func (l *list) write(file string, more bool, value string) error {
 	return errors.Join(f.Close(), os.Rename(file+".new", file))
 }
 
-// wire is a relay on the loopback interface that counts what passes.
-type wire struct {
-	net.Listener
-	octets atomic.Int64
-	wg     sync.WaitGroup
-}
-
-func newWire(to string) (*wire, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, err
-	}
-	w := &wire{Listener: l}
-	w.wg.Go(func() {
-		for {
-			near, err := l.Accept()
-			if err != nil {
-				return
-			}
-			remote, err := net.Dial("tcp", to)
-			if err != nil {
-				near.Close()
-				continue
-			}
-			w.wg.Go(func() { w.carry(near, remote) })
-			w.wg.Go(func() { w.carry(remote, near) })
-		}
-	})
-	return w, nil
-}
-
-func (w *wire) carry(dst, src net.Conn) {
-	buf := make([]byte, 64<<10)
-	for {
-		n, err := src.Read(buf)
-		w.octets.Add(int64(n))
-		if n > 0 {
-			if _, werr := dst.Write(buf[:n]); werr != nil {
-				err = werr
-			}
-		}
-		if err != nil {
-			dst.Close()
-			src.Close()
-			return
-		}
-	}
-}
-
 // byUnderstudy pairs a secondary with a publisher, from join to the policy in
 // force, and then changes the publisher's file.
 func (b *bench) byUnderstudy(ctx context.Context, l *list, dir string) (f [2]figures, kind string, err error) {
@@ -176,7 +127,7 @@ func (b *bench) byUnderstudy(ctx context.Context, l *list, dir string) (f [2]fig
 	defer cancel()
 	primary := &peer{kind: kind, dir: filepath.Join(dir, "primary"), addr: freeAddr(), web: freeAddr()}
 	secondary := &peer{kind: kind, dir: filepath.Join(dir, "secondary"), addr: freeAddr(), web: freeAddr()}
-	line, err := newWire(primary.addr)
+	line, err := testmx.NewLink("127.0.0.1:0", primary.addr, 0)
 	if err != nil {
 		return f, kind, err
 	}
@@ -201,7 +152,7 @@ func (b *bench) byUnderstudy(ctx context.Context, l *list, dir string) (f [2]fig
 	begin, before := time.Now(), int64(0)
 	measure := func(version float64) (f figures, err error) {
 		err = until(ctx, secondary, "understudy_policy_version", version)
-		f = figures{Seconds: time.Since(begin).Seconds(), Wire: float64(line.octets.Load() - before),
+		f = figures{Seconds: time.Since(begin).Seconds(), Wire: float64(line.Octets.Load() - before),
 			Sender: float64(peak(primary.group())) / (1 << 20), Peak: float64(peak(secondary.group())) / (1 << 20)}
 		return f, err
 	}
@@ -214,7 +165,7 @@ func (b *bench) byUnderstudy(ctx context.Context, l *list, dir string) (f [2]fig
 	if err := l.write(file, true, ""); err != nil {
 		return f, kind, err
 	}
-	begin, before = time.Now(), line.octets.Load()
+	begin, before = time.Now(), line.Octets.Load()
 	f[1], err = measure(2)
 	return f, kind, err
 }
@@ -281,7 +232,7 @@ func (b *bench) byRsync(ctx context.Context, l *list, dir string) (f [2]figures,
 				break
 			}
 		}
-		line, err := newWire(addr)
+		line, err := testmx.NewLink("127.0.0.1:0", addr, 0)
 		if err != nil {
 			return f, kind, err
 		}
@@ -291,7 +242,7 @@ func (b *bench) byRsync(ctx context.Context, l *list, dir string) (f [2]figures,
 		if err == nil {
 			f[i].Peak, err = receiver()
 		}
-		f[i].Seconds, f[i].Wire = time.Since(begin).Seconds(), float64(line.octets.Load())
+		f[i].Seconds, f[i].Wire = time.Since(begin).Seconds(), float64(line.Octets.Load())
 		line.Close()
 		_ = daemon.Cancel()       // it has ended when it can't be told to
 		f[i].Sender, _ = sender() // its error is that signal
