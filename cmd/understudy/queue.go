@@ -93,16 +93,18 @@ func (c *queueListCmd) Run(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	defer client.Close()
-	body, err := client.Stream(ctx, "GET", "/v1/queue")
-	if err != nil {
-		return err
-	}
-	defer body.Close()
 	list := listText
 	if c.JSON {
 		list = listJSON
 	}
-	return list(out, c.filterFlags, json.NewDecoder(body))
+	return list(out, c.filterFlags, func(fn func(queue.Info) error) error {
+		return daemonSource{client}.messages(ctx, func(info queue.Info) error {
+			if !c.match(info) {
+				return nil
+			}
+			return fn(info)
+		})
+	})
 }
 
 // listItem is a line of the daemon's list. The last line has no message but
@@ -113,62 +115,33 @@ type listItem struct {
 	Error string `json:"error,omitempty"`
 }
 
-// nextItem reads one line of the daemon's list; ok is false after the last.
-func nextItem(d *json.Decoder) (info queue.Info, ok bool, err error) {
-	var item listItem
-	if err := d.Decode(&item); err != nil {
-		return info, false, fmt.Errorf("read the daemon's list: cut short: %w", err)
-	}
-	if item.Error != "" {
-		return info, false, errors.New(item.Error)
-	}
-	return item.Info, !item.End, nil
-}
-
-func listJSON(out io.Writer, f filterFlags, d *json.Decoder) error {
+// listJSON writes an array, listText a table, of what each calls them with.
+func listJSON(out io.Writer, _ filterFlags, each func(func(queue.Info) error) error) error {
 	separator := "[\n"
-	for {
-		info, more, err := nextItem(d)
-		if err != nil {
-			return err
-		}
-		if !more {
-			break
-		}
-		if !f.match(info) {
-			continue
-		}
+	err := each(func(info queue.Info) error {
 		b, err := json.Marshal(info)
 		if err != nil {
 			return err
 		}
-		if _, err := fmt.Fprintf(out, "%s%s", separator, b); err != nil {
-			return err
-		}
+		_, err = fmt.Fprintf(out, "%s%s", separator, b)
 		separator = ",\n"
+		return err
+	})
+	if err != nil {
+		return err
 	}
 	if separator == "[\n" {
 		separator = "["
 	}
-	_, err := fmt.Fprintf(out, "%s]\n", strings.TrimPrefix(separator, ","))
+	_, err = fmt.Fprintf(out, "%s]\n", strings.TrimPrefix(separator, ","))
 	return err
 }
 
-func listText(out io.Writer, f filterFlags, d *json.Decoder) error {
+func listText(out io.Writer, f filterFlags, each func(func(queue.Info) error) error) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	var messages, held int
 	var size int64
-	for {
-		info, more, err := nextItem(d)
-		if err != nil {
-			return err
-		}
-		if !more {
-			break
-		}
-		if !f.match(info) {
-			continue
-		}
+	err := each(func(info queue.Info) error {
 		if messages == 0 {
 			fmt.Fprintln(w, "ID\tAGE\tSIZE\tSTATE\tFROM\tTO")
 		}
@@ -180,10 +153,12 @@ func listText(out io.Writer, f filterFlags, d *json.Decoder) error {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t<%s>\t%s\n", info.ID, age(time.Since(info.Accepted)),
 			bytesText(info.Size), state(info), printable(info.From), firstRecipient(info))
 		if messages%1000 == 0 {
-			if err := w.Flush(); err != nil {
-				return err
-			}
+			return w.Flush()
 		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	if messages == 0 {
 		fmt.Fprintln(w, f.none())

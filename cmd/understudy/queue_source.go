@@ -73,11 +73,17 @@ func (s daemonSource) messages(ctx context.Context, fn func(queue.Info) error) e
 	defer body.Close()
 	d := json.NewDecoder(body)
 	for {
-		info, more, err := nextItem(d)
-		if err != nil || !more {
-			return err
+		var item listItem
+		if err := d.Decode(&item); err != nil {
+			return fmt.Errorf("read the daemon's list: cut short: %w", err)
 		}
-		if err := fn(info); err != nil {
+		if item.Error != "" {
+			return errors.New(item.Error)
+		}
+		if item.End {
+			return nil
+		}
+		if err := fn(item.Info); err != nil {
 			return err
 		}
 	}
