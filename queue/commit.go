@@ -38,6 +38,7 @@ type tx struct {
 	totals  totals
 	again   bool     // the ops were in a batch that failed, before reopening
 	indexed [][]byte // index keys that are new
+	left    int64    // octets that leave the store
 }
 
 func (t *tx) put(key, value []byte) { t.batch.Put(key, value) }
@@ -77,6 +78,7 @@ func (t *tx) replace(was, is *record) error {
 		t.delete(idKey(was.env.ID))
 		if was.inline {
 			t.delete(seqKey(spaceBody, was.seq))
+			t.left += was.size
 		}
 	}
 	return nil

@@ -120,6 +120,53 @@ func TestSpaceReturns(t *testing.T) {
 	}
 }
 
+// TestReclaim: space returns within a minute of a drain, also of one that took
+// less time than lies between two looks, or left in an earlier life.
+func TestReclaim(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		disk := newMemDisk()
+		usage := func() (sum int) {
+			for _, name := range disk.Files("/q/store") {
+				sum += len(disk.Bytes(name))
+			}
+			return sum
+		}
+		h := newFakeHop()
+		h.took = 0
+		const n, size = 900, 40 << 10
+		for life := range 2 {
+			o := options(disk)
+			o.writeBuffer = 0
+			o.Relayer = h
+			q := mustOpen(t, o)
+			stop := run(t, q)
+			if life == 1 {
+				time.Sleep(reclaimEvery + time.Second)
+				if left := usage(); left > n*size/4 {
+					t.Errorf("%d octets on disk of an earlier life", left)
+				}
+			}
+			for i := range n {
+				mustAccept(t, q, bodyOf(size, i), "a@example.com")
+			}
+			full := usage()
+			if full < n*size/2 {
+				t.Fatalf("life %d: %d octets on disk", life, full)
+			}
+			for q.Stats().Messages > 0 {
+				time.Sleep(100 * time.Millisecond)
+			}
+			if life == 1 {
+				time.Sleep(reclaimEvery)
+			}
+			stop()
+			if left := usage(); life == 1 && left > full/4 {
+				t.Errorf("%d of %d octets still on disk", left, full)
+			}
+		}
+	})
+}
+
 func diskUsage(t *testing.T, dir string) (sum int64) {
 	t.Helper()
 	err := filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {

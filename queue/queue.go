@@ -116,6 +116,7 @@ type Queue struct {
 	litter  chan string   // body files to unlink; closed after the committer has ended
 	cleaned chan struct{} // closed when they are unlinked
 	poison  atomic.Pointer[error]
+	left    atomic.Int64 // octets that have left the store, but not the disk
 
 	mu     sync.Mutex // guards what follows; never held over I/O
 	totals totals     // as of the last batch
@@ -310,6 +311,7 @@ func (q *Queue) publish(t *tx) {
 	q.mu.Lock()
 	q.totals = t.totals
 	q.mu.Unlock()
+	q.left.Add(t.left)
 	for _, key := range t.indexed {
 		if dest, ok := keyDest(key); ok {
 			q.dest(dest).noticed(key)

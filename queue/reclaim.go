@@ -8,7 +8,8 @@ import (
 )
 
 // Space of deleted keys comes back by compaction only. It is looked at this
-// often, and done when at least reclaimAbove octets have left since.
+// often, and done when at least reclaimAbove octets have left since; the first
+// time in any case, for what left in an earlier life.
 const (
 	reclaimEvery = 30 * time.Second
 	reclaimAbove = 32 << 20
@@ -18,22 +19,16 @@ const (
 func (q *Queue) reclaim(ctx context.Context) {
 	ticker := time.NewTicker(reclaimEvery)
 	defer ticker.Stop()
-	var high int64 // octets queued, at most, since the last compaction
-	for {
+	for first := true; ; first = false {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
 		}
-		q.mu.Lock()
-		t := q.totals
-		q.mu.Unlock()
-		high = max(high, t.bytes)
-		if high-t.bytes < reclaimAbove {
-			continue
+		if left := q.left.Load(); first || left >= reclaimAbove {
+			q.left.Add(-left)
+			q.compactDrained()
 		}
-		high = t.bytes
-		q.compactDrained()
 	}
 }
 
