@@ -28,6 +28,7 @@ type cell struct {
 	factor   int  // how many times as many the others get, to run about as long
 	rtt      time.Duration
 	ceiling  []string // smtp-sink's arguments, beside its address
+	clients  int      // whose identity XCLIENT hands on; 0: without XCLIENT
 	target   string
 	measure  func(context.Context, *bench, *peer, cell) (figures, error)
 }
@@ -46,6 +47,11 @@ func (b *bench) cells() []cell {
 		cell{name: "drain 5,000 of 4 KiB", peers: both, size: 4 << 10, count: 5000, factor: 1, measure: drain, target: "≥ 5×"},
 		cell{name: "drain over 50 ms, 10 connections", peers: both[1:], size: 4 << 10, count: 2000, factor: 1, measure: drain,
 			rtt: 50 * time.Millisecond, target: "≥ 160/s"},
+		cell{name: "drain to Postfix", peers: both[1:], size: 4 << 10, count: 2000, factor: 1, measure: drainPostfix},
+		cell{name: "drain to Postfix, XCLIENT, one client", peers: both[1:], size: 4 << 10, count: 2000, factor: 1, clients: 1, measure: drainPostfix},
+		cell{name: "drain to Postfix, XCLIENT, 1,000 clients", peers: both[1:], size: 4 << 10, count: 2000, factor: 1, clients: 1000, measure: drainPostfix},
+		cell{name: "drain to Postfix over 50 ms, XCLIENT, 1,000 clients", peers: both[1:], size: 4 << 10, count: 500, factor: 1, clients: 1000,
+			rtt: 50 * time.Millisecond, measure: drainPostfix},
 		cell{name: "refuse unknown recipients, 20", peers: three, ceiling: []string{"-f", "RCPT"}, sessions: 20, size: 4 << 10, count: 3000, factor: 3,
 			measure: refuse, target: "≥ 3×"},
 		cell{name: "written, random 4 KiB", peers: both, sessions: 20, size: 4 << 10, count: 3000, factor: 10, measure: written, target: "≤ 2.2 written"},

@@ -130,11 +130,12 @@ func mustRefuse(addr string) error {
 		"RCPT TO:<"+unknown+">", "550", "QUIT", "221")
 }
 
-// randomMail sends n messages of bodies that do not compress, many to a session.
-func randomMail(addr string, sessions, size, n int) error {
+// randomText is a message of about size octets that doesn't compress, with the
+// dot at its end.
+func randomText(size int) (string, error) {
 	raw := make([]byte, size*3/4+57)
 	if _, err := rand.Read(raw); err != nil {
-		return err
+		return "", err
 	}
 	text := base64.StdEncoding.EncodeToString(raw)
 	var body strings.Builder
@@ -143,6 +144,15 @@ func randomMail(addr string, sessions, size, n int) error {
 		body.WriteString(text[i:min(i+76, len(text))] + "\r\n")
 	}
 	body.WriteString(".")
+	return body.String(), nil
+}
+
+// randomMail sends n messages of bodies that do not compress, many to a session.
+func randomMail(addr string, sessions, size, n int) error {
+	body, err := randomText(size)
+	if err != nil {
+		return err
+	}
 	idle := make(chan *client, sessions)
 	defer func() {
 		close(idle)
@@ -162,7 +172,7 @@ func randomMail(addr string, sessions, size, n int) error {
 				return err
 			}
 		}
-		err = c.talk("MAIL FROM:<"+sender+">", "250", "RCPT TO:<"+known+">", "250", "DATA", "354", body.String(), "250")
+		err = c.talk("MAIL FROM:<"+sender+">", "250", "RCPT TO:<"+known+">", "250", "DATA", "354", body, "250")
 		if err != nil {
 			c.Close()
 			return err

@@ -47,7 +47,7 @@ func (b *bench) newPeer(c cell, kind, dir string) (*peer, error) {
 	switch kind {
 	case understudy:
 		p.argv = []string{b.binary, "serve", "-c", filepath.Join(dir, "understudy.toml")}
-		return p, b.configureUnderstudy(p)
+		return p, b.configureUnderstudy(p, c.clients > 0)
 	case postfix:
 		p.argv = []string{"/usr/lib/postfix/sbin/master", "-c", filepath.Join(dir, "conf"), "-d"}
 		return p, configurePostfix(p)
@@ -60,7 +60,7 @@ func sinkArgs(addr string, more ...string) []string {
 	return append(append([]string{"smtp-sink", "-u", "nobody"}, more...), addr, "1024")
 }
 
-func (b *bench) configureUnderstudy(p *peer) error {
+func (b *bench) configureUnderstudy(p *peer, xclient bool) error {
 	policy := `domains = ["example.org"]
 recipients_file = "recipients"
 [[dnsbl]]
@@ -71,6 +71,7 @@ state_dir = %q
 [smtp]
 listen = [%q]
 max_connections_per_client = 1000
+xclient_from = ["127.0.0.1"]
 [policy]
 file = "policy.toml"
 [dns]
@@ -82,8 +83,8 @@ format = "json"
 [primary]
 address = %q
 probe_interval = "200ms"
-xclient = false
-`, filepath.Join(p.dir, "state"), p.addr, b.dns, p.web, p.primary)
+xclient = %v
+`, filepath.Join(p.dir, "state"), p.addr, b.dns, p.web, p.primary, xclient)
 	return errors.Join(
 		os.WriteFile(filepath.Join(p.dir, "policy.toml"), []byte(policy), 0o644),
 		os.WriteFile(filepath.Join(p.dir, "understudy.toml"), []byte(config), 0o644))
