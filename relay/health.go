@@ -78,11 +78,11 @@ func (r *route) closed(s *session) {
 }
 
 // observe takes over the outcome of opening a session. It says whether the
-// health changed.
+// health changed, or what keeps the route down.
 func (r *route) observe(err error) (is health, changed bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	was := r.health
+	was, reason := r.health, r.lastErr
 	var refused *refusal
 	switch {
 	case err == nil:
@@ -93,7 +93,7 @@ func (r *route) observe(err error) (is health, changed bool) {
 		r.health, r.lastErr = down, clean([]byte(err.Error()))
 	}
 	if r.health == was {
-		return was, false
+		return was, withoutDigits(r.lastErr) != withoutDigits(reason)
 	}
 	now := time.Now()
 	isUp, outage := 0.0, float64(now.Unix())
@@ -109,6 +109,16 @@ func (r *route) observe(err error) (is health, changed bool) {
 	default:
 	}
 	return r.health, true
+}
+
+// withoutDigits leaves out ports, which differ in errors that are alike.
+func withoutDigits(s string) string {
+	return strings.Map(func(r rune) rune {
+		if '0' <= r && r <= '9' {
+			return -1
+		}
+		return r
+	}, s)
 }
 
 // dropStale breaks off the sessions that the outage, now over, has silenced: a

@@ -12,7 +12,10 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/understudy-mx/understudy/metrics"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
 )
@@ -135,6 +138,27 @@ func TestHealth(t *testing.T) {
 			t.Errorf("status (-want +got):\n%s", diff)
 		}
 	})
+}
+
+// TestHealthNews: an outage is logged again when its reason is another, such as
+// a next hop that was down and now turns out to be ourselves.
+func TestHealthNews(t *testing.T) {
+	r := newRoute(dest, Route{Name: "main"}, metrics.New(prometheus.NewRegistry()))
+	for i, tt := range []struct {
+		err  error
+		is   health
+		news bool
+	}{
+		{errors.New("read tcp 127.0.0.1:40112: i/o timeout"), down, true},
+		{errors.New("read tcp 127.0.0.1:51230: i/o timeout"), down, false},
+		{errors.New("the next hop is ourselves"), down, true},
+		{nil, up, true},
+		{nil, up, false},
+	} {
+		if is, news := r.observe(tt.err); is != tt.is || news != tt.news {
+			t.Errorf("%d: %v is health %d, news %v", i, tt.err, is, news)
+		}
+	}
 }
 
 // TestHealthByRelay: a session that can't be opened is an outage at once, and
