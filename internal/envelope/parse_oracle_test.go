@@ -49,17 +49,17 @@ func oracle(arg string) (m Mailbox, params string, ok bool) {
 	}
 	path := tokens[:end]
 	params = strings.Trim(strings.Join(tokens[end:], ""), " \t")
-	bracketed, closed := path[0] == "<", path[end-1] == ">"
-	if bracketed && !closed {
+	text := strings.Join(path, "")
+	bracketed := path[0] == "<"
+	if bracketed && !strings.HasSuffix(text, ">") { // an escaped one does, as for Postfix
 		return m, "", false
 	}
-	if closed {
-		path = path[:len(path)-1]
-	}
 	if bracketed {
-		path = path[1:]
+		text = text[1 : len(text)-1]
+	} else if path[end-1] == ">" {
+		text = text[:len(text)-1]
 	}
-	text := strings.Trim(strings.Join(path, ""), " \t")
+	text = strings.Trim(text, " \t")
 	if route, rest, found := strings.Cut(text, ":"); found && strings.HasPrefix(route, "@") {
 		text = strings.Trim(rest, " \t")
 	}
