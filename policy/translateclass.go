@@ -168,17 +168,20 @@ func (t *translator) escapedChar() (byte, error) {
 		return byte(n), nil
 	}
 	braced := func() (string, bool) {
-		if !strings.HasPrefix(t.rest(), "{") {
+		text, _, closed := strings.Cut(t.rest(), "}")
+		if !closed || !strings.HasPrefix(text, "{") {
 			return "", false
 		}
-		body, _, closed := strings.Cut(t.rest()[1:], "}")
-		t.pos += len(body) + 2
-		return body, closed
+		t.pos += len(text) + 1
+		return text[1:], true
 	}
 	switch {
 	case c == 'x':
 		if text, ok := braced(); ok {
 			return number(text, 16)
+		}
+		if strings.HasPrefix(t.rest(), "{") {
+			break // PCRE2 takes it for a mistake
 		}
 		end := t.pos
 		for end < len(t.src) && end < t.pos+2 && isHex(t.src[end]) {
