@@ -148,6 +148,13 @@ func TestEncodeIsCanonical(t *testing.T) {
 	}
 }
 
+// TestCompilePanics: what makes Compile panic is an error of that policy alone.
+func TestCompilePanics(t *testing.T) {
+	if s, err := Compile(nil); s != nil || err == nil {
+		t.Errorf("no policy is compiled: %v, %v", s, err)
+	}
+}
+
 func TestDecodeRefuses(t *testing.T) {
 	s, err := Parse("p.toml", []byte(smallPolicy), nil)
 	if err != nil {

@@ -38,7 +38,14 @@ type Snapshot struct {
 
 // Compile makes a Snapshot of a Spec. It sorts the Spec's domains; nothing may
 // change the Spec afterwards. The error joins all that is wrong with it.
-func Compile(spec *Spec) (*Snapshot, error) {
+func Compile(spec *Spec) (_ *Snapshot, err error) {
+	// It comes from another machine, and a mistake of ours in reading it must
+	// not end the daemon that has a good one.
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("policy can't be compiled: %v", r)
+		}
+	}()
 	c := &compiler{
 		s:       &Snapshot{spec: spec},
 		tables:  map[string]*table{},
