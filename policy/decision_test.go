@@ -202,9 +202,9 @@ func (p *player) command(verb, arg string) Verdict {
 				params.Size, _ = strconv.ParseInt(n, 10, 64)
 			}
 		}
-		return p.s.Mail(ctx, envelope.ReversePath{Mailbox: parseMailbox(path)}, params)
+		return p.s.Mail(ctx, envelope.ReversePath(parsePath(path)), params)
 	case "rcpt":
-		return p.s.Rcpt(ctx, envelope.ForwardPath{Mailbox: parseMailbox(arg)})
+		return p.s.Rcpt(ctx, parsePath(arg))
 	case "data":
 		return p.s.Data(ctx)
 	case "message":
@@ -250,12 +250,13 @@ func parseClient(t *testing.T, arg string) envelope.Client {
 	return c
 }
 
-// parseMailbox takes the path as the server would have parsed it: in angle
+// parsePath takes the path as the server would have parsed it: in angle
 // brackets, the local-part unquoted.
-func parseMailbox(s string) envelope.Mailbox {
-	s = strings.Trim(s, "<>")
-	local, domain, _ := cutLast(s, "@")
-	return envelope.Mailbox{Local: strings.Trim(local, `"`), Domain: domain}
+func parsePath(s string) (p envelope.ForwardPath) {
+	local, domain, _ := cutLast(strings.Trim(s, "<>"), "@")
+	p.Local = strings.Trim(local, `"`)
+	p.Domain, p.Dot = strings.CutSuffix(domain, ".")
+	return p
 }
 
 func TestSpecRoundTrip(t *testing.T) {

@@ -131,7 +131,7 @@ func (s *Session) Mail(ctx context.Context, from envelope.ReversePath, p MailPar
 	}
 	s.utf8 = p.UTF8
 	if !from.Null() {
-		s.sender = s.snap.resolve(&s.find, from.Mailbox, p.UTF8)
+		s.sender = s.snap.resolve(&s.find, asGiven(from.Mailbox, from.Dot), p.UTF8)
 		if s.find.failed {
 			e.what = s.sender.raw
 			return e.verdict(Mail, e.lookupFailed(kindServerError))
@@ -158,7 +158,7 @@ func (s *Session) Rcpt(ctx context.Context, to envelope.ForwardPath) Verdict {
 		return s.screened.e.verdict(Rcpt, refused)
 	}
 	e := s.eval(ctx, Rcpt)
-	a := s.snap.resolve(&s.find, to.Mailbox, s.utf8)
+	a := s.snap.resolve(&s.find, asGiven(to.Mailbox, to.Dot), s.utf8)
 	if s.find.failed {
 		e.what = a.raw
 		return e.verdict(Rcpt, e.lookupFailed(kindServerError))
@@ -187,9 +187,19 @@ func (s *Session) Rcpt(ctx context.Context, to envelope.ForwardPath) Verdict {
 }
 
 // verifies says that to is the sender of Postfix's own address probes
-// (address_verify_sender), which it lets in before all checks.
+// (address_verify_sender), which it lets in before all checks: it compares the
+// domain as it was given.
 func (s *Snapshot) verifies(to envelope.ForwardPath) bool {
-	return strings.EqualFold(to.Local, "double-bounce") && s.isOrigin(fold(to.Domain))
+	return strings.EqualFold(to.Local, "double-bounce") && s.isOrigin(fold(to.Domain)) && !to.Dot
+}
+
+// asGiven puts back the dot that the client wrote behind the domain: DNS lists
+// and tables of servers hold nothing about such a name.
+func asGiven(m envelope.Mailbox, dot bool) envelope.Mailbox {
+	if dot {
+		m.Domain += "."
+	}
+	return m
 }
 
 // Data judges the DATA command.

@@ -79,7 +79,7 @@ func TestNoOpenRelay(t *testing.T) {
 					t.Errorf("%q was accepted as %q", arg, path.String())
 				}
 				again, params, err := envelope.ParseForwardPath("<" + path.String() + ">")
-				if err != nil || again != path || params != "" {
+				if err != nil || again.Mailbox != path.Mailbox || params != "" {
 					t.Errorf("%q is spelt %q, which reads as %+v, %q, %v", arg, path.String(), again, params, err)
 				}
 			}

@@ -41,7 +41,7 @@ func ParseReversePath(arg string) (p ReversePath, params string, err error) {
 	if path == "" {
 		return p, params, nil
 	}
-	p.Mailbox, err = parseAddress(path)
+	p.Mailbox, p.Dot, err = parseAddress(path)
 	return p, params, err
 }
 
@@ -55,14 +55,14 @@ func ParseForwardPath(arg string) (p ForwardPath, params string, err error) {
 	if path == "" {
 		return p, "", errNull
 	}
-	p.Mailbox, err = parseAddress(path)
+	p.Mailbox, p.Dot, err = parseAddress(path)
 	return p, params, err
 }
 
 // ParseMailbox reads "local@domain" as an operator writes it: no brackets, no
 // source route, a domain is a must.
 func ParseMailbox(s string) (Mailbox, error) {
-	m, err := parseAddress(s)
+	m, _, err := parseAddress(s)
 	if err == nil && m.Domain == "" {
 		err = errDomain
 	}
@@ -139,34 +139,35 @@ func pathLen(arg string) (n int, closed bool, err error) {
 }
 
 // parseAddress reads an addr-spec. The domain stands behind the last "@" that
-// isn't quoted; an "@" before it is part of the local-part, and so is a ":".
-func parseAddress(s string) (Mailbox, error) {
+// isn't quoted; an "@" before it is part of the local-part, and so is a ":". dot
+// says that a dot followed the domain.
+func parseAddress(s string) (m Mailbox, dot bool, err error) {
 	if len(s) > 2*(maxLocal+maxDomain) {
-		return Mailbox{}, errTooLong
+		return Mailbox{}, false, errTooLong
 	}
 	if !utf8.ValidString(s) {
-		return Mailbox{}, errLocal
+		return Mailbox{}, false, errLocal
 	}
 	a := addrScanner{rest: s}
 	local, err := a.local()
 	if err != nil {
-		return Mailbox{}, err
+		return Mailbox{}, false, err
 	}
 	var domain string
 	if at := a.lastAt; at >= 0 {
-		domain, err = parseDomain(local[at+1:], a.literal)
+		domain, dot, err = parseDomain(local[at+1:], a.literal)
 		if err != nil {
-			return Mailbox{}, err
+			return Mailbox{}, false, err
 		}
 		local = local[:at]
 	}
 	switch {
 	case local == "", local[0] == '-': // Postfix's allow_min_user = no
-		return Mailbox{}, errLocal
+		return Mailbox{}, false, errLocal
 	case len(local) > maxLocal:
-		return Mailbox{}, errTooLong
+		return Mailbox{}, false, errTooLong
 	}
-	return Mailbox{Local: local, Domain: domain}, nil
+	return Mailbox{Local: local, Domain: domain}, dot, nil
 }
 
 // addrScanner takes the quoting, the comments and the folding spaces out of
@@ -317,19 +318,19 @@ func (a *addrScanner) addressLiteral() error {
 
 func isControl(c byte) bool { return c < 0x20 || c == 0x7f }
 
-// parseDomain checks what stands behind the "@".
-func parseDomain(s string, literal bool) (string, error) {
+// parseDomain checks what stands behind the "@", and takes one dot off its end.
+func parseDomain(s string, literal bool) (domain string, dot bool, err error) {
 	if literal {
 		if !validLiteral(s) {
-			return "", errLiteral
+			return "", false, errLiteral
 		}
-		return s, nil
+		return s, false, nil
 	}
-	s = strings.TrimSuffix(s, ".")
+	s, dot = strings.CutSuffix(s, ".")
 	if len(s) > maxDomain || !ValidDomain(s) {
-		return "", errDomain
+		return "", false, errDomain
 	}
-	return s, nil
+	return s, dot, nil
 }
 
 // validLiteral says that s is an address literal, RFC 5321 §4.1.3, of IPv4 or

@@ -49,7 +49,7 @@ func TestParseForwardPath(t *testing.T) {
 			t.Errorf("%s: %v", tt.arg, err)
 			continue
 		}
-		if diff := cmp.Diff(ForwardPath{tt.want}, got); diff != "" || params != tt.params {
+		if diff := cmp.Diff(tt.want, got.Mailbox); diff != "" || params != tt.params {
 			t.Errorf("%s: params %q, %s", tt.arg, params, diff)
 		}
 		spell := tt.spell

@@ -13,13 +13,19 @@ type Mailbox struct {
 
 // ReversePath is the argument of MAIL FROM. Its zero value is the null
 // reverse-path, <>.
-type ReversePath struct{ Mailbox }
+type ReversePath struct {
+	Mailbox
+	Dot bool // the client wrote a dot behind the domain; only the policy sees it
+}
 
 // Null says that the path is <>.
 func (p ReversePath) Null() bool { return p.Mailbox == Mailbox{} }
 
 // ForwardPath is the argument of RCPT TO.
-type ForwardPath struct{ Mailbox }
+type ForwardPath struct {
+	Mailbox
+	Dot bool // as in ReversePath
+}
 
 // Postmaster says that the path is <Postmaster> without a domain, which every
 // server must accept (RFC 5321 §4.5.1).

@@ -36,8 +36,6 @@ var deviations = []deviation{
 	{form: regexp.MustCompile(`([%!][^>]*|"[^"]*@[^"]*"[^>]*)> +\S`), example: `<bob%bücher.example@example.org> FOO`, fails: true, why: "a bad parameter is answered before the host that the address is routed to"},
 }
 
-var dotted = regexp.MustCompile(`(?i)^MAIL\s.*[^.]\.\s*>`)
-
 // fits says that the two answers to a path are the deviation's.
 func (d *deviation) fits(line string, primary, local parity.Reply) bool {
 	switch {
@@ -56,13 +54,6 @@ func explained(d *parity.Difference) (why string, ok bool) {
 	}
 	if verb != "MAIL" && verb != "RCPT" {
 		return "", false
-	}
-	if strings.Contains(local.Text, "Sender address [") || strings.Contains(local.Text, "Sender address rejected") {
-		for _, c := range d.Session.Commands {
-			if dotted.MatchString(c.Line) {
-				return "a dot at the end of a sender's domain is cut off before DNS lists and tables of servers are asked", true
-			}
-		}
 	}
 	for _, dev := range deviations {
 		if dev.fits(line, primary, local) {
@@ -103,10 +94,7 @@ lets pass for them. All others that it plays get the same codes from both.
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", d.example, theirs, ours, d.why)
 	}
 	b.WriteString(`
-A dot at the end of a sender's domain (` + "`<bob@example.org.>`" + `) is cut off. Postfix keeps it, so that DNS lists of names and the
-tables of a sender's servers hold nothing about such a sender, who is refused here and not there.
-
-At the end of a message, too, one thing differs: Received fields that header_checks drop, or of a message that is discarded, count
+At the end of a message one thing differs: Received fields that header_checks drop, or of a message that is discarded, count
 as hops with Understudy (554 5.4.0) and not with Postfix.
 `)
 	const path = "../../docs/PARITY-ADDRESSES.md"
