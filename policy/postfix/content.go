@@ -97,10 +97,10 @@ func (i *importer) contentTable(l checks, w string, refuses bool) {
 			return // the import has failed
 		}
 	}
-	if reason == nil && (t.Kind == Indexed || t.Kind == Networks) && t.any(checkRefuses) {
-		reason = fmt.Errorf("a %s table holds whole headers only; use regexp or pcre", t.Type)
+	if reason == nil && refuses && (t.Kind == Indexed || t.Kind == Networks) {
+		reason = fmt.Errorf("tables of type %s hold whole headers and lines only; use regexp or pcre", t.Type)
 	}
-	if reason == nil && refuses && t.Kind != Indexed && !i.keep(l.to, name, t, true) {
+	if reason == nil && refuses && !i.keep(l.to, name, t, true) {
 		_, reason = t.spec(true)
 	}
 	switch {
@@ -118,7 +118,8 @@ func (i *importer) contentTable(l checks, w string, refuses bool) {
 // checkRefuses says that an action of header_checks(5) changes what becomes of
 // the message.
 func checkRefuses(value string) bool {
-	word, _, _ := strings.Cut(strings.TrimLeft(value, spaces), " ")
+	word := strings.TrimLeft(value, spaces)
+	word = word[:strings.IndexAny(word+" ", spaces)]
 	switch strings.ToUpper(word) {
 	case "REJECT", "DISCARD", "HOLD":
 		return true

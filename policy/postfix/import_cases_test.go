@@ -198,6 +198,49 @@ func (listed) Entries(context.Context, *postfix.Database, *postfix.Search, func(
 	return os.ErrInvalid
 }
 
+// TestContentTables reports tables of header_checks and body_checks that hold
+// whole lines, once one of the tables refuses: the first that matches decides.
+func TestContentTables(t *testing.T) {
+	files := map[string]string{
+		"no.map": "x-a:b REJECT\n", "no": "x-a:b REJECT\n", "warn": "x-a:b WARN\n", "tab": "x-a:b\tREJECT\tso\n",
+		"nets": "192.0.2.0/24 REJECT\n", "fine": "192.0.2.0/24 DUNNO\n", "pcre": "/^Subject: x/ REJECT\n",
+	}
+	const whole = "tables of type TYPE hold whole headers and lines only; use regexp or pcre"
+	for _, tt := range []struct {
+		parameter, value, element string
+		class                     postfix.Class
+		why                       string
+	}{
+		{"header_checks", "hash:@DIR@/no.map", "hash:@DIR@/no.map", postfix.NotReplicated, whole},
+		{"header_checks", "texthash:@DIR@/no", "texthash:@DIR@/no", postfix.NotReplicated, whole},
+		{"body_checks", "inline:{x=REJECT}", "inline:{x=REJECT}", postfix.NotReplicated, whole},
+		{"body_checks", "texthash:@DIR@/tab", "texthash:@DIR@/tab", postfix.NotReplicated, whole},
+		{"body_checks", "cidr:@DIR@/nets", "cidr:@DIR@/nets", postfix.NotReplicated, whole},
+		{"header_checks", "texthash:@DIR@/warn", "texthash:@DIR@/warn", postfix.Exact, "nothing in it refuses"},
+		{"header_checks", "texthash:@DIR@/warn, pcre:@DIR@/pcre", "texthash:@DIR@/warn", postfix.NotReplicated, whole},
+		{"body_checks", "cidr:@DIR@/fine, pcre:@DIR@/pcre", "cidr:@DIR@/fine", postfix.NotReplicated, whole},
+		{"body_checks", "cidr:@DIR@/fine, pcre:@DIR@/pcre", "pcre:@DIR@/pcre", postfix.Exact, ""},
+		{"body_checks", "static:{REJECT all}", "static:{REJECT all}", postfix.Exact, ""},
+		{"header_checks", "static:REJECT", "static:REJECT", postfix.Approximated, "a rule may match the Received field that the primary adds; its ID, date and TLS remarks aren't imitated"},
+		{"header_checks", "tcp:127.0.0.1:1", "tcp:127.0.0.1:1", postfix.NotReplicated, "a tcp server answers live"},
+	} {
+		files["main.cf"] = base + tt.parameter + " = " + tt.value + "\n"
+		src := install(t, files)
+		spec, report := load(t, src)
+		typ, _, _ := strings.Cut(tt.element, ":")
+		element, why := strings.ReplaceAll(tt.element, "@DIR@", src.ConfigDir), strings.ReplaceAll(tt.why, "TYPE", typ)
+		if !slices.ContainsFunc(report.Items, func(it postfix.Item) bool {
+			return it.Parameter == tt.parameter && it.Element == element && it.Class == tt.class && it.Why == why
+		}) {
+			t.Errorf("%s = %s: no item says that %s is %s: %q; there are %+v", tt.parameter, tt.value, element, tt.class, why, report.Items)
+		}
+		kept := slices.Contains(slices.Concat(spec.Content.Header, spec.Content.Body), element)
+		if want := tt.class != postfix.NotReplicated && tt.why != "nothing in it refuses"; kept != want && !strings.Contains(element, "{") {
+			t.Errorf("%s = %s: %s is in the policy: %v, want %v", tt.parameter, tt.value, element, kept, want)
+		}
+	}
+}
+
 // TestDatabases reads a table by way of a Lister, of a command, and not at all.
 func TestDatabases(t *testing.T) {
 	files := map[string]string{

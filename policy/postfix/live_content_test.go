@@ -87,6 +87,7 @@ func TestContentLikePostfix(t *testing.T) {
 		"header only": contentMain + "mime_header_checks = $header_checks\nnested_header_checks = $header_checks\nbody_checks =\n",
 		"body only":   contentMain + "header_checks =\nmime_header_checks =\nnested_header_checks =\nbody_checks_size_limit = 1000\n",
 		"no limit":    contentMain + "body_checks_size_limit = 0\ndisable_mime_input_processing = yes\n",
+		"constant":    contentMain + "body_checks = static:{WARN all}, pcre:@DIR@/body.pcre\n",
 		"narrow":      contentMain + "mime_nesting_limit = 1\nmime_boundary_length_limit = 1\nheader_size_limit = 100\nhopcount_limit = 10\nline_length_limit = 2000\n",
 		"switched off": contentMain + "receive_override_options = no_header_body_checks, no_unknown_recipient_checks\n" +
 			"smtpd_recipient_restrictions = reject_unlisted_recipient\nsmtpd_sender_restrictions = reject_unlisted_sender\n",
