@@ -88,6 +88,10 @@ What the secondary does instead of what isn't replicated is your choice where th
 what it might refuse, or soften the refusals that it might prevent. To ask the live primary is none of them: a secondary
 passes no session through.
 
+A secondary that follows a publisher (` + "`[sync]`" + `) accepts mail for its own ` + "`[sync] domains`" + ` only, whatever the primary permits:
+clients in mynetworks, for example, that send to other domains through it get 450 4.7.1 where the primary relays for them
+([SECURITY.md](SECURITY.md), [PROTOCOL.md](PROTOCOL.md) §2.2). A policy that is read from a file isn't confined.
+
 The tests: names without a slash are Go tests, "decisions/" is a file of policy/testdata/decisions, played by
 TestDecisions, and "profiles/" a configuration in policy/postfix/testdata/profiles, played by the tests called
 TestProfiles. In each the parameter or restriction matters: with it at Postfix's default, or taken away, an answer that a real
