@@ -24,7 +24,7 @@ type importPostfixCmd struct {
 	Service   string   `placeholder:"NAME" help:"The service of master.cf to stand in for (default: the one on port 25)."`
 	Output    string   `required:"" short:"o" placeholder:"FILE" help:"Where to write the snapshot."`
 	Choose    []string `placeholder:"ITEM=CHOICE" sep:"none" help:"What to do instead of an item that isn't replicated, one of the options that the report shows for it; an item is named \"parameter: element\"."`
-	List      []string `placeholder:"TABLE=COMMAND" sep:"none" help:"A shell command that prints the entries of a table that can't be read otherwise: key, tab, value."`
+	List      []string `placeholder:"TABLE=COMMAND" sep:"none" help:"A shell command that prints the entries of a table that can't be read otherwise: key, tab, value. Or, for mysql, pgsql and sqlite, query: and a SELECT of key and value, which is put to the table's own database."`
 	Ask       string   `placeholder:"FILE" help:"Recipients, one a line, to ask the tables about that can't be listed; they need not exist."`
 	JSON      bool     `name:"json" help:"Print the report as JSON."`
 }
@@ -40,6 +40,7 @@ Examples:
 
     understudy policy import postfix -o /var/lib/understudy/policy.json
     understudy policy import postfix --config-dir /etc/postfix-in -o policy.json --json > report.json
+    understudy policy import postfix -o policy.json --list 'mysql:/etc/postfix/aliases.cf=query:SELECT address, goto FROM alias'
     understudy policy import postfix -o policy.json --choose 'smtpd_recipient_restrictions: check_policy_service inet:127.0.0.1:10023=defer'`
 }
 
@@ -49,9 +50,10 @@ func (c *importPostfixCmd) Run(ctx context.Context, out io.Writer) error {
 			return mistakes{fmt.Errorf("--choose and --list: %q lacks a \"=\"", s)}
 		}
 	}
+	commands, queries := tableLists(c.List)
 	src := postfix.Source{
 		ConfigDir: c.ConfigDir, Service: c.Service, Lister: postfix.Databases{},
-		Choices: choices(c.Choose), Commands: tableCommands(c.List),
+		Choices: choices(c.Choose), Commands: commands, Queries: queries,
 	}
 	if c.Ask != "" {
 		src.Learned = &postfix.Learned{}
@@ -93,14 +95,18 @@ func choices(list []string) map[string]string {
 	return m
 }
 
-// tableCommands reads "table=command".
-func tableCommands(list []string) map[string][]string {
-	m := map[string][]string{}
+// tableLists reads "table=command" and "table=query:SELECT ...".
+func tableLists(list []string) (commands map[string][]string, queries map[string]string) {
+	commands, queries = map[string][]string{}, map[string]string{}
 	for _, s := range list {
 		table, command, _ := strings.Cut(s, "=")
-		m[table] = []string{"/bin/sh", "-c", command}
+		if query, is := strings.CutPrefix(command, "query:"); is {
+			queries[table] = strings.TrimSpace(query)
+			continue
+		}
+		commands[table] = []string{"/bin/sh", "-c", command}
 	}
-	return m
+	return commands, queries
 }
 
 // importError tells an interrupted import from a wrong configuration.

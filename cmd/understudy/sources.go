@@ -77,9 +77,10 @@ func (r *reading) readPostfix(ctx context.Context, cfg *config.Config, learned *
 			return err
 		}
 	}
+	commands, queries := tableLists(cfg.Policy.PostfixList)
 	spec, report, err := postfix.Import(ctx, postfix.Source{
 		ConfigDir: cfg.Policy.Postfix, Service: cfg.Policy.PostfixService, Lister: postfix.Databases{},
-		Learned: learned, Ask: ask, Choices: choices(cfg.Policy.PostfixChoose), Commands: tableCommands(cfg.Policy.PostfixList),
+		Learned: learned, Ask: ask, Choices: choices(cfg.Policy.PostfixChoose), Commands: commands, Queries: queries,
 	})
 	if err != nil {
 		return fmt.Errorf("import %s: %w", cfg.Policy.Postfix, err)

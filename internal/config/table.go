@@ -135,7 +135,7 @@ var settings = []setting{
 		`Publisher only: what to do instead of items that aren't replicated, such as "smtpd_milters: inet:localhost:11332=defer". The report of "understudy publish --check" shows what each offers.`,
 		func(c *Config) any { return &c.Policy.PostfixChoose }},
 	{"policy", "postfix_list", list("TABLE=COMMAND", checkAssignment), "[]", nil,
-		`Publisher only: for tables that can't be listed, a shell command that prints the entries: a key a line, or key, tab and value. Such as "socketmap:inet:localhost:9999:users=/usr/local/bin/list-users".`,
+		`Publisher only: for tables that can't be listed, a shell command that prints the entries: a key a line, or key, tab and value. Such as "socketmap:inet:localhost:9999:users=/usr/local/bin/list-users". Or, for mysql, pgsql and sqlite, a query that the table's own database gets, such as "mysql:/etc/postfix/aliases.cf=query:SELECT address, goto FROM alias".`,
 		func(c *Config) any { return &c.Policy.PostfixList }},
 
 	{"sync", "domains", domainList, "[]", nil,

@@ -89,6 +89,13 @@ func (i *importer) database(parameter, typ, name, arg string) (*Table, error) {
 			return fail(fmt.Errorf("main.cf has no settings that begin with %s_", arg))
 		}
 	}
+	if query, queried := i.src.Queries[name]; queried {
+		t, err := i.queried(db, query)
+		if err != nil {
+			return fail(err)
+		}
+		return t, nil
+	}
 	if err := db.analyse(); err != nil {
 		return nil, fmt.Errorf("%w: %w", errDatabase, err)
 	}
@@ -101,6 +108,24 @@ func (i *importer) database(parameter, typ, name, arg string) (*Table, error) {
 		return fail(err)
 	}
 	return t, nil
+}
+
+func isSQL(typ string) bool { return typ == "mysql" || typ == "pgsql" || typ == "sqlite" }
+
+// queried lists a table by the operator's query. What it selects are the
+// table's answers: the settings domain and result_format don't change them.
+func (i *importer) queried(db *Database, query string) (*Table, error) {
+	if i.src.Lister == nil {
+		return nil, errDatabase
+	}
+	i.polled[db.Table] = true
+	t := &Table{Type: db.Type, Kind: Indexed, Entries: map[string]string{}}
+	return t, i.src.Lister.Rows(i.ctx, db, query, func(columns []string) error {
+		if len(columns) < 1 || len(columns) > 2 {
+			return fmt.Errorf("its query selects %d columns; select a key and, where it counts, a value", len(columns))
+		}
+		return t.add(strings.ToLower(strings.TrimSpace(columns[0])), strings.Join(columns[1:], ""))
+	})
 }
 
 // analyse finds out how to list everything that the table answers to.

@@ -2,6 +2,7 @@ package postfix
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -179,6 +180,43 @@ func testLiveSQL(t *testing.T, typ, connection string, cat func(string) string) 
 			compareLive(t, typ, connection+cat(q.cf)+"\n")
 		})
 	}
+	t.Run(typ+"/the operator's query", func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "table.cf")
+		if err := os.WriteFile(path, []byte(connection+"query = SELECT goto FROM alias WHERE md5(address) = md5('%s')\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		name := typ + ":" + path
+		list := func(queries map[string]string) (*Table, []error, error) {
+			i := &importer{ctx: t.Context(), src: &Source{Lister: Databases{}, Queries: queries}, files: map[string]bool{}, polled: map[string]bool{}, read: map[string]reading{}}
+			table, reason := i.table("virtual_alias_maps", name)
+			return table, i.errs, reason
+		}
+		if _, _, reason := list(nil); !errors.Is(reason, errDatabase) {
+			t.Fatalf("its own query: %v", reason)
+		}
+		table, errs, reason := list(map[string]string{name: "SELECT address, goto FROM alias WHERE prio = 1"})
+		if reason != nil || errs != nil {
+			t.Fatal(reason, errs)
+		}
+		for key, want := range map[string]string{"alice@example.org": "alice@mail.example", "caps@example.org": "caps@y", "null@example.org": "", "@catch.example": "all@y"} {
+			if got, ok := table.find(key); !ok || got != want {
+				t.Errorf("%s: %q %v, want %q", key, got, ok, want)
+			}
+		}
+		if _, ok := table.find("bob@example.org"); ok || len(table.Entries) != 14 {
+			t.Errorf("%d entries, want 14: %v", len(table.Entries), table.Entries)
+		}
+		if table, _, _ := list(map[string]string{name: "SELECT address FROM alias"}); table == nil || len(table.Entries) != 14 {
+			t.Errorf("keys alone: %v", table)
+		}
+		for query, want := range map[string]string{
+			"": "query", "SELECT address, goto, prio FROM alias": "selects 3 columns", "SELECT a FROM nowhere": "nowhere", "DELETE FROM alias": "query",
+		} {
+			if table, errs, reason := list(map[string]string{name: query}); table != nil || reason != nil || len(errs) != 1 || !strings.Contains(errs[0].Error(), want) {
+				t.Errorf("%q: table %v, %v, %v, want an error about %q", query, table, reason, errs, want)
+			}
+		}
+	})
 }
 
 // pipes writes CAT(a, b, c) as a || b || c.

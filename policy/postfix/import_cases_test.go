@@ -283,6 +283,17 @@ func TestDatabases(t *testing.T) {
 	}
 }
 
+// TestQueriedTable refuses an operator's query for what has none.
+func TestQueriedTable(t *testing.T) {
+	for _, table := range []string{"ldap:@DIR@/l.cf", "tcp:127.0.0.1:1", "texthash:@DIR@/l.cf"} {
+		src := install(t, map[string]string{"main.cf": base + "virtual_alias_maps = " + table + "\n", "l.cf": "query_filter = (mail=%s)\n"})
+		src.Queries = map[string]string{strings.ReplaceAll(table, "@DIR@", src.ConfigDir): "SELECT 1"}
+		if _, _, err := postfix.Import(context.Background(), src); err == nil || !strings.Contains(err.Error(), "a query lists tables of mysql, pgsql and sqlite") {
+			t.Errorf("%s: %v", table, err)
+		}
+	}
+}
+
 // TestFiles names what a change of calls for a new import.
 func TestFiles(t *testing.T) {
 	src := install(t, map[string]string{

@@ -45,6 +45,10 @@ type Source struct {
 	// each a line "key", a tab and the value, or the key alone. The map's key
 	// is the table as in main.cf, without "proxy:".
 	Commands map[string][]string
+	// Queries list tables of mysql, pgsql and sqlite by way of the Lister and
+	// the table's own connection: a SELECT of a key and, if a second column is
+	// there, its value. The map's key is as in Commands.
+	Queries map[string]string
 	// Learned is what tables that can't be listed have answered so far; the
 	// import asks them more and adds that. Nil leaves them unreplicated.
 	Learned *Learned
@@ -155,8 +159,12 @@ func (i *importer) remedy(parameter, element, why string) string {
 	for _, w := range words(element) {
 		name, _ := tableName(w)
 		if r, read := i.read[name]; read && (r.reason != nil || r.table != nil && (r.table.Partial != "" || r.table.DomainWide)) {
+			typ, _, _ := strings.Cut(name, ":")
 			remedy := "--list '" + name + "=COMMAND', a command that prints the table's entries"
-			if typ, _, _ := strings.Cut(name, ":"); i.src.Learned == nil && slices.Contains(addressTables, parameter) && learnable(typ) {
+			if isSQL(typ) {
+				remedy = "--list '" + name + "=query:SELECT key, value FROM ...', or '...=COMMAND', a command that prints the table's entries"
+			}
+			if i.src.Learned == nil && slices.Contains(addressTables, parameter) && learnable(typ) {
 				remedy += "; or --ask FILE, recipients to ask it about"
 			}
 			return remedy

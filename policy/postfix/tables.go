@@ -88,6 +88,9 @@ func (i *importer) readTable(parameter, name string, depth int) (*Table, error) 
 		}
 		return t, nil
 	}
+	if _, queried := i.src.Queries[name]; queried && !isSQL(typ) {
+		return fail(errors.New("a query lists tables of mysql, pgsql and sqlite; give a command that prints the entries"))
+	}
 	if why := notListed[typ]; why != "" {
 		return nil, errors.New(why)
 	}
