@@ -3,6 +3,7 @@ package policy
 import (
 	"net/netip"
 	"strings"
+	"unicode"
 
 	"golang.org/x/net/idna"
 
@@ -220,16 +221,27 @@ func isASCII(s string) bool {
 	return true
 }
 
+// uts46 is how Postfix converts names: UTS #46, not transitional, without its
+// optional checks of ASCII characters, joiners and writing directions.
+var uts46 = idna.New(idna.MapForLookup(), idna.StrictDomainName(false), idna.CheckJoiners(false))
+
 // toASCII gives an internationalized name its form in the DNS; a name that has
 // none stays as it is, and no look-up will find it.
 func toASCII(s string) string {
 	if isASCII(s) {
 		return s
 	}
-	if a, err := idna.Lookup.ToASCII(s); err == nil {
-		return a
+	a, err := uts46.ToASCII(s)
+	if err != nil {
+		return s
 	}
-	return s
+	u, _ := idna.Punycode.ToUnicode(a)
+	for label := range strings.SplitSeq(u, ".") { // what uts46 doesn't check, or by octets
+		if r := []rune(label); !isASCII(label) && (unicode.Is(unicode.M, r[0]) || len(r) > 3 && r[2] == '-' && r[3] == '-') {
+			return s
+		}
+	}
+	return a
 }
 
 // trimDot drops one trailing dot, but not of "." or "..".
