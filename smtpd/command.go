@@ -136,9 +136,10 @@ func (f *front) aheadOfTurn(verb string) (over bool) {
 	return true
 }
 
-// junkCommand counts a command that does no work.
+// junkCommand counts a command that does no work. As in Postfix the first
+// beyond the limit is still free.
 func (f *front) junkCommand() {
-	if f.junk++; f.lim.JunkCommands > 0 && f.junk > f.lim.JunkCommands {
+	if f.junk++; f.lim.JunkCommands > 0 && f.junk > f.lim.JunkCommands+1 {
 		f.errs++
 	}
 }
