@@ -46,7 +46,7 @@ func Evidence(t *testing.T, file, test string, all []string, matters func(name s
 var (
 	setting = regexp.MustCompile(`(?m)^(\w+)\s*=`)
 	word    = regexp.MustCompile(`\b[a-z][a-z_]*_[a-z_]+\b|\bpermit\b|\breject\b|\bdefer\b|\bsleep\b`)
-	takes   = regexp.MustCompile(`^check_|_rbl_|_rhsbl_|_dnswl_|_rhswl_`)
+	takes   = regexp.MustCompile(`^check_\w+_(access|service)$|_rbl_|_rhsbl_|_dnswl_|_rhswl_|^reject_rbl$`)
 )
 
 // Mentioned returns the parameters that a main.cf sets, and other words of it

@@ -12,7 +12,7 @@ import (
 // unproven is how many parameters and restrictions that are called exact or
 // given-dns are only set in a test: nothing shows that its verdicts hang on
 // them. It may only shrink.
-const unproven = 41
+const unproven = 8
 
 // evidence is what the tests set and use, each text by its test's name as
 // docs/PARITY.md has it.
@@ -27,13 +27,6 @@ type evidence struct {
 var liveTests = map[string]string{
 	"live_test.go": "TestLikePostfix", "live_content_test.go": "TestContentLikePostfix", "live_postscreen_test.go": "TestPostscreenLikePostfix",
 	"import_cases_test.go": "TestOlderNames",
-}
-
-// elsewhere are tests that don't spell the parameter: directory and function.
-var elsewhere = map[string][2]string{
-	"smtpd_junk_command_limit":        {"../../smtpd", "TestDialogues"},
-	"smtpd_recipient_overshoot_limit": {"../../smtpd", "TestDialogues"},
-	"postscreen_dnsbl_threshold":      {"..", "TestDecisions"},
 }
 
 func readEvidence(t *testing.T) *evidence {
@@ -113,12 +106,6 @@ func (e *evidence) of(t *testing.T, name string, c Class, find func(string) *reg
 			found = append(found, test)
 		}
 	}
-	if at := elsewhere[name]; at[1] != "" {
-		if !hasTest(t, at[0], at[1]) {
-			t.Errorf("%s: no %s in %s", name, at[1], at[0])
-		}
-		found = append([]string{at[1]}, found...)
-	}
 	if len(found) == 0 && (c == Exact || c == GivenDNS) {
 		t.Errorf("%s is called %s, and no test says so", name, c)
 	}
@@ -129,12 +116,4 @@ func (e *evidence) of(t *testing.T, name string, c Class, find func(string) *reg
 		return ""
 	}
 	return "set in " + strings.Join(found[:min(3, len(found))], ", ")
-}
-
-func hasTest(t *testing.T, dir, name string) bool {
-	t.Helper()
-	return slices.ContainsFunc(glob(t, dir+"/*_test.go"), func(file string) bool {
-		b, err := os.ReadFile(file)
-		return err == nil && strings.Contains(string(b), "func "+name+"(")
-	})
 }

@@ -53,8 +53,8 @@ var lists = []Parameter{
 	{Name: "postscreen_dnsbl_sites", Class: Approximated, Elements: true, Why: whyMemory},
 	{Name: "postscreen_dnsbl_action", Class: Exact, Elements: true},
 	{Name: "postscreen_dnsbl_threshold", Class: Exact, Elements: true},
-	{Name: "postscreen_dnsbl_allowlist_threshold", Class: GivenDNS, Elements: true},
-	{Name: "postscreen_dnsbl_whitelist_threshold", Class: GivenDNS, Elements: true, Why: "the older name of postscreen_dnsbl_allowlist_threshold"},
+	{Name: "postscreen_dnsbl_allowlist_threshold", Class: Approximated, Elements: true, Why: whyWaived},
+	{Name: "postscreen_dnsbl_whitelist_threshold", Class: Approximated, Elements: true, Why: "the older name of postscreen_dnsbl_allowlist_threshold"},
 	{Name: "postscreen_dnsbl_reply_map", Class: Exact, Elements: true, Why: "for a table that can be listed"},
 	{Name: "postscreen_greet_action", Class: Approximated, Elements: true, Why: whyMemory},
 	{Name: "postscreen_greet_wait", Class: Exact, Elements: true, Why: "nobody waits unless postscreen_greet_action refuses"},
@@ -117,6 +117,9 @@ var replaced = []Parameter{
 
 // whyMemory is what no copy of the configuration holds.
 const whyMemory = "every client is tested each time; postscreen remembers for a while who passed"
+
+// whyWaived is a race, which the secondary lets the client win.
+const whyWaived = "a client that speaks before its DNS lists have answered is let in here and refused there"
 
 // missing parameters decide on the primary and not on the secondary.
 var missing = []Parameter{

@@ -205,7 +205,7 @@ func (i *importer) screenDNSBL(to *policy.Postscreen, passed string) {
 	i.item("postscreen_dnsbl_action", to.DNSBLAction, Exact, "", "")
 	i.item("postscreen_dnsbl_threshold", ps["postscreen_dnsbl_threshold"], Exact, "", "")
 	if waives {
-		i.item("postscreen_dnsbl_allowlist_threshold", allow, GivenDNS, "", "")
+		i.item("postscreen_dnsbl_allowlist_threshold", allow, Approximated, whyWaived, "")
 	}
 	i.replyMap(to)
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/miekg/dns"
 	"github.com/rogpeppe/go-internal/txtar"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/understudy-mx/understudy/internal/demo"
 	"github.com/understudy-mx/understudy/policy/parity"
@@ -97,44 +98,76 @@ func (d *decisions) confirm(t *testing.T) {
 	writeOld(t, filepath.Join(run, "main.cf"), main)
 	writeOld(t, filepath.Join(run, "master.cf"), master)
 	p.start(d.server.Addr())
-	compared := len(d.play(t, p.dial, func(command, verdict string, got reply) {
+	compared := len(d.play(t, p.dial, 1, func(command, verdict string, got reply) {
 		if !got.is(verdict) {
 			t.Errorf("%s: Postfix %s, the table %q", command, got, verdict)
 		}
 	}))
 	t.Logf("%d replies confirmed", compared)
-	if !d.screen {
-		d.matter(t, d.file, run, p.addr)
-	}
+	d.matter(t, d.file, run, p.addr)
 }
 
-// play plays the table's sessions and returns the replies, all but those over
-// TLS.
-func (d *decisions) play(t *testing.T, dial parity.Dialer, judge func(command, verdict string, got reply)) []string {
+// said is a line of a table: what the client said and what the server is to
+// answer.
+type said struct {
+	command, verb, arg, want string
+	got                      *reply // nil where it wasn't said
+}
+
+// play plays the table's sessions, so many at once, and returns the replies, all
+// but those over TLS.
+func (d *decisions) play(t *testing.T, dial parity.Dialer, atOnce int, judge func(command, verdict string, got reply)) []string {
 	t.Helper()
-	var replies []string
-	var c *conversation
+	var sessions [][]*said
 	for line := range strings.Lines(d.parts["sessions"]) {
 		if line = strings.TrimSpace(line); line == "" || line[0] == '#' {
 			continue
 		}
 		command, want, _ := strings.Cut(line, "=>")
 		want, _, _ = strings.Cut(want, " // ")
-		want = strings.TrimSuffix(strings.TrimSpace(want), " (close)")
 		verb, arg, _ := strings.Cut(strings.TrimSpace(command), " ")
 		if verb == "connect" {
-			c.close()
-			c = d.connect(t, dial, arg)
+			sessions = append(sessions, nil)
 		}
-		if c == nil {
-			continue
-		}
-		got := c.say(t, verb, strings.TrimSpace(arg), d.parts["body "+arg])
-		judge(command, want, got)
-		replies = append(replies, got.text)
+		s := &sessions[len(sessions)-1]
+		*s = append(*s, &said{command: command, verb: verb, arg: strings.TrimSpace(arg), want: strings.TrimSuffix(strings.TrimSpace(want), " (close)")})
 	}
-	c.close()
+	var all errgroup.Group
+	all.SetLimit(atOnce)
+	for _, s := range sessions {
+		all.Go(func() error { return d.session(t, dial, s) })
+	}
+	if err := all.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	var replies []string
+	for _, s := range slices.Concat(sessions...) {
+		if s.got != nil {
+			judge(s.command, s.want, *s.got)
+			replies = append(replies, s.got.text)
+		}
+	}
 	return replies
+}
+
+// session says what stands in a table from one connect to the next.
+func (d *decisions) session(t *testing.T, dial parity.Dialer, lines []*said) error {
+	if strings.Contains(lines[0].arg, "tls=") {
+		return nil
+	}
+	c, err := d.connect(t, dial, lines[0].arg)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	for _, s := range lines {
+		got, err := c.say(s.verb, s.arg, d.parts["body "+s.arg])
+		if err != nil {
+			return err
+		}
+		s.got = &got
+	}
+	return nil
 }
 
 // dovecot is an authentication server that knows nobody; without one smtpd
@@ -326,21 +359,11 @@ type conversation struct {
 	open  bool // in a transaction, as far as the table goes
 }
 
-func (c *conversation) close() {
-	if c != nil {
-		c.Close()
-	}
-}
-
-// connect begins a session of a table's client, nil for one over TLS.
-func (d *decisions) connect(t *testing.T, dial parity.Dialer, arg string) *conversation {
-	t.Helper()
-	if strings.Contains(arg, "tls=") {
-		return nil
-	}
+// connect begins a session of a table's client.
+func (d *decisions) connect(t *testing.T, dial parity.Dialer, arg string) (*conversation, error) {
 	conn, err := dial(t.Context())
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	conn.SetDeadline(time.Now().Add(time.Minute))
 	c := &conversation{Conn: conn, r: bufio.NewReader(conn)}
@@ -361,12 +384,12 @@ func (d *decisions) connect(t *testing.T, dial parity.Dialer, arg string) *conve
 		if c.early && r.code == 220 {
 			c.read()
 		}
-		return c
+		return c, nil
 	}
 	c.read()
 	r := c.ask(fmt.Sprintf("XCLIENT ADDR=%s NAME=%s REVERSE_NAME=%s", ipv6(client.Addr), unavailable(client.Name), unavailable(client.Reverse)))
 	c.first = &r
-	return c
+	return c, nil
 }
 
 func unavailable(name string) string {
@@ -399,28 +422,28 @@ func (c *conversation) read() reply {
 }
 
 // say says what a line of a decision table means.
-func (c *conversation) say(t *testing.T, verb, arg, body string) reply {
+func (c *conversation) say(verb, arg, body string) (reply, error) {
 	switch verb {
 	case "connect":
-		return *c.first
+		return *c.first, nil
 	case "helo":
 		r := c.ask("EHLO " + arg)
 		if c.open { // the table's transaction goes on
 			c.ask(c.begun[0])
 		}
-		return r
+		return r, nil
 	case "mail":
 		if c.open {
 			c.ask("RSET")
 		}
 		c.open, c.begun = true, []string{"MAIL FROM:" + arg}
-		return c.ask(c.begun[0])
+		return c.ask(c.begun[0]), nil
 	case "rcpt":
 		r := c.ask("RCPT TO:" + arg)
 		if r.code == 250 {
 			c.begun = append(c.begun, "RCPT TO:"+arg)
 		}
-		return r
+		return r, nil
 	case "data":
 		r := c.ask("DATA")
 		if r.code == 354 { // a new transaction goes on
@@ -428,22 +451,23 @@ func (c *conversation) say(t *testing.T, verb, arg, body string) reply {
 			c.read()
 			c.again()
 		}
-		return r
+		return r, nil
 	case "message":
 		hops, size, _ := strings.Cut(arg, " ")
 		n, _ := strconv.Atoi(hops)
 		length, _ := strconv.Atoi(size)
 		text := strings.Repeat("Received: from a\r\n by b\r\n", n) + "Subject: x\r\n\r\n"
-		return c.send(text + strings.Repeat("x", max(0, length-len(text)-2)) + "\r\n")
+		return c.send(text + strings.Repeat("x", max(0, length-len(text)-2)) + "\r\n"), nil
 	case "content":
 		text := strings.ReplaceAll(strings.ReplaceAll(body, "\n", "\r\n"), `\0`, "\x00")
-		return c.send(strings.ReplaceAll("\r\n"+text, "\r\n.", "\r\n..")[2:])
+		return c.send(strings.ReplaceAll("\r\n"+text, "\r\n.", "\r\n..")[2:]), nil
 	case "reset":
 		c.open = false
-		return c.ask("RSET")
+		return c.ask("RSET"), nil
+	case "say":
+		return c.ask(strings.ReplaceAll(arg, `\n`, "\r\n")), nil
 	}
-	t.Fatalf("unknown command %q", verb)
-	return reply{}
+	return reply{}, fmt.Errorf("unknown command %q", verb)
 }
 
 // send sends a message, and begins the same transaction once more.

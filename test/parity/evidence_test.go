@@ -33,32 +33,27 @@ func (r reply) codes() string {
 func (d *decisions) matter(t *testing.T, file, run, service string) {
 	name := filepath.Join(run, "main.cf")
 	main := readFile(t, name)
-	replies := func(text string) []string {
+	replies := func(text string, judge func(command, verdict string, got reply)) ([]string, error) {
 		writeOld(t, name, text)
 		spec, _, err := postfix.Import(t.Context(), postfix.Source{ConfigDir: run, Service: service})
 		if err != nil {
-			return nil
+			return nil, err
 		}
 		local, stop := serve(t, spec, d.server.Addr())
 		defer stop()
-		return d.play(t, local, func(string, string, reply) {})
+		return d.play(t, local, parallel, judge), nil
 	}
-	want := replies(main)
-	writeOld(t, name, main)
-	spec, _, err := postfix.Import(t.Context(), postfix.Source{ConfigDir: run, Service: service})
-	if err != nil {
-		t.Fatal(err)
-	}
-	local, stop := serve(t, spec, d.server.Addr())
-	d.play(t, local, func(command, verdict string, got reply) {
+	want, err := replies(main, func(command, verdict string, got reply) {
 		if !got.is(verdict) && !strings.HasPrefix(verdict, got.codes()) && otherwise[command] == "" {
 			t.Errorf("imported: %s: %s, the table %q", command, got, verdict)
 		}
 	})
-	stop()
+	if err != nil {
+		t.Fatal(err)
+	}
 	matters := func(what string) bool {
-		got := replies(testmx.Without(main, what))
-		return got != nil && !slices.Equal(got, want)
+		got, err := replies(testmx.Without(main, what), func(string, string, reply) {})
+		return err == nil && !slices.Equal(got, want)
 	}
 	for _, what := range testmx.Evidence(t, evidenceFile, "decisions/"+file, testmx.Mentioned(d.parts["main.cf"]), matters) {
 		if !matters(what) {

@@ -157,6 +157,9 @@ func serve(t *testing.T, spec *policy.Spec, nameserver string) (d parity.Dialer,
 		XClientFrom: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}, MaxUnknownRecipients: 1 << 20,
 	}
 	pipe := parity.NewPipe()
+	if spec.Postscreen != nil {
+		srv.ProxyFrom = srv.XClientFrom
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(ctx, pipe) }()
