@@ -52,6 +52,7 @@ type check struct {
 	*kind
 	table *table
 	zone  *zone
+	note  string
 	list  *[]check // restriction class
 }
 
@@ -97,6 +98,36 @@ func (e *eval) begin(stage Stage, what, class string) {
 	e.stage, e.what, e.class = stage, what, class
 	e.depth, e.warnIfReject = 0, 0
 	e.deferReject.active = false
+	if stage <= Rcpt {
+		e.ask[stage] = Rule{}
+	}
+}
+
+// askPrimary goes on, and has the primary asked if nothing else refuses. What
+// belongs to DATA can't be asked: no message is sent for it.
+func askPrimary(e *eval, c *check) status {
+	rule := e.ruleKey(c, c.note)
+	switch {
+	case e.warnIfReject != 0: // then no answer counts
+	case e.stage <= Rcpt:
+		if e.ask[e.stage].Kind != kindAsk {
+			e.ask[e.stage] = rule
+		}
+	case c.kind.name == kindAsk:
+		return e.deferIfPermit(rule, 450, "4.7.0", e.whatRejected("the primary can't be asked about it"))
+	}
+	return dunno
+}
+
+// asked returns the rule for which the primary has to be asked: one that must
+// be, or else the first.
+func (e *eval) asked() (rule Rule) {
+	for _, r := range e.ask {
+		if r.Kind != "" && (rule.Kind == "" || r.Kind == kindAsk && rule.Kind != kindAsk) {
+			rule = r
+		}
+	}
+	return rule
 }
 
 // rejectNow refuses, whatever warn_if_reject says.
@@ -273,10 +304,16 @@ func (e *eval) verdict(stage Stage, st status) Verdict {
 		}
 		v.Close = v.Reply.Code == 421 || v.Reply.Code == 521
 		return v
+	case e.atRcpt:
+		v.Ask = e.asked()
+	}
+	switch {
 	case e.discard:
 		v.Action, v.Rule = Discard, e.discardRule
 	case e.hold:
 		v.Action, v.Rule = Hold, e.holdRule
+	case v.Ask.Kind != "":
+		v.Rule = v.Ask
 	case e.listed.Kind != "":
 		v.Rule = e.listed
 	case st != ok:

@@ -16,6 +16,7 @@ const (
 	argTable
 	argZone
 	argNumber
+	argNote // what it stands for, for the operator; may be absent
 )
 
 // kind is a restriction that the engine knows. fn is nil for warn_if_reject,
@@ -49,6 +50,8 @@ const (
 	kindScreenDNSBL    = "postscreen_dnsbl"
 	kindPregreet       = "postscreen_pregreet"
 	kindWarn           = "warn_if_reject"
+	kindAsk            = "ask_primary" // see Verdict.Ask
+	kindAskElseIgnore  = "ask_primary_else_ignore"
 	actionDefer        = "defer"
 	actionPermit       = "defer_if_permit"
 )
@@ -121,6 +124,8 @@ var genericKinds = []kind{
 		}
 		return e.reject(e.ruleOf(c), e.snap.spec.Codes.Plaintext, "4.7.1", "Session encryption is required")
 	}},
+	{kindAsk, argNote, askPrimary},
+	{kindAskElseIgnore, argNote, askPrimary},
 	{"sleep", argNumber, nothing},
 	{"reject_unauth_pipelining", argNone, rejectPipelining},
 	// Nobody authenticates to a secondary.

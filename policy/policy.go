@@ -12,8 +12,8 @@
 // What a server calls, in a session's order: Snapshot.Greet, Limits and Protocol
 // for its own settings; Session.Connect, Waits, Screen (after the wait, before
 // the greeting); Command for each line and Pipelined when a client is ahead of
-// its turn; Helo, Mail, Rcpt, Data; Content, to write the message to when it
-// isn't nil; Message; Reset.
+// its turn; Helo, Mail, Rcpt (and Withdraw, see Verdict.Ask), Data; Content, to
+// write the message to when it isn't nil; Message; Reset.
 //
 // What it doesn't do: no SMTP, no log, no clock, no state across sessions, and
 // no I/O but through its Resolver. Rate limits, greylisting and content
@@ -125,7 +125,16 @@ type Verdict struct {
 	// anybody can say that it is unknown; "" when there is none. See
 	// Spec.Learned.
 	Unsure string
+	// Ask is the rule for which the primary has to be asked before the recipient
+	// that the verdict lets in may be accepted; its Kind is "" when there is
+	// none. If the primary refuses, or can't be asked (see MustAsk), the caller
+	// refuses and calls Session.Withdraw.
+	Ask Rule
 }
+
+// MustAsk says that a recipient may not be accepted, for now, when the primary
+// can't be asked.
+func (v Verdict) MustAsk() bool { return v.Ask.Kind == kindAsk }
 
 // MailParams are the parameters of MAIL that matter for the policy.
 type MailParams struct {

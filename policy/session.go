@@ -38,6 +38,10 @@ type Session struct {
 	deferPermit, deferReject                              deferral
 	deferPermitClient, deferPermitHelo, deferPermitSender bool
 	senderChecked, rcptChecked                            bool
+	ask                                                   [Rcpt + 1]Rule // by stage, see askPrimary
+
+	before    address // rcpt and hasRcpt before the last Rcpt
+	hadBefore bool
 }
 
 func (s *Session) eval(ctx context.Context, st Stage) *eval {
@@ -169,7 +173,7 @@ func (s *Session) Rcpt(ctx context.Context, to envelope.ForwardPath) Verdict {
 	if n := s.snap.spec.Limits.Recipients; n > 0 && s.rcptCount >= n {
 		return e.verdict(Rcpt, e.answer(Rule{Stage: Rcpt, Kind: kindRcptLimit}, 452, "4.5.3", "Error: too many recipients"))
 	}
-	saved, had := s.rcpt, s.hasRcpt
+	s.before, s.hadBefore = s.rcpt, s.hasRcpt
 	s.rcpt, s.hasRcpt = a, true
 	if to.Postmaster() || s.snap.verifies(to) && s.snap.allows(a.domain) {
 		s.rcptCount++
@@ -178,12 +182,18 @@ func (s *Session) Rcpt(ctx context.Context, to envelope.ForwardPath) Verdict {
 	s.names(ctx)
 	e.atRcpt = true
 	st := e.confine(e.checkRcpt(), &a)
+	s.rcptCount++
 	if st == refused {
-		s.rcpt, s.hasRcpt = saved, had
-	} else {
-		s.rcptCount++
+		s.Withdraw()
 	}
 	return e.verdict(Rcpt, st)
+}
+
+// Withdraw takes back the recipient that Rcpt let in last: somebody else refuses
+// it.
+func (s *Session) Withdraw() {
+	s.rcpt, s.hasRcpt = s.before, s.hadBefore
+	s.rcptCount--
 }
 
 // verifies says that to is the sender of Postfix's own address probes

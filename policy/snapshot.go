@@ -314,6 +314,8 @@ func (c *compiler) check(where string, r Restriction) (check, bool) {
 		ch.zone = c.zone(where+": "+k.name, r.Arg)
 	case k.arg == argNumber && !allDigits(r.Arg):
 		c.errorf("%s: %s needs a number, not %q", where, k.name, r.Arg)
+	case k.arg == argNote:
+		ch.note = r.Arg
 	}
 	return ch, len(c.errs) == before
 }

@@ -72,7 +72,7 @@ type Restrictions struct {
 }
 
 // Restriction is one element of a list: a restriction's name and its argument,
-// which is a table, a DNS list with its filter, a number, or nothing. A name
+// which is a table, a DNS list with its filter, a number, a note, or nothing. A name
 // that isn't a restriction's is a restriction class.
 type Restriction struct {
 	Kind string
