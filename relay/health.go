@@ -49,6 +49,11 @@ type route struct {
 	since    time.Time
 	lastErr  string
 	sessions map[*session]struct{} // open for mail
+
+	seats   chan struct{} // a token for each session that asks
+	wanted  int           // how many wait for a seat; mu guards this and the rest
+	resting []*asking     // the one that rests longest first
+	mute    bool          // it doesn't take us for others; the log says so already
 }
 
 func newRoute(dest string, r Route, m *metrics.Metrics) *route {
@@ -58,11 +63,14 @@ func newRoute(dest string, r Route, m *metrics.Metrics) *route {
 	if r.ProbeInterval <= 0 {
 		r.ProbeInterval = defaultProbe
 	}
+	if r.MaxAsking <= 0 {
+		r.MaxAsking = 10
+	}
 	r.Timeouts.defaults()
 	m.PrimaryUp.WithLabelValues(r.Name).Set(0)
 	m.OutageStart.WithLabelValues(r.Name).Set(0)
 	return &route{Route: r, dest: dest, metrics: m, kick: make(chan struct{}, 1), since: time.Now(),
-		sessions: make(map[*session]struct{})}
+		sessions: make(map[*session]struct{}), seats: make(chan struct{}, r.MaxAsking)}
 }
 
 func (r *route) opened(s *session) {
@@ -228,6 +236,9 @@ func (c *Client) probe(ctx context.Context, r *route) {
 	c.metrics.Probes.WithLabelValues(result).Inc()
 	c.note(r, err)
 	if err == nil {
+		if c.asks() {
+			_ = c.mayAsk(r, s.caps.xclient) // for the log
+		}
 		s.quit()
 	}
 }

@@ -1,5 +1,6 @@
 // Package relay is the SMTP client to the primary: it carries what the queue
-// hands it to the next hop, and knows whether the next hop answers.
+// hands it to the next hop, and knows whether the next hop answers. On behalf of
+// the door it asks the next hop about recipients (Inquire).
 //
 // It does not decide what is due, retry, or bounce; that is the queue's job.
 // It looks up no MX: a route names its host.
@@ -15,6 +16,8 @@
 //   - No text of a client's ends a command, and no text of the next hop's leaves
 //     here uncleaned or longer than 256 octets.
 //   - Every read and every write has a deadline.
+//   - An Inquiry never sends DATA, and never hands out a reply that may be about
+//     us instead of the client.
 //   - What goes wrong before the first MAIL concerns the route, never a message.
 //     Only a client that the next hop refuses at XCLIENT has its own message
 //     deferred.
@@ -60,6 +63,8 @@ type Route struct {
 	ProbeInterval time.Duration
 	// XClient forwards each message's client to a next hop that offers XCLIENT.
 	XClient bool
+	// MaxAsking bounds the sessions that ask about recipients at a time, 10 if 0.
+	MaxAsking int
 	// Timeouts that are 0 have the defaults of RFC 5321 §4.5.3.2.
 	Timeouts Timeouts
 }
@@ -110,6 +115,9 @@ type Options struct {
 	// OnUp is called without locks held when a destination that was down or
 	// unknown answers. It must not block. May be nil.
 	OnUp func(dest string)
+	// Asks says whether somebody means to Inquire: then Run's probes look
+	// whether that is possible. May be nil.
+	Asks func() bool
 	// Dial replaces the dialer of net. May be nil.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
@@ -120,6 +128,7 @@ type Client struct {
 	log      *slog.Logger
 	metrics  *metrics.Metrics
 	onUp     func(dest string)
+	asks     func() bool
 	dial     func(ctx context.Context, network, address string) (net.Conn, error)
 	routes   map[string]*route
 }
@@ -131,6 +140,7 @@ func New(o Options) *Client {
 		log:      o.Log,
 		metrics:  o.Metrics,
 		onUp:     o.OnUp,
+		asks:     o.Asks,
 		dial:     o.Dial,
 		routes:   make(map[string]*route, len(o.Routes)),
 	}
@@ -139,6 +149,9 @@ func New(o Options) *Client {
 	}
 	if c.onUp == nil {
 		c.onUp = func(string) {}
+	}
+	if c.asks == nil {
+		c.asks = func() bool { return false }
 	}
 	if c.dial == nil {
 		c.dial = new(net.Dialer).DialContext

@@ -144,7 +144,7 @@ func (s *session) begin(x *transaction) error {
 
 func (s *session) mailParams(t *envelope.Transfer) string {
 	p, e := "", t.Envelope
-	if s.caps.size {
+	if s.caps.size && t.Size >= 0 {
 		p += " SIZE=" + strconv.FormatInt(t.Size, 10)
 	}
 	if s.caps.eightBit && e.EightBit {

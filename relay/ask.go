@@ -1,0 +1,297 @@
+package relay
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+)
+
+const (
+	askTime = 10 * time.Second // for one question, a new session included
+	askRest = 5 * time.Second  // how long a session waits for the next question
+	askQuit = time.Second      // for the reply to its QUIT
+)
+
+var (
+	errDown      = errors.New("next hop is down")
+	errNoSeat    = errors.New("too many questions at once")
+	errNoName    = errors.New("the client's address is unknown")
+	errUnsayable = errors.New("the address can't be put into a command that the next hop takes")
+	errXClient   = errors.New("it would judge us instead of the clients, since it doesn't offer us XCLIENT: add our address to smtpd_authorized_xclient_hosts there, and leave xclient on here")
+)
+
+// Inquiry asks next hops about the recipients of one mail transaction: EHLO,
+// MAIL and RCPT in the client's name, and never DATA. It keeps a session to each
+// next hop for that, unless somebody else needs its place. Its methods are
+// called one after another.
+type Inquiry struct {
+	c      *Client
+	route  func(domain string) (dest string)
+	env    *envelope.Envelope
+	size   int64
+	asking map[*route]*asking
+}
+
+// Inquire begins an Inquiry; nobody is asked yet. env has the client with its
+// names, the reverse-path and MAIL's parameters, size is that of SIZE= or 0. The
+// Inquiry must be closed.
+func (c *Client) Inquire(dest func(domain string) string, env *envelope.Envelope, size int64) *Inquiry {
+	return &Inquiry{c: c, route: dest, env: env, size: size, asking: map[*route]*asking{}}
+}
+
+// asking is what one next hop is asked, and what came of it.
+type asking struct {
+	r       *route
+	s       *session       // nil: none is open
+	refused envelope.Reply // to the client, its HELO name or the reverse-path: counts for every recipient
+	failed  error          // it can't be asked, for the rest of the transaction
+	timer   *time.Timer    // ends the rest
+}
+
+// Ask returns what to's next hop answers to RCPT, or before that to the client.
+// An error says that it can't be asked; a reply that may be about us instead of
+// the client is one.
+func (q *Inquiry) Ask(ctx context.Context, to *envelope.Recipient) (envelope.Reply, error) {
+	r := q.c.routes[q.route(to.Path.Domain)]
+	if r == nil {
+		return envelope.Reply{}, fmt.Errorf("relay: no route for %q", to.Path.Domain)
+	}
+	a := q.asking[r]
+	if a == nil {
+		a = &asking{r: r}
+		q.asking[r] = a
+	}
+	if a.failed != nil || !a.refused.Zero() {
+		return a.refused, a.failed
+	}
+	if !sayable(to.Path.Mailbox) || !sayable(q.env.From.Mailbox) {
+		return envelope.Reply{}, errUnsayable
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	reply, err := q.ask(ctx, a, to)
+	if err != nil && ctx.Err() != nil && !errors.Is(err, errNoSeat) {
+		err = fmt.Errorf("no answer in time: %w", err)
+	}
+	a.failed = err
+	return reply, err
+}
+
+// ask goes on in the session that rests, or in a new one.
+func (q *Inquiry) ask(ctx context.Context, a *asking, to *envelope.Recipient) (reply envelope.Reply, err error) {
+	fresh := !a.wake()
+	if fresh {
+		if err := a.open(ctx, q.c); err != nil {
+			return reply, err
+		}
+	}
+	raw := a.s.raw
+	stop := context.AfterFunc(ctx, func() { raw.Close() })
+	if fresh {
+		err = q.introduce(a, to)
+	}
+	if err == nil {
+		reply, err = a.s.call(stepRcpt, nil, "RCPT TO:<", to.Path.String(), ">", a.s.rcptParams(to))
+	}
+	no := &refusal{stepRcpt, reply}
+	if err == nil && !reply.Positive() && !no.judges() {
+		err = no
+	}
+	switch inTime := stop(); {
+	case err == nil && inTime:
+		a.rest()
+	case errors.As(err, &no) && no.judges():
+		a.refused, reply, err = no.reply, no.reply, nil
+		a.end(inTime)
+	default:
+		a.end(false)
+	}
+	return reply, err
+}
+
+// judges says that a reply is about the client and what it said. Others are
+// about us or the session: it may end, TLS is wanted, a command is unknown.
+func (e *refusal) judges() bool {
+	switch c := e.reply.Code; {
+	case c < 400, c == 421, c == 500, c == 502, c == 503, c == 530:
+		return false
+	case e.step == stepXClient: // as in identify
+		return c != 501 && c != 504 && c != 550
+	}
+	return true
+}
+
+// open opens a session, if there is a place for one.
+func (a *asking) open(ctx context.Context, c *Client) (err error) {
+	r := a.r
+	if err = r.unwilling(); err == nil && !r.XClient {
+		err = c.mayAsk(r, "")
+	}
+	if err == nil {
+		err = r.sit(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	t := r.Timeouts
+	for _, d := range []*time.Duration{&t.Connect, &t.Greeting, &t.Command, &t.Block} {
+		*d = min(*d, askTime)
+	}
+	t.Quit = min(t.Quit, askQuit)
+	if a.s, err = c.connect(ctx, r, r.TLS, t); err != nil {
+		<-r.seats
+	}
+	return err
+}
+
+// introduce says who the client is and what it said. A refusal is the reply to
+// that.
+func (q *Inquiry) introduce(a *asking, to *envelope.Recipient) error {
+	s, client := a.s, &q.env.Client
+	if err := q.c.mayAsk(a.r, s.caps.xclient); err != nil {
+		return err
+	}
+	if !client.Addr.IsValid() {
+		return errNoName
+	}
+	reply, err := s.call(stepXClient, nil, xclient(*client, s.caps.xclient))
+	if err == nil && reply.Code != 220 {
+		err = &refusal{stepXClient, reply}
+	}
+	if err == nil && client.Helo != "" { // our own name must not be judged
+		err = s.ehlo(heloName(client.Helo))
+	}
+	if err != nil {
+		return err
+	}
+	e := *q.env
+	e.To = []envelope.Recipient{*to}
+	if needsUTF8(&e) && !s.caps.utf8 {
+		return errUnsayable
+	}
+	reply, err = s.call(stepMail, nil, "MAIL FROM:<", e.From.String(), ">", s.mailParams(&envelope.Transfer{Envelope: &e, Size: cmp.Or(q.size, -1)}))
+	if err == nil && !reply.Positive() {
+		err = &refusal{stepMail, reply}
+	}
+	return err
+}
+
+// mayAsk says whether r's next hop would take us for a client, by the attributes
+// of XCLIENT that it offers. The log says once that it won't.
+func (c *Client) mayAsk(r *route, offered string) (err error) {
+	if !r.XClient || !strings.Contains(offered, " NAME ") || !strings.Contains(offered, " ADDR ") {
+		err = errXClient
+	}
+	r.mu.Lock()
+	first := err != nil && !r.mute
+	r.mute = err != nil
+	r.mu.Unlock()
+	if first {
+		c.log.Warn("next hop can't be asked about recipients", "route", r.Name, "address", r.Address, "err", err)
+	}
+	return err
+}
+
+// unwilling says why there is no use in a session, as far as is known: probes
+// keep that fresh.
+func (r *route) unwilling() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case r.health == down:
+		return errDown
+	case r.mute:
+		return errXClient
+	}
+	return nil
+}
+
+// sit waits for a place among the sessions that ask. One that rests has to
+// give up its own.
+func (r *route) sit(ctx context.Context) error {
+	select {
+	case r.seats <- struct{}{}:
+		return nil
+	default:
+	}
+	r.mu.Lock()
+	r.wanted++
+	if len(r.resting) > 0 {
+		r.oust(r.resting[0])
+	}
+	r.mu.Unlock()
+	defer func() {
+		r.mu.Lock()
+		r.wanted--
+		r.mu.Unlock()
+	}()
+	select {
+	case r.seats <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return errNoSeat
+	}
+}
+
+// oust ends a session that rests, if it still does. The caller holds mu.
+func (r *route) oust(a *asking) {
+	if i := slices.Index(r.resting, a); i >= 0 {
+		r.resting = slices.Delete(r.resting, i, i+1)
+		a.timer.Stop()
+		a.s.raw.Close()
+		<-r.seats
+	}
+}
+
+// rest keeps the session for the next question, unless its place is wanted.
+func (a *asking) rest() {
+	a.r.mu.Lock()
+	defer a.r.mu.Unlock()
+	a.r.resting = append(a.r.resting, a)
+	a.timer = time.AfterFunc(askRest, func() {
+		a.r.mu.Lock()
+		defer a.r.mu.Unlock()
+		a.r.oust(a)
+	})
+	if a.r.wanted > 0 {
+		a.r.oust(a)
+	}
+}
+
+// wake says whether the session is still there after its rest.
+func (a *asking) wake() bool {
+	a.r.mu.Lock()
+	defer a.r.mu.Unlock()
+	i := slices.Index(a.r.resting, a)
+	if i < 0 {
+		a.s = nil
+		return false
+	}
+	a.r.resting = slices.Delete(a.r.resting, i, i+1)
+	a.timer.Stop()
+	return true
+}
+
+// end ends the session, tidily or at once.
+func (a *asking) end(tidily bool) {
+	if tidily {
+		a.s.quit()
+	}
+	a.s.raw.Close()
+	<-a.r.seats
+}
+
+// Close ends the sessions.
+func (q *Inquiry) Close() {
+	for _, a := range q.asking {
+		if a.wake() {
+			a.end(true)
+		}
+	}
+}
