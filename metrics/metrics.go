@@ -31,6 +31,7 @@ type Metrics struct {
 	CertExpiry     prometheus.Gauge       // Unix time of NotAfter
 	AcceptDuration prometheus.Histogram   // end of data to our 250
 	Verdicts       *prometheus.CounterVec // by stage, action, rule kind
+	Asked          *prometheus.CounterVec // recipients that the primary was to be asked about, by result: "accepted", "refused", "deferred", "unasked"
 	Accepted       prometheus.Counter     // messages answered 250 after the synced commit
 	AcceptedBytes  prometheus.Counter     // their content
 	AcceptedRcpts  prometheus.Counter     // their recipients
@@ -105,6 +106,7 @@ func New(reg prometheus.Registerer) *Metrics {
 		CertExpiry:     gauge("smtp_certificate_expiry_timestamp_seconds", "Unix time at which the TLS certificate in use expires."),
 		AcceptDuration: histogram("accept_duration_seconds", "Time from the end of data to our 250: policy and synced commit."),
 		Verdicts:       counters("policy_verdicts_total", "Policy verdicts, by stage, action and kind of the rule that decided.", "stage", "action", "rule"),
+		Asked:          counters("asked_recipients_total", "Recipients about whom the policy wants the primary asked, by result; \"unasked\" where it couldn't be.", "result"),
 		Accepted:       counter("accepted_messages_total", "Messages accepted: synced to disk and answered 250."),
 		AcceptedBytes:  counter("accepted_bytes_total", "Content octets of the accepted messages."),
 		AcceptedRcpts:  counter("accepted_recipients_total", "Recipients of the accepted messages."),

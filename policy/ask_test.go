@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"bytes"
 	"testing"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
@@ -78,6 +79,9 @@ func judge(t *testing.T, spec *Spec) (rcpt, data Verdict) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if has := bytes.Contains(snap.Encode(), []byte(kindAsk)); snap.Asks() != has {
+		t.Errorf("Asks says %t", snap.Asks())
+	}
 	if snap, err = decode("snapshot", snap.Encode()); err != nil {
 		t.Fatal(err)
 	}
@@ -100,6 +104,31 @@ func TestAskAtData(t *testing.T) {
 	rcpt, data := judge(t, spec)
 	if rcpt.Action != Permit || rcpt.Ask.Kind != "" || data.Reply.Code != 450 || data.Rule.Kind != kindAsk {
 		t.Errorf("RCPT %+v, DATA %+v", rcpt, data)
+	}
+}
+
+// TestAskEach: who needs no asking isn't asked about because another did.
+func TestAskEach(t *testing.T) {
+	spec := NewSpec()
+	table, err := NewHash(map[string]string{"alice@example.org": "ask_primary service"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec.Tables = map[string]*Table{"some": table}
+	spec.Addresses.Relay.Domains = []string{"example.org"}
+	spec.Restrictions.Relay = []Restriction{{Kind: "reject_unauth_destination"}}
+	spec.Restrictions.Recipient = []Restriction{{"check_recipient_access", "some"}}
+	snap, err := Compile(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := snap.Session(&testmx.MapResolver{}, client)
+	defer s.Close()
+	s.Mail(t.Context(), from, MailParams{})
+	alice := s.Rcpt(t.Context(), to)
+	bob := s.Rcpt(t.Context(), envelope.ForwardPath{Mailbox: envelope.Mailbox{Local: "bob", Domain: "example.org"}})
+	if !snap.Asks() || !alice.MustAsk() || alice.Ask.Key != "service" || bob.Ask.Kind != "" {
+		t.Errorf("Asks %t, alice %v, bob %v", snap.Asks(), alice.Ask, bob.Ask)
 	}
 }
 

@@ -34,6 +34,7 @@ type Snapshot struct {
 
 	sites    []*zone  // of reject_dnsbl_score and postscreen
 	prefetch []string // DNS lists that every client is looked up in
+	asks     bool
 }
 
 // Compile makes a Snapshot of a Spec. It sorts the Spec's domains; nothing may
@@ -67,6 +68,9 @@ func (s *Snapshot) Digest() [32]byte { return s.digest() }
 
 // Limits are the bounds that the SMTP server keeps.
 func (s *Snapshot) Limits() Limits { return s.spec.Limits }
+
+// Asks says that the primary is to be asked about some recipients: Verdict.Ask.
+func (s *Snapshot) Asks() bool { return s.asks }
 
 // Stats describes the policy in numbers.
 func (s *Snapshot) Stats() Stats { return s.stats }
@@ -316,6 +320,7 @@ func (c *compiler) check(where string, r Restriction) (check, bool) {
 		c.errorf("%s: %s needs a number, not %q", where, k.name, r.Arg)
 	case k.arg == argNote:
 		ch.note = r.Arg
+		c.s.asks = true
 	}
 	return ch, len(c.errs) == before
 }

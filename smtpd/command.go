@@ -201,6 +201,9 @@ func (f *front) abandon() {
 }
 
 func (f *front) endTransaction() {
+	if f.tx != nil {
+		f.tx.endInquiry()
+	}
 	f.tx, f.size = nil, 0
 	f.policy.Reset()
 }

@@ -430,6 +430,9 @@ func (f *front) Close() error {
 	f.closing.Do(func() {
 		_ = f.flush()
 		f.end()
+		if f.tx != nil {
+			f.tx.endInquiry()
+		}
 		f.linger()
 		_ = f.raw.Close()
 		if f.policy != nil {

@@ -19,9 +19,10 @@ func (tx *transaction) allow(a policy.Action) {
 // transaction is a mail transaction, from MAIL to the reply that ends it.
 type transaction struct {
 	env     envelope.Envelope
-	size    int64 // SIZE=, 0 when absent
-	discard bool  // the policy wants the message accepted and thrown away
-	draft   Draft // from DATA on
+	size    int64   // SIZE=, 0 when absent
+	discard bool    // the policy wants the message accepted and thrown away
+	draft   Draft   // from DATA on
+	inquiry Inquiry // from the first recipient that the primary was asked about until DATA
 }
 
 // mail reads a MAIL command and hands go-smtp one that opens a transaction;

@@ -51,7 +51,7 @@ func (s *session) Rcpt(string, *smtp.RcptOptions) (err error) {
 	f := s.f
 	f.ours = true
 	defer s.guard(&err)
-	v := f.policy.Rcpt(f.ctx, f.rcpt.Path)
+	v := f.asked(f.policy.Rcpt(f.ctx, f.rcpt.Path))
 	f.judged(policy.Rcpt, v)
 	if refused(v) {
 		if strings.HasSuffix(v.Rule.Kind, "unlisted_recipient") {
@@ -88,9 +88,8 @@ func (f *front) data(arg string) {
 	}
 	tx := f.tx
 	tx.allow(v.Action)
-	helo, proto, tls := f.client.Helo, f.client.Protocol, f.client.TLS
-	tx.env.Client = f.policy.Client(f.ctx)
-	tx.env.Client.Helo, tx.env.Client.Protocol, tx.env.Client.TLS = helo, proto, tls
+	tx.endInquiry()
+	f.identify(tx)
 	tx.env.Received = time.Now()
 	draft, err := f.srv.Spool.Begin(&tx.env)
 	if err != nil {

@@ -67,6 +67,15 @@ type Draft interface {
 	Abort()
 }
 
+// Inquiry asks the primary about the recipients of one mail transaction; Close
+// ends it.
+type Inquiry interface {
+	// Ask returns what the primary answers to a recipient. An error says that
+	// it can't be asked, now and for this client. It takes seconds at most.
+	Ask(ctx context.Context, to *envelope.Recipient) (envelope.Reply, error)
+	Close()
+}
+
 // Server is an SMTP server. Its fields must not change once Serve runs; zero
 // values of limits mean the default that stands beside them.
 type Server struct {
@@ -105,6 +114,10 @@ type Server struct {
 	// Unsure, if not nil, is told of each recipient that was refused only
 	// because the primary has to be asked about it first (Verdict.Unsure).
 	Unsure func(recipient string)
+	// Inquire begins to ask the primary, for policy.Verdict.Ask. env has the
+	// client with its names, the reverse-path and MAIL's parameters, size is
+	// that of SIZE= or 0. If nil, the primary can't be asked.
+	Inquire func(env *envelope.Envelope, size int64) Inquiry
 
 	Log     *slog.Logger
 	Metrics *metrics.Metrics

@@ -78,6 +78,7 @@ func newDaemon(cfg *config.Config, log *slog.Logger) (_ *daemon, err error) {
 		return nil, mistakes{fmt.Errorf("%s: %w", cfg.File, err)}
 	}
 	d.buildRelay()
+	d.smtp.Inquire = inquire(d.relay, routeOf(cfg.Routes))
 	if err := d.openQueue(); err != nil {
 		return nil, err
 	}
@@ -194,14 +195,25 @@ func (d *daemon) buildRelay() {
 	routes := map[string]relay.Route{}
 	add := func(name string, p config.Primary) {
 		routes[name] = relay.Route{Name: name, Address: p.Address, TLS: p.TLS, TLSName: p.TLSName,
-			TLSCA: p.TLSCA, XClient: p.XClient, ProbeInterval: p.ProbeInterval}
+			TLSCA: p.TLSCA, XClient: p.XClient, MaxAsking: p.MaxConnections, ProbeInterval: p.ProbeInterval}
 	}
 	add(defaultRoute, d.cfg.Primary)
 	for _, r := range d.cfg.Routes {
 		add(r.Name, r.Primary)
 	}
 	d.relay = relay.New(relay.Options{Routes: routes, Hostname: d.cfg.Hostname, Log: d.log, Metrics: d.metrics,
-		OnUp: func(dest string) { d.queue.Wake(dest) }})
+		OnUp: func(dest string) { d.queue.Wake(dest) }, Asks: d.asks})
+}
+
+// asks says that the policy in force has the primary asked.
+func (d *daemon) asks() bool {
+	snap := d.current()
+	return snap != nil && snap.Asks()
+}
+
+// inquire has the door ask the next hop of each recipient's domain.
+func inquire(c *relay.Client, route func(domain string) string) func(*envelope.Envelope, int64) smtpd.Inquiry {
+	return func(env *envelope.Envelope, size int64) smtpd.Inquiry { return c.Inquire(route, env, size) }
 }
 
 // routeOf returns the function from a recipient's domain to the next hop: the
