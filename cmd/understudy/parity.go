@@ -12,10 +12,14 @@ import (
 	"slices"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/metrics"
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/parity"
+	"github.com/understudy-mx/understudy/relay"
 	"github.com/understudy-mx/understudy/smtpd"
 )
 
@@ -41,7 +45,7 @@ func (parityCmd) Help() string {
 
 and never on one that others can reach.
 
-A trace proves a policy without the primary: record sessions while it is there, and play them against any later policy or program. The DNS is asked anew, so a trace ages as the names in it do. It holds recipients; keep it from others.
+A trace proves a policy without the primary: record sessions while it is there, and play them against any later policy or program. The DNS is asked anew, so a trace ages as the names in it do. It holds recipients; keep it from others. What the policy has the primary asked about, the primary is asked here too; with a trace it counts as accepted.
 
 Prints each kind of difference once, as the shortest session that shows it, and at last "sessions N, decisions M, differences D". The exit code is 1 when there is a difference.
 
@@ -90,7 +94,7 @@ func (c *parityCmd) Run(ctx context.Context, out io.Writer) error {
 	srv := &smtpd.Server{
 		Hostname: cfg.Hostname, Policy: func() *policy.Snapshot { return snap }, Resolver: newResolver(cfg, nil), Spool: nowhere{},
 		XClientFrom: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}, MaxUnknownRecipients: 1 << 30,
-		ShutdownTimeout: time.Second,
+		ShutdownTimeout: time.Second, Inquire: c.inquire(cfg.Hostname),
 	}
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(ctx, pipe) }()
@@ -116,6 +120,26 @@ func (c *parityCmd) Run(ctx context.Context, out io.Writer) error {
 	}
 	return nil
 }
+
+// inquire asks the primary what the policy has it asked. A trace can't be asked;
+// with one, nobody objects.
+func (c *parityCmd) inquire(hostname string) func(*envelope.Envelope, int64) smtpd.Inquiry {
+	if c.Primary == "" {
+		return func(*envelope.Envelope, int64) smtpd.Inquiry { return agreement{} }
+	}
+	client := relay.New(relay.Options{Hostname: hostname, Metrics: metrics.New(prometheus.NewRegistry()), Routes: map[string]relay.Route{
+		defaultRoute: {Name: defaultRoute, Address: c.Primary, TLS: relay.TLSOff, XClient: true, MaxAsking: c.Parallel},
+	}})
+	return inquire(client, func(string) string { return defaultRoute })
+}
+
+// agreement accepts every recipient.
+type agreement struct{}
+
+func (agreement) Ask(context.Context, *envelope.Recipient) (envelope.Reply, error) {
+	return envelope.NewReply(250, "2.1.5", "Ok"), nil
+}
+func (agreement) Close() {}
 
 // compare asks the primary.
 func (c *parityCmd) compare(ctx context.Context, spec *policy.Spec, local parity.Dialer) (parity.Result, error) {
