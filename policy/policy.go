@@ -17,7 +17,8 @@
 //
 // What it doesn't do: no SMTP, no log, no clock, no state across sessions, and
 // no I/O but through its Resolver. Rate limits, greylisting and content
-// scanners are not in the model.
+// scanners are not in the model; where Verdict.Ask says so, the server asks the
+// primary about them.
 //
 // Invariants: a Snapshot never changes and may serve any number of sessions at
 // once. The same Snapshot, the same words of the client and the same DNS

@@ -34,6 +34,18 @@ func (importPostfixCmd) Help() string {
 
 Tables of recipients that can't be listed (tcp, socketmap, queries that compute) are left out, and unknown recipients are then put off, not refused. Name their entries by --list, or recipients to ask them about by --ask; "understudy publish" goes on asking.
 
+Where an item can't be replicated, the report shows what is done instead and what else you can choose, by --choose:
+
+    ignore           as if it weren't there
+    defer            who would be accepted gets 450
+    soften           refusals that follow become 450: it might have permitted
+    pass             clients that get there pass all of postscreen
+    ask              ask the live primary; 450 while it can't be asked
+    ask-else-ignore  ask the live primary; ignore while it can't be asked
+    ask-else-soften  ask the live primary; soften while it can't be asked
+
+The primary is asked at RCPT, in the client's name, about whoever would be accepted, and its refusal is passed on. For that it has to list the secondary in smtpd_authorized_xclient_hosts: without XCLIENT it would judge the secondary, so it can't be asked. A question takes ten seconds at most. Where the item might have permitted, ask softens refusals that follow, too. A policy service is asked twice about a message: at RCPT, and when it is relayed.
+
 If anything can't be read, nothing is written, each mistake is named with its parameter and table, and the exit code is 2.
 
 Examples:

@@ -114,7 +114,11 @@ func hasItem(r postfix.Report, parameter, element string, c postfix.Class) bool 
 
 // TestChoices takes the operator's word on what isn't replicated.
 func TestChoices(t *testing.T) {
-	const main = base + "smtpd_recipient_restrictions = check_policy_service inet:127.0.0.1:10023, check_recipient_access tcp:127.0.0.1:1, permit\n"
+	const main = base + "smtpd_recipient_restrictions = check_policy_service inet:127.0.0.1:10023, check_recipient_access tcp:127.0.0.1:1, permit\n" +
+		"smtpd_client_restrictions = check_policy_service { unix:private/spf, timeout=10s }\n" +
+		"smtpd_data_restrictions = check_policy_service unix:private/data\n"
+	const spf = "smtpd_client_restrictions: check_policy_service { unix:private/spf, timeout=10s }"
+	const data = "smtpd_data_restrictions: check_policy_service unix:private/data"
 	const grey = "smtpd_recipient_restrictions: check_policy_service inet:127.0.0.1:10023"
 	const tcp = "smtpd_recipient_restrictions: check_recipient_access tcp:127.0.0.1:1"
 	for _, tt := range []struct {
@@ -125,17 +129,23 @@ func TestChoices(t *testing.T) {
 		{"defaults", nil, []string{"defer_if_reject", "permit"}},
 		{"defer", map[string]string{grey: "defer", tcp: "ignore"}, []string{"defer_if_permit", "permit"}},
 		{"ignore", map[string]string{grey: "ignore", tcp: "ignore"}, []string{"permit"}},
+		{"ask", map[string]string{grey: "ask", tcp: "ask"}, []string{
+			"ask_primary check_policy_service:inet:127.0.0.1:10023", "ask_primary check_recipient_access:tcp:127.0.0.1:1", "defer_if_reject", "permit"}},
+		{"ask by an argument in braces", map[string]string{spf: "ask", tcp: "ignore"}, []string{"ask_primary check_policy_service:unix:private/spf", "permit"}},
+		{"ask while it is there", map[string]string{grey: "ask-else-ignore", tcp: "ask-else-soften"},
+			[]string{"ask_primary_else_ignore check_policy_service:inet:127.0.0.1:10023",
+				"ask_primary_else_ignore check_recipient_access:tcp:127.0.0.1:1", "defer_if_reject", "permit"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			src := install(t, map[string]string{"main.cf": main})
 			src.Choices = tt.choices
 			spec, _ := load(t, src)
-			if diff := cmp.Diff(tt.want, kinds(spec.Restrictions.Recipient)); diff != "" {
+			if diff := cmp.Diff(tt.want, kinds(slices.Concat(spec.Restrictions.Client, spec.Restrictions.Recipient))); diff != "" {
 				t.Error(diff)
 			}
 		})
 	}
-	for id, option := range map[string]string{grey: "accept", "smtpd_nothing: x": "ignore", "smtpd_helo_required: no": "ignore"} {
+	for id, option := range map[string]string{grey: "accept", data: "ask", "smtpd_nothing: x": "ignore", "smtpd_helo_required: no": "ignore"} {
 		src := install(t, map[string]string{"main.cf": main})
 		src.Choices = map[string]string{id: option}
 		if _, _, err := postfix.Import(context.Background(), src); err == nil || !strings.Contains(err.Error(), id) {

@@ -85,8 +85,9 @@ Generated from ` + "`policy/postfix`" + ` by ` + "`make generate`" + `. What an 
 
 The report of an import (` + "`understudy policy import postfix`" + `) classifies every element of *your* lists.
 What the secondary does instead of what isn't replicated is your choice where the report shows options: ignore it, defer
-what it might refuse, or soften the refusals that it might prevent. To ask the live primary is none of them: a secondary
-passes no session through.
+what it might refuse, soften the refusals that it might prevent, or ask the live primary. Then whoever would be accepted is asked
+about at RCPT of the primary, in the client's name (XCLIENT), and gets its refusal; while it can't be asked he is deferred (ask), or
+accepted (ask-else-ignore, ask-else-soften). What is decided after RCPT can't be asked.
 
 A secondary that follows a publisher (` + "`[sync]`" + `) accepts mail for its own ` + "`[sync] domains`" + ` only, whatever the primary permits:
 clients in mynetworks, for example, that send to other domains through it get 450 4.7.1 where the primary relays for them

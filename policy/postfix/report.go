@@ -28,6 +28,11 @@ const (
 	optSoften = "soften" // refusals that follow become temporary (defer_if_reject)
 	optDefer  = "defer"  // what would be accepted is deferred (defer_if_permit)
 	optPass   = "pass"   // clients that get there pass all of postscreen
+	// Who would be accepted is asked about at RCPT of the live primary, and gets
+	// its refusal. If it can't be asked: deferred, or else as the name says.
+	optAsk           = "ask"
+	optAskElseIgnore = "ask-else-ignore"
+	optAskElseSoften = "ask-else-soften" // and refusals that follow are softened, as with optSoften
 	// optLater is for what the primary decides about the whole message.
 	optLater = "accept; the primary decides when the message is relayed to it"
 )

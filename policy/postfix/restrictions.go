@@ -19,6 +19,9 @@ type restriction struct {
 var (
 	refuses = []string{optIgnore, optDefer}            // what can only refuse
 	permits = []string{optSoften, optIgnore, optDefer} // what can permit
+	// The primary can be asked about what it decides by what RCPT tells it.
+	refusesAsk = append(slices.Clone(refuses), optAsk, optAskElseIgnore)
+	permitsAsk = append(slices.Clone(permits), optAsk, optAskElseSoften)
 )
 
 // restrictions is the closed list: all that smtpd of Postfix 3.7 to 3.10 knows.
@@ -28,7 +31,7 @@ var restrictions = map[string]restriction{
 	"sleep":                                        {arg: argNumber, class: Exact, why: "a delay decides nothing; the secondary doesn't wait"},
 	"reject_plaintext_session":                     {class: Exact, why: "judges the client's TLS to the secondary"},
 	"reject_unauth_pipelining":                     {class: Exact},
-	"check_policy_service":                         {arg: argService, class: NotReplicated, why: "a policy service decides live", options: refuses},
+	"check_policy_service":                         {arg: argService, class: NotReplicated, why: "a policy service decides live", options: refusesAsk},
 	"permit_sasl_authenticated":                    {class: Exact, why: "nobody authenticates to the secondary"},
 	"permit_mynetworks":                            {class: Exact},
 	"permit_inet_interfaces":                       {class: Exact, why: "the primary's own addresses aren't clients of the secondary"},
@@ -41,7 +44,7 @@ var restrictions = map[string]restriction{
 	"reject_unknown_client_hostname":               {class: GivenDNS},
 	"reject_unknown_client":                        {canonical: "reject_unknown_client_hostname", class: GivenDNS},
 	"reject_unknown_reverse_client_hostname":       {class: GivenDNS},
-	"reject_unknown_forward_client_hostname":       {class: NotReplicated, why: "the engine doesn't know this restriction", options: refuses},
+	"reject_unknown_forward_client_hostname":       {class: NotReplicated, why: "the engine doesn't know this restriction", options: refusesAsk},
 	"check_client_access":                          {arg: argTable, class: GivenDNS},
 	"check_reverse_client_hostname_access":         {arg: argTable, class: GivenDNS},
 	"check_client_mx_access":                       {arg: argTable, class: GivenDNS},
@@ -78,7 +81,7 @@ var restrictions = map[string]restriction{
 	"reject_unknown_sender_domain":                 {class: GivenDNS},
 	"reject_unknown_address":                       {canonical: "reject_unknown_sender_domain", class: GivenDNS},
 	"reject_unlisted_sender":                       {class: Exact},
-	"reject_unverified_sender":                     {class: NotReplicated, why: "the primary probes the sender's host", options: refuses},
+	"reject_unverified_sender":                     {class: NotReplicated, why: "the primary probes the sender's host", options: refusesAsk},
 	"reject_sender_login_mismatch":                 {class: Exact},
 	"reject_known_sender_login_mismatch":           {class: Exact},
 	"reject_unauthenticated_sender_login_mismatch": {class: Exact},
@@ -97,7 +100,7 @@ var restrictions = map[string]restriction{
 	"reject_unknown_recipient_domain": {class: GivenDNS},
 	"reject_unlisted_recipient":       {class: Exact},
 	"check_recipient_maps":            {canonical: "reject_unlisted_recipient", class: Exact},
-	"reject_unverified_recipient":     {class: NotReplicated, why: "the primary probes the recipient's host", options: refuses},
+	"reject_unverified_recipient":     {class: NotReplicated, why: "the primary probes the recipient's host", options: refusesAsk},
 	"reject_multi_recipient_bounce":   {class: Exact},
 }
 
@@ -212,9 +215,9 @@ func (i *importer) element(parameter string, e element, implied string) []policy
 	case r.arg == argTable:
 		return i.accessTable(parameter, e, class, implied)
 	case !slices.Contains(policy.Kinds(), e.name):
-		class, why, options = NotReplicated, "the engine doesn't know this restriction", refuses
+		class, why, options = NotReplicated, "the engine doesn't know this restriction", refusesAsk
 		if strings.HasPrefix(e.name, "permit_") {
-			options = permits
+			options = permitsAsk
 		}
 	default:
 		out = []policy.Restriction{{Kind: e.name, Arg: e.arg}}
@@ -233,15 +236,28 @@ func (i *importer) restriction(parameter string, e element, class Class, why str
 		i.item(parameter, e.text(), class, why, "")
 		return nil
 	}
+	if parameter == "smtpd_data_restrictions" || parameter == "smtpd_end_of_data_restrictions" {
+		options = slices.DeleteFunc(slices.Clone(options), func(o string) bool { return strings.HasPrefix(o, optAsk) })
+	}
 	choice := i.choose(parameter, e.text(), options...)
 	i.item(parameter, e.text(), class, why, choice, options...)
+	var out []policy.Restriction
+	asks := true
 	switch choice {
-	case optSoften:
-		return []policy.Restriction{{Kind: "defer_if_reject"}}
-	case optDefer:
-		return []policy.Restriction{{Kind: "defer_if_permit"}}
+	case optAsk:
+		out = []policy.Restriction{{Kind: "ask_primary", Arg: e.note()}}
+	case optAskElseIgnore, optAskElseSoften:
+		out = []policy.Restriction{{Kind: "ask_primary_else_ignore", Arg: e.note()}}
+	default:
+		asks = false
 	}
-	return nil
+	switch {
+	case choice == optSoften, asks && options[0] == optSoften: // who might be permitted is never asked about
+		out = append(out, policy.Restriction{Kind: "defer_if_reject"})
+	case choice == optDefer:
+		out = append(out, policy.Restriction{Kind: "defer_if_permit"})
+	}
+	return out
 }
 
 // idle says why a restriction that isn't replicated has nothing to say in this
@@ -301,7 +317,7 @@ func (i *importer) accessTable(parameter string, e element, class Class, implied
 		}
 	}
 	if reason != nil {
-		return i.restriction(parameter, e, NotReplicated, reason.Error(), permits)
+		return i.restriction(parameter, e, NotReplicated, reason.Error(), permitsAsk)
 	}
 	i.item(parameter, e.text(), class, "", "")
 	return []policy.Restriction{{Kind: e.name, Arg: specName(name)}}

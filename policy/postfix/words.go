@@ -64,6 +64,15 @@ func (e element) text() string {
 	return s
 }
 
+// note names the restriction in one word.
+func (e element) note() string {
+	arg, _ := unbrace(e.arg)
+	if ws := words(arg); len(ws) > 0 {
+		return e.name + ":" + ws[0]
+	}
+	return e.name
+}
+
 // parseList reads a list of restrictions. implied is what a table without a
 // restriction before it stands for, "" where that isn't allowed. What follows
 // a restriction that always decides is never reached and left out. An error
