@@ -62,6 +62,7 @@ type Metrics struct {
 	PublishVersions prometheus.Counter     // that Publish numbered
 	PublishRequests *prometheus.CounterVec // by endpoint and class of the HTTP status
 	PublishImports  *prometheus.CounterVec // readings of the policy's sources by result: "ok", "refused"
+	PublishRead     prometheus.Gauge       // Unix time of the last reading that was published
 	PublishFailing  prometheus.Gauge       // 1 while the last reading was refused
 
 	follower atomic.Pointer[func() FollowerStats] // what the collectors of Follower read
@@ -136,6 +137,7 @@ func New(reg prometheus.Registerer) *Metrics {
 		PublishVersions: counter("publish_versions_total", "Versions of the policy published."),
 		PublishRequests: counters("publish_requests_total", "Requests of followers answered, by endpoint and class of the status.", "endpoint", "class"),
 		PublishImports:  counters("publish_imports_total", "Readings of the policy's sources, by result.", "result"),
+		PublishRead:     gauge("publish_read_timestamp_seconds", "Unix time at which all of the policy's sources had been read last, 0 before the first."),
 		PublishFailing:  gauge("publish_failing", "1 while the policy's sources can't be read and the last good policy stays published, else 0."),
 	}
 	m.buildInfo()
@@ -176,8 +178,12 @@ type FollowerStats struct {
 	Staged     string // "", "pending", "rejected"
 	Version    uint64
 	Signed     time.Time // when the primary vouched for it last, zero without one
+	Changed    time.Time // when its content changed last, zero if that isn't known
 	Recipients uint64
 	Withdrawn  uint64 // recipients deleted, and not yet believed
+
+	Failing     bool      // the primary can't read a source
+	SourcesRead time.Time // when it had read all of them last, zero if that isn't known
 }
 
 // Follower exports the state of a secondary's policy. Called again, it takes
@@ -203,6 +209,14 @@ func (m *Metrics) Follower(stats func() FollowerStats) {
 		[]string{"pending", "rejected"}, func(s FollowerStats) string { return s.Staged })
 	g("version", "Version of the primary's policy that is held.", func(s FollowerStats) float64 { return float64(s.Version) })
 	g("signed_timestamp_seconds", "Unix time at which the primary vouched for it last, 0 without one.", func(s FollowerStats) float64 { return unix(s.Signed) })
+	g("changed_timestamp_seconds", "Unix time at which its content changed last, 0 if that isn't known.", func(s FollowerStats) float64 { return unix(s.Changed) })
+	g("sources_failing", "1 while the primary can't read a source of its policy, else 0.", func(s FollowerStats) float64 {
+		if s.Failing {
+			return 1
+		}
+		return 0
+	})
+	g("sources_read_timestamp_seconds", "Unix time at which the primary had read all its sources last, 0 if that isn't known.", func(s FollowerStats) float64 { return unix(s.SourcesRead) })
 	g("recipients", "Recipients that it lists.", func(s FollowerStats) float64 { return float64(s.Recipients) })
 	g("withdrawn_recipients", "Recipients that a staged deletion removes.", func(s FollowerStats) float64 { return float64(s.Withdrawn) })
 }
@@ -232,6 +246,7 @@ func (o *oneOf) Collect(ch chan<- prometheus.Metric) {
 type PublisherStats struct {
 	Version   uint64
 	Signed    time.Time // zero before the first version
+	Changed   time.Time // when its content changed last, zero if that isn't known
 	Peers     int       // paired followers
 	Following int       // of them, those that asked within five minutes
 }
@@ -244,6 +259,7 @@ func (m *Metrics) Publisher(stats func() PublisherStats) {
 	}
 	g("version", "Version of the policy that is published.", func(s PublisherStats) float64 { return float64(s.Version) })
 	g("signed_timestamp_seconds", "Unix time at which it was signed last, 0 before the first.", func(s PublisherStats) float64 { return unix(s.Signed) })
+	g("changed_timestamp_seconds", "Unix time at which its content changed last, 0 if that isn't known.", func(s PublisherStats) float64 { return unix(s.Changed) })
 	g("peers", "Followers that are paired.", func(s PublisherStats) float64 { return float64(s.Peers) })
 	g("following_peers", "Paired followers that asked within the last five minutes.", func(s PublisherStats) float64 { return float64(s.Following) })
 }

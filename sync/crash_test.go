@@ -376,6 +376,9 @@ func (c *crashRig) after(t *testing.T, disk *memFS, what string, states []string
 	if s.Version > 0 && f.Current() == nil {
 		t.Fatalf("%s: version %d is not in force", what, s.Version)
 	}
+	if c := s.LastChange; s.Version > 0 && (c == nil || c.To != s.Version) {
+		t.Fatalf("%s: version %d is in force, the last change was %+v", what, s.Version, c)
+	}
 	// It can go on: a later version with everybody in it.
 	prev := hash{}
 	if f.cur != nil {

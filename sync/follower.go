@@ -82,6 +82,8 @@ type Follower struct {
 	gone     *deletion // from base to cur
 	slices   []slice   // what was deleted without asking
 	recent   uint64    // their sum when the deletion was staged
+	changes  changes   // of cur, and of what a crash may bring back
+	sources  []Source  // of the primary, as it told last
 	lastErr  error     // of the last poll, nil when it went well
 	polled   time.Time // the last poll that went well
 }
@@ -127,6 +129,7 @@ func OpenFollower(o FollowerOptions) (*Follower, error) {
 		return nil, err
 	}
 	f.http, f.self = cl, cl.self
+	f.changes = f.store.loadChanges()
 	if err := f.load(); err != nil {
 		return nil, err
 	}

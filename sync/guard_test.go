@@ -235,6 +235,18 @@ func TestDiff(t *testing.T) {
 	}
 	s := newSpec(t, []string{"example.org"}, "b@example.org", "c@example.org", "d@example.org")
 	s.HeloRequired = true
+	senders, err := policy.NewTableBuilder("hash", nil)
+	for _, entry := range [][2]string{{"partner.example", "OK"}, {"spam.example", "REJECT"}} {
+		if err == nil {
+			err = senders.Add([]byte(entry[0]), []byte(entry[1]))
+		}
+	}
+	if err == nil {
+		s.Tables["senders"], err = senders.Table()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	e.step(t, f, 2, s)
 	for _, v := range [][2]uint64{{0, 0}, {1, 2}} {
 		got, err := f.Diff(v[0], v[1], 1)
@@ -242,7 +254,7 @@ func TestDiff(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := &Change{From: 1, To: 2, Added: 2, Removed: 1, AddedSome: []string{"c@example.org"}, RemovedSome: []string{"a@example.org"},
-			Tables: []string{"recipients"}, Settings: []string{`- "helo_required": false`, `+ "helo_required": true`}}
+			Tables: []string{"recipients", "senders"}, Entries: []string{"+ senders: partner.example OK"}, Settings: []string{`- "helo_required": false`, `+ "helo_required": true`}}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
 		}

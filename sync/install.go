@@ -152,6 +152,7 @@ func (f *Follower) commit(v *version) error {
 	if base == nil {
 		base, f.recent = f.cur, f.recently()
 	}
+	f.changes = f.changes.after(f.cur, v, f.o.now())
 	f.prev, f.cur = f.cur.outline(), v
 	if v.content.secret != nil && f.prev != nil && f.prev.content.secret == nil {
 		f.prev = nil // it would keep plain recipients on the disk
@@ -179,6 +180,9 @@ func (f *Follower) save(v *version, before *version) error {
 		err = f.store.saveGuard(&guardFile{Baseline: headName(f.base.head), Recent: f.recent})
 	}
 	if err == nil {
+		err = f.store.saveChanges(f.changes)
+	}
+	if err == nil {
 		err = f.store.saveHead(v.head, v.raw)
 	}
 	if err == nil && f.base == nil && before != nil {
@@ -198,14 +202,16 @@ type kept struct {
 	gone            *deletion
 	slices          []slice
 	recent          uint64
+	changes         changes
 }
 
 func (f *Follower) keep() *kept {
-	return &kept{f.newest, f.cur, f.prev, f.base, f.rejected, f.gone, f.slices, f.recent}
+	return &kept{f.newest, f.cur, f.prev, f.base, f.rejected, f.gone, f.slices, f.recent, f.changes}
 }
 
 func (f *Follower) restore(k *kept) {
-	f.newest, f.cur, f.prev, f.base, f.rejected, f.gone, f.slices, f.recent = k.newest, k.cur, k.prev, k.base, k.rejected, k.gone, k.slices, k.recent
+	f.newest, f.cur, f.prev, f.base, f.rejected, f.gone = k.newest, k.cur, k.prev, k.base, k.rejected, k.gone
+	f.slices, f.recent, f.changes = k.slices, k.recent, k.changes
 }
 
 // fetch gets the chunks that the store lacks, the index first. Each is stored

@@ -45,8 +45,12 @@ func (p *Publisher) Restore() error {
 		return fmt.Errorf("restore policy: %w", err)
 	}
 	for _, name := range names {
+		var v *version
 		var s *policy.Snapshot
-		if s, err = p.load(name); err == nil {
+		if v, err = p.load(name); err == nil {
+			s, err = policy.Compile(v.content.spec)
+		}
+		if err == nil {
 			return p.Publish(s)
 		}
 	}
@@ -55,7 +59,7 @@ func (p *Publisher) Restore() error {
 
 // load reads a stored policy. Its signature doesn't matter: the key that made
 // it lies beside it, or was replaced since.
-func (p *Publisher) load(name string) (*policy.Snapshot, error) {
+func (p *Publisher) load(name string) (*version, error) {
 	raw, err := p.last.head(name)
 	if err != nil {
 		return nil, err
@@ -72,5 +76,5 @@ func (p *Publisher) load(name string) (*policy.Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	return policy.Compile(c.spec)
+	return &version{head: h, content: c}, nil
 }

@@ -65,6 +65,8 @@ type Publisher struct {
 	head    *Head
 	raw     []byte
 	notice  string
+	sources []Source
+	changes changes
 	changed chan struct{} // closed and replaced at each signature
 	seen    map[string]*seen
 	offers  map[policy.Secret]*offer // when recipients are hashed
@@ -127,6 +129,9 @@ func OpenPublisher(o PublisherOptions) (*Publisher, error) {
 	}
 	if err == nil {
 		p.last, err = openStore(o.fs, path.Join(o.Dir, lastDir), p.codec)
+	}
+	if err == nil {
+		p.changes = p.last.loadChanges()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open publisher: %w", err)
@@ -194,9 +199,11 @@ func (p *Publisher) Publish(s *policy.Snapshot) error {
 		h = p.newHead(src, st)
 		h.sign(p.keys.policy)
 		st.Identity = h.identity[:]
-		if err := p.store(src, st); err != nil {
+		next := p.changes.after(p.published(), &version{head: h, content: &src.content}, p.o.now())
+		if err := p.store(src, st, next); err != nil {
 			return fmt.Errorf("publish: store version %d: %w", st.Version, err)
 		}
+		p.changes = next
 		p.o.Metrics.PublishVersions.Inc()
 		p.o.Log.Info("policy published", "epoch", st.Epoch, "version", st.Version, "recipients", h.Recipients, "domains", h.Domains)
 	}
@@ -214,8 +221,11 @@ func (p *Publisher) Publish(s *policy.Snapshot) error {
 // store makes a version durable whose chunks are kept. The content comes first: a number
 // without it couldn't be offered after a restart, a content without its number
 // gets the same again.
-func (p *Publisher) store(src *source, st pubState) error {
+func (p *Publisher) store(src *source, st pubState, c changes) error {
 	h, raw := p.signed(src, st)
+	if err := p.last.saveChanges(c); err != nil {
+		return err
+	}
 	if err := p.last.saveHead(h, raw); err != nil {
 		return err
 	}
@@ -224,6 +234,23 @@ func (p *Publisher) store(src *source, st pubState) error {
 		return err
 	}
 	return replaceFile(p.o.fs, path.Join(p.o.Dir, stateFile), b)
+}
+
+// published is the version before the one to come, nil when there is none.
+// After a restart it comes from the disk; what can't be read has no content.
+// The caller holds mu.
+func (p *Publisher) published() *version {
+	if p.src != nil {
+		return &version{head: p.head, content: &p.src.content}
+	}
+	if p.state.Version == 0 {
+		return nil
+	}
+	h := &Head{Epoch: p.state.Epoch, Version: p.state.Version}
+	if v, err := p.load(headName(h)); err == nil {
+		return v
+	}
+	return &version{head: h}
 }
 
 func (p *Publisher) newHead(src *source, st pubState) *Head {
@@ -284,6 +311,46 @@ func (p *Publisher) SetNotice(s string) {
 		p.notice = s
 		p.sign()
 	}
+}
+
+// SetSources tells when each source was read last.
+func (p *Publisher) SetSources(list []Source) {
+	list = slices.Clone(list[:min(len(list), maxSources)])
+	for i := range list {
+		list[i].Name = clipText(list[i].Name, maxSourceName)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.sources = list
+}
+
+// PublisherStatus describes a publisher to its operator.
+type PublisherStatus struct {
+	Epoch      uint64            `json:"epoch"`
+	Version    uint64            `json:"version"` // 0: nothing is published
+	Digest     string            `json:"digest"`  // of the content, before it is hashed for anybody
+	Signed     time.Time         `json:"signed"`
+	Recipients uint64            `json:"recipients"`
+	Counts     map[string]uint64 `json:"counts"` // recipients by domain, "" for local names
+	Hashed     bool              `json:"hashed"`
+	Notice     string            `json:"notice,omitempty"` // what is wrong with a source
+	LastChange *LastChange       `json:"last_change,omitempty"`
+	Sources    []Source          `json:"sources"`
+	Peers      int               `json:"peers"`
+}
+
+// Status tells how things stand.
+func (p *Publisher) Status() PublisherStatus {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := PublisherStatus{Hashed: p.o.Hashed, Notice: p.notice, Sources: p.sources, Peers: len(p.peers.list()), Counts: map[string]uint64{}}
+	if p.src != nil {
+		h := p.head
+		s.Epoch, s.Version, s.Digest, s.Signed, s.Recipients = h.Epoch, h.Version, digestOf(h), h.Created, h.Recipients
+		s.LastChange = p.changes.of(h)
+		p.src.counts(s.Counts)
+	}
+	return s
 }
 
 // resign signs every minute until ctx ends.
@@ -429,6 +496,9 @@ func (p *Publisher) stats() metrics.PublisherStats {
 	s := metrics.PublisherStats{Peers: len(p.peers.list())}
 	if p.head != nil {
 		s.Version, s.Signed = p.head.Version, p.head.Created
+		if c := p.changes.of(p.head); c != nil {
+			s.Changed = c.At
+		}
 	}
 	for _, q := range p.seen {
 		if p.o.now().Sub(q.polled) < 5*time.Minute {

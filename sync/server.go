@@ -291,6 +291,10 @@ func (p *Publisher) serveReport(w http.ResponseWriter, r *http.Request, q *peer)
 	if s := p.seen[q.Name]; s != nil {
 		s.report = rep
 	}
+	if r.URL.Query().Has("sources") {
+		writeJSON(w, sourcesAnswer{p.sources})
+		return
+	}
 	w.WriteHeader(http.StatusNoContent)
 }
 

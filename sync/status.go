@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"path"
 	"slices"
@@ -47,6 +48,9 @@ type Status struct {
 	Alarm       Alarm     `json:"alarm,omitempty"`
 	Error       string    `json:"error,omitempty"`
 	Notice      string    `json:"notice,omitempty"` // from the primary, about its sources
+
+	LastChange *LastChange `json:"last_change,omitempty"` // of the version held; nil: not known
+	Sources    []Source    `json:"sources,omitempty"`     // of the primary; none: not known since the start
 }
 
 // Status tells how things stand.
@@ -59,8 +63,9 @@ func (f *Follower) Status() Status {
 		s.Alarm, s.Error = alarmOf(f.lastErr, AlarmProtocol), clip(f.lastErr.Error())
 	}
 	if f.cur != nil {
-		h, root := f.newest, f.cur.head.Root()
-		s.Epoch, s.Version, s.Digest = f.cur.head.Epoch, f.cur.head.Version, hex.EncodeToString(root[:])
+		h := f.newest
+		s.Epoch, s.Version, s.Digest = f.cur.head.Epoch, f.cur.head.Version, digestOf(f.cur.head)
+		s.LastChange, s.Sources = f.changes.of(f.cur.head), f.sources
 		s.Signed, s.Notice = h.Created, clipText(h.Notice, maxNotice)
 		s.Recipients, s.Domains = f.cur.content.recipients, len(acceptedDomains(f.cur.content.spec))
 		s.Hashed = f.cur.content.secret != nil
@@ -95,12 +100,17 @@ func (f *Follower) Counts() map[string]uint64 {
 	defer f.mu.Unlock()
 	counts := map[string]uint64{}
 	if f.cur != nil {
-		l := newListing(f.cur.content, f.cur.content.spec)
-		for d, n := range f.cur.content.domains {
-			counts[l.name(d)] += *n
-		}
+		f.cur.content.counts(counts)
 	}
 	return counts
+}
+
+// counts adds the content's recipients by domain.
+func (c *content) counts(by map[string]uint64) {
+	l := newListing(c, c.spec)
+	for d, n := range c.domains {
+		by[l.name(d)] += *n
+	}
 }
 
 // Pending is a mass deletion that waits for the operator, or was rejected.
@@ -181,6 +191,7 @@ type Change struct {
 	AddedSome      []string // at most limit of each
 	RemovedSome    []string
 	Tables         []string // names of the tables that differ
+	Entries        []string // of those that say no recipients: "-" or "+", table, key and value; at most limit
 	Settings       []string // lines of the settings, with "-" or "+" before them
 }
 
@@ -233,12 +244,14 @@ func diff(a, b *version, limit int) (*Change, error) {
 			}
 		}
 	}
-	names := append(recipientTables(x.spec), recipientTables(y.spec)...)
-	slices.Sort(names)
-	for _, n := range slices.Compact(names) {
+	listed := slices.Concat(recipientTables(x.spec), recipientTables(y.spec))
+	slices.Sort(listed)
+	listed = slices.Compact(listed)
+	for _, n := range listed {
 		diffTables(x.spec.Tables[n], y.spec.Tables[n], some(&c.RemovedSome, &c.Removed), some(&c.AddedSome, &c.Added))
 	}
-	x, y, names = a.content, b.content, names[:0]
+	x, y = a.content, b.content
+	var names []string
 	for _, l := range []layout{x.layout[1:], y.layout[1:]} {
 		for _, s := range l {
 			names = append(names, s.name)
@@ -251,9 +264,57 @@ func diff(a, b *version, limit int) (*Change, error) {
 			c.Tables = append(c.Tables, n)
 		}
 	}
+	for _, n := range c.Tables {
+		if _, rcpts := slices.BinarySearch(listed, n); !rcpts {
+			c.Entries = diffEntries(c.Entries, n, x.spec.Tables[n], y.spec.Tables[n], limit)
+		}
+	}
 	var err error
 	c.Settings, err = diffSettings(x.spec, y.spec)
 	return c, err
+}
+
+// maxEntries is how long a table may be for its entries to be compared.
+const maxEntries = 100_000
+
+// diffEntries appends the entries that only one of two tables (either may be
+// nil) has, until there are limit.
+func diffEntries(out []string, name string, a, b *policy.Table, limit int) []string {
+	if len(out) >= limit || a != nil && a.Len() > maxEntries || b != nil && b.Len() > maxEntries {
+		return out
+	}
+	entries := func(t *policy.Table) map[string]bool {
+		set := map[string]bool{}
+		if t == nil {
+			return set
+		}
+		for key, value := range t.Entries(0, t.Len()) {
+			k := string(key)
+			if t.Secret() != nil {
+				k = hiddenName
+			}
+			set[clipText(name+": "+strings.TrimSpace(k+" "+value), 300)] = true
+		}
+		return set
+	}
+	old, now := entries(a), entries(b)
+	for e := range now {
+		if old[e] {
+			delete(now, e)
+			delete(old, e)
+		}
+	}
+	for _, side := range []struct {
+		sign string
+		set  map[string]bool
+	}{{"- ", old}, {"+ ", now}} {
+		for _, e := range slices.Sorted(maps.Keys(side.set)) {
+			if len(out) < limit {
+				out = append(out, side.sign+e)
+			}
+		}
+	}
+	return out
 }
 
 // diffSettings shows the lines that only one of the two has.
@@ -288,8 +349,12 @@ func diffSettings(a, b *policy.Spec) ([]string, error) {
 func (f *Follower) stats() metrics.FollowerStats {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	s := metrics.FollowerStats{State: f.state(), Staged: f.staged()}
+	s := metrics.FollowerStats{State: f.state(), Staged: f.staged(), SourcesRead: oldestRead(f.sources)}
 	if f.cur != nil {
+		if c := f.changes.of(f.cur.head); c != nil {
+			s.Changed = c.At
+		}
+		s.Failing = f.newest.Notice != ""
 		s.Version, s.Signed, s.Recipients = f.cur.head.Version, f.newest.Created, f.cur.content.recipients
 	}
 	if f.gone != nil {
@@ -351,12 +416,17 @@ func (f *Follower) report(ctx context.Context) error {
 	}
 	r.clip()
 	r.Unsure = f.unsure.take(maxUnsureReport)
-	_, err := f.remote().post(ctx, "/v1/report", r, 1024)
+	b, err := f.remote().post(ctx, "/v1/report?sources", r, maxSourcesJSON)
 	if err != nil {
 		for _, u := range r.Unsure {
 			f.Unsure(u)
 		}
+		return err
 	}
+	list, err := parseSources(b)
+	f.mu.Lock()
+	f.sources = list
+	f.mu.Unlock()
 	return err
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -185,8 +186,8 @@ func pair(t *testing.T, p *publisher, s *secondary) {
 
 // syncStatus is what `policy status --json` says.
 type syncStatus struct {
-	State, Staged, Alarm, Notice string
-	Version, Recipients          uint64
+	State, Staged, Alarm, Notice, Digest string
+	Version, Recipients                  uint64
 }
 
 func (s *secondary) sync() (st syncStatus) {
@@ -261,6 +262,7 @@ func TestSync(t *testing.T) {
 	s.wantReply("nobody@example.org", 550)
 
 	t.Run("change", func(t *testing.T) { testChanges(t, p, s) })
+	t.Run("what the operators see", func(t *testing.T) { testShown(t, p, s) })
 	t.Run("mass deletion", func(t *testing.T) { testMassDeletion(t, p, s) })
 	t.Run("line cut during a transfer", func(t *testing.T) {
 		interrupt(t, p, s, "cut", func() { far.link("down") }, func() { far.link("up") })
@@ -307,6 +309,45 @@ func testChanges(t *testing.T, p *publisher, s *secondary) {
 	if p99 := took[changes*99/100]; p99 > 10*time.Second { // 1 s on a machine that isn't busy
 		t.Errorf("p99 is %v", p99)
 	}
+}
+
+// testShown: a map and a parameter change, and both ends show it.
+func testShown(t *testing.T, p *publisher, s *secondary) {
+	p.bulk([]string{"bulk1@example.org", "bulk2@example.org"})
+	s.wantReply("bulk2@example.org", 250)
+	main := filepath.Join(p.postfix.dir, "conf/main.cf")
+	good := readFile(t, main)
+	write(t, main, good+"smtpd_helo_required = yes\n")
+	p.bulk([]string{"bulk1@example.org", "bulk3@example.org", "bulk4@example.org"})
+	s.wantReply("bulk4@example.org", 250)
+	helo := func() bool { return strings.Contains(s.cli("policy", "diff"), "helo_required") }
+	eventually(t, 30*time.Second, "the parameter is changed", helo)
+	contains := func(who, got string, want ...string) {
+		t.Helper()
+		for _, w := range want {
+			if !regexp.MustCompile(w).MatchString(got) {
+				t.Errorf("%s doesn't show %q:\n%s", who, w, got)
+			}
+		}
+	}
+	diff := s.cli("policy", "diff")
+	contains("policy diff", diff, `^Version \d+ to \d+: `, `- +"helo_required": false`, `\+ +"helo_required": true`)
+	both := `(?m)^Last change +\S+ \(\d+s ago\): version \d+ to \d+, \+\d -\d recipients.*, 2 lines of settings$`
+	eventually(t, 2*time.Minute, "the secondary knows when the sources were read", func() bool {
+		return strings.Contains(s.cli("policy", "status"), "source bulk") // with the next report
+	})
+	contains("policy status", s.cli("policy", "status"), `(?m)^Version +\d+ \(epoch \d+\), sha256:[0-9a-f]{16}$`, both, `(?m)^Recipients +\d+ in 1 domain$`,
+		`(?m)^  example.org +\d+$`, `(?m)^  postfix +\S+ \(\S+ ago\)$`, `(?m)^  source bulk +\S+ \(\S+ ago\)$`)
+	contains("policy status on the primary", p.cli("policy", "status"), `(?m)^Version +\d+ \(epoch \d+\), sha256:[0-9a-f]{16}$`, both,
+		`(?m)^  example.org +\d+$`, `(?m)^  source bulk +\S+ \(\S+ ago\)$`, `(?m)^Secondaries +1; see`)
+	st := s.sync()
+	eventually(t, 2*time.Minute, "the primary knows what the secondary has", func() bool {
+		return strings.Contains(p.cli("peers", "--json"), fmt.Sprintf(`"version": %d`, st.Version)) &&
+			strings.Contains(p.cli("peers", "--json"), st.Digest) && strings.Contains(p.cli("peers", "--json"), `"queue_messages": 0`)
+	})
+	write(t, main, good)
+	p.bulk(nil)
+	s.wantReply("bulk4@example.org", 550)
 }
 
 // testMassDeletion: the deleted are put off until the operator approves.
@@ -370,6 +411,11 @@ func testBrokenSource(t *testing.T, p *publisher, s *secondary) {
 		return strings.Contains(s.sync().Notice, "/nonexistent/vmailbox")
 	})
 	s.wantReply("alice@example.org", 250)
+	for who, status := range map[string]string{"secondary": s.cli("policy", "status"), "primary": p.cli("policy", "status")} {
+		if !regexp.MustCompile(`(?m)^  postfix +\S+ \(.* ago\), failing$`).MatchString(status) {
+			t.Errorf("the %s doesn't show the failing source:\n%s", who, status)
+		}
+	}
 	before := s.sync().Version
 	p.kill()
 	p.start() // it offers what it published last, or a secondary that joins now would have nothing

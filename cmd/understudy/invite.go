@@ -35,6 +35,11 @@ func publishPages(p *policysync.Publisher) http.Handler {
 		token, err := p.Invite(name)
 		answer(w, invitation{name, token}, err)
 	})
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
+		s := p.Status()
+		boundCounts(s.Counts)
+		answer(w, s, nil)
+	})
 	mux.HandleFunc("GET /v1/peers", func(w http.ResponseWriter, _ *http.Request) { answer(w, p.Peers(), nil) })
 	mux.HandleFunc("DELETE /v1/peers/{name}", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, nil, p.Revoke(r.PathValue("name")))

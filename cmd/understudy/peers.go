@@ -38,7 +38,7 @@ func (c *peersCmd) Run(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "NAME\tFINGERPRINT\tSEEN\tVERSION\tSTATE\tQUEUE\tOLDEST\tPROBLEM")
+	fmt.Fprintln(w, "NAME\tFINGERPRINT\tSEEN\tVERSION\tDIGEST\tSTATE\tQUEUE\tOLDEST\tPROBLEM")
 	for _, p := range peers {
 		seen := "not since the start"
 		if !p.Polled.IsZero() {
@@ -52,7 +52,7 @@ func (c *peersCmd) Run(ctx context.Context, out io.Writer) error {
 // reported are the columns that a secondary fills.
 func reported(r *policysync.Report) string {
 	if r == nil {
-		return "-\t-\t-\t-\t-"
+		return "-\t-\t-\t-\t-\t-"
 	}
 	state := r.State
 	if r.Staged != "" {
@@ -65,7 +65,7 @@ func reported(r *policysync.Report) string {
 	if r.Health.Problem != "" {
 		problem = r.Health.Problem
 	}
-	return fmt.Sprintf("%d\t%s\t%d\t%s\t%s", r.Version, printable(state), r.Health.QueueMessages, oldest, printable(problem))
+	return fmt.Sprintf("%d\t%s\t%s\t%d\t%s\t%s", r.Version, printable(shortDigest(r.Digest)), printable(state), r.Health.QueueMessages, oldest, printable(problem))
 }
 
 type revokeCmd struct {

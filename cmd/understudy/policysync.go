@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -38,6 +39,14 @@ type syncStatus struct {
 // maxCounts bounds the domains in a status.
 const maxCounts = 10_000
 
+func boundCounts(counts map[string]uint64) {
+	for i, d := range slices.Sorted(maps.Keys(counts)) {
+		if i >= maxCounts {
+			delete(counts, d)
+		}
+	}
+}
+
 // syncPages is what the control socket serves about the primary's policy. f is
 // nil when the policy comes from a file.
 func syncPages(f *following) http.Handler {
@@ -57,11 +66,7 @@ func syncPages(f *following) http.Handler {
 	}
 	handle("GET /v1/sync/status", func(_ *http.Request, p *policysync.Follower) (any, error) {
 		s := syncStatus{p.Status(), p.Counts()}
-		for i, d := range slices.Sorted(maps.Keys(s.Counts)) {
-			if i >= maxCounts {
-				delete(s.Counts, d)
-			}
-		}
+		boundCounts(s.Counts)
 		return s, nil
 	})
 	handle("GET /v1/sync/pending", func(_ *http.Request, p *policysync.Follower) (any, error) { return p.Pending(), nil })
@@ -132,10 +137,20 @@ type policyStatusCmd struct {
 }
 
 func (policyStatusCmd) Help() string {
-	return `Asks the running daemon how it follows its primary. State fresh: as the primary decides; stale: out of contact for longer than stale_after, unknown recipients are answered 450; none: no policy yet, clients are answered 421.`
+	return `Asks the running daemon how it follows its primary. State fresh: as the primary decides; stale: out of contact for longer than stale_after, unknown recipients are answered 450; none: no policy yet, clients are answered 421. Last change: when the content of the policy changed last, and in what; sources: when the primary read each of them last without a mistake.
+
+On the primary, with the publisher's configuration, it asks the publisher what it publishes.
+
+Examples:
+
+    understudy policy status
+    understudy policy status -c ` + publishConfig
 }
 
 func (c *policyStatusCmd) Run(ctx context.Context, out io.Writer) error {
+	if cfg, err := config.Load(c.Conf); err == nil && cfg.IsPublisher {
+		return c.published(ctx, out)
+	}
 	var s syncStatus
 	if err := c.call(ctx, "GET", "/v1/sync/status", &s); err != nil {
 		return err
@@ -150,29 +165,116 @@ func (c *policyStatusCmd) Run(ctx context.Context, out io.Writer) error {
 	}
 	fmt.Fprintf(w, "Primary\t%s, which calls us %s\nFingerprint\t%s\n", s.Primary, s.Name, s.Fingerprint)
 	if s.Version > 0 {
-		digest := s.Digest[:min(16, len(s.Digest))]
-		fmt.Fprintf(w, "Version\t%d (epoch %d), sha256:%s\n", s.Version, s.Epoch, digest)
-		fmt.Fprintf(w, "Vouched for\t%s (%s ago)\n", s.Signed.Format(time.RFC3339), age(time.Since(s.Signed)))
+		fmt.Fprintf(w, "Version\t%d (epoch %d), sha256:%s\n", s.Version, s.Epoch, shortDigest(s.Digest))
+		fmt.Fprintf(w, "Vouched for\t%s\n", ago(s.Signed))
+		printChange(w, s.LastChange)
 		known := ""
 		if s.Hashed {
 			known = ", hashed: their addresses are not known here"
 		}
 		fmt.Fprintf(w, "Recipients\t%d in %s%s\n", s.Recipients, plural(s.Domains, "domain"), known)
 	}
-	for _, d := range slices.Sorted(maps.Keys(s.Counts)) {
-		name := printable(d)
-		if d == "" {
-			name = "(local names)"
-		}
-		fmt.Fprintf(w, "  %s\t%d\n", name, s.Counts[d])
+	printCounts(w, s.Counts)
+	printSources(w, s.Sources)
+	if s.Notice != "" {
+		fmt.Fprintf(w, "The primary says\t%s\n", printable(s.Notice))
 	}
 	if s.Alarm != "" {
 		fmt.Fprintf(w, "Alarm\t%s\n", printable(s.Error))
 	}
-	if s.Notice != "" {
-		fmt.Fprintf(w, "The primary says\t%s\n", printable(s.Notice))
-	}
 	return w.Flush()
+}
+
+// published shows what the publisher offers.
+func (c *policyStatusCmd) published(ctx context.Context, out io.Writer) error {
+	client, err := publishFlag{c.Conf}.dial()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	var s policysync.PublisherStatus
+	if err := client.Call(ctx, "GET", "/v1/status", &s); err != nil {
+		return err
+	}
+	if c.JSON {
+		return printJSON(out, s)
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	if s.Version == 0 {
+		fmt.Fprintln(w, "Version\tnone: nothing is published, secondaries get no policy")
+	} else {
+		fmt.Fprintf(w, "Version\t%d (epoch %d), sha256:%s\n", s.Version, s.Epoch, shortDigest(s.Digest))
+		fmt.Fprintf(w, "Signed\t%s\n", ago(s.Signed))
+		printChange(w, s.LastChange)
+		known := ""
+		if s.Hashed {
+			known = ", hashed for the secondaries"
+		}
+		fmt.Fprintf(w, "Recipients\t%d%s\n", s.Recipients, known)
+	}
+	printCounts(w, s.Counts)
+	printSources(w, s.Sources)
+	if s.Notice != "" {
+		fmt.Fprintf(w, "Trouble\t%s\n", printable(s.Notice))
+	}
+	fmt.Fprintf(w, "Secondaries\t%d; see `understudy peers`\n", s.Peers)
+	return w.Flush()
+}
+
+func shortDigest(digest string) string { return digest[:min(16, len(digest))] }
+
+// ago spells a time and its age.
+func ago(t time.Time) string {
+	return fmt.Sprintf("%s (%s ago)", t.Local().Format(time.RFC3339), age(time.Since(t)))
+}
+
+func printChange(w io.Writer, c *policysync.LastChange) {
+	if c == nil {
+		return
+	}
+	what := []string{fmt.Sprintf("version %d to %d", c.From, c.To)}
+	switch {
+	case c.From == 0:
+		what = []string{"the first version"}
+	case !c.Compared:
+		what = append(what, "not compared")
+	default:
+		what = append(what, fmt.Sprintf("+%d -%d recipients", c.Added, c.Removed))
+	}
+	if len(c.Tables) > 0 {
+		what = append(what, "tables "+printable(strings.Join(c.Tables, " ")))
+	}
+	if c.Settings > 0 {
+		what = append(what, plural(c.Settings, "line")+" of settings")
+	}
+	fmt.Fprintf(w, "Last change\t%s: %s\n", ago(c.At), strings.Join(what, ", "))
+}
+
+func printCounts(w io.Writer, counts map[string]uint64) {
+	for _, d := range slices.Sorted(maps.Keys(counts)) {
+		name := printable(d)
+		if d == "" {
+			name = "(local names)"
+		}
+		fmt.Fprintf(w, "  %s\t%d\n", name, counts[d])
+	}
+}
+
+// printSources says when each source of the primary was read last.
+func printSources(w io.Writer, list []policysync.Source) {
+	if len(list) > 0 {
+		fmt.Fprintln(w, "Sources\tas read last")
+	}
+	for _, s := range list {
+		read := "not since the publisher started"
+		if !s.Read.IsZero() {
+			read = ago(s.Read)
+		}
+		if s.Failing {
+			read += ", failing"
+		}
+		fmt.Fprintf(w, "  %s\t%s\n", printable(s.Name), read)
+	}
 }
 
 // call asks the daemon and decodes its answer.
@@ -249,7 +351,7 @@ type policyDiffCmd struct {
 }
 
 func (policyDiffCmd) Help() string {
-	return `Shows who was added and removed, and which settings and tables changed, between two versions that are held: the last two, and the one before a mass deletion that waits. Where the primary hashes recipients, only their numbers and domains can be shown.`
+	return `Shows who was added and removed, and which settings, tables and entries of tables changed, between two versions that are held: the last two, and the one before a mass deletion that waits. Where the primary hashes recipients, only their numbers and domains can be shown.`
 }
 
 func (c *policyDiffCmd) Run(ctx context.Context, out io.Writer) error {
@@ -282,6 +384,9 @@ func (c *policyDiffCmd) Run(ctx context.Context, out io.Writer) error {
 	}
 	for _, t := range d.Tables {
 		fmt.Fprintf(out, "table %s\n", printable(t))
+	}
+	for _, s := range d.Entries {
+		fmt.Fprintf(out, "entry %s\n", printable(s))
 	}
 	for _, s := range d.Settings {
 		fmt.Fprintf(out, "setting %s\n", printable(s))

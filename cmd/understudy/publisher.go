@@ -42,11 +42,12 @@ type publisher struct {
 	learned  *postfix.Learned
 	saved    []byte // of learned, as the disk has it
 
-	mu     sync.Mutex // guards all below
-	files  []string   // to watch
-	polled bool       // some source has to be asked, or is broken
-	broken string     // what is wrong with the sources, "" when they are well
-	told   string     // the last summary of an import that was logged
+	mu      sync.Mutex          // guards all below
+	files   []string            // to watch
+	polled  bool                // some source has to be asked, or is broken
+	broken  string              // what is wrong with the sources, "" when they are well
+	told    string              // the last summary of an import that was logged
+	sources []policysync.Source // as they were read last
 }
 
 // newPublisher opens and listens; then nothing moves yet.
@@ -230,6 +231,7 @@ func (p *publisher) read(ctx context.Context) {
 	if ctx.Err() != nil {
 		return // what failed was ended by us
 	}
+	p.noteSources(r.sources)
 	if err == nil {
 		err = p.saveLearned()
 	}
@@ -250,8 +252,25 @@ func (p *publisher) read(ctx context.Context) {
 		p.log.Info("the policy's sources are well again")
 	}
 	p.broken = ""
+	p.metrics.PublishRead.SetToCurrentTime()
 	p.metrics.PublishFailing.Set(0)
 	p.tell(r)
+}
+
+// noteSources tells secondaries when each source was read last: one that
+// failed, or was not asked because of one that did, keeps its time.
+func (p *publisher) noteSources(now []policysync.Source) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i := range now {
+		for _, old := range p.sources {
+			if now[i].Read.IsZero() && old.Name == now[i].Name {
+				now[i].Read = old.Read
+			}
+		}
+	}
+	p.sources = now
+	p.offer.SetSources(now)
 }
 
 // refused notes a failed reading. The caller holds mu.

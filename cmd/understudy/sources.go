@@ -7,11 +7,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/lister"
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/postfix"
+	policysync "github.com/understudy-mx/understudy/sync"
 )
 
 // reading is one look at all that a publisher's policy is made of.
@@ -21,6 +23,17 @@ type reading struct {
 	polled   bool             // something announces no change
 	report   *postfix.Report  // nil without a Postfix
 	useless  []string         // sources without an address in the policy's domains
+	sources  []policysync.Source
+}
+
+// note tells how the reading of a source went; skipped says that it wasn't
+// tried, because another had failed.
+func (r *reading) note(name string, err error, skipped bool) {
+	s := policysync.Source{Name: name, Failing: err != nil && !skipped}
+	if err == nil {
+		s.Read = time.Now().UTC().Truncate(time.Second)
+	}
+	r.sources = append(r.sources, s)
 }
 
 // readSources reads the policy and the sources of recipients. Tables that can't
@@ -33,6 +46,7 @@ func readSources(ctx context.Context, cfg *config.Config, learned *postfix.Learn
 		err = r.readPostfix(ctx, cfg, learned, ask)
 	} else {
 		r.snapshot, r.files, err = readPolicy(cfg.Policy.File)
+		r.note("policy", err, false)
 	}
 	var spec *policy.Spec
 	if err == nil && len(cfg.Sources) > 0 {
@@ -44,12 +58,14 @@ func readSources(ctx context.Context, cfg *config.Config, learned *postfix.Learn
 		}
 		src, polled, files, e := listerOf(&cfg.Sources[i])
 		r.files, r.polled = append(r.files, files...), r.polled || polled
+		skipped := err != nil
 		if err == nil {
 			err = e
 		}
 		if err == nil {
 			err = r.addRecipients(ctx, spec, src)
 		}
+		r.note(src.Name, err, skipped)
 	}
 	if err == nil && spec != nil {
 		r.snapshot, err = policy.Compile(spec)
@@ -73,7 +89,9 @@ func (r *reading) readPostfix(ctx context.Context, cfg *config.Config, learned *
 		if err == nil {
 			err = src.List(ctx, func(key, _ string) error { ask = append(ask, key); return nil })
 		}
+		r.note(src.Name, err, false)
 		if err != nil {
+			r.note("postfix", err, true)
 			return err
 		}
 	}
@@ -82,6 +100,7 @@ func (r *reading) readPostfix(ctx context.Context, cfg *config.Config, learned *
 		ConfigDir: cfg.Policy.Postfix, Service: cfg.Policy.PostfixService, Lister: postfix.Databases{},
 		Learned: learned, Ask: ask, Choices: choices(cfg.Policy.PostfixChoose), Commands: commands, Queries: queries,
 	})
+	r.note("postfix", err, false)
 	if err != nil {
 		return fmt.Errorf("import %s: %w", cfg.Policy.Postfix, err)
 	}
