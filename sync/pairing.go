@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/understudy-mx/understudy/policy"
 )
@@ -299,6 +300,14 @@ func (t *token) ask(ctx context.Context, key ed25519.PrivateKey) (*joinAnswer, *
 	})
 	defer c.close()
 	b, err := c.post(ctx, "/v1/join", joinRequest{hex.EncodeToString(t.id[:]), ed25519.Sign(t.proofKey(), msg)}, 8192)
+	if alarmOf(err, "") == AlarmUnreachable && conn.SetReadDeadline(time.Now()) == nil {
+		// net/http may lose a TLS alert that comes before its request; the
+		// connection remembers it.
+		var op *net.OpError
+		if _, alert := conn.Read(make([]byte, 1)); errors.As(alert, &op) && op.Op == "remote error" {
+			err = explain(alert)
+		}
+	}
 	if errors.Is(err, errGone) || alarmOf(err, "") == AlarmRefused {
 		return nil, nil, alarm(AlarmRefused, "the primary refuses the invitation: it was used, is older than %s, or was revoked; make another with `understudy invite`", inviteLife)
 	}
