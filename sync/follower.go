@@ -133,6 +133,9 @@ func OpenFollower(o FollowerOptions) (*Follower, error) {
 	if err := f.load(); err != nil {
 		return nil, err
 	}
+	for _, a := range Alarms() {
+		o.Metrics.SyncAlarms.WithLabelValues(string(a)) // Prometheus sees no increase in what begins with 1
+	}
 	o.Metrics.Follower(f.stats)
 	return f, nil
 }
