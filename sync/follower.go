@@ -309,13 +309,13 @@ func (f *Follower) alarm(err error, def Alarm) {
 	f.o.Log.Error("policy sync alarm", "alarm", string(a), "err", clip(err.Error()))
 }
 
-// clip bounds a text that may quote a peer.
+// clip bounds a text that may quote a peer, and makes it printable.
 func clip(s string) string {
 	const most = 512
 	if len(s) > most {
-		s = s[:most] + "…"
+		return clipText(s[:most], most) + "…"
 	}
-	return s
+	return clipText(s, most)
 }
 
 // Run follows the primary until ctx ends.

@@ -209,13 +209,13 @@ func (l *listing) name(tag string) string {
 // spell shows a key to the operator.
 func (l *listing) spell(key string) string {
 	if l.hasher == nil {
-		return key
+		return clipText(key, maxShown)
 	}
 	switch name := l.name(key[:policy.TagSize]); name {
 	case "", hiddenName:
 		return hiddenName
 	default:
-		return hiddenName + "@" + name
+		return clipText(hiddenName+"@"+name, maxShown)
 	}
 }
 

@@ -176,7 +176,8 @@ func parseToken(s string) (*token, error) {
 	b = b[n:]
 	copy(t.id[:], b[copy(t.server[:], b):])
 	copy(t.secret[:], b[len(t.server)+len(t.id):])
-	if _, _, err := net.SplitHostPort(t.address); err != nil || strings.ContainsAny(t.address, "/?#@ ") {
+	if _, _, err := net.SplitHostPort(t.address); err != nil || strings.ContainsAny(t.address, "/?#@") ||
+		strings.ContainsFunc(t.address, func(r rune) bool { return r <= ' ' || r > '~' }) {
 		return nil, fmt.Errorf("the invitation's address %q is not host:port", t.address)
 	}
 	return t, nil

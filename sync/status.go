@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/understudy-mx/understudy/metrics"
 	"github.com/understudy-mx/understudy/policy"
@@ -105,11 +106,14 @@ func (f *Follower) Counts() map[string]uint64 {
 	return counts
 }
 
+// maxShown bounds a name or address that the operator is shown, in octets.
+const maxShown = 320
+
 // counts adds the content's recipients by domain.
 func (c *content) counts(by map[string]uint64) {
 	l := newListing(c, c.spec)
 	for d, n := range c.domains {
-		by[l.name(d)] += *n
+		by[clipText(l.name(d), maxShown)] += *n
 	}
 }
 
@@ -132,7 +136,10 @@ func (f *Follower) Pending() *Pending {
 		return nil
 	}
 	p := &Pending{Version: f.cur.head.Version, Since: f.base.head.Version, State: f.staged(),
-		Recipients: f.gone.recipients, Of: f.gone.of, Domains: f.gone.domains}
+		Recipients: f.gone.recipients, Of: f.gone.of}
+	for _, d := range f.gone.domains {
+		p.Domains = append(p.Domains, clipText(d, maxShown))
+	}
 	for _, k := range f.gone.keys[:min(1000, len(f.gone.keys))] {
 		p.Some = append(p.Some, f.gone.listing.spell(k))
 	}
@@ -269,8 +276,14 @@ func diff(a, b *version, limit int) (*Change, error) {
 			c.Entries = diffEntries(c.Entries, n, x.spec.Tables[n], y.spec.Tables[n], limit)
 		}
 	}
+	for i := range c.Tables {
+		c.Tables[i] = clipText(c.Tables[i], maxShown)
+	}
 	var err error
 	c.Settings, err = diffSettings(x.spec, y.spec)
+	for i := range c.Settings {
+		c.Settings[i] = clipText(c.Settings[i], settingsPiece)
+	}
 	return c, err
 }
 
@@ -396,10 +409,10 @@ func (r *Report) clip() {
 // clipText cuts s to valid, printable text of at most n octets.
 func clipText(s string, n int) string {
 	s = strings.Map(func(r rune) rune {
-		if r < 0x20 || r == 0x7f {
-			return ' '
+		if unicode.IsPrint(r) { // neither a control nor what turns the direction of writing
+			return r
 		}
-		return r
+		return ' '
 	}, strings.ToValidUTF8(s, "?"))
 	for len(s) > n {
 		s = strings.ToValidUTF8(s[:n], "")

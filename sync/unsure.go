@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -26,7 +27,7 @@ type unsure struct {
 
 func (u *unsure) add(recipient string, most int) {
 	if recipient == "" || len(recipient) > maxUnsureLength || !utf8.ValidString(recipient) ||
-		strings.ContainsFunc(recipient, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		strings.ContainsFunc(recipient, func(r rune) bool { return !unicode.IsPrint(r) }) {
 		return
 	}
 	u.mu.Lock()

@@ -97,7 +97,9 @@ func run() int {
 	case errors.Is(err, syscall.EPIPE):
 		return 0 // the reader of our output has seen enough
 	}
-	fmt.Fprintln(os.Stderr, "understudy:", err)
+	for line := range strings.SplitSeq("understudy: "+err.Error(), "\n") {
+		fmt.Fprintln(os.Stderr, printable(line)) // it may quote a peer
+	}
 	return 1
 }
 

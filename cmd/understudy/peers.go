@@ -33,6 +33,10 @@ func (c *peersCmd) Run(ctx context.Context, out io.Writer) error {
 	if c.JSON {
 		return printJSON(out, peers)
 	}
+	return printPeers(out, peers)
+}
+
+func printPeers(out io.Writer, peers []policysync.Peer) error {
 	if len(peers) == 0 {
 		_, err := fmt.Fprintln(out, "No secondary is paired; `understudy invite` invites one.")
 		return err
@@ -44,7 +48,7 @@ func (c *peersCmd) Run(ctx context.Context, out io.Writer) error {
 		if !p.Polled.IsZero() {
 			seen = age(time.Since(p.Polled)) + " ago"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", p.Name, p.Fingerprint, seen, reported(p.Report))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", printable(p.Name), p.Fingerprint, seen, reported(p.Report))
 	}
 	return w.Flush()
 }
@@ -65,7 +69,7 @@ func reported(r *policysync.Report) string {
 	if r.Health.Problem != "" {
 		problem = r.Health.Problem
 	}
-	return fmt.Sprintf("%d\t%s\t%s\t%d\t%s\t%s", r.Version, printable(shortDigest(r.Digest)), printable(state), r.Health.QueueMessages, oldest, printable(problem))
+	return fmt.Sprintf("%d\t%s\t%s\t%d\t%s\t%s", r.Version, shortDigest(r.Digest), printable(state), r.Health.QueueMessages, oldest, printable(problem))
 }
 
 type revokeCmd struct {

@@ -158,12 +158,16 @@ func (c *policyStatusCmd) Run(ctx context.Context, out io.Writer) error {
 	if c.JSON {
 		return printJSON(out, s)
 	}
+	return printFollower(out, &s)
+}
+
+func printFollower(out io.Writer, s *syncStatus) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "State\t%s\n", s.State)
 	if s.Staged != "" {
 		fmt.Fprintf(w, "Mass deletion\t%s; see `understudy policy pending`\n", s.Staged)
 	}
-	fmt.Fprintf(w, "Primary\t%s, which calls us %s\nFingerprint\t%s\n", s.Primary, s.Name, s.Fingerprint)
+	fmt.Fprintf(w, "Primary\t%s, which calls us %s\nFingerprint\t%s\n", printable(s.Primary), printable(s.Name), s.Fingerprint)
 	if s.Version > 0 {
 		fmt.Fprintf(w, "Version\t%d (epoch %d), sha256:%s\n", s.Version, s.Epoch, shortDigest(s.Digest))
 		fmt.Fprintf(w, "Vouched for\t%s\n", ago(s.Signed))
@@ -199,6 +203,10 @@ func (c *policyStatusCmd) published(ctx context.Context, out io.Writer) error {
 	if c.JSON {
 		return printJSON(out, s)
 	}
+	return printPublisher(out, &s)
+}
+
+func printPublisher(out io.Writer, s *policysync.PublisherStatus) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	if s.Version == 0 {
 		fmt.Fprintln(w, "Version\tnone: nothing is published, secondaries get no policy")
@@ -221,7 +229,7 @@ func (c *policyStatusCmd) published(ctx context.Context, out io.Writer) error {
 	return w.Flush()
 }
 
-func shortDigest(digest string) string { return digest[:min(16, len(digest))] }
+func shortDigest(digest string) string { return printable(digest[:min(16, len(digest))]) }
 
 // ago spells a time and its age.
 func ago(t time.Time) string {
@@ -304,6 +312,10 @@ func (c *policyPendingCmd) Run(ctx context.Context, out io.Writer) error {
 	if c.JSON {
 		return printJSON(out, p)
 	}
+	return printPending(out, p)
+}
+
+func printPending(out io.Writer, p *policysync.Pending) error {
 	if p == nil {
 		_, err := fmt.Fprintln(out, "No deletion is pending.")
 		return err
@@ -366,6 +378,11 @@ func (c *policyDiffCmd) Run(ctx context.Context, out io.Writer) error {
 	if err := c.call(ctx, "GET", fmt.Sprintf("/v1/sync/diff/%d/%d", c.From, c.To), &d); err != nil {
 		return err
 	}
+	printDiff(out, &d)
+	return nil
+}
+
+func printDiff(out io.Writer, d *policysync.Change) {
 	fmt.Fprintf(out, "Version %d to %d: %d recipients added, %d removed\n", d.From, d.To, d.Added, d.Removed)
 	if d.Hashed {
 		fmt.Fprintln(out, "Recipients are hashed; only their domains can be shown.")
@@ -391,5 +408,4 @@ func (c *policyDiffCmd) Run(ctx context.Context, out io.Writer) error {
 	for _, s := range d.Settings {
 		fmt.Fprintf(out, "setting %s\n", printable(s))
 	}
-	return nil
 }

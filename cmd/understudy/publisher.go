@@ -277,12 +277,12 @@ func (p *publisher) noteSources(now []policysync.Source) {
 func (p *publisher) refused(err error) {
 	p.metrics.PublishImports.WithLabelValues("refused").Inc()
 	p.metrics.PublishFailing.Set(1)
-	text := err.Error()
+	text := printable(strings.ReplaceAll(err.Error(), "\n", "; ")) // it may quote a server or a command
 	if text != p.broken {
 		p.log.Error("sources of the policy refused, the last good policy stays published", "err", text)
 	}
 	p.broken = text
-	p.offer.SetNotice(strings.ReplaceAll(text, "\n", "; "))
+	p.offer.SetNotice(text)
 }
 
 // tell logs what an import can't carry over, once. The caller holds mu.
