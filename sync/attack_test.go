@@ -27,6 +27,7 @@ type attack struct {
 	head   func(h *Head)                      // what is signed
 	raw    func(b []byte) []byte              // what is sent as the head
 	answer http.HandlerFunc                   // any answer
+	same   bool                               // each chunk has an octet changed
 	wait   time.Duration                      // between the signature and its arrival
 }
 
@@ -183,6 +184,7 @@ var contentAttacks = []attack{
 
 var wireAttacks = []attack{
 	{name: "other chunk under the name", want: AlarmContent, answer: onChunk(func() []byte { return zeros(100) })},
+	{name: "other chunk of the same size", want: AlarmContent, same: true},
 	{name: "chunk that is not compressed", want: AlarmContent, answer: onChunk(func() []byte { return []byte("plain") })},
 	{name: "compression bomb", want: AlarmContent, answer: onChunk(func() []byte { return zeros(16 << 20) })},
 	{name: "bomb of many frames", want: AlarmContent, answer: onChunk(func() []byte { return bytes.Repeat(zeros(maxChunk), 500) })},
@@ -254,6 +256,9 @@ func (a *attack) run(t *testing.T, e *evil, rcpts []string) {
 		e.bytes(a.raw)
 	}
 	e.respond(a.answer)
+	if a.same {
+		e.spoil()
+	}
 	e.clock.add(a.wait)
 	err := try(t, f)
 	e.clock.add(-a.wait)
@@ -304,6 +309,15 @@ func TestAttackOnDisk(t *testing.T) {
 			}
 			write(t, lastChunk(f), b)
 		}, 1},
+		{"a chunk replaced by one of its size", func(t *testing.T, _ string, f *Follower) {
+			s := f.cur.content.layout.section("recipients")
+			b, err := f.store.get(s.chunks[len(s.chunks)-1])
+			if err != nil {
+				t.Fatal(err)
+			}
+			b[strings.LastIndexByte(string(b), '@')-1]++ // another recipient, still the last
+			write(t, lastChunk(f), f.codec.pack(b))
+		}, 1},
 		{"strange files", func(t *testing.T, dir string, _ *Follower) {
 			write(t, path.Join(dir, "heads", "zzz"), []byte("x"))
 			write(t, path.Join(dir, "heads", tempPrefix+"1"), []byte("x"))
@@ -334,6 +348,21 @@ func TestAttackOnDisk(t *testing.T) {
 				t.Errorf("after a poll version %d is in force", got)
 			}
 		})
+	}
+}
+
+// TestFalseTotals: an index that holds more than its head promised ends the
+// transfer before its data is fetched.
+func TestFalseTotals(t *testing.T) {
+	e := newEvil(t)
+	f := e.follower(t, newSpec(t, []string{"example.org"}, "a@example.org"))
+	before, index := len(f.store.have), 0
+	e.offer(t, e.forge(t, newSpec(t, []string{"example.org"}, names(5000, "example.org")...), nil), e.head(2, f.cur.head.identity), func(h *Head) { h.Octets, index = 1, len(h.index) })
+	if err := try(t, f); alarmOf(err, "") != AlarmContent {
+		t.Errorf("got %v", err)
+	}
+	if got := len(f.store.have) - before; got != index {
+		t.Errorf("%d chunks were fetched, want the index's %d alone", got, index)
 	}
 }
 

@@ -154,7 +154,7 @@ func (m *memFS) ReadDir(dir string) ([]string, error) {
 }
 
 // crash returns the disk as it is found afterwards. "kill": all that was
-// written is there. "power": what wasn't synced is gone. "torn": names made it
+// written is there, synced or not, and the next power cut may take it. "power": what wasn't synced is gone. "torn": names made it
 // to the disk, and half of the content that wasn't synced.
 func (m *memFS) crash(how string) *memFS {
 	out := newMemFS()
@@ -167,9 +167,15 @@ func (m *memFS) crash(how string) *memFS {
 		return false
 	}
 	for d, durable := range m.dirs {
-		if durable || how != "power" && !gone(d) {
+		if durable || how == "torn" && !gone(d) {
 			out.dirs[d] = true
 		}
+	}
+	if how == "kill" {
+		maps.Copy(out.dirs, m.dirs)
+		maps.Copy(out.now, m.now)
+		maps.Copy(out.durable, m.durable)
+		return out
 	}
 	files := m.now
 	if how == "power" {
@@ -177,9 +183,7 @@ func (m *memFS) crash(how string) *memFS {
 	}
 	for name, n := range files {
 		b := n.synced
-		if how == "kill" {
-			b = n.written
-		} else if b == nil {
+		if b == nil {
 			b = n.written[:len(n.written)/2]
 		}
 		if !gone(name) {
@@ -389,5 +393,42 @@ func (c *crashRig) after(t *testing.T, disk *memFS, what string, states []string
 	}
 	if s := f.Status(); s.Recipients != 305 || s.Staged != "" {
 		t.Fatalf("%s: then %+v", what, s)
+	}
+	last, err := c.open(t, disk.crash("power"))
+	if err != nil {
+		t.Fatalf("%s: then the power is cut: %v", what, err)
+	}
+	defer last.Close()
+	if got := last.Status(); got.Version != s.Version+1 || got.Recipients != 305 {
+		t.Fatalf("%s: then the power is cut: %+v", what, got)
+	}
+}
+
+// calls is a file that notes what is done to it.
+type calls struct {
+	did  []string
+	fail string
+}
+
+func (c *calls) do(what string) error {
+	c.did = append(c.did, what)
+	if what == c.fail {
+		return errKilled
+	}
+	return nil
+}
+
+func (c *calls) Write(b []byte) (int, error) { return len(b), c.do("write") }
+func (c *calls) Sync() error                 { return c.do("sync") }
+func (c *calls) Close() error                { return c.do("close") }
+
+// TestWriteSynced: the model above trusts WriteFile to sync.
+func TestWriteSynced(t *testing.T) {
+	for fail, want := range map[string]string{"": "write sync close", "write": "write close", "sync": "write sync close", "close": "write sync close"} {
+		c := &calls{fail: fail}
+		err := writeSynced(c, nil)
+		if got := strings.Join(c.did, " "); got != want || (err != nil) != (fail != "") {
+			t.Errorf("%q fails: %s, %v; want %s", fail, got, err, want)
+		}
 	}
 }

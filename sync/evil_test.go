@@ -203,6 +203,17 @@ func (e *evil) bytes(edit func(raw []byte) []byte) {
 	e.raw = edit(bytes.Clone(e.raw))
 }
 
+// spoil changes an octet of every chunk under its name.
+func (e *evil) spoil() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for h, b := range e.chunks {
+		b = bytes.Clone(b)
+		b[len(b)-1] ^= 1
+		e.chunks[h] = b
+	}
+}
+
 // try polls once, for a moment.
 func try(t *testing.T, f *Follower) error {
 	t.Helper()

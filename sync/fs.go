@@ -30,7 +30,16 @@ func (osFS) WriteFile(name string, b []byte) error {
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(b)
+	return writeSynced(f, b)
+}
+
+// writeSynced writes a file to its end and closes it. It MUST be synced before
+// it may get its name.
+func writeSynced(f interface {
+	io.WriteCloser
+	Sync() error
+}, b []byte) error {
+	_, err := f.Write(b)
 	if err == nil {
 		err = f.Sync()
 	}
@@ -69,6 +78,15 @@ func (osFS) ReadDir(dir string) ([]string, error) {
 		names[i] = e.Name()
 	}
 	return names, err
+}
+
+// makeDir makes a directory of ours, and its name durable: keys and pairings
+// in it are of no use if it is gone after a power cut.
+func makeDir(f fileSystem, dir string) error {
+	if err := f.MkdirAll(dir); err != nil {
+		return err
+	}
+	return f.SyncDir(path.Dir(dir))
 }
 
 // tempPrefix starts the names of files that no crash leaves of use.

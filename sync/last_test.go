@@ -31,6 +31,9 @@ func TestPublisherCrash(t *testing.T) {
 		return p
 	}
 	first := newMemFS()
+	if err := errors.Join(first.MkdirAll("/var"), first.SyncDir("/")); err != nil {
+		t.Fatal(err)
+	}
 	p := open(first)
 	if err := p.Restore(); !errors.Is(err, ErrNothing) {
 		t.Fatalf("restore of nothing: %v", err)

@@ -235,7 +235,7 @@ func join(ctx context.Context, fsys fileSystem, dir, invitation string) (*Joined
 	if err != nil {
 		return nil, err
 	}
-	if err := fsys.MkdirAll(dir); err != nil {
+	if err := makeDir(fsys, dir); err != nil {
 		return nil, fmt.Errorf("join: %w", err)
 	}
 	key, err := loadKey(fsys, path.Join(dir, clientKeyFile), true)

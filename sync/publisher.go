@@ -111,7 +111,7 @@ func OpenPublisher(o PublisherOptions) (*Publisher, error) {
 	if o.waiting == nil {
 		o.waiting = func() {}
 	}
-	if err := o.fs.MkdirAll(o.Dir); err != nil {
+	if err := makeDir(o.fs, o.Dir); err != nil {
 		return nil, fmt.Errorf("open publisher: %w", err)
 	}
 	p := &Publisher{o: o, changed: make(chan struct{}), seen: map[string]*seen{}, offers: map[policy.Secret]*offer{}, joins: rate.NewLimiter(rate.Every(2*time.Second), 5)}

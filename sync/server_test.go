@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -180,15 +181,39 @@ func (k *link) carry(ctx context.Context, down net.Conn, to string) {
 	<-sent
 }
 
-// TestLinkCut cuts the line after ever more octets, in the midst of chunks. No
-// octet of a stored chunk comes twice, and in the end all is there.
+// counting counts how often each chunk came whole.
+type counting struct {
+	remote
+	mu    sync.Mutex
+	whole map[hash]int
+}
+
+func (c *counting) chunk(ctx context.Context, h hash) ([]byte, error) {
+	b, err := c.remote.chunk(ctx, h)
+	if err == nil {
+		c.mu.Lock()
+		c.whole[h]++
+		c.mu.Unlock()
+	}
+	return b, err
+}
+
+// TestLinkCut cuts the line after ever more octets, in the midst of chunks, and
+// restarts the follower every other time. No chunk comes twice, and in the end
+// all is there.
 func TestLinkCut(t *testing.T) {
 	p := newPrimary(t)
 	p.publish(t, newSpec(t, []string{"example.org"}, names(30_000, "example.org")...))
-	f := p.follow(t, p.join(t, "mx2"), "example.org")
+	dir := p.join(t, "mx2")
 	k := newLink(t, p.addr)
-	f.http.(*client).base = "https://" + k.addr
-	cuts := 0
+	whole := map[hash]int{}
+	open := func() *Follower {
+		f := p.follow(t, dir, "example.org")
+		f.http.(*client).base = "https://" + k.addr
+		f.http = &counting{remote: f.http, whole: whole}
+		return f
+	}
+	f, cuts := open(), 0
 	for octets := int64(6000); ; cuts++ {
 		k.left.Store(octets)
 		before := len(f.store.have)
@@ -208,6 +233,18 @@ func TestLinkCut(t *testing.T) {
 		if cuts > 200 {
 			t.Fatal("no end")
 		}
+		if cuts%2 == 1 {
+			f.http.close()
+			f = open()
+		}
+	}
+	for h, n := range whole {
+		if n != 1 || !f.store.has(h) {
+			t.Errorf("chunk %x came %d times", h[:4], n)
+		}
+	}
+	if len(whole) != len(f.store.have) {
+		t.Errorf("%d chunks came, %d are stored", len(whole), len(f.store.have))
 	}
 	if cuts < 3 {
 		t.Errorf("only %d cuts", cuts)
