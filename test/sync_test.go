@@ -271,6 +271,7 @@ func TestSync(t *testing.T) {
 		interrupt(t, p, s, "kill", p.kill, p.start)
 	})
 	t.Run("broken source", func(t *testing.T) { testBrokenSource(t, p, s) })
+	t.Run("new keys", func(t *testing.T) { testNewKeys(t, p, s) })
 	t.Run("revoked", func(t *testing.T) { testRevoked(t, p, s) })
 	t.Run("secondary killed, no primary", func(t *testing.T) {
 		before := s.sync()
@@ -432,6 +433,33 @@ func testBrokenSource(t *testing.T, p *publisher, s *secondary) {
 	p.cli("revoke", "late")
 	write(t, main, good)
 	eventually(t, 30*time.Second, "the secondary knows that it is well again", func() bool { return s.sync().Notice == "" })
+}
+
+// testNewKeys replaces the publisher's keys, without pairing anew, and restarts
+// both ends on them.
+func testNewKeys(t *testing.T, p *publisher, s *secondary) {
+	keys := func() string {
+		return readFile(t, filepath.Join(p.dir, "state/publish/server.key")) + readFile(t, filepath.Join(p.dir, "state/publish/policy.key"))
+	}
+	before := keys()
+	p.cli("rotate")
+	eventually(t, 2*time.Minute, "the secondary has the new keys", func() bool {
+		return exec.Command(binary, "rotate", "--finish", "-c", p.conf()).Run() == nil
+	})
+	if keys() == before {
+		t.Error("the keys are the old ones")
+	}
+	p.mailboxes("alice@example.org", "newkeys@example.org")
+	s.wantReply("newkeys@example.org", 250)
+	p.kill()
+	p.start()
+	s.kill()
+	s.start()
+	p.mailboxes("alice@example.org")
+	s.wantReply("newkeys@example.org", 550)
+	if st := s.sync(); st.Alarm != "" {
+		t.Errorf("afterwards: %+v", st)
+	}
 }
 
 // testRevoked: without access the policy stays; joining again works while
