@@ -1,0 +1,217 @@
+package test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+// machine is a network namespace with a file system of its own: what is written
+// below /etc, /var and /usr/local stays there and goes with it. Its address is
+// that of the README.
+type machine struct {
+	t    *testing.T
+	name string // of the network namespace
+	dir  string // on the host: what the machine can't get by itself
+	pid  string // of its first process
+}
+
+// boot makes private mounts and waits for the machine's end.
+const boot = `set -e
+mount --make-rprivate /
+mount -t tmpfs tmpfs %[1]s/disk
+for d in etc var usr/local; do
+  mkdir -p %[1]s/disk/$d.new %[1]s/disk/$d.work
+  mount -t overlay overlay -o lowerdir=/$d,upperdir=%[1]s/disk/$d.new,workdir=%[1]s/disk/$d.work /$d
+done
+mount -t proc proc /proc
+printf '127.0.0.1 localhost\n203.0.113.1 mx1.example.org mx1\n203.0.113.2 mx2.example.org mx2\n' > /etc/hosts
+echo nameserver 127.0.0.1 > /etc/resolv.conf
+touch %[1]s/up
+exec sleep infinity`
+
+// A stand-in for systemctl starts what the unit starts, and waits until it is
+// ready as Type=notify does. It knows no DynamicUser and no socket activation:
+// cmd's TestUnderSystemd does.
+const systemctl = `#!/bin/bash
+set -eu
+[ "$1" = daemon-reload ] && exec ls /etc/systemd/system/understudy.socket
+[ "$1 $2" = "enable --now" ]
+for unit in "${@:3}"; do
+  [ -f "/etc/systemd/system/${unit%.service}.service" ] || [ -f "/etc/systemd/system/$unit" ]
+  [ "${unit%.socket}" = "$unit" ] || continue
+  unit=${unit%.service} log=/var/log/${unit%.service}.log
+  mkdir -p -m 700 /var/lib/understudy
+  setsid $(sed -n s/^ExecStart=//p /etc/systemd/system/$unit.service) > $log 2>&1 < /dev/null &
+  for _ in {1..300}; do grep -q '"msg":"ready"' $log && continue 2; sleep 0.1; done
+  cat $log; exit 1
+done
+`
+
+func newMachine(t *testing.T, name, address string) *machine {
+	t.Helper()
+	m := &machine{t: t, name: fmt.Sprintf("understudy-%s-%d", name, os.Getpid()%10000), dir: tempDir(t)}
+	for _, d := range []string{"bin", "src", "disk"} {
+		if err := os.Mkdir(filepath.Join(m.dir, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, d := range []string{"systemd", "docs"} {
+		if err := os.Symlink(absolute(t, "../"+d), filepath.Join(m.dir, "src", d)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, script := range map[string]string{"systemctl": systemctl, "make": "#!/bin/sh\nexec cp " + binary + " understudy\n"} {
+		if err := os.WriteFile(filepath.Join(m.dir, "bin", name), []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run(t, "ip", "netns", "add", m.name)
+	t.Cleanup(func() { run(t, "ip", "netns", "del", m.name) })
+	run(t, "ip", "-n", m.name, "link", "set", "lo", "up")
+	init := exec.Command("ip", "netns", "exec", m.name, "unshare", "--mount", "--pid", "--fork", "--kill-child", "bash", "-c", fmt.Sprintf(boot, m.dir))
+	init.Stderr = os.Stderr
+	if err := init.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = init.Process.Kill() // its child, the machine's first process, goes with it, and all others
+		_ = init.Wait()
+	})
+	eventually(t, 20*time.Second, name+" is up", func() bool {
+		_, err := os.Stat(filepath.Join(m.dir, "up"))
+		return err == nil
+	})
+	m.pid = strings.TrimSpace(readFile(t, fmt.Sprintf("/proc/%d/task/%[1]d/children", init.Process.Pid)))
+	return m
+}
+
+func run(t *testing.T, name string, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		t.Errorf("%s %s: %v (the test needs root and iproute2, see test/install-peers)\n%s", name, strings.Join(args, " "), err, out)
+	}
+}
+
+// try runs commands as the machine's root would type them.
+func (m *machine) try(commands string) (string, error) {
+	cmd := exec.Command("nsenter", "-t", m.pid, "-m", "-p", "-n", "bash", "-e", "-c", "cd "+m.dir+"/src\n"+commands)
+	cmd.Env = append(os.Environ(), "PATH="+m.dir+"/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+func (m *machine) sh(commands string) string {
+	m.t.Helper()
+	out, err := m.try(commands)
+	if err != nil {
+		log, _ := m.try("tail -n 20 /var/log/understudy*.log /var/log/mail.log")
+		m.t.Fatalf("%s: %v\n%s\n%s\nits logs:\n%s", m.name, err, commands, out, log)
+	}
+	return out
+}
+
+// codeBlocks returns the code of a section of the README, in order.
+func codeBlocks(t *testing.T, section string) (blocks []string) {
+	t.Helper()
+	_, text, _ := strings.Cut(readFile(t, "../README.md"), "\n## "+section+"\n")
+	text, _, _ = strings.Cut(text, "\n## ")
+	for _, m := range regexp.MustCompile("(?ms)^ *```toml\n(.*?)^ *```$|((?:^(?:    |       )\\S[^\n]*\n)+)").FindAllStringSubmatch(text, -1) {
+		block := m[1] + m[2]
+		indent := block[:len(block)-len(strings.TrimLeft(block, " "))]
+		if m[2] != "" && len(indent) != 4 && len(indent) != 7 {
+			continue // a list's running text
+		}
+		blocks = append(blocks, strings.ReplaceAll("\n"+block, "\n"+indent, "\n")[1:])
+	}
+	return blocks
+}
+
+// TestReadme follows the README's set-up to the letter on two machines, the
+// primary a Postfix. Only make and systemctl are played by scripts, the domains
+// are those that --check prints, as the text says, and there is no DNS.
+func TestReadme(t *testing.T) {
+	blocks := codeBlocks(t, "Set it up beside a Postfix primary")
+	if len(blocks) != 7 {
+		t.Fatalf("the README has %d blocks of code there, this test knows 7:\n%s", len(blocks), strings.Join(blocks, "---\n"))
+	}
+	mx1, mx2 := newMachine(t, "mx1", "203.0.113.1"), newMachine(t, "mx2", "203.0.113.2")
+	run(t, "ip", "link", "add", "eth0", "netns", mx1.name, "type", "veth", "peer", "name", "eth0", "netns", mx2.name)
+	for m, address := range map[*machine]string{mx1: "203.0.113.1/24", mx2: "203.0.113.2/24"} {
+		run(t, "ip", "-n", m.name, "addr", "add", address, "dev", "eth0")
+		run(t, "ip", "-n", m.name, "link", "set", "eth0", "up")
+	}
+	mx1.sh(`postconf -e myhostname=mx1.example.org 'mydestination = $myhostname, localhost' inet_protocols=ipv4 inet_interfaces=all maillog_file=/var/log/mail.log \
+  smtpd_tls_security_level= virtual_mailbox_domains=example.org virtual_mailbox_maps=hash:/etc/postfix/vmailbox virtual_mailbox_base=/var/mail \
+  virtual_uid_maps=static:65534 virtual_gid_maps=static:65534
+chown nobody /var/mail
+echo alice@example.org alice/ > /etc/postfix/vmailbox
+postmap /etc/postfix/vmailbox
+newaliases
+postfix start`)
+	t.Cleanup(func() { _, _ = mx1.try("postfix stop") })
+
+	mx1.sh(blocks[0])
+	mx2.sh(blocks[0])
+	write(t, filepath.Join(mx1.dir, "src/publish.toml"), blocks[1])
+	mx1.sh("cp publish.toml /etc/understudy/")
+	check := mx1.sh(blocks[2])
+	domains := regexp.MustCompile(`(?m)^ *(domains = \[.*\])$`).FindStringSubmatch(check)
+	if domains == nil || !strings.Contains(domains[1], `"example.org"`) || !strings.Contains(blocks[3], "domains = [") {
+		t.Fatalf("--check names no domains, or the README's configuration none:\n%s\n%s", check, blocks[3])
+	}
+	write(t, filepath.Join(mx2.dir, "src/understudy.toml"), regexp.MustCompile(`(?m)^domains = .*`).ReplaceAllLiteralString(blocks[3], domains[1]))
+	mx2.sh("cp understudy.toml /etc/understudy/")
+	line, _, _ := strings.Cut(mx1.sh(blocks[4]), "\n")
+	if !strings.HasPrefix(line, "understudy join understudy1-") || !strings.Contains(blocks[5], "understudy join understudy1-…\n") {
+		t.Fatalf("%q is not the line to paste of\n%s", line, blocks[5])
+	}
+	status := mx2.sh(strings.Replace(blocks[5], "understudy join understudy1-…", line, 1))
+	print := regexp.MustCompile(`the same on both sides: (\S+)`).FindStringSubmatch(status)
+	if peers := mx1.sh("understudy peers"); print == nil || !strings.Contains(peers, print[1]) {
+		t.Errorf("the fingerprint of\n%s is not in\n%s", status, peers)
+	}
+	mx1.sh(`sed -i '/^mynetworks/d' /etc/postfix/main.cf; cat >> /etc/postfix/main.cf <<'end'
+` + blocks[6] + "end\npostfix reload")
+	if out := mx1.sh("understudy policy status -c /etc/understudy/publish.toml"); !strings.Contains(out, "example.org") {
+		t.Error(out)
+	}
+	eventually(t, 20*time.Second, "the secondary follows", func() bool { return strings.Contains(mx2.sh("understudy policy status"), "fresh") })
+	if out := mx2.sh("understudy policy status"); strings.Contains(out, "Alarm") {
+		t.Errorf("after the set-up:\n%s", out)
+	}
+
+	send := func(to string) string {
+		out, _ := mx1.try("swaks --server 203.0.113.2 --helo client.example.net --from bob@example.net --to " + to)
+		return out
+	}
+	if out := send("alice@example.org"); !strings.Contains(out, "<~  250 2.0.0") && !strings.Contains(out, "<-  250 2.0.0") {
+		t.Errorf("to alice:\n%s", out)
+	}
+	if out := send("nobody@example.org"); !strings.Contains(out, "550 5.1.1") {
+		t.Errorf("to nobody:\n%s", out)
+	}
+	eventually(t, 30*time.Second, "alice has the message", func() bool {
+		out, _ := mx1.try("cat /var/mail/alice/new/*")
+		return strings.Contains(out, "bob@example.net")
+	})
+	if log := mx1.sh("cat /var/log/mail.log"); !strings.Contains(log, "client=unknown[203.0.113.1]") {
+		t.Errorf("the primary doesn't name the client:\n%s", tail([]byte(log), 3000))
+	}
+	mx1.sh("postfix stop")
+	if out := send("alice@example.org"); !strings.Contains(out, " 250 2.0.0") {
+		t.Errorf("to alice while the primary is down:\n%s", out)
+	}
+	mx1.sh("postfix start")
+	eventually(t, 2*time.Minute, "alice has the second message", func() bool {
+		out, _ := mx1.try("ls /var/mail/alice/new | wc -l")
+		return strings.TrimSpace(out) == "2"
+	})
+	mx1.sh("echo carol@example.org carol/ >> /etc/postfix/vmailbox; postmap /etc/postfix/vmailbox")
+	eventually(t, 30*time.Second, "the secondary knows carol", func() bool { return strings.Contains(send("carol@example.org"), " 250 2.0.0") })
+}
