@@ -3,6 +3,7 @@ package policy
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 )
@@ -14,21 +15,30 @@ const maxPolicyFile = 1 << 30
 // files are all the files that were read, or should have been, so that a
 // caller can watch them. An error may join many, each a line of the form
 // "file:line:col: what is wrong; what to do".
-func Load(path string) (s *Snapshot, files []string, err error) {
-	read := func(name string) ([]byte, error) {
+func Load(path string) (s *Snapshot, files []string, err error) { return Reload(path, nil) }
+
+// Reload is Load of what was loaded before: the new Snapshot shares memory with
+// that of before (nil: there is none), where both list the same recipients.
+func Reload(path string, before *Snapshot) (s *Snapshot, files []string, err error) {
+	open := func(name string) (io.ReadCloser, error) {
 		files = append(files, name)
-		return readFile(name)
+		return openFile(name)
 	}
-	b, err := read(path)
+	f, err := open(path)
 	if err != nil {
 		return nil, files, err
 	}
-	s, err = Parse(path, b, read)
+	defer f.Close()
+	b, err := io.ReadAll(f)
+	if err != nil {
+		return nil, files, err
+	}
+	s, err = parse(path, b, open, before)
 	return s, files, err
 }
 
-func readFile(name string) ([]byte, error) {
-	fi, err := os.Stat(name)
+func openFile(name string) (io.ReadCloser, error) {
+	fi, err := os.Stat(name) // to open a pipe would wait for its other end
 	if err != nil {
 		return nil, err
 	}
@@ -38,22 +48,35 @@ func readFile(name string) ([]byte, error) {
 	if fi.Size() > maxPolicyFile {
 		return nil, fmt.Errorf("%s: has %d octets; a policy file may have %d", name, fi.Size(), maxPolicyFile)
 	}
-	return os.ReadFile(name)
+	return os.Open(name)
 }
 
 // Parse reads a policy from b, which is called name in errors. Files that it
 // mentions are relative to name's directory and read by readFile.
 func Parse(name string, b []byte, readFile func(string) ([]byte, error)) (*Snapshot, error) {
+	return parse(name, b, func(file string) (io.ReadCloser, error) {
+		b, err := readFile(file)
+		return io.NopCloser(bytes.NewReader(b)), err
+	}, nil)
+}
+
+func parse(name string, b []byte, open func(string) (io.ReadCloser, error), before *Snapshot) (*Snapshot, error) {
 	if bytes.HasPrefix(bytes.TrimLeft(b, " \t\r\n"), []byte("{")) {
 		return decode(name, b)
 	}
-	spec, err := parseTOML(name, b, func(file string) (string, []byte, error) {
+	var like *Table
+	if before != nil {
+		if like = before.spec.Tables[tomlRecipients]; like != nil && like.secret != nil {
+			like = nil
+		}
+	}
+	spec, err := parseTOML(name, b, func(file string) (string, io.ReadCloser, error) {
 		if !filepath.IsAbs(file) {
 			file = filepath.Join(filepath.Dir(name), file)
 		}
-		b, err := readFile(file)
-		return file, b, err
-	})
+		r, err := open(file)
+		return file, r, err
+	}, like)
 	if err != nil {
 		return nil, err
 	}

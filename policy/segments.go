@@ -4,13 +4,14 @@ import (
 	"bytes"
 	"cmp"
 	"fmt"
+	"hash/crc32"
 	"math"
 	"slices"
 	"sort"
 )
 
-// Bounds of a segment in octets: where a builder that nobody told where to cut
-// does so, and what 16-bit offsets reach.
+// Sizes of a segment in octets: where a builder that nobody told where to cut
+// does so, about, and what 16-bit offsets reach.
 const (
 	segmentSize = 16 << 10
 	maxSegment  = math.MaxUint16
@@ -21,7 +22,8 @@ const (
 type segment struct {
 	n      int
 	prefix []byte   // of every key
-	data   []byte   // the rest of each
+	suffix []byte   // of every key, behind the prefix
+	data   []byte   // what is left of each
 	ends   []uint16 // of each key in data; nil: every key has DigestSize octets
 	vals   []uint16 // hash: for each key its index in values
 	// values are the distinct values of the segment, in one block.
@@ -29,7 +31,7 @@ type segment struct {
 	starts []uint32 // of each value, and where the last one ends
 }
 
-// rest is key i without the prefix.
+// rest is key i without the prefix and the suffix.
 func (s *segment) rest(i int) []byte {
 	if s.ends == nil {
 		size := DigestSize - len(s.prefix)
@@ -44,7 +46,47 @@ func (s *segment) rest(i int) []byte {
 
 // appendKey appends key i.
 func (s *segment) appendKey(b []byte, i int) []byte {
-	return append(append(b, s.prefix...), s.rest(i)...)
+	return append(append(append(b, s.prefix...), s.rest(i)...), s.suffix...)
+}
+
+// compare compares key i with another, both without the prefix.
+func (s *segment) compare(i int, key []byte) int {
+	r := s.rest(i)
+	if c := bytes.Compare(r, key[:min(len(r), len(key))]); c != 0 || len(r) > len(key) {
+		return c
+	}
+	return bytes.Compare(s.suffix, key[len(r):])
+}
+
+// equal says whether s holds the keys of o, which has no values.
+func (s *segment) equal(o *segment) bool {
+	if s.n != o.n || s.vals != nil {
+		return false
+	}
+	var key []byte
+	for i := range s.n {
+		if key = s.appendKey(key[:0], i); !bytes.Equal(key, o.rest(i)) {
+			return false
+		}
+	}
+	return true
+}
+
+// common counts the octets that every key of s begins with, and those that it
+// ends with behind them.
+func (s *segment) common() (prefix, suffix int) {
+	first, last := s.rest(0), s.rest(s.n-1)
+	for prefix < min(len(first), len(last)) && first[prefix] == last[prefix] {
+		prefix++
+	}
+	end := first[prefix:]
+	for i := 1; i < s.n && len(end) > 0; i++ {
+		key := s.rest(i)[prefix:]
+		for !bytes.HasSuffix(key, end) {
+			end = end[1:]
+		}
+	}
+	return prefix, len(end)
 }
 
 func (s *segment) value(i int) []byte {
@@ -70,7 +112,8 @@ func newSegments(segs []*segment) (x segments, err error) {
 	x.first.off = make([]uint32, 1, len(segs)+1)
 	n := 0
 	for _, s := range segs {
-		x.first.append(s.prefix, s.rest(0))
+		x.first.data = s.appendKey(x.first.data, 0)
+		x.first.off = append(x.first.off, uint32(len(x.first.data)))
 		if n += s.n; uint64(n) > math.MaxUint32 || uint64(len(x.first.data)) > math.MaxUint32 {
 			return x, fmt.Errorf("a table holds at most %d keys", uint32(math.MaxUint32))
 		}
@@ -106,7 +149,7 @@ func (x *segments) search(key []byte) (entry int, found bool) {
 	lo, hi := 0, s.n
 	for lo < hi {
 		mid := int(uint(lo+hi) >> 1)
-		switch c := bytes.Compare(s.rest(mid), key); {
+		switch c := s.compare(mid, key); {
 		case c == 0:
 			return int(x.before[n]) + mid, true
 		case c < 0:
@@ -198,7 +241,8 @@ func (x *segments) diff(o *segments, only func(left, both bool, key, value []byt
 
 // segmentsBuilder makes segments of entries that ascend.
 type segmentsBuilder struct {
-	fixed, valued bool // keys are digests; entries have values
+	fixed, valued bool      // keys are digests; entries have values
+	like          *segments // a set whose segments are taken where they are the same, or nil
 	segs          []*segment
 
 	open   segment // what is gathered for the next one, whole keys
@@ -264,24 +308,62 @@ func (b *segmentsBuilder) cut() {
 	if o.n == 0 {
 		return
 	}
-	first, last, n := o.rest(0), o.rest(o.n-1), 0
-	for n < len(first) && n < len(last) && first[n] == last[n] {
-		n++
-	}
-	s := &segment{n: o.n, prefix: bytes.Clone(first[:n]), data: make([]byte, 0, len(o.data)-o.n*n)}
-	for i := range o.n {
-		s.data = append(s.data, o.rest(i)[n:]...)
-		if !b.fixed {
-			s.ends = append(s.ends, uint16(len(s.data)))
-		}
-	}
-	s.ends = slices.Clone(s.ends)
-	if b.valued {
-		s.vals, s.values, s.starts = slices.Clone(o.vals), bytes.Clone(o.values), slices.Clone(o.starts)
+	s := b.known(o)
+	if s == nil {
+		s = b.closed(o)
 	}
 	b.put(s)
 	b.open = segment{data: o.data[:0], ends: o.ends[:0], vals: o.vals[:0], values: o.values[:0], starts: o.starts[:0]}
 	b.intern = nil
+}
+
+// known is the segment of like with the keys of o, or nil.
+func (b *segmentsBuilder) known(o *segment) *segment {
+	if b.like == nil {
+		return nil
+	}
+	i := b.like.first.find(o.rest(0))
+	if i < 0 || !b.like.segs[i].equal(o) {
+		return nil
+	}
+	return b.like.segs[i]
+}
+
+// closed is o without what its keys have in common.
+func (b *segmentsBuilder) closed(o *segment) *segment {
+	n, m := o.common()
+	if b.fixed {
+		m = 0
+	}
+	first := o.rest(0)
+	s := &segment{n: o.n, prefix: bytes.Clone(first[:n]), suffix: bytes.Clone(first[len(first)-m:])}
+	s.data = make([]byte, 0, len(o.data)-o.n*(n+m))
+	if !b.fixed {
+		s.ends = make([]uint16, 0, o.n)
+	}
+	for i := range o.n {
+		key := o.rest(i)
+		s.data = append(s.data, key[n:len(key)-m]...)
+		if !b.fixed {
+			s.ends = append(s.ends, uint16(len(s.data)))
+		}
+	}
+	if b.valued {
+		s.vals, s.values, s.starts = slices.Clone(o.vals), bytes.Clone(o.values), slices.Clone(o.starts)
+	}
+	return s
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// cutBehind ends the segment behind key, which was just added, if that is long
+// enough and key such a one as comes every few kilobytes: where another version
+// has the same keys it is cut at the same places.
+func (b *segmentsBuilder) cutBehind(key []byte) {
+	n, chance := len(b.open.data), uint64(len(key))<<32
+	if n >= 2*segmentSize || n >= segmentSize/2 && uint64(crc32.Checksum(key, castagnoli))*(segmentSize/2) < chance {
+		b.cut()
+	}
 }
 
 // share appends the entries from to to of another, as they are where whole
@@ -327,9 +409,7 @@ func sorted(keys []string, value func(key string) string) (segments, error) {
 		if err := b.add(k, v); err != nil {
 			return segments{}, err
 		}
-		if len(b.open.data) >= segmentSize {
-			b.cut()
-		}
+		b.cutBehind(k)
 	}
 	b.cut()
 	return newSegments(b.segs)

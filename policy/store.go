@@ -41,12 +41,6 @@ func (s *store) len() int { return max(0, len(s.off)-1) }
 
 func (s *store) key(i int) []byte { return s.data[s.off[i]:s.off[i+1]] }
 
-// append adds a key, of two parts, that is greater than all others.
-func (s *store) append(a, b []byte) {
-	s.data = append(append(s.data, a...), b...)
-	s.off = append(s.off, uint32(len(s.data)))
-}
-
 // find returns the index of key, or -1.
 func (s *store) find(key []byte) int {
 	if i := s.after(key) - 1; i >= 0 && bytes.Equal(s.key(i), key) {

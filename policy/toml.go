@@ -1,7 +1,7 @@
 package policy
 
 import (
-	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -37,16 +37,24 @@ var (
 type tomlPolicy struct {
 	*document
 	spec    *Spec
-	read    func(string) (string, []byte, error)
-	domains map[string]bool
+	open    opener
+	like    *Table         // recipients to share memory with, nil: none
+	domains map[string]int // each with a number
 }
 
-func parseTOML(name string, b []byte, read func(string) (string, []byte, error)) (*Spec, error) {
+// tomlRecipients is the name of the table of recipients.
+const tomlRecipients = "recipients"
+
+// opener opens a file that the policy mentions and says its whole path, also
+// when it fails.
+type opener func(file string) (path string, r io.ReadCloser, err error)
+
+func parseTOML(name string, b []byte, open opener, like *Table) (*Spec, error) {
 	d, m, err := readDocument(name, b)
 	if err != nil {
 		return nil, err
 	}
-	p := &tomlPolicy{document: d, spec: NewSpec(), read: read, domains: map[string]bool{}}
+	p := &tomlPolicy{document: d, spec: NewSpec(), open: open, like: like, domains: map[string]int{}}
 	p.spec.Tables = map[string]*Table{}
 	p.spec.DNSBL.Replies = map[string]string{}
 	p.spec.RelayBeforeRecipient = true
@@ -99,70 +107,63 @@ func (p *tomlPolicy) addresses(n node) {
 	vals, paths := n.strings("domains")
 	for i, v := range vals {
 		domain := fold(v)
+		_, twice := p.domains[domain]
 		switch {
 		case !validHostname(domain) || !strings.Contains(domain, "."):
 			n.wrong(paths[i], "%q is not a domain; write it like \"example.org\", an internationalized one as xn--…", v)
-		case p.domains[domain]:
+		case twice:
 			n.wrong(paths[i], "domain %q is listed twice; remove one", v)
 		default:
-			p.domains[domain] = true
+			p.domains[domain] = len(p.domains)
 		}
 	}
 	if _, given := n.m["domains"].(string); len(vals) == 0 && !given {
 		n.wrong("domains", "no domains; list those to accept mail for: domains = [\"example.org\"]")
 	}
 	a.VirtualMailbox.Domains = slices.Sorted(maps.Keys(p.domains))
-	a.VirtualMailbox.Recipients = []string{"recipients"}
+	a.VirtualMailbox.Recipients = []string{tomlRecipients}
 	p.recipients(n, vals, paths)
 }
 
 func (p *tomlPolicy) recipients(n node, doms, domPaths []string) {
-	keys := map[string]bool{}
-	used := map[string]bool{}
-	add := func(addr string, wrong func(format string, args ...any)) {
-		local, domain, found := cutLast(addr, "@")
-		key := fold(addr)
-		switch {
-		case !found || domain == "" || local != "" && !validLocal(local):
-			wrong("%q is not an address; write user@example.org, or @example.org for every user", addr)
-		case !p.domains[fold(domain)]:
-			wrong("recipient %q is outside of the domains; add %q to domains or remove it", addr, domain)
-		default:
-			keys[key] = true
-		}
-		used[fold(domain)] = true
-	}
+	here := p.newPiece()
 	vals, paths := n.strings("recipients")
 	for i, v := range vals {
-		add(v, func(format string, args ...any) { n.wrong(paths[i], format, args...) })
+		if err := here.add(v); err != nil {
+			n.wrong(paths[i], "%v", err)
+		}
 	}
+	var like *segments
+	if p.like != nil {
+		like = &p.like.keys
+	}
+	here.sort(like)
+	all, known := []*piece{here}, true
 	if file := n.str("recipients_file"); file != "" {
-		path, b, err := p.read(file)
+		more, err := p.list(file, like)
 		if err != nil {
 			n.wrong("recipients_file", "%v; name a readable file, relative to this one", err)
+			known = false
 		}
-		eachLine(b, func(line, col int, text string) {
-			add(text, func(format string, args ...any) {
-				if len(p.mistakes) < 10*maxMistakes {
-					p.mistakes = append(p.mistakes, mistake{path, line, col, fmt.Sprintf(format, args...)})
-				}
-			})
-		})
-		if err != nil {
-			used = p.domains // can't tell
+		all = append(all, more...)
+	}
+	used := make([]bool, len(p.domains))
+	for _, c := range all {
+		for i := range used {
+			used[i] = used[i] || c.used[i]
 		}
 	}
 	for i, v := range doms {
-		if p.domains[fold(v)] && !used[fold(v)] {
+		if no, ours := p.domains[fold(v)]; ours && known && !used[no] {
 			n.wrong(domPaths[i], "domain %q has no recipient; list some, or %q to accept every address", v, "@"+v)
 		}
 	}
-	t, err := NewSet(slices.Collect(maps.Keys(keys)))
+	keys, err := merge(all, like)
 	if err != nil {
 		n.wrong("recipients", "%v; split the file", err)
 		return
 	}
-	p.spec.Tables["recipients"] = t
+	p.spec.Tables[tomlRecipients] = &Table{typ: typeSet, keys: keys}
 }
 
 func cutLast(s, sep string) (before, after string, found bool) {
@@ -175,6 +176,9 @@ func cutLast(s, sep string) (before, after string, found bool) {
 // validLocal says that a local-part is written as it must be in a command:
 // quoted where, and only where, it needs it.
 func validLocal(s string) bool {
+	if plainLocal(s) {
+		return true
+	}
 	if len(s) > 256 || strings.ContainsFunc(s, func(r rune) bool { return r < 0x20 || r == 0x7f }) {
 		return false
 	}
@@ -183,6 +187,23 @@ func validLocal(s string) bool {
 		return inner != "" && (envelope.Mailbox{Local: inner}).String() == s
 	}
 	return (envelope.Mailbox{Local: s}).String() == s
+}
+
+// plainLocal says that s is one of those that nearly all are: letters and digits,
+// with "-", "_" and single dots between them.
+func plainLocal(s string) bool {
+	dot := true
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c|0x20 >= 'a' && c|0x20 <= 'z' || c >= '0' && c <= '9' || c == '-' || c == '_':
+			dot = false
+		case c == '.' && !dot:
+			dot = true
+		default:
+			return false
+		}
+	}
+	return !dot && len(s) <= 256
 }
 
 // checks sorts the switched-on checks into the lists where they belong.

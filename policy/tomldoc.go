@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -232,22 +231,4 @@ func distance(a, b string) int {
 		}
 	}
 	return row[len(b)]
-}
-
-// eachLine calls fn for each line of a list file that isn't blank or a
-// comment, with its number and the column where it starts.
-func eachLine(b []byte, fn func(line, col int, text string)) {
-	n := 0
-	for raw := range bytes.Lines(b) {
-		n++
-		text := string(bytes.TrimRight(raw, "\r\n"))
-		if i := strings.IndexByte(text, '#'); i == 0 || i > 0 && (text[i-1] == ' ' || text[i-1] == '\t') {
-			text = text[:i]
-		}
-		trimmed := strings.TrimLeft(text, " \t")
-		col := len(text) - len(trimmed) + 1
-		if trimmed = strings.TrimRight(trimmed, " \t"); trimmed != "" {
-			fn(n, col, trimmed)
-		}
-	}
 }

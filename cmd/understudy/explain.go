@@ -92,7 +92,7 @@ func (c *policyExplainCmd) snapshot(ctx context.Context, cfg *config.Config) (*p
 	if file == "" {
 		return fetchPolicy(ctx, cfg)
 	}
-	snap, _, err := readPolicy(file)
+	snap, _, err := readPolicy(file, nil)
 	if err != nil {
 		return nil, mistakes{err}
 	}

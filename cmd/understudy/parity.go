@@ -212,7 +212,7 @@ func (c *parityCmd) load() (*policy.Snapshot, *config.Config, error) {
 	if c.Sessions < 1 || c.Parallel < 1 {
 		return nil, nil, mistakes{errors.New("--sessions and --parallel: at least 1")}
 	}
-	snap, _, err := readPolicy(c.File)
+	snap, _, err := readPolicy(c.File, nil)
 	if err != nil {
 		return nil, nil, mistakes{err}
 	}

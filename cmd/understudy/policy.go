@@ -35,7 +35,7 @@ Examples:
 }
 
 func (c *policyCheckCmd) Run(out io.Writer) error {
-	s, _, err := readPolicy(c.File)
+	s, _, err := readPolicy(c.File, nil)
 	if err != nil {
 		return mistakes{err}
 	}

@@ -71,7 +71,7 @@ func checkSources(ctx context.Context, cfg *config.Config, out io.Writer) error 
 	if err != nil {
 		return err
 	}
-	r, err := readSources(ctx, cfg, learned, nil)
+	r, err := readSources(ctx, cfg, learned, nil, nil)
 	if err != nil {
 		return mistakes{err}
 	}

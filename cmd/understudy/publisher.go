@@ -20,6 +20,7 @@ import (
 	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/control"
 	"github.com/understudy-mx/understudy/metrics"
+	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/postfix"
 	policysync "github.com/understudy-mx/understudy/sync"
 )
@@ -40,7 +41,8 @@ type publisher struct {
 	web      net.Listener // nil: no metrics
 	started  time.Time    // when the sources were first read
 	learned  *postfix.Learned
-	saved    []byte // of learned, as the disk has it
+	saved    []byte           // of learned, as the disk has it
+	last     *policy.Snapshot // as read last, nil: nothing yet
 
 	mu      sync.Mutex          // guards all below
 	files   []string            // to watch
@@ -227,7 +229,7 @@ func (p *publisher) first(ctx context.Context) {
 
 // read reads everything and publishes it, or keeps what is published.
 func (p *publisher) read(ctx context.Context) {
-	r, err := readSources(ctx, p.cfg, p.learned, p.offer.Unsure())
+	r, err := readSources(ctx, p.cfg, p.learned, p.offer.Unsure(), p.last)
 	if ctx.Err() != nil {
 		return // what failed was ended by us
 	}
@@ -238,6 +240,9 @@ func (p *publisher) read(ctx context.Context) {
 	if err == nil {
 		p.offer.SetNotice("") // first: who has the version already waits again after Publish
 		err = p.offer.Publish(r.snapshot)
+	}
+	if err == nil {
+		p.last = r.snapshot
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -43,7 +43,7 @@ type policyFile struct {
 // loadPolicy reads the first policy, without which nothing starts.
 func loadPolicy(path string, log *slog.Logger, m *metrics.Metrics) (*policyFile, error) {
 	p := &policyFile{path: path, log: log, metrics: m, files: []string{path}}
-	s, files, err := readPolicy(path)
+	s, files, err := readPolicy(path, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -52,9 +52,9 @@ func loadPolicy(path string, log *slog.Logger, m *metrics.Metrics) (*policyFile,
 	return p, nil
 }
 
-// readPolicy is policy.Load; an error that is the system's says what it is about.
-func readPolicy(path string) (*policy.Snapshot, []string, error) {
-	s, files, err := policy.Load(path)
+// readPolicy is policy.Reload; an error that is the system's says what it is about.
+func readPolicy(path string, before *policy.Snapshot) (*policy.Snapshot, []string, error) {
+	s, files, err := policy.Reload(path, before)
 	if _, ok := err.(*fs.PathError); ok {
 		err = fmt.Errorf("read policy: %w", err)
 	}
@@ -81,7 +81,7 @@ func digest(s *policy.Snapshot) string {
 func (p *policyFile) reload() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s, files, err := readPolicy(p.path)
+	s, files, err := readPolicy(p.path, p.now.Load())
 	if err != nil {
 		// What made it bad may be any of the old or the new files.
 		p.files = merge(p.files, files)

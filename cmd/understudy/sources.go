@@ -37,15 +37,16 @@ func (r *reading) note(name string, err error, skipped bool) {
 }
 
 // readSources reads the policy and the sources of recipients. Tables that can't
-// be listed are asked about the recipients of ask. On an error the reading
-// still names the files to watch.
-func readSources(ctx context.Context, cfg *config.Config, learned *postfix.Learned, ask []string) (*reading, error) {
+// be listed are asked about the recipients of ask. What was read before (nil:
+// nothing) shares memory with what is read. On an error the reading still names
+// the files to watch.
+func readSources(ctx context.Context, cfg *config.Config, learned *postfix.Learned, ask []string, before *policy.Snapshot) (*reading, error) {
 	r := &reading{}
 	var err error
 	if cfg.Policy.Postfix != "" {
 		err = r.readPostfix(ctx, cfg, learned, ask)
 	} else {
-		r.snapshot, r.files, err = readPolicy(cfg.Policy.File)
+		r.snapshot, r.files, err = readPolicy(cfg.Policy.File, before)
 		r.note("policy", err, false)
 	}
 	var spec *policy.Spec

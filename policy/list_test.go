@@ -1,0 +1,261 @@
+package policy
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/iotest"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// readPlainly is what a list means, without pieces, runs and shared memory.
+func readPlainly(file, text string, domains ...string) (keys, wrong []string) {
+	all := map[string]bool{}
+	for i, line := range strings.Split(text, "\n") {
+		line = strings.TrimRight(line, "\r")
+		for j := range line {
+			if line[j] == '#' && (j == 0 || line[j-1] == ' ' || line[j-1] == '\t') {
+				line = line[:j]
+				break
+			}
+		}
+		addr := strings.Trim(line, " \t")
+		at := strings.LastIndexByte(addr, '@')
+		place := fmt.Sprintf("%s:%d:%d: ", file, i+1, strings.Index(line, addr)+1)
+		switch {
+		case addr == "":
+		case at < 0 || strings.Contains(addr[:at], ".."):
+			wrong = append(wrong, fmt.Sprintf("%s%q is not an address; write user@example.org, or @example.org for every user", place, addr))
+		case !slices.Contains(domains, strings.ToLower(addr[at+1:])):
+			wrong = append(wrong, fmt.Sprintf("%srecipient %q is outside of the domains; add %q to domains or remove it", place, addr, addr[at+1:]))
+		default:
+			all[strings.ToLower(addr)] = true
+		}
+	}
+	for k := range all {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys, wrong
+}
+
+// edit changes some lines of a list that has about n.
+func edit(r *rand.Rand, lines []string, n int) []string {
+	lines = slices.Clone(lines)
+	for range 2 + r.IntN(5) {
+		i := r.IntN(len(lines))
+		switch r.IntN(12) {
+		case 0, 1:
+			lines = slices.Insert(lines, i, fmt.Sprintf("n%d@b.example", r.IntN(1<<30)))
+		case 2:
+			lines = slices.Delete(lines, i, min(len(lines), i+1+r.IntN(3)))
+		case 3:
+			lines[i] = fmt.Sprintf("e.%d@a.example # edited", r.IntN(1<<30))
+		case 4:
+			lines = slices.Insert(lines, i, "# a comment", "", " \t")
+		case 5:
+			lines = slices.Insert(lines, i, lines[r.IntN(len(lines))])
+		case 6:
+			lines[i] = "\t" + strings.ToUpper(lines[i]) + " \r"
+		case 7:
+			part := lines[i:min(len(lines), i+1000)]
+			r.Shuffle(len(part), func(i, j int) { part[i], part[j] = part[j], part[i] })
+		case 8: // the end comes first
+			lines = slices.Concat(lines[i:], lines[:i])
+		case 9:
+			lines = append(lines, "last@a.example")
+		case 10:
+			lines = slices.Insert(lines, i, "İ.ß+ü@A.example", `"two words"@b.example`, "@a.example")
+		case 11:
+			lines = append(slices.Insert(lines, i, "two..dots@a.example", "none", "x@c.example"), "nobody")
+		}
+	}
+	for len(lines) < n/2 {
+		lines = append(lines, fmt.Sprintf("m%d@a.example", r.IntN(1<<30)))
+	}
+	return lines
+}
+
+// TestReload changes a list again and again: what is loaded beside the version
+// before is what is loaded alone, and what the list says.
+func TestReload(t *testing.T) {
+	const n = 60_000 // more than a piece
+	r := rand.New(rand.NewPCG(1, 4))
+	var lines []string
+	for i := range n {
+		lines = append(lines, fmt.Sprintf("user%d.%d@%c.example", i, r.IntN(100), 'a'+byte(r.IntN(2))))
+	}
+	dir := t.TempDir()
+	path, list := filepath.Join(dir, "policy.toml"), filepath.Join(dir, "list")
+	write := func(file, text string) {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(path, "domains = [\"a.example\", \"b.example\"]\nrecipients = [\"here@a.example\"]\nrecipients_file = \"list\"\n")
+	var before *Snapshot
+	bad := 0
+	for round := range 16 {
+		if round == 5 || round == 10 {
+			r.Shuffle(len(lines), func(i, j int) { lines[i], lines[j] = lines[j], lines[i] })
+		}
+		changed := edit(r, lines, n)
+		text := strings.Join(changed, "\n")
+		if r.IntN(2) == 0 {
+			text += "\n"
+		}
+		write(list, text)
+		keys, wrong := readPlainly(list, text, "a.example", "b.example")
+		alone, _, err := Load(path)
+		beside, _, err2 := Reload(path, before)
+		if len(wrong) > 0 {
+			bad++
+			want := strings.Join(wrong, "\n")
+			if err == nil || err2 == nil || err.Error() != want || err2.Error() != want {
+				t.Fatalf("round %d: want\n%s\ngot\n%v\nand beside another version\n%v", round, want, err, err2)
+			}
+			continue
+		}
+		if err != nil || err2 != nil {
+			t.Fatalf("round %d: %v, %v", round, err, err2)
+		}
+		i, _ := slices.BinarySearch(keys, "here@a.example")
+		keys = slices.Insert(keys, i, "here@a.example")
+		for what, s := range map[string]*Snapshot{"alone": alone, "beside": beside} {
+			table := s.spec.Tables["recipients"]
+			var got []string
+			for key := range table.Entries(0, table.Len()) {
+				got = append(got, string(key))
+			}
+			if !slices.Equal(got, keys) {
+				t.Fatalf("round %d, %s: %d keys, want %d: %s", round, what, len(got), len(keys), cmp.Diff(keys, got))
+			}
+		}
+		lines, before = changed, beside
+	}
+	if bad < 3 {
+		t.Errorf("only %d lists had a mistake", bad)
+	}
+}
+
+// TestReloadShares counts the segments that a version with one recipient more
+// has in common with the one before, in a sorted list and in one that isn't.
+func TestReloadShares(t *testing.T) {
+	for _, sort := range []bool{true, false} {
+		r := rand.New(rand.NewPCG(1, 5))
+		var lines []string
+		for range 200_000 {
+			lines = append(lines, fmt.Sprintf("user%d@a.example\n", r.IntN(1<<40)))
+		}
+		if sort {
+			slices.Sort(lines)
+		}
+		dir := t.TempDir()
+		path := filepath.Join(dir, "p")
+		load := func(before *Snapshot) *segments {
+			t.Helper()
+			err := errors.Join(os.WriteFile(path, []byte("domains = [\"a.example\"]\nrecipients_file = \"list\"\n"), 0o600),
+				os.WriteFile(filepath.Join(dir, "list"), []byte(strings.Join(lines, "")), 0o600))
+			s, _, e := Reload(path, before)
+			if err = errors.Join(err, e); err != nil {
+				t.Fatal(err)
+			}
+			return &s.spec.Tables["recipients"].keys
+		}
+		one := load(nil)
+		lines = slices.Insert(lines, 100_000, "user5.x@a.example\n")
+		two := load(&Snapshot{spec: &Spec{Tables: map[string]*Table{"recipients": {typ: typeSet, keys: *one}}}})
+		known, shared := map[*segment]bool{}, 0
+		for _, s := range one.segs {
+			known[s] = true
+		}
+		for _, s := range two.segs {
+			if known[s] {
+				shared++
+			}
+		}
+		if shared*10 < 9*len(two.segs) {
+			t.Errorf("sorted %v: of %d segments %d are shared", sort, len(two.segs), shared)
+		}
+	}
+}
+
+// TestEachPiece cuts texts whose lines end anywhere.
+func TestEachPiece(t *testing.T) {
+	long := strings.Repeat("x", pieceSize+10)
+	for name, text := range map[string]string{
+		"empty": "", "one line": "a\n", "no end": "a\nb", "longer than a piece": "a\n" + long + "\nb\n" + long,
+		"exactly a piece": long[:pieceSize-1] + "\n", "two pieces": strings.Repeat("0123456\n", pieceSize/4),
+		"end behind a piece": strings.Repeat("0123456\n", pieceSize/8) + "y",
+	} {
+		for _, r := range []io.Reader{strings.NewReader(text), iotest.HalfReader(strings.NewReader(text)), iotest.DataErrReader(strings.NewReader(text))} {
+			var all []string
+			if err := eachPiece(r, func(s string) { all = append(all, s) }); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			for i, s := range all {
+				if s == "" || i < len(all)-1 && !strings.HasSuffix(s, "\n") {
+					t.Errorf("%s: piece %d of %d has %d octets and ends within a line", name, i, len(all), len(s))
+				}
+			}
+			if strings.Join(all, "") != text {
+				t.Errorf("%s: something got lost", name)
+			}
+		}
+	}
+	boom := errors.New("boom")
+	if err := eachPiece(io.MultiReader(strings.NewReader("a\nb"), iotest.ErrReader(boom)), func(string) {}); err != boom {
+		t.Errorf("a reader's error became %v", err)
+	}
+}
+
+// TestSearchWithinAffixes looks for keys near those of segments whose keys
+// begin and end alike: what they end with counts in their order.
+func TestSearchWithinAffixes(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 6))
+	for round := range 300 {
+		word := func(letters string, n int) string {
+			b := make([]byte, r.IntN(n+1))
+			for i := range b {
+				b[i] = letters[r.IntN(len(letters))]
+			}
+			return string(b)
+		}
+		begin, end := word("ab.", 2), word("@ab.", 3)
+		var keys []string
+		for range 1 + r.IntN(30) {
+			keys = append(keys, begin+word("ab.@", 4)+end)
+		}
+		slices.Sort(keys)
+		keys = slices.Compact(keys)
+		x, err := sorted(slices.Clone(keys), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for c := (cursor{x: &x}); !c.done(); c.next() {
+			got = append(got, string(c.key()))
+		}
+		if diff := cmp.Diff(keys, got); diff != "" {
+			t.Fatalf("round %d: %s", round, diff)
+		}
+		for range 200 {
+			key := begin[:r.IntN(len(begin)+1)] + word("ab.@", 5) + end[r.IntN(len(end)+1):]
+			at, found := x.search([]byte(key))
+			if want, is := slices.BinarySearch(keys, key); at != want || found != is {
+				t.Fatalf("round %d: %q in %q: got %d, %v, want %d, %v", round, key, keys, at, found, want, is)
+			}
+		}
+		if !bytes.HasSuffix([]byte(keys[0]), x.segs[0].suffix) {
+			t.Fatal("wrong suffix")
+		}
+	}
+}
