@@ -185,7 +185,6 @@ func (f *following) watch(ctx context.Context) *joining {
 			f.noteChange()
 		case <-tick.C:
 		}
-		tuneGC(liveHeap())
 		_ = f.use(func(p *policysync.Follower) error {
 			s := p.Status()
 			f.noteState(&last, &s)

@@ -56,6 +56,7 @@ func (c *publishCmd) Run(ctx context.Context, out io.Writer) error {
 	if c.Check {
 		return checkSources(ctx, cfg, out)
 	}
+	boundGarbage()
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)

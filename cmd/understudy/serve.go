@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime/debug"
-	"runtime/metrics"
 	"syscall"
 )
 
@@ -33,7 +31,7 @@ func (c *serveCmd) Run(ctx context.Context) error {
 	if cfg.IsPublisher {
 		return mistakes{fmt.Errorf("%s: has a section [publish], so it is the primary's; start `understudy publish` with it", c.Conf)}
 	}
-	tuneGC(0)
+	boundGarbage()
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
@@ -44,23 +42,4 @@ func (c *serveCmd) Run(ctx context.Context) error {
 		return err
 	}
 	return d.run(ctx, hup)
-}
-
-// tuneGC bounds the garbage that may lie about, live being what isn't. Much of
-// what is alive is tables without pointers: to collect more often costs little,
-// and a list of ten million recipients doesn't make room for as much again.
-func tuneGC(live uint64) {
-	const most, least, room = 100, 10, 32 << 20
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(int(max(least, min(most, 100*room/max(1, live)))))
-	}
-}
-
-// liveHeap is what the last collection left, in octets.
-func liveHeap() uint64 {
-	s := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
-	if metrics.Read(s); s[0].Value.Kind() != metrics.KindUint64 {
-		return 0
-	}
-	return s[0].Value.Uint64()
 }
