@@ -27,7 +27,7 @@ func million(b *testing.B) (before, after *policy.Spec) {
 func BenchmarkPublishMillion(b *testing.B) {
 	spec, _ := million(b)
 	for b.Loop() {
-		if _, err := newSource(spec); err != nil {
+		if _, err := newSource(spec, nil); err != nil {
 			b.Fatal(err)
 		}
 	}

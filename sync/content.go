@@ -125,7 +125,7 @@ func (c *content) count(old *content) {
 	now := recipientTables(c.spec)
 	var before []string
 	c.recipients, c.domains = 0, map[string]*uint64{}
-	if old != nil {
+	if old != nil && old.spec != nil {
 		before = recipientTables(old.spec)
 		for d, n := range old.domains {
 			v := *n
@@ -188,16 +188,16 @@ type place struct {
 }
 
 // newSource lays a policy out. It keeps spec, which must not change, and no
-// copy of the tables.
-func newSource(spec *policy.Spec) (*source, error) {
+// copy of the tables. What it shares with old (nil: none) isn't counted again.
+func newSource(spec *policy.Spec, old *source) (*source, error) {
 	pieces, err := settings(spec)
 	if err != nil {
 		return nil, err
 	}
-	return layOut(spec, pieces, nil)
+	return layOut(spec, pieces, nil, old)
 }
 
-func layOut(spec *policy.Spec, pieces [][]byte, secret *policy.Secret) (*source, error) {
+func layOut(spec *policy.Spec, pieces [][]byte, secret *policy.Secret, old *source) (*source, error) {
 	s := &source{content: content{spec: spec, secret: secret}, pieces: pieces, places: map[hash]place{}, index: map[hash][]byte{}}
 	if err := s.addSection(kindSettings, ""); err != nil {
 		return nil, err
@@ -219,7 +219,10 @@ func layOut(spec *policy.Spec, pieces [][]byte, secret *policy.Secret) (*source,
 	if _, _, chunks := s.layout.totals(); len(s.order) > maxIndexChunks || chunks > maxChunks || len(s.layout) > maxSections {
 		return nil, fmt.Errorf("the policy takes %d chunks, more than can be carried", chunks)
 	}
-	s.count(nil)
+	if old == nil {
+		old = new(source)
+	}
+	s.count(&old.content)
 	return s, nil
 }
 

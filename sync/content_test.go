@@ -78,7 +78,7 @@ func layoutOf(t testing.TB, s *source) (*Head, layout) {
 
 func source1(t testing.TB, s *policy.Spec) *source {
 	t.Helper()
-	src, err := newSource(s)
+	src, err := newSource(s, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -226,12 +226,12 @@ func TestChunkBounds(t *testing.T) {
 
 func TestPublisherRefuses(t *testing.T) {
 	long := newSpec(t, []string{"example.org"}, string(bytes.Repeat([]byte("a"), maxKey+1)))
-	if _, err := newSource(long); err == nil {
+	if _, err := newSource(long, nil); err == nil {
 		t.Error("a key that is too long was taken")
 	}
 	named := newSpec(t, []string{"example.org"})
 	named.Tables[string(bytes.Repeat([]byte("n"), 256))] = policy.NewStatic("x")
-	if _, err := newSource(named); err == nil {
+	if _, err := newSource(named, nil); err == nil {
 		t.Error("a table's name that is too long was taken")
 	}
 }

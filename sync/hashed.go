@@ -197,7 +197,7 @@ func hashSource(plain *source, s *policy.Secret, before, hashed *source) (*sourc
 		}
 		spec.Tables[name] = t
 	}
-	return layOut(&spec, plain.pieces, s)
+	return layOut(&spec, plain.pieces, s, hashed)
 }
 
 // presenceOnly names the tables of which only the keys matter: they list

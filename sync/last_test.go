@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"path/filepath"
 	"testing"
 
 	"github.com/understudy-mx/understudy/policy"
@@ -116,5 +117,33 @@ func TestRestoreDamaged(t *testing.T) {
 	}
 	if left, err := os.ReadDir(path.Join(dir, lastDir, "heads")); err != nil || len(left) != 1 {
 		t.Errorf("%d heads are kept: %v", len(left), err)
+	}
+}
+
+// TestDamagedFrames damages what a publisher's disk holds: it makes the frames
+// anew, and followers notice nothing.
+func TestDamagedFrames(t *testing.T) {
+	p := newPrimary(t)
+	p.publish(t, newSpec(t, []string{"example.org"}, names(5000, "example.org")...))
+	damaged := 0
+	err := filepath.WalkDir(filepath.Join(p.o.Dir, lastDir, "chunks"), func(file string, d os.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		frame, err := os.ReadFile(file)
+		if damaged++; err != nil || damaged%2 == 0 {
+			return errors.Join(err, os.WriteFile(file, []byte("no frame"), 0o600))
+		}
+		chunk, err := p.codec.dec.DecodeAll(frame, make([]byte, 0, maxChunk))
+		chunk[len(chunk)-1]++
+		return errors.Join(err, os.WriteFile(file, p.codec.pack(chunk), 0o600))
+	})
+	if err != nil || damaged < 3 {
+		t.Fatalf("%d files: %v", damaged, err)
+	}
+	f := p.follow(t, p.join(t, "mx2"), "example.org")
+	poll(t, f)
+	if got := f.Current().Stats().Recipients; got != 5000 {
+		t.Errorf("got %d recipients", got)
 	}
 }

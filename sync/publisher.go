@@ -180,7 +180,10 @@ func (p *Publisher) loadState() error {
 // Publish offers a policy. One that equals what is offered already makes no
 // new version. Number and content are durable before anybody sees them.
 func (p *Publisher) Publish(s *policy.Snapshot) error {
-	src, err := newSource(s.Spec())
+	p.mu.Lock()
+	before := p.src
+	p.mu.Unlock()
+	src, err := newSource(s.Spec(), before)
 	if err == nil {
 		err = p.keep(src) // unlocked: followers needn't wait for the disk
 	}

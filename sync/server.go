@@ -259,7 +259,11 @@ func (p *Publisher) serveChunk(w http.ResponseWriter, r *http.Request, q *peer) 
 	w.Header().Set("Content-Type", "application/octet-stream")
 	if strings.Contains(r.Header.Get("Accept-Encoding"), "zstd") {
 		w.Header().Set("Content-Encoding", "zstd")
-		chunk = p.codec.pack(chunk)
+		if frame := p.last.frame(hash(b), chunk); frame != nil {
+			chunk = frame
+		} else {
+			chunk = p.codec.pack(chunk)
+		}
 	}
 	_, _ = w.Write(chunk) // a follower that has gone asks again
 }

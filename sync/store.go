@@ -1,6 +1,7 @@
 package policysync
 
 import (
+	"bytes"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -110,6 +111,24 @@ func (s *store) get(r ref) ([]byte, error) {
 	}
 	s.forget(r.hash)
 	return nil, alarm(AlarmStore, "read chunk: %w", err)
+}
+
+// frame returns the stored frame of a chunk, nil when there is none or it holds
+// something else.
+func (s *store) frame(h hash, chunk []byte) []byte {
+	if !s.has(h) {
+		return nil
+	}
+	_, file := s.chunkPath(h)
+	frame, err := s.fs.ReadFile(file, maxFrame)
+	if err == nil {
+		var b []byte
+		if b, err = s.codec.unpack(frame, len(chunk)); err == nil && bytes.Equal(b, chunk) {
+			return frame
+		}
+	}
+	s.forget(h) // it is stored again with the next version that has it
+	return nil
 }
 
 func (s *store) forget(h hash) {

@@ -45,7 +45,7 @@ func vectorSource(t *testing.T) *source {
 	s.Tables["senders"], _ = policy.NewHash(map[string]string{"spam.example": "REJECT", "ham.example": "OK"})
 	s.Tables["clients"], _ = policy.NewCIDR([][2]string{{"192.0.2.0/24", "OK"}, {"2001:db8::1", "REJECT 5.7.1 no"}})
 	s.Tables["nobody"] = policy.NewStatic("DUNNO")
-	src, err := layOut(s, cutSettings([]byte(vectorSettings)), nil)
+	src, err := layOut(s, cutSettings([]byte(vectorSettings)), nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
