@@ -166,7 +166,7 @@ func TestHostilePrimary(t *testing.T) {
 					field.spec(t, spec, evil)
 				}
 				if len(evil) > settingsPiece && field.spec != nil {
-					if _, err := newSource(spec); err != nil {
+					if _, err := newSource(spec, nil); err != nil {
 						t.Skipf("it can't be carried: %v", err)
 					}
 				}
