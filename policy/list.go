@@ -115,8 +115,12 @@ func eachPiece(r io.Reader, fn func(text string)) error {
 		n := len(buf)
 		buf = slices.Grow(buf, pieceSize)[:n+pieceSize]
 		m, err := io.ReadFull(r, buf[n:])
-		end := bytes.LastIndexByte(buf[:n+m], '\n') + 1
-		if buf = buf[:n+m]; err != nil {
+		buf = buf[:n+m]
+		end := 0
+		if i := bytes.LastIndexByte(buf[n:], '\n'); i >= 0 { // before n there is none
+			end = n + i + 1
+		}
+		if err != nil {
 			end = len(buf)
 		}
 		if end > 0 {
