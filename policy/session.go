@@ -227,8 +227,11 @@ func (s *Session) Message(ctx context.Context, m Message) Verdict {
 		return e.verdict(EndOfData, e.answer(Rule{Stage: EndOfData, Kind: kindSize}, 552, "5.3.4", "Error: message file too big"))
 	}
 	s.names(ctx)
+	gone := s.discard
 	st := e.checkData(EndOfData, s.snap.endOfData, "END-OF-MESSAGE", classEOD)
-	st = e.contentVerdict(st, limits.Hops > 0 && hops(m.Header)+1 >= limits.Hops)
+	if !gone { // whatever is wrong with what DATA or a command before threw away
+		st = e.contentVerdict(st, limits.Hops > 0 && hops(m.Header)+1 >= limits.Hops)
+	}
 	return e.verdict(EndOfData, st)
 }
 
