@@ -77,14 +77,18 @@ type primary struct {
 	waiting chan struct{} // one for each poll that waits
 }
 
-func newPrimary(t testing.TB) *primary {
+func newPrimary(t testing.TB, edit ...func(*PublisherOptions)) *primary {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	c, waiting := newClock(), make(chan struct{}, 100)
-	p, err := OpenPublisher(PublisherOptions{Dir: t.TempDir(), Address: l.Addr().String(), Metrics: newMetrics(), now: c.now, waiting: func() { waiting <- struct{}{} }})
+	o := PublisherOptions{Dir: t.TempDir(), Address: l.Addr().String(), Metrics: newMetrics(), now: c.now, waiting: func() { waiting <- struct{}{} }}
+	for _, e := range edit {
+		e(&o)
+	}
+	p, err := OpenPublisher(o)
 	if err != nil {
 		t.Fatal(err)
 	}
