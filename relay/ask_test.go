@@ -1,10 +1,12 @@
 package relay
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -345,6 +347,31 @@ func TestAskFull(t *testing.T) {
 		}
 		<-c.routes[dest].seats
 	})
+}
+
+// TestAskRoutes: each recipient's own next hop is asked.
+func TestAskRoutes(t *testing.T) {
+	log := make(chan string, 1000)
+	c := newClient(t, Route{XClient: true}, yes(log))
+	c.routes["other"] = newRoute("other", Route{Name: "other", Address: "other.example:25", TLS: TLSOff, XClient: true}, c.metrics)
+	var dialled []string
+	dial := c.dial
+	c.dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		dialled = append(dialled, address)
+		return dial(ctx, network, address)
+	}
+	q := c.Inquire(func(domain string) string { return map[string]string{"y.example": dest, "z.example": "other"}[domain] }, asked("h"), 0)
+	defer q.Close()
+	for to, want := range map[string]bool{"b@y.example": true, "c@y.example": true, "b@z.example": true, "b@nowhere.example": false} {
+		reply, err := q.Ask(t.Context(), &envelope.Recipient{Path: envelope.ForwardPath{Mailbox: mailbox(to)}})
+		if reply.Positive() != want || (err == nil) != want {
+			t.Errorf("%s: %v, %v", to, reply, err)
+		}
+	}
+	slices.Sort(dialled)
+	if diff := cmp.Diff([]string{"other.example:25", "primary.example:25"}, dialled); diff != "" {
+		t.Error(diff)
+	}
 }
 
 // TestAskDown: a next hop that is known to be down costs no time.
