@@ -241,21 +241,15 @@ func (i *importer) restriction(parameter string, e element, class Class, why str
 	}
 	choice := i.choose(parameter, e.text(), options...)
 	i.item(parameter, e.text(), class, why, choice, options...)
-	var out []policy.Restriction
-	asks := true
-	switch choice {
-	case optAsk:
-		out = []policy.Restriction{{Kind: "ask_primary", Arg: e.note()}}
-	case optAskElseIgnore, optAskElseSoften:
-		out = []policy.Restriction{{Kind: "ask_primary_else_ignore", Arg: e.note()}}
-	default:
-		asks = false
-	}
-	switch {
-	case choice == optSoften, asks && options[0] == optSoften: // who might be permitted is never asked about
-		out = append(out, policy.Restriction{Kind: "defer_if_reject"})
-	case choice == optDefer:
-		out = append(out, policy.Restriction{Kind: "defer_if_permit"})
+	out := map[string][]policy.Restriction{
+		optSoften:        {{Kind: "defer_if_reject"}},
+		optDefer:         {{Kind: "defer_if_permit"}},
+		optAsk:           {{Kind: "ask_primary", Arg: e.note()}},
+		optAskElseIgnore: {{Kind: "ask_primary_else_ignore", Arg: e.note()}},
+		optAskElseSoften: {{Kind: "ask_primary_else_ignore", Arg: e.note()}},
+	}[choice]
+	if strings.HasPrefix(choice, optAsk) && options[0] == optSoften {
+		out = append(out, policy.Restriction{Kind: "defer_if_reject"}) // who is refused here is never asked about
 	}
 	return out
 }
