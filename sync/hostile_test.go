@@ -89,11 +89,11 @@ func TestHostilePrimary(t *testing.T) {
 			err = b.Add([]byte(entries[i]), []byte(entries[i+1]))
 		}
 		if err != nil {
-			t.Skipf("the publisher has no table with it: %v", err)
+			t.Fatal(err)
 		}
 		made, err := b.Table()
 		if err != nil {
-			t.Skipf("the publisher has no table with it: %v", err)
+			t.Fatal(err)
 		}
 		return made
 	}
@@ -107,7 +107,7 @@ func TestHostilePrimary(t *testing.T) {
 	}{
 		{name: "the head's notice", head: func(h *Head, evil string) { h.Notice = evil }},
 		{name: "a table's name", forge: func(f *forgery, evil string) { f.layout[1].name = evil }},
-		{name: "a second table's name", spec: func(t *testing.T, s *policy.Spec, evil string) { s.Tables[evil] = table(t, "set", "key", "") }},
+		{name: "a second table's name", spec: func(t *testing.T, s *policy.Spec, evil string) { s.Tables[evil[:min(len(evil), 255)]] = table(t, "set", "key", "") }},
 		{name: "a table that isn't there", refused: AlarmPolicy, spec: func(_ *testing.T, s *policy.Spec, evil string) { s.Addresses.Relay.Recipients = []string{evil} }},
 		{name: "a domain", refused: AlarmDomain, spec: func(_ *testing.T, s *policy.Spec, evil string) {
 			s.Addresses.Relay.Domains = append(s.Addresses.Relay.Domains, evil)
@@ -127,11 +127,11 @@ func TestHostilePrimary(t *testing.T) {
 		{name: "a recipient", forge: func(f *forgery, evil string) { f.table(evil[:min(len(evil), maxKey-20)] + "@example.org") }},
 		{name: "a recipient's domain", forge: func(f *forgery, evil string) { f.table("a@" + evil[:min(len(evil), maxKey-20)]) }},
 		{name: "a reply", spec: func(t *testing.T, s *policy.Spec, evil string) {
-			s.Tables["senders"] = table(t, "hash", "spam.example", "REJECT "+evil)
+			s.Tables["senders"] = table(t, "hash", "spam.example", "REJECT "+evil[:min(len(evil), maxValue-20)])
 			s.Restrictions.Sender = []policy.Restriction{{Kind: "check_sender_access", Arg: "senders"}}
 		}},
 		{name: "a sender in an access table", spec: func(t *testing.T, s *policy.Spec, evil string) {
-			s.Tables["senders"] = table(t, "hash", evil, "REJECT")
+			s.Tables["senders"] = table(t, "hash", evil[:min(len(evil), maxKey-20)], "REJECT")
 			s.Restrictions.Sender = []policy.Restriction{{Kind: "check_sender_access", Arg: "senders"}}
 		}},
 		{name: "a source's name", answer: func(w http.ResponseWriter, r *http.Request, evil string) {
@@ -164,11 +164,6 @@ func TestHostilePrimary(t *testing.T) {
 				spec := newSpec(t, []string{"example.org"}, append(rcpts, "new@example.org")...)
 				if field.spec != nil {
 					field.spec(t, spec, evil)
-				}
-				if len(evil) > settingsPiece && field.spec != nil {
-					if _, err := newSource(spec, nil); err != nil {
-						t.Skipf("it can't be carried: %v", err)
-					}
 				}
 				e.offer(t, e.forge(t, spec, func(fg *forgery) {
 					if field.forge != nil {
