@@ -59,7 +59,7 @@ func drainPostfix(ctx context.Context, b *bench, p *peer, c cell) (figures, erro
 		}
 		defer link.Close()
 		var first time.Time
-		for ; ctx.Err() == nil; time.Sleep(100 * time.Millisecond) { // each look costs the daemon 1 ms
+		for ; ctx.Err() == nil; time.Sleep(100 * time.Millisecond) { // each look costs the daemon over 1 ms
 			switch left := int(p.metric("understudy_queue_messages")); {
 			case left == 0:
 				return time.Since(first), nil
