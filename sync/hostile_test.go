@@ -107,7 +107,9 @@ func TestHostilePrimary(t *testing.T) {
 	}{
 		{name: "the head's notice", head: func(h *Head, evil string) { h.Notice = evil }},
 		{name: "a table's name", forge: func(f *forgery, evil string) { f.layout[1].name = evil }},
-		{name: "a second table's name", spec: func(t *testing.T, s *policy.Spec, evil string) { s.Tables[evil[:min(len(evil), 255)]] = table(t, "set", "key", "") }},
+		{name: "a second table's name", spec: func(t *testing.T, s *policy.Spec, evil string) {
+			s.Tables[evil[:min(len(evil), 255)]] = table(t, "set", "key", "")
+		}},
 		{name: "a table that isn't there", refused: AlarmPolicy, spec: func(_ *testing.T, s *policy.Spec, evil string) { s.Addresses.Relay.Recipients = []string{evil} }},
 		{name: "a domain", refused: AlarmDomain, spec: func(_ *testing.T, s *policy.Spec, evil string) {
 			s.Addresses.Relay.Domains = append(s.Addresses.Relay.Domains, evil)
