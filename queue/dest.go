@@ -8,8 +8,8 @@ import (
 )
 
 // readAhead is how many entries a destination reads from each of its lines at
-// a time.
-const readAhead = 32
+// a time, some 100 KiB. Among them a session looks for mail of its client.
+const readAhead = 512
 
 // maxAgain bounds the entries that a destination keeps in memory because a
 // session failed under them.
@@ -19,6 +19,7 @@ const maxAgain = 1024
 type entry struct {
 	seq     uint64
 	key     []byte // in the index
+	client  string // clientSum, "" when unknown
 	flushed int64  // taken by a flush: recipients last tried before this time are due
 	fails   int    // sessions that failed under it in a row
 	wait    time.Time
@@ -95,8 +96,9 @@ func (d *dest) ring() {
 }
 
 // pop takes the next entry that is due, oldest first: what a session failed
-// under, then deferred ones that are due and the line, turn about.
-func (d *dest) pop(now time.Time) (entry, bool) {
+// under, then deferred ones that are due and the line, turn about. The first
+// of client that was read ahead overtakes, unless client is "".
+func (d *dest) pop(now time.Time, client string) (entry, bool) {
 	for i, e := range d.again {
 		if !e.wait.After(now) && !d.q.busy(e.seq) {
 			d.again = slices.Delete(d.again, i, i+1)
@@ -109,7 +111,12 @@ func (d *dest) pop(now time.Time) (entry, bool) {
 	if len(d.ready) == 0 {
 		return entry{}, false
 	}
-	e := d.ready[0]
+	i := 0
+	if client != "" {
+		i = max(0, slices.IndexFunc(d.ready, func(e entry) bool { return e.client == client }))
+	}
+	e := d.ready[i]
+	copy(d.ready[1:], d.ready[:i])
 	d.ready = d.ready[1:]
 	return e, true
 }
@@ -133,8 +140,8 @@ func (d *dest) refill(now time.Time) {
 		deferred, err = d.refillFlush(prefix, deferred)
 	}
 	if err == nil {
-		err = d.q.store.page(from(destPrefix(spaceLine, d.name), d.lineAt), func(key, _ []byte) bool {
-			line = append(line, entry{seq: keySeq(key), key: slices.Clone(key)})
+		err = d.q.store.page(from(destPrefix(spaceLine, d.name), d.lineAt), func(key, client []byte) bool {
+			line = append(line, entry{seq: keySeq(key), key: slices.Clone(key), client: string(client)})
 			d.lineAt = line[len(line)-1].key
 			return len(line) < readAhead
 		})

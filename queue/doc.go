@@ -35,7 +35,7 @@
 //	m seq               the record: envelope and state of each recipient
 //	b seq               body, up to 68 KiB
 //	i id                seq
-//	q dest seq          in line for dest, by age
+//	q dest seq          in line for dest, by age; value: whose mail, see clientSum
 //	d dest time seq     deferred for dest until time; value: when last tried
 //	x seq               quarantined record
 //
@@ -48,7 +48,7 @@
 // entry and an interrupted rebuild have the same cure.
 //
 // Memory does not grow with the line: each destination keeps a cursor, a
-// handful of entries read ahead, and what is in flight.
+// thousand entries read ahead, and what is in flight.
 //
 // # After a failed write
 //

@@ -115,7 +115,7 @@ func (q *Queue) startLanes(ctx context.Context, d *dest, lanes *sync.WaitGroup) 
 			return d.wakeIn(now, idlePoll)
 		}
 		d.mu.Unlock()
-		c := q.take(d)
+		c := q.take(d, "")
 		if c == nil {
 			d.mu.Lock()
 			defer d.mu.Unlock()
@@ -136,12 +136,13 @@ func (d *dest) room() int {
 
 // lane is one session to a destination.
 type lane struct {
-	q     *Queue
-	d     *dest
-	ctx   context.Context
-	first *claim
-	mu    sync.Mutex // guards open
-	open  []*claim   // taken and not settled
+	q      *Queue
+	d      *dest
+	ctx    context.Context
+	first  *claim
+	client string     // whose mail comes first, "" for anybody's
+	mu     sync.Mutex // guards open
+	open   []*claim   // taken and not settled
 }
 
 // lane relays first and then what else is in line, until there is nothing
@@ -177,7 +178,7 @@ func (q *Queue) lane(ctx context.Context, d *dest, first *claim) {
 func (l *lane) next(wait time.Duration) *envelope.Transfer {
 	if c := l.first; c != nil {
 		l.first = nil
-		return c.transfer()
+		return l.goOn(c)
 	}
 	timer := time.NewTimer(max(0, wait))
 	defer timer.Stop()
@@ -188,17 +189,25 @@ func (l *lane) next(wait time.Duration) *envelope.Transfer {
 		if stop || l.ctx.Err() != nil || !l.q.o.Relayer.Up(l.d.name) {
 			return nil
 		}
-		if c := l.q.take(l.d); c != nil {
+		if c := l.q.take(l.d, l.client); c != nil {
 			l.mu.Lock()
 			c.lane = l
 			l.open = append(l.open, c)
 			l.mu.Unlock()
-			return c.transfer()
+			return l.goOn(c)
 		}
 		if wait <= 0 || !l.idle(bell, timer) {
 			return nil
 		}
 	}
+}
+
+// goOn hands a claim out, and remembers whose mail it is if that matters.
+func (l *lane) goOn(c *claim) *envelope.Transfer {
+	if l.q.o.ByClient(l.d.name) {
+		l.client = string(clientSum(&c.rec.env.Client))
+	}
+	return c.transfer()
 }
 
 // idle waits for the bell; false means that the wait is over.
@@ -279,11 +288,12 @@ func (q *Queue) release(seq uint64) {
 	q.mu.Unlock()
 }
 
-// take claims the next message in a destination's line; nil when there is none.
-func (q *Queue) take(d *dest) *claim {
+// take claims the next message in a destination's line, client's before others;
+// nil when there is none.
+func (q *Queue) take(d *dest, client string) *claim {
 	for q.poison.Load() == nil {
 		now := q.now()
-		e, ok := d.next(now)
+		e, ok := d.next(now, client)
 		if !ok {
 			return nil
 		}
@@ -307,13 +317,13 @@ func (q *Queue) take(d *dest) *claim {
 }
 
 // next is pop within the max rate.
-func (d *dest) next(now time.Time) (e entry, ok bool) {
+func (d *dest) next(now time.Time, client string) (e entry, ok bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.pace.free.After(now) {
 		return e, false
 	}
-	if e, ok = d.pop(now); ok {
+	if e, ok = d.pop(now, client); ok {
 		d.pace.spend(now, d.q.o.MaxRate(d.name))
 	}
 	return e, ok

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"slices"
 	"sync"
 	"testing"
@@ -218,6 +219,42 @@ func TestDrainInOrder(t *testing.T) {
 		}
 		stop()
 	})
+}
+
+// TestDrainByClient: where a client costs a session, its mail goes together,
+// also after a restart; elsewhere the oldest goes first.
+func TestDrainByClient(t *testing.T) {
+	for _, byClient := range []bool{true, false} {
+		bubble(t, fmt.Sprint(byClient), func(t *testing.T) {
+			h := newFakeHop()
+			o := drainOptions(h)
+			o.MaxConnections = func(string) int { return 1 }
+			o.ByClient = func(string) bool { return byClient }
+			q := mustOpen(t, o)
+			const clients, each = 3, 4
+			want := make([]string, clients*each)
+			for i := range want {
+				env := mailTo("a@example.com")
+				env.Client.Addr = netip.AddrFrom4([4]byte{192, 0, 2, byte(i % clients)})
+				id, err := commit(q, env, bodyOf(100, i))
+				if err != nil {
+					t.Fatal(err)
+				}
+				at := i
+				if byClient {
+					at = i%clients*each + i/clients
+				}
+				want[at] = id + " a@example.com 250"
+			}
+			mustClose(t, q)
+			stop := run(t, mustOpen(t, o))
+			time.Sleep(time.Second)
+			if diff := cmp.Diff(want, h.taken()); diff != "" {
+				t.Error(diff)
+			}
+			stop()
+		})
+	}
 }
 
 func TestDrainRampsUp(t *testing.T) {

@@ -56,8 +56,12 @@ type Options struct {
 	MinFreeInodes  uint64                // likewise
 	MaxConnections func(dest string) int // sessions to dest at a time; default 10
 	MaxRate        func(dest string) int // messages to dest a second; default 0, no limit
-	Log            *slog.Logger
-	Metrics        *metrics.Metrics
+	// ByClient says that dest takes one client a session (XCLIENT): then a
+	// session goes on with the same client's messages, as far as they are read
+	// ahead. By default it doesn't.
+	ByClient func(dest string) bool
+	Log      *slog.Logger
+	Metrics  *metrics.Metrics
 	// Now is the clock; by default one that ticks on when the wall clock is set.
 	Now func() time.Time
 	// Disk stands in for the file system, in tests. nil is the real one.
@@ -79,6 +83,9 @@ func (o *Options) setDefaults() error {
 	}
 	if o.MaxRate == nil {
 		o.MaxRate = func(string) int { return 0 }
+	}
+	if o.ByClient == nil {
+		o.ByClient = func(string) bool { return false }
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)

@@ -67,7 +67,10 @@ func mailTo(addresses ...string) *envelope.Envelope {
 
 // accept puts a message in the queue.
 func accept(q *Queue, body string, to ...string) (id string, err error) {
-	env := mailTo(to...)
+	return commit(q, mailTo(to...), body)
+}
+
+func commit(q *Queue, env *envelope.Envelope, body string) (id string, err error) {
 	d, err := q.Begin(env)
 	if err != nil {
 		return "", err
@@ -511,7 +514,7 @@ func TestRouteChange(t *testing.T) {
 		}
 		d := q.dest("one")
 		var seqs []uint64
-		for c := q.take(d); c != nil; c = q.take(d) {
+		for c := q.take(d, ""); c != nil; c = q.take(d, "") {
 			seqs = append(seqs, c.rec.seq)
 			if len(c.to) != 2 {
 				t.Errorf("recipients of %d: %v", c.rec.seq, c.to)
@@ -520,7 +523,7 @@ func TestRouteChange(t *testing.T) {
 		if diff := cmp.Diff([]uint64{1, 2, 3}, seqs); diff != "" {
 			t.Error(diff)
 		}
-		if c := q.take(q.dest("mx.example.com")); c != nil {
+		if c := q.take(q.dest("mx.example.com"), ""); c != nil {
 			t.Error("still in the line of the old route")
 		}
 		mustClose(t, q)

@@ -333,7 +333,7 @@ func (r *record) indexFor(dest string, rcpts []recipient, route func(string) str
 			continue
 		}
 		if c.state == queued {
-			return indexEntry{key: lineKey(dest, r.seq)}, true
+			return indexEntry{key: lineKey(dest, r.seq), value: clientSum(&r.env.Client)}, true
 		}
 		if first == nil || c.next < first.next {
 			first = c
@@ -344,6 +344,14 @@ func (r *record) indexFor(dest string, rcpts []recipient, route func(string) str
 	}
 	value := binary.BigEndian.AppendUint64(nil, uint64(first.last))
 	return indexEntry{key: deferredKey(dest, first.next, r.seq), value: value}, true
+}
+
+// clientSum is 4 octets that tell clients apart as next hops do: by address
+// and HELO argument. Two that share them cost a session, nothing else.
+func clientSum(c *envelope.Client) []byte {
+	addr := c.Addr.As16()
+	h := crc32.ChecksumIEEE(append(addr[:], c.Helo...))
+	return binary.BigEndian.AppendUint32(nil, h)
 }
 
 // totals are the queue's counts. They are in every batch, so that the audit

@@ -247,8 +247,9 @@ func (d *daemon) openQueue() error {
 	}
 	limit := map[string]int{defaultRoute: d.cfg.Primary.MaxConnections}
 	rate := map[string]int{defaultRoute: d.cfg.Primary.MaxRate}
+	byClient := map[string]bool{defaultRoute: d.cfg.Primary.XClient}
 	for _, r := range d.cfg.Routes {
-		limit[r.Name], rate[r.Name] = r.MaxConnections, r.MaxRate
+		limit[r.Name], rate[r.Name], byClient[r.Name] = r.MaxConnections, r.MaxRate, r.XClient
 	}
 	q, err := queue.Open(queue.Options{
 		Dir:            filepath.Join(d.cfg.StateDir, "queue"),
@@ -259,6 +260,7 @@ func (d *daemon) openQueue() error {
 		MinFreeInodes:  uint64(d.cfg.Queue.MinFreeInodes),
 		MaxConnections: func(dest string) int { return limit[dest] },
 		MaxRate:        func(dest string) int { return rate[dest] },
+		ByClient:       func(dest string) bool { return byClient[dest] },
 		Log:            d.log,
 		Metrics:        d.metrics,
 	})

@@ -103,7 +103,7 @@ var settings = []setting{
 		"PEM file with the certificates to trust with tls = \"require\", instead of the system's.",
 		func(c *Config) any { return &c.Primary.TLSCA }},
 	{"primary", "xclient", boolean, "true", nil,
-		"Tell the server the real client of each message by XCLIENT when it offers that to us (Postfix: smtpd_authorized_xclient_hosts). Postfix wants a session for each client then: over a long line raise max_connections. Without it the server can't be asked about recipients.",
+		"Tell the server the real client of each message by XCLIENT when it offers that to us (Postfix: smtpd_authorized_xclient_hosts). Postfix wants a session for each client then, so the mail of a client goes together, as far as it is near in line; over a long line raise max_connections as well. Without it the server can't be asked about recipients.",
 		func(c *Config) any { return &c.Primary.XClient }},
 	{"primary", "probe_interval", duration("100ms", "1h"), `"10s"`, nil,
 		"How often to look whether the server is back. In the first ten minutes of an outage it is at least every two seconds.",

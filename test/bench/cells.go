@@ -50,6 +50,8 @@ func (b *bench) cells() []cell {
 		cell{name: "drain to Postfix", peers: both[1:], size: 4 << 10, count: 2000, factor: 1, measure: drainPostfix},
 		cell{name: "drain to Postfix, XCLIENT, one client", peers: both[1:], size: 4 << 10, count: 2000, factor: 1, clients: 1, measure: drainPostfix},
 		cell{name: "drain to Postfix, XCLIENT, 1,000 clients", peers: both[1:], size: 4 << 10, count: 2000, factor: 1, clients: 1000, measure: drainPostfix},
+		cell{name: "drain to Postfix over 50 ms, XCLIENT, 100 clients", peers: both[1:], size: 4 << 10, count: 500, factor: 1, clients: 100,
+			rtt: 50 * time.Millisecond, measure: drainPostfix},
 		cell{name: "drain to Postfix over 50 ms, XCLIENT, 1,000 clients", peers: both[1:], size: 4 << 10, count: 500, factor: 1, clients: 1000,
 			rtt: 50 * time.Millisecond, measure: drainPostfix},
 		cell{name: "refuse unknown recipients, 20", peers: three, ceiling: []string{"-f", "RCPT"}, sessions: 20, size: 4 << 10, count: 3000, factor: 3,
