@@ -25,7 +25,8 @@ type content struct {
 
 	hops    int  // Received fields
 	looping bool // too many of them
-	off     bool // a decision was made that ends all checks
+	off     bool // what follows is no longer checked
+	done    bool // nor read
 	reason  string
 	rule    Rule
 	discard bool
@@ -33,6 +34,8 @@ type content struct {
 	mark    Rule // of discard or hold
 	warn    []Rule
 	failed  bool
+
+	kept []byte // of a record, when octets were taken out of it
 }
 
 // Content returns the writer for the message's content, nil when the policy has
@@ -56,12 +59,14 @@ func (s *Session) Content() io.Writer {
 	return s.content
 }
 
-// contentTables are the tables of ContentChecks.
-type contentTables struct{ header, mime, nested, body []*table }
-
-func (c *contentTables) any() bool {
-	return len(c.header)+len(c.mime)+len(c.nested)+len(c.body) > 0
+// contentChecks are the ContentChecks compiled.
+type contentChecks struct {
+	header, mime, nested, body []*table
+	reject, strip              *[256]bool // nil: no octet
 }
+
+// any says that there is something to look for.
+func (c *contentChecks) any() bool { return c.headers() || len(c.body) > 0 || c.reject != nil }
 
 func (c *compiler) content() {
 	spec, to := &c.s.spec.Content, &c.s.content
@@ -69,18 +74,39 @@ func (c *compiler) content() {
 	to.mime = c.named("content: mime_header_checks", spec.MIMEHeader)
 	to.nested = c.named("content: nested_header_checks", spec.NestedHeader)
 	to.body = c.named("content: body_checks", spec.Body)
+	to.reject = c.octets("content: message_reject_characters", spec.RejectOctets)
+	to.strip = c.octets("content: message_strip_characters", spec.StripOctets)
 	if spec.BodyLimit < 0 || spec.BoundaryLimit < 0 || spec.NestingLimit < 0 {
 		c.errorf("content: a limit can't be negative")
 	}
 }
 
+// octets is the set of what a list names, nil for none.
+func (c *compiler) octets(where string, list []int) *[256]bool {
+	if len(list) == 0 {
+		return nil
+	}
+	set := new([256]bool)
+	for _, o := range list {
+		if o < 0 || o > 255 {
+			c.errorf("%s: %d is no octet from 0 to 255", where, o)
+			continue
+		}
+		set[o] = true
+	}
+	return set
+}
+
 // received is the field that the primary adds before it looks at the header,
-// but for its own ID, the recipient and the date.
+// but for its own ID, the date and what it says of TLS.
 func (c *content) received(host string) {
 	cl := &c.s.client
 	with := "ESMTP"
+	if c.s.utf8 {
+		with = "UTF8SMTP"
+	}
 	if cl.TLS != "" {
-		with = "ESMTPS"
+		with += "S"
 	}
 	helo := cl.Helo
 	if helo == "" {
@@ -92,6 +118,9 @@ func (c *content) received(host string) {
 	}
 	c.record([]byte("Received: from "+helo+" ("+cl.Name+" ["+addr+"])"), false)
 	c.record([]byte("\tby "+host+" (Postfix) with "+with), false)
+	if c.s.rcptCount == 1 {
+		c.record([]byte("\tfor <"+c.s.rcpt.raw+">"), false)
+	}
 }
 
 // Write cuts the content into lines, and those longer than the limit into
@@ -102,7 +131,7 @@ func (c *content) Write(p []byte) (int, error) {
 	if limit <= 0 {
 		limit = 2048
 	}
-	for len(p) > 0 && !c.off {
+	for len(p) > 0 && !c.done {
 		room := p[:min(len(p), limit-len(c.line))]
 		end := bytes.IndexByte(room, '\n')
 		switch {
@@ -143,26 +172,54 @@ func (c *content) end() {
 		c.text(bytes.TrimRight(c.line, "\r"), false)
 		c.line = c.line[:0]
 	}
-	if c.state != mimeBody {
+	if c.state != mimeBody && !c.done {
 		c.flushHeader()
 	}
 }
 
 func isBlank(b byte) bool { return b == ' ' || b == '\t' }
 
+// octets ends it all for an octet that no message may have, and takes out those
+// that the primary does.
+func (c *content) octets(rec []byte) []byte {
+	t := &c.s.snap.content
+	if c.off {
+		return rec
+	}
+	if t.reject != nil {
+		for _, b := range rec {
+			if t.reject[b] {
+				c.reason, c.rule = "5.7.1 disallowed character", Rule{Stage: EndOfData, Kind: kindOctets}
+				c.done = true
+				return nil
+			}
+		}
+	}
+	if t.strip != nil {
+		c.kept = c.kept[:0]
+		for _, b := range rec {
+			if !t.strip[b] {
+				c.kept = append(c.kept, b)
+			}
+		}
+		rec = c.kept
+	}
+	return rec
+}
+
 // act looks a header or a line of the body up and does what the table says.
 func (c *content) act(kind string, tables []*table, key []byte) (dropped bool) {
 	if end := bytes.IndexByte(key, 0); end >= 0 {
 		key = key[:end] // Postfix looks strings up
 	}
-	if c.off || len(tables) == 0 || len(key) == 0 {
+	if c.off || c.done || len(tables) == 0 || len(key) == 0 {
 		return false
 	}
 	f := &c.s.find
 	h := f.lookup(tables, key)
 	if f.failed {
 		f.failed = false
-		c.failed = true
+		c.failed, c.done = true, true
 		return false
 	}
 	if !h.ok() {
@@ -181,9 +238,9 @@ func (c *content) act(kind string, tables []*table, key []byte) (dropped bool) {
 		if dsn[0] == '2' {
 			dsn = "4" + dsn[1:]
 		}
-		c.reason, c.rule, c.off = dsn+" "+rest, rule, true
+		c.reason, c.rule, c.done = dsn+" "+rest, rule, true
 	case "DISCARD":
-		c.discard, c.mark, c.off = true, rule, true
+		c.discard, c.mark, c.done = true, rule, true
 	case "HOLD":
 		if !c.hold {
 			c.hold, c.mark = true, rule

@@ -16,7 +16,10 @@ func contentSnapshot(t testing.TB) *Snapshot {
 	spec := NewSpec()
 	spec.Tables = map[string]*Table{"t": table}
 	spec.Addresses.Relay.Domains = []string{"example.org"}
-	spec.Content = ContentChecks{Header: []string{"t"}, MIMEHeader: []string{"t"}, NestedHeader: []string{"t"}, Body: []string{"t"}}
+	spec.Content = ContentChecks{
+		Header: []string{"t"}, MIMEHeader: []string{"t"}, NestedHeader: []string{"t"}, Body: []string{"t"},
+		RejectOctets: []int{1}, StripOctets: []int{2},
+	}
 	snap, err := Compile(spec)
 	if err != nil {
 		t.Fatal(err)

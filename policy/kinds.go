@@ -42,6 +42,7 @@ const (
 	kindServerError    = "server_error"
 	kindForeignDomain  = "foreign_domain" // Snapshot.Confine doesn't allow it
 	kindNesting        = "mime_nesting_limit"
+	kindOctets         = "message_reject_characters"
 	kindHeaderChecks   = "header_checks"
 	kindMIMEChecks     = "mime_header_checks"
 	kindNestedChecks   = "nested_header_checks"
@@ -61,7 +62,7 @@ func Kinds() []string {
 	all := []string{
 		kindNone, kindListed, kindPostmaster, kindUnlistedRcpt, kindUnlistedSender, kindSyntax,
 		kindHeloRequired, kindSize, kindRcptLimit, kindHops, kindServerError, kindForeignDomain,
-		kindNesting, kindHeaderChecks, kindMIMEChecks, kindNestedChecks, kindBodyChecks,
+		kindNesting, kindOctets, kindHeaderChecks, kindMIMEChecks, kindNestedChecks, kindBodyChecks,
 		kindScreenAccess, kindScreenDNSBL, kindPregreet,
 	}
 	for _, k := range kinds {

@@ -176,6 +176,8 @@ func TestDecodeRefuses(t *testing.T) {
 			`s.json: restrictions.client: reject_rbl_client: filter "127.0.0": it needs four fields; write it as 127.0.0.2 or 127.0.0.[2..11;20]`},
 		{"prefix", `"192.0.2.0/24"`, `"192.0.2.1/24"`, `s.json: "192.0.2.1/24" has host bits; write 192.0.2.0/24`},
 		{"code", `"defer_code": 450`, `"defer_code": 250`, `s.json: codes.defer_code: 250 is no reply code from 400 to 599`},
+		{"octet", `"version": 1,`, `"version": 1, "content": {"message_reject_characters": [0, 256]},`,
+			"s.json: content: message_reject_characters: 256 is no octet from 0 to 255"},
 		{"rest", "\n}\n", "\n}\n{}\n", "not valid JSON"},
 		{"syntax", `"version": 1,`, `"version": 1`, "not valid JSON"},
 	} {

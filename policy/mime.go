@@ -43,6 +43,12 @@ func orDefault[T int | int64](v, def T) T {
 // record takes a line, or a piece of one that goes on (cont), as
 // mime_state_update does.
 func (c *content) record(rec []byte, cont bool) {
+	if !c.done {
+		rec = c.octets(rec)
+	}
+	if c.done {
+		return
+	}
 	prev := c.cont
 	c.cont = cont
 	if c.state != mimeBody {
@@ -117,8 +123,8 @@ func (c *content) flushHeader() {
 	switch state {
 	case mimePrimary:
 		dropped := c.act(kindHeaderChecks, tables.header, h)
-		if limit := c.s.snap.spec.Limits.Hops; name == "received" && !dropped && limit > 0 && c.hops >= limit && c.reason == "" {
-			c.off, c.looping = true, true // Postfix reads no further
+		if limit := c.s.snap.spec.Limits.Hops; name == "received" && !dropped && limit > 0 && c.hops >= limit && !c.discard {
+			c.done, c.looping = true, true
 		}
 	case mimeMultipart:
 		c.act(kindMIMEChecks, tables.mime, h)
@@ -212,7 +218,7 @@ func (c *content) contentType(value string) {
 }
 
 // headers says that any table is about headers.
-func (c *contentTables) headers() bool { return len(c.header)+len(c.mime)+len(c.nested) > 0 }
+func (c *contentChecks) headers() bool { return len(c.header)+len(c.mime)+len(c.nested) > 0 }
 
 // token is one of RFC 2045 §5.1: kind is 't' for a token, '"' for a quoted
 // string, else the special character itself.

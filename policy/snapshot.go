@@ -23,7 +23,7 @@ type Snapshot struct {
 
 	allowed    map[string]bool // domains that Confine allows, ".example.org" those below; nil: all
 	networks   networkList
-	content    contentTables
+	content    contentChecks
 	domains    [classRelay + 1]domainSet
 	recipients [classRelay + 1][]*table
 

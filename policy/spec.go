@@ -140,8 +140,8 @@ type AddressClass struct {
 	Parents string   `json:"parents,omitempty"` // whether an element of Match matches subdomains: "" no, "name" yes, ".name" with a dot
 }
 
-// ContentChecks are the tables that a message's headers and lines are looked up
-// in, header_checks(5). Each list stands for itself: an empty MIMEHeader doesn't
+// ContentChecks are what cleanup(8) refuses a message for. The tables are those
+// that its headers and lines are looked up in, header_checks(5). Each list stands for itself: an empty MIMEHeader doesn't
 // mean Header.
 type ContentChecks struct {
 	Header       []string `json:"header_checks,omitempty"`
@@ -153,9 +153,14 @@ type ContentChecks struct {
 	BoundaryLimit int   `json:"mime_boundary_length_limit,omitempty"` // 0 is 2048
 	NestingLimit  int   `json:"mime_nesting_limit,omitempty"`         // 0 is 100
 	DisableMIME   bool  `json:"disable_mime_input_processing,omitempty"`
+	// RejectOctets are octets, 0 to 255, that refuse a message wherever they
+	// stand in it, but for line ends; StripOctets are taken out before the
+	// other checks look.
+	RejectOctets []int `json:"message_reject_characters,omitempty"`
+	StripOctets  []int `json:"message_strip_characters,omitempty"`
 	// Hostname is the primary's name, for the Received field that it would
-	// add and look up; "" leaves that field out. Its date, ID and recipient
-	// are not imitated.
+	// add and look up; "" leaves that field out. Its date and ID are not
+	// imitated.
 	Hostname string `json:"received_by,omitempty"`
 }
 

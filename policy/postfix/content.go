@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -23,7 +24,8 @@ func (i *importer) overrides() {
 		why := ""
 		switch strings.ToLower(w) {
 		case "no_header_body_checks":
-			for _, name := range []string{"header_checks", "mime_header_checks", "nested_header_checks", "body_checks"} {
+			for _, name := range []string{"header_checks", "mime_header_checks", "nested_header_checks", "body_checks",
+				"message_reject_characters", "message_strip_characters"} {
 				i.set[name] = ""
 			}
 			why = "headers and bodies aren't looked at"
@@ -72,7 +74,9 @@ func (i *importer) content() {
 			i.contentTable(l, w, refuses)
 		}
 	}
-	if len(c.Header)+len(c.MIMEHeader)+len(c.NestedHeader)+len(c.Body) == 0 {
+	c.RejectOctets = i.octets("message_reject_characters", whyRefused, Exact)
+	c.StripOctets = i.octets("message_strip_characters", whyKept, Approximated)
+	if len(c.Header)+len(c.MIMEHeader)+len(c.NestedHeader)+len(c.Body)+len(c.RejectOctets) == 0 {
 		return
 	}
 	c.Hostname = i.set["myhostname"]
@@ -85,6 +89,63 @@ func (i *importer) content() {
 	for _, name := range []string{"disable_mime_input_processing", "mime_boundary_length_limit", "mime_nesting_limit", "body_checks_size_limit"} {
 		i.item(name, i.set[name], Exact, "", "")
 	}
+}
+
+// What the door does about two octets, whatever the primary's policy is.
+const (
+	whyRefused = "NUL and a CR inside of a line are refused in any case: 550 5.6.0"
+	whyKept    = "NUL and a CR inside of a line are refused (550 5.6.0), not taken out"
+)
+
+// octets reads a set of octets. It says why of one that holds any that the door
+// refuses, which then is of the class door.
+func (i *importer) octets(parameter, why string, door Class) []int {
+	var list []int
+	class, note := Exact, ""
+	for _, b := range unescape(i.set[parameter]) {
+		list = append(list, int(b))
+		switch {
+		case b >= ' ' && b < 0x7f:
+			class, note = Approximated, "the Received field that the primary adds holds such characters; its ID, date and TLS remarks aren't imitated"
+		case (b == 0 || b == '\r') && class == Exact:
+			class, note = door, why
+		}
+	}
+	slices.Sort(list)
+	if list = slices.Compact(list); len(list) > 0 {
+		i.item(parameter, i.set[parameter], class, note, "")
+	}
+	return list
+}
+
+// unescape reads Postfix's (and C's) notation for octets.
+func unescape(s string) []byte {
+	var b []byte
+	for n := 0; n < len(s); n++ {
+		if s[n] != '\\' {
+			b = append(b, s[n])
+			continue
+		}
+		if n++; n == len(s) {
+			break
+		}
+		if at := strings.IndexByte("abfnrtv", s[n]); at >= 0 {
+			b = append(b, "\a\b\f\n\r\t\v"[at])
+			continue
+		}
+		end := n
+		for end < len(s) && end < n+3 && s[end] >= '0' && s[end] <= '7' {
+			end++
+		}
+		if end == n {
+			b = append(b, s[n])
+			continue
+		}
+		o, _ := strconv.ParseUint(s[n:end], 8, 16)
+		b = append(b, byte(o))
+		n = end - 1
+	}
+	return b
 }
 
 // contentTable translates one table. Once any table refuses, all are needed:

@@ -1,8 +1,45 @@
 package postfix
 
 import (
+	"slices"
 	"testing"
+
+	"github.com/understudy-mx/understudy/policy"
 )
+
+// TestOctets reads sets of octets, and says which aren't the primary's to the
+// letter.
+func TestOctets(t *testing.T) {
+	for _, tt := range []struct {
+		in    string
+		want  string
+		class Class
+	}{
+		{"", "", ""},
+		{`\a\b\f\n\t\v`, "\a\b\t\n\v\f", Exact},
+		{`\1\012\00177`, "\x01\n7", Approximated},
+		{`\377\777\8`, "8\xff", Approximated},
+		{`\200\`, "\x80", Exact},
+		{"é", "\xa9\xc3", Exact},
+		{`\\`, `\`, Approximated},
+		{`\0`, "\x00", NotReplicated},
+		{`\r\1`, "\x01\r", NotReplicated},
+	} {
+		i := &importer{set: settings{"p": tt.in}, spec: policy.NewSpec()}
+		var want []int
+		for _, b := range []byte(tt.want) {
+			want = append(want, int(b))
+		}
+		got := i.octets("p", "the door", NotReplicated)
+		var class Class
+		if len(i.report.Items) > 0 {
+			class = i.report.Items[0].Class
+		}
+		if !slices.Equal(got, want) || class != tt.class {
+			t.Errorf("%s: %v, %s", tt.in, got, class)
+		}
+	}
+}
 
 // TestSkipsReceived says which header_checks can't see the Received field that
 // the primary adds.

@@ -73,6 +73,8 @@ var lists = []Parameter{
 	{Name: "disable_mime_input_processing", Class: Exact, Elements: true},
 	{Name: "mime_boundary_length_limit", Class: Exact, Elements: true},
 	{Name: "mime_nesting_limit", Class: Exact, Elements: true},
+	{Name: "message_reject_characters", Class: Exact, Elements: true, Why: "approximated for printable characters; " + whyRefused},
+	{Name: "message_strip_characters", Class: Exact, Elements: true, Why: "approximated for printable characters, NUL and CR; " + whyKept},
 	{Name: "receive_override_options", Class: Exact, Elements: true},
 }
 
@@ -153,8 +155,6 @@ var missing = []Parameter{
 	{Name: "strict_8bitmime", Class: NotReplicated, Off: "no", Why: "8-bit content without a declaration isn't refused", Instead: optLater},
 	{Name: "strict_8bitmime_body", Class: NotReplicated, Off: "no", Why: "8-bit content without a declaration isn't refused", Instead: optLater},
 	{Name: "strict_mime_encoding_domain", Class: NotReplicated, Off: "no", Why: "malformed MIME isn't refused", Instead: optLater},
-	{Name: "message_reject_characters", Class: NotReplicated, Off: "-", Why: "no octet is refused", Instead: optLater},
-	{Name: "message_strip_characters", Class: Approximated, Off: "-", Why: "the checks see these octets"},
 	{Name: "enable_idna2003_compatibility", Class: NotReplicated, Off: "no", Why: "domains follow IDNA2008"},
 	{Name: "relay_clientcerts", Class: NotReplicated, Off: "-", Guard: "smtpd_tls_ask_ccert", Why: "the secondary asks for no client certificate"},
 	{Name: "permit_mx_backup_networks", Class: NotReplicated, Off: "-", Why: "see permit_mx_backup"},
