@@ -46,7 +46,8 @@ func Evidence(t *testing.T, file, test string, all []string, matters func(name s
 var (
 	setting = regexp.MustCompile(`(?m)^(\w+)\s*=`)
 	word    = regexp.MustCompile(`\b[a-z][a-z_]*_[a-z_]+\b|\bpermit\b|\breject\b|\bdefer\b|\bsleep\b`)
-	takes   = regexp.MustCompile(`^check_\w+_(access|service)$|_rbl_|_rhsbl_|_dnswl_|_rhswl_|^reject_rbl$`)
+	silent  = regexp.MustCompile(`^(?:sleep|permit_sasl_authenticated|check_(?:sasl|etrn)_access|reject_authenticated_sender_login_mismatch)$`)
+	takes   = regexp.MustCompile(`^sleep$|^check_\w+_(access|service)$|_rbl_|_rhsbl_|_dnswl_|_rhswl_|^reject_rbl$`)
 )
 
 // Mentioned returns the parameters that a main.cf sets, and other words of it
@@ -61,15 +62,21 @@ func Mentioned(main string) []string {
 }
 
 // Without returns a main.cf in which a parameter has Postfix's default or, if
-// it sets no parameter of that name, a restriction does nothing.
+// it sets no parameter of that name, a restriction does nothing. One that says
+// nothing to anybody who comes speaks instead: it refuses, or permits.
 func Without(main, name string) string {
 	param := regexp.MustCompile(`(?m)^` + name + `\s*=.*\n(?:[ \t].*\n)*`)
 	if param.MatchString(main) {
 		return param.ReplaceAllString(main, "")
 	}
-	arg := ""
+	arg, instead := "", "sleep 0"
+	if silent.MatchString(name) {
+		if instead = "reject"; strings.HasPrefix(name, "permit_") {
+			instead = "permit"
+		}
+	}
 	if takes.MatchString(name) {
 		arg = `\s+(?:\w+:)?(?:\{[^}]*\}|[^\s,]+)`
 	}
-	return regexp.MustCompile(`\b`+name+`\b`+arg).ReplaceAllString(main, "sleep 0")
+	return regexp.MustCompile(`\b`+name+`\b`+arg).ReplaceAllString(main, instead)
 }

@@ -128,34 +128,49 @@ func (i *importer) addressTables(parameter string, incomplete func()) (names []s
 // ownLiterals are the primary's own addresses as address literals: mail to
 // user@[literal] is local.
 func (i *importer) ownLiterals() []string {
-	seen := map[string]bool{}
-	add := func(a netip.Addr) {
-		a = a.Unmap().WithZone("")
+	var all []string
+	for _, a := range slices.Concat(i.interfaces("inet_interfaces"), i.interfaces("proxy_interfaces")) {
 		if a.Is4() {
-			seen["["+a.String()+"]"] = true
+			all = append(all, "["+a.String()+"]")
 		} else {
-			seen["[ipv6:"+a.String()+"]"] = true
+			all = append(all, "[ipv6:"+a.String()+"]")
 		}
 	}
-	for _, parameter := range []string{"inet_interfaces", "proxy_interfaces"} {
-		for _, w := range words(i.set[parameter]) {
-			switch a, err := netip.ParseAddr(strings.Trim(w, "[]")); {
-			case w == "all":
-				addrs, _ := net.InterfaceAddrs()
-				for _, ifa := range addrs {
-					if p, err := netip.ParsePrefix(ifa.String()); err == nil {
-						add(p.Addr())
-					}
+	return all
+}
+
+// interfaces are the addresses that a parameter names.
+func (i *importer) interfaces(parameter string) (addrs []netip.Addr) {
+	for _, w := range words(i.set[parameter]) {
+		switch a, err := netip.ParseAddr(strings.Trim(w, "[]")); {
+		case w == "all":
+			ifas, _ := net.InterfaceAddrs()
+			for _, ifa := range ifas {
+				if p, err := netip.ParsePrefix(ifa.String()); err == nil {
+					addrs = append(addrs, p.Addr().Unmap().WithZone(""))
 				}
-			case w == "loopback-only" || w == "localhost":
-				add(netip.MustParseAddr("127.0.0.1"))
-				add(netip.IPv6Loopback())
-			case err == nil:
-				add(a)
-			default:
-				i.item(parameter, w, Approximated, "a name; mail to its address as a literal isn't seen as local", optIgnore)
 			}
+		case w == "loopback-only" || w == "localhost":
+			addrs = append(addrs, netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback())
+		case err == nil:
+			addrs = append(addrs, a.Unmap().WithZone(""))
+		default:
+			i.item(parameter, w, Approximated, "a name; what has its address isn't seen as the primary's own", optIgnore)
 		}
 	}
-	return sortedKeys(seen)
+	return addrs
+}
+
+// ownClients permits the clients that permit_inet_interfaces does.
+func (i *importer) ownClients() []policy.Restriction {
+	const table = "inet_interfaces"
+	var rules [][2]string
+	for _, a := range i.interfaces(table) {
+		rules = append(rules, [2]string{a.String(), "OK"})
+	}
+	var err error
+	if i.spec.Tables[table], err = policy.NewCIDR(rules); err != nil {
+		i.errorf("%s: %w", table, err)
+	}
+	return []policy.Restriction{{Kind: "check_client_access", Arg: table}}
 }

@@ -82,7 +82,7 @@ var lists = []Parameter{
 var exact = append(named(Exact, "",
 	"smtpd_delay_reject", "smtpd_relay_before_recipient_restrictions", "smtpd_helo_required",
 	"smtpd_reject_unlisted_sender", "smtpd_reject_unlisted_recipient", "smtpd_recipient_limit", "smtpd_recipient_overshoot_limit",
-	"smtpd_soft_error_limit", "smtpd_hard_error_limit", "smtpd_junk_command_limit",
+	"smtpd_hard_error_limit", "smtpd_junk_command_limit",
 	"soft_bounce", "allow_percent_hack", "swap_bangpath", "append_dot_mydomain", "strict_rfc821_envelopes", "disable_vrfy_command",
 	"allow_untrusted_routing", "parent_domain_matches_subdomains", "owner_request_special", "default_rbl_reply",
 	"header_size_limit", "line_length_limit", "hopcount_limit",

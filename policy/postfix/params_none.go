@@ -41,6 +41,7 @@ var undecided = slices.Concat(
 	named(NoDecision, "time and pace",
 		"smtpd_error_sleep_time", "smtpd_timeout", "smtpd_min_data_rate", "smtpd_per_request_deadline", "smtpd_per_record_deadline",
 		"smtpd_history_flush_threshold", "postscreen_watchdog_timeout", "postscreen_command_time_limit", "anvil_rate_time_unit"),
+	named(NoDecision, "time and pace; the secondary, too, is slow with who makes more errors", "smtpd_soft_error_limit"),
 	named(NoDecision, "whom the primary trusts to speak for others",
 		"smtpd_authorized_verp_clients", "smtpd_authorized_xclient_hosts", "smtpd_authorized_xforward_hosts",
 		"smtpd_upstream_proxy_protocol", "smtpd_upstream_proxy_timeout", "postscreen_upstream_proxy_protocol",

@@ -34,7 +34,7 @@ var restrictions = map[string]restriction{
 	"check_policy_service":                         {arg: argService, class: NotReplicated, why: "a policy service decides live", options: refusesAsk},
 	"permit_sasl_authenticated":                    {class: Exact, why: "nobody authenticates to the secondary"},
 	"permit_mynetworks":                            {class: Exact},
-	"permit_inet_interfaces":                       {class: Exact, why: "the primary's own addresses aren't clients of the secondary"},
+	"permit_inet_interfaces":                       {class: Exact, why: "Postfix looks at who connects, whomever XCLIENT names"},
 	"permit_naked_ip_address":                      {class: Exact, why: "withdrawn in Postfix 3.9"},
 	"permit_tls_clientcerts":                       {class: NotReplicated, why: "the secondary asks for no client certificate", options: permits},
 	"permit_tls_all_clientcerts":                   {class: NotReplicated, why: "the secondary asks for no client certificate", options: permits},
@@ -108,8 +108,7 @@ const whyRefusing = "answers in 127.255.255.0/24 (the list refuses the question)
 
 // inert are restrictions that say nothing about a client of the secondary.
 var inert = []string{
-	"sleep", "permit_sasl_authenticated", "permit_inet_interfaces", "check_sasl_access", "check_etrn_access",
-	"reject_authenticated_sender_login_mismatch",
+	"sleep", "permit_sasl_authenticated", "check_sasl_access", "check_etrn_access", "reject_authenticated_sender_login_mismatch",
 }
 
 // stageLists are the lists, with what a bare table stands for in each.
@@ -210,6 +209,8 @@ func (i *importer) element(parameter string, e element, implied string) []policy
 		for _, zone := range words(i.set["maps_rbl_domains"]) {
 			out = append(out, policy.Restriction{Kind: "reject_rbl_client", Arg: zone})
 		}
+	case e.name == "permit_inet_interfaces":
+		return append(i.ownClients(), i.restriction(parameter, e, class, why, nil)...)
 	case e.name == "check_relay_domains":
 		out = []policy.Restriction{{Kind: "permit_auth_destination"}, {Kind: "reject_unauth_destination"}}
 	case r.arg == argTable:

@@ -40,7 +40,7 @@ smtpd_soft_error_limit = 10000
 
 // TestDecisionTables plays the decision tables of package policy to a real
 // Postfix: those that have a main.cf, whose @{NAME} is a table of spec.json.
-// Behind XCLIENT or, for a main.cf with postscreen, PROXY the client is whom
+// Behind XCLIENT or, where main.cf has it, PROXY the client is whom
 // the table says, and the DNS is the table's.
 func TestDecisionTables(t *testing.T) {
 	files, err := filepath.Glob("../../policy/testdata/decisions/*.txtar")
@@ -71,12 +71,13 @@ type decisions struct {
 	parts  map[string]string
 	server *demo.DNS
 	names  map[string][]string // "ptr 192.0.2.1" and "a name": as in the table
-	screen bool
+	proxy  bool                // the client is told by PROXY
 	file   string
 }
 
 func (d *decisions) confirm(t *testing.T) {
-	d.screen = strings.Contains(d.parts["main.cf"], "postscreen_")
+	screen := strings.Contains(d.parts["main.cf"], "postscreen_")
+	d.proxy = screen || strings.Contains(d.parts["main.cf"], "smtpd_upstream_proxy_protocol")
 	d.server = startDNS(t)
 	d.zone(t)
 	p := &primary{t: t, dir: tempDir(t), addr: freeAddr(t)}
@@ -91,7 +92,7 @@ func (d *decisions) confirm(t *testing.T) {
 	}
 	main := decisionsBase + fmt.Sprintf(testOnly, p.dir) + d.tables(t, run)
 	master := fmt.Sprintf(masterCF, p.addr)
-	if d.screen {
+	if screen {
 		main += "postscreen_upstream_proxy_protocol = haproxy\n"
 		master = strings.Replace(master, "- - smtpd\n", "- 1 postscreen\nsmtpd pass - - n - - smtpd\ndnsblog unix - - n - 0 dnsblog\n", 1)
 	}
@@ -352,11 +353,12 @@ func (r reply) String() string { return r.text }
 // conversation is a session with Postfix.
 type conversation struct {
 	net.Conn
-	r     *bufio.Reader
-	first *reply // to the connection
-	early bool   // EHLO is said
-	begun []string
-	open  bool // in a transaction, as far as the table goes
+	r      *bufio.Reader
+	first  *reply // to the connection
+	teaser string // the line of the greeting that came before it
+	early  bool   // EHLO is said
+	begun  []string
+	open   bool // in a transaction, as far as the table goes
 }
 
 // connect begins a session of a table's client.
@@ -368,7 +370,7 @@ func (d *decisions) connect(t *testing.T, dial parity.Dialer, arg string) (*conv
 	conn.SetDeadline(time.Now().Add(time.Minute))
 	c := &conversation{Conn: conn, r: bufio.NewReader(conn)}
 	client := d.client(strings.TrimSuffix(arg, " early"))
-	if d.screen {
+	if d.proxy {
 		c.early = strings.HasSuffix(arg, " early")
 		hello := ""
 		if c.early {
@@ -418,6 +420,9 @@ func (c *conversation) read() reply {
 			code, _ := strconv.Atoi(line[:min(3, len(line))])
 			return reply{code, line}
 		}
+		if strings.HasPrefix(line, "220-") {
+			c.teaser = line
+		}
 	}
 }
 
@@ -464,6 +469,8 @@ func (c *conversation) say(verb, arg, body string) (reply, error) {
 	case "reset":
 		c.open = false
 		return c.ask("RSET"), nil
+	case "teaser":
+		return reply{220, c.teaser}, nil
 	case "say":
 		return c.ask(strings.ReplaceAll(arg, `\n`, "\r\n")), nil
 	}

@@ -39,7 +39,7 @@ func (d *decisions) matter(t *testing.T, file, run, service string) {
 		if err != nil {
 			return nil, err
 		}
-		local, stop := serve(t, spec, d.server.Addr())
+		local, stop := serve(t, spec, d.server.Addr(), d.proxy)
 		defer stop()
 		return d.play(t, local, parallel, judge), nil
 	}

@@ -198,7 +198,7 @@ func expected(same map[string]string, what string) string {
 // twice, as what only one of the two shows is chance.
 func (r *run) find(t *testing.T, spec *policy.Spec) *parity.Difference {
 	t.Helper()
-	local, stop := serve(t, spec, r.nameserver)
+	local, stop := serve(t, spec, r.nameserver, false)
 	defer stop()
 	for _, s := range r.trace {
 		var d *parity.Difference

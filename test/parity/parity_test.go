@@ -75,7 +75,7 @@ func profile(t *testing.T, name string) {
 	r := &run{primary: newPrimary(t, name, d.Addr()), nameserver: d.Addr(), seed: uint64(number(t, "SEED", 1)), whys: map[string]int{}}
 	p := r.primary
 	r.material = world(t, d, p.spec)
-	local, stop := serve(t, p.spec, d.Addr())
+	local, stop := serve(t, p.spec, d.Addr(), false)
 	defer stop()
 	began := time.Now()
 	res, err := parity.Run(t.Context(), parity.Options{
@@ -144,7 +144,7 @@ func (p *primary) dial(ctx context.Context) (net.Conn, error) {
 }
 
 // serve runs our server with a policy, in memory.
-func serve(t *testing.T, spec *policy.Spec, nameserver string) (d parity.Dialer, stop func()) {
+func serve(t *testing.T, spec *policy.Spec, nameserver string, proxy bool) (d parity.Dialer, stop func()) {
 	t.Helper()
 	spec.Limits.SoftErrors = 0 // as smtpd_error_sleep_time = 0 on the other side
 	snap, err := policy.Compile(spec)
@@ -157,7 +157,7 @@ func serve(t *testing.T, spec *policy.Spec, nameserver string) (d parity.Dialer,
 		XClientFrom: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}, MaxUnknownRecipients: 1 << 20,
 	}
 	pipe := parity.NewPipe()
-	if spec.Postscreen != nil {
+	if proxy {
 		srv.ProxyFrom = srv.XClientFrom
 	}
 	ctx, cancel := context.WithCancel(context.Background())
