@@ -172,7 +172,7 @@ func (q *Inquiry) introduce(a *asking, to *envelope.Recipient) error {
 	}
 	e := *q.env
 	e.To = []envelope.Recipient{*to}
-	if needsUTF8(&e) && !s.caps.utf8 {
+	if e.UTF8 && !s.caps.utf8 {
 		return errUnsayable
 	}
 	reply, err = s.call(stepMail, nil, "MAIL FROM:<", e.From.String(), ">", s.mailParams(&envelope.Transfer{Envelope: &e, Size: cmp.Or(q.size, -1)}))

@@ -48,6 +48,8 @@ func TestAsk(t *testing.T) {
 	from := turn{"MAIL FROM:<a@x.example>\r\n", ok}
 	rcpt := func(who, answer string) turn { return turn{"RCPT TO:<" + who + "@y.example>\r\n", answer} }
 	end := turn{quit, bye}
+	utf8 := asked("h.x.example")
+	utf8.UTF8 = true
 	script := func(turns ...turn) []turn { return append(append(hello("PIPELINING", offer), known...), turns...) }
 	for _, tt := range []struct {
 		name    string
@@ -83,7 +85,8 @@ func TestAsk(t *testing.T) {
 		{name: "hung up at RCPT", scripts: [][]turn{script(from, turn{rcpt("b", "").want, hangUp})}, want: []string{"error: wait for the reply to RCPT: EOF"}},
 		{name: "nobody", env: &envelope.Envelope{}, scripts: [][]turn{hello(offer)}, want: []string{"error: the client's address is unknown"}},
 		{name: "injection", to: "b\r\nDATA", want: []string{"error: the address can't be put"}},
-		{name: "SMTPUTF8", to: "ü", scripts: [][]turn{script()}, want: []string{"error: the address can't be put"}},
+		{name: "SMTPUTF8 not offered", env: utf8, to: "ü", scripts: [][]turn{script()}, want: []string{"error: the address can't be put"}},
+		{name: "outside of ASCII", to: "ü", scripts: [][]turn{script(from, rcpt("ü", "553 5.6.7 no\r\n"), end)}, want: []string{"553 5.6.7 no"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			conns := make(chan []turn, len(tt.scripts))

@@ -24,7 +24,7 @@
 //
 // Extensions that the next hop does not offer: 8-bit content goes out all the
 // same, since converting it would break signatures; DSN parameters are dropped;
-// a message that needs SMTPUTF8 gets 553 5.6.7 from us (RFC 6531 §3.5).
+// a message that came by SMTPUTF8 gets 553 5.6.7 from us (RFC 6531 §3.5).
 //
 // RFC 5321, 2920 (pipelining, also across messages), 1870 (SIZE), 6152
 // (8BITMIME), 6531 (SMTPUTF8), 3461 (DSN parameters), 3207 (STARTTLS), 2034

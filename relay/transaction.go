@@ -70,7 +70,7 @@ func (s *session) impossible(e *envelope.Envelope) envelope.Reply {
 	switch {
 	case !ok:
 		return envelope.NewReply(554, "5.6.0", "Envelope can't be relayed")
-	case needsUTF8(e) && !s.caps.utf8:
+	case e.UTF8 && !s.caps.utf8:
 		return envelope.NewReply(553, "5.6.7", "Message needs SMTPUTF8, which the next hop does not offer")
 	}
 	return envelope.Reply{}
@@ -87,8 +87,10 @@ func sayable(m envelope.Mailbox) bool {
 
 func isControl(r rune) bool { return r < ' ' || r == 0x7f }
 
-// needsUTF8 says that e can be relayed by SMTPUTF8 only (RFC 6531 §3.5). That
-// the client asked for it is reason enough: the header may need it.
+// needsUTF8 says that e is relayed by SMTPUTF8 where that is offered. Elsewhere
+// only what the client gave us by it can't be relayed (RFC 6531 §3.5: the
+// header may need it); a local-part that it gave us as it is goes on like that,
+// as Postfix takes and sends it, and the next hop judges.
 func needsUTF8(e *envelope.Envelope) bool {
 	need := e.UTF8 || !isASCII(e.From.Local) || !isASCII(e.From.Domain)
 	for i := range e.To {
@@ -150,7 +152,7 @@ func (s *session) mailParams(t *envelope.Transfer) string {
 	if s.caps.eightBit && e.EightBit {
 		p += " BODY=8BITMIME"
 	}
-	if needsUTF8(e) { // and it is offered, or prepare had refused
+	if s.caps.utf8 && needsUTF8(e) {
 		p += " SMTPUTF8"
 	}
 	if s.caps.dsn {
