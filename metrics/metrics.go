@@ -150,6 +150,7 @@ type QueueStats struct {
 	Bytes                    int64
 	Oldest                   time.Time // acceptance of the oldest message, zero when empty
 	FreeBytes                uint64    // space left to the queue's file system
+	Damaged                  bool      // the store has a damaged block, and isn't merged
 }
 
 // Queue exports the queue's depth by reading stats at each scrape.
@@ -163,6 +164,7 @@ func (m *Metrics) Queue(stats func() QueueStats) {
 	g("deferred_messages", "Messages with a recipient that the primary deferred.", func(s QueueStats) float64 { return float64(s.Deferred) })
 	g("bytes", "Content octets in the queue.", func(s QueueStats) float64 { return float64(s.Bytes) })
 	g("free_bytes", "Space left to the queue's file system.", func(s QueueStats) float64 { return float64(s.FreeBytes) })
+	g("store_damaged", "1 while the queue's store, in which a damaged block was met, is left unmerged, else 0.", func(s QueueStats) float64 { return oneIf(s.Damaged) })
 	g("oldest_age_seconds", "Age of the oldest message in the queue, 0 when it is empty.", func(s QueueStats) float64 {
 		if s.Oldest.IsZero() {
 			return 0
@@ -210,12 +212,7 @@ func (m *Metrics) Follower(stats func() FollowerStats) {
 	g("version", "Version of the primary's policy that is held.", func(s FollowerStats) float64 { return float64(s.Version) })
 	g("signed_timestamp_seconds", "Unix time at which the primary vouched for it last, 0 without one.", func(s FollowerStats) float64 { return unix(s.Signed) })
 	g("changed_timestamp_seconds", "Unix time at which its content changed last, 0 if that isn't known.", func(s FollowerStats) float64 { return unix(s.Changed) })
-	g("sources_failing", "1 while the primary can't read a source of its policy, else 0.", func(s FollowerStats) float64 {
-		if s.Failing {
-			return 1
-		}
-		return 0
-	})
+	g("sources_failing", "1 while the primary can't read a source of its policy, else 0.", func(s FollowerStats) float64 { return oneIf(s.Failing) })
 	g("sources_read_timestamp_seconds", "Unix time at which the primary had read all its sources last, 0 if that isn't known.", func(s FollowerStats) float64 { return unix(s.SourcesRead) })
 	g("recipients", "Recipients that it lists.", func(s FollowerStats) float64 { return float64(s.Recipients) })
 	g("withdrawn_recipients", "Recipients that a staged deletion removes.", func(s FollowerStats) float64 { return float64(s.Withdrawn) })
@@ -233,11 +230,7 @@ func (o *oneOf) Describe(ch chan<- *prometheus.Desc) { ch <- o.desc }
 func (o *oneOf) Collect(ch chan<- prometheus.Metric) {
 	now := o.value()
 	for _, v := range o.values {
-		n := 0.0
-		if v == now {
-			n = 1
-		}
-		ch <- prometheus.MustNewConstMetric(o.desc, prometheus.GaugeValue, n, v)
+		ch <- prometheus.MustNewConstMetric(o.desc, prometheus.GaugeValue, oneIf(v == now), v)
 	}
 }
 
@@ -262,6 +255,13 @@ func (m *Metrics) Publisher(stats func() PublisherStats) {
 	g("changed_timestamp_seconds", "Unix time at which its content changed last, 0 if that isn't known.", func(s PublisherStats) float64 { return unix(s.Changed) })
 	g("peers", "Followers that are paired.", func(s PublisherStats) float64 { return float64(s.Peers) })
 	g("following_peers", "Paired followers that asked within the last five minutes.", func(s PublisherStats) float64 { return float64(s.Following) })
+}
+
+func oneIf(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 func unix(t time.Time) float64 {

@@ -105,8 +105,8 @@ func TestDamagedBacklog(t *testing.T) {
 			time.Sleep(20 * time.Millisecond)
 		}
 	}
-	if refused == 0 {
-		t.Error("no merge met the damage: more tables are needed")
+	if refused == 0 || !q.Status().Damaged {
+		t.Errorf("%d refused, %+v: no merge met the damage: more tables are needed", refused, q.Status())
 	}
 	for _, id := range ids {
 		if err := q.Remove(id); err != nil {
@@ -122,7 +122,7 @@ func TestDamagedBacklog(t *testing.T) {
 	q = mustRepair(t, "repair", disk, table)
 	defer mustClose(t, q)
 	q.compactDrained()
-	if n := whole(t, "repaired", q, put); n != len(put) {
-		t.Errorf("repaired: %d messages of %d", n, len(put))
+	if n := whole(t, "repaired", q, put); n != len(put) || q.Status().Damaged {
+		t.Errorf("repaired: %d messages of %d, %+v", n, len(put), q.Status())
 	}
 }

@@ -334,7 +334,7 @@ func (q *Queue) Stats() metrics.QueueStats {
 	free, _, _ := q.free()
 	s := metrics.QueueStats{
 		Messages: int(t.messages), Held: int(t.held), Deferred: int(t.deferred),
-		Bytes: t.bytes, FreeBytes: free,
+		Bytes: t.bytes, FreeBytes: free, Damaged: q.store.damaged.Load(),
 	}
 	if t.messages > 0 {
 		s.Oldest = q.oldestTime()

@@ -22,7 +22,10 @@ type Status struct {
 	// Waiting says that a recipient is to be relayed to; held ones are not.
 	Waiting bool `json:"waiting"`
 	// Broken says that the store is being reopened after a failed write.
-	Broken       bool             `json:"broken"`
+	Broken bool `json:"broken"`
+	// Damaged says that a merge met a damaged block: nothing is merged until the
+	// next start, and Repair makes the store whole.
+	Damaged      bool             `json:"damaged"`
 	Destinations []DestinationNow `json:"destinations"` // that mail was for since the start
 }
 
@@ -44,7 +47,8 @@ func (q *Queue) Status() Status {
 	now := Status{
 		At: q.now(), Accepted: t.next - 1, Messages: int(t.messages), Deferred: int(t.deferred), Held: int(t.held),
 		Bytes: t.bytes, Oldest: s.Oldest, FreeBytes: s.FreeBytes, Quarantined: int(t.quarantined),
-		Waiting: q.waits(t), Broken: q.poison.Load() != nil, Destinations: []DestinationNow{},
+		Waiting: q.waits(t), Broken: q.poison.Load() != nil, Damaged: s.Damaged,
+		Destinations: []DestinationNow{},
 	}
 	q.each("", func(d *dest) {
 		d.mu.Lock()

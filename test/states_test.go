@@ -67,8 +67,34 @@ func TestChannelStates(t *testing.T) {
 			t.Errorf("docs/SECURITY.md has no row for %s", want)
 		}
 	}
+	playRules(t, ill.test(1)+well.test(0))
+}
+
+// TestQueueAlerts: the alerts of the queue fire on a value of what they look at,
+// and not on another.
+func TestQueueAlerts(t *testing.T) {
+	for _, tt := range []struct{ alert, metric, ill, well string }{
+		{"UnderstudyMailHeld", "held_messages", "1x1600", "0x1600"},
+		{"UnderstudyStoreTrouble", `store_errors_total{operation="write"}`, "0x1490 1x100", "1x1600"},
+		{"UnderstudyStoreTrouble", `store_alarms_total{kind="drop"}`, "0x1490 1x100", "1x1600"},
+		{"UnderstudyStoreTrouble", "quarantined_records_total", "0x1490 1x100", "1x1600"},
+		{"UnderstudyStoreDamaged", "store_damaged", "1x1600", "0x1600"},
+		{"UnderstudyDiskAlmostFull", "free_bytes", "1600-1x1600", "1600x1600"},
+	} {
+		rules := ""
+		for n, values := range []string{tt.well, tt.ill} {
+			s := scenario{series: map[string]string{"understudy_queue_" + tt.metric: values}, alerts: []string{tt.alert}}
+			rules += s.test(n)
+		}
+		playRules(t, rules)
+	}
+}
+
+// playRules lets promtool try the alert rules.
+func playRules(t *testing.T, tests string) {
+	t.Helper()
 	name := filepath.Join(t.TempDir(), "rules.yml")
-	write(t, name, fmt.Sprintf("rule_files: [%s]\nevaluation_interval: 1m\ntests:\n%s%s", absolute(t, "../metrics/alerts.yml"), ill.test(1), well.test(0)))
+	write(t, name, fmt.Sprintf("rule_files: [%s]\nevaluation_interval: 1m\ntests:\n%s", absolute(t, "../metrics/alerts.yml"), tests))
 	if out, err := exec.Command("promtool", "test", "rules", name).CombinedOutput(); err != nil {
 		t.Errorf("promtool test rules: %v\n%s", err, tail(out, 4000))
 	}

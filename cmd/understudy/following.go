@@ -243,15 +243,22 @@ func (f *following) noteState(last, s *policysync.Status) {
 // health is what the primary's operator is told about us.
 func (d *daemon) health() policysync.Health {
 	q := d.queue.Stats()
-	h := policysync.Health{Software: versionLine(), QueueMessages: q.Messages}
+	h := policysync.Health{Software: versionLine(), QueueMessages: q.Messages, Problem: problem(d.ready(), q)}
 	if !q.Oldest.IsZero() {
 		h.QueueOldest = int64(max(0, time.Since(q.Oldest).Seconds()))
 	}
-	switch err := d.ready(); {
-	case err != nil:
-		h.Problem = err.Error()
-	case q.Held > 0:
-		h.Problem = plural(q.Held, "message") + " held"
-	}
 	return h
+}
+
+// problem is the worst of what is wrong, "" when all is well.
+func problem(ready error, q metrics.QueueStats) string {
+	switch {
+	case ready != nil:
+		return ready.Error()
+	case q.Damaged:
+		return "the queue's store is " + storeDamaged
+	case q.Held > 0:
+		return plural(q.Held, "message") + " held"
+	}
+	return ""
 }

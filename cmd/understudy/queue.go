@@ -77,7 +77,9 @@ type queueListCmd struct {
 }
 
 func (queueListCmd) Help() string {
-	return `Examples:
+	return `Below the messages stands what is wrong with the queue itself, if anything; in JSON that is in queue watch --json.
+
+Examples:
 
     understudy queue list
     understudy queue list --state held --to '*@example.org' --older-than 24h
@@ -97,7 +99,7 @@ func (c *queueListCmd) Run(ctx context.Context, out io.Writer) error {
 	if c.JSON {
 		list = listJSON
 	}
-	return list(out, c.filterFlags, func(fn func(queue.Info) error) error {
+	err = list(out, c.filterFlags, func(fn func(queue.Info) error) error {
 		return daemonSource{client}.messages(ctx, func(info queue.Info) error {
 			if !c.match(info) {
 				return nil
@@ -105,6 +107,14 @@ func (c *queueListCmd) Run(ctx context.Context, out io.Writer) error {
 			return fn(info)
 		})
 	})
+	if err != nil || c.JSON {
+		return err
+	}
+	now, err := lookAt(ctx, client)
+	for _, line := range now.trouble() {
+		fmt.Fprintln(out, line)
+	}
+	return err
 }
 
 // listItem is a line of the daemon's list. The last line has no message but

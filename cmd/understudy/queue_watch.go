@@ -186,6 +186,23 @@ func (v watchView) oldest() string {
 	return ", oldest " + age(v.At.Sub(v.Oldest))
 }
 
+// storeDamaged fits into a terminal's line, with the remedy.
+const storeDamaged = "damaged: stop understudy when you can, run understudy queue repair"
+
+// trouble is what is wrong with the queue, a line each.
+func (n daemonNow) trouble() (lines []string) {
+	if n.Quarantined > 0 {
+		lines = append(lines, fmt.Sprintf("Damaged   %s put aside: see understudy queue quarantine list", plural(n.Quarantined, "message")))
+	}
+	if n.Broken {
+		lines = append(lines, "Store     being reopened after a failed write: mail is answered 451")
+	}
+	if n.Damaged {
+		lines = append(lines, "Store     "+storeDamaged)
+	}
+	return lines
+}
+
 // lines are the picture for a terminal.
 func (v watchView) lines() []string {
 	lines := []string{
@@ -194,12 +211,7 @@ func (v watchView) lines() []string {
 		fmt.Sprintf("Rate      %.1f/s in, %.1f/s out; %s", v.In, v.Out, v.ends()),
 		fmt.Sprintf("Space     %s free", bytesText(int64(v.FreeBytes))),
 	}
-	if v.Quarantined > 0 {
-		lines = append(lines, fmt.Sprintf("Damaged   %s put aside: see understudy queue quarantine list", plural(v.Quarantined, "message")))
-	}
-	if v.Broken {
-		lines = append(lines, "Store     being reopened after a failed write: mail is answered 451")
-	}
+	lines = append(lines, v.trouble()...)
 	for _, r := range v.Routes {
 		lines = append(lines, fmt.Sprintf("%-9s %s", printable(r.Name), v.route(r)))
 	}
@@ -213,6 +225,9 @@ func (v watchView) line() string {
 		plural(v.Messages, "message"), v.Deferred, v.Held, bytesText(v.Bytes), v.oldest(), v.In, v.Out, v.ends())
 	for _, r := range v.Routes {
 		fmt.Fprintf(&b, "; %s %s", printable(r.Name), v.route(r))
+	}
+	if v.Damaged {
+		b.WriteString("; store " + storeDamaged)
 	}
 	return b.String()
 }
