@@ -5,13 +5,16 @@ import (
 	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/binary"
+	"io/fs"
 	"net/http"
 	"os"
 	"path"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/understudy-mx/understudy/policy"
@@ -332,6 +335,7 @@ func TestAttackOnDisk(t *testing.T) {
 			e.offer(t, e.forge(t, newSpec(t, []string{"example.org"}, names(301, "example.org")...), nil), e.head(2, f.cur.head.identity), nil)
 			poll(t, f)
 			tt.spoil(t, path.Join(f.o.Dir, "store"), f)
+			before := files(t, f.o.Dir)
 			again, err := OpenFollower(FollowerOptions{Dir: f.o.Dir, Domains: f.o.Domains, Metrics: newMetrics(), now: e.clock.now})
 			if err != nil {
 				t.Fatal(err)
@@ -341,6 +345,9 @@ func TestAttackOnDisk(t *testing.T) {
 			if got := again.Status().Version; got != tt.want {
 				t.Errorf("version %d is in force, want %d", got, tt.want)
 			}
+			if diff := cmp.Diff(before, files(t, f.o.Dir)); diff != "" {
+				t.Errorf("what is damaged was removed:\n%s", diff)
+			}
 			if tt.want == 1 {
 				poll(t, again) // what is damaged is fetched again
 			}
@@ -348,6 +355,42 @@ func TestAttackOnDisk(t *testing.T) {
 				t.Errorf("after a poll version %d is in force", got)
 			}
 		})
+	}
+}
+
+// files lists what is below a directory.
+func files(t *testing.T, dir string) (names []string) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(name string, _ fs.DirEntry, err error) error {
+		names = append(names, name)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names
+}
+
+// TestGuardUnreadable: a staged deletion whose version before can't be read now
+// may be so after another restart: nothing of it is removed.
+func TestGuardUnreadable(t *testing.T) {
+	e := newEvil(t)
+	many := names(1000, "example.org")
+	f := e.follower(t, newSpec(t, []string{"example.org"}, many...))
+	chunk := lastChunk(f)
+	e.step(t, f, 2, newSpec(t, []string{"example.org"}, many[:500]...))
+	e.step(t, f, 3, newSpec(t, []string{"example.org"}, many[:499]...))
+	for _, want := range []string{"", StagedPending} {
+		flip(t, chunk, 20)
+		again, err := OpenFollower(FollowerOptions{Dir: f.o.Dir, Domains: f.o.Domains, Metrics: newMetrics(), now: e.clock.now})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := again.Status().Staged; got != want {
+			t.Errorf("staged %q, want %q", got, want)
+		}
+		again.http.close()
+		again.Close()
 	}
 }
 

@@ -3,6 +3,7 @@ package policysync
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/understudy-mx/understudy/policy"
 )
 
 var errKilled = errors.New("killed")
@@ -227,22 +230,65 @@ func (c *crashRig) open(t *testing.T, disk *memFS) (*Follower, error) {
 		Metrics: newMetrics(), fs: disk, now: func() time.Time { return c.now }})
 }
 
-// offered is what the primary serves: version n with count recipients, signed
-// at a second.
+// offered is what the primary serves: version n with count recipients (below 0:
+// so many, hashed), signed at a second.
 type offered struct {
 	version uint64
 	count   int
 	second  int
 }
 
+// crashSecret is what the hashed offers are hashed under.
+var crashSecret = &policy.Secret{1}
+
 // pollOn lets f see an offer.
-func (c *crashRig) pollOn(t *testing.T, f *Follower, o offered, prev hash) error {
-	fg := c.e.forge(t, newSpec(t, []string{"example.org"}, names(o.count, "example.org")...), nil)
-	h := c.e.head(o.version, prev)
+func (c *crashRig) pollOn(t *testing.T, f *Follower, o offered) error {
+	hashed := o.count < 0
+	src := source1(t, newSpec(t, []string{"example.org"}, names(max(o.count, -o.count), "example.org")...))
+	h := c.e.head(o.version, hash{})
 	h.Created = h.Created.Add(time.Duration(o.second) * time.Second)
-	c.e.offer(t, fg, h, nil)
+	if f.cur != nil {
+		switch last := f.cur.head; {
+		case last.Version == o.version:
+			h.Prev = last.Prev
+		case last.hashed():
+			h.Prev = last.Source
+		case hashed:
+			h.Prev = sourceOf(crashSecret, last.identity)
+		default:
+			h.Prev = last.identity
+		}
+	}
+	if hashed {
+		var err error
+		if src, err = hashSource(src, crashSecret, nil, nil); err != nil {
+			t.Fatal(err)
+		}
+		h.SecretID, h.Source = secretID(crashSecret), sourceOf(crashSecret, hash{byte(o.version)})
+	}
+	c.e.offer(t, forgeryOf(src), h, nil)
 	f.http = &fakeRemote{c.e.raw, c.e.chunks, c.codec}
 	return f.poll(t.Context())
+}
+
+// plain says that an address, or the head of a version with addresses, is on
+// the disk.
+func (c *crashRig) plain(t *testing.T, disk *memFS) (found []string) {
+	t.Helper()
+	for name, n := range disk.now {
+		b := n.written
+		if strings.Contains(name, "/chunks/") {
+			var err error
+			if b, err = c.codec.dec.DecodeAll(b, make([]byte, 0, maxChunk)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		h, err := decodeHead(b[:max(0, len(b)-ed25519.SignatureSize)])
+		if bytes.Contains(b, []byte("user0")) || err == nil && !h.hashed() {
+			found = append(found, name)
+		}
+	}
+	return found
 }
 
 // TestCrash kills the follower at each operation on its disk, in three ways.
@@ -257,6 +303,7 @@ func TestCrash(t *testing.T) {
 	defer codec.close()
 	rig := &crashRig{e: &evil{clock: cl, epoch: uint64(cl.now().Add(-time.Hour).Unix())}, codec: codec, now: cl.now().Add(5 * time.Second)}
 	approve := func(t *testing.T, f *Follower) error { return f.Approve(2) }
+	reject := func(t *testing.T, f *Follower) error { return f.Reject(2) }
 	for _, tt := range []struct {
 		name   string
 		before []offered
@@ -274,9 +321,17 @@ func TestCrash(t *testing.T) {
 		{"its growth", []offered{{1, 300, 0}, {2, 100, 1}}, nil, offered{3, 90, 2}, nil, []string{"2 100 pending", "3 90 pending"}},
 		{"approval", []offered{{1, 300, 0}, {2, 100, 1}}, nil, offered{}, approve, []string{"2 100 pending", "2 100"}},
 		{"rejection", []offered{{1, 300, 0}, {2, 100, 1}}, nil, offered{},
-			func(t *testing.T, f *Follower) error { return f.Reject(2) }, []string{"2 100 pending", "2 100 rejected"}},
+			reject, []string{"2 100 pending", "2 100 rejected"}},
 		{"change after rejection", []offered{{1, 300, 0}, {2, 100, 1}},
-			func(t *testing.T, f *Follower) error { return f.Reject(2) }, offered{3, 101, 2}, nil, []string{"2 100 rejected", "3 101 rejected"}},
+			reject, offered{3, 101, 2}, nil, []string{"2 100 rejected", "3 101 rejected"}},
+		{"hashing begins", []offered{{1, 300, 0}, {2, 301, 1}}, nil, offered{3, -301, 2}, nil, []string{"2 301", "3 301"}},
+		{"hashing and a mass deletion", []offered{{1, 300, 0}}, nil, offered{2, -100, 1}, nil, []string{"1 300", "2 100 pending"}},
+		{"hashing while one is pending", []offered{{1, 300, 0}, {2, 100, 1}}, nil, offered{3, -99, 2}, nil, []string{"2 100 pending", "3 99 pending"}},
+		{"hashing ends one", []offered{{1, 300, 0}, {2, 100, 1}}, nil, offered{3, -299, 2}, nil, []string{"2 100 pending", "3 299"}},
+		{"hashing after rejection", []offered{{1, 300, 0}, {2, 100, 1}}, reject, offered{3, -99, 2}, nil, []string{"2 100 rejected", "3 99 rejected"}},
+		{"change after hashing", []offered{{1, 300, 0}, {2, -100, 1}}, nil, offered{3, -98, 2}, nil, []string{"2 100 pending", "3 98 pending"}},
+		{"rejection after hashing", []offered{{1, 300, 0}, {2, -100, 1}}, nil, offered{}, reject, []string{"2 100 pending", "2 100 rejected"}},
+		{"approval after hashing", []offered{{1, 300, 0}, {2, -100, 1}}, nil, offered{}, approve, []string{"2 100 pending", "2 100"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			seen, kills := map[string]int{}, 0
@@ -287,17 +342,10 @@ func TestCrash(t *testing.T) {
 					t.Fatal(err)
 				}
 				disk.ops, disk.killAt = 0, kill
-				prev := hash{}
-				if f.cur != nil {
-					prev = f.cur.head.identity
-				}
-				if f.cur != nil && f.cur.head.Version == tt.do.version {
-					prev = f.cur.head.Prev
-				}
 				if tt.act != nil {
 					err = tt.act(t, f)
 				} else {
-					err = rig.pollOn(t, f, tt.do, prev)
+					err = rig.pollOn(t, f, tt.do)
 				}
 				done := disk.ops < kill
 				f.Close()
@@ -326,7 +374,7 @@ func TestCrash(t *testing.T) {
 func (c *crashRig) disk(t *testing.T, before []offered, prep func(*testing.T, *Follower) error) *memFS {
 	t.Helper()
 	m := newMemFS()
-	p := &pairing{Address: "primary:1", Name: "mx2", Stream: evilStream, ServerPins: c.e.head(1, hash{}).ServerPins, PolicyKeys: c.e.head(1, hash{}).PolicyKeys}
+	p := &pairing{Address: "primary:1", Name: "mx2", Stream: evilStream, Secrets: []*policy.Secret{crashSecret}, ServerPins: c.e.head(1, hash{}).ServerPins, PolicyKeys: c.e.head(1, hash{}).PolicyKeys}
 	err := errors.Join(m.MkdirAll("/var/sync"), m.SyncDir("/"), m.SyncDir("/var"),
 		saveKey(m, "/var/sync/"+clientKeyFile, testKey('c')), p.save(m, "/var/sync"))
 	if err != nil {
@@ -338,11 +386,7 @@ func (c *crashRig) disk(t *testing.T, before []offered, prep func(*testing.T, *F
 	}
 	defer f.Close()
 	for _, o := range before {
-		prev := hash{}
-		if f.cur != nil {
-			prev = f.cur.head.identity
-		}
-		if err := c.pollOn(t, f, o, prev); err != nil {
+		if err := c.pollOn(t, f, o); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -383,16 +427,19 @@ func (c *crashRig) after(t *testing.T, disk *memFS, what string, states []string
 	if c := s.LastChange; s.Version > 0 && (c == nil || c.To != s.Version) {
 		t.Fatalf("%s: version %d is in force, the last change was %+v", what, s.Version, c)
 	}
-	// It can go on: a later version with everybody in it.
-	prev := hash{}
-	if f.cur != nil {
-		prev = f.cur.head.identity
+	next := offered{s.Version + 1, 305, 4}
+	if s.Hashed {
+		if found := c.plain(t, disk); len(found) > 0 {
+			t.Fatalf("%s: a hashed version is in force beside plain %q", what, found)
+		}
+		next.count = -next.count
 	}
-	if err := c.pollOn(t, f, offered{s.Version + 1, 305, 4}, prev); err != nil {
+	// It can go on: a later version with everybody in it.
+	if err := c.pollOn(t, f, next); err != nil {
 		t.Fatalf("%s: then %v", what, err)
 	}
-	if s := f.Status(); s.Recipients != 305 || s.Staged != "" {
-		t.Fatalf("%s: then %+v", what, s)
+	if g, err := f.store.loadGuard(); g != nil || err != nil || f.Status().Recipients != 305 || f.Status().Staged != "" {
+		t.Fatalf("%s: then %+v, guard %+v, %v", what, f.Status(), g, err)
 	}
 	last, err := c.open(t, disk.crash("power"))
 	if err != nil {

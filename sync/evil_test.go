@@ -130,13 +130,17 @@ type forgery struct {
 // change, so that what catches it is not they.
 func (e *evil) forge(t *testing.T, spec *policy.Spec, edit func(*forgery)) *forgery {
 	t.Helper()
-	src := source1(t, spec)
+	f := forgeryOf(source1(t, spec))
+	if edit != nil {
+		edit(f)
+	}
+	return f
+}
+
+func forgeryOf(src *source) *forgery {
 	f := &forgery{src: src, layout: src.layout, chunks: map[hash][]byte{}}
 	for h := range src.places {
 		f.chunks[h] = src.chunk(h)
-	}
-	if edit != nil {
-		edit(f)
 	}
 	return f
 }

@@ -35,6 +35,7 @@ type version struct {
 	head    *Head
 	raw     []byte
 	content *content
+	veiled  bool // hashed here, of a plain version: no file has raw but the guard
 }
 
 // outline is v without its tables, which take all the memory. They are on the
@@ -157,7 +158,7 @@ func (f *Follower) load() error {
 		}
 		if f.cur != nil {
 			l, err := f.store.layout(h)
-			if err != nil {
+			if err != nil || f.cur.head.hashed() && !h.hashed() {
 				continue // it matters to Diff alone
 			}
 			f.prev = &version{head: h, content: &content{layout: l, secret: h.secret}}
@@ -170,8 +171,12 @@ func (f *Follower) load() error {
 	if f.cur == nil {
 		return nil
 	}
-	if err := f.loadGuard(names); err != nil {
+	guarded, err := f.loadGuard()
+	if err != nil {
 		return err
+	}
+	if guarded && names[0] == headName(f.cur.head) { // nothing is damaged
+		f.store.collect(f.cur, f.prev, f.base) // what a crash left
 	}
 	return f.swap()
 }
@@ -200,32 +205,34 @@ func (f *Follower) loadVersion(h *Head, raw []byte) (*version, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &version{h, raw, c}, nil
+	return &version{head: h, raw: raw, content: c}, nil
 }
 
-// loadGuard restores what the operator was asked before the restart.
-func (f *Follower) loadGuard(names []string) error {
+// loadGuard restores what the operator was asked before the restart. It returns
+// false when the version before the staged deletion can't be read.
+func (f *Follower) loadGuard() (whole bool, err error) {
 	g, err := f.store.loadGuard()
-	if err != nil || g == nil {
-		return err
+	if err != nil || g == nil || g.Baseline == headName(f.cur.head) {
+		return err == nil, err
 	}
-	for _, name := range names {
-		if name != g.Baseline || name == headName(f.cur.head) {
-			continue
-		}
-		raw, h, err := f.loadHead(name)
-		var v *version
-		if err == nil {
-			v, err = f.loadVersion(h, raw)
-		}
-		if err != nil {
-			f.alarm(fmt.Errorf("load the version before the staged deletion: %w", err), AlarmStore)
-			return nil
-		}
-		f.recent = g.Recent
-		f.stage(v, g.Rejected != "")
+	raw, h := g.Veiled, (*Head)(nil)
+	if raw == nil {
+		raw, h, err = f.loadHead(g.Baseline)
+	} else if h, err = decodeHead(raw); err == nil {
+		err = h.unlock(f.pair.Secrets)
 	}
-	return nil
+	var v *version
+	if err == nil {
+		v, err = f.loadVersion(h, raw)
+	}
+	if err != nil {
+		f.alarm(fmt.Errorf("load the version before the staged deletion: %w", err), AlarmStore)
+		return false, nil
+	}
+	v.veiled = g.Veiled != nil
+	f.recent = g.Recent
+	f.stage(v, g.Rejected != "")
+	return true, nil
 }
 
 // stage compares cur with base. A deletion that is none, or no more, is

@@ -170,7 +170,8 @@ func TestHashedMassDeletion(t *testing.T) {
 		for _, kind := range []string{"hashed", "to hashed", "from hashed"} {
 			t.Run(tt.name+" "+kind, func(t *testing.T) {
 				p := newPrimary(t)
-				f := p.follow(t, p.join(t, "mx2"), both...)
+				dir := p.join(t, "mx2")
+				f := p.follow(t, dir, both...)
 				p.hash(kind != "to hashed")
 				p.publish(t, spec(both, many, few))
 				poll(t, f)
@@ -188,6 +189,21 @@ func TestHashedMassDeletion(t *testing.T) {
 				if strings.Contains(fmt.Sprint(got.Some), "user") {
 					t.Errorf("an address is shown: %q", got.Some[0])
 				}
+				if found := readable(t, f, "user0"); kind != "from hashed" && len(found) > 0 {
+					t.Errorf("%q can be read on the follower's disk", found)
+				}
+				f = p.follow(t, dir, both...)
+				tt.answers.check(t, f, "after a restart")
+				if err := f.Reject(2); err != nil {
+					t.Fatal(err)
+				}
+				rejected := answers{}
+				for to, code := range tt.answers {
+					rejected[to] = map[int]int{250: 250, 450: 250, 550: 450}[code]
+				}
+				rejected.check(t, f, "rejected")
+				f = p.follow(t, dir, both...)
+				rejected.check(t, f, "rejected, after a restart")
 				if err := f.Approve(2); err != nil {
 					t.Fatal(err)
 				}

@@ -105,14 +105,19 @@ func (h *Head) appendIdentity(b []byte) []byte {
 
 // sign encodes the head, signs it, and sets its identity.
 func (h *Head) sign(key ed25519.PrivateKey) []byte {
+	b := h.encode()
+	return append(b, ed25519.Sign(key, b)...)
+}
+
+// encode is what a signature vouches for. It sets the head's identity.
+func (h *Head) encode() []byte {
 	b := h.appendIdentity(nil)
 	h.identity = sha256.Sum256(b)
 	b = binary.BigEndian.AppendUint64(b, uint64(h.Created.Unix()))
 	b = binary.BigEndian.AppendUint64(b, uint64(h.Expires.Unix()))
 	b = appendPins(appendPins(b, h.ServerPins), h.PolicyKeys)
 	b = binary.BigEndian.AppendUint16(b, uint16(len(h.Notice)))
-	b = append(b, h.Notice...)
-	return append(b, ed25519.Sign(key, b)...)
+	return append(b, h.Notice...)
 }
 
 func appendPins(b []byte, pins []Pin) []byte {

@@ -2,12 +2,15 @@ package policysync
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/understudy-mx/understudy/policy"
 )
 
 // parallel is how many chunks are on their way at once.
@@ -103,7 +106,7 @@ func (f *Follower) renew(h *Head, raw []byte) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.cur = &version{h, raw, f.cur.content}
+	f.cur = &version{head: h, raw: raw, content: f.cur.content}
 	f.renewed(h)
 	return nil
 }
@@ -129,7 +132,7 @@ func (f *Follower) install(ctx context.Context, cur *version, h *Head, raw []byt
 	if _, err := compile(c.spec); err != nil {
 		return err
 	}
-	if err := f.commit(&version{h, raw, c}); err != nil {
+	if err := f.commit(&version{head: h, raw: raw, content: c}); err != nil {
 		return err
 	}
 	f.mu.Lock()
@@ -158,7 +161,11 @@ func (f *Follower) commit(v *version) error {
 		f.prev = nil // it would keep plain recipients on the disk
 	}
 	f.stage(base, f.rejected)
-	if err := f.save(v, old.base); err != nil {
+	err := f.veil(v.content.secret)
+	if err == nil {
+		err = f.save(v, old.base)
+	}
+	if err != nil {
 		f.restore(&old)
 		return err
 	}
@@ -176,8 +183,8 @@ func (f *Follower) commit(v *version) error {
 
 func (f *Follower) save(v *version, before *version) error {
 	var err error
-	if f.base != nil && before == nil {
-		err = f.store.saveGuard(&guardFile{Baseline: headName(f.base.head), Recent: f.recent})
+	if f.base != nil && f.base != before {
+		err = f.store.saveGuard(f.guard())
 	}
 	if err == nil {
 		err = f.store.saveChanges(f.changes)
@@ -185,12 +192,50 @@ func (f *Follower) save(v *version, before *version) error {
 	if err == nil {
 		err = f.store.saveHead(v.head, v.raw)
 	}
-	if err == nil && f.base == nil && before != nil {
+	if err == nil && f.base == nil { // there may be one of a version that was not saved
 		err = f.store.saveGuard(nil)
 	}
 	if err != nil {
 		return &AlarmError{AlarmStore, err}
 	}
+	return nil
+}
+
+// guard is what a restart must know of the staged deletion.
+func (f *Follower) guard() *guardFile {
+	g := &guardFile{Baseline: headName(f.base.head), Recent: f.recent}
+	if f.base.veiled {
+		g.Veiled = f.base.raw
+	}
+	if f.rejected {
+		g.Rejected = hex.EncodeToString(f.cur.head.identity[:])
+	}
+	return g
+}
+
+// veil replaces a plain version that a staged deletion is compared with by its
+// hashed form: once the primary hashes, no address is to rest here. The primary
+// hasn't signed that form, so the guard keeps its head, and a crash before it
+// does leaves the plain one.
+func (f *Follower) veil(s *policy.Secret) error {
+	if s == nil || f.base == nil || f.base.content.secret != nil {
+		return nil
+	}
+	spec, h := f.base.content.spec, *f.base.head
+	pieces, err := settings(spec)
+	if err != nil {
+		return err
+	}
+	src, err := hashSource(&source{content: content{spec: spec}, pieces: pieces}, s, nil, nil)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.store.keep(src), f.store.sync()); err != nil {
+		return &AlarmError{AlarmStore, err}
+	}
+	h.SecretID, h.secret, h.Prev = secretID(s), s, hash{} // Prev is a plain version's identity
+	src.fill(&h)
+	f.base = &version{head: &h, raw: h.encode(), content: &src.content, veiled: true}
 	return nil
 }
 

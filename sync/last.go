@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/understudy-mx/understudy/policy"
 )
 
@@ -16,23 +14,6 @@ const lastDir = "last"
 
 // ErrNothing says that nothing was ever published from this directory.
 var ErrNothing = errors.New("no policy was published before")
-
-// keep stores the chunks of a policy. They are durable after saveHead.
-func (p *Publisher) keep(src *source) error {
-	refs := map[hash]ref{}
-	src.layout.names(refs)
-	for _, r := range src.order {
-		refs[r.hash] = r
-	}
-	g := new(errgroup.Group)
-	g.SetLimit(parallel)
-	for name := range refs {
-		if !p.last.has(name) {
-			g.Go(func() error { return p.last.put(name, p.codec.pack(src.chunk(name))) })
-		}
-	}
-	return g.Wait()
-}
 
 // Restore offers again what was published last: a publisher that starts while a
 // source is broken has nothing better. Without any it is ErrNothing.

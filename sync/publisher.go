@@ -185,7 +185,7 @@ func (p *Publisher) Publish(s *policy.Snapshot) error {
 	p.mu.Unlock()
 	src, err := newSource(s.Spec(), before)
 	if err == nil {
-		err = p.keep(src) // unlocked: followers needn't wait for the disk
+		err = p.last.keep(src) // unlocked: followers needn't wait for the disk
 	}
 	if err != nil {
 		return fmt.Errorf("publish: %w", err)

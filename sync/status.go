@@ -2,7 +2,6 @@ package policysync
 
 import (
 	"context"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -164,12 +163,12 @@ func (f *Follower) Approve(version uint64) error {
 // primary publishes one that doesn't delete as much, or Approve is called.
 func (f *Follower) Reject(version uint64) error {
 	return f.decide(version, func() error {
-		id := f.cur.head.identity
-		if err := f.store.saveGuard(&guardFile{headName(f.base.head), f.recent, hex.EncodeToString(id[:])}); err != nil {
+		f.rejected = true
+		if err := f.store.saveGuard(f.guard()); err != nil {
+			f.rejected = false
 			return err
 		}
 		f.o.Log.Info("mass deletion rejected", "version", version, "recipients", f.gone.recipients, "domains", len(f.gone.domains))
-		f.rejected = true
 		return nil
 	})
 }

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // store keeps snapshots on the disk:
@@ -93,6 +95,23 @@ func (s *store) put(h hash, frame []byte) error {
 	s.have[h] = true
 	s.dirty[dir] = true
 	return nil
+}
+
+// keep stores the chunks of a policy. They are durable after sync.
+func (s *store) keep(src *source) error {
+	refs := map[hash]ref{}
+	src.layout.names(refs)
+	for _, r := range src.order {
+		refs[r.hash] = r
+	}
+	g := new(errgroup.Group)
+	g.SetLimit(parallel)
+	for name := range refs {
+		if !s.has(name) {
+			g.Go(func() error { return s.put(name, s.codec.pack(src.chunk(name))) })
+		}
+	}
+	return g.Wait()
 }
 
 // get reads a chunk back. One that the disk has damaged is forgotten, so that
@@ -210,7 +229,9 @@ func (s *store) collect(keep ...*version) {
 		if v == nil {
 			continue
 		}
-		heads[headName(v.head)] = true
+		if !v.veiled {
+			heads[headName(v.head)] = true
+		}
 		v.content.layout.names(chunks)
 		for _, r := range v.head.index {
 			chunks[r.hash] = r
@@ -238,12 +259,13 @@ func (s *store) collect(keep ...*version) {
 // staged.
 type guardFile struct {
 	Baseline string `json:"baseline"`           // head file of the last version whose deletions were all taken
+	Veiled   []byte `json:"veiled,omitempty"`   // its head in place of that file, when it was hashed here
 	Recent   uint64 `json:"recent,omitempty"`   // recipients that versions shortly before it removed
 	Rejected string `json:"rejected,omitempty"` // identity of the version whose deletion the operator refused
 }
 
 func (s *store) loadGuard() (*guardFile, error) {
-	b, err := s.fs.ReadFile(s.path("guard.json"), 4096)
+	b, err := s.fs.ReadFile(s.path("guard.json"), 2*maxHead)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
