@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/understudy-mx/understudy/internal/testmx"
 )
 
 // finding is one line of testssl's JSON.
@@ -25,7 +27,7 @@ var excused = map[string]string{
 // TestTestssl has testssl.sh look at our STARTTLS. Nothing above LOW may be
 // found.
 func TestTestssl(t *testing.T) {
-	secondary := newSecondary(t, freeAddr(t), policyFor("alice@example.org"), "")
+	secondary := newSecondary(t, testmx.FreeAddr(), policyFor("alice@example.org"), "")
 	ca := secondary.certificate(t)
 	secondary.start()
 	report := secondary.path("testssl.json")

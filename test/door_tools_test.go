@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/understudy-mx/understudy/internal/testmx"
 )
 
 // tool runs a program that must be installed and succeed.
@@ -28,7 +30,7 @@ func port(addr string) string { return addr[strings.LastIndexByte(addr, ':')+1:]
 // TestNmap lets nmap's scripts try to relay, to list users and to find known
 // holes.
 func TestNmap(t *testing.T) {
-	secondary := newSecondary(t, freeAddr(t), policyFor("alice@example.org"), "")
+	secondary := newSecondary(t, testmx.FreeAddr(), policyFor("alice@example.org"), "")
 	secondary.start()
 	out := tool(t, 2*time.Minute, "nmap", "-Pn", "-n", "-p", port(secondary.addr), "--script",
 		"+smtp-commands,+smtp-open-relay,+smtp-enum-users,+smtp-strangeport,+smtp-vuln-cve2010-4344,+smtp-vuln-cve2011-1720,+smtp-vuln-cve2011-1764",
@@ -53,7 +55,7 @@ func TestNmap(t *testing.T) {
 // TestSwaks plays a sender's ways of sending: under TLS, pipelined, through a
 // proxy.
 func TestSwaks(t *testing.T) {
-	secondary := newSecondary(t, freeAddr(t), policyFor("alice@example.org"), "")
+	secondary := newSecondary(t, testmx.FreeAddr(), policyFor("alice@example.org"), "")
 	secondary.certificate(t)
 	secondary.start()
 	plain := []string{"--from", "bob@sender.example", "--to", "alice@example.org"}
@@ -86,7 +88,7 @@ func TestSwaks(t *testing.T) {
 }
 
 func TestSwaksThroughProxy(t *testing.T) {
-	secondary := newSecondary(t, freeAddr(t), policyFor("alice@example.org"), "")
+	secondary := newSecondary(t, testmx.FreeAddr(), policyFor("alice@example.org"), "")
 	secondary.set("smtp", `proxy_from = ["127.0.0.0/8"]`)
 	secondary.start()
 	args := []string{"--from", "bob@sender.example", "--to", "alice@example.org"}
@@ -113,7 +115,7 @@ func TestSwaksThroughProxy(t *testing.T) {
 // TestThousandSessions lets smtp-source hold 1,000 sessions at a time.
 func TestThousandSessions(t *testing.T) {
 	const n = 1000
-	secondary := newSecondary(t, freeAddr(t), policyFor(numbered("%dload@example.org", n+firstNumber)...), "")
+	secondary := newSecondary(t, testmx.FreeAddr(), policyFor(numbered("%dload@example.org", n+firstNumber)...), "")
 	secondary.set("smtp", "max_connections = 2000")
 	secondary.start()
 	file := filepath.Join(secondary.dir, "message")

@@ -104,7 +104,7 @@ func (a *activated) shut() {
 // systemd-socket-activate while senders come without a break. Each is let in;
 // who meets the end of a process gets 421 and comes again.
 func TestRestartRefusesNobody(t *testing.T) {
-	s := newSecondary(t, freeAddr(t), policyFor("alice@example.org"), "")
+	s := newSecondary(t, testmx.FreeAddr(), policyFor("alice@example.org"), "")
 	a := activate(t, s)
 	pid := a.pid(0)
 	var refused, mails, told atomic.Int32
@@ -181,7 +181,7 @@ func deliverOnce(addr string) error {
 // TestSigtermInData: a message whose data is on its way at SIGTERM is taken;
 // then the client hears 421, and the mail is there after the restart.
 func TestSigtermInData(t *testing.T) {
-	s := newSecondary(t, freeAddr(t), policyFor("alice@example.org"), "")
+	s := newSecondary(t, testmx.FreeAddr(), policyFor("alice@example.org"), "")
 	a := activate(t, s)
 	pid := a.pid(0)
 	c, err := net.Dial("tcp", s.addr)

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/understudy-mx/understudy/internal/testmx"
 )
 
 // TestMemory follows a primary with many recipients, plain and hashed, and
@@ -38,7 +40,7 @@ func TestMemory(t *testing.T) {
 
 // testMemory wants at most limit MiB resident at any time.
 func testMemory(t *testing.T, recipients int, limit float64, hashed bool) {
-	p := &filePublisher{t: t, dir: tempDir(t), addr: freeAddr(t)}
+	p := &filePublisher{t: t, dir: tempDir(t), addr: testmx.FreeAddr()}
 	p.list(recipients, "")
 	p.start(hashed)
 	s := newFollowing(t, "127.0.0.1:1")

@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/understudy-mx/understudy/internal/testmx"
 )
 
 // postfix is a real Postfix with a configuration, queue and log of its own on
@@ -27,26 +29,6 @@ type postfix struct {
 	cmd  *exec.Cmd
 	done chan error
 }
-
-// master.cf of the stand-in: smtpd on %s, and the services that it needs.
-const masterCF = `%s inet n - n - - smtpd
-pickup unix n - n 60 1 pickup
-cleanup unix n - n - 0 cleanup
-qmgr unix n - n 300 1 qmgr
-rewrite unix - - n - - trivial-rewrite
-bounce unix - - n - 0 bounce
-defer unix - - n - 0 bounce
-trace unix - - n - 0 bounce
-verify unix - - n - 1 verify
-proxymap unix - - n - - proxymap
-error unix - - n - - error
-retry unix - - n - - error
-discard unix - - n - - discard
-virtual unix - n n - - virtual
-anvil unix - - n - 1 anvil
-tlsmgr unix - - n 1000? 1 tlsmgr
-postlog unix-dgram n - n - 1 postlogd
-`
 
 const mainCF = `compatibility_level = 3.6
 queue_directory = %[1]s/queue
@@ -83,7 +65,7 @@ func newPostfix(t *testing.T, extra ...string) *postfix {
 	if _, err := exec.LookPath("postfix"); err != nil {
 		t.Fatal("Postfix is not installed: apt-get install postfix (see .ci/run)")
 	}
-	p := &postfix{t: t, dir: tempDir(t), addr: freeAddr(t)}
+	p := &postfix{t: t, dir: tempDir(t), addr: testmx.FreeAddr()}
 	for _, d := range []string{"conf", "queue", "data", "mail"} {
 		if err := os.Mkdir(filepath.Join(p.dir, d), 0o755); err != nil {
 			t.Fatal(err)
@@ -93,12 +75,9 @@ func newPostfix(t *testing.T, extra ...string) *postfix {
 		t.Fatal(err)
 	}
 	p.writeMain(extra...)
-	write(t, filepath.Join(p.dir, "conf/master.cf"), fmt.Sprintf(masterCF, p.addr))
-	if out, err := exec.Command("chown", "postfix", filepath.Join(p.dir, "data")).CombinedOutput(); err != nil {
-		t.Fatalf("chown: %v\n%s", err, out)
-	}
-	if out, err := exec.Command("postfix", "-c", filepath.Join(p.dir, "conf"), "check").CombinedOutput(); err != nil {
-		t.Fatalf("postfix check: %v\n%s", err, out)
+	write(t, filepath.Join(p.dir, "conf/master.cf"), fmt.Sprintf(testmx.MasterCF, p.addr))
+	if err := testmx.CheckPostfix(p.dir, filepath.Join(p.dir, "conf")); err != nil {
+		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		p.kill()
@@ -284,17 +263,6 @@ func tempDir(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return dir
-}
-
-// freeAddr returns a loopback address that nobody listens on.
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	return ln.Addr().String()
 }
 
 func write(t *testing.T, path, content string) {

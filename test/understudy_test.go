@@ -19,6 +19,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/understudy-mx/understudy/internal/testmx"
 )
 
 // hostname is the secondary's name in every test; the Received field bears it.
@@ -64,7 +66,7 @@ func newSecondary(t *testing.T, primary, policy, extra string) *secondary {
 // newSecondaryIn has a state directory of its own; "" is one beside the rest.
 func newSecondaryIn(t *testing.T, state, primary, policy, extra string) *secondary {
 	t.Helper()
-	s := &secondary{t: t, binary: binary, dir: tempDir(t), addr: freeAddr(t), metricsAddr: freeAddr(t)}
+	s := &secondary{t: t, binary: binary, dir: tempDir(t), addr: testmx.FreeAddr(), metricsAddr: testmx.FreeAddr()}
 	if state == "" {
 		state = s.path("state")
 	}

@@ -61,7 +61,7 @@ func TestVerdicts(t *testing.T) {
 	dns.Behave("6.2.0.192.dnsbl.example.", demo.Behaviour{Drop: true})
 	dns.Behave("broken.example.", demo.Behaviour{Rcode: 2})
 
-	s := newSecondary(t, freeAddr(t), verdictPolicy, fmt.Sprintf("[dns]\nservers = [%q]\ntimeout = \"300ms\"\n", dns.Addr()))
+	s := newSecondary(t, testmx.FreeAddr(), verdictPolicy, fmt.Sprintf("[dns]\nservers = [%q]\ntimeout = \"300ms\"\n", dns.Addr()))
 	s.start()
 	for _, tt := range []struct {
 		name, client, helo, from, to string

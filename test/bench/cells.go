@@ -200,7 +200,7 @@ func drain(ctx context.Context, b *bench, p *peer, c cell) (figures, error) {
 	settle(p.group())
 	addr := p.primary
 	if c.rtt > 0 {
-		addr = freeAddr()
+		addr = testmx.FreeAddr()
 		link, err := testmx.NewLink(p.primary, addr, c.rtt)
 		if err != nil {
 			return figures{}, err

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/understudy-mx/understudy/internal/demo"
+	"github.com/understudy-mx/understudy/internal/testmx"
 )
 
 const (
@@ -36,7 +37,7 @@ type peer struct {
 }
 
 func (b *bench) newPeer(c cell, kind, dir string) (*peer, error) {
-	p := &peer{kind: kind, dir: dir, addr: freeAddr(), primary: freeAddr(), web: freeAddr()}
+	p := &peer{kind: kind, dir: dir, addr: testmx.FreeAddr(), primary: testmx.FreeAddr(), web: testmx.FreeAddr()}
 	var list strings.Builder
 	for i := range recipients {
 		fmt.Fprintf(&list, "user%d@example.org%s\n", i, map[string]string{postfix: " x"}[kind])
@@ -116,29 +117,6 @@ local_header_rewrite_clients =
 relay_destination_concurrency_limit = 20
 `
 
-const masterCF = `%s inet n - n - - smtpd
-pickup unix n - n 60 1 pickup
-cleanup unix n - n - 0 cleanup
-qmgr unix n - n 300 1 qmgr
-rewrite unix - - n - - trivial-rewrite
-bounce unix - - n - 0 bounce
-defer unix - - n - 0 bounce
-trace unix - - n - 0 bounce
-verify unix - - n - 1 verify
-flush unix n - n 1000? 0 flush
-proxymap unix - - n - - proxymap
-smtp unix - - n - - smtp
-relay unix - - n - - smtp
-showq unix n - n - - showq
-error unix - - n - - error
-retry unix - - n - - error
-discard unix - - n - - discard
-anvil unix - - n - 1 anvil
-scache unix - - n - 1 scache
-tlsmgr unix - - n 1000? 1 tlsmgr
-postlog unix-dgram n - n - 1 postlogd
-`
-
 func configurePostfix(p *peer) error {
 	_, port, _ := net.SplitHostPort(p.primary)
 	for _, d := range []string{"conf", "queue", "data"} {
@@ -149,19 +127,14 @@ func configurePostfix(p *peer) error {
 	conf := filepath.Join(p.dir, "conf")
 	err := errors.Join(
 		os.WriteFile(filepath.Join(conf, "main.cf"), fmt.Appendf(nil, mainCF, p.dir, port), 0o644),
-		os.WriteFile(filepath.Join(conf, "master.cf"), fmt.Appendf(nil, masterCF, p.addr), 0o644))
-	for _, command := range [][]string{
-		{"chown", "postfix", filepath.Join(p.dir, "data")},
-		{"postmap", "-c", conf, "hash:" + filepath.Join(p.dir, "recipients")},
-		{"postfix", "-c", conf, "check"},
-	} {
-		if err == nil {
-			if out, cerr := exec.Command(command[0], command[1:]...).CombinedOutput(); cerr != nil {
-				err = fmt.Errorf("%v: %w\n%s", command, cerr, out)
-			}
-		}
+		os.WriteFile(filepath.Join(conf, "master.cf"), fmt.Appendf(nil, testmx.MasterCF, p.addr), 0o644))
+	if err != nil {
+		return err
 	}
-	return err
+	if out, err := exec.Command("postmap", "-c", conf, "hash:"+filepath.Join(p.dir, "recipients")).CombinedOutput(); err != nil {
+		return fmt.Errorf("postmap: %w\n%s", err, out)
+	}
+	return testmx.CheckPostfix(p.dir, conf)
 }
 
 // launch runs the server.
@@ -220,16 +193,6 @@ func (p *peer) stop() {
 		c.Close()
 		time.Sleep(10 * time.Millisecond)
 	}
-}
-
-// freeAddr returns a loopback address that nobody listens on.
-func freeAddr() string {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		panic(err) // no loopback: nothing can be measured here
-	}
-	defer ln.Close()
-	return ln.Addr().String()
 }
 
 func (b *bench) startDNS() (func(), error) {

@@ -125,8 +125,8 @@ func (b *bench) byUnderstudy(ctx context.Context, l *list, dir string) (f [2]fig
 	kind = understudy
 	ctx, cancel := context.WithTimeout(ctx, stepPatience)
 	defer cancel()
-	primary := &peer{kind: kind, dir: filepath.Join(dir, "primary"), addr: freeAddr(), web: freeAddr()}
-	secondary := &peer{kind: kind, dir: filepath.Join(dir, "secondary"), addr: freeAddr(), web: freeAddr()}
+	primary := &peer{kind: kind, dir: filepath.Join(dir, "primary"), addr: testmx.FreeAddr(), web: testmx.FreeAddr()}
+	secondary := &peer{kind: kind, dir: filepath.Join(dir, "secondary"), addr: testmx.FreeAddr(), web: testmx.FreeAddr()}
 	line, err := testmx.NewLink("127.0.0.1:0", primary.addr, 0)
 	if err != nil {
 		return f, kind, err
@@ -208,7 +208,7 @@ func (b *bench) byRsync(ctx context.Context, l *list, dir string) (f [2]figures,
 	kind = rsync
 	ctx, cancel := context.WithTimeout(ctx, stepPatience)
 	defer cancel()
-	addr := freeAddr()
+	addr := testmx.FreeAddr()
 	_, port, _ := net.SplitHostPort(addr)
 	conf := filepath.Join(dir, "rsyncd.conf")
 	err = os.WriteFile(conf, fmt.Appendf(nil, "use chroot = no\nlog file = %s/log\n[list]\npath = %s\nuid = %d\n", dir, dir, os.Getuid()), 0o644)

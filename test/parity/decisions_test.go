@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/understudy-mx/understudy/internal/demo"
+	"github.com/understudy-mx/understudy/internal/testmx"
 	"github.com/understudy-mx/understudy/policy/parity"
 )
 
@@ -80,7 +81,7 @@ func (d *decisions) confirm(t *testing.T) {
 	d.proxy = screen || strings.Contains(d.parts["main.cf"], "smtpd_upstream_proxy_protocol")
 	d.server = startDNS(t)
 	d.zone(t)
-	p := &primary{t: t, dir: tempDir(t), addr: freeAddr(t)}
+	p := &primary{t: t, dir: tempDir(t), addr: testmx.FreeAddr()}
 	run := filepath.Join(p.dir, "run")
 	for _, dir := range []string{"run", "queue", "data"} {
 		if err := os.Mkdir(filepath.Join(p.dir, dir), 0o755); err != nil {
@@ -91,7 +92,7 @@ func (d *decisions) confirm(t *testing.T) {
 		d.parts["main.cf"] = regexp.MustCompile(`(smtpd_sasl_path = inet:)\S+`).ReplaceAllString(d.parts["main.cf"], "${1}"+dovecot(t))
 	}
 	main := decisionsBase + fmt.Sprintf(testOnly, p.dir) + d.tables(t, run)
-	master := fmt.Sprintf(masterCF, p.addr)
+	master := fmt.Sprintf(testmx.MasterCF, p.addr)
 	if screen {
 		main += "postscreen_upstream_proxy_protocol = haproxy\n"
 		master = strings.Replace(master, "- - smtpd\n", "- 1 postscreen\nsmtpd pass - - n - - smtpd\ndnsblog unix - - n - 0 dnsblog\n", 1)

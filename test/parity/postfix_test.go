@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/understudy-mx/understudy/internal/testmx"
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/postfix"
 )
@@ -55,23 +56,6 @@ relay_transport = discard:
 default_transport = discard:
 `
 
-const masterCF = `%s inet n - n - - smtpd
-cleanup unix n - n - 0 cleanup
-qmgr unix n - n 300 1 qmgr
-rewrite unix - - n - - trivial-rewrite
-bounce unix - - n - 0 bounce
-defer unix - - n - 0 bounce
-trace unix - - n - 0 bounce
-verify unix - - n - 1 verify
-proxymap unix - - n - - proxymap
-error unix - - n - - error
-retry unix - - n - - error
-discard unix - - n - - discard
-anvil unix - - n - 1 anvil
-tlsmgr unix - - n 1000? 1 tlsmgr
-postlog unix-dgram n - n - 1 postlogd
-`
-
 // newPrimary imports a profile and starts a Postfix that has the DNS server at
 // nameserver for its only one.
 func newPrimary(t *testing.T, profile, nameserver string) *primary {
@@ -79,7 +63,7 @@ func newPrimary(t *testing.T, profile, nameserver string) *primary {
 	if os.Getuid() != 0 {
 		t.Fatal("a real Postfix is the primary here, with a DNS of its own; both need root: run the tests as root, as .ci/run does")
 	}
-	p := &primary{t: t, dir: tempDir(t), addr: freeAddr(t)}
+	p := &primary{t: t, dir: tempDir(t), addr: testmx.FreeAddr()}
 	for _, d := range []string{"conf", "run", "queue", "data"} {
 		if err := os.Mkdir(filepath.Join(p.dir, d), 0o755); err != nil {
 			t.Fatal(err)
@@ -180,7 +164,7 @@ func (p *primary) configure(src postfix.Source, run string) {
 			p.postconf(run, "-e", strings.TrimSpace(rest))
 		}
 	}
-	writeOld(t, filepath.Join(run, "master.cf"), fmt.Sprintf(masterCF, p.addr))
+	writeOld(t, filepath.Join(run, "master.cf"), fmt.Sprintf(testmx.MasterCF, p.addr))
 	for _, it := range p.report.Items {
 		if it.Class == postfix.NotReplicated {
 			it.Parameter = strings.ReplaceAll(it.Parameter, filepath.Join(p.dir, "conf"), run)
@@ -262,13 +246,8 @@ func (p *primary) start(nameserver string) {
 	writeOld(t, filepath.Join(p.dir, "resolv.conf"), "nameserver "+host+"\noptions timeout:30 attempts:2\n")
 	writeOld(t, filepath.Join(p.dir, "nsswitch.conf"), "passwd: files\ngroup: files\nhosts: dns\n")
 	writeOld(t, filepath.Join(p.dir, "hosts"), "")
-	for _, cmd := range [][]string{
-		{"chown", "postfix", filepath.Join(p.dir, "data")},
-		{"postfix", "-c", run, "check"},
-	} {
-		if out, err := exec.Command(cmd[0], cmd[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%q: %v\n%s", cmd, err, out)
-		}
+	if err := testmx.CheckPostfix(p.dir, run); err != nil {
+		t.Fatal(err)
 	}
 	p.cmd = exec.Command("unshare", "--mount", "sh", "-ec", `
 		for f in resolv.conf nsswitch.conf hosts; do mount --bind "$0/$f" "/etc/$f"; done
@@ -338,17 +317,6 @@ func tempDir(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return dir
-}
-
-// freeAddr returns a loopback address that nobody listens on.
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	return ln.Addr().String()
 }
 
 // writeOld writes a file and dates it back: Postfix waits for what was changed
