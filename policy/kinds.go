@@ -35,6 +35,7 @@ const (
 	kindUnlistedRcpt   = "unlisted_recipient" // the implicit check after the lists
 	kindUnlistedSender = "unlisted_sender"
 	kindSyntax         = "address_syntax"
+	kindStrictUTF8     = "strict_smtputf8"
 	kindHeloRequired   = "helo_required"
 	kindSize           = "message_size_limit"
 	kindRcptLimit      = "recipient_limit"
@@ -60,7 +61,7 @@ const (
 // Kinds returns every Kind that a Rule can have, sorted.
 func Kinds() []string {
 	all := []string{
-		kindNone, kindListed, kindPostmaster, kindUnlistedRcpt, kindUnlistedSender, kindSyntax,
+		kindNone, kindListed, kindPostmaster, kindUnlistedRcpt, kindUnlistedSender, kindSyntax, kindStrictUTF8,
 		kindHeloRequired, kindSize, kindRcptLimit, kindHops, kindServerError, kindForeignDomain,
 		kindNesting, kindOctets, kindHeaderChecks, kindMIMEChecks, kindNestedChecks, kindBodyChecks,
 		kindScreenAccess, kindScreenDNSBL, kindPregreet,

@@ -133,5 +133,5 @@ func (s *Session) Command(line string) string {
 }
 
 // Protocol returns what the SMTP server itself has to know of the policy,
-// besides its Limits.
-func (s *Snapshot) Protocol() Protocol { return s.spec.Protocol }
+// besides its Limits. The caller must not change it.
+func (s *Snapshot) Protocol() *Protocol { return &s.spec.Protocol }

@@ -148,11 +148,22 @@ func (s *Session) Mail(ctx context.Context, from envelope.ReversePath, p MailPar
 		return e.verdict(Mail, e.answer(Rule{Stage: Mail, Kind: kindSize}, 552, "5.3.4", "Message size exceeds fixed limit"))
 	}
 	s.hasSender, e.inTransaction = true, true
-	if s.snap.spec.DelayReject || s.screened.st == refused {
-		return e.verdict(Mail, dunno)
+	st := dunno
+	if !s.snap.spec.DelayReject && s.screened.st != refused {
+		s.names(ctx)
+		st = e.checkMail()
 	}
-	s.names(ctx)
-	return e.verdict(Mail, e.checkMail())
+	if st != refused && s.undeclared(s.sender.raw) {
+		st = e.answer(Rule{Stage: Mail, Kind: kindStrictUTF8}, 553, "5.6.7", textUndeclared)
+	}
+	return e.verdict(Mail, st)
+}
+
+const textUndeclared = "Must declare SMTPUTF8 to send unicode address"
+
+// undeclared says that strict_smtputf8 refuses an address.
+func (s *Session) undeclared(raw string) bool {
+	return s.snap.spec.Protocol.StrictUTF8 && !s.utf8 && !isASCII(raw)
 }
 
 // Rcpt judges a forward-path, and with delayed reject the client, its HELO
@@ -172,6 +183,9 @@ func (s *Session) Rcpt(ctx context.Context, to envelope.ForwardPath) Verdict {
 	}
 	if n := s.snap.spec.Limits.Recipients; n > 0 && s.rcptCount >= n {
 		return e.verdict(Rcpt, e.answer(Rule{Stage: Rcpt, Kind: kindRcptLimit}, 452, "4.5.3", "Error: too many recipients"))
+	}
+	if s.undeclared(a.raw) {
+		return e.verdict(Rcpt, e.answer(Rule{Stage: Rcpt, Kind: kindStrictUTF8}, 553, "5.6.7", textUndeclared))
 	}
 	s.before, s.hadBefore = s.rcpt, s.hasRcpt
 	s.rcpt, s.hasRcpt = a, true

@@ -144,6 +144,11 @@ func (c *compiler) settings() {
 	default:
 		c.errorf("protocol.forbid_bare_newline: %q is neither \"reject\" nor \"normalize\"", mode)
 	}
+	for _, ext := range c.s.spec.Protocol.Discard {
+		if ext != "DSN" && ext != "SMTPUTF8" {
+			c.errorf("protocol.discard_ehlo_keywords: %q is neither \"DSN\" nor \"SMTPUTF8\"", ext)
+		}
+	}
 	for _, site := range spec.DNSBL.Sites {
 		z := c.zone("dnsbl.sites", site.Zone)
 		if z != nil {

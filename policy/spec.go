@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -183,6 +184,15 @@ type Protocol struct {
 	// StrictEnvelopes refuses paths without angle brackets or with comments
 	// (501 5.1.7 and 5.1.3): strict_rfc821_envelopes.
 	StrictEnvelopes bool `json:"strict_envelopes,omitempty"`
+	// NoUTF8 offers no SMTPUTF8 and takes commands that aren't UTF-8:
+	// smtputf8_enable = no.
+	NoUTF8 bool `json:"no_smtputf8,omitempty"`
+	// StrictUTF8 refuses addresses outside of ASCII without SMTPUTF8
+	// (553 5.6.7): strict_smtputf8.
+	StrictUTF8 bool `json:"strict_smtputf8,omitempty"`
+	// Discard names extensions that are neither offered nor taken: DSN and
+	// SMTPUTF8 in smtpd_discard_ehlo_keywords.
+	Discard []string `json:"discard_ehlo_keywords,omitempty"`
 	// DisableVRFY answers VRFY 502 5.5.1.
 	DisableVRFY bool `json:"disable_vrfy,omitempty"`
 	// ForbidPipelining answers 554 5.5.0 and hangs up where Session.Pipelined
@@ -192,6 +202,12 @@ type Protocol struct {
 	// carriage return precedes: "reject" or "normalize"; "" says nothing. The
 	// server's own configuration may know better. smtpd_forbid_bare_newline.
 	BareNewline string `json:"forbid_bare_newline,omitempty"`
+}
+
+// Offers says whether an extension is for clients to use, as far as the policy
+// goes.
+func (p *Protocol) Offers(extension string) bool {
+	return !slices.Contains(p.Discard, extension) && !(p.NoUTF8 && extension == "SMTPUTF8")
 }
 
 // DNSBL configures DNS lists beyond what a restriction's argument says.

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -214,6 +215,9 @@ func (f *front) helo(arg string) {
 		f.reply(envelope.NewReply(501, "", "Syntax: %s hostname", f.verb))
 		return
 	}
+	if f.snap.Protocol().NoUTF8 {
+		name = masked(name)
+	}
 	v := f.policy.Helo(f.ctx, name)
 	f.judged(policy.Helo, v)
 	if refused(v) {
@@ -230,7 +234,8 @@ func (f *front) helo(arg string) {
 		return
 	}
 	f.client.Protocol = "ESMTP"
-	f.reply(envelope.Reply{Code: 250, Text: strings.Join(f.extensions(), "\n")})
+	f.offered = f.extensions()
+	f.reply(envelope.Reply{Code: 250, Text: f.srv.Hostname + "\n" + strings.Join(f.offered, "\n")})
 }
 
 // extensions lists what works, and only that.
@@ -239,7 +244,8 @@ func (f *front) extensions() []string {
 	if f.lim.MessageSize > 0 {
 		size = fmt.Sprintf("SIZE %d", f.lim.MessageSize)
 	}
-	list := []string{f.srv.Hostname, "PIPELINING", size, "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", "DSN"}
+	list := []string{"PIPELINING", size, "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", "DSN"}
+	list = slices.DeleteFunc(list, func(ext string) bool { return !f.snap.Protocol().Offers(ext) })
 	if f.srv.TLS != nil && f.tls == nil {
 		list = append(list, "STARTTLS")
 	}

@@ -64,8 +64,10 @@ type front struct {
 	snap   *policy.Snapshot
 	lim    policy.Limits
 	policy *policy.Session
-	tx     *transaction
-	rcpt   envelope.Recipient // of the RCPT in hand
+	// offered are the extensions of the last EHLO.
+	offered []string
+	tx      *transaction
+	rcpt    envelope.Recipient // of the RCPT in hand
 	// size is the last SIZE=, until a transaction ends. As in Postfix, a MAIL
 	// without it repeats that of a MAIL that was refused.
 	size int64
@@ -216,7 +218,7 @@ func (f *front) readCommand() (string, error) {
 			return "", err
 		}
 		if line != nil {
-			return checkCommand(line, f.bareNewline() == "normalize")
+			return checkCommand(line, f.bareNewline() == "normalize", f.snap.Protocol().NoUTF8)
 		}
 		if err := f.fill(deadline, true); err != nil {
 			if f.isUnwanted() {
@@ -228,7 +230,7 @@ func (f *front) readCommand() (string, error) {
 }
 
 // checkCommand takes the line's end off and refuses what no command may hold.
-func checkCommand(line []byte, bareLF bool) (string, error) {
+func checkCommand(line []byte, bareLF, anyOctet bool) (string, error) {
 	line = line[:len(line)-1]
 	if n := len(line); n > 0 && line[n-1] == '\r' {
 		line = line[:n-1]
@@ -240,7 +242,7 @@ func checkCommand(line []byte, bareLF bool) (string, error) {
 			return "", errBadOctet
 		}
 	}
-	if !utf8.Valid(line) {
+	if !anyOctet && !utf8.Valid(line) {
 		return "", errBadUTF8
 	}
 	return string(line), nil

@@ -2,6 +2,7 @@ package smtpd
 
 import (
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -47,19 +48,26 @@ func (f *front) mail(arg string) {
 		f.hangUp("refused", envelope.NewReply(421, "4.7.0", "%s Error: too many messages in one session", f.srv.Hostname))
 		return
 	}
+	if v := f.pin(); refused(v) {
+		f.refuse(v)
+		return
+	}
+	p := f.snap.Protocol()
+	if slices.ContainsFunc(f.offered, func(ext string) bool { return !p.Offers(ext) }) {
+		// The policy has changed since EHLO, which isn't the client's fault.
+		f.hangUp("refused", envelope.NewReply(421, "4.3.2", "%s Service extensions have changed, connect again", f.srv.Hostname))
+		return
+	}
 	path, params, err := envelope.ParseReversePath(rest)
-	if err != nil || f.tooLax(rest) || !ascii(path.Domain) && !wantsUTF8(params) {
+	utf8 := p.Offers("SMTPUTF8") && wantsUTF8(params)
+	if err != nil || f.tooLax(rest) || !ascii(path.Domain) && !utf8 {
 		f.reply(envelope.NewReply(501, "5.1.7", "Bad sender address syntax"))
 		return
 	}
-	tx := &transaction{env: envelope.Envelope{From: path}, size: f.size}
-	r := tx.params(params)
+	tx := &transaction{env: envelope.Envelope{From: path, UTF8: utf8}, size: f.size}
+	r := tx.params(params, p)
 	if f.size = tx.size; !r.Zero() {
 		f.reply(r)
-		return
-	}
-	if v := f.pin(); refused(v) {
-		f.refuse(v)
 		return
 	}
 	if f.lim.MessageSize > 0 && tx.size > f.lim.MessageSize {
@@ -95,8 +103,7 @@ func (f *front) tooLax(path string) bool {
 }
 
 // wantsUTF8 says that MAIL's parameters hold SMTPUTF8. Without it a domain must
-// be ASCII; a local-part need not, since Postfix lets it pass unless
-// strict_smtputf8 is set. The relay then declares what the address needs.
+// be ASCII; a local-part need not, unless the policy is strict about it.
 func wantsUTF8(list string) bool {
 	for param := range strings.FieldsSeq(list) {
 		if upper(param) == "SMTPUTF8" {
@@ -106,11 +113,14 @@ func wantsUTF8(list string) bool {
 	return false
 }
 
-// params reads MAIL's parameters.
-func (tx *transaction) params(list string) envelope.Reply {
+// params reads MAIL's parameters, but for SMTPUTF8 as the policy has them.
+func (tx *transaction) params(list string, p *policy.Protocol) envelope.Reply {
 	for param := range strings.FieldsSeq(list) {
 		key, value, _ := strings.Cut(param, "=")
 		valid := true
+		if slices.Contains([]string{"RET", "ENVID"}, upper(key)) && !p.Offers("DSN") {
+			return noDSN
+		}
 		switch upper(key) {
 		case "SIZE": // RFC 1870 §4
 			if value == "" || strings.Trim(value, "0123456789") != "" {
@@ -127,7 +137,7 @@ func (tx *transaction) params(list string) envelope.Reply {
 				return unsupported(param)
 			}
 		case "SMTPUTF8": // RFC 6531
-			if tx.env.UTF8 = true; param != key {
+			if param != key || !tx.env.UTF8 {
 				return unsupported(param)
 			}
 		case "RET": // RFC 3461 §4.3
@@ -145,6 +155,8 @@ func (tx *transaction) params(list string) envelope.Reply {
 	}
 	return envelope.Reply{}
 }
+
+var noDSN = envelope.NewReply(501, "5.7.1", "DSN support is disabled")
 
 func unsupported(key string) envelope.Reply {
 	return envelope.NewReply(555, "5.5.4", "Unsupported option: %s", clean(key[:min(len(key), 64)]))
@@ -167,7 +179,7 @@ func (f *front) recipient(arg string) {
 		return
 	}
 	rcpt := envelope.Recipient{Path: path}
-	if r := rcptParams(&rcpt, params); !r.Zero() {
+	if r := rcptParams(&rcpt, params, f.snap.Protocol()); !r.Zero() {
 		f.reply(r)
 		return
 	}
@@ -190,9 +202,12 @@ func (f *front) recipient(arg string) {
 }
 
 // rcptParams reads RCPT's parameters. They are kept as the client wrote them.
-func rcptParams(rcpt *envelope.Recipient, list string) envelope.Reply {
+func rcptParams(rcpt *envelope.Recipient, list string, p *policy.Protocol) envelope.Reply {
 	for param := range strings.FieldsSeq(list) {
 		key, value, _ := strings.Cut(param, "=")
+		if slices.Contains([]string{"NOTIFY", "ORCPT"}, upper(key)) && !p.Offers("DSN") {
+			return noDSN
+		}
 		switch upper(key) {
 		case "NOTIFY": // RFC 3461 §4.1
 			if rcpt.Notify != "" || !validNotify(value) {
@@ -260,6 +275,18 @@ func ascii(s string) bool {
 		}
 	}
 	return true
+}
+
+// masked has "?" for each octet that isn't ASCII, as Postfix has in a HELO name
+// without smtputf8_enable.
+func masked(s string) string {
+	b := []byte(s)
+	for i, c := range b {
+		if c >= 0x80 {
+			b[i] = '?'
+		}
+	}
+	return string(b)
 }
 
 // upper is ASCII's strings.ToUpper: Unicode's takes "ı" for "I" and "ſ" for "S".

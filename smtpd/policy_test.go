@@ -30,6 +30,9 @@ func TestPolicyInTheDoor(t *testing.T) {
 			s.Tables["patterns"], s.CommandFilter = patterns, []string{"patterns"}
 		}},
 		{"VRFY disabled", "C: VRFY alice\nS: 502 5.5.1\n", func(s *policy.Spec) { s.Protocol.DisableVRFY = true }},
+		{"no SMTPUTF8 and no DSN", "C: EHLO b\xfccher.example\nS: /(?s)^250-mx.test\\n250-PIPELINING\\n250-SIZE 10240000\\n250-8BITMIME\\n250-ENHANCEDSTATUSCODES\\n250 LIMITS RCPTMAX=1000$/\n" +
+			"C: MAIL FROM:<b\xfc@x.example>\nS: 501 5.1.7\nC: MAIL FROM:<b@x.example> SMTPUTF8\nS: 555 5.5.4\nC: MAIL FROM:<b@x.example> RET=HDRS\nS: 501 5.7.1\nC: MAIL FROM:<bü@x.example>\nS: 250\n",
+			func(s *policy.Spec) { s.Protocol.NoUTF8, s.Protocol.Discard = true, []string{"DSN"} }},
 		{"bare LF refused unless the policy says so", mail + "C! \"a\\nb\\r\\n.\\r\\n\"\nS: 550 5.6.0\nS: CLOSED\n", nil},
 		{"bare LF as the policy says", mail + "C! \"a\\nb\\r\\n.\\r\\n\"\nS: 250 2.0.0\n",
 			func(s *policy.Spec) { s.Protocol.BareNewline = "normalize" }},
@@ -45,6 +48,38 @@ func TestPolicyInTheDoor(t *testing.T) {
 			snap := snapshot(t, tt.change)
 			srv.Policy = func() *policy.Snapshot { return snap }
 			talk(t, srv, "S: 220\n"+tt.script)
+		})
+	}
+}
+
+// TestExtensionsWithdrawn: a transaction is judged by the policy that is in force
+// at MAIL. Where that has less than EHLO offered, the client may come again;
+// where it has more, or the session never saw an EHLO, nothing is lost.
+func TestExtensionsWithdrawn(t *testing.T) {
+	with := snapshot(t, nil)
+	without := snapshot(t, func(s *policy.Spec) { s.Protocol.NoUTF8 = true })
+	for _, tt := range []struct {
+		name, script string
+		next         *policy.Snapshot
+	}{
+		{"withdrawn", "S: 220\nC: EHLO a\nS: 250\nC: MAIL FROM:<b@x.example>\nS: 421 4.3.2\nS: CLOSED\n", without},
+		{"withdrawn, not offered", "S: 220\nC: HELO a\nS: 250\nC: MAIL FROM:<b@x.example> SMTPUTF8\nS: 555 5.5.4\n", without},
+		{"added", "S: 220\nC: EHLO a\nS: 250\nC: MAIL FROM:<b@bücher.example> SMTPUTF8\nS: 250\n", with},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			srv, _ := newServer(t)
+			first := with
+			if tt.next == with {
+				first = without
+			}
+			asked := 0
+			srv.Policy = func() *policy.Snapshot {
+				if asked++; asked == 1 {
+					return first
+				}
+				return tt.next
+			}
+			talk(t, srv, tt.script)
 		})
 	}
 }

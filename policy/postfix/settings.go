@@ -18,6 +18,7 @@ func (i *importer) settings() {
 		"soft_bounce":                               &s.SoftBounce,
 		"strict_rfc821_envelopes":                   &s.Protocol.StrictEnvelopes,
 		"disable_vrfy_command":                      &s.Protocol.DisableVRFY,
+		"strict_smtputf8":                           &s.Protocol.StrictUTF8,
 	} {
 		*to = i.boolean(name)
 	}
@@ -43,6 +44,8 @@ func (i *importer) settings() {
 	if s.Protocol.BareNewline = "normalize"; strings.EqualFold(i.set["smtpd_forbid_bare_newline"], "reject") {
 		s.Protocol.BareNewline = "reject"
 	}
+	s.Protocol.NoUTF8 = !i.boolean("smtputf8_enable")
+	i.extensions()
 	s.HideTableNames = !i.boolean("show_user_unknown_table_name")
 	if s.NullSenderKey = i.set["smtpd_null_access_lookup_key"]; s.NullSenderKey == "<>" {
 		s.NullSenderKey = ""
@@ -51,6 +54,26 @@ func (i *importer) settings() {
 	s.Addresses.NoSwapBangpath = !i.boolean("swap_bangpath")
 	if i.boolean("append_dot_mydomain") {
 		s.Addresses.AppendDotDomain = i.set["mydomain"]
+	}
+}
+
+// extensions translates smtpd_discard_ehlo_keywords. Postfix passes over names
+// that it doesn't know.
+func (i *importer) extensions() {
+	const parameter = "smtpd_discard_ehlo_keywords"
+	p := &i.spec.Protocol
+	for _, w := range words(i.set[parameter]) {
+		switch ext := strings.TrimPrefix(strings.ToUpper(w), "EHLO_MASK_"); ext {
+		case "DSN", "SMTPUTF8":
+			i.item(parameter, w, Exact, "", "")
+			if p.Offers(ext) {
+				p.Discard = append(p.Discard, ext)
+			}
+		case "STARTTLS":
+			i.item(parameter, w, NotReplicated, "the secondary offers TLS by its own configuration", optIgnore)
+		case "8BITMIME", "PIPELINING", "SIZE", "ENHANCEDSTATUSCODES":
+			i.item(parameter, w, Approximated, "the secondary offers it; no reply depends on that", "")
+		}
 	}
 }
 

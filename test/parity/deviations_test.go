@@ -33,6 +33,7 @@ var deviations = []deviation{
 	{form: regexp.MustCompile(`@\s*@|[%!]\s*@|<\s*[%!]`), example: "<!bob@example.org>", why: "a routed address may name no host or nobody"},
 	{form: regexp.MustCompile(`<[^>]*:[^>]*;`), example: "<friends:;bob@example.org>", refused: true, why: "an address is no group of RFC 5322"},
 	{form: regexp.MustCompile(`"[^"]*@[^"]*"`), example: `<"bob @ example.org">`, refused: true, late: true, why: "an @ in quotes is not looked behind"},
+	{form: regexp.MustCompile("\ufffd"), example: "<b\xfccher@example.org>", refused: true, why: "an address must be UTF-8, with `smtputf8_enable = no`, too"},
 	{form: regexp.MustCompile(`([%!][^>]*|"[^"]*@[^"]*"[^>]*)> +\S`), example: `<bob%bücher.example@example.org> FOO`, fails: true, why: "a bad parameter is answered before the host that the address is routed to"},
 }
 
@@ -91,7 +92,7 @@ lets pass for them. All others that it plays get the same codes from both.
 		case d.refused:
 			theirs, ours = "judged", "501"
 		}
-		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", d.example, theirs, ours, d.why)
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", strings.ReplaceAll(d.example, "\xfc", `\xfc`), theirs, ours, d.why)
 	}
 	b.WriteString(`
 At the end of a message one thing differs: Received fields that header_checks drop, or of a message that is discarded, count
