@@ -41,7 +41,7 @@ func subjectSender(e *eval) (what, class string) { return e.sender.raw, classSen
 func subjectRcpt(e *eval) (what, class string) { return e.rcpt.raw, classRcpt }
 
 func permitMyNetworks(e *eval, c *check) status {
-	if !e.inMyNetworks() {
+	if !e.inNetworks(&e.snap.networks) {
 		return dunno
 	}
 	return e.permit(e.ruleKey(c, e.client.Addr.String()))

@@ -21,18 +21,17 @@ type matchItem struct {
 
 const tablePrefix = "table:"
 
-// networkList is mynetworks. Without tables and names it is a trie, else the
+// networkList is a list of clients, such as mynetworks. Without tables and names it is a trie, else the
 // elements in order.
 type networkList struct {
 	trie  *bart.Table[bool] // false excludes
 	items []matchItem
 }
 
-func (c *compiler) networks() {
-	l := &c.s.networks
+func (c *compiler) networks(where string, list []string) (l networkList) {
 	l.trie = new(bart.Table[bool])
 	ordered := false
-	for _, n := range c.s.spec.MyNetworks {
+	for _, n := range list {
 		rest, excluded := strings.CutPrefix(n, "!")
 		item := matchItem{not: excluded}
 		p, err := parsePrefix(rest)
@@ -40,7 +39,7 @@ func (c *compiler) networks() {
 		case isTable:
 			ordered = true
 			if item.table = c.tables[name]; item.table == nil {
-				c.errorf("mynetworks: no table is called %q", name)
+				c.errorf("%s: no table is called %q", where, name)
 				continue
 			}
 		case err == nil:
@@ -52,7 +51,7 @@ func (c *compiler) networks() {
 			ordered = true
 			item.name = fold(rest)
 		default:
-			c.errorf("mynetworks: %w", err)
+			c.errorf("%s: %w", where, err)
 			continue
 		}
 		l.items = append(l.items, item)
@@ -60,6 +59,7 @@ func (c *compiler) networks() {
 	if !ordered {
 		l.items = nil
 	}
+	return l
 }
 
 // hasAddr says that an address is in the list, as far as that can be told
@@ -69,10 +69,8 @@ func (l *networkList) hasAddr(a netip.Addr) bool {
 	return l.items == nil && found && in
 }
 
-// inMyNetworks says that the client is in mynetworks. Its name must be known
-// by now.
-func (e *eval) inMyNetworks() bool {
-	l := &e.snap.networks
+// inNetworks says that the client is in the list. Its name must be known by now.
+func (e *eval) inNetworks(l *networkList) bool {
 	if l.items == nil {
 		return l.hasAddr(e.client.Addr)
 	}

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"strings"
 
@@ -259,6 +260,24 @@ func hops(header []byte) int {
 		}
 	}
 	return n
+}
+
+// Values of Protocol.BareNewline.
+const (
+	bareReject    = "reject"
+	bareNormalize = "normalize"
+)
+
+// BareNewline returns what Protocol.BareNewline says for this client, and the
+// code of the reply with which "reject" refuses.
+func (s *Session) BareNewline(ctx context.Context) (mode string, code int) {
+	p := &s.snap.spec.Protocol
+	if mode = p.BareNewline; mode == bareReject && len(p.BareNewlineExclusions) > 0 {
+		if s.names(ctx); s.eval(ctx, Connect).inNetworks(&s.snap.bareLF) {
+			mode = bareNormalize
+		}
+	}
+	return mode, cmp.Or(p.BareNewlineCode, 550)
 }
 
 // Nested is told of a MAIL inside of the mail transaction. It is refused, and

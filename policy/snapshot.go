@@ -23,6 +23,7 @@ type Snapshot struct {
 
 	allowed    map[string]bool // domains that Confine allows, ".example.org" those below; nil: all
 	networks   networkList
+	bareLF     networkList // who may send bare line feeds
 	content    contentChecks
 	domains    [classRelay + 1]domainSet
 	recipients [classRelay + 1][]*table
@@ -136,19 +137,15 @@ func (c *compiler) settings() {
 	}
 	c.members()
 	c.learned()
-	c.networks()
+	c.s.networks = c.networks("mynetworks", spec.MyNetworks)
 	c.content()
 	c.postscreen()
-	switch mode := c.s.spec.Protocol.BareNewline; mode {
-	case "", "reject", "normalize":
-	default:
-		c.errorf("protocol.forbid_bare_newline: %q is neither \"reject\" nor \"normalize\"", mode)
-	}
 	for _, ext := range c.s.spec.Protocol.Discard {
 		if ext != "DSN" && ext != "SMTPUTF8" {
 			c.errorf("protocol.discard_ehlo_keywords: %q is neither \"DSN\" nor \"SMTPUTF8\"", ext)
 		}
 	}
+	c.bareNewline()
 	for _, site := range spec.DNSBL.Sites {
 		z := c.zone("dnsbl.sites", site.Zone)
 		if z != nil {
@@ -156,6 +153,19 @@ func (c *compiler) settings() {
 			c.s.sites = append(c.s.sites, z)
 		}
 	}
+}
+
+func (c *compiler) bareNewline() {
+	p := &c.s.spec.Protocol
+	switch p.BareNewline {
+	case "", bareReject, bareNormalize:
+	default:
+		c.errorf("protocol.forbid_bare_newline: %q is neither %q nor %q", p.BareNewline, bareReject, bareNormalize)
+	}
+	if code := p.BareNewlineCode; code != 0 && (code < 500 || code > 599) {
+		c.errorf("protocol.forbid_bare_newline_reject_code: %d is no reply code from 500 to 599", code)
+	}
+	c.s.bareLF = c.networks("protocol.forbid_bare_newline_exclusions", p.BareNewlineExclusions)
 }
 
 func (c *compiler) zone(where, arg string) *zone {

@@ -198,10 +198,13 @@ type Protocol struct {
 	// ForbidPipelining answers 554 5.5.0 and hangs up where Session.Pipelined
 	// would be called: smtpd_forbid_unauth_pipelining.
 	ForbidPipelining bool `json:"forbid_unauth_pipelining,omitempty"`
-	// BareNewline says what becomes of a message with a line feed that no
-	// carriage return precedes: "reject" or "normalize"; "" says nothing. The
-	// server's own configuration may know better. smtpd_forbid_bare_newline.
-	BareNewline string `json:"forbid_bare_newline,omitempty"`
+	// BareNewline says what becomes of a line feed that no carriage return
+	// precedes: "reject" or "normalize"; "" says nothing. The server's own
+	// configuration may know better: Session.BareNewline.
+	// smtpd_forbid_bare_newline.
+	BareNewline           string   `json:"forbid_bare_newline,omitempty"`
+	BareNewlineCode       int      `json:"forbid_bare_newline_reject_code,omitempty"` // 0 is 550
+	BareNewlineExclusions []string `json:"forbid_bare_newline_exclusions,omitempty"`  // as MyNetworks: whom "reject" doesn't concern
 }
 
 // Offers says whether an extension is for clients to use, as far as the policy

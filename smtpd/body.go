@@ -20,9 +20,10 @@ const maxHops = 100
 func (f *front) receive() {
 	tx := f.tx
 	b := body{
-		w: tx.draft, normalize: f.bareNewline() == "normalize", lineStart: true, inHeader: true,
+		w: tx.draft, lineStart: true, inHeader: true,
 		maxSize: f.lim.MessageSize, maxHeader: f.srv.MaxHeaderBytes, maxFields: f.srv.MaxHeaderFields, maxLine: f.srv.MaxLine,
 	}
+	b.normalize, b.codeLF = f.bareNewline()
 	b.checks = f.policy.Content()
 	_, b.err = io.WriteString(tx.draft, received(f.srv.Hostname, &tx.env, f.tls != nil))
 	if err := f.readBody(&b); err != nil {
@@ -80,7 +81,7 @@ func (f *front) conclude(b *body) {
 		f.abort()
 		f.srv.Log.LogAttrs(f.ctx, slog.LevelInfo, "message refused", append(f.who(policy.EndOfData), slog.String("reply", r.String()))...)
 		f.reply(r)
-		if b.dirty() {
+		if b.dirty() && (b.nul || b.bareCR || b.codeLF == 0) {
 			// What follows may be a message smuggled past someone else.
 			f.hangUp("error", envelope.Reply{})
 		}
@@ -102,6 +103,9 @@ func (f *front) fault(b *body) envelope.Reply {
 	case b.nul, b.bareCR:
 		f.limit("bad_octets")
 		return envelope.NewReply(550, "5.6.0", "Error: bare <CR> or NUL in message")
+	case b.bareLF && !b.normalize && b.codeLF != 0:
+		f.limit("bare_newline")
+		return bareLF(b.codeLF)
 	case b.bareLF && !b.normalize:
 		f.limit("bare_newline")
 		return envelope.NewReply(550, "5.6.0", "Error: bare <LF> in message")
@@ -172,9 +176,11 @@ type body struct {
 	err       error     // the first of w
 	checks    io.Writer // the policy's, of headers and bodies; nil when it has none
 	normalize bool      // bare line feeds become CRLF
+	codeLF    int       // of the policy's reply to them, 0: we refuse them by our own
 	ended     time.Time
 
-	lineStart bool // what comes next stands behind CRLF, or is the message's start
+	lineStart bool // what comes next is a line's start
+	afterLF   bool // … and stands behind a bare line feed
 	inLine    bool // what comes next goes on with a line that was too long for the buffer
 	bareCR    bool
 	bareLF    bool
@@ -221,13 +227,15 @@ func (b *body) consume(p []byte, full bool) (used int, done bool) {
 		if b.lineStart && line[0] == '.' {
 			b.write(p[run:pos])
 			run, line = pos+1, line[1:]
-			done = isCRLF && i == 2
+			if i == 1 || isCRLF && i == 2 { // it ends the message, or as in Postfix vanishes
+				pos += i + 1
+				run = pos
+				done = isCRLF && !b.afterLF
+				b.afterLF, b.bareLF = !isCRLF, b.bareLF || !isCRLF
+				continue
+			}
 		}
 		pos += i + 1
-		if done {
-			run = pos
-			break
-		}
 		b.headerLine(line)
 		b.measure(line)
 		b.line = 0
@@ -237,7 +245,7 @@ func (b *body) consume(p []byte, full bool) (used int, done bool) {
 			b.write([]byte("\r\n"))
 			run = pos
 		}
-		b.lineStart, b.inLine = isCRLF, false
+		b.lineStart, b.afterLF, b.inLine = true, !isCRLF, false
 	}
 	if rest := p[pos:]; full && !done && pos == 0 {
 		// The line is longer than the buffer. A CR at the end waits: the

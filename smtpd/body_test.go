@@ -106,13 +106,21 @@ func unclean(s string) string {
 // slowBody is the body's reading done one octet at a time, the oracle for
 // body.consume.
 func slowBody(p []byte, normalize bool) (content []byte, used int, done, dirty bool) {
-	start := true // behind CRLF
+	start, bare := true, false // of a line, behind a bare LF
 	for i := 0; i < len(p); i++ {
 		if start && p[i] == '.' {
-			if bytes.HasPrefix(p[i:], []byte(".\r\n")) {
+			switch rest := p[i+1:]; {
+			case bytes.HasPrefix(rest, []byte("\r\n")) && !bare:
 				return content, i + 3, true, dirty
+			case bytes.HasPrefix(rest, []byte("\r\n")):
+				i += 2
+				bare = false
+			case bytes.HasPrefix(rest, []byte("\n")):
+				i++
+				bare, dirty = true, dirty || !normalize
+			default:
+				start = false
 			}
-			start = false
 			continue
 		}
 		start = false
@@ -121,7 +129,7 @@ func slowBody(p []byte, normalize bool) (content []byte, used int, done, dirty b
 			dirty = true
 		case p[i] == '\r' && i+1 < len(p) && p[i+1] == '\n':
 			content = append(content, '\r', '\n')
-			start = true
+			start, bare = true, false
 			i++
 			continue
 		case p[i] == '\r':
@@ -131,6 +139,7 @@ func slowBody(p []byte, normalize bool) (content []byte, used int, done, dirty b
 				dirty = true
 			}
 			content = append(content, '\r', '\n')
+			start, bare = true, true
 			continue
 		}
 		content = append(content, p[i])

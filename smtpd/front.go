@@ -1,6 +1,7 @@
 package smtpd
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -123,14 +124,20 @@ func (f *front) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (f *front) bareNewline() string {
-	switch mode := f.srv.BareNewline; {
-	case mode == "reject" || mode == "normalize":
-		return mode
-	case f.snap.Protocol().BareNewline != "":
-		return f.snap.Protocol().BareNewline
+// bareNewline says whether a bare line feed ends a line as CRLF does. Where it
+// is the policy that refuses it, code is that of its reply.
+func (f *front) bareNewline() (allowed bool, code int) {
+	switch f.srv.BareNewline {
+	case "reject":
+		return false, 0
+	case "normalize":
+		return true, 0
 	}
-	return "reject"
+	mode, code := f.policy.BareNewline(f.ctx)
+	if mode == "" {
+		return false, 0
+	}
+	return mode == "normalize", code
 }
 
 // step does one thing: greets, or reads one command and deals with it.
@@ -171,7 +178,8 @@ func (f *front) step() {
 	case errors.Is(err, errBadOctet):
 		f.reply(envelope.NewReply(500, "5.5.2", "Error: bad character in command"))
 	case errors.Is(err, errBareLF):
-		f.hangUp("error", envelope.NewReply(500, "5.5.2", "Error: bare <LF> received"))
+		_, code := f.bareNewline()
+		f.hangUp("error", bareLF(cmp.Or(code, 500)))
 	case errors.Is(err, errFlood):
 		f.limit("command_length")
 		f.hangUp("error", envelope.NewReply(421, "4.5.2", "%s Error: command too long", f.srv.Hostname))
@@ -181,6 +189,10 @@ func (f *front) step() {
 	default:
 		f.over = true // the client has gone
 	}
+}
+
+func bareLF(code int) envelope.Reply {
+	return envelope.NewReply(code, "5.5.2", "Error: bare <LF> received")
 }
 
 func (f *front) closing421() envelope.Reply {
@@ -218,7 +230,7 @@ func (f *front) readCommand() (string, error) {
 			return "", err
 		}
 		if line != nil {
-			return checkCommand(line, f.bareNewline() == "normalize", f.snap.Protocol().NoUTF8)
+			return checkCommand(line, f.bareNewline, f.snap.Protocol().NoUTF8)
 		}
 		if err := f.fill(deadline, true); err != nil {
 			if f.isUnwanted() {
@@ -230,11 +242,11 @@ func (f *front) readCommand() (string, error) {
 }
 
 // checkCommand takes the line's end off and refuses what no command may hold.
-func checkCommand(line []byte, bareLF, anyOctet bool) (string, error) {
+func checkCommand(line []byte, bareNewline func() (bool, int), anyOctet bool) (string, error) {
 	line = line[:len(line)-1]
 	if n := len(line); n > 0 && line[n-1] == '\r' {
 		line = line[:n-1]
-	} else if !bareLF {
+	} else if allowed, _ := bareNewline(); !allowed {
 		return "", errBareLF
 	}
 	for _, c := range line {

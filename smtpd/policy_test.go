@@ -36,6 +36,12 @@ func TestPolicyInTheDoor(t *testing.T) {
 		{"bare LF refused unless the policy says so", mail + "C! \"a\\nb\\r\\n.\\r\\n\"\nS: 550 5.6.0\nS: CLOSED\n", nil},
 		{"bare LF as the policy says", mail + "C! \"a\\nb\\r\\n.\\r\\n\"\nS: 250 2.0.0\n",
 			func(s *policy.Spec) { s.Protocol.BareNewline = "normalize" }},
+		{"bare LF refused as the policy says", mail + "C! \"a\\nb\\r\\n.\\r\\n\"\nS: 554 5.5.2\nC! \"NOOP\\n\"\nS: 554 5.5.2\nS: CLOSED\n",
+			func(s *policy.Spec) { s.Protocol.BareNewline, s.Protocol.BareNewlineCode = "reject", 554 }},
+		{"bare LF from whom the policy excludes", mail + "C! \"a\\nb\\r\\n.\\r\\n\"\nS: 250 2.0.0\nC! \"NOOP\\n\"\nS: 250\n",
+			func(s *policy.Spec) {
+				s.Protocol.BareNewline, s.Protocol.BareNewlineExclusions = "reject", []string{"0.0.0.0/0"}
+			}},
 		{"pipelining forbidden", "C! \"EHLO a\\r\\nNOOP\\r\\n\"\nS: 554 5.5.0 Error: SMTP protocol synchronization\nS: CLOSED\n",
 			func(s *policy.Spec) { s.Protocol.ForbidPipelining = true }},
 		{"pipelining where it is allowed", "C: EHLO a\nS: 250\nC! \"MAIL FROM:<>\\r\\nRCPT TO:<alice@corp.example>\\r\\nDATA\\r\\n\"\nS: 250\nS: 250\nS: 354\n",

@@ -30,7 +30,7 @@ var limits = []limit{
 	{"line_length", "10 MiB, a line of the message; lines of any length below are kept as they are", "554 5.6.0"},
 	{"hops", "the policy's hopcount_limit Received fields (50), our own included", "554 5.4.0"},
 	{"loop", "two Received fields of ours", "554 5.4.6"},
-	{"bare_newline", "bare_newline", "550 5.6.0, hang up"},
+	{"bare_newline", "bare_newline", "550 5.6.0, hang up; smtpd_forbid_bare_newline = reject of a primary: its code, 5.5.2"},
 	{"bad_octets", "a carriage return alone or a NUL in a message", "550 5.6.0, hang up"},
 	{"pipelining", "a command sent ahead of its turn, where the primary forbids that (smtpd_forbid_unauth_pipelining)", "554 5.5.0, hang up"},
 	{"starttls_injection", "anything sent behind STARTTLS before the handshake", "554 5.5.1, hang up"},

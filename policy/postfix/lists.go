@@ -242,11 +242,9 @@ func sortedKeys[V any](m map[string]V) []string {
 	return keys
 }
 
-// networks translates mynetworks: addresses and prefixes, and where those
+// networks translates a list of clients as mynetworks is: addresses and prefixes, and where those
 // don't say it all, client names and tables.
-func (i *importer) networks() {
-	const parameter = "mynetworks"
-	i.spec.NetworksMatchSubdomain = i.parentMatch(parameter)
+func (i *importer) networks(parameter string) (list []string) {
 	ps, reasons := i.patterns(parameter, i.set[parameter], false, 0)
 	for _, p := range ps {
 		names, class, why := i.network(p)
@@ -258,13 +256,14 @@ func (i *importer) networks() {
 			if p.not {
 				n = "!" + n
 			}
-			i.spec.MyNetworks = append(i.spec.MyNetworks, n)
+			list = append(list, n)
 		}
 		i.item(parameter, not(p), class, "", "")
 	}
 	for _, name := range sortedKeys(reasons) {
 		i.item(parameter, name, NotReplicated, reasons[name].Error(), "its clients get no privilege")
 	}
+	return list
 }
 
 // network spells a pattern for the engine.

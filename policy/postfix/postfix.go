@@ -108,7 +108,8 @@ func Import(ctx context.Context, src Source) (*policy.Spec, Report, error) {
 	}
 	i.settings()
 	i.overrides()
-	i.networks()
+	i.spec.NetworksMatchSubdomain = i.parentMatch("mynetworks")
+	i.spec.MyNetworks = i.networks("mynetworks")
 	i.addresses()
 	i.restrictions()
 	i.dnsbl()

@@ -39,13 +39,9 @@ func (i *importer) settings() {
 		*n.to = int(i.number(n.name, n.lowest))
 	}
 	s.Protocol.ForbidPipelining = i.set["smtpd_forbid_unauth_pipelining"] == "yes" // from Postfix 3.7.6 on
-	// To any of the others a bare LF ends a line. It does so for us in a
-	// command; in a message it becomes CRLF, and never ends it.
-	if s.Protocol.BareNewline = "normalize"; strings.EqualFold(i.set["smtpd_forbid_bare_newline"], "reject") {
-		s.Protocol.BareNewline = "reject"
-	}
 	s.Protocol.NoUTF8 = !i.boolean("smtputf8_enable")
 	i.extensions()
+	i.bareNewline()
 	s.HideTableNames = !i.boolean("show_user_unknown_table_name")
 	if s.NullSenderKey = i.set["smtpd_null_access_lookup_key"]; s.NullSenderKey == "<>" {
 		s.NullSenderKey = ""
@@ -74,6 +70,28 @@ func (i *importer) extensions() {
 		case "8BITMIME", "PIPELINING", "SIZE", "ENHANCEDSTATUSCODES":
 			i.item(parameter, w, Approximated, "the secondary offers it; no reply depends on that", "")
 		}
+	}
+}
+
+// bareNewline translates what becomes of a line feed without its carriage
+// return. Unless it is refused it ends a line, for us too, but no message.
+func (i *importer) bareNewline() {
+	const parameter = "smtpd_forbid_bare_newline"
+	p := &i.spec.Protocol
+	p.BareNewline = "normalize"
+	switch v := strings.ToLower(i.set[parameter]); v {
+	case "no":
+		i.item(parameter, v, Approximated, "CRLF.CRLF ends a message of the secondary's, nothing else does", "")
+	case "yes", "normalize", "note":
+		i.item(parameter, v, Exact, "", "")
+	case "reject":
+		i.item(parameter, v, Exact, "", "")
+		p.BareNewline = v
+		if p.BareNewlineCode = int(i.number(parameter+"_reject_code", 500)); p.BareNewlineCode == 550 {
+			p.BareNewlineCode = 0
+		}
+		i.item(parameter+"_reject_code", i.set[parameter+"_reject_code"], Exact, "", "")
+		p.BareNewlineExclusions = i.networks(parameter + "_exclusions")
 	}
 }
 
@@ -119,7 +137,7 @@ func (i *importer) number(name string, lowest int64) int64 {
 	n, err := strconv.ParseInt(i.set[name], 10, 64)
 	highest := int64(1 << 62)
 	switch {
-	case lowest == 400:
+	case lowest == 400 || lowest == 500:
 		highest = 599
 	case name != "message_size_limit":
 		highest = 1<<31 - 1

@@ -473,7 +473,7 @@ func (c *conversation) say(verb, arg, body string) (reply, error) {
 	case "teaser":
 		return reply{220, c.teaser}, nil
 	case "say":
-		return c.ask(strings.ReplaceAll(arg, `\n`, "\r\n")), nil
+		return c.ask(strings.NewReplacer(`\n`, "\r\n", `\l`, "\n").Replace(arg)), nil
 	}
 	return reply{}, fmt.Errorf("unknown command %q", verb)
 }
