@@ -137,18 +137,23 @@ func (c *compiler) domainList(ac *AddressClass) []matchItem {
 	if ac.Parents != parentsNone && ac.Parents != parentsName && ac.Parents != parentsDot {
 		c.errorf("addresses: parents: %q is none of %q, %q, %q", ac.Parents, parentsNone, parentsName, parentsDot)
 	}
+	return c.names("addresses: match", ac.Match)
+}
+
+// names compiles an ordered list of names and tables.
+func (c *compiler) names(where string, elements []string) []matchItem {
 	var list []matchItem
-	for _, d := range ac.Match {
+	for _, d := range elements {
 		rest, not := strings.CutPrefix(d, "!")
 		item := matchItem{not: not, name: fold(rest)}
 		if name, isTable := strings.CutPrefix(rest, tablePrefix); isTable {
 			item.name = ""
 			if item.table = c.tables[name]; item.table == nil {
-				c.errorf("addresses: match: no table is called %q", name)
+				c.errorf("%s: no table is called %q", where, name)
 				continue
 			}
 		} else if rest == "" {
-			c.errorf("addresses: match: an element is empty")
+			c.errorf("%s: an element is empty", where)
 			continue
 		}
 		list = append(list, item)

@@ -132,6 +132,28 @@ func (s *Session) Command(line string) string {
 	return line
 }
 
+// Forbids says that the server hangs up on a command by its first word, unless
+// it is one of SMTP.
+func (s *Session) Forbids(verb string) bool { return s.hasWord(s.snap.forbidden, verb) }
+
+// NoOp says that a command is answered as NOOP is, and does nothing.
+func (s *Session) NoOp(verb string) bool { return s.hasWord(s.snap.noop, verb) }
+
+// hasWord says that a list, of which the first match decides, holds a word.
+func (s *Session) hasWord(list []matchItem, word string) bool {
+	if len(list) == 0 {
+		return false
+	}
+	word = strings.ToLower(word)
+	for i := range list {
+		m := &list[i]
+		if m.name == word || m.table != nil && s.find.one([]*table{m.table}, word, "", netip.Addr{}, true).ok() {
+			return !m.not
+		}
+	}
+	return false
+}
+
 // Protocol returns what the SMTP server itself has to know of the policy,
 // besides its Limits. The caller must not change it.
 func (s *Snapshot) Protocol() *Protocol { return &s.spec.Protocol }

@@ -24,6 +24,8 @@ type Snapshot struct {
 	allowed    map[string]bool // domains that Confine allows, ".example.org" those below; nil: all
 	networks   networkList
 	bareLF     networkList // who may send bare line feeds
+	forbidden  []matchItem // commands, by their first words
+	noop       []matchItem
 	content    contentChecks
 	domains    [classRelay + 1]domainSet
 	recipients [classRelay + 1][]*table
@@ -146,6 +148,8 @@ func (c *compiler) settings() {
 		}
 	}
 	c.bareNewline()
+	c.s.forbidden = c.names("protocol.forbidden_commands", spec.Protocol.ForbiddenCommands)
+	c.s.noop = c.names("protocol.noop_commands", spec.Protocol.NoopCommands)
 	for _, site := range spec.DNSBL.Sites {
 		z := c.zone("dnsbl.sites", site.Zone)
 		if z != nil {

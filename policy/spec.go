@@ -205,6 +205,10 @@ type Protocol struct {
 	BareNewline           string   `json:"forbid_bare_newline,omitempty"`
 	BareNewlineCode       int      `json:"forbid_bare_newline_reject_code,omitempty"` // 0 is 550
 	BareNewlineExclusions []string `json:"forbid_bare_newline_exclusions,omitempty"`  // as MyNetworks: whom "reject" doesn't concern
+	// Words and "table:NAME"; "!" excludes, the first match wins:
+	// Session.Forbids and NoOp.
+	ForbiddenCommands []string `json:"forbidden_commands,omitempty"`
+	NoopCommands      []string `json:"noop_commands,omitempty"`
 }
 
 // Offers says whether an extension is for clients to use, as far as the policy

@@ -80,6 +80,11 @@ func (f *front) command(line string) {
 		verb, arg = line[:i], strings.TrimLeft(line[i:], " \t")
 	}
 	verb = upper(verb)
+	if f.policy.NoOp(verb) {
+		f.reply(ok)
+		f.junkCommand()
+		return
+	}
 	if f.aheadOfTurn(verb) {
 		return
 	}
@@ -164,8 +169,14 @@ func (f *front) small(arg string) {
 // unknownCommand answers what isn't a command of ours, and hangs up on what
 // isn't SMTP at all: the client may be a browser that somebody tricked.
 func (f *front) unknownCommand(verb, line string) {
+	forbidden := f.policy.Forbids(verb)
 	switch verb {
-	case "EXPN", "HELP", "ETRN", "TURN", "ATRN", "SEND", "SOML", "SAML", "XFORWARD":
+	case "EXPN", "HELP", "TURN", "ATRN", "SEND", "SOML", "SAML":
+		if forbidden {
+			break
+		}
+		fallthrough
+	case "ETRN", "XFORWARD":
 		f.reply(envelope.NewReply(502, "5.5.1", "Error: command not implemented"))
 		return
 	case "AUTH":
@@ -181,7 +192,7 @@ func (f *front) unknownCommand(verb, line string) {
 	case "GET", "POST", "PUT", "HEAD", "OPTIONS", "DELETE", "PATCH", "TRACE", "CONNECT", "PRI":
 	default:
 		letter := verb[0] >= 'A' && verb[0] <= 'Z'
-		if letter && !strings.HasSuffix(verb, ":") {
+		if letter && !strings.HasSuffix(verb, ":") && !forbidden {
 			f.reply(envelope.NewReply(500, "5.5.2", "Error: command not recognized"))
 			return
 		}

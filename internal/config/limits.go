@@ -34,7 +34,7 @@ var limits = []limit{
 	{"bad_octets", "a carriage return alone or a NUL in a message", "550 5.6.0, hang up"},
 	{"pipelining", "a command sent ahead of its turn, where the primary forbids that (smtpd_forbid_unauth_pipelining)", "554 5.5.0, hang up"},
 	{"starttls_injection", "anything sent behind STARTTLS before the handshake", "554 5.5.1, hang up"},
-	{"not_smtp", "the first word of HTTP, of a header field or of a binary protocol", "221 2.7.0, hang up"},
+	{"not_smtp", "the first word of HTTP, of a header field or of a binary protocol, or in smtpd_forbidden_commands of the primary", "221 2.7.0, hang up"},
 }
 
 // manLimits writes the section on the door's bounds.

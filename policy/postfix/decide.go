@@ -130,6 +130,32 @@ func (i *importer) otherTables() {
 	}
 }
 
+// commands translates the lists of commands that are known by their first word.
+func (i *importer) commands() {
+	p := &i.spec.Protocol
+	const forbidden = "smtpd_forbidden_commands"
+	switch strings.Join(strings.Fields(i.set[forbidden]), " ") {
+	case "CONNECT GET POST", "CONNECT GET POST regexp:{{/^[^A-Z]/ Bogus}}", "": // the secondary's own list has these
+	default:
+		p.ForbiddenCommands = i.commandList(forbidden, Approximated, whyForbidden)
+	}
+	p.NoopCommands = i.commandList("smtpd_noop_commands", Exact, "")
+}
+
+func (i *importer) commandList(parameter string, class Class, why string) []string {
+	ps, reasons := i.patterns(parameter, i.set[parameter], false, 0)
+	list := i.ordered(ps, reasons)
+	for _, p := range ps {
+		if reasons[p.text] == nil {
+			i.item(parameter, not(p), class, why, "")
+		}
+	}
+	for _, name := range sortedKeys(reasons) {
+		i.item(parameter, name, NotReplicated, reasons[name].Error(), optIgnore)
+	}
+	return list
+}
+
 // keep adds a table to a list of the Spec.
 func (i *importer) keep(to *[]string, name string, t *Table, values bool) bool {
 	if to == nil || i.use(name, t, values) != nil {

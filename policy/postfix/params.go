@@ -123,6 +123,9 @@ const whyMemory = "every client is tested each time; postscreen remembers for a 
 // whyWaived is a race, which the secondary lets the client win.
 const whyWaived = "a client that speaks before its DNS lists have answered is let in here and refused there"
 
+// whyForbidden is what the secondary does by itself.
+const whyForbidden = "the secondary also hangs up on every method of HTTP"
+
 // missing parameters decide on the primary and not on the secondary.
 var missing = []Parameter{
 	{Name: "smtpd_milters", Class: NotReplicated, Off: "-", Why: "milters decide live; the primary's see the message when it is relayed", Options: refuses},
@@ -131,8 +134,8 @@ var missing = []Parameter{
 	{Name: "smtpd_sender_login_maps", Class: Exact, Elements: true, Why: "for tables that can be listed"},
 	{Name: "smtpd_etrn_restrictions", Class: NotReplicated, Off: "-", Why: "the secondary has no ETRN"},
 	{Name: "smtpd_command_filter", Class: Exact, Elements: true, Why: "for tables that can be listed"},
-	{Name: "smtpd_forbidden_commands", Class: NotReplicated, Off: "CONNECT GET POST|CONNECT GET POST regexp:{{/^[^A-Z]/ Bogus}}|-", Why: "the secondary hangs up by its own list"},
-	{Name: "smtpd_noop_commands", Class: NotReplicated, Off: "-", Why: "unknown commands get 500"},
+	{Name: "smtpd_forbidden_commands", Class: Approximated, Elements: true, Why: whyForbidden},
+	{Name: "smtpd_noop_commands", Class: Exact, Elements: true},
 	{Name: "smtpd_discard_ehlo_keywords", Class: Exact, Elements: true, Why: "DSN and SMTPUTF8; STARTTLS not-replicated; nothing is decided by the others"},
 	{Name: "smtpd_discard_ehlo_keyword_address_maps", Class: NotReplicated, Off: "-", Why: "every client is offered the same extensions"},
 	{Name: "smtpd_client_connection_count_limit", Class: NotReplicated, Off: "0", Why: "counts over all sessions; the secondary has its own limits"},
@@ -141,7 +144,7 @@ var missing = []Parameter{
 	{Name: "smtpd_client_recipient_rate_limit", Class: NotReplicated, Off: "0", Why: "counts over all sessions"},
 	{Name: "smtpd_client_new_tls_session_rate_limit", Class: NotReplicated, Off: "0", Why: "counts over all sessions"},
 	{Name: "smtpd_client_auth_rate_limit", Class: NotReplicated, Off: "0", Guard: "smtpd_sasl_auth_enable", Why: "nobody authenticates to the secondary"},
-	{Name: "smtpd_reject_filter_maps", Class: NotReplicated, Off: "-", Why: "replies aren't rewritten"},
+	{Name: "smtpd_reject_filter_maps", Class: NotReplicated, Off: "-", Why: "replies aren't rewritten; it came with Postfix 3.11, and can turn no refusal into an acceptance"},
 	{Name: "transport_maps", Class: Exact, Elements: true, Why: "for tables that can be listed"},
 	{Name: "relocated_maps", Class: Exact, Elements: true, Why: "for tables that can be listed"},
 	{Name: "append_at_myorigin", Class: NotReplicated, Off: "yes", Why: "a bare local-part gets myorigin"},
@@ -166,7 +169,7 @@ var missing = []Parameter{
 	{Name: "postscreen_non_smtp_command_enable", Class: NotReplicated, Off: "no", Why: "a test after the greeting; a new client gets 450 once"},
 	{Name: "postscreen_pipelining_action", Class: NotReplicated, Guard: "postscreen_pipelining_enable", Off: "ignore", Why: "a test after the greeting; a new client gets 450 once"},
 	{Name: "postscreen_pipelining_enable", Class: NotReplicated, Off: "no", Why: "a test after the greeting; a new client gets 450 once"},
-	{Name: "postscreen_forbidden_commands", Class: NotReplicated, Guard: "postscreen_non_smtp_command_enable", Off: "-", Why: "the secondary hangs up by its own list"},
+	{Name: "postscreen_forbidden_commands", Class: NotReplicated, Guard: "postscreen_non_smtp_command_enable", Off: "-", Why: "its test, postscreen_non_smtp_command_enable, isn't replicated; the secondary hangs up by smtpd_forbidden_commands"},
 	{Name: "postscreen_command_filter", Class: NotReplicated, Off: "-", Why: "commands aren't rewritten"},
 	{Name: "postscreen_client_connection_count_limit", Class: NotReplicated, Off: "0", Why: "counts over all sessions; the secondary has its own limits"},
 	{Name: "postscreen_tls_security_level", Class: Approximated, Off: "-|none|may", Why: "the secondary offers TLS and demands it only if told to", Options: refuses},

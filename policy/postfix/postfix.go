@@ -116,6 +116,7 @@ func Import(ctx context.Context, src Source) (*policy.Spec, Report, error) {
 	i.postscreen()
 	i.content()
 	i.otherTables()
+	i.commands()
 	i.parameters()
 	if err := ctx.Err(); err != nil {
 		return nil, Report{}, err
