@@ -41,7 +41,7 @@ func subjectSender(e *eval) (what, class string) { return e.sender.raw, classSen
 func subjectRcpt(e *eval) (what, class string) { return e.rcpt.raw, classRcpt }
 
 func permitMyNetworks(e *eval, c *check) status {
-	if !e.inNetworks(&e.snap.networks) {
+	if !e.snap.networks.has(&e.find, e.client.Addr, e.client.Name) {
 		return dunno
 	}
 	return e.permit(e.ruleKey(c, e.client.Addr.String()))

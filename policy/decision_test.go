@@ -21,7 +21,8 @@ import (
 
 // TestDecisions plays the sessions of testdata/decisions. A file is a txtar
 // archive: "policy.toml", or "spec.json" whose fields replace NewSpec's; "dns",
-// lines "type name value..." with "fail" for a name that doesn't answer; and
+// lines "type name value..." with "fail" for a name that doesn't answer, an MX
+// host perhaps behind "preference:"; and
 // "sessions", lines "command argument => verdict // rule"; the commands "say"
 // and "teaser" are for servers, test/parity says them to two.
 func TestDecisions(t *testing.T) {
@@ -115,7 +116,12 @@ func parseDNS(t *testing.T, text string) *testmx.MapResolver {
 			r.NS[f[1]] = f[2:]
 		case "mx":
 			for _, host := range f[2:] {
-				r.MX[f[1]] = append(r.MX[f[1]], net.MX{Host: host, Pref: 10})
+				pref := 10
+				if number, after, found := strings.Cut(host, ":"); found {
+					pref, _ = strconv.Atoi(number)
+					host = after
+				}
+				r.MX[f[1]] = append(r.MX[f[1]], net.MX{Host: host, Pref: uint16(pref)})
 			}
 		case "txt":
 			r.TXT[f[1]] = append(r.TXT[f[1]], strings.Join(f[2:], " "))
@@ -272,5 +278,27 @@ func TestSpecRoundTrip(t *testing.T) {
 	back := new(Spec)
 	if err := strictJSON(b, back); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestMXBackupInDoubt: where the primary's names aren't all known, nobody is
+// permitted on the ground that it isn't among the best exchangers.
+func TestMXBackupInDoubt(t *testing.T) {
+	for doubt, want := range map[bool]int{false: 250, true: 454} {
+		spec := NewSpec()
+		spec.DomainsIncomplete = doubt
+		spec.MXBackup.Addresses = []netip.Addr{netip.MustParseAddr("192.0.2.77")}
+		spec.Restrictions.Relay = []Restriction{{Kind: "permit_mx_backup"}, {Kind: "reject_unauth_destination"}}
+		snap, err := Compile(spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := parseDNS(t, "mx backup.example 10:best.example 20:own.example\na own.example 192.0.2.77\na best.example 192.0.2.1\n")
+		s := snap.Session(r, parseClient(t, "192.0.2.9"))
+		s.Mail(t.Context(), envelope.ReversePath(parsePath("<a@b.example>")), MailParams{})
+		if v := s.Rcpt(t.Context(), parsePath("<a@backup.example>")); max(v.Reply.Code, 250) != want {
+			t.Errorf("doubt %t: %s", doubt, v.Reply)
+		}
+		s.Close()
 	}
 }

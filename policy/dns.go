@@ -40,6 +40,7 @@ type answer struct {
 	status dnsStatus
 	addrs  []netip.Addr
 	hosts  []string
+	best   int // how many of the hosts have the best preference
 	txt    string
 
 	name, reverse             string // of the client

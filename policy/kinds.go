@@ -198,6 +198,7 @@ var rcptKinds = []kind{
 		}
 		return dunno
 	}},
+	{"permit_mx_backup", argNone, permitMXBackup},
 	{"reject_unauth_destination", argNone, func(e *eval, c *check) status {
 		return e.rejectUnauth(c, e.snap.spec.Codes.RelayDomains, "5.7.1")
 	}},

@@ -24,12 +24,13 @@ const tablePrefix = "table:"
 // networkList is a list of clients, such as mynetworks. Without tables and names it is a trie, else the
 // elements in order.
 type networkList struct {
-	trie  *bart.Table[bool] // false excludes
-	items []matchItem
+	trie       *bart.Table[bool] // false excludes
+	items      []matchItem
+	subdomains bool // a name stands for its subdomains
 }
 
-func (c *compiler) networks(where string, list []string) (l networkList) {
-	l.trie = new(bart.Table[bool])
+func (c *compiler) networks(where string, list []string, subdomains bool) networkList {
+	l := networkList{trie: new(bart.Table[bool]), subdomains: subdomains}
 	ordered := false
 	for _, n := range list {
 		rest, excluded := strings.CutPrefix(n, "!")
@@ -69,23 +70,23 @@ func (l *networkList) hasAddr(a netip.Addr) bool {
 	return l.items == nil && found && in
 }
 
-// inNetworks says that the client is in the list. Its name must be known by now.
-func (e *eval) inNetworks(l *networkList) bool {
+// has says that the list holds a host: an address, or the name that goes with it,
+// "" when that isn't known.
+func (l *networkList) has(f *finder, a netip.Addr, name string) bool {
 	if l.items == nil {
-		return l.hasAddr(e.client.Addr)
+		return l.hasAddr(a)
 	}
-	name := fold(e.client.Name)
+	name = fold(name)
 	for i := range l.items {
 		m := &l.items[i]
 		found := false
 		switch {
 		case m.table != nil:
-			found = e.find.listed(m.table, name, e.snap.spec.NetworksMatchSubdomain) ||
-				e.find.query(m.table, append(e.find.buf[:0], e.client.Addr.String()...), e.client.Addr, true).ok()
+			found = f.listed(m.table, name, l.subdomains) || f.query(m.table, append(f.buf[:0], a.String()...), a, true).ok()
 		case m.name != "":
-			found = matchesDomain(name, m.name, e.snap.spec.NetworksMatchSubdomain)
+			found = matchesDomain(name, m.name, l.subdomains)
 		default:
-			found = m.net.Contains(e.client.Addr)
+			found = m.net.Contains(a)
 		}
 		if found {
 			return !m.not

@@ -120,7 +120,7 @@ func (s *Session) screenAccess() (permitted, rejected bool, rule Rule) {
 	for i, name := range s.snap.spec.Postscreen.Access {
 		rule = Rule{Stage: Connect, Kind: kindScreenAccess, Key: name}
 		if name == permitNetworks {
-			if s.snap.networks.has(&s.find, addr) {
+			if s.snap.networks.has(&s.find, addr, "") {
 				return true, false, rule
 			}
 			continue
@@ -134,7 +134,7 @@ func (s *Session) screenAccess() (permitted, rejected bool, rule Rule) {
 		word, _, _ := strings.Cut(strings.TrimSpace(s.find.value(h)), " ")
 		switch word = strings.ToLower(word); word {
 		case "permit", permitNetworks:
-			if word != permitNetworks || s.snap.networks.has(&s.find, addr) {
+			if word != permitNetworks || s.snap.networks.has(&s.find, addr, "") {
 				return true, false, rule
 			}
 		case "reject":
@@ -142,25 +142,6 @@ func (s *Session) screenAccess() (permitted, rejected bool, rule Rule) {
 		}
 	}
 	return false, false, Rule{}
-}
-
-// has says that an address is in the list, names aside.
-func (l *networkList) has(f *finder, a netip.Addr) bool {
-	if l.items == nil {
-		return l.hasAddr(a)
-	}
-	for i := range l.items {
-		m := &l.items[i]
-		found := m.net.Contains(a)
-		if m.table != nil {
-			f.buf = append(f.buf[:0], a.String()...)
-			found = f.query(m.table, f.buf, a, true).ok()
-		}
-		if found {
-			return !m.not
-		}
-	}
-	return false
 }
 
 // shownName is a DNS list's name in a reply: postscreen_dnsbl_reply_map hides

@@ -273,7 +273,7 @@ const (
 func (s *Session) BareNewline(ctx context.Context) (mode string, code int) {
 	p := &s.snap.spec.Protocol
 	if mode = p.BareNewline; mode == bareReject && len(p.BareNewlineExclusions) > 0 {
-		if s.names(ctx); s.eval(ctx, Connect).inNetworks(&s.snap.bareLF) {
+		if s.names(ctx); s.snap.bareLF.has(&s.find, s.client.Addr, s.client.Name) {
 			mode = bareNormalize
 		}
 	}

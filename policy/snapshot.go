@@ -21,14 +21,15 @@ type Snapshot struct {
 
 	client, helo, sender, relay, recipient, data, endOfData []check
 
-	allowed    map[string]bool // domains that Confine allows, ".example.org" those below; nil: all
-	networks   networkList
-	bareLF     networkList // who may send bare line feeds
-	forbidden  []matchItem // commands, by their first words
-	noop       []matchItem
-	content    contentChecks
-	domains    [classRelay + 1]domainSet
-	recipients [classRelay + 1][]*table
+	allowed        map[string]bool // domains that Confine allows, ".example.org" those below; nil: all
+	networks       networkList
+	bareLF         networkList // who may send bare line feeds
+	backupNetworks networkList // of permit_mx_backup
+	forbidden      []matchItem // commands, by their first words
+	noop           []matchItem
+	content        contentChecks
+	domains        [classRelay + 1]domainSet
+	recipients     [classRelay + 1][]*table
 
 	rcptCanonical, senderCanonical, canonical, virtualAlias []*table
 	transport, relocated, senderLogin, commandFilter        []*table
@@ -139,7 +140,8 @@ func (c *compiler) settings() {
 	}
 	c.members()
 	c.learned()
-	c.s.networks = c.networks("mynetworks", spec.MyNetworks)
+	c.s.networks = c.networks("mynetworks", spec.MyNetworks, spec.NetworksMatchSubdomain)
+	c.s.backupNetworks = c.networks("mx_backup.networks", spec.MXBackup.Networks, spec.MXBackup.MatchSubdomain)
 	c.content()
 	c.postscreen()
 	for _, ext := range c.s.spec.Protocol.Discard {
@@ -169,7 +171,7 @@ func (c *compiler) bareNewline() {
 	if code := p.BareNewlineCode; code != 0 && (code < 500 || code > 599) {
 		c.errorf("protocol.forbid_bare_newline_reject_code: %d is no reply code from 500 to 599", code)
 	}
-	c.s.bareLF = c.networks("protocol.forbid_bare_newline_exclusions", p.BareNewlineExclusions)
+	c.s.bareLF = c.networks("protocol.forbid_bare_newline_exclusions", p.BareNewlineExclusions, c.s.spec.NetworksMatchSubdomain)
 }
 
 func (c *compiler) zone(where, arg string) *zone {

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 )
@@ -41,6 +42,7 @@ type Spec struct {
 	NetworksMatchSubdomain bool     `json:"mynetworks_matches_subdomains,omitempty"` // mynetworks in parent_domain_matches_subdomains
 
 	Addresses  Addresses         `json:"addresses"`
+	MXBackup   MXBackup          `json:"mx_backup,omitzero"`
 	DNSBL      DNSBL             `json:"dnsbl"`
 	Content    ContentChecks     `json:"content,omitzero"`
 	Postscreen *Postscreen       `json:"postscreen,omitempty"`
@@ -139,6 +141,13 @@ type AddressClass struct {
 	// the outcome, for statistics and guards.
 	Match   []string `json:"match,omitempty"`
 	Parents string   `json:"parents,omitempty"` // whether an element of Match matches subdomains: "" no, "name" yes, ".name" with a dot
+}
+
+// MXBackup is what the restriction permit_mx_backup has to know of the primary.
+type MXBackup struct {
+	Addresses      []netip.Addr `json:"addresses,omitempty"` // its own: inet_interfaces and proxy_interfaces
+	Networks       []string     `json:"networks,omitempty"`  // as MyNetworks: where the best exchangers must be; none: anywhere
+	MatchSubdomain bool         `json:"networks_matches_subdomains,omitempty"`
 }
 
 // ContentChecks are what cleanup(8) refuses a message for. The tables are those

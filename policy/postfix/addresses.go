@@ -129,7 +129,7 @@ func (i *importer) addressTables(parameter string, incomplete func()) (names []s
 // user@[literal] is local.
 func (i *importer) ownLiterals() []string {
 	var all []string
-	for _, a := range slices.Concat(i.interfaces("inet_interfaces"), i.interfaces("proxy_interfaces")) {
+	for _, a := range i.own() {
 		if a.Is4() {
 			all = append(all, "["+a.String()+"]")
 		} else {
@@ -137,6 +137,10 @@ func (i *importer) ownLiterals() []string {
 		}
 	}
 	return all
+}
+
+func (i *importer) own() []netip.Addr {
+	return slices.Concat(i.interfaces("inet_interfaces"), i.interfaces("proxy_interfaces"))
 }
 
 // interfaces are the addresses that a parameter names.
@@ -159,6 +163,18 @@ func (i *importer) interfaces(parameter string) (addrs []netip.Addr) {
 		}
 	}
 	return addrs
+}
+
+// mxBackup translates what permit_mx_backup looks at.
+func (i *importer) mxBackup() {
+	const networks = "permit_mx_backup_networks"
+	b := &i.spec.MXBackup
+	if b.Addresses != nil {
+		return
+	}
+	b.Addresses = i.own()
+	b.Networks = i.networks(networks)
+	b.MatchSubdomain = len(b.Networks) > 0 && i.parentMatch(networks)
 }
 
 // ownClients permits the clients that permit_inet_interfaces does.

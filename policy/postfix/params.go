@@ -159,7 +159,7 @@ var missing = []Parameter{
 	{Name: "strict_mime_encoding_domain", Class: NotReplicated, Off: "no", Why: "malformed MIME isn't refused", Instead: optLater},
 	{Name: "enable_idna2003_compatibility", Class: NotReplicated, Off: "no", Why: "domains follow IDNA2008"},
 	{Name: "relay_clientcerts", Class: NotReplicated, Off: "-", Guard: "smtpd_tls_ask_ccert", Why: "the secondary asks for no client certificate"},
-	{Name: "permit_mx_backup_networks", Class: NotReplicated, Off: "-", Why: "see permit_mx_backup"},
+	{Name: "permit_mx_backup_networks", Class: GivenDNS, Elements: true},
 	{Name: "postscreen_allowlist_interfaces", Class: NotReplicated, Off: "static:all", Why: "connections to other addresses of the primary aren't seen"},
 	{Name: "postscreen_whitelist_interfaces", Class: NotReplicated, Off: "static:all|-", Why: "connections to other addresses of the primary aren't seen"},
 	{Name: "postscreen_dnsbl_timeout", Class: Approximated, Guard: "postscreen_dnsbl_action", Off: "10s", Why: "the secondary has its own time limit"},

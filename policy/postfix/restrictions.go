@@ -91,7 +91,7 @@ var restrictions = map[string]restriction{
 	"check_recipient_ns_access":                    {arg: argTable, class: GivenDNS},
 	"check_recipient_a_access":                     {arg: argTable, class: GivenDNS},
 	"permit_auth_destination":                      {class: Exact},
-	"permit_mx_backup":                             {class: NotReplicated, why: "depends on the primary's own addresses", options: permits},
+	"permit_mx_backup":                             {class: GivenDNS},
 	"reject_unauth_destination":                    {class: Exact},
 	"defer_unauth_destination":                     {class: Exact},
 	"check_relay_domains": {class: Approximated,
@@ -211,6 +211,9 @@ func (i *importer) element(parameter string, e element, implied string) []policy
 		}
 	case e.name == "permit_inet_interfaces":
 		return append(i.ownClients(), i.restriction(parameter, e, class, why, nil)...)
+	case e.name == "permit_mx_backup":
+		i.mxBackup()
+		out = []policy.Restriction{{Kind: e.name}}
 	case e.name == "check_relay_domains":
 		out = []policy.Restriction{{Kind: "permit_auth_destination"}, {Kind: "reject_unauth_destination"}}
 	case r.arg == argTable:

@@ -233,6 +233,8 @@ func (d *decisions) zone(t *testing.T) {
 				}
 			case typ == "mx" && value == ".":
 				add("%s. 300 IN MX 0 .", name)
+			case typ == "mx" && strings.Contains(value, ":"):
+				add("%s. 300 IN MX %s.", name, strings.Replace(value, ":", " ", 1))
 			case typ == "mx":
 				add("%s. 300 IN MX 10 %s.", name, value)
 			case typ == "ns":
