@@ -16,12 +16,13 @@ type content struct {
 	cont  bool // the last record ended without a line end
 	first bool // nothing but "From " lines so far
 
-	state     mimeState
-	header    []byte
-	ctype     contentType
-	stack     []boundary
-	offset    int64 // in the body of this part
-	tooNested bool
+	state    mimeState
+	header   []byte
+	ctype    contentType
+	encoding encoding
+	stack    []boundary
+	offset   int64             // in the body of this part
+	faulty   [len(faults)]bool // what the end of the message is to refuse it for
 
 	hops    int  // Received fields
 	looping bool // too many of them
@@ -34,6 +35,7 @@ type content struct {
 	mark    Rule // of discard or hold
 	warn    []Rule
 	failed  bool
+	fault   *fault // the worst of faulty
 
 	kept []byte // of a record, when octets were taken out of it
 }
@@ -50,7 +52,7 @@ func (s *Session) Content() io.Writer {
 	if !c.any() {
 		return nil
 	}
-	s.content = &content{s: s, first: true, ctype: contentType{text: true}}
+	s.content = &content{s: s, first: true}
 	if host := s.snap.spec.Content.Hostname; host != "" {
 		s.content.received(host)
 	} else {
@@ -63,10 +65,11 @@ func (s *Session) Content() io.Writer {
 type contentChecks struct {
 	header, mime, nested, body []*table
 	reject, strip              *[256]bool // nil: no octet
+	nesting                    bool       // a message of too many parts in parts is refused
 }
 
 // any says that there is something to look for.
-func (c *contentChecks) any() bool { return c.headers() || len(c.body) > 0 || c.reject != nil }
+func (c *contentChecks) any() bool { return c.nesting || len(c.body) > 0 || c.reject != nil }
 
 func (c *compiler) content() {
 	spec, to := &c.s.spec.Content, &c.s.content
@@ -74,6 +77,8 @@ func (c *compiler) content() {
 	to.mime = c.named("content: mime_header_checks", spec.MIMEHeader)
 	to.nested = c.named("content: nested_header_checks", spec.NestedHeader)
 	to.body = c.named("content: body_checks", spec.Body)
+	to.nesting = spec.EnforceNesting || spec.Strict7BitHeader || spec.Strict8BitBody || spec.StrictEncoding ||
+		len(to.header)+len(to.mime)+len(to.nested) > 0
 	to.reject = c.octets("content: message_reject_characters", spec.RejectOctets)
 	to.strip = c.octets("content: message_strip_characters", spec.StripOctets)
 	if spec.BodyLimit < 0 || spec.BoundaryLimit < 0 || spec.NestingLimit < 0 {
@@ -172,8 +177,17 @@ func (c *content) end() {
 		c.text(bytes.TrimRight(c.line, "\r"), false)
 		c.line = c.line[:0]
 	}
-	if c.state != mimeBody && !c.done {
+	if c.done {
+		return
+	}
+	if c.state != mimeBody {
 		c.flushHeader()
+		c.checkEncoding()
+	}
+	for n, is := range c.faulty {
+		if is && c.fault == nil {
+			c.fault = &faults[n]
+		}
 	}
 }
 
@@ -295,8 +309,8 @@ func (e *eval) contentVerdict(st status, hops bool) status {
 		return st
 	case c.reason != "":
 		return e.answerReason(c, 550)
-	case c.tooNested:
-		return e.answer(Rule{Stage: EndOfData, Kind: kindNesting}, 550, "5.6.0", "MIME nesting exceeds safety limit")
+	case c.fault != nil && !c.discard:
+		return e.answer(Rule{Stage: EndOfData, Kind: c.fault.kind}, 550, "5.6.0", c.fault.text)
 	case c.failed:
 		return e.answer(Rule{Stage: EndOfData, Kind: kindServerError}, 451, "4.3.0", "Error: queue file write error")
 	case c.discard && !e.discard:

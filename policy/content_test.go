@@ -18,7 +18,7 @@ func contentSnapshot(t testing.TB) *Snapshot {
 	spec.Addresses.Relay.Domains = []string{"example.org"}
 	spec.Content = ContentChecks{
 		Header: []string{"t"}, MIMEHeader: []string{"t"}, NestedHeader: []string{"t"}, Body: []string{"t"},
-		RejectOctets: []int{1}, StripOctets: []int{2},
+		RejectOctets: []int{1}, StripOctets: []int{2}, Strict7BitHeader: true, Strict8BitBody: true, StrictEncoding: true,
 	}
 	snap, err := Compile(spec)
 	if err != nil {
@@ -77,7 +77,7 @@ func FuzzContent(f *testing.F) {
 					t.Fatal(m, err)
 				}
 				rest = rest[n:]
-				if c := s.content; len(c.line) > 50 || len(c.header) > 200+60 || len(c.stack) > defaultNesting+2 {
+				if c := s.content; len(c.line) > 50 || len(c.kept) > 200 || len(c.header) > 200+60 || len(c.stack) > defaultNesting+2 {
 					t.Fatalf("holds %d, %d, %d", len(c.line), len(c.header), len(c.stack))
 				}
 			}

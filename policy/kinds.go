@@ -43,6 +43,9 @@ const (
 	kindServerError    = "server_error"
 	kindForeignDomain  = "foreign_domain" // Snapshot.Confine doesn't allow it
 	kindNesting        = "mime_nesting_limit"
+	kindHeader8Bit     = "strict_7bit_headers"
+	kindBody8Bit       = "strict_8bitmime_body"
+	kindEncoding       = "strict_mime_encoding_domain"
 	kindOctets         = "message_reject_characters"
 	kindHeaderChecks   = "header_checks"
 	kindMIMEChecks     = "mime_header_checks"
@@ -63,7 +66,8 @@ func Kinds() []string {
 	all := []string{
 		kindNone, kindListed, kindPostmaster, kindUnlistedRcpt, kindUnlistedSender, kindSyntax, kindStrictUTF8,
 		kindHeloRequired, kindSize, kindRcptLimit, kindHops, kindServerError, kindForeignDomain,
-		kindNesting, kindOctets, kindHeaderChecks, kindMIMEChecks, kindNestedChecks, kindBodyChecks,
+		kindNesting, kindHeader8Bit, kindBody8Bit, kindEncoding, kindOctets,
+		kindHeaderChecks, kindMIMEChecks, kindNestedChecks, kindBodyChecks,
 		kindScreenAccess, kindScreenDNSBL, kindPregreet,
 	}
 	for _, k := range kinds {

@@ -16,9 +16,44 @@ const (
 )
 
 // contentType is what a Content-Type says of a part, as far as it matters.
-type contentType struct {
-	text, multipart, message bool
-	nested                   bool // message/rfc822 or message/global: a header follows
+type contentType uint8
+
+const (
+	typeOther contentType = iota
+	typeMultipart
+	typeRFC822  // message/rfc822
+	typeGlobal  // message/global
+	typePartial // message/partial and message/external-body
+)
+
+// encoding is what a Content-Transfer-Encoding says of a part.
+type encoding uint8
+
+const (
+	enc7Bit encoding = iota
+	enc8Bit
+	encBinary
+	encBase64
+	encQuoted
+)
+
+var encodings = []string{enc7Bit: "7bit", enc8Bit: "8bit", encBinary: "binary", encBase64: "base64", encQuoted: "quoted-printable"}
+
+// What is wrong with a message as such, the worst first.
+const (
+	faultNesting = iota
+	faultHeader8Bit
+	faultBody8Bit
+	faultEncoding
+)
+
+type fault struct{ kind, text string }
+
+var faults = [...]fault{
+	faultNesting:    {kindNesting, "MIME nesting exceeds safety limit"},
+	faultHeader8Bit: {kindHeader8Bit, "improper use of 8-bit data in message header"},
+	faultBody8Bit:   {kindBody8Bit, "improper use of 8-bit data in message body"},
+	faultEncoding:   {kindEncoding, "invalid message/* or multipart/* encoding domain"},
 }
 
 // boundary separates the parts of a multipart.
@@ -43,10 +78,10 @@ func orDefault[T int | int64](v, def T) T {
 // record takes a line, or a piece of one that goes on (cont), as
 // mime_state_update does.
 func (c *content) record(rec []byte, cont bool) {
-	if !c.done {
-		rec = c.octets(rec)
-	}
 	if c.done {
+		return
+	}
+	if rec = c.octets(rec); c.done {
 		return
 	}
 	prev := c.cont
@@ -65,6 +100,9 @@ func (c *content) record(rec []byte, cont bool) {
 			return
 		}
 		c.endHeader(rec)
+	}
+	if c.s.snap.spec.Content.Strict8BitBody && c.encoding == enc7Bit && !c.faulty[faultBody8Bit] {
+		c.faulty[faultBody8Bit] = is8Bit(rec)
 	}
 	if len(c.stack) > 0 && !prev && len(rec) > 2 && rec[0] == '-' && rec[1] == '-' {
 		c.boundary(rec[2:])
@@ -109,8 +147,16 @@ func (c *content) flushHeader() {
 	c.header = h[:0]
 	spec, tables := &c.s.snap.spec.Content, &c.s.snap.content
 	name := strings.ToLower(string(h[:bytes.IndexByte(h, ':')]))
-	if name == "content-type" && !spec.DisableMIME {
-		c.contentType(string(h[len(name)+1:]))
+	if !spec.DisableMIME {
+		switch name {
+		case "content-type":
+			c.contentType(string(h[len(name)+1:]))
+		case "content-transfer-encoding":
+			c.encodingField(string(h[len(name)+1:]))
+		}
+	}
+	if spec.Strict7BitHeader && is8Bit(h) {
+		c.faulty[faultHeader8Bit] = true
 	}
 	state := c.state
 	switch name {
@@ -135,6 +181,7 @@ func (c *content) flushHeader() {
 
 // endHeader takes the line that ends a header.
 func (c *content) endHeader(rec []byte) {
+	c.checkEncoding()
 	was := c.state
 	c.state = mimeBody
 	if len(rec) > 0 { // no header and no empty line: the body has begun
@@ -144,11 +191,31 @@ func (c *content) endHeader(rec []byte) {
 		return
 	}
 	c.offset = 0
-	switch {
-	case c.ctype.nested:
-		c.state, c.ctype = mimeNested, contentType{text: true}
-	case c.ctype.multipart:
-		c.ctype = contentType{}
+	switch c.ctype {
+	case typeRFC822, typeGlobal:
+		c.enter(mimeNested, typeOther)
+	case typeMultipart:
+		c.enter(mimeBody, typeOther)
+	}
+}
+
+// enter begins a header or a body whose encoding nothing has told yet.
+func (c *content) enter(state mimeState, ctype contentType) {
+	c.state, c.ctype, c.encoding = state, ctype, enc7Bit
+}
+
+// checkEncoding looks at the encoding of what holds parts or a message: these
+// are encoded, not the whole.
+func (c *content) checkEncoding() {
+	if !c.s.snap.spec.Content.StrictEncoding {
+		return
+	}
+	encoded := c.encoding == encBase64 || c.encoding == encQuoted
+	switch c.ctype {
+	case typePartial:
+		c.faulty[faultEncoding] = c.faulty[faultEncoding] || !encoded && c.encoding != enc7Bit
+	case typeRFC822, typeMultipart:
+		c.faulty[faultEncoding] = c.faulty[faultEncoding] || encoded
 	}
 }
 
@@ -162,10 +229,12 @@ func (c *content) boundary(rest []byte) {
 		c.stack = c.stack[:i+1]
 		if bytes.HasPrefix(rest[len(b.text):], []byte("--")) {
 			c.stack = c.stack[:i]
-			c.state, c.ctype = mimeBody, contentType{}
+			c.enter(mimeBody, typeOther)
 			return
 		}
-		c.state, c.ctype = mimeMultipart, contentType{text: !b.digest, message: b.digest, nested: b.digest}
+		if c.enter(mimeMultipart, typeOther); b.digest {
+			c.ctype = typeRFC822
+		}
 		return
 	}
 }
@@ -182,43 +251,67 @@ func (c *content) bodyLine(rec []byte) {
 // contentType reads the value of a Content-Type.
 func (c *content) contentType(value string) {
 	spec := &c.s.snap.spec.Content
-	is := func(tok []token, i int, text string) bool {
-		return i < len(tok) && tok[i].kind == 't' && strings.EqualFold(tok[i].text, text)
-	}
-	tok, rest, ok := tokens(value)
+	tok, rest, ok := tokens(value, tspecials)
 	if !ok || len(tok) == 0 {
-		c.ctype = contentType{}
+		c.ctype = typeOther
 		return
 	}
-	sub := len(tok) >= 3 && tok[1].kind == '/'
-	switch {
-	case is(tok, 0, "text"):
-		c.ctype = contentType{text: true}
-	case is(tok, 0, "message"):
-		c.ctype = contentType{message: true, nested: sub && (is(tok, 2, "rfc822") || is(tok, 2, "global"))}
-	case is(tok, 0, "multipart"):
-		c.ctype = contentType{multipart: true}
-		digest := sub && is(tok, 2, "digest")
+	sub := ""
+	if len(tok) >= 3 && tok[1].kind == '/' && tok[2].kind == 't' {
+		sub = strings.ToLower(tok[2].text)
+	}
+	switch { // any other type leaves what was said before
+	case tok[0].is("text"):
+		c.ctype = typeOther
+	case tok[0].is("message"):
+		switch c.ctype = typeOther; sub {
+		case "rfc822":
+			c.ctype = typeRFC822
+		case "global":
+			c.ctype = typeGlobal
+		case "partial", "external-body":
+			c.ctype = typePartial
+		}
+	case tok[0].is("multipart"):
+		c.ctype = typeMultipart
 		for {
-			if tok, rest, ok = tokens(rest); !ok {
+			if tok, rest, ok = tokens(rest, tspecials); !ok {
 				return
 			}
-			if len(tok) < 3 || !is(tok, 0, "boundary") || tok[1].kind != '=' {
+			if len(tok) < 3 || !tok[0].is("boundary") || tok[1].kind != '=' {
 				continue
 			}
 			if len(c.stack)-1 > int(orDefault(spec.NestingLimit, defaultNesting)) {
-				c.tooNested = c.tooNested || c.s.snap.content.headers()
+				c.faulty[faultNesting] = c.faulty[faultNesting] || c.s.snap.content.nesting
 				continue
 			}
 			text := tok[2].text
 			text = text[:min(len(text), int(orDefault(spec.BoundaryLimit, defaultBoundary)))]
-			c.stack = append(c.stack, boundary{text, digest})
+			c.stack = append(c.stack, boundary{text, sub == "digest"})
 		}
 	}
 }
 
-// headers says that any table is about headers.
-func (c *contentChecks) headers() bool { return len(c.header)+len(c.mime)+len(c.nested) > 0 }
+// encodingField reads the value of a Content-Transfer-Encoding; one that is
+// unknown says nothing.
+func (c *content) encodingField(value string) {
+	tok, _, _ := tokens(value, specials)
+	for e, name := range encodings {
+		if len(tok) > 0 && tok[0].is(name) {
+			c.encoding = encoding(e)
+		}
+	}
+}
+
+// is8Bit says that an octet isn't ASCII.
+func is8Bit(b []byte) bool {
+	for _, o := range b {
+		if o >= 0x80 {
+			return true
+		}
+	}
+	return false
+}
 
 // token is one of RFC 2045 §5.1: kind is 't' for a token, '"' for a quoted
 // string, else the special character itself.
@@ -227,8 +320,16 @@ type token struct {
 	text string
 }
 
+func (t token) is(text string) bool { return t.kind == 't' && strings.EqualFold(t.text, text) }
+
+// The characters that stand for themselves: RFC 2045 §5.1, RFC 822 §3.3.
+const (
+	tspecials = `()<>@,;:\"/[]?=`
+	specials  = `()<>@,;:\".[]`
+)
+
 // tokens reads up to three tokens before the next ";". ok is false at the end.
-func tokens(s string) (toks []token, rest string, ok bool) {
+func tokens(s, specials string) (toks []token, rest string, ok bool) {
 	add := func(t token) {
 		if len(toks) < 3 {
 			toks = append(toks, t)
@@ -248,11 +349,11 @@ func tokens(s string) (toks []token, rest string, ok bool) {
 			var text string
 			text, i = quotedString(s, i)
 			add(token{'"', text})
-		case isTSpecial(ch):
+		case isSpecial(ch, specials):
 			add(token{ch, string(rune(ch))})
 		default:
 			from := i - 1
-			for i < len(s) && s[i] != ' ' && !isTSpecial(s[i]) {
+			for i < len(s) && s[i] != ' ' && !isSpecial(s[i], specials) {
 				i++
 			}
 			add(token{'t', s[from:i]})
@@ -261,8 +362,8 @@ func tokens(s string) (toks []token, rest string, ok bool) {
 	return toks, "", len(toks) > 0
 }
 
-func isTSpecial(b byte) bool {
-	return b < ' ' || b == 0x7f || strings.IndexByte(`()<>@,;:\"/[]?=`, b) >= 0
+func isSpecial(b byte, specials string) bool {
+	return b < ' ' || b == 0x7f || strings.IndexByte(specials, b) >= 0
 }
 
 // skipComment returns the index behind a comment, whose "(" is behind us.

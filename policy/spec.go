@@ -163,6 +163,12 @@ type ContentChecks struct {
 	BoundaryLimit int   `json:"mime_boundary_length_limit,omitempty"` // 0 is 2048
 	NestingLimit  int   `json:"mime_nesting_limit,omitempty"`         // 0 is 100
 	DisableMIME   bool  `json:"disable_mime_input_processing,omitempty"`
+	// EnforceNesting refuses what is nested deeper than NestingLimit. So do
+	// tables about headers and the switches below, by themselves.
+	EnforceNesting   bool `json:"enforce_mime_nesting,omitempty"`
+	Strict7BitHeader bool `json:"strict_7bit_headers,omitempty"`         // octets over 127 in headers refuse
+	Strict8BitBody   bool `json:"strict_8bitmime_body,omitempty"`        // likewise in bodies that aren't declared to have them
+	StrictEncoding   bool `json:"strict_mime_encoding_domain,omitempty"` // messages and multiparts that are encoded as a whole refuse
 	// RejectOctets are octets, 0 to 255, that refuse a message wherever they
 	// stand in it, but for line ends; StripOctets are taken out before the
 	// other checks look.

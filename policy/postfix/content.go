@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/understudy-mx/understudy/policy"
 )
 
 // cleanups are the parameters that smtpd's cleanup(8) goes by, not smtpd.
@@ -28,6 +30,9 @@ func (i *importer) overrides() {
 				"message_reject_characters", "message_strip_characters"} {
 				i.set[name] = ""
 			}
+			for _, name := range stricts {
+				i.set[name] = "no"
+			}
 			why = "headers and bodies aren't looked at"
 		case "no_unknown_recipient_checks":
 			i.spec.RejectUnlistedRcpt, i.spec.RejectUnlistedSender, i.everybody = false, false, true
@@ -43,6 +48,9 @@ func (i *importer) overrides() {
 		i.item(parameter, w, Exact, why, "")
 	}
 }
+
+// stricts refuse what breaks the rules of MIME.
+var stricts = []string{"strict_7bit_headers", "strict_8bitmime", "strict_8bitmime_body", "strict_mime_encoding_domain"}
 
 const whyReceived = "a rule may match the Received field that the primary adds; its ID, date and TLS remarks aren't imitated"
 
@@ -76,11 +84,18 @@ func (i *importer) content() {
 	}
 	c.RejectOctets = i.octets("message_reject_characters", whyRefused, Exact)
 	c.StripOctets = i.octets("message_strip_characters", whyKept, Approximated)
-	if len(c.Header)+len(c.MIMEHeader)+len(c.NestedHeader)+len(c.Body)+len(c.RejectOctets) == 0 {
+	if c.DisableMIME = i.boolean("disable_mime_input_processing"); !c.DisableMIME {
+		i.strict()
+		// Also for tables that refuse nothing, or that can't be read.
+		c.EnforceNesting = len(c.Header)+len(c.MIMEHeader)+len(c.NestedHeader) == 0 &&
+			i.set["header_checks"]+i.set["mime_header_checks"]+i.set["nested_header_checks"] != ""
+	}
+	if len(c.Header)+len(c.MIMEHeader)+len(c.NestedHeader)+len(c.Body)+len(c.RejectOctets) == 0 &&
+		!c.EnforceNesting && !c.Strict7BitHeader && !c.Strict8BitBody && !c.StrictEncoding {
+		*c = policy.ContentChecks{}
 		return
 	}
 	c.Hostname = i.set["myhostname"]
-	c.DisableMIME = i.boolean("disable_mime_input_processing")
 	c.BoundaryLimit = int(i.number("mime_boundary_length_limit", 1))
 	c.NestingLimit = int(i.number("mime_nesting_limit", 1))
 	if c.BodyLimit = i.number("body_checks_size_limit", 0); c.BodyLimit == 0 {
@@ -89,6 +104,20 @@ func (i *importer) content() {
 	for _, name := range []string{"disable_mime_input_processing", "mime_boundary_length_limit", "mime_nesting_limit", "body_checks_size_limit"} {
 		i.item(name, i.set[name], Exact, "", "")
 	}
+}
+
+// strict translates the switches, of which strict_8bitmime is two in one.
+func (i *importer) strict() {
+	c := &i.spec.Content
+	on := map[string]bool{}
+	for _, name := range stricts {
+		if on[name] = i.boolean(name); on[name] {
+			i.item(name, "yes", Exact, "", "")
+		}
+	}
+	c.Strict7BitHeader = on["strict_7bit_headers"] || on["strict_8bitmime"]
+	c.Strict8BitBody = on["strict_8bitmime_body"] || on["strict_8bitmime"]
+	c.StrictEncoding = on["strict_mime_encoding_domain"]
 }
 
 // What the door does about two octets, whatever the primary's policy is.

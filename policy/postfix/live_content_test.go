@@ -5,9 +5,11 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -79,6 +81,35 @@ func contentMessages() map[string]string {
 	return m
 }
 
+// pieces are lines of messages that have a meaning to one configuration or
+// another, or nearly have.
+var pieces = []string{
+	"", "", "", "fine", "\xfc", "--b", "--b--", "--bc", "--c", "--c--", "--\xfc", "\a", "x\x01y", "--\x01b",
+	"Content-Type: multipart/mixed; boundary=b", "Content-Type: multipart/mixed;\n boundary=\"b\"; boundary=c", "Content-Type: multipart/digest; boundary=c",
+	"Content-Type: message/rfc822", "Content-Type: message/global", "Content-Type: message/partial", "Content-Type: text/plain", "Content-Type: image/png",
+	"Content-Type: (x) message / rfc822", "Content-Type:", "Content-Type: multi\x01part/mixed; boundary=b", "Content-Type : multipart/mixed; boundary=\"\\b\"",
+	"Content-Transfer-Encoding: 8bit", "Content-Transfer-Encoding: 7bit", "Content-Transfer-Encoding: binary", "Content-Transfer-Encoding:\n base64",
+	"Content-Transfer-Encoding: quoted-printable", "Content-Transfer-Encoding: \"8bit\"", "Content-Transfer-Encoding: 8bit; 7bit", "content-transfer-encoding : 8BIT",
+	"Subject: fine", "Subject: lottery", "Subject: \xfc", "Subject: inner", "Subject:\n\tfolded", "Subject: \a", "X-Hold: x", "X-Pass: x", "X-Discard: x",
+	"X-Ignore: again", "X-To: x", " folded", "\t\xfc", "From x", ">From \xfc", "viagra", "vi\x01agra", "gone", "no header", "Received: from a by b",
+	"Subject: " + strings.Repeat("y", 90), " " + strings.Repeat("y", 2100) + "\xfc", strings.Repeat("-", 2048) + "\xfc",
+}
+
+// randomMessage joins pieces, most often such as begin a header first.
+func randomMessage(r *rand.Rand) string {
+	var b strings.Builder
+	for n := range 2 + r.IntN(14) {
+		piece := pieces[r.IntN(len(pieces))]
+		for range 2 {
+			if n < 3 && !strings.Contains(piece, ":") {
+				piece = pieces[r.IntN(len(pieces))]
+			}
+		}
+		b.WriteString(piece + "\n")
+	}
+	return b.String()
+}
+
 // TestContentLikePostfix sends messages to a real Postfix, and writes them to
 // what was imported from its configuration.
 func TestContentLikePostfix(t *testing.T) {
@@ -92,7 +123,12 @@ func TestContentLikePostfix(t *testing.T) {
 		"no limit":    contentMain + "body_checks_size_limit = 0\ndisable_mime_input_processing = yes\n",
 		"constant":    contentMain + "body_checks = static:{WARN all}, pcre:@DIR@/body.pcre\n",
 		"narrow":      contentMain + "mime_nesting_limit = 1\nmime_boundary_length_limit = 1\nheader_size_limit = 100\nhopcount_limit = 10\nline_length_limit = 2000\n",
-		"switched off": contentMain + "receive_override_options = no_header_body_checks, no_unknown_recipient_checks\n" +
+		"octets":      contentMain + "message_reject_characters = \\a\\001\n",
+		"stripped":    contentMain + "message_reject_characters = \\a\nmessage_strip_characters = \\001y\n",
+		"strict":      contentMain + "strict_7bit_headers = yes\nstrict_8bitmime_body = yes\nstrict_mime_encoding_domain = yes\nmime_nesting_limit = 2\nheader_size_limit = 100\n",
+		"8bit":        contentMain + "strict_8bitmime = yes\nheader_checks =\nmime_header_checks =\nnested_header_checks =\nbody_checks =\n",
+		"encoding":    contentMain + "strict_mime_encoding_domain = yes\nmessage_strip_characters = \\001\n",
+		"switched off": contentMain + "strict_8bitmime = yes\nstrict_mime_encoding_domain = yes\nmessage_reject_characters = \\a\nreceive_override_options = no_header_body_checks, no_unknown_recipient_checks\n" +
 			"smtpd_recipient_restrictions = reject_unlisted_recipient\nsmtpd_sender_restrictions = reject_unlisted_sender\n",
 	} {
 		t.Run(name, func(t *testing.T) { compareContent(t, extra) })
@@ -106,8 +142,14 @@ func compareContent(t *testing.T, extra string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	messages := contentMessages()
+	r := rand.New(rand.NewPCG(4711, 0))
+	for range 300 {
+		text := randomMessage(r)
+		messages[strconv.Quote(text)] = text
+	}
 	refused := 0
-	for name, text := range contentMessages() {
+	for name, text := range messages {
 		who := "alice@mailbox.example"
 		if strings.Contains(extra, "no_unknown_recipient_checks") {
 			who = "nobody@mailbox.example"
@@ -126,8 +168,8 @@ func compareContent(t *testing.T, extra string) {
 		}
 		return all
 	})
-	t.Logf("%d messages, %d of them refused", len(contentMessages()), refused)
-	if refused == 0 || refused > len(contentMessages())-5 {
+	t.Logf("%d messages, %d of them refused", len(messages), refused)
+	if refused == 0 || refused > len(messages)-5 {
 		t.Errorf("%d refused: the messages say little", refused)
 	}
 }
