@@ -226,6 +226,10 @@ func (p *player) command(verb, arg string) Verdict {
 	case "content":
 		text := bytes.ReplaceAll(p.bodies["body "+arg], []byte("\n"), []byte("\r\n"))
 		text = bytes.ReplaceAll(text, []byte("\\0"), []byte{0})
+		m := Message{Size: int64(len(text))}
+		for line := range bytes.SplitSeq(text, []byte("\r\n")) {
+			m.Long += LongLine(len(line), p.snap.spec.Limits.LineLength)
+		}
 		if w := p.s.Content(); w != nil {
 			for len(text) > 0 { // in pieces, as they come from a network
 				n := min(len(text), 7)
@@ -233,7 +237,7 @@ func (p *player) command(verb, arg string) Verdict {
 				text = text[n:]
 			}
 		}
-		return p.s.Message(ctx, Message{})
+		return p.s.Message(ctx, m)
 	case "reset":
 		p.s.Reset()
 		return Verdict{}

@@ -146,6 +146,7 @@ type MailParams struct {
 // Message is a whole message at the end of its data.
 type Message struct {
 	Size int64 // octets, CRLF line ends included
+	Long int64 // octets that LongLine counts
 	// Header is the header section as the client sent it, without the
 	// Received field that this server adds. The caller bounds it.
 	Header []byte

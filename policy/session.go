@@ -247,6 +247,9 @@ func (s *Session) Message(ctx context.Context, m Message) Verdict {
 	if !gone { // whatever is wrong with what DATA or a command before threw away
 		st = e.contentVerdict(st, limits.Hops > 0 && hops(m.Header)+1 >= limits.Hops)
 	}
+	if st != refused && !s.discard && limits.MessageSize > 0 && s.snap.spec.Content.Hostname != "" && s.queueFile(m) > limits.MessageSize {
+		st = e.answer(Rule{Stage: EndOfData, Kind: kindSize}, 552, "5.3.4", "Error: message file too big")
+	}
 	return e.verdict(EndOfData, st)
 }
 

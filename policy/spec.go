@@ -176,7 +176,8 @@ type ContentChecks struct {
 	StripOctets  []int `json:"message_strip_characters,omitempty"`
 	// Hostname is the primary's name, for the Received field that it would
 	// add and look up; "" leaves that field out. Its date and ID are not
-	// imitated.
+	// imitated. With a name Limits.MessageSize is that of Postfix's queue
+	// file, which has more in it than the message.
 	Hostname string `json:"received_by,omitempty"`
 }
 

@@ -22,6 +22,7 @@ func (f *front) receive() {
 	b := body{
 		w: tx.draft, lineStart: true, inHeader: true,
 		maxSize: f.lim.MessageSize, maxHeader: f.srv.MaxHeaderBytes, maxFields: f.srv.MaxHeaderFields, maxLine: f.srv.MaxLine,
+		cut: f.lim.LineLength,
 	}
 	b.normalize, b.codeLF = f.bareNewline()
 	b.checks = f.policy.Content()
@@ -134,7 +135,7 @@ func (f *front) fault(b *body) envelope.Reply {
 // commit has a well-formed message judged, and accepts it.
 func (f *front) commit(b *body) {
 	tx := f.tx
-	v := f.policy.Message(f.ctx, policy.Message{Size: b.size, Header: b.header})
+	v := f.policy.Message(f.ctx, policy.Message{Size: b.size, Long: b.long, Header: b.header})
 	f.judged(policy.EndOfData, v)
 	if refused(v) {
 		f.abort()
@@ -199,6 +200,8 @@ type body struct {
 	line        int // octets of the line that inLine goes on with
 	maxLine     int // 0: none
 	lineTooLong bool
+	cut         int   // the primary's line_length_limit; 0: its default
+	long        int64 // policy.LongLine of all lines
 }
 
 func (b *body) tooBig() bool { return b.maxSize > 0 && b.size > b.maxSize }
@@ -238,6 +241,9 @@ func (b *body) consume(p []byte, full bool) (used int, done bool) {
 		pos += i + 1
 		b.headerLine(line)
 		b.measure(line)
+		if b.line > 128 {
+			b.long += policy.LongLine(len(bytes.TrimRight(line, "\r\n"))+b.line-len(line), b.cut)
+		}
 		b.line = 0
 		if !isCRLF {
 			b.bareLF = true

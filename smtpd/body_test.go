@@ -8,6 +8,8 @@ import (
 	"net"
 	"strings"
 	"testing"
+
+	"github.com/understudy-mx/understudy/policy"
 )
 
 // Line ends, true and false.
@@ -153,7 +155,7 @@ func checkBody(t *testing.T, p []byte, normalize bool, size int, piece func() in
 	t.Helper()
 	want, wantUsed, wantDone, wantDirty := slowBody(p, normalize)
 	var out bytes.Buffer
-	b := body{w: &out, normalize: normalize, lineStart: true, inHeader: true, maxHeader: 1 << 20}
+	b := body{w: &out, normalize: normalize, lineStart: true, inHeader: true, maxHeader: 1 << 20, cut: 140}
 	var buf []byte
 	total, done := 0, false
 	for rest := p; !done && len(rest) > 0; {
@@ -177,11 +179,18 @@ func checkBody(t *testing.T, p []byte, normalize bool, size int, piece func() in
 	if !wantDirty && (out.String() != string(want) || b.size != int64(len(want))) {
 		t.Fatalf("%q: content %q, size %d, want %q", p, out.String(), b.size, want)
 	}
+	long := int64(0)
+	for line := range bytes.SplitSeq(want, []byte("\r\n")) {
+		long += policy.LongLine(len(line), b.cut)
+	}
+	if !wantDirty && b.long != long {
+		t.Fatalf("%q: %d octets beyond CRLF, want %d", p, b.long, long)
+	}
 }
 
 func TestBodyAgainstSlowReader(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
-	alphabet := []string{"\r\n", "\r\n", "\r\n", ".", ".", "\r", "\n", "\x00", "a", "bb", ": ", "\r\n.\r\n"}
+	alphabet := []string{"\r\n", "\r\n", "\r\n", ".", ".", "\r", "\n", "\x00", "a", strings.Repeat("l", 125), strings.Repeat("l", 127), "bb", ": ", "\r\n.\r\n"}
 	for range 20000 {
 		var b strings.Builder
 		for range rnd.IntN(12) {

@@ -63,6 +63,7 @@ type checks struct {
 // content translates header_checks(5) and its kin.
 func (i *importer) content() {
 	c := &i.spec.Content
+	c.Hostname = i.set["myhostname"]
 	lists := []checks{
 		{"header_checks", &c.Header}, {"mime_header_checks", &c.MIMEHeader},
 		{"nested_header_checks", &c.NestedHeader}, {"body_checks", &c.Body},
@@ -92,10 +93,9 @@ func (i *importer) content() {
 	}
 	if len(c.Header)+len(c.MIMEHeader)+len(c.NestedHeader)+len(c.Body)+len(c.RejectOctets) == 0 &&
 		!c.EnforceNesting && !c.Strict7BitHeader && !c.Strict8BitBody && !c.StrictEncoding {
-		*c = policy.ContentChecks{}
+		*c = policy.ContentChecks{Hostname: c.Hostname}
 		return
 	}
-	c.Hostname = i.set["myhostname"]
 	c.BoundaryLimit = int(i.number("mime_boundary_length_limit", 1))
 	c.NestingLimit = int(i.number("mime_nesting_limit", 1))
 	if c.BodyLimit = i.number("body_checks_size_limit", 0); c.BodyLimit == 0 {

@@ -97,7 +97,7 @@ var exact = append(named(Exact, "",
 	"unknown_local_recipient_reject_code", "unknown_relay_recipient_reject_code",
 	"unknown_virtual_alias_reject_code", "unknown_virtual_mailbox_reject_code",
 ),
-	Parameter{Name: "message_size_limit", Class: Approximated, Off: "0", Why: "the primary counts its queue file: about a thousand octets more than the message"},
+	Parameter{Name: "message_size_limit", Class: Approximated, Off: "0", Why: whySize},
 	Parameter{Name: "smtpd_null_access_lookup_key", Class: Exact, Off: "<>"},
 	Parameter{Name: "smtpd_sasl_auth_enable", Class: Exact, Off: "no", Why: "clients that authenticate aren't served by a secondary"},
 )
@@ -120,6 +120,10 @@ var replaced = []Parameter{
 	{Name: "inet_protocols", Class: Approximated, Off: "all|ipv4, ipv6|ipv6, ipv4", Why: "the secondary serves and looks up addresses of both families"},
 	{Name: "queue_minfree", Class: Approximated, Off: "0", Why: "the secondary watches its own disk"},
 }
+
+// whySize says what can't be known of the primary's queue file.
+const whySize = "what the primary's queue file must hold is counted; it may hold more: some 50 octets of ports, IDs and time, 27 and thrice the address " +
+	"for each recipient but one, aliases, remarks about TLS; or less: header fields that it drops"
 
 // whyMemory is what no copy of the configuration holds.
 const whyMemory = "every client is tested each time; postscreen remembers for a while who passed"
