@@ -92,7 +92,7 @@ func (c *parityCmd) Run(ctx context.Context, out io.Writer) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	srv := &smtpd.Server{
-		Hostname: cfg.Hostname, Policy: func() *policy.Snapshot { return snap }, Resolver: newResolver(cfg, nil), Spool: nowhere{},
+		Hostname: cfg.Hostname, Policy: func() *policy.Snapshot { return snap }, Resolver: newResolver(cfg, nil), Spool: smtpd.Nowhere{},
 		XClientFrom: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}, MaxUnknownRecipients: 1 << 30,
 		ShutdownTimeout: time.Second, Inquire: c.inquire(cfg.Hostname),
 	}
@@ -218,16 +218,3 @@ func (c *parityCmd) load() (*policy.Snapshot, *config.Config, error) {
 	}
 	return snap, cfg, nil
 }
-
-// nowhere takes messages and forgets them.
-type nowhere struct{}
-
-func (nowhere) Ready(int64) error { return nil }
-func (nowhere) Begin(e *envelope.Envelope) (smtpd.Draft, error) {
-	e.ID = "nowhere"
-	return nowhere{}, nil
-}
-func (nowhere) Write(b []byte) (int, error)  { return len(b), nil }
-func (nowhere) ID() string                   { return "nowhere" }
-func (nowhere) Commit(context.Context) error { return nil }
-func (nowhere) Abort()                       {}

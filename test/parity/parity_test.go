@@ -19,7 +19,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/internal/resolver"
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/parity"
@@ -153,7 +152,7 @@ func serve(t *testing.T, spec *policy.Spec, nameserver string, proxy bool) (d pa
 	}
 	srv := &smtpd.Server{
 		Hostname: "secondary.example.org", Policy: func() *policy.Snapshot { return snap },
-		Resolver: resolver.New(resolver.Options{Servers: []string{nameserver}, Timeout: 30 * time.Second}), Spool: nowhere{},
+		Resolver: resolver.New(resolver.Options{Servers: []string{nameserver}, Timeout: 30 * time.Second}), Spool: smtpd.Nowhere{},
 		XClientFrom: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}, MaxUnknownRecipients: 1 << 20,
 	}
 	pipe := parity.NewPipe()
@@ -170,16 +169,3 @@ func serve(t *testing.T, spec *policy.Spec, nameserver string, proxy bool) (d pa
 		}
 	}
 }
-
-// nowhere takes messages and forgets them.
-type nowhere struct{}
-
-func (nowhere) Ready(int64) error { return nil }
-func (nowhere) Begin(e *envelope.Envelope) (smtpd.Draft, error) {
-	e.ID = "nowhere"
-	return nowhere{}, nil
-}
-func (nowhere) Write(b []byte) (int, error)  { return len(b), nil }
-func (nowhere) ID() string                   { return "nowhere" }
-func (nowhere) Commit(context.Context) error { return nil }
-func (nowhere) Abort()                       {}
