@@ -284,6 +284,11 @@ func TestRotation(t *testing.T) {
 	waiting := make(chan error, 1)
 	go func() { waiting <- f.poll(t.Context()) }()
 	<-p.waiting
+	f.o.fs = &deadRename{osFS{}}
+	if err := f.RotateKey(t.Context()); err == nil {
+		t.Error("a key that couldn't be stored is in use")
+	}
+	f.o.fs = osFS{}
 	if err := f.RotateKey(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -307,6 +312,16 @@ func TestRotation(t *testing.T) {
 	if again := p.follow(t, dir, "example.org"); again.self != f.self {
 		t.Error("after a restart the follower has another key")
 	}
+}
+
+// deadRename is a disk on which no new key takes the old one's place.
+type deadRename struct{ fileSystem }
+
+func (d deadRename) Rename(from, to string) error {
+	if path.Base(to) == clientKeyFile {
+		return errKilled
+	}
+	return d.fileSystem.Rename(from, to)
 }
 
 // TestPublisherRestart: numbers go on, and content that didn't change makes no

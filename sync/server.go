@@ -311,7 +311,8 @@ func (p *Publisher) serveKey(w http.ResponseWriter, r *http.Request, q *peer) {
 	if !readJSON(w, r, &req) {
 		return
 	}
-	if _, taken := p.peers.lookup(req.Pin); taken {
+	// Its own next key may come again: it can have crashed before it used that.
+	if owner, taken := p.peers.lookup(req.Pin); taken && (owner.Name != q.Name || owner.Pins[0] == req.Pin) {
 		refuse(w, http.StatusConflict)
 		return
 	}

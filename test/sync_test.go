@@ -435,8 +435,8 @@ func testBrokenSource(t *testing.T, p *publisher, s *secondary) {
 	eventually(t, 30*time.Second, "the secondary knows that it is well again", func() bool { return s.sync().Notice == "" })
 }
 
-// testNewKeys replaces the publisher's keys, without pairing anew, and restarts
-// both ends on them.
+// testNewKeys replaces the keys of both ends, without pairing anew, and restarts
+// both on them.
 func testNewKeys(t *testing.T, p *publisher, s *secondary) {
 	keys := func() string {
 		return readFile(t, filepath.Join(p.dir, "state/publish/server.key")) + readFile(t, filepath.Join(p.dir, "state/publish/policy.key"))
@@ -451,6 +451,12 @@ func testNewKeys(t *testing.T, p *publisher, s *secondary) {
 	}
 	p.mailboxes("alice@example.org", "newkeys@example.org")
 	s.wantReply("newkeys@example.org", 250)
+	own := filepath.Join(s.dir, "state/sync/client.key")
+	before = readFile(t, own)
+	s.cli("rotate")
+	if readFile(t, own) == before {
+		t.Error("the secondary's key is the old one")
+	}
 	p.kill()
 	p.start()
 	s.kill()

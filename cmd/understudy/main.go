@@ -44,7 +44,7 @@ type cli struct {
 	Invite  inviteCmd  `cmd:"" help:"On the primary: invite a secondary."`
 	Peers   peersCmd   `cmd:"" help:"On the primary: list the paired secondaries, their policy and queue."`
 	Revoke  revokeCmd  `cmd:"" help:"On the primary: end a secondary's access."`
-	Rotate  rotateCmd  `cmd:"" help:"On the primary: replace the publisher's keys, without pairing anew."`
+	Rotate  rotateCmd  `cmd:"" help:"Replace the publisher's keys, or a secondary's, without pairing anew."`
 	Config  configCmd  `cmd:"" help:"Print the configuration in force, every key with its meaning."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 	Man     manCmd     `cmd:"" hidden:"" help:"Write the manual pages."`

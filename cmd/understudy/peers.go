@@ -8,6 +8,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/understudy-mx/understudy/internal/config"
 	policysync "github.com/understudy-mx/understudy/sync"
 )
 
@@ -103,12 +104,22 @@ type rotateCmd struct {
 func (rotateCmd) Help() string {
 	return `Makes new keys for the publisher and announces them, signed by the old ones. When every secondary has fetched them, which takes a minute, --finish takes them into use.
 
-Example:
+On a secondary, with the daemon's configuration, it replaces the secondary's key, at once. The fingerprint that peers shows stays that of the pairing.
 
-    understudy rotate && sleep 90 && understudy rotate --finish`
+Examples:
+
+    understudy rotate && sleep 90 && understudy rotate --finish
+    understudy rotate -c ` + defaultConfig
 }
 
 func (c *rotateCmd) Run(ctx context.Context, out io.Writer) error {
+	if cfg, err := config.Load(c.Conf); err == nil && !cfg.IsPublisher && !c.Finish {
+		if err := (daemonFlag{c.Conf}).ask(ctx, "POST", "/v1/sync/rotate"); err != nil {
+			return err
+		}
+		_, err = fmt.Fprintln(out, "The secondary has a new key.")
+		return err
+	}
 	client, err := c.dial()
 	if err != nil {
 		return err

@@ -80,6 +80,7 @@ func syncPages(f *following) http.Handler {
 		}
 		return p.Diff(from, to, 1000)
 	})
+	handle("POST /v1/sync/rotate", func(r *http.Request, p *policysync.Follower) (any, error) { return nil, p.RotateKey(r.Context()) })
 	mux.HandleFunc("GET /v1/sync/snapshot", func(w http.ResponseWriter, _ *http.Request) { serveSnapshot(w, f) })
 	mux.HandleFunc("POST /v1/sync/join", func(w http.ResponseWriter, r *http.Request) {
 		if f == nil {
