@@ -148,8 +148,9 @@ func Parse(path string, text []byte) (*Config, error) {
 	if err := toml.Unmarshal(text, &tree); err != nil {
 		var pe toml.ParseError
 		if errors.As(err, &pe) {
-			// The library's own line is one too many for a line that ends early.
-			before := string(text[:min(pe.Position.Start, len(text))])
+			// The library's own line is one too many for a line that ends early, and
+			// its start is -1 for a lone octet.
+			before := string(text[:max(0, min(pe.Position.Start, len(text)))])
 			return nil, &Mistake{File: path, Line: strings.Count(before, "\n") + 1, Col: len(before) - strings.LastIndexByte(before, '\n'),
 				Text: strings.ReplaceAll(pe.Message, "\n", `\n`) + "; see https://toml.io for the syntax"}
 		}
