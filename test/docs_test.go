@@ -3,6 +3,7 @@ package test
 import (
 	"os/exec"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -30,6 +31,20 @@ func TestRFCs(t *testing.T) {
 		if !rows[n] {
 			t.Errorf("RFC %s is cited and has no row in docs/RFCS.md", n)
 			rows[n] = true
+		}
+	}
+}
+
+// TestFuzzTargets: .ci/fuzz names every fuzz target there is.
+func TestFuzzTargets(t *testing.T) {
+	out, err := exec.Command("git", "grep", "-E", "^func Fuzz", "--", "../*_test.go").Output()
+	if err != nil {
+		t.Fatalf("git grep: %v", err)
+	}
+	list := strings.Fields(readFile(t, "../.ci/fuzz"))
+	for _, m := range regexp.MustCompile(`(?m)^\.\./(.*)/\w+\.go:func (Fuzz\w+)`).FindAllStringSubmatch(string(out), -1) {
+		if target := m[1] + ":" + m[2]; !slices.ContainsFunc(list, func(w string) bool { return strings.TrimSuffix(w, ";") == target }) {
+			t.Errorf(".ci/fuzz lacks %s", target)
 		}
 	}
 }
