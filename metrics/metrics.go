@@ -45,7 +45,7 @@ type Metrics struct {
 	Commits        prometheus.Counter     // synced batches written
 	StoreErrors    *prometheus.CounterVec // by operation
 	StoreAlarms    *prometheus.CounterVec // by what the store's own log complained about
-	Quarantined    prometheus.Counter     // records put aside at start-up
+	Quarantined    prometheus.Counter     // records put aside
 	StoreReopens   prometheus.Counter     // reopened after a write error
 	DNSLookups     *prometheus.CounterVec // by type and result
 	DNSDuration    prometheus.Histogram   // one look-up that was not cached

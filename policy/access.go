@@ -106,7 +106,7 @@ func allDigits(s string) bool {
 	return s != ""
 }
 
-// check applies the action that a table's entry asks for.
+// access applies the action that a table's entry asks for.
 func (e *eval) access(c *check, h hit, what, class string) status {
 	a := h.access()
 	rule := Rule{Stage: e.stage, Kind: c.kind.name, Table: h.t.name, Key: h.key()}

@@ -289,9 +289,9 @@ func (f *finder) lookup(tables []*table, key []byte) hit {
 	return hit{}
 }
 
-// verdict applies what the content was found to be. hops says that it has been
-// through too many servers, which is less than a deferral and more than a
-// refusal, as Postfix ranks them.
+// contentVerdict applies what the content was found to be. hops says that it
+// has been through too many servers, which is less than a deferral and more
+// than a refusal, as Postfix ranks them.
 func (e *eval) contentVerdict(st status, hops bool) status {
 	c := e.content
 	if c != nil {

@@ -18,7 +18,7 @@ import (
 	"github.com/understudy-mx/understudy/internal/testmx"
 )
 
-// patternFile is a line of testdata/patterns: a pattern with its flags as in a
+// patternLine is a line of testdata/patterns: a pattern with its flags as in a
 // Postfix table (toggling its defaults), and subjects, separated by tabs.
 type patternLine struct {
 	pattern, flags string

@@ -300,7 +300,7 @@ func (r *record) any(s state) bool {
 	return false
 }
 
-// entry is one key of the index with its value.
+// indexEntry is one key of the index with its value.
 type indexEntry struct{ key, value []byte }
 
 // index lists the keys under which the drain finds the message: for each

@@ -109,7 +109,7 @@ func (s *secondary) importFrom(p *postfix, service *policyService, choice string
 	}
 }
 
-// send plays a whole message by a client and returns the reply to RCPT.
+// sendAs plays a whole message by a client and returns the reply to RCPT.
 func sendAs(t *testing.T, addr, client string, books *testmx.Ledger) string {
 	t.Helper()
 	content := message("by "+client, 100)

@@ -111,7 +111,8 @@ var inert = []string{
 	"sleep", "permit_sasl_authenticated", "check_sasl_access", "check_etrn_access", "reject_authenticated_sender_login_mismatch",
 }
 
-// stageLists are the lists, with what a bare table stands for in each.
+// restrictions reads the lists of each stage, with what a bare table stands for
+// in each.
 func (i *importer) restrictions() {
 	i.findClasses()
 	r := &i.spec.Restrictions
