@@ -95,7 +95,7 @@ var restrictions = map[string]restriction{
 	"reject_unauth_destination":                    {class: Exact},
 	"defer_unauth_destination":                     {class: Exact},
 	"check_relay_domains": {class: Approximated,
-		why: "obsolete; read as permit_auth_destination, reject_unauth_destination"},
+		why: "obsolete; read as permit_auth_destination, reject_unauth_destination: a client named in relay_domains gains nothing by it"},
 	"reject_non_fqdn_recipient":       {class: Exact},
 	"reject_unknown_recipient_domain": {class: GivenDNS},
 	"reject_unlisted_recipient":       {class: Exact},
