@@ -129,7 +129,7 @@ func (i *importer) addressTables(parameter string, incomplete func()) (names []s
 // user@[literal] is local.
 func (i *importer) ownLiterals() []string {
 	var all []string
-	for _, a := range i.own() {
+	for _, a := range i.own("inet_interfaces", "proxy_interfaces") {
 		if a.Is4() {
 			all = append(all, "["+a.String()+"]")
 		} else {
@@ -139,30 +139,29 @@ func (i *importer) ownLiterals() []string {
 	return all
 }
 
-func (i *importer) own() []netip.Addr {
-	return slices.Concat(i.interfaces("inet_interfaces"), i.interfaces("proxy_interfaces"))
-}
-
-// interfaces are the addresses that a parameter names.
-func (i *importer) interfaces(parameter string) (addrs []netip.Addr) {
-	for _, w := range words(i.set[parameter]) {
-		switch a, err := netip.ParseAddr(strings.Trim(w, "[]")); {
-		case w == "all":
-			ifas, _ := net.InterfaceAddrs()
-			for _, ifa := range ifas {
-				if p, err := netip.ParsePrefix(ifa.String()); err == nil {
-					addrs = append(addrs, p.Addr().Unmap().WithZone(""))
+// own are the primary's own addresses, as far as parameters name them.
+func (i *importer) own(parameters ...string) (addrs []netip.Addr) {
+	for _, parameter := range parameters {
+		for _, w := range words(i.set[parameter]) {
+			switch a, err := netip.ParseAddr(strings.Trim(w, "[]")); {
+			case w == "all":
+				ifas, _ := net.InterfaceAddrs()
+				for _, ifa := range ifas {
+					if p, err := netip.ParsePrefix(ifa.String()); err == nil {
+						addrs = append(addrs, p.Addr().Unmap().WithZone(""))
+					}
 				}
+			case w == "loopback-only" || w == "localhost":
+				addrs = append(addrs, netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback())
+			case err == nil:
+				addrs = append(addrs, a.Unmap().WithZone(""))
+			default:
+				i.item(parameter, w, Approximated, "a name; what has its address isn't seen as the primary's own", optIgnore)
 			}
-		case w == "loopback-only" || w == "localhost":
-			addrs = append(addrs, netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback())
-		case err == nil:
-			addrs = append(addrs, a.Unmap().WithZone(""))
-		default:
-			i.item(parameter, w, Approximated, "a name; what has its address isn't seen as the primary's own", optIgnore)
 		}
 	}
-	return addrs
+	slices.SortFunc(addrs, netip.Addr.Compare)
+	return slices.Compact(addrs)
 }
 
 // mxBackup translates what permit_mx_backup looks at.
@@ -172,7 +171,7 @@ func (i *importer) mxBackup() {
 	if b.Addresses != nil {
 		return
 	}
-	b.Addresses = i.own()
+	b.Addresses = i.own("inet_interfaces", "proxy_interfaces")
 	b.Networks = i.networks(networks)
 	b.MatchSubdomain = len(b.Networks) > 0 && i.parentMatch(networks)
 }
@@ -181,7 +180,7 @@ func (i *importer) mxBackup() {
 func (i *importer) ownClients() []policy.Restriction {
 	const table = "inet_interfaces"
 	var rules [][2]string
-	for _, a := range i.interfaces(table) {
+	for _, a := range i.own(table) {
 		rules = append(rules, [2]string{a.String(), "OK"})
 	}
 	var err error

@@ -242,8 +242,8 @@ func sortedKeys[V any](m map[string]V) []string {
 	return keys
 }
 
-// networks translates a list of clients as mynetworks is: addresses and prefixes, and where those
-// don't say it all, client names and tables.
+// networks translates mynetworks or another list of clients: addresses and
+// prefixes, and where those don't say it all, client names and tables.
 func (i *importer) networks(parameter string) (list []string) {
 	ps, reasons := i.patterns(parameter, i.set[parameter], false, 0)
 	for _, p := range ps {

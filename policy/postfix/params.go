@@ -111,7 +111,7 @@ var replaced = []Parameter{
 	{Name: "smtpd_tls_req_ccert", Class: NotReplicated, Off: "no", Why: "the secondary asks for no client certificate"},
 	{Name: "smtpd_tls_ask_ccert", Class: NotReplicated, Off: "no", Why: "the secondary asks for no client certificate"},
 	{Name: "smtpd_tls_wrappermode", Class: NotReplicated, Off: "no", Why: "TLS from the first octet isn't served"},
-	{Name: "smtpd_forbid_bare_newline", Class: Exact, Elements: true, Why: "approximated where it is no, and for whom it excludes: CRLF.CRLF ends a message of the secondary's, nothing else does"},
+	{Name: "smtpd_forbid_bare_newline", Class: Exact, Elements: true, Why: "approximated where it is no, and for whom it excludes: " + whyCRLF},
 	{Name: "smtpd_forbid_bare_newline_exclusions", Class: Exact, Elements: true, Why: "client names and their tables: given-dns"},
 	{Name: "smtpd_forbid_bare_newline_reject_code", Class: Exact, Elements: true},
 	{Name: "smtpd_forbid_unauth_pipelining", Class: Approximated, Off: "no", Why: "which octets come together depends on the network"},

@@ -53,6 +53,9 @@ func (i *importer) settings() {
 	}
 }
 
+// whyCRLF is what the secondary does for clients that Postfix is lenient with.
+const whyCRLF = "CRLF.CRLF ends a message of the secondary's, nothing else does"
+
 // extensions translates smtpd_discard_ehlo_keywords. Postfix passes over names
 // that it doesn't know.
 func (i *importer) extensions() {
@@ -81,9 +84,11 @@ func (i *importer) bareNewline() {
 	p.BareNewline = "normalize"
 	switch v := strings.ToLower(i.set[parameter]); v {
 	case "no":
-		i.item(parameter, v, Approximated, "CRLF.CRLF ends a message of the secondary's, nothing else does", "")
+		i.item(parameter, v, Approximated, whyCRLF, "")
 	case "yes", "normalize", "note":
-		i.item(parameter, v, Exact, "", "")
+		if i.item(parameter, v, Exact, "", ""); i.set[parameter+"_exclusions"] != "" {
+			i.item(parameter+"_exclusions", i.set[parameter+"_exclusions"], Approximated, whyCRLF, "")
+		}
 	case "reject":
 		i.item(parameter, v, Exact, "", "")
 		p.BareNewline = v
