@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"net/netip"
 	"strings"
 	"unicode"
@@ -99,7 +100,7 @@ func (s *Snapshot) resolve(f *finder, m envelope.Mailbox, utf8 bool) address {
 		local, domain, ok := s.splitRoute(a.local)
 		if !ok {
 			if a.domain == "" {
-				a.domain = fold(s.spec.Addresses.MyOrigin)
+				a.domain = fold(cmp.Or(s.spec.Addresses.BareDomain, s.spec.Addresses.MyOrigin))
 			}
 			if a.local == "" {
 				a.local = "mailer-daemon" // empty_address_recipient
@@ -108,6 +109,9 @@ func (s *Snapshot) resolve(f *finder, m envelope.Mailbox, utf8 bool) address {
 		}
 		a.local, a.domain = local, domain
 	}
+	if s.spec.Addresses.NumericDomain && validHostaddr(a.domain) {
+		a.domain = "[" + a.domain + "]"
+	}
 	for _, c := range []addressClass{classLocal, classVirtualAlias, classVirtualMailbox, classRelay} {
 		if s.inClass(f, c, a.domain) {
 			a.class = c
@@ -115,12 +119,16 @@ func (s *Snapshot) resolve(f *finder, m envelope.Mailbox, utf8 bool) address {
 		}
 	}
 	a.routed = strings.ContainsAny(a.local, "@!%") // operators or not
-	a.bad = a.domain != "" && !validMailDomain(a.domain, utf8)
+	a.bad = a.domain != "" && !validMailDomain(a.domain, utf8) ||
+		strings.HasPrefix(a.local, "-") && !s.spec.Addresses.AllowMinUser
 	return a
 }
 
 // splitRoute takes the next domain out of a local-part.
 func (s *Snapshot) splitRoute(local string) (rest, domain string, ok bool) {
+	if s.spec.Addresses.KeepQuoted && (envelope.Mailbox{Local: local}).String() != local {
+		return "", "", false
+	}
 	if i := strings.LastIndexByte(local, '@'); i >= 0 {
 		return local[:i], local[i+1:], true
 	}
@@ -252,6 +260,11 @@ func trimDot(s string) string {
 	return s
 }
 
+// doubleBounce is the local-part of the primary's own bounces' sender.
+func (s *Snapshot) doubleBounce() string {
+	return cmp.Or(fold(s.spec.Addresses.DoubleBounce), "double-bounce")
+}
+
 // splitExtension returns the user of a local-part without its address
 // extension; ok is false when there is none.
 func (s *Snapshot) splitExtension(local string) (user string, ok bool) {
@@ -260,7 +273,7 @@ func (s *Snapshot) splitExtension(local string) (user string, ok bool) {
 		return "", false
 	}
 	switch local {
-	case "postmaster", "mailer-daemon", "double-bounce":
+	case "postmaster", "mailer-daemon", s.doubleBounce():
 		return "", false
 	}
 	if s.spec.Addresses.OwnerRequestSpecial && strings.Contains(set, "-") {

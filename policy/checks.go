@@ -332,7 +332,7 @@ func (e *eval) unknownUser(a *address, class, kind string) status {
 		return dunno
 	case classLocal:
 		switch a.local {
-		case "double-bounce", "postmaster", "mailer-daemon":
+		case "postmaster", "mailer-daemon", e.snap.doubleBounce():
 			return dunno
 		}
 		code, where = codes.UnknownLocalRcpt, "local recipient"

@@ -215,7 +215,24 @@ func (s *Session) Withdraw() {
 // (address_verify_sender), which it lets in before all checks: it compares the
 // domain as it was given.
 func (s *Snapshot) verifies(to envelope.ForwardPath) bool {
-	return strings.EqualFold(to.Local, "double-bounce") && s.isOrigin(fold(to.Domain)) && !to.Dot
+	a := &s.spec.Addresses
+	local, domain, _ := strings.Cut(a.VerifySender, "@")
+	switch {
+	case a.VerifySender == "<>" || a.VerifySender+a.MyOrigin == "":
+		return false
+	case a.VerifySender == "":
+		local, domain = s.doubleBounce(), a.MyOrigin
+	}
+	return strings.EqualFold(to.Local, local) && strings.EqualFold(to.Domain, domain) && !to.Dot
+}
+
+// Valid says that the policy has more than 501 to say about an address. Mail and
+// Rcpt refuse others, too; a server asks first, since it answers the parameters
+// behind an address only if that is valid.
+func (s *Session) Valid(m envelope.Mailbox, dot, utf8 bool) bool {
+	a := s.snap.resolve(&s.find, asGiven(m, dot), utf8)
+	s.find.failed = false // then Mail or Rcpt says so
+	return !a.bad
 }
 
 // asGiven puts back the dot that the client wrote behind the domain: DNS lists

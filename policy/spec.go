@@ -114,6 +114,15 @@ type Addresses struct {
 	NoSwapBangpath  bool   `json:"no_swap_bangpath,omitempty"`    // swap_bangpath = no
 	AppendDotDomain string `json:"append_dot_mydomain,omitempty"` // appended to domains without a dot: mydomain, or "" for none
 
+	AllowMinUser  bool   `json:"allow_min_user,omitempty"`         // a local-part may begin with "-"
+	NumericDomain bool   `json:"resolve_numeric_domain,omitempty"` // user@192.0.2.1 is user@[192.0.2.1]
+	KeepQuoted    bool   `json:"keep_quoted,omitempty"`            // resolve_dequoted_address = no
+	BareDomain    string `json:"unqualified_domain,omitempty"`     // of addresses without one; "" is MyOrigin: append_at_myorigin = no, then myhostname
+	DoubleBounce  string `json:"double_bounce_sender,omitempty"`   // "" is "double-bounce"
+	// VerifySender is whom the primary's own probes come from: "<>" is nobody
+	// else, "" is DoubleBounce at MyOrigin.
+	VerifySender string `json:"address_verify_sender,omitempty"`
+
 	// Transports matter where they are "error:text" or "retry:text".
 	TransportMaps             []string `json:"transport_maps,omitempty"`
 	TransportMatchesSubdomain bool     `json:"transport_maps_matches_subdomains,omitempty"`

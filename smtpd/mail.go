@@ -60,7 +60,7 @@ func (f *front) mail(arg string) {
 	}
 	path, params, err := envelope.ParseReversePath(rest)
 	utf8 := p.Offers("SMTPUTF8") && wantsUTF8(params)
-	if err != nil || f.tooLax(rest) || !ascii(path.Domain) && !utf8 {
+	if err != nil || f.tooLax(rest) || !path.Null() && !f.policy.Valid(path.Mailbox, path.Dot, utf8) {
 		f.reply(envelope.NewReply(501, "5.1.7", "Bad sender address syntax"))
 		return
 	}
@@ -102,8 +102,8 @@ func (f *front) tooLax(path string) bool {
 	return path[0] != '<'
 }
 
-// wantsUTF8 says that MAIL's parameters hold SMTPUTF8. Without it a domain must
-// be ASCII; a local-part need not, unless the policy is strict about it.
+// wantsUTF8 says that MAIL's parameters hold SMTPUTF8, by which addresses are
+// read.
 func wantsUTF8(list string) bool {
 	for param := range strings.FieldsSeq(list) {
 		if upper(param) == "SMTPUTF8" {
@@ -174,7 +174,7 @@ func (f *front) recipient(arg string) {
 		return
 	}
 	path, params, err := envelope.ParseForwardPath(rest)
-	if err != nil || f.tooLax(rest) || !ascii(path.Domain) && !f.tx.env.UTF8 {
+	if err != nil || f.tooLax(rest) || !path.Postmaster() && !f.policy.Valid(path.Mailbox, path.Dot, f.tx.env.UTF8) {
 		f.reply(envelope.NewReply(501, "5.1.3", "Bad recipient address syntax"))
 		return
 	}
@@ -267,15 +267,6 @@ func isXtext(s string) bool {
 }
 
 func isHex(c byte) bool { return c >= '0' && c <= '9' || c >= 'A' && c <= 'F' || c >= 'a' && c <= 'f' }
-
-func ascii(s string) bool {
-	for i := range len(s) {
-		if s[i] >= 0x80 {
-			return false
-		}
-	}
-	return true
-}
 
 // masked has "?" for each octet that isn't ASCII, as Postfix has in a HELO name
 // without smtputf8_enable.

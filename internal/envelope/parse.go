@@ -30,9 +30,9 @@ var (
 // the path, trimmed. It is as lenient as a Postfix without
 // strict_rfc821_envelopes: brackets may lack, source routes are cut off (RFC
 // 5321 §4.1.1.3), comments, spaces around "@" and "." and one dot at the
-// domain's end don't count. A domain may be absent; what that means is for the
-// policy to say. Octets above 127 pass when they are UTF-8: the caller knows
-// whether SMTPUTF8 was given.
+// domain's end don't count. For the policy to judge are: an absent domain, an
+// IPv4 address in its place, a local-part that begins with "-", and octets above
+// 127, which pass when they are UTF-8.
 func ParseReversePath(arg string) (p ReversePath, params string, err error) {
 	path, params, err := cutPath(arg)
 	if err != nil {
@@ -162,7 +162,7 @@ func parseAddress(s string) (m Mailbox, dot bool, err error) {
 		local = local[:at]
 	}
 	switch {
-	case local == "", local[0] == '-': // Postfix's allow_min_user = no
+	case local == "":
 		return Mailbox{}, false, errLocal
 	case len(local) > maxLocal:
 		return Mailbox{}, false, errTooLong
@@ -327,7 +327,7 @@ func parseDomain(s string, literal bool) (domain string, dot bool, err error) {
 		return s, false, nil
 	}
 	s, dot = strings.CutSuffix(s, ".")
-	if len(s) > maxDomain || !ValidDomain(s) {
+	if !ValidDomain(s) && !validLiteral("["+s+"]") {
 		return "", false, errDomain
 	}
 	return s, dot, nil

@@ -176,12 +176,12 @@ func oracleAddress(s string) (m Mailbox, ok bool) {
 		}
 		m.Domain += w.text
 	}
-	if m.Local == "" || len(m.Local) > maxLocal || m.Local[0] == '-' {
+	if m.Local == "" || len(m.Local) > maxLocal {
 		return m, false
 	}
 	if at >= 0 && !strings.HasPrefix(m.Domain, "[") {
 		m.Domain = strings.TrimSuffix(m.Domain, ".")
-		return m, oracleDomain(m.Domain)
+		return m, oracleDomain(m.Domain) || oracleLiteral("["+m.Domain+"]")
 	}
 	return m, at < 0 || oracleLiteral(m.Domain)
 }

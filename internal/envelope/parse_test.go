@@ -42,6 +42,8 @@ func TestParseForwardPath(t *testing.T) {
 		{"<@r.example:a:b@d.example>", Mailbox{"a:b", "d.example"}, "", `"a:b"@d.example`},
 		{"<a@d.example(comment>", Mailbox{"a", "d.example"}, "", ""},
 		{"<a@1.2.3.4x>", Mailbox{"a", "1.2.3.4x"}, "", ""},
+		{"<a@192.0.2.1.>", Mailbox{"a", "192.0.2.1"}, "", ""},
+		{"<-alice@corp.example>", Mailbox{"-alice", "corp.example"}, "", ""},
 	}
 	for _, tt := range tests {
 		got, params, err := ParseForwardPath(tt.arg)
@@ -65,7 +67,7 @@ func TestParseForwardPath(t *testing.T) {
 func TestParsePathRefuses(t *testing.T) {
 	for _, arg := range []string{
 		"", " ", "alice@", "<alice@>", "<@corp.example>", "<alice@corp.example", "<alice@corp.example>x",
-		"<-alice@corp.example>", "<alice@192.0.2.1>", "<alice@2130706433>", "<alice,bob@corp.example>",
+		"<alice@192.0.2.1.1>", "<alice@192.0.2>", "<alice@2130706433>", "<alice,bob@corp.example>",
 		"<alice;bob@corp.example>", "<alice@corp.example,x>", "<alice bob@corp.example>", `<"alice@corp.example>`,
 		`<""@corp.example>`, "<alice@corp..example>", "<alice@-corp.example>", "<alice@corp-.example>",
 		"<alice@.corp.example>", "<alice@[192.0.2.1>", "<alice@[192.0.2.1]x>", "<alice@[2001:db8::1]>",

@@ -24,6 +24,7 @@ func (i *importer) addresses() {
 	a.RecipientDelimiter = i.set["recipient_delimiter"]
 	a.OwnerRequestSpecial = i.boolean("owner_request_special")
 	a.MyOrigin = i.origin()
+	i.bounces()
 	i.item("recipient_delimiter", a.RecipientDelimiter, Exact, "", "")
 	i.item("myorigin", a.MyOrigin, Exact, "", "")
 
@@ -64,6 +65,27 @@ func (i *importer) addresses() {
 	}
 	sort.Strings(a.Local.Domains)
 	a.Local.Domains = slices.Compact(a.Local.Domains)
+}
+
+// bounces translates what Postfix calls itself and completes addresses with.
+func (i *importer) bounces() {
+	a := &i.spec.Addresses
+	origin := "@" + a.MyOrigin
+	if !i.boolean("append_at_myorigin") {
+		a.BareDomain, origin = strings.ToLower(i.set["myhostname"]), ""
+	}
+	if a.DoubleBounce = i.set["double_bounce_sender"]; a.DoubleBounce == "double-bounce" {
+		a.DoubleBounce = ""
+	}
+	verify := i.set["address_verify_sender"]
+	switch {
+	case verify == "" || verify == "<>" || strings.Trim(i.set["address_verify_sender_ttl"], "0s") != "":
+		a.VerifySender = "<>"
+	case verify != i.set["double_bounce_sender"] || origin == "":
+		if a.VerifySender = verify; !strings.Contains(verify, "@") {
+			a.VerifySender += origin
+		}
+	}
 }
 
 // transport is a parameter's transport where mail for it is refused.

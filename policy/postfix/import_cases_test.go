@@ -171,6 +171,41 @@ func TestOlderNames(t *testing.T) {
 	}
 }
 
+// TestOwnNames reads what Postfix calls itself.
+func TestOwnNames(t *testing.T) {
+	for _, tt := range []struct{ main, bare, bounce, verify string }{
+		{main: ""},
+		{main: "double_bounce_sender = Lost\n", bounce: "Lost"},
+		{main: "address_verify_sender = postmaster\n", verify: "postmaster@example.org"},
+		{main: "address_verify_sender = probe@x.example\n", verify: "probe@x.example"},
+		{main: "address_verify_sender =\n", verify: "<>"},
+		{main: "address_verify_sender = <>\n", verify: "<>"},
+		{main: "address_verify_sender_ttl = 10s\n", verify: "<>"},
+		{main: "address_verify_sender_ttl = 0\n"},
+		{main: "append_at_myorigin = no\n", bare: "mx.example.org", verify: "double-bounce"},
+	} {
+		src := install(t, map[string]string{"main.cf": base + "myorigin = example.org\nmyhostname = mx.example.org\n" + tt.main})
+		spec, _ := load(t, src)
+		a := &spec.Addresses
+		if a.BareDomain != tt.bare || a.DoubleBounce != tt.bounce || a.VerifySender != tt.verify {
+			t.Errorf("%q: unqualified at %q, bounces from %q, probes from %q", tt.main, a.BareDomain, a.DoubleBounce, a.VerifySender)
+		}
+	}
+}
+
+// TestExtensions reads which extensions are not offered, and reports the others.
+func TestExtensions(t *testing.T) {
+	src := install(t, map[string]string{"main.cf": base + "smtpd_discard_ehlo_keywords = dsn, SmtpUtf8 ehlo_mask_smtputf8 starttls, silent-discard, size, foo\n"})
+	spec, report := load(t, src)
+	if diff := cmp.Diff([]string{"DSN", "SMTPUTF8"}, spec.Protocol.Discard); diff != "" {
+		t.Error(diff)
+	}
+	const parameter = "smtpd_discard_ehlo_keywords"
+	if !hasItem(report, parameter, "starttls", postfix.NotReplicated) || !hasItem(report, parameter, "size", postfix.Approximated) {
+		t.Errorf("the report lacks what isn't replicated: %v", report.Items)
+	}
+}
+
 // TestAccessValues translates lists of restrictions inside of access tables.
 func TestAccessValues(t *testing.T) {
 	src := install(t, map[string]string{

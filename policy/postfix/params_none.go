@@ -66,7 +66,7 @@ var undecided = slices.Concat(
 		"address_verify_pending_request_limit", "address_verify_poll_count", "address_verify_poll_delay",
 		"address_verify_relay_transport", "address_verify_relayhost",
 		"address_verify_sender_dependent_default_transport_maps", "address_verify_sender_dependent_relayhost_maps",
-		"address_verify_sender_ttl", "address_verify_service_name", "address_verify_transport_maps",
+		"address_verify_service_name", "address_verify_transport_maps",
 		"address_verify_virtual_transport"),
 	named(NoDecision, "see the restriction that it belongs to; the answers of learned tables age by it",
 		"address_verify_negative_cache", "address_verify_negative_expire_time", "address_verify_negative_refresh_time",

@@ -19,6 +19,8 @@ func (i *importer) settings() {
 		"strict_rfc821_envelopes":                   &s.Protocol.StrictEnvelopes,
 		"disable_vrfy_command":                      &s.Protocol.DisableVRFY,
 		"strict_smtputf8":                           &s.Protocol.StrictUTF8,
+		"allow_min_user":                            &s.Addresses.AllowMinUser,
+		"resolve_numeric_domain":                    &s.Addresses.NumericDomain,
 	} {
 		*to = i.boolean(name)
 	}
@@ -48,6 +50,7 @@ func (i *importer) settings() {
 	}
 	s.Addresses.NoPercentHack = !i.boolean("allow_percent_hack")
 	s.Addresses.NoSwapBangpath = !i.boolean("swap_bangpath")
+	s.Addresses.KeepQuoted = !i.boolean("resolve_dequoted_address")
 	if i.boolean("append_dot_mydomain") {
 		s.Addresses.AppendDotDomain = i.set["mydomain"]
 	}
@@ -62,7 +65,7 @@ func (i *importer) extensions() {
 	const parameter = "smtpd_discard_ehlo_keywords"
 	p := &i.spec.Protocol
 	for _, w := range words(i.set[parameter]) {
-		switch ext := strings.TrimPrefix(strings.ToUpper(w), "EHLO_MASK_"); ext {
+		switch ext := strings.Replace(strings.ToUpper(w), "EHLO_MASK_SMTPUTF8", "SMTPUTF8", 1); ext {
 		case "DSN", "SMTPUTF8":
 			i.item(parameter, w, Exact, "", "")
 			if p.Offers(ext) {
