@@ -294,9 +294,8 @@ func (e *eval) verdict(stage Stage, st status) Verdict {
 	switch {
 	case st == refused:
 		v.Reply, v.Unsure = e.reply, e.unsure
-		if e.snap.spec.SoftBounce && v.Reply.Code >= 500 {
-			v.Reply.Code -= 100
-			v.Reply.Enhanced = "4" + v.Reply.Enhanced[1:]
+		if e.snap.spec.SoftBounce {
+			v.Reply = v.Reply.Softened()
 		}
 		v.Action = Defer
 		if v.Reply.Permanent() {

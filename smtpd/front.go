@@ -330,6 +330,9 @@ func (f *front) reply(r envelope.Reply) {
 	if r.Code < 200 || r.Code > 599 {
 		r = envelope.NewReply(451, "4.3.5", "Server configuration error")
 	}
+	if f.snap != nil && f.snap.Spec().SoftBounce {
+		r = r.Softened()
+	}
 	f.srv.Metrics.Commands.WithLabelValues(f.verb, class(r.Code)).Inc()
 	f.out = appendReply(f.out, r)
 	if r.Code >= 400 {

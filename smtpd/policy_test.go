@@ -37,6 +37,8 @@ func TestPolicyInTheDoor(t *testing.T) {
 			"C: RCPT TO:<-alice@corp.example> FOO\nS: 501 5.1.3\nC: RCPT TO:<alice@192.0.2.1> FOO\nS: 501 5.1.3\nC: RCPT TO:<alice@bücher.example> FOO\nS: 501 5.1.3\n", nil},
 		{"an address as the policy allows it", "C: MAIL FROM:<-b@192.0.2.1> FOO\nS: 555\nC: MAIL FROM:<-b@192.0.2.1>\nS: 250\n",
 			func(s *policy.Spec) { s.Addresses.AllowMinUser, s.Addresses.NumericDomain = true, true }},
+		{"soft bounce", "C: FOO\nS: 400 4.5.2\nC: MAIL FROM:<-b@x.example>\nS: 401 4.1.7\n" + mail + "C! \"a\\nb\\r\\n.\\r\\n\"\nS: 450 4.6.0\n",
+			func(s *policy.Spec) { s.SoftBounce = true }},
 		{"bare LF refused unless the policy says so", mail + "C! \"a\\nb\\r\\n.\\r\\n\"\nS: 550 5.6.0\nS: CLOSED\n", nil},
 		{"bare LF as the policy says", mail + "C! \"a\\nb\\r\\n.\\r\\n\"\nS: 250 2.0.0\n",
 			func(s *policy.Spec) { s.Protocol.BareNewline = "normalize" }},

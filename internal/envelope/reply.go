@@ -34,6 +34,18 @@ func (r Reply) Temporary() bool { return r.Code/100 == 4 }
 // Permanent says that the reply is a permanent negative completion, 5yz.
 func (r Reply) Permanent() bool { return r.Code/100 == 5 }
 
+// Softened is the reply with a permanent refusal made a temporary one, as
+// Postfix's soft_bounce has it.
+func (r Reply) Softened() Reply {
+	if r.Permanent() {
+		r.Code -= 100
+		if digit, rest, _ := strings.Cut(r.Enhanced, "."); digit == "5" {
+			r.Enhanced = "4." + rest
+		}
+	}
+	return r
+}
+
 // String prints the reply on one line, for logs and the operator.
 func (r Reply) String() string {
 	if r.Zero() {
