@@ -160,8 +160,8 @@ type MXBackup struct {
 }
 
 // ContentChecks are what cleanup(8) refuses a message for. The tables are those
-// that its headers and lines are looked up in, header_checks(5). Each list stands for itself: an empty MIMEHeader doesn't
-// mean Header.
+// that its headers and lines are looked up in, header_checks(5). Each list stands
+// for itself: an empty MIMEHeader doesn't mean Header.
 type ContentChecks struct {
 	Header       []string `json:"header_checks,omitempty"`
 	MIMEHeader   []string `json:"mime_header_checks,omitempty"`

@@ -64,6 +64,9 @@ type checks struct {
 func (i *importer) content() {
 	c := &i.spec.Content
 	c.Hostname = i.set["myhostname"]
+	if i.set["smtpd_milters"]+i.set["non_smtpd_milters"] != "" { // KLUDGE_HEADER_LIMIT of cleanup_message.c
+		i.spec.Limits.HeaderBytes = min(i.spec.Limits.HeaderBytes, 60000)
+	}
 	lists := []checks{
 		{"header_checks", &c.Header}, {"mime_header_checks", &c.MIMEHeader},
 		{"nested_header_checks", &c.NestedHeader}, {"body_checks", &c.Body},

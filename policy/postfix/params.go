@@ -99,6 +99,7 @@ var exact = append(named(Exact, "",
 	"unknown_virtual_alias_reject_code", "unknown_virtual_mailbox_reject_code",
 ),
 	Parameter{Name: "message_size_limit", Class: Approximated, Off: "0", Why: whySize},
+	Parameter{Name: "non_smtpd_milters", Class: Exact, Off: "-", Why: "with any milter header_size_limit is 60000 at most"},
 	Parameter{Name: "smtpd_null_access_lookup_key", Class: Exact, Off: "<>"},
 	Parameter{Name: "smtpd_sasl_auth_enable", Class: Exact, Off: "no", Why: "clients that authenticate aren't served by a secondary"},
 )

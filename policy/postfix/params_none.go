@@ -84,5 +84,5 @@ var undecided = slices.Concat(
 		"allow_mail_to_commands", "allow_mail_to_files",
 		"empty_address_relayhost_maps_lookup_key", "empty_address_default_transport_maps_lookup_key", "strict_mailbox_ownership",
 		"virtual_alias_address_length_limit", "masquerade_domains", "propagate_unmatched_extensions", "virtual_alias_expansion_limit", "virtual_alias_recursion_limit",
-		"milter_header_checks", "non_smtpd_milters", "mailbox_size_limit", "virtual_mailbox_limit"),
+		"milter_header_checks", "mailbox_size_limit", "virtual_mailbox_limit"),
 )
