@@ -1,29 +1,11 @@
 package smtpd
 
 import (
-	"context"
 	"io"
 	"net"
 	"strings"
 	"testing"
-
-	"github.com/understudy-mx/understudy/internal/envelope"
 )
-
-// nowhere is a spool that keeps nothing.
-type nowhere struct{}
-
-func (nowhere) Ready(int64) error { return nil }
-func (nowhere) Begin(e *envelope.Envelope) (Draft, error) {
-	e.ID = "0123456789abcdef"
-	return dropped{}, nil
-}
-
-type dropped struct{ Draft }
-
-func (dropped) Commit(context.Context) error { return nil }
-
-func (dropped) Write(p []byte) (int, error) { return len(p), nil }
 
 // BenchmarkSession is a session with one message, and one whose recipient is
 // refused, a round trip a command, over the loopback: the door without the queue.
@@ -38,7 +20,7 @@ func BenchmarkSession(b *testing.B) {
 	} {
 		b.Run(bench.name, func(b *testing.B) {
 			s, _ := newServer(b)
-			s.Spool = nowhere{}
+			s.Spool = Nowhere{}
 			ln := listen(b)
 			defer serve(b, s, ln)()
 			buf := make([]byte, 4096)
