@@ -21,8 +21,8 @@ type matchItem struct {
 
 const tablePrefix = "table:"
 
-// networkList is a list of clients, such as mynetworks. Without tables and names it is a trie, else the
-// elements in order.
+// networkList is a list of clients, such as mynetworks. Without tables and names
+// it is a trie, else the elements in order.
 type networkList struct {
 	trie       *bart.Table[bool] // false excludes
 	items      []matchItem

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"bytes"
+	"cmp"
 	"strings"
 )
 
@@ -67,13 +68,6 @@ const (
 	defaultNesting  = 100
 	defaultBody     = 51200
 )
-
-func orDefault[T int | int64](v, def T) T {
-	if v == 0 {
-		return def
-	}
-	return v
-}
 
 // record takes a line, or a piece of one that goes on (cont), as
 // mime_state_update does.
@@ -242,7 +236,7 @@ func (c *content) boundary(rest []byte) {
 // bodyLine looks at a record of the body.
 func (c *content) bodyLine(rec []byte) {
 	spec := &c.s.snap.spec.Content
-	if c.offset < orDefault(spec.BodyLimit, defaultBody) {
+	if c.offset < cmp.Or(spec.BodyLimit, defaultBody) {
 		c.act(kindBodyChecks, c.s.snap.content.body, rec)
 	}
 	c.offset += int64(len(rec)) + 1
@@ -281,12 +275,12 @@ func (c *content) contentType(value string) {
 			if len(tok) < 3 || !tok[0].is("boundary") || tok[1].kind != '=' {
 				continue
 			}
-			if len(c.stack)-1 > int(orDefault(spec.NestingLimit, defaultNesting)) {
+			if len(c.stack)-1 > cmp.Or(spec.NestingLimit, defaultNesting) {
 				c.faulty[faultNesting] = c.faulty[faultNesting] || c.s.snap.content.nesting
 				continue
 			}
 			text := tok[2].text
-			text = text[:min(len(text), int(orDefault(spec.BoundaryLimit, defaultBoundary)))]
+			text = text[:min(len(text), cmp.Or(spec.BoundaryLimit, defaultBoundary))]
 			c.stack = append(c.stack, boundary{text, sub == "digest"})
 		}
 	}

@@ -1,5 +1,7 @@
 package policy
 
+import "cmp"
+
 // Postfix's cleanup(8) holds its queue file against message_size_limit, not the
 // message alone. Each line of the message and of the envelope is a record there
 // (rec_put(3)): a type, a length and the text without its line end.
@@ -11,7 +13,7 @@ func LongLine(n, limit int) int64 {
 	if n < 128 {
 		return 0
 	}
-	limit = orDefault(limit, 2048)
+	limit = cmp.Or(limit, 2048)
 	long := 3 * (n / limit)
 	if n%limit >= 128 {
 		long++

@@ -3,6 +3,7 @@ package postfix
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -97,7 +98,7 @@ func checkMain(ctx context.Context, src *Source) error {
 	if src.ConfigDir != "" {
 		args = append([]string{"-c", src.ConfigDir}, args...)
 	}
-	_, err := run(ctx, orDefault(src.Postmap, "postmap"), args, func(string) error { return nil })
+	_, err := run(ctx, cmp.Or(src.Postmap, "postmap"), args, func(string) error { return nil })
 	if err != nil {
 		return fmt.Errorf("main.cf is refused by Postfix: %w", err)
 	}
@@ -202,7 +203,7 @@ func (s *Source) postconf(ctx context.Context, warnings *[]string, line func(str
 	key := strings.Join(args, "\x00")
 	a, known := s.said[key]
 	if !known {
-		a.stderr, err = run(ctx, orDefault(s.Postconf, "postconf"), args, func(l string) error {
+		a.stderr, err = run(ctx, cmp.Or(s.Postconf, "postconf"), args, func(l string) error {
 			a.lines = append(a.lines, l)
 			return nil
 		})
@@ -228,13 +229,6 @@ func (s *Source) postconf(ctx context.Context, warnings *[]string, line func(str
 		}
 	}
 	return err
-}
-
-func orDefault(s, def string) string {
-	if s == "" {
-		return def
-	}
-	return s
 }
 
 // command is a program to run.
@@ -318,7 +312,7 @@ func complaint(stderr string, err error) string {
 		}
 		last = l
 	}
-	return orDefault(last, err.Error())
+	return cmp.Or(last, err.Error())
 }
 
 func exists(name string) bool { _, err := os.Stat(name); return err == nil }

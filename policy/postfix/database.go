@@ -1,6 +1,7 @@
 package postfix
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -149,7 +150,7 @@ func (d *Database) analyse() (err error) {
 }
 
 func (d *Database) resultFormat() string {
-	return orDefault(d.Settings["result_format"], orDefault(d.Settings["result_filter"], "%s"))
+	return cmp.Or(d.Settings["result_format"], cmp.Or(d.Settings["result_filter"], "%s"))
 }
 
 func (d *Database) domains() []string {

@@ -1,6 +1,7 @@
 package postfix
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -39,14 +40,14 @@ func (d *Database) search() (*Search, error) {
 	if len(placeholders(s["search_base"])) > 0 {
 		return nil, errors.New("the key in search_base")
 	}
-	f, rest, err := parseFilter(orDefault(s["query_filter"], "(mailacceptinggeneralid=%s)"), 0)
+	f, rest, err := parseFilter(cmp.Or(s["query_filter"], "(mailacceptinggeneralid=%s)"), 0)
 	if err == nil && rest != "" {
 		err = fmt.Errorf("query_filter goes on after its end: %q", rest)
 	}
 	if err != nil {
 		return nil, err
 	}
-	se := &Search{Base: s["search_base"], Scope: orDefault(s["scope"], "sub"), filter: f, domains: d.domains()}
+	se := &Search{Base: s["search_base"], Scope: cmp.Or(s["scope"], "sub"), filter: f, domains: d.domains()}
 	if err := f.check(se); err != nil {
 		return nil, err
 	}
@@ -54,7 +55,7 @@ func (d *Database) search() (*Search, error) {
 		return nil, errors.New("query_filter finds entries whatever the key is")
 	}
 	se.Filter = f.spell()
-	se.result = words(strings.ToLower(orDefault(s["result_attribute"], "maildrop")))
+	se.result = words(strings.ToLower(cmp.Or(s["result_attribute"], "maildrop")))
 	for _, a := range se.result {
 		if !slices.Contains(se.Attributes, a) {
 			se.Attributes = append(se.Attributes, a)

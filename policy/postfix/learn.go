@@ -1,6 +1,7 @@
 package postfix
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os/exec"
@@ -170,7 +171,7 @@ func (i *importer) ask(l learnedTable, keys []string, now time.Time) error {
 // then it says nothing.
 func (i *importer) lookUp(args, keys []string, line func(string)) error {
 	c := command{
-		name: orDefault(i.src.Postmap, "postmap"), args: args,
+		name: cmp.Or(i.src.Postmap, "postmap"), args: args,
 		dir: i.set["queue_directory"], stdin: strings.Join(keys, "\n") + "\n",
 	}
 	stderr, err := c.run(i.ctx, func(l string) error { line(l); return nil })
@@ -202,7 +203,7 @@ func parseAge(s, usual string) (time.Duration, error) {
 	units := map[string]time.Duration{"s": time.Second, "m": time.Minute, "h": time.Hour, "d": 24 * time.Hour, "w": 7 * 24 * time.Hour}
 	digits := strings.TrimRight(s, "smhdw")
 	n, err := strconv.Atoi(digits)
-	unit, known := units[orDefault(s[len(digits):], usual)]
+	unit, known := units[cmp.Or(s[len(digits):], usual)]
 	if err != nil || !known || n < 0 || n > 100_000 {
 		return 0, fmt.Errorf("%q is no time", s)
 	}

@@ -1,6 +1,7 @@
 package postfix
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 
@@ -282,7 +283,7 @@ func (i *importer) class(name, implied string) string {
 	es, _ := parseList(i.set[name], implied, i.isClass)
 	key := name
 	if i.hasBare(es, implied, 0) {
-		key += "/" + orDefault(implied, "none")
+		key += "/" + cmp.Or(implied, "none")
 	}
 	if _, done := i.spec.Classes[key]; !done {
 		i.spec.Classes[key] = nil // against recursion

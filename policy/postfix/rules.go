@@ -1,6 +1,7 @@
 package postfix
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"regexp"
@@ -118,7 +119,7 @@ func (i *importer) skippedLines(name string) map[int]bool {
 		args = append([]string{"-c", i.src.ConfigDir}, args...)
 	}
 	// That x isn't found is an error, too.
-	stderr, _ := run(i.ctx, orDefault(i.src.Postmap, "postmap"), args, func(string) error { return nil })
+	stderr, _ := run(i.ctx, cmp.Or(i.src.Postmap, "postmap"), args, func(string) error { return nil })
 	skipped := map[int]bool{}
 	for _, m := range warnedLine.FindAllStringSubmatch(stderr, -1) {
 		if n, _ := strconv.Atoi(m[1]); !harmless.MatchString(m[2]) {

@@ -1,6 +1,7 @@
 package postfix
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -90,7 +91,7 @@ func rewriteArm(tokens []token) (*Query, error) {
 	for c, ts := range parts {
 		switch {
 		case c == "" || !slices.Contains([]string{"select", "from", "where", "order", "limit"}, c):
-			return nil, fmt.Errorf("%s can't be rewritten", orDefault(c, "text before SELECT"))
+			return nil, fmt.Errorf("%s can't be rewritten", cmp.Or(c, "text before SELECT"))
 		case c != "where" && slices.ContainsFunc(ts, token.holes):
 			return nil, fmt.Errorf("the key in %s", c)
 		case c == "select" && slices.ContainsFunc(ts, token.aggregates):

@@ -1,6 +1,7 @@
 package postfix
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -146,7 +147,7 @@ func (i *importer) postmap(typ, name string) (*Table, error) {
 	if i.src.ConfigDir != "" {
 		args = append([]string{"-c", i.src.ConfigDir}, args...)
 	}
-	_, err := run(i.ctx, orDefault(i.src.Postmap, "postmap"), args, func(line string) error {
+	_, err := run(i.ctx, cmp.Or(i.src.Postmap, "postmap"), args, func(line string) error {
 		key, value, _ := strings.Cut(line, "\t")
 		if key != strings.ToLower(key) {
 			return nil
@@ -174,7 +175,7 @@ func (i *importer) unixTable(arg string) (*Table, error) {
 	}
 	t := &Table{Type: "unix", Kind: Indexed, Entries: map[string]string{}}
 	i.polled["unix:"+arg] = true
-	_, err := run(i.ctx, orDefault(i.src.Getent, "getent"), []string{db}, func(line string) error {
+	_, err := run(i.ctx, cmp.Or(i.src.Getent, "getent"), []string{db}, func(line string) error {
 		if name, _, ok := strings.Cut(line, ":"); ok && name == strings.ToLower(name) {
 			return t.add(name, "x")
 		}
@@ -410,7 +411,7 @@ func (i *importer) valueText(table string, es []element, implied string) string 
 			parts = append(parts, string(b))
 		}
 	}
-	return orDefault(strings.Join(parts, ", "), "DUNNO")
+	return cmp.Or(strings.Join(parts, ", "), "DUNNO")
 }
 
 // isAction says that a value is an action of access(5), not a list of

@@ -1,6 +1,7 @@
 package postfix
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strings"
@@ -99,7 +100,7 @@ func parseList(list, implied string, isClass func(string) bool) ([]element, erro
 		case !known:
 			return nil, fmt.Errorf("unknown restriction %q", ws[i])
 		default:
-			e.name = orDefault(r.canonical, name)
+			e.name = cmp.Or(r.canonical, name)
 			if r.arg != argNone {
 				if i++; i == len(ws) {
 					return nil, fmt.Errorf("%s lacks its argument", name)
