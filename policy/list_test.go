@@ -114,8 +114,8 @@ func TestReload(t *testing.T) {
 		}
 		write(list, text)
 		keys, wrong := readPlainly(list, text, "a.example", "b.example")
-		alone, _, err := Load(path)
-		beside, _, err2 := Reload(path, before)
+		alone, _, err := Load(path, nil)
+		beside, _, err2 := Load(path, before)
 		if len(wrong) > 0 {
 			bad++
 			want := strings.Join(wrong, "\n")
@@ -164,7 +164,7 @@ func TestReloadShares(t *testing.T) {
 			t.Helper()
 			err := errors.Join(os.WriteFile(path, []byte("domains = [\"a.example\"]\nrecipients_file = \"list\"\n"), 0o600),
 				os.WriteFile(filepath.Join(dir, "list"), []byte(strings.Join(lines, "")), 0o600))
-			s, _, e := Reload(path, before)
+			s, _, e := Load(path, before)
 			if err = errors.Join(err, e); err != nil {
 				t.Fatal(err)
 			}

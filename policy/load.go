@@ -14,12 +14,10 @@ const maxPolicyFile = 1 << 30
 // Load reads a policy: hand-written TOML, or the canonical JSON of a snapshot.
 // files are all the files that were read, or should have been, so that a
 // caller can watch them. An error may join many, each a line of the form
-// "file:line:col: what is wrong; what to do".
-func Load(path string) (s *Snapshot, files []string, err error) { return Reload(path, nil) }
-
-// Reload is Load of what was loaded before: the new Snapshot shares memory with
-// that of before (nil: there is none), where both list the same recipients.
-func Reload(path string, before *Snapshot) (s *Snapshot, files []string, err error) {
+// "file:line:col: what is wrong; what to do". The new
+// Snapshot shares memory with that of before (nil: there is none), where both
+// list the same recipients.
+func Load(path string, before *Snapshot) (s *Snapshot, files []string, err error) {
 	open := func(name string) (io.ReadCloser, error) {
 		files = append(files, name)
 		return openFile(name)

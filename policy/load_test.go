@@ -82,7 +82,7 @@ func TestLoad(t *testing.T) {
 	}
 	write(path, `recipients_file = "list"`+"\n"+smallPolicy)
 	write(list, "bob@example.org\n")
-	s, files, err := Load(path)
+	s, files, err := Load(path, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,24 +97,24 @@ func TestLoad(t *testing.T) {
 	if err := os.Remove(list); err != nil {
 		t.Fatal(err)
 	}
-	_, files, err = Load(path)
+	_, files, err = Load(path, nil)
 	if err == nil || len(files) != 2 {
 		t.Errorf("got files %v and error %v, want both files and an error", files, err)
 	}
 	if !strings.HasPrefix(err.Error(), path+":1:1: ") {
 		t.Errorf("error doesn't start with its place: %v", err)
 	}
-	if _, _, err := Load(filepath.Join(dir, "none")); !errors.Is(err, os.ErrNotExist) {
+	if _, _, err := Load(filepath.Join(dir, "none"), nil); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("missing policy: %v", err)
 	}
-	if _, _, err := Load(dir); err == nil {
+	if _, _, err := Load(dir, nil); err == nil {
 		t.Error("a directory was loaded")
 	}
 
 	// The canonical encoding is a policy file too.
 	snapshot := filepath.Join(dir, "snapshot.json")
 	write(snapshot, string(s.Encode()))
-	back, _, err := Load(snapshot)
+	back, _, err := Load(snapshot, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -194,7 +194,7 @@ func TestDecodeRefuses(t *testing.T) {
 
 // TestExample keeps the example complete: it holds every key there is.
 func TestExample(t *testing.T) {
-	s, files, err := Load("testdata/example.toml")
+	s, files, err := Load("testdata/example.toml", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -54,7 +54,7 @@ func loadPolicy(path string, log *slog.Logger, m *metrics.Metrics) (*policyFile,
 
 // readPolicy is policy.Reload; an error that is the system's says what it is about.
 func readPolicy(path string, before *policy.Snapshot) (*policy.Snapshot, []string, error) {
-	s, files, err := policy.Reload(path, before)
+	s, files, err := policy.Load(path, before)
 	if _, ok := err.(*fs.PathError); ok {
 		err = fmt.Errorf("read policy: %w", err)
 	}
