@@ -142,15 +142,6 @@ inmain_result_attribute = mail
 			t.Errorf("%s: %s is %s: %s", it.Parameter, it.Element, it.Class, it.Why)
 		}
 	}
-	got, err := ListTable(t.Context(), Source{ConfigDir: conf, Lister: Databases{}}, "proxy:ldap:inmain")
-	if want := "list@example.org,@catch.example,o'brien@example.org"; err != nil || len(got) != 3 || got["bob@example.org"] != want {
-		t.Errorf("ListTable: %v, %v", got, err)
-	}
-	for table, want := range map[string]string{"ldap:none": "ldap:none", "tcp:x:1": "live", "cdb:/nonexistent": "no such file", "static:x": "no keys", "hash:/nonexistent": "No such file"} {
-		if _, err := ListTable(t.Context(), Source{ConfigDir: conf, Lister: Databases{}}, table); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: %v, want %q", table, err, want)
-		}
-	}
 	dir.Stop()
 	_, _, err = Import(context.Background(), Source{ConfigDir: conf, Lister: Databases{}})
 	for _, want := range []string{"virtual_mailbox_maps", "/ldap.cf", "server_host", "start the server", "virtual_alias_maps"} {
