@@ -81,13 +81,6 @@ func compilePattern(d dialect, src, flags string) (*pattern, error) {
 	return p, nil
 }
 
-// exact says whether what the groups of a match hold is what Postfix finds
-// there. Where several ways lead to the longest match, POSIX prefers another
-// one than our engines do, so that only the match itself is certain.
-func (p *pattern) exact(d dialect) bool {
-	return d == dialectPCRE || p.backtrack == nil && !strings.ContainsAny(p.src, "|*+?{")
-}
-
 // scratch is the memory that matching works in.
 type scratch struct {
 	latin []byte

@@ -59,6 +59,13 @@ func toggled(d dialect, flags string) string {
 	return s
 }
 
+// exact says whether what the groups of a match hold is what Postfix finds
+// there. Where several ways lead to the longest match, POSIX prefers another
+// one than our engines do, so that only the match itself is certain.
+func (p *pattern) exact(d dialect) bool {
+	return d == dialectPCRE || p.backtrack == nil && !strings.ContainsAny(p.src, "|*+?{")
+}
+
 // TestPatternsAsPostfix asks Postfix's own engines and ours the same.
 func TestPatternsAsPostfix(t *testing.T) {
 	postmap, err := exec.LookPath("postmap")
