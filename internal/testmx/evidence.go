@@ -65,8 +65,7 @@ func Mentioned(main string) []string {
 // it sets no parameter of that name, a restriction does nothing. One that says
 // nothing to anybody who comes speaks instead: it refuses, or permits.
 func Without(main, name string) string {
-	param := regexp.MustCompile(`(?m)^` + name + `\s*=.*\n(?:[ \t].*\n)*`)
-	if param.MatchString(main) {
+	if param := parameter(name); param.MatchString(main) {
 		return param.ReplaceAllString(main, "")
 	}
 	arg, instead := "", "sleep 0"
@@ -79,4 +78,19 @@ func Without(main, name string) string {
 		arg = `\s+(?:\w+:)?(?:\{[^}]*\}|[^\s,]+)`
 	}
 	return regexp.MustCompile(`\b`+name+`\b`+arg).ReplaceAllString(main, instead)
+}
+
+// parameter finds the lines of a main.cf that set a parameter.
+func parameter(name string) *regexp.Regexp {
+	return regexp.MustCompile(`(?m)^` + name + `\s*=.*\n(?:[ \t].*\n)*`)
+}
+
+// Override returns a main.cf and what it is to have beside it or instead.
+// Postfix warns of a line that another overrides, in each process: too many
+// warnings, and postlogd waits for itself to read them.
+func Override(main, own string) string {
+	for _, m := range setting.FindAllStringSubmatch(own, -1) {
+		main = parameter(m[1]).ReplaceAllString(main, "")
+	}
+	return main + own
 }

@@ -78,8 +78,6 @@ type decisions struct {
 	file   string
 }
 
-var setting = regexp.MustCompile(`(?m)^(\w+)\s*=`)
-
 func (d *decisions) confirm(t *testing.T) {
 	screen := strings.Contains(d.parts["main.cf"], "postscreen_")
 	d.proxy = screen || strings.Contains(d.parts["main.cf"], "smtpd_upstream_proxy_protocol")
@@ -95,13 +93,7 @@ func (d *decisions) confirm(t *testing.T) {
 	if strings.Contains(d.parts["main.cf"], "smtpd_sasl_path") {
 		d.parts["main.cf"] = regexp.MustCompile(`(smtpd_sasl_path = inet:)\S+`).ReplaceAllString(d.parts["main.cf"], "${1}"+dovecot(t))
 	}
-	own, main := d.tables(t, run), decisionsBase+fmt.Sprintf(testOnly, p.dir)
-	// Postfix warns of a line that another overrides, in each process: too many
-	// warnings, and postlogd waits for itself to read them.
-	for _, m := range setting.FindAllStringSubmatch(own, -1) {
-		main = regexp.MustCompile(`(?m)^`+m[1]+`\s*=.*\n`).ReplaceAllString(main, "")
-	}
-	main += own
+	main := testmx.Override(decisionsBase+fmt.Sprintf(testOnly, p.dir), d.tables(t, run))
 	master := fmt.Sprintf(testmx.MasterCF, p.addr)
 	if screen {
 		main += "postscreen_upstream_proxy_protocol = haproxy\n"
