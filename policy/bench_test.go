@@ -115,31 +115,6 @@ func BenchmarkStore(b *testing.B) {
 	}
 }
 
-// BenchmarkPattern matches a name with what sites have in their tables, in the
-// linear-time engine and in the backtracking one.
-func BenchmarkPattern(b *testing.B) {
-	key := []byte("adsl-198-51-100-17.pool.provider.example")
-	for _, p := range []struct{ name, src string }{
-		{"linear/prefix", `^mail\d*\.`},
-		{"linear/dynamic", `(dhcp|dial|ppp|[ax]?dsl).*\d{1,3}[.-]\d{1,3}[.-]\d{1,3}`},
-		{"backtrack/dynamic", `(?=.)(dhcp|dial|ppp|[ax]?dsl).*\d{1,3}[.-]\d{1,3}[.-]\d{1,3}`},
-		{"backtrack/lookahead", `^(?!.*@example\.org$)`},
-		{"backtrack/nested", `(?=.)^(\w+[.-]?)+$`},
-	} {
-		b.Run(p.name, func(b *testing.B) {
-			re, err := compilePattern(dialectPCRE, p.src, "is")
-			if err != nil {
-				b.Fatal(err)
-			}
-			var s scratch
-			b.ReportAllocs()
-			for b.Loop() {
-				re.match(&s, key, s.subject(key))
-			}
-		})
-	}
-}
-
 // everyKind is a policy with every kind of list that Postfix has: a million
 // recipients, 100,000 networks, 1,000 patterns, content checks aside.
 func everyKind(b *testing.B, recipients, networks, patterns int) *Snapshot {

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/policy/pattern"
 )
 
 // finder looks keys up. Its buffer belongs to one session and is overwritten
@@ -13,7 +14,7 @@ type finder struct {
 	snap    *Snapshot
 	buf     []byte
 	hasher  *Hasher // made for the first table of digests
-	scratch scratch
+	subject pattern.Subject
 	failed  bool                           // a look-up took too long; the owner asks and clears it
 	unsure  bool                           // a learned table doesn't know a key; the owner asks and clears it
 	ask     func(table string, key []byte) // told of each such key, unless nil

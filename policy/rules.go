@@ -5,15 +5,17 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+
+	"github.com/understudy-mx/understudy/policy/pattern"
 )
 
 // rule is a line of a cidr, regexp or pcre table. The first that matches
 // gives the value.
 type rule struct {
 	op  ruleOp
-	not bool         // matches what the pattern doesn't
-	net netip.Prefix // of a cidr table
-	re  *pattern     // of the others
+	not bool             // matches what the pattern doesn't
+	net netip.Prefix     // of a cidr table
+	re  *pattern.Pattern // of the others
 	val uint32
 	end int // of ruleIf: its endif, or the number of rules
 }
@@ -30,11 +32,11 @@ func hasRules(typ string) bool { return typ == typeCIDR || isPatterns(typ) }
 
 func isPatterns(typ string) bool { return typ == typeRegexp || typ == typePCRE }
 
-func dialectOf(typ string) dialect {
+func dialectOf(typ string) pattern.Dialect {
 	if typ == typePCRE {
-		return dialectPCRE
+		return pattern.PCRE
 	}
-	return dialectERE
+	return pattern.ERE
 }
 
 // parseRule reads a rule in its canonical spelling: the key is "192.0.2.0/24"
@@ -58,7 +60,7 @@ func parseRule(typ, key string) (r rule, err error) {
 	if end < 1 || rest[0] != '/' {
 		return r, fmt.Errorf("rule %q: want /pattern/flags", key)
 	}
-	if r.re, err = compilePattern(dialectOf(typ), rest[1:end], rest[end+1:]); err != nil {
+	if r.re, err = pattern.Compile(dialectOf(typ), rest[1:end], rest[end+1:]); err != nil {
 		return r, fmt.Errorf("rule %q: %w", key, err)
 	}
 	return r, nil
@@ -77,7 +79,7 @@ func (r *rule) key() string {
 		s += "!"
 	}
 	if r.re != nil {
-		return s + "/" + r.re.src + "/" + r.re.flags
+		return s + r.re.String()
 	}
 	return s + prefixString(r.net)
 }
@@ -94,7 +96,7 @@ func (t *Table) addRule(key, value string, intern func(string) uint32) error {
 		}
 	} else {
 		if isPatterns(t.typ) {
-			groups := r.re.groups
+			groups := r.re.Groups()
 			if r.not {
 				groups = 0
 			}
@@ -139,9 +141,8 @@ func (t *Table) plain() bool {
 
 // findRule is the first rule that matches a key, or -1.
 func (f *finder) findRule(t *table, key []byte, addr netip.Addr) int {
-	var subj []byte
 	if isPatterns(t.typ) {
-		subj = f.scratch.subject(key)
+		f.subject.Set(key)
 	} else if !addr.IsValid() {
 		return -1
 	}
@@ -153,7 +154,7 @@ func (f *finder) findRule(t *table, key []byte, addr netip.Addr) int {
 		var found bool
 		if r.re != nil {
 			var err error
-			if found, err = r.re.match(&f.scratch, key, subj); err != nil {
+			if found, err = r.re.Match(&f.subject); err != nil {
 				f.failed = true
 				return -1
 			}
@@ -241,11 +242,12 @@ func (f *finder) value(h hit) string {
 		return v
 	}
 	r := &t.rules[h.entry]
-	parts, err := parseTemplate(t.values[r.val], r.re.groups)
+	parts, err := parseTemplate(t.values[r.val], r.re.Groups())
 	if v, fixed := fixedValue(parts); fixed || err != nil {
 		return v
 	}
-	groups, err := r.re.find(f.buf, f.scratch.subject(f.buf))
+	f.subject.Set(f.buf)
+	groups, err := r.re.Find(&f.subject)
 	if err != nil {
 		f.failed = true
 	}

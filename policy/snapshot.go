@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/policy/pattern"
 )
 
 // Snapshot is one version of the whole policy, compiled. It is immutable.
@@ -366,7 +367,7 @@ func (c *compiler) actions(t *table) {
 	t.actions = make([]access, len(t.values))
 	for i, v := range t.values {
 		if isPatterns(t.typ) {
-			parts, _ := parseTemplate(v, maxPattern)
+			parts, _ := parseTemplate(v, pattern.MaxLen)
 			fixed, ok := fixedValue(parts)
 			if v = fixed; !ok {
 				t.actions[i].op = opTemplate

@@ -1,4 +1,4 @@
-package policy
+package pattern
 
 import (
 	"errors"
@@ -9,7 +9,7 @@ import (
 
 // group reads what follows "(", with its ")".
 func (t *translator) group() (repeatable bool, err error) {
-	if t.d == dialectERE || !strings.HasPrefix(t.rest(), "?") && !strings.HasPrefix(t.rest(), "*") {
+	if t.d == ERE || !strings.HasPrefix(t.rest(), "?") && !strings.HasPrefix(t.rest(), "*") {
 		t.groups++
 		n := t.groups
 		err := t.inside("(")
@@ -140,7 +140,7 @@ func (t *translator) escape() (repeatable bool, err error) {
 	if t.pos >= len(t.src) {
 		return false, errors.New("a backslash ends the pattern")
 	}
-	if t.d == dialectERE {
+	if t.d == ERE {
 		return t.escapeERE()
 	}
 	c := t.src[t.pos]

@@ -1,4 +1,4 @@
-package policy
+package pattern
 
 import (
 	"errors"
@@ -34,7 +34,7 @@ func (t *translator) class() (charset, error) {
 				return set, err
 			}
 			r = t.rest()
-			if !isChar || hi < lo || t.d == dialectERE && len(r) > 1 && r[0] == '-' && r[1] != ']' {
+			if !isChar || hi < lo || t.d == ERE && len(r) > 1 && r[0] == '-' && r[1] != ']' {
 				return set, errors.New("a range ends before it starts, or in a class, or in another range")
 			}
 		}
@@ -49,7 +49,7 @@ func (t *translator) class() (charset, error) {
 	}
 	if negated {
 		set = set.not()
-		if t.d == dialectERE && t.opts.multi {
+		if t.d == ERE && t.opts.multi {
 			set[0] &^= newline[0]
 		}
 	}
@@ -61,10 +61,10 @@ func (t *translator) classItem() (c byte, single bool, set charset, err error) {
 	r := t.rest()
 	for _, kind := range []string{"[:", "[.", "[="} {
 		body, _, closed := strings.Cut(strings.TrimPrefix(r, kind), kind[1:]+"]")
-		if !strings.HasPrefix(r, kind) || !closed || t.d == dialectPCRE && !isName(strings.TrimPrefix(body, "^")) {
+		if !strings.HasPrefix(r, kind) || !closed || t.d == PCRE && !isName(strings.TrimPrefix(body, "^")) {
 			continue
 		}
-		if t.d == dialectPCRE && kind != "[:" {
+		if t.d == PCRE && kind != "[:" {
 			return 0, false, set, errors.New("collating elements are unknown")
 		}
 		t.pos += len(body) + 4
@@ -76,7 +76,7 @@ func (t *translator) classItem() (c byte, single bool, set charset, err error) {
 		}
 		name, negated := strings.CutPrefix(body, "^")
 		set, known := namedSet(name)
-		if !known || t.d == dialectERE && (negated || name == "word" || name == "ascii") {
+		if !known || t.d == ERE && (negated || name == "word" || name == "ascii") {
 			return 0, false, set, fmt.Errorf("class %q is unknown", body)
 		}
 		if t.opts.fold && (name == "upper" || name == "lower") {
@@ -88,7 +88,7 @@ func (t *translator) classItem() (c byte, single bool, set charset, err error) {
 		return 0, false, set, nil
 	}
 	t.pos++
-	if r[0] != '\\' || t.d == dialectERE {
+	if r[0] != '\\' || t.d == ERE {
 		return r[0], true, set, nil
 	}
 	if t.pos >= len(t.src) {

@@ -1,4 +1,4 @@
-package policy
+package pattern
 
 import (
 	"errors"
@@ -11,7 +11,7 @@ import (
 // two engines: classes of octets are written out, so that the engines' own
 // ideas of case, white space and words don't matter.
 type translator struct {
-	d         dialect
+	d         Dialect
 	src       string
 	pos       int
 	out       []byte
@@ -31,17 +31,17 @@ type options struct{ fold, multi, dotall, extended, ungreedy, dollarEnd bool }
 
 var errGroup = errors.New("a parenthesis isn't closed")
 
-func translate(d dialect, src, flags string, backtrack bool) (text string, groups int, irregular bool, err error) {
+func translate(d Dialect, src, flags string, backtrack bool) (text string, groups int, irregular bool, err error) {
 	has := func(f string) bool { return strings.Contains(flags, f) }
 	t := &translator{d: d, src: src, backtrack: backtrack, names: map[string]int{}}
 	t.opts = options{fold: has("i"), multi: has("m")}
-	if d == dialectPCRE {
+	if d == PCRE {
 		t.opts.dotall, t.opts.extended, t.opts.ungreedy, t.opts.dollarEnd = has("s"), has("x"), has("U"), has("E")
 		t.countGroups()
 	} else {
 		t.opts.dotall = !t.opts.multi
 	}
-	if d == dialectPCRE && has("A") {
+	if d == PCRE && has("A") {
 		t.out = append(t.out, `\A(?:`...)
 	}
 	if err := t.alternation(); err != nil {
@@ -50,7 +50,7 @@ func translate(d dialect, src, flags string, backtrack bool) (text string, group
 	if t.pos < len(src) {
 		return "", 0, false, errors.New("a parenthesis too many")
 	}
-	if d == dialectPCRE && has("A") {
+	if d == PCRE && has("A") {
 		t.out = append(t.out, ')')
 	}
 	return string(t.out), t.groups, t.irregular, nil
@@ -97,12 +97,16 @@ func groupName(s string) (name string, ok bool) {
 
 func isName(s string) bool {
 	for i := range len(s) {
-		if !isNameByte(s[i]) {
+		if c := s[i]; c != '_' && !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || isDigit(c)) {
 			return false
 		}
 	}
-	return s != "" && len(s) <= 32 && (s[0] < '0' || s[0] > '9')
+	return s != "" && len(s) <= 32 && !isDigit(s[0])
 }
+
+func isDigit(c byte) bool { return c >= '0' && c <= '9' }
+
+func isNumber(s string) bool { return s != "" && strings.Trim(s, "0123456789") == "" }
 
 func (t *translator) rest() string { return t.src[t.pos:] }
 
@@ -128,7 +132,7 @@ loop:
 			t.out = append(t.out, '|')
 			closed |= t.closed
 			t.closed = before
-		case c == ')' && !t.quoted && (t.depth > 1 || t.d == dialectPCRE):
+		case c == ')' && !t.quoted && (t.depth > 1 || t.d == PCRE):
 			break loop
 		default:
 			if err := t.piece(); err != nil {
@@ -178,7 +182,7 @@ func (t *translator) piece() error {
 		if q == "" {
 			break
 		}
-		if n > 0 && t.d == dialectPCRE {
+		if n > 0 && t.d == PCRE {
 			return errors.New("a quantifier repeats a quantifier")
 		}
 		t.repeat(start, q, n > 0)
@@ -199,11 +203,11 @@ func (t *translator) quantifier() (string, error) {
 	}
 	body, _, closed := strings.Cut(t.rest()[1:], "}")
 	lo, hi, ranged := strings.Cut(body, ",")
-	if t.d == dialectERE && lo == "" && ranged {
+	if t.d == ERE && lo == "" && ranged {
 		lo = "0"
 	}
-	if !closed || !allDigits(lo) || ranged && hi != "" && !allDigits(hi) {
-		if t.d == dialectERE {
+	if !closed || !isNumber(lo) || ranged && hi != "" && !isNumber(hi) {
+		if t.d == ERE {
 			return "", fmt.Errorf("%q is no number of repetitions", "{"+body)
 		}
 		return "", nil // a brace like any other character
@@ -223,7 +227,7 @@ func (t *translator) quantifier() (string, error) {
 // repeat writes a quantifier behind what was written since start.
 func (t *translator) repeat(start int, q string, again bool) {
 	lazy, possessive := false, false
-	if t.d == dialectPCRE {
+	if t.d == PCRE {
 		if possessive = t.eat("+"); !possessive {
 			lazy = t.eat("?") != t.opts.ungreedy
 		}
@@ -267,7 +271,7 @@ func (t *translator) atom() (repeatable bool, err error) {
 		return false, t.noRepeat()
 	case '$':
 		end := `\z`
-		if t.d == dialectPCRE && !t.opts.dollarEnd && t.backtrack {
+		if t.d == PCRE && !t.opts.dollarEnd && t.backtrack {
 			end = `(?=\n?\z)` // what is looked up never ends in a newline
 		}
 		t.anchor(end, `(?m:$)`)
@@ -275,7 +279,7 @@ func (t *translator) atom() (repeatable bool, err error) {
 	case '*', '+', '?':
 		return false, errors.New("nothing to repeat before " + string(c))
 	case '{':
-		if t.d == dialectERE {
+		if t.d == ERE {
 			return false, errors.New("nothing to repeat before {")
 		}
 	case '\\':
