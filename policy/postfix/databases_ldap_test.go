@@ -101,6 +101,22 @@ func TestLiveLDAP(t *testing.T) {
 	}
 }
 
+// TestLDAPRefused has filters whose arms demand different things of an entry:
+// what one arm finds must not let in the other's keys.
+func TestLDAPRefused(t *testing.T) {
+	for _, filter := range []string{
+		"(|(mail=%s)(&(sn=active)(mailAlias=%s)))",
+		"(|(&(objectClass=person)(mail=%s))(&(objectClass=mailBox)(mailAlias=%s)))",
+		"(&(objectClass=top)(|(mail=%s)(|(cn=%s)(&(mailAlias=%s)(|(sn=active)(sn=on))))))",
+		"(|(mail=%s)(&(mailAlias=%s)(!(sn=off))))",
+	} {
+		d := Database{Type: "ldap", Settings: map[string]string{"search_base": "dc=example,dc=org", "query_filter": filter, "result_attribute": "uid"}}
+		if err := d.analyse(); err == nil {
+			t.Errorf("%s is listed", filter)
+		}
+	}
+}
+
 // TestLiveImport imports a configuration whose tables are databases.
 func TestLiveImport(t *testing.T) {
 	dir := listertest.OpenLDAP(t, mailLDIF, 1000)

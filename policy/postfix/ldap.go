@@ -110,6 +110,10 @@ func (f *filter) check(s *Search) error {
 			return errors.New("the key beside ! in query_filter")
 		case f.op == '|' && f.keyed() && constant:
 			return errors.New("query_filter finds entries whatever the key is")
+		case f.op == '|' && len(f.children) > 1 && slices.ContainsFunc(f.children, (*filter).demands):
+			// The search finds an entry by one arm, and can't tell which:
+			// the keys of the others would be let in, too.
+			return errors.New("the arms of | in query_filter demand different things of an entry")
 		}
 		return nil
 	}
@@ -146,6 +150,11 @@ func (f *filter) check(s *Search) error {
 // keyed says that a part of the filter depends on the key.
 func (f *filter) keyed() bool {
 	return f.attr != "" || slices.ContainsFunc(f.children, (*filter).keyed)
+}
+
+// demands says that a part of the filter doesn't depend on the key.
+func (f *filter) demands() bool {
+	return f.op == 0 && f.attr == "" || slices.ContainsFunc(f.children, (*filter).demands)
 }
 
 func (f *filter) spell() string {
