@@ -300,6 +300,15 @@ func (s *Session) BareNewline(ctx context.Context) (mode string, code int) {
 	return mode, cmp.Or(p.BareNewlineCode, 550)
 }
 
+// Unlimited says that Limits.Client doesn't concern this client.
+func (s *Session) Unlimited(ctx context.Context) bool {
+	if len(s.snap.spec.Limits.Client.Exceptions) == 0 {
+		return false
+	}
+	s.names(ctx)
+	return s.snap.unlimited.has(&s.find, s.client.Addr, s.client.Name)
+}
+
 // Nested is told of a MAIL inside of the mail transaction. It is refused, and
 // yet makes Postfix forget that the first had SMTPUTF8.
 func (s *Session) Nested() { s.utf8 = false }

@@ -273,3 +273,34 @@ func TestStringsOfClosedSets(t *testing.T) {
 		seen[k] = true
 	}
 }
+
+// TestUnlimited: the limits by client have their own list of networks.
+func TestUnlimited(t *testing.T) {
+	spec := NewSpec()
+	spec.MyNetworks = []string{"192.0.2.0/24"}
+	spec.Limits.Client = ClientLimits{Connections: 1, Exceptions: []string{"!198.51.100.1", "198.51.100.0/24", ".example.net"}}
+	snap, err := Compile(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		client envelope.Client
+		want   bool
+	}{
+		{envelope.Client{Addr: netip.MustParseAddr("198.51.100.2")}, true},
+		{envelope.Client{Addr: netip.MustParseAddr("198.51.100.1")}, false},
+		{envelope.Client{Addr: netip.MustParseAddr("192.0.2.1")}, false},
+		{envelope.Client{Addr: netip.MustParseAddr("192.0.2.1"), Name: "mx.example.net"}, true},
+	} {
+		tt.client.NameStatus = envelope.NameOK
+		s := snap.Session(&testmx.MapResolver{}, tt.client)
+		if got := s.Unlimited(t.Context()); got != tt.want {
+			t.Errorf("Unlimited of %v is %v, want %v", tt.client, got, tt.want)
+		}
+		s.Close()
+	}
+	spec.Limits.Client.IPv6Prefix = 129
+	if _, err := Compile(spec); err == nil {
+		t.Error("a prefix of 129 bits compiles")
+	}
+}

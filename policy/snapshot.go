@@ -25,6 +25,7 @@ type Snapshot struct {
 	allowed        map[string]bool // domains that Confine allows, ".example.org" those below; nil: all
 	networks       networkList
 	bareLF         networkList // who may send bare line feeds
+	unlimited      networkList // whom Limits.Client doesn't concern
 	backupNetworks networkList // of permit_mx_backup
 	forbidden      []matchItem // commands, by their first words
 	noop           []matchItem
@@ -129,8 +130,14 @@ func (c *compiler) settings() {
 		}
 	}
 	l := &spec.Limits
-	if l.MessageSize < 0 || min(l.Recipients, l.HeaderBytes, l.LineLength, l.Hops, l.SoftErrors, l.HardErrors, l.JunkCommands, l.RcptOvershoot) < 0 {
+	client := &l.Client
+	if l.MessageSize < 0 || min(l.Recipients, l.HeaderBytes, l.LineLength, l.Hops, l.SoftErrors, l.HardErrors, l.JunkCommands, l.RcptOvershoot,
+		l.ErrorSleep, l.Stress.SoftErrors, l.Stress.HardErrors, l.Stress.JunkCommands,
+		client.Connections, client.ConnectionRate, client.MessageRate, client.RecipientRate, client.NewTLSRate, client.RateTime) < 0 {
 		c.errorf("limits: a limit can't be negative")
+	}
+	if client.IPv4Prefix < 0 || client.IPv4Prefix > 32 || client.IPv6Prefix < 0 || client.IPv6Prefix > 128 {
+		c.errorf("limits.client: no network has the prefix length %d or %d", client.IPv4Prefix, client.IPv6Prefix)
 	}
 	for _, name := range slices.Sorted(maps.Keys(spec.Tables)) {
 		if t := spec.Tables[name]; t == nil || t.typ == "" {
@@ -151,6 +158,7 @@ func (c *compiler) settings() {
 		}
 	}
 	c.bareNewline()
+	c.s.unlimited = c.networks("limits.client.client_event_limit_exceptions", client.Exceptions, client.MatchSubdomain)
 	c.s.forbidden = c.names("protocol.forbidden_commands", spec.Protocol.ForbiddenCommands)
 	c.s.noop = c.names("protocol.noop_commands", spec.Protocol.NoopCommands)
 	for _, site := range spec.DNSBL.Sites {

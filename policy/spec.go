@@ -268,6 +268,50 @@ type Limits struct {
 	HardErrors    int   `json:"hard_error_limit"`
 	JunkCommands  int   `json:"junk_command_limit"`
 	RcptOvershoot int   `json:"recipient_overshoot_limit"`
+
+	// ErrorSleep is how many seconds each reply waits from the moment on when
+	// the client has made SoftErrors: smtpd_error_sleep_time.
+	ErrorSleep int `json:"error_sleep_time"`
+	// Stress takes the place of the limits of the same names while sessions are
+	// scarce: what main.cf's ${stress?...} makes of them.
+	Stress StressLimits `json:"stress,omitzero"`
+	Client ClientLimits `json:"client,omitzero"`
+}
+
+// StressLimits are limits under stress; 0 is the usual one.
+type StressLimits struct {
+	SoftErrors   int `json:"soft_error_limit,omitempty"`
+	HardErrors   int `json:"hard_error_limit,omitempty"`
+	JunkCommands int `json:"junk_command_limit,omitempty"`
+}
+
+// ClientLimits bound what one client does in all of its sessions: what anvil(8)
+// counts. A client is an IP address, or all those of a network as large as the
+// prefix lengths say; what follows the limit is Postfix's reply, with its
+// $myhostname as HOST, the client's address as ADDR and "name[address]" as NAME.
+// Session.Unlimited tells whom they don't concern.
+type ClientLimits struct {
+	// Connections bounds the sessions at a time, ConnectionRate the new ones:
+	// in place of the greeting, 421 4.7.0 HOST Error: too many connections from ADDR
+	Connections    int `json:"connection_count_limit,omitempty"`
+	ConnectionRate int `json:"connection_rate_limit,omitempty"`
+	// MessageRate counts MAIL, also that which is refused, unless for its
+	// place in the dialogue: 450 4.7.1 Error: too much mail from ADDR
+	MessageRate int `json:"message_rate_limit,omitempty"`
+	// RecipientRate counts RCPT and VRFY likewise:
+	// 450 4.7.1 Error: too many recipients from ADDR
+	RecipientRate int `json:"recipient_rate_limit,omitempty"`
+	// NewTLSRate counts handshakes that resume no session. STARTTLS beyond it:
+	// 454 4.7.0 Error: too many new TLS sessions from NAME
+	// After the handshake that exceeds it, and a hang-up:
+	// 421 4.7.0 HOST Error: too many new TLS sessions from NAME
+	NewTLSRate int `json:"new_tls_session_rate_limit,omitempty"`
+
+	RateTime       int      `json:"anvil_rate_time_unit,omitempty"`          // seconds that the rates count in; 0 is 60
+	IPv4Prefix     int      `json:"client_ipv4_prefix_length,omitempty"`     // 0 is 32
+	IPv6Prefix     int      `json:"client_ipv6_prefix_length,omitempty"`     // 0 is 128
+	Exceptions     []string `json:"client_event_limit_exceptions,omitempty"` // as MyNetworks: whom the limits don't concern
+	MatchSubdomain bool     `json:"client_event_limit_exceptions_matches_subdomains,omitempty"`
 }
 
 // Codes are the configured reply codes, by Postfix's parameter names.
@@ -307,7 +351,7 @@ func NewSpec() *Spec {
 		DNSBL:                  DNSBL{DefaultReply: defaultRBLReply},
 		Limits: Limits{
 			MessageSize: 10240000, Recipients: 1000, HeaderBytes: 102400, LineLength: 2048, Hops: 50,
-			SoftErrors: 10, HardErrors: 20, JunkCommands: 100, RcptOvershoot: 1000,
+			SoftErrors: 10, HardErrors: 20, JunkCommands: 100, RcptOvershoot: 1000, ErrorSleep: 1,
 		},
 		Codes: Codes{
 			AccessMapDefer: 450, AccessMapReject: 554, Defer: 450, InvalidHostname: 501, MapsRBL: 554,

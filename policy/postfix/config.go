@@ -33,6 +33,7 @@ type config struct {
 	service    string   // name/type of the service that listens on port 25
 	others     []string // further ones
 	smtpd      settings
+	stressed   settings // what smtpd reads of stressLimits when all of its processes are busy
 	postscreen settings // nil when smtpd itself listens
 	warnings   []string
 }
@@ -86,6 +87,9 @@ func readConfig(ctx context.Context, src *Source) (*config, error) {
 	}
 	if l.command != "smtpd" {
 		return nil, fmt.Errorf("master.cf: service %s runs %s, not smtpd or postscreen", l.key(), l.command)
+	}
+	if c.stressed, err = readStressed(ctx, src, l); err != nil {
+		return nil, err
 	}
 	c.version = c.smtpd["mail_version"]
 	return c, c.readCleanup(ctx, src, services)
@@ -165,28 +169,50 @@ func isLoopback(host string) bool {
 // readSettings evaluates all parameters as the service sees them: with its
 // overrides, and with what other parameters make of those.
 func readSettings(ctx context.Context, src *Source, s service, warnings *[]string) (settings, error) {
-	args := []string{"-x"}
+	overrides, err := readOverrides(ctx, src, s)
+	if err != nil {
+		return nil, err
+	}
+	set, err := readValues(ctx, src, warnings, append([]string{"-x"}, overrides...)...)
+	if err == nil && set["mail_version"] == "" {
+		err = errors.New("postconf -x prints no mail_version; is this Postfix 2.10 or later?")
+	}
+	return set, err
+}
+
+// stressLimits are the limits that main.cf's ${stress?...} is for. The
+// secondary has its own time limits.
+var stressLimits = []string{"smtpd_soft_error_limit", "smtpd_hard_error_limit", "smtpd_junk_command_limit"}
+
+// readStressed evaluates stressLimits as a service under stress sees them:
+// master(8) says so before the overrides of master.cf.
+func readStressed(ctx context.Context, src *Source, s service) (settings, error) {
+	overrides, err := readOverrides(ctx, src, s)
+	if err != nil {
+		return nil, err
+	}
+	return readValues(ctx, src, nil, slices.Concat([]string{"-x", "-o", "stress=yes"}, overrides, stressLimits)...)
+}
+
+func readOverrides(ctx context.Context, src *Source, s service) (args []string, err error) {
 	prefix := s.key() + "/"
-	err := src.postconf(ctx, nil, func(line string) error {
+	err = src.postconf(ctx, nil, func(line string) error {
 		if rest, ok := strings.CutPrefix(line, prefix); ok {
 			name, value, _ := strings.Cut(rest, " =")
 			args = append(args, "-o", name+"="+strings.TrimPrefix(value, " "))
 		}
 		return nil
 	}, "-P")
-	if err != nil {
-		return nil, err
-	}
+	return args, err
+}
+
+func readValues(ctx context.Context, src *Source, warnings *[]string, args ...string) (settings, error) {
 	set := settings{}
-	err = src.postconf(ctx, warnings, func(line string) error {
+	return set, src.postconf(ctx, warnings, func(line string) error {
 		name, value, _ := strings.Cut(line, " =")
 		set[name] = strings.TrimSpace(value)
 		return nil
 	}, args...)
-	if err == nil && set["mail_version"] == "" {
-		err = errors.New("postconf -x prints no mail_version; is this Postfix 2.10 or later?")
-	}
-	return set, err
 }
 
 // said is what postconf printed.

@@ -49,6 +49,8 @@ func TestRefused(t *testing.T) {
 		{"class without definition", map[string]string{"main.cf": base + "smtpd_restriction_classes = c\n"}, []string{"smtpd_restriction_classes", "c isn't defined"}},
 		{"number", map[string]string{"main.cf": base + "message_size_limit = 10M\n"}, []string{"message_size_limit", "10M"}},
 		{"code", map[string]string{"main.cf": base + "reject_code = 250\n"}, []string{"reject_code", "250"}},
+		{"limit below what Postfix takes", map[string]string{"main.cf": base + "smtpd_soft_error_limit = 0\n"}, []string{"smtpd_soft_error_limit", `"0"`, "from 1"}},
+		{"no time", map[string]string{"main.cf": base + "smtpd_error_sleep_time = soon\n"}, []string{"smtpd_error_sleep_time"}},
 		{"switch", map[string]string{"main.cf": base + "smtpd_helo_required = maybe\n"}, []string{"smtpd_helo_required"}},
 		{"action", map[string]string{"main.cf": base + "unknown_address_tempfail_action = drop\n"}, []string{"unknown_address_tempfail_action"}},
 		{"open relay", map[string]string{"main.cf": base + "smtpd_relay_restrictions = permit_mynetworks\n"}, []string{"smtpd_relay_restrictions", "reject_unauth_destination"}},

@@ -79,6 +79,13 @@ var lists = []Parameter{
 	{Name: "strict_mime_encoding_domain", Class: Exact, Elements: true},
 	{Name: "message_reject_characters", Class: Exact, Elements: true, Why: "approximated for printable characters; " + whyRefused},
 	{Name: "message_strip_characters", Class: Exact, Elements: true, Why: "approximated for printable characters, NUL and CR; " + whyKept},
+	{Name: "smtpd_client_connection_count_limit", Class: Approximated, Elements: true, Why: whyCounts},
+	{Name: "smtpd_client_connection_rate_limit", Class: Approximated, Elements: true, Why: whyCounts},
+	{Name: "smtpd_client_message_rate_limit", Class: Approximated, Elements: true, Why: whyCounts},
+	{Name: "smtpd_client_recipient_rate_limit", Class: Approximated, Elements: true, Why: whyCounts},
+	{Name: "smtpd_client_new_tls_session_rate_limit", Class: Approximated, Elements: true, Why: whyCounts},
+	{Name: "smtpd_client_event_limit_exceptions", Class: Approximated, Elements: true, Why: "as the limits; client names and their tables: given-dns"},
+	{Name: "postscreen_client_connection_count_limit", Class: Approximated, Elements: true, Why: "where it isn't smtpd's: " + whyConnections},
 	{Name: "receive_override_options", Class: Exact, Elements: true},
 }
 
@@ -107,6 +114,8 @@ var exact = append(named(Exact, "",
 // replaced parameters are followed in another way.
 var replaced = []Parameter{
 	{Name: "smtpd_dns_reply_filter", Class: Approximated, Off: "-", Why: "DNS answers aren't filtered"},
+	{Name: "smtpd_error_sleep_time", Class: Approximated, Off: "1s|1", Why: whyHurry},
+	{Name: "smtpd_soft_error_limit", Class: Approximated, Off: "10", Why: whyHurry},
 	{Name: "smtpd_peername_lookup", Class: Approximated, Off: "yes", Why: "the secondary looks names up"},
 	{Name: "smtpd_tls_security_level", Class: Approximated, Off: "-|none|may", Why: "the secondary offers TLS and demands it only if told to", Options: refuses},
 	{Name: "smtpd_enforce_tls", Class: Approximated, Off: "no", Why: "the secondary offers TLS and demands it only if told to", Options: refuses},
@@ -129,6 +138,12 @@ const whySize = "what the primary's queue file must hold is counted; it may hold
 // whyMemory is what no copy of the configuration holds.
 const whyMemory = "every client is tested each time; postscreen remembers for a while who passed"
 
+// whyCounts is what two hosts know of one client.
+const whyCounts = "each host counts what comes to it"
+
+// whyHurry is what the secondary does when it is short of sessions.
+const whyHurry = "under stress the secondary hangs up in place of waiting"
+
 // whyWaived is a race, which the secondary lets the client win.
 const whyWaived = "a client that speaks before its DNS lists have answered is let in here and refused there"
 
@@ -147,11 +162,6 @@ var missing = []Parameter{
 	{Name: "smtpd_noop_commands", Class: Exact, Elements: true},
 	{Name: "smtpd_discard_ehlo_keywords", Class: Exact, Elements: true, Why: "DSN and SMTPUTF8; STARTTLS not-replicated; nothing is decided by the others"},
 	{Name: "smtpd_discard_ehlo_keyword_address_maps", Class: NotReplicated, Off: "-", Why: "every client is offered the same extensions"},
-	{Name: "smtpd_client_connection_count_limit", Class: NotReplicated, Off: "0", Why: "counts over all sessions; the secondary has its own limits"},
-	{Name: "smtpd_client_connection_rate_limit", Class: NotReplicated, Off: "0", Why: "counts over all sessions; the secondary has its own limits"},
-	{Name: "smtpd_client_message_rate_limit", Class: NotReplicated, Off: "0", Why: "counts over all sessions"},
-	{Name: "smtpd_client_recipient_rate_limit", Class: NotReplicated, Off: "0", Why: "counts over all sessions"},
-	{Name: "smtpd_client_new_tls_session_rate_limit", Class: NotReplicated, Off: "0", Why: "counts over all sessions"},
 	{Name: "smtpd_client_auth_rate_limit", Class: NotReplicated, Off: "0", Guard: "smtpd_sasl_auth_enable", Why: "nobody authenticates to the secondary"},
 	{Name: "smtpd_reject_filter_maps", Class: NotReplicated, Off: "-", Why: "replies aren't rewritten; it came with Postfix 3.11, and can turn no refusal into an acceptance"},
 	{Name: "transport_maps", Class: Exact, Elements: true, Why: "for tables that can be listed"},
@@ -173,7 +183,6 @@ var missing = []Parameter{
 	{Name: "postscreen_pipelining_enable", Class: NotReplicated, Off: "no", Why: "a test after the greeting; a new client gets 450 once"},
 	{Name: "postscreen_forbidden_commands", Class: NotReplicated, Guard: "postscreen_non_smtp_command_enable", Off: "-", Why: "its test, postscreen_non_smtp_command_enable, isn't replicated; the secondary hangs up by smtpd_forbidden_commands"},
 	{Name: "postscreen_command_filter", Class: NotReplicated, Off: "-", Why: "commands aren't rewritten"},
-	{Name: "postscreen_client_connection_count_limit", Class: NotReplicated, Off: "0", Why: "counts over all sessions; the secondary has its own limits"},
 	{Name: "postscreen_tls_security_level", Class: Approximated, Off: "-|none|may", Why: "the secondary offers TLS and demands it only if told to", Options: refuses},
 	{Name: "postscreen_enforce_tls", Class: Approximated, Off: "no", Why: "the secondary offers TLS and demands it only if told to", Options: refuses},
 	{Name: "postscreen_tls_req_ccert", Class: NotReplicated, Off: "no", Why: "the secondary asks for no client certificate"},

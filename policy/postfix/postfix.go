@@ -110,6 +110,7 @@ func Import(ctx context.Context, src Source) (*policy.Spec, Report, error) {
 	i.overrides()
 	i.spec.NetworksMatchSubdomain = i.parentMatch("mynetworks")
 	i.spec.MyNetworks = i.networks("mynetworks")
+	i.clientLimits()
 	i.addresses()
 	i.restrictions()
 	i.dnsbl()

@@ -37,7 +37,7 @@ func (i *importer) screenGreet(to *policy.Postscreen, passed string) {
 		i.item("postscreen_greet_action", action, NotReplicated, "nobody gets past "+passed+" of postscreen_access_list", optPass)
 	default:
 		to.GreetAction = action
-		to.GreetWait = i.seconds("postscreen_greet_wait")
+		to.GreetWait = min(i.seconds(i.conf.postscreen, "postscreen_greet_wait"), 60) // no client waits longer
 		to.GreetBanner = strings.TrimSpace(strings.TrimPrefix(ps["postscreen_greet_banner"], i.set["myhostname"]))
 		i.item("postscreen_greet_action", action, Approximated, whyMemory, "")
 		i.item("postscreen_greet_wait", ps["postscreen_greet_wait"], Exact, "", "")
@@ -58,21 +58,6 @@ func (i *importer) screenAction(names ...string) string {
 		return v
 	}
 	return "ignore"
-}
-
-// seconds reads a time such as 6s or 1m. More than a minute is as good as one:
-// no client waits longer.
-func (i *importer) seconds(name string) int {
-	v := i.conf.postscreen[name]
-	n, unit := strings.TrimRight(v, "smhdw"), 1
-	if strings.ContainsAny(v, "mhdw") {
-		unit = 60
-	}
-	secs, err := strconv.Atoi(n)
-	if err != nil || secs < 1 || len(v)-len(n) > 1 {
-		i.errorf("%s: %q is no time", name, v)
-	}
-	return min(min(secs, 60)*unit, 60)
 }
 
 // screenAccess translates postscreen_access_list. passed names the table at

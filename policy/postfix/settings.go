@@ -3,6 +3,7 @@ package postfix
 import (
 	"strconv"
 	"strings"
+	"time"
 )
 
 // settings translates switches, limits and reply codes.
@@ -40,6 +41,7 @@ func (i *importer) settings() {
 	for _, n := range i.numbers() {
 		*n.to = int(i.number(n.name, n.lowest))
 	}
+	i.pace()
 	s.Protocol.ForbidPipelining = i.set["smtpd_forbid_unauth_pipelining"] == "yes" // from Postfix 3.7.6 on
 	s.Protocol.NoUTF8 = !i.boolean("smtputf8_enable")
 	i.extensions()
@@ -54,6 +56,85 @@ func (i *importer) settings() {
 	if i.boolean("append_dot_mydomain") {
 		s.Addresses.AppendDotDomain = i.set["mydomain"]
 	}
+}
+
+// pace translates what Postfix does to clients that make errors, under stress
+// too.
+func (i *importer) pace() {
+	l := &i.spec.Limits
+	l.ErrorSleep = i.seconds(i.set, "smtpd_error_sleep_time")
+	for n, to := range []struct{ usual, stressed *int }{
+		{&l.SoftErrors, &l.Stress.SoftErrors},
+		{&l.HardErrors, &l.Stress.HardErrors},
+		{&l.JunkCommands, &l.Stress.JunkCommands},
+	} {
+		if v := int(i.numberOf(i.conf.stressed, stressLimits[n], 1)); v != *to.usual {
+			*to.stressed = v
+		}
+	}
+}
+
+const whyConnections = "postscreen counts before it talks, smtpd after; the smaller number counts here"
+
+// clientLimits translates the limits that anvil(8) counts for.
+func (i *importer) clientLimits() {
+	c := &i.spec.Limits.Client
+	for _, n := range []struct {
+		name string
+		def  int // Postfix's default; what nobody set isn't reported
+		to   *int
+	}{
+		{"smtpd_client_connection_count_limit", 50, &c.Connections},
+		{"smtpd_client_connection_rate_limit", 0, &c.ConnectionRate},
+		{"smtpd_client_message_rate_limit", 0, &c.MessageRate},
+		{"smtpd_client_recipient_rate_limit", 0, &c.RecipientRate},
+		{"smtpd_client_new_tls_session_rate_limit", 0, &c.NewTLSRate},
+	} {
+		if *n.to = int(i.number(n.name, 0)); *n.to != n.def {
+			i.item(n.name, i.set[n.name], Approximated, whyCounts, "")
+		}
+	}
+	const screen = "postscreen_client_connection_count_limit"
+	if v, known := i.conf.postscreen[screen]; known && v != i.set["smtpd_client_connection_count_limit"] {
+		if n := int(i.numberOf(i.conf.postscreen, screen, 0)); n > 0 && (c.Connections == 0 || n < c.Connections) {
+			c.Connections = n
+		}
+		i.item(screen, v, Approximated, whyConnections, "")
+	}
+	if max(c.Connections, c.ConnectionRate, c.MessageRate, c.RecipientRate, c.NewTLSRate) == 0 {
+		return
+	}
+	if c.RateTime = i.seconds(i.set, "anvil_rate_time_unit"); c.RateTime == 60 {
+		c.RateTime = 0
+	}
+	for _, n := range []struct {
+		name  string
+		whole int // what an address has
+		to    *int
+	}{
+		{"smtpd_client_ipv4_prefix_length", 32, &c.IPv4Prefix},
+		{"smtpd_client_ipv6_prefix_length", 128, &c.IPv6Prefix},
+	} {
+		if _, known := i.set[n.name]; known { // from Postfix 3.8 on
+			if *n.to = int(i.number(n.name, 0)); *n.to == n.whole {
+				*n.to = 0
+			}
+		}
+	}
+	const exceptions = "smtpd_client_event_limit_exceptions"
+	if c.Exceptions = i.spec.MyNetworks; i.set[exceptions] != i.set["mynetworks"] {
+		c.Exceptions = i.networks(exceptions)
+	}
+	c.MatchSubdomain = len(c.Exceptions) > 0 && i.parentMatch(exceptions)
+}
+
+// seconds reads a time of main.cf.
+func (i *importer) seconds(set settings, name string) int {
+	d, err := parseAge(set[name], "s")
+	if err != nil {
+		i.errorf("%s: %w", name, err)
+	}
+	return int(d / time.Second)
 }
 
 // whyCRLF is what the secondary does for clients that Postfix is lenient with.
@@ -141,8 +222,10 @@ func (i *importer) numbers() []number {
 	}
 }
 
-func (i *importer) number(name string, lowest int64) int64 {
-	n, err := strconv.ParseInt(i.set[name], 10, 64)
+func (i *importer) number(name string, lowest int64) int64 { return i.numberOf(i.set, name, lowest) }
+
+func (i *importer) numberOf(set settings, name string, lowest int64) int64 {
+	n, err := strconv.ParseInt(set[name], 10, 64)
 	highest := int64(1 << 62)
 	switch {
 	case lowest == 400 || lowest == 500:
@@ -151,7 +234,7 @@ func (i *importer) number(name string, lowest int64) int64 {
 		highest = 1<<31 - 1
 	}
 	if err != nil || n < lowest || n > highest {
-		i.errorf("%s: %q is no number that fits here", name, i.set[name])
+		i.errorf("%s: %q is no number from %d to %d", name, set[name], lowest, highest)
 	}
 	return n
 }
