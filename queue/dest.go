@@ -98,32 +98,31 @@ func (d *dest) ring() {
 // pop takes the next entry that is due, oldest first: what a session failed
 // under, then deferred ones that are due and the line, turn about. The first
 // of client that was read ahead overtakes, unless client is "".
-func (d *dest) pop(now time.Time, client string) (entry, bool) {
+func (d *dest) pop(now time.Time, client string) (e entry, ok bool, err error) {
 	for i, e := range d.again {
 		if !e.wait.After(now) && !d.q.busy(e.seq) {
 			d.again = slices.Delete(d.again, i, i+1)
-			return e, true
+			return e, true, nil
 		}
 	}
 	if len(d.ready) == 0 {
-		d.refill(now)
+		err = d.refill(now)
 	}
 	if len(d.ready) == 0 {
-		return entry{}, false
+		return e, false, err
 	}
 	i := 0
 	if client != "" {
 		i = max(0, slices.IndexFunc(d.ready, func(e entry) bool { return e.client == client }))
 	}
-	e := d.ready[i]
+	e = d.ready[i]
 	copy(d.ready[1:], d.ready[:i])
 	d.ready = d.ready[1:]
-	return e, true
+	return e, true, err
 }
 
-// refill reads ahead. A store that can't be read just now yields nothing; its
-// reopening rings.
-func (d *dest) refill(now time.Time) {
+// refill reads ahead, as far as the store can be read.
+func (d *dest) refill(now time.Time) error {
 	var deferred, line []entry
 	prefix := destPrefix(spaceDeferred, d.name)
 	d.due = time.Time{}
@@ -146,9 +145,6 @@ func (d *dest) refill(now time.Time) {
 			return len(line) < readAhead
 		})
 	}
-	if err != nil {
-		d.q.readFailed(err)
-	}
 	d.ready = d.ready[:0]
 	for i := range max(len(deferred), len(line)) {
 		if i < len(deferred) {
@@ -158,6 +154,7 @@ func (d *dest) refill(now time.Time) {
 			d.ready = append(d.ready, line[i])
 		}
 	}
+	return err
 }
 
 // refillFlush goes on with a Flush: through all deferred ones once, whatever

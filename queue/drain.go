@@ -6,6 +6,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/syndtr/goleveldb/leveldb"
+
 	"github.com/understudy-mx/understudy/internal/envelope"
 )
 
@@ -165,14 +167,17 @@ func (q *Queue) lane(ctx context.Context, d *dest, first *claim) {
 		}
 		c.settle(nil, err)
 	}
+	failed := err != nil && ctx.Err() == nil
 	d.mu.Lock()
 	d.pace.lanes--
-	if err != nil && ctx.Err() == nil {
+	if failed {
 		d.pace.failed(q.now())
-		q.log.Warn("relay session failed", "dest", d.name, "err", cut(err.Error()))
 	}
 	d.ring()
 	d.mu.Unlock()
+	if failed {
+		q.log.Warn("relay session failed", "dest", d.name, "err", cut(err.Error()))
+	}
 }
 
 func (l *lane) next(wait time.Duration) *envelope.Transfer {
@@ -302,6 +307,10 @@ func (q *Queue) take(d *dest, client string) *claim {
 			continue
 		}
 		c, err := q.load(d, e, now)
+		if errors.Is(err, errRecord) {
+			q.quarantineRaw(d, e, err)
+			continue
+		}
 		if err != nil {
 			q.readFailed(err)
 			d.later(e)
@@ -316,17 +325,26 @@ func (q *Queue) take(d *dest, client string) *claim {
 	return nil
 }
 
-// next is pop within the max rate.
+// next is pop within the max rate. A store that can't be read just now yields
+// nothing; its reopening rings.
 func (d *dest) next(now time.Time, client string) (e entry, ok bool) {
+	e, ok, err := d.popWithin(now, client)
+	if err != nil {
+		d.q.readFailed(err)
+	}
+	return e, ok
+}
+
+func (d *dest) popWithin(now time.Time, client string) (e entry, ok bool, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.pace.free.After(now) {
-		return e, false
+		return e, false, nil
 	}
-	if e, ok = d.pop(now, client); ok {
+	if e, ok, err = d.pop(now, client); ok {
 		d.pace.spend(now, d.q.o.MaxRate(d.name))
 	}
-	return e, ok
+	return e, ok, err
 }
 
 // later keeps an entry whose message is claimed by another.
@@ -337,18 +355,19 @@ func (d *dest) later(e entry) {
 	d.mu.Unlock()
 }
 
-// load makes a claim of an entry, or nil when nothing is due of it any more.
+// load makes a claim of an entry, or nil when nothing is due of it any more. It
+// fails with errRecord when the record is damaged, or was put aside for that.
 func (q *Queue) load(d *dest, e entry, now time.Time) (*claim, error) {
 	r, err := q.store.load(e.seq)
-	if errors.Is(err, errRecord) {
-		q.quarantineRaw(e, err)
-		return nil, nil
-	}
 	if err != nil {
 		return nil, err
 	}
-	if r == nil {
-		return nil, nil // settled since it was read ahead
+	if r == nil { // settled since it was read ahead, or put aside
+		aside, err := q.store.has(seqKey(spaceQuarantine, e.seq))
+		if aside {
+			err = errRecord
+		}
+		return nil, err
 	}
 	c := &claim{q: q, d: d, e: e, rec: r}
 	for i := range r.rcpts {
@@ -372,23 +391,38 @@ func (q *Queue) readFailed(err error) {
 	q.log.Error("read queue store", "err", err)
 }
 
-// quarantineRaw moves a record aside that can't be decoded any more.
-func (q *Queue) quarantineRaw(e entry, cause error) {
+// quarantineRaw moves a record aside that can't be decoded any more, and takes
+// it out of d's line. The claim ends when that is written: another destination
+// that meets the record then has only its own line to take it out of.
+func (q *Queue) quarantineRaw(d *dest, e entry, cause error) {
+	moved := false
 	q.submit(&op{
+		size: 1024,
 		fill: func(t *tx) error {
+			t.delete(e.key)
 			key := seqKey(spaceRecord, e.seq)
 			raw, err := q.store.get(key)
+			if errors.Is(err, leveldb.ErrNotFound) {
+				return nil
+			}
 			if err != nil {
 				return err
 			}
-			q.countQuarantined(e.seq, cause)
+			moved = true
 			t.totals.messages-- // its octets can't be known; the next audit counts anew
 			t.totals.quarantined++
 			t.put(seqKey(spaceQuarantine, e.seq), raw)
 			t.delete(key)
-			t.delete(e.key)
 			return nil
 		},
-		done: func(error) {},
+		done: func(err error) {
+			q.release(e.seq)
+			switch {
+			case err != nil:
+				d.later(e)
+			case moved:
+				q.countQuarantined(e.seq, cause)
+			}
+		},
 	})
 }

@@ -546,6 +546,102 @@ func TestDamagedBodyIsQuarantinedNotRelayed(t *testing.T) {
 	})
 }
 
+// A record for two destinations that turns out damaged in service is put aside
+// once, though both of them meet it before that is written.
+func TestDamagedRecordOfTwoDestinations(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		h := newFakeHop()
+		disk := newMemDisk()
+		o := options(disk)
+		o.Relayer = h
+		q := mustOpen(t, o)
+		held := mustAccept(t, q, "held", "a@example.com")
+		if err := q.Hold(held); err != nil {
+			t.Fatal(err)
+		}
+		mustAccept(t, q, "damaged", "a@example.com", "b@example.net")
+		raw, err := q.store.get(seqKey(spaceRecord, 2))
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw[len(raw)-1] ^= 1
+		var b leveldb.Batch
+		b.Put(seqKey(spaceRecord, 2), raw)
+		if err := q.store.write(&b); err != nil {
+			t.Fatal(err)
+		}
+		disk.Fault(func(op testmx.Op) error {
+			if op.Kind == testmx.OpSync {
+				time.Sleep(time.Second) // both reach the committer while it is at work
+			}
+			return nil
+		})
+		busy := make(chan error, 1)
+		go func() { busy <- q.Healthy() }()
+		synctest.Wait()
+		stop := run(t, q)
+		time.Sleep(time.Minute)
+		disk.Fault(nil)
+		if err := <-busy; err != nil {
+			t.Error(err)
+		}
+		stats := q.Stats()
+		if n := testutil.ToFloat64(q.m.Quarantined); q.Quarantined() != 1 || n != 1 || stats.Messages != 1 || stats.Held != 1 {
+			t.Errorf("quarantined %d, counted %v, %+v", q.Quarantined(), n, stats)
+		}
+		if len(q.flight) != 0 {
+			t.Errorf("still claimed: %v", q.flight)
+		}
+		for _, d := range []string{"mx.example.com", "mx.example.net"} {
+			if ok, err := q.store.has(lineKey(d, 2)); ok || err != nil {
+				t.Errorf("still in the line for %s: %v, %v", d, ok, err)
+			}
+		}
+		stop()
+	})
+}
+
+// halfHop answers for a message's first recipient, and breaks off.
+type halfHop struct {
+	mu  sync.Mutex // guards got
+	got []string
+}
+
+func (*halfHop) Up(string) bool { return true }
+
+func (h *halfHop) Relay(_ context.Context, _ string, next func(time.Duration) *envelope.Transfer) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	t := next(0)
+	if t == nil {
+		return nil
+	}
+	replies := make([]envelope.Reply, len(t.Envelope.To))
+	replies[0] = envelope.NewReply(250, "2.0.0", "ok")
+	h.got = append(h.got, t.Envelope.To[0].Path.String())
+	err := errors.New("connection reset by peer")
+	t.Settle(replies, err)
+	return err
+}
+
+// Whom a session that broke off said nothing about is tried again, without a
+// restart.
+func TestUntriedRecipientsGoOn(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		h := new(halfHop)
+		o := options(newMemDisk())
+		o.Relayer = h
+		q := mustOpen(t, o)
+		mustAccept(t, q, "body", "a@example.com", "b@example.com", "c@example.com")
+		stop := run(t, q)
+		time.Sleep(5 * time.Minute)
+		stop()
+		if diff := cmp.Diff([]string{"a@example.com", "b@example.com", "c@example.com"}, h.got); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
+
 // Settles caught by a failing disk are written once it is back: the message is
 // not relayed again.
 func TestSettleSurvivesPoison(t *testing.T) {

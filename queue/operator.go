@@ -4,10 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
-	"slices"
 	"time"
-
-	"github.com/syndtr/goleveldb/leveldb/util"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
 )
@@ -57,31 +54,16 @@ func (q *Queue) info(r *record) Info {
 // It holds up nobody, and fn may take its time; messages that come or go
 // meanwhile may or may not be seen. A damaged record is left out.
 func (q *Queue) Walk(ctx context.Context, fn func(Info) error) error {
-	const pageSize = 128
-	r := util.BytesPrefix([]byte{spaceRecord})
-	for {
-		infos := make([]Info, 0, pageSize)
-		n := 0
-		err := q.store.page(r, func(key, value []byte) bool {
-			r.Start = append(slices.Clone(key), 0)
-			if rec, err := decodeRecord(value); err == nil {
-				infos = append(infos, q.info(rec))
-			}
-			n++
-			return n < pageSize
-		})
-		for _, i := range infos {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			if err := fn(i); err != nil {
-				return err
-			}
-		}
-		if err != nil || n < pageSize {
+	return q.store.scan([]byte{spaceRecord}, func(_, value []byte) error {
+		if err := ctx.Err(); err != nil {
 			return err
 		}
-	}
+		rec, err := decodeRecord(value)
+		if err != nil {
+			return nil
+		}
+		return fn(q.info(rec))
+	})
 }
 
 // find loads a message by its ID.

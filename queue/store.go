@@ -257,29 +257,42 @@ func (s *store) page(r *util.Range, fn func(key, value []byte) bool) error {
 	return it.Error()
 }
 
-// scan is page for a range of any length: it takes a new iterator every
-// pageSize keys.
+// A scan takes as much at a time: so many keys, or so many octets.
+const (
+	scanKeys   = 4096
+	scanOctets = 256 << 10
+)
+
+// scan calls fn for all keys with a prefix, in order, until fn fails. It holds
+// no lock meanwhile: fn may take its time, and read the store itself. Keys that
+// come or go meanwhile may or may not be seen. Key and value are valid during
+// the call only.
 func (s *store) scan(prefix []byte, fn func(key, value []byte) error) error {
-	const pageSize = 4096
-	var last []byte
-	for {
-		n := 0
-		var ferr error
+	type span struct{ key, end int }
+	var last, held []byte
+	var spans []span
+	for more := true; more; {
+		held, spans = held[:0], spans[:0]
+		more = false
 		err := s.page(from(prefix, last), func(key, value []byte) bool {
-			if ferr = fn(key, value); ferr != nil {
-				return false
-			}
-			last = append(last[:0], key...)
-			n++
-			return n < pageSize
+			held = append(append(held, key...), value...)
+			spans = append(spans, span{len(held) - len(value), len(held)})
+			more = len(spans) == scanKeys || len(held) >= scanOctets
+			return !more
 		})
-		if ferr != nil {
-			return ferr
+		start := 0
+		for _, at := range spans {
+			key, value := held[start:at.key:at.key], held[at.key:at.end:at.end]
+			if err := fn(key, value); err != nil {
+				return err
+			}
+			last, start = append(last[:0], key...), at.end
 		}
-		if err != nil || n < pageSize {
+		if err != nil {
 			return err
 		}
 	}
+	return nil
 }
 
 // write is for the one writer only.

@@ -88,7 +88,7 @@ type Quarantine struct {
 	Cause   string `json:"cause"`
 }
 
-// WalkQuarantine calls fn for every message that was put aside.
+// WalkQuarantine calls fn for every message that was put aside, as Walk does.
 func (q *Queue) WalkQuarantine(ctx context.Context, fn func(Quarantine) error) error {
 	return q.store.scan([]byte{spaceQuarantine}, func(key, value []byte) error {
 		if err := ctx.Err(); err != nil {
