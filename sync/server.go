@@ -291,12 +291,13 @@ func (p *Publisher) serveReport(w http.ResponseWriter, r *http.Request, q *peer)
 	}
 	rep.Unsure = nil
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	if s := p.seen[q.Name]; s != nil {
 		s.report = rep
 	}
+	sources := p.sources
+	p.mu.Unlock()
 	if r.URL.Query().Has("sources") {
-		writeJSON(w, sourcesAnswer{p.sources})
+		writeJSON(w, sourcesAnswer{sources}) // unlocked: a follower may be slow to read it
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)
