@@ -136,8 +136,8 @@ func (i *importer) addressTables(parameter string, incomplete func()) (names []s
 			i.use(name, &Table{Kind: Indexed}, false)
 			i.item(parameter, name, NotReplicated, reason.Error(), "unknown recipients are refused for now only (4xx)")
 		default:
-			note := ""
-			if t.Kind == Indexed {
+			note := t.Note
+			if t.Kind == Indexed && note == "" {
 				note = fmt.Sprintf("%d entries", len(t.Entries))
 			}
 			i.item(parameter, name, Exact, note, "")

@@ -20,6 +20,9 @@ func (i *importer) dnsbl() {
 				continue
 			}
 		}
+		if reason == nil {
+			reason = t.unlisted()
+		}
 		if reason == nil && t.Kind != Indexed {
 			reason = fmt.Errorf("%s tables name no single DNS list", t.Type)
 		}
@@ -109,6 +112,9 @@ func (i *importer) otherTables() {
 			if reason == nil {
 				t, reason = i.table(l.parameter, name)
 			}
+			if t != nil && (t.Partial != "" || l.parameter == "transport_maps") {
+				reason = t.unlisted()
+			}
 			switch {
 			case reason == nil && t == nil: // the import has failed
 			case reason == nil && l.parameter == "smtpd_command_filter" && t.Kind == Indexed:
@@ -163,14 +169,4 @@ func (i *importer) keep(to *[]string, name string, t *Table, values bool) bool {
 	}
 	*to = append(*to, specName(name))
 	return true
-}
-
-// any says whether a value of the table is such.
-func (t *Table) any(f func(string) bool) bool {
-	for _, v := range t.Entries {
-		if f(v) {
-			return true
-		}
-	}
-	return t.Kind == Constant && f(t.Value) || slices.ContainsFunc(t.Rules, func(r Rule) bool { return r.Op == Match && f(r.Value) })
 }

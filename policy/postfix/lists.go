@@ -99,7 +99,7 @@ func (i *importer) domains(parameter string, sub subdomains, to *policy.AddressC
 	d := domainList{sub: sub, in: map[string]bool{}}
 	for _, p := range ps {
 		why := d.add(p)
-		if why == "" && p.tab != nil && p.tab.Kind == Patterns {
+		if why == "" && p.tab != nil && (p.tab.Kind == Patterns || p.tab.Kind == Combined) {
 			d.ordered = true
 			if err := i.use(p.text, p.tab, false); err != nil {
 				why = err.Error()
@@ -180,7 +180,7 @@ func (d *domainList) add(p pattern) (why string) {
 	case p.tab == nil:
 		d.name(p.text, p.not)
 		return ""
-	case p.tab.Kind == Patterns || p.tab.Kind == Networks:
+	case p.tab.Kind == Patterns || p.tab.Kind == Networks || p.tab.Kind == Combined:
 		return "" // those aren't names
 	case p.tab.Kind == Constant:
 		return "takes every domain there is; the secondary is no open relay"

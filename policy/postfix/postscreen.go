@@ -2,6 +2,7 @@ package postfix
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -117,8 +118,11 @@ func (i *importer) screenEvery(to *policy.Postscreen, value string) {
 // useScreen puts an access list's table into the Spec, its values reduced to
 // the word that decides.
 func (i *importer) useScreen(name string, t *Table) (reason error) {
-	if t.Partial != "" {
-		return fmt.Errorf("%s", t.Partial)
+	if err := t.unlisted(); err != nil {
+		return err
+	}
+	if t.Kind == Combined {
+		return errors.New("a table that combines others")
 	}
 	word := func(v string) string {
 		ws := words(strings.ToLower(v))

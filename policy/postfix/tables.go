@@ -21,6 +21,7 @@ const (
 	Networks Kind = "networks" // Rules, each a prefix
 	Patterns Kind = "patterns" // Rules, in order, the type being regexp or pcre
 	Constant Kind = "constant" // one value for every key
+	Combined Kind = "combined" // Members, the type being unionmap or pipemap
 )
 
 // Table is a look-up table in neutral form.
@@ -30,11 +31,13 @@ type Table struct {
 	Entries map[string]string // keys are folded to lower case
 	Rules   []Rule
 	Value   string // of Constant
+	Members []Member
 	// DomainWide tables answer to every address of a domain, by its key
 	// "@domain", before any other key is looked at.
 	DomainWide bool
 	Partial    string // why there may be keys that aren't listed, "" when there are none
 	Skipped    int    // rules that Postfix skips with a warning
+	Note       string // for the Report
 }
 
 // reading is a table read, or why it can't be.
@@ -67,7 +70,7 @@ var notListed = map[string]string{
 func (i *importer) table(parameter, name string) (*Table, error) {
 	r, done := i.read[name]
 	if !done {
-		r.table, r.reason = i.readTable(parameter, name, 0)
+		r.table, r.reason = i.readTable(parameter, name)
 		if r.table != nil && r.table.Skipped > 0 {
 			i.item(parameter, name, Exact, fmt.Sprintf("Postfix skips %d rules that it can't read", r.table.Skipped), "")
 		}
@@ -76,7 +79,7 @@ func (i *importer) table(parameter, name string) (*Table, error) {
 	return r.table, r.reason
 }
 
-func (i *importer) readTable(parameter, name string, depth int) (*Table, error) {
+func (i *importer) readTable(parameter, name string) (*Table, error) {
 	typ, arg, _ := strings.Cut(name, ":")
 	fail := func(err error) (*Table, error) {
 		i.errorf("%s: table %s: %w", parameter, name, err)
@@ -91,6 +94,9 @@ func (i *importer) readTable(parameter, name string, depth int) (*Table, error) 
 	}
 	if _, queried := i.src.Queries[name]; queried && !isSQL(typ) {
 		return fail(errors.New("a query lists tables of mysql, pgsql and sqlite; give a command that prints the entries"))
+	}
+	if typ == "nis" && nisOff(readFile("/proc/sys/kernel/domainname")) {
+		return &Table{Type: typ, Kind: Indexed, Note: whyNISOff}, nil
 	}
 	if why := notListed[typ]; why != "" {
 		return nil, errors.New(why)
@@ -110,7 +116,7 @@ func (i *importer) readTable(parameter, name string, depth int) (*Table, error) 
 	case "unix":
 		return i.unixTable(arg)
 	case "unionmap", "pipemap":
-		return i.combined(parameter, typ, arg, depth)
+		return i.combined(parameter, typ, arg)
 	case "mysql", "pgsql", "sqlite", "ldap":
 		return i.database(parameter, typ, name, arg)
 	default:
@@ -208,92 +214,13 @@ func partialNSS(nsswitch, db string) string {
 	return ""
 }
 
-// combined reads unionmap:{a, b} and pipemap:{a, b}.
-func (i *importer) combined(parameter, typ, arg string, depth int) (*Table, error) {
-	inside, ok := unbrace(arg)
-	if !ok || depth > maxDepth {
-		i.errorf("%s: table %s:%s: want { type:table, … }", parameter, typ, arg)
-		return nil, nil
-	}
-	var members []*Table
-	for _, w := range words(inside) {
-		name, reason := tableName(w)
-		if reason != nil {
-			return nil, reason
-		}
-		t, reason := i.readTable(parameter, name, depth+1)
-		if t == nil {
-			return nil, reason
-		}
-		if t.Kind != Indexed && t.Kind != Constant {
-			return nil, fmt.Errorf("%s inside of %s", t.Type, typ)
-		}
-		members = append(members, t)
-	}
-	if len(members) == 0 {
-		i.errorf("%s: table %s:%s: names no table", parameter, typ, arg)
-		return nil, nil
-	}
-	if typ == "pipemap" {
-		return pipe(members), nil
-	}
-	return union(members), nil
-}
+const whyNISOff = "NIS has no domain name here, so Postfix finds nothing in it"
 
-// find looks a key up in an Indexed or Constant table.
-func (t *Table) find(key string) (string, bool) {
-	if t.Kind == Constant {
-		return t.Value, true
-	}
-	v, ok := t.Entries[strings.ToLower(key)]
-	return v, ok
-}
-
-// union holds every key of any member, with all the values.
-func union(members []*Table) *Table {
-	t := &Table{Type: "unionmap", Kind: Indexed, Entries: map[string]string{}}
-	if c := slices.IndexFunc(members, func(m *Table) bool { return m.Kind == Constant }); c >= 0 {
-		return &Table{Type: "unionmap", Kind: Constant, Value: members[c].Value}
-	}
-	for _, m := range members {
-		for k := range m.Entries {
-			var values []string
-			for _, m := range members {
-				if v, ok := m.find(k); ok {
-					values = append(values, v)
-				}
-			}
-			t.Entries[k] = strings.Join(values, ",")
-		}
-	}
-	return t
-}
-
-// pipe holds the keys of the first member whose value leads through all the
-// others.
-func pipe(members []*Table) *Table {
-	through := func(v string) (string, bool) {
-		ok := true
-		for _, m := range members[1:] {
-			if v, ok = m.find(v); !ok {
-				break
-			}
-		}
-		return v, ok
-	}
-	t := &Table{Type: "pipemap", Kind: Indexed, Entries: map[string]string{}}
-	if members[0].Kind == Constant {
-		if v, ok := through(members[0].Value); ok {
-			return &Table{Type: "pipemap", Kind: Constant, Value: v}
-		}
-		return t
-	}
-	for k, v := range members[0].Entries {
-		if v, ok := through(v); ok {
-			t.Entries[k] = v
-		}
-	}
-	return t
+// nisOff says that the machine's NIS domain isn't set; then Postfix's look-ups
+// in NIS find nothing and don't fail.
+func nisOff(domain string, err error) bool {
+	domain = strings.TrimSpace(domain)
+	return err == nil && (domain == "" || strings.EqualFold(domain, "(none)"))
 }
 
 // specName is what the Spec calls a table: as in main.cf, unless that is its
@@ -339,6 +266,17 @@ func orReason(rules [][2]string, err error, table func([][2]string) (*policy.Tab
 	return table(rules)
 }
 
+// unlisted says why a table answers for keys that it doesn't list.
+func (t *Table) unlisted() error {
+	switch {
+	case t.Partial != "":
+		return errors.New(t.Partial)
+	case t.DomainWide:
+		return errors.New("its query doesn't look at the local-part")
+	}
+	return nil
+}
+
 // use puts a table into the Spec. A set that an access restriction wants too
 // becomes a table with values.
 func (i *importer) use(name string, t *Table, withValues bool) (reason error) {
@@ -346,9 +284,14 @@ func (i *importer) use(name string, t *Table, withValues bool) (reason error) {
 	if old := i.spec.Tables[key]; old != nil && !withValues {
 		return nil
 	}
-	pt, err := t.spec(withValues)
-	if err != nil {
-		return err
+	var pt *policy.Table
+	if t.Kind == Combined {
+		pt, reason = i.useMembers(t)
+	} else {
+		pt, reason = t.spec(withValues)
+	}
+	if reason != nil {
+		return reason
 	}
 	i.spec.Tables[key] = pt
 	if wholeKeys(name) {
@@ -360,11 +303,14 @@ func (i *importer) use(name string, t *Table, withValues bool) (reason error) {
 // useAccess puts an access table into the Spec. Values that are lists of
 // restrictions are translated like lists.
 func (i *importer) useAccess(name string, t *Table, implied string) (reason error) {
-	switch {
-	case t.DomainWide:
-		return errors.New("its query doesn't look at the local-part")
-	case t.Partial != "":
-		return errors.New(t.Partial)
+	if err := t.unlisted(); err != nil {
+		return err
+	}
+	if t.Kind == Combined {
+		if t.any(func(v string) bool { return !isAction(v) }) {
+			return errors.New("values that aren't actions, in tables that are combined")
+		}
+		return i.use(name, t, true)
 	}
 	seen := map[string]string{}
 	bare := false
