@@ -26,6 +26,7 @@ type importPostfixCmd struct {
 	Choose    []string `placeholder:"ITEM=CHOICE" sep:"none" help:"What to do instead of an item that isn't replicated, one of the options that the report shows for it; an item is named \"parameter: element\"."`
 	List      []string `placeholder:"TABLE=COMMAND" sep:"none" help:"A shell command that prints the entries of a table that can't be read otherwise: key, tab, value. Or, for mysql, pgsql and sqlite, query: and a SELECT of key and value, which is put to the table's own database."`
 	Ask       string   `placeholder:"FILE" help:"Recipients, one a line, to ask the tables about that can't be listed; they need not exist."`
+	All       bool     `help:"Report what is replicated, too, item by item."`
 	JSON      bool     `name:"json" help:"Print the report as JSON."`
 }
 
@@ -33,6 +34,8 @@ func (importPostfixCmd) Help() string {
 	return `Reads main.cf and master.cf as Postfix itself does (through postconf), with every table that they name, writes the policy as a snapshot for [policy] file, and prints the parity report: what the secondary decides exactly as the primary, what it can't, and what it does instead.
 
 Tables of recipients that can't be listed (tcp, socketmap, queries that compute) are left out, and unknown recipients are then put off, not refused. Name their entries by --list, or recipients to ask them about by --ask; "understudy publish" goes on asking.
+
+The report begins with the domains and recipients that can't be known, and what mail that concerns. Mistakes in Postfix's own files follow, then what isn't replicated, item by item.
 
 Where an item can't be replicated, the report shows what is done instead and what else you can choose, by --choose:
 
@@ -88,7 +91,7 @@ func (c *importPostfixCmd) Run(ctx context.Context, out io.Writer) error {
 	if c.JSON {
 		return printJSON(out, report)
 	}
-	if err := report.Print(out); err != nil {
+	if err := report.Print(out, c.All); err != nil {
 		return err
 	}
 	stats := snap.Stats()

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -11,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/understudy-mx/understudy/internal/config"
+	"github.com/understudy-mx/understudy/policy/postfix"
 )
 
 // publishFlag is the flag -c of each command that reads a publisher's
@@ -33,12 +36,15 @@ func (f publishFlag) load() (*config.Config, error) {
 type publishCmd struct {
 	publishFlag
 	Check bool `help:"Read everything once, say what is in it, which domains a secondary must allow and what it can't replicate, and end."`
+	All   bool `help:"With --check: report what is replicated, too, item by item."`
 }
 
 func (publishCmd) Help() string {
 	return `Runs on the primary, beside Postfix. Reads the policy from its configuration and maps (or from a policy file), adds the recipients of each [[source]], and offers it to the secondaries that are paired by ` + "`understudy invite` and `understudy join`" + `.
 
 Files are read again as soon as they change, other sources are polled. Only what was read completely and without a mistake is published; when a source fails, the last good policy stays, and the log, a metric and the secondaries say so.
+
+With --check the exit code is 1 when secondaries would turn away (4xx) all mail for a domain, because it can't be known that the primary serves it, or who is there.
 
 Secondaries connect by TLS 1.3 and their keys are pinned; no certificate, no password.
 
@@ -54,7 +60,7 @@ func (c *publishCmd) Run(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	if c.Check {
-		return checkSources(ctx, cfg, out)
+		return checkSources(ctx, cfg, c.All, out)
 	}
 	boundGarbage()
 	hup := make(chan os.Signal, 1)
@@ -67,7 +73,7 @@ func (c *publishCmd) Run(ctx context.Context, out io.Writer) error {
 	return p.run(ctx, hup)
 }
 
-func checkSources(ctx context.Context, cfg *config.Config, out io.Writer) error {
+func checkSources(ctx context.Context, cfg *config.Config, all bool, out io.Writer) error {
 	learned, err := loadLearned(cfg)
 	if err != nil {
 		return err
@@ -77,7 +83,7 @@ func checkSources(ctx context.Context, cfg *config.Config, out io.Writer) error 
 		return mistakes{err}
 	}
 	if r.report != nil {
-		if err := r.report.Print(out); err != nil {
+		if err := r.report.Print(out, all); err != nil {
 			return err
 		}
 		if r.report.HasOptions() {
@@ -96,5 +102,25 @@ func checkSources(ctx context.Context, cfg *config.Config, out io.Writer) error 
 	stats := r.snapshot.Stats()
 	_, err = fmt.Fprintf(out, "%s is right: domains %d, recipients %d, rules %d, %s\n",
 		cfg.File, stats.Domains, stats.Recipients, stats.Rules, digest(r.snapshot))
-	return err
+	return cmp.Or(err, turnedAway(r))
+}
+
+// turnedAway is an error when the policy puts off all mail for a domain.
+func turnedAway(r *reading) error {
+	var errs []error
+	if r.report != nil {
+		for _, list := range r.report.DomainsUnknown() {
+			errs = append(errs, fmt.Errorf("all mail for the domains of %s would be turned away (450): they can't be known", list))
+		}
+	}
+	const most = 20
+	domains := postfix.TurnedAway(r.snapshot.Spec())
+	for n, d := range domains {
+		if n == most {
+			errs = append(errs, fmt.Errorf("and so would all mail for %d more domains", len(domains)-most))
+			break
+		}
+		errs = append(errs, fmt.Errorf("all mail for %s would be turned away (450): not one of its recipients is known; list or ask the tables named above", d))
+	}
+	return errors.Join(errs...)
 }

@@ -68,7 +68,7 @@ func TestSkipsReceived(t *testing.T) {
 		{"/^[^S]/ REJECT", false},
 	} {
 		tab := &Table{Type: "pcre", Kind: Patterns}
-		tab.parse(tt.rules, nil)
+		tab.parse("rules", tt.rules, nil)
 		if got := tab.skipsReceived(); got != tt.want {
 			t.Errorf("%q: %v", tt.rules, got)
 		}

@@ -129,7 +129,7 @@ func render(t *testing.T, src postfix.Source, spec *policy.Spec, report postfix.
 		report.Items[n].Remedy = strings.ReplaceAll(report.Items[n].Remedy, src.ConfigDir, "@DIR@")
 	}
 	var b bytes.Buffer
-	if err := report.Print(&b); err != nil {
+	if err := report.Print(&b, true); err != nil {
 		t.Fatal(err)
 	}
 	j, err := json.MarshalIndent(spec, "", " ")

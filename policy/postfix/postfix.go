@@ -133,6 +133,7 @@ func Import(ctx context.Context, src Source) (*policy.Spec, Report, error) {
 		i.files[filepath.Join(i.set["config_directory"], name)] = true
 	}
 	i.report.Files, i.report.Polled = sortedKeys(i.files), sortedKeys(i.polled)
+	i.concern()
 	i.report.sort()
 	return i.spec, i.report, nil
 }

@@ -47,6 +47,18 @@ type Item struct {
 	Instead   string   `json:"instead,omitempty"` // what the secondary does
 	Options   []string `json:"options,omitempty"` // what it can do; the first is the default
 	Remedy    string   `json:"remedy,omitempty"`  // what the operator can do about it, beside choosing an option
+	// Unknown items are domains or recipients that the secondary can't know:
+	// it puts off what may be mail for them. Concerns says how much that is.
+	Unknown  bool   `json:"unknown,omitempty"`
+	Concerns string `json:"concerns,omitempty"`
+}
+
+// Mistake is a line of the primary's that Postfix passes over, saying so in its
+// log only.
+type Mistake struct {
+	File string `json:"file"`
+	Line int    `json:"line"`
+	What string `json:"what"`
 }
 
 // ID names the item for Source.Choices.
@@ -54,11 +66,12 @@ func (it Item) ID() string { return strings.TrimSpace(it.Parameter + ": " + it.E
 
 // Report lists what an import replicates and what it doesn't.
 type Report struct {
-	MailVersion        string   `json:"mail_version"`
-	CompatibilityLevel string   `json:"compatibility_level"`
-	Service            string   `json:"service"`            // of master.cf
-	Warnings           []string `json:"warnings,omitempty"` // postconf's own
-	Items              []Item   `json:"items"`
+	MailVersion        string    `json:"mail_version"`
+	CompatibilityLevel string    `json:"compatibility_level"`
+	Service            string    `json:"service"`            // of master.cf
+	Warnings           []string  `json:"warnings,omitempty"` // postconf's own
+	Mistakes           []Mistake `json:"mistakes,omitempty"`
+	Items              []Item    `json:"items"`
 
 	// Files are all that the policy was read from; a change of one of them
 	// calls for a new import. Polled are sources that announce no change:
@@ -76,24 +89,45 @@ func (r *Report) add(it Item) {
 // classOrder puts what needs the operator's attention first.
 var classOrder = []Class{NotReplicated, Approximated, GivenDNS, Exact, NoDecision}
 
+// rank puts what can't be known before all else, domains before recipients.
+func (it Item) rank() int {
+	switch {
+	case !it.Unknown:
+		return 2
+	case !slices.Contains(domainLists, it.Parameter):
+		return 1
+	}
+	return 0
+}
+
 func (r *Report) sort() {
 	slices.SortStableFunc(r.Items, func(a, b Item) int {
 		return cmp.Or(
+			cmp.Compare(a.rank(), b.rank()),
 			cmp.Compare(slices.Index(classOrder, a.Class), slices.Index(classOrder, b.Class)),
 			cmp.Compare(a.Parameter, b.Parameter), cmp.Compare(a.Element, b.Element), cmp.Compare(a.Why, b.Why))
 	})
 }
 
-// Count returns how many items are of a class.
-func (r *Report) Count(c Class) int {
-	n := 0
+// defaults are those that every report would have something to say about.
+var defaults = map[string]string{"message_size_limit": "10240000", "smtpd_forbid_bare_newline": "no"}
+
+// usual says that nobody chose what the item says.
+func (it Item) usual() bool { return it.Element != "" && defaults[it.Parameter] == it.Element }
+
+// DomainsUnknown returns the lists whose domains the secondary can't know, so
+// that all mail for them is turned away.
+func (r *Report) DomainsUnknown() (lists []string) {
 	for _, it := range r.Items {
-		if it.Class == c {
-			n++
+		if it.Unknown && it.rank() == 0 {
+			lists = append(lists, it.ID())
 		}
 	}
-	return n
+	return lists
 }
+
+// Count returns how many items are of a class.
+func (r *Report) Count(c Class) int { return len(r.of(func(it Item) bool { return it.Class == c })) }
 
 // HasOptions says that the operator can choose what to do instead of an item.
 func (r *Report) HasOptions() bool {
@@ -110,42 +144,74 @@ var headings = map[Class]string{
 }
 
 // Print writes the report for a person: what needs attention item by item with
-// its remedies, the rest a line for each parameter.
-func (r *Report) Print(w io.Writer) error {
+// its remedies, the rest in a line for each class or, with all of it, for each
+// parameter.
+func (r *Report) Print(w io.Writer, all bool) error {
 	b := bufio.NewWriter(w)
 	fmt.Fprintf(b, "Postfix %s, compatibility_level %s, service %s\n", r.MailVersion, r.CompatibilityLevel, r.Service)
-	for _, s := range r.Warnings {
-		fmt.Fprintf(b, "warning: %s\n", s)
+	printBlocks(b, "Domains and recipients that can't be known", r.of(func(it Item) bool { return it.Unknown }))
+	r.printMistakes(b)
+	for _, c := range []Class{NotReplicated, Approximated} {
+		printBlocks(b, headings[c], r.of(func(it Item) bool { return it.Class == c && !it.Unknown && (all || !it.usual()) }))
 	}
-	for _, c := range classOrder {
-		if r.Count(c) == 0 {
+	fmt.Fprintln(b)
+	if usual := r.of(Item.usual); !all && len(usual) > 0 {
+		fmt.Fprintf(b, "%s, at Postfix's defaults (%d)\n", headings[Approximated], len(usual))
+	}
+	for _, c := range []Class{GivenDNS, Exact} {
+		items := r.of(func(it Item) bool { return it.Class == c })
+		if len(items) == 0 {
 			continue
 		}
-		fmt.Fprintf(b, "\n%s (%d)\n", headings[c], r.Count(c))
-		for items := r.of(c); len(items) > 0; {
+		fmt.Fprintf(b, "%s (%d)\n", headings[c], len(items))
+		for all && len(items) > 0 {
 			n := 1
-			for n < len(items) && items[n].Parameter == items[0].Parameter && (c == Exact || c == GivenDNS || items[n].alike(items[0])) {
+			for n < len(items) && items[n].Parameter == items[0].Parameter {
 				n++
 			}
-			if c == Exact || c == GivenDNS {
-				printLine(b, items[:n])
-			} else {
-				printBlock(b, items[:n])
-			}
+			printLine(b, items[:n])
 			items = items[n:]
 		}
+	}
+	if !all {
+		fmt.Fprintln(b, "--all lists these, too.")
 	}
 	return b.Flush()
 }
 
-// of returns the items of a class.
-func (r *Report) of(c Class) (items []Item) {
+func (r *Report) printMistakes(w io.Writer) {
+	if n := len(r.Mistakes) + len(r.Warnings); n > 0 {
+		fmt.Fprintf(w, "\nMistakes in the primary's own configuration (%d)\n", n)
+	}
+	for _, m := range r.Mistakes {
+		fmt.Fprintf(w, "  %s:%d: %s\n", m.File, m.Line, m.What)
+	}
+	for _, s := range r.Warnings {
+		fmt.Fprintf(w, "  postconf: %s\n", s)
+	}
+}
+
+func (r *Report) of(which func(Item) bool) (items []Item) {
 	for _, it := range r.Items {
-		if it.Class == c {
+		if which(it) {
 			items = append(items, it)
 		}
 	}
 	return items
+}
+
+func printBlocks(w io.Writer, heading string, items []Item) {
+	if len(items) > 0 {
+		fmt.Fprintf(w, "\n%s (%d)\n", heading, len(items))
+	}
+	for len(items) > 0 {
+		n := 1
+		for n < len(items) && items[n].Parameter == items[0].Parameter && items[n].alike(items[0]) {
+			n++
+		}
+		printBlock(w, items[:n])
+		items = items[n:]
+	}
 }
 
 // alike says that there is the same to say about both.
@@ -185,6 +251,9 @@ func printBlock(w io.Writer, items []Item) {
 	}
 	it := items[0]
 	fmt.Fprintf(w, "      %s\n", it.Why)
+	if it.Concerns != "" {
+		fmt.Fprintf(w, "      concerns: %s\n", it.Concerns)
+	}
 	if it.Instead != "" {
 		fmt.Fprintf(w, "      here: %s\n", it.Instead)
 	}

@@ -90,8 +90,9 @@ func (i *importer) ruleTable(typ, arg string) (*Table, error) {
 	if typ == "cidr" {
 		t.Kind = Networks
 	}
-	text := ""
+	text, file := "", arg
 	if inside, inline := unbrace(arg); inline {
+		file = specName(typ + ":" + arg)
 		for _, w := range words(inside) {
 			rule, _ := unbrace(w)
 			text += rule + "\n"
@@ -102,7 +103,7 @@ func (i *importer) ruleTable(typ, arg string) (*Table, error) {
 			return nil, err
 		}
 	}
-	t.parse(text, i.skippedLines(typ+":"+arg))
+	t.parse(file, text, i.skippedLines(typ+":"+arg))
 	return t, nil
 }
 
@@ -111,31 +112,33 @@ var (
 	harmless   = regexp.MustCompile(`^(?:no replacement text|ignoring (?:extra|obsolete)|do not prepend|IF has no matching)`)
 )
 
-// skippedLines are the lines that Postfix itself says it skips: patterns that
-// don't compile, values with groups that aren't there.
-func (i *importer) skippedLines(name string) map[int]bool {
+// skippedLines are the lines that Postfix itself says it skips, and why:
+// patterns that don't compile, values with groups that aren't there.
+func (i *importer) skippedLines(name string) map[int]string {
 	args := []string{"-q", "x", name}
 	if i.src.ConfigDir != "" {
 		args = append([]string{"-c", i.src.ConfigDir}, args...)
 	}
 	// That x isn't found is an error, too.
 	stderr, _ := run(i.ctx, cmp.Or(i.src.Postmap, "postmap"), args, func(string) error { return nil })
-	skipped := map[int]bool{}
+	skipped := map[int]string{}
 	for _, m := range warnedLine.FindAllStringSubmatch(stderr, -1) {
 		if n, _ := strconv.Atoi(m[1]); !harmless.MatchString(m[2]) {
-			skipped[n] = true
+			skipped[n] = m[2]
 		}
 	}
 	return skipped
 }
 
-func (t *Table) parse(text string, skipped map[int]bool) {
+// parse reads the rules of a file, but for the lines that Postfix skips.
+func (t *Table) parse(file, text string, skipped map[int]string) {
 	depth := 0
 	logicalLines(text, func(n int, line string) {
 		r, ok := parseRule(t.Type, line)
 		switch {
-		case !ok || skipped[n] || r.Op == Endif && depth == 0:
-			t.Skipped++
+		case !ok || skipped[n] != "" || r.Op == Endif && depth == 0:
+			what := cmp.Or(skipped[n], "no rule of a "+t.Type+" table; Postfix skips the line")
+			t.Skipped = append(t.Skipped, Mistake{file, n, strings.ToValidUTF8(what, "?")})
 			return
 		case r.Op == If:
 			depth++

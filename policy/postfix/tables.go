@@ -35,9 +35,9 @@ type Table struct {
 	// DomainWide tables answer to every address of a domain, by its key
 	// "@domain", before any other key is looked at.
 	DomainWide bool
-	Partial    string // why there may be keys that aren't listed, "" when there are none
-	Skipped    int    // rules that Postfix skips with a warning
-	Note       string // for the Report
+	Partial    string    // why there may be keys that aren't listed, "" when there are none
+	Skipped    []Mistake // lines that Postfix skips with a warning
+	Note       string    // for the Report
 }
 
 // reading is a table read, or why it can't be.
@@ -71,8 +71,8 @@ func (i *importer) table(parameter, name string) (*Table, error) {
 	r, done := i.read[name]
 	if !done {
 		r.table, r.reason = i.readTable(parameter, name)
-		if r.table != nil && r.table.Skipped > 0 {
-			i.item(parameter, name, Exact, fmt.Sprintf("Postfix skips %d rules that it can't read", r.table.Skipped), "")
+		if r.table != nil {
+			i.report.Mistakes = append(i.report.Mistakes, r.table.Skipped...)
 		}
 		i.read[name] = r
 	}
