@@ -1,8 +1,17 @@
 # The commands of the README, by name. CI runs the same ones.
-.PHONY: build demo test crash soak bench bench-sync bench-door bench-memory parity generate lint
+.PHONY: build deb demo test crash soak bench bench-sync bench-door bench-memory parity generate lint
 
 build:
 	go build -o understudy ./cmd/understudy
+
+# Debian packages in dist/, the same octets each time from the same commit.
+VERSION = 0.1~git$(shell git log -1 --format=%cd --date=format:%Y%m%d%H%M%S).$(shell git log -1 --format=%h)
+deb:
+	for arch in amd64 arm64; do \
+	  systemd/deb/root $$arch '$(VERSION)' "$$(git log -1 --format=%cD)" && \
+	  ARCH=$$arch VERSION='$(VERSION)' SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) \
+	    go run github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2 package -f systemd/deb/nfpm.yaml -p deb -t dist/ || exit 1; \
+	done
 
 demo:
 	go run ./cmd/understudy demo

@@ -48,6 +48,8 @@ type cli struct {
 	Config  configCmd  `cmd:"" help:"Print the configuration in force, every key with its meaning."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 	Man     manCmd     `cmd:"" hidden:"" help:"Write the manual pages."`
+
+	Complete completeCmd `cmd:"" hidden:"" help:"Complete a command line, for a shell."`
 }
 
 // confFlag is the flag -c of each command that reads the configuration.

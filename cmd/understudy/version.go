@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"runtime/debug"
@@ -9,7 +10,7 @@ import (
 type versionCmd struct{}
 
 func (versionCmd) Help() string {
-	return `Prints the version, the commit that it was built from ("modified" if the tree had changes), and Go's version.`
+	return `Prints the version, the commit that it was built from ("modified" if the tree had changes) with its date, and Go's version.`
 }
 
 func (versionCmd) Run(out io.Writer) error {
@@ -17,19 +18,24 @@ func (versionCmd) Run(out io.Writer) error {
 	return err
 }
 
+// version is set by the build of a package (systemd/deb/root).
+var version string
+
 // versionLine says which build this is, as far as the build knows.
 func versionLine() string {
-	version, commit, goVersion := "unknown", "", "go"
+	is, commit, date, modified, goVersion := "unknown", "", "", "", "go"
 	if bi, ok := debug.ReadBuildInfo(); ok {
-		version, goVersion = bi.Main.Version, bi.GoVersion
+		is, goVersion = bi.Main.Version, bi.GoVersion
 		for _, s := range bi.Settings {
 			switch {
 			case s.Key == "vcs.revision":
 				commit = " commit " + s.Value[:min(12, len(s.Value))]
+			case s.Key == "vcs.time":
+				date = " of " + s.Value
 			case s.Key == "vcs.modified" && s.Value == "true":
-				commit += " modified"
+				modified = " modified"
 			}
 		}
 	}
-	return fmt.Sprintf("understudy %s%s %s", version, commit, goVersion)
+	return fmt.Sprintf("understudy %s%s%s%s %s", cmp.Or(version, is), commit, date, modified, goVersion)
 }
