@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path"
@@ -30,8 +29,9 @@ type settings map[string]string
 // config is what postconf says.
 type config struct {
 	version    string
-	service    string   // name/type of the service that listens on port 25
-	others     []string // further ones
+	service    string // name/type of the service to stand in for
+	instead    bool   // it doesn't listen on port 25, as none does
+	others     []other
 	smtpd      settings
 	stressed   settings // what smtpd reads of stressLimits when all of its processes are busy
 	postscreen settings // nil when smtpd itself listens
@@ -53,20 +53,21 @@ func readConfig(ctx context.Context, src *Source) (*config, error) {
 	if err != nil {
 		return nil, err
 	}
-	listeners := findListeners(services, src.Service)
-	if len(listeners) == 0 {
-		if src.Service != "" {
-			return nil, fmt.Errorf("master.cf: no service is called %q", src.Service)
-		}
-		return nil, errors.New("master.cf: no service of type inet listens on port 25; name the service that receives mail")
+	listeners, err := findListeners(services, src.Service)
+	if err != nil {
+		return nil, err
 	}
 	l := listeners[0]
-	c.service = l.key()
-	for _, o := range listeners[1:] {
-		c.others = append(c.others, o.key())
-	}
+	c.service, c.instead = l.key(), !l.mx() && src.Service == ""
 	if c.smtpd, err = readSettings(ctx, src, l, &c.warnings); err != nil {
 		return nil, err
+	}
+	for _, o := range listeners[1:] {
+		unlike, err := c.differences(ctx, src, l, o)
+		if err != nil {
+			return nil, err
+		}
+		c.others = append(c.others, other{o.key(), unlike})
 	}
 	if l.command == "postscreen" {
 		c.postscreen = c.smtpd
@@ -135,35 +136,6 @@ func readServices(ctx context.Context, src *Source) ([]service, error) {
 		return nil
 	}, "-M")
 	return all, err
-}
-
-// findListeners returns the services on port 25, those for the outside first.
-func findListeners(services []service, name string) []service {
-	var public, local []service
-	for _, s := range services {
-		host, port := "", s.name
-		if i := strings.LastIndexByte(s.name, ':'); i >= 0 {
-			host, port = strings.Trim(s.name[:i], "[]"), s.name[i+1:]
-		}
-		switch {
-		case name != "" && (s.name == name || s.key() == name):
-			return []service{s}
-		case name != "" || s.typ != "inet" || port != "25" && port != "smtp":
-		case isLoopback(host):
-			local = append(local, s)
-		default:
-			public = append(public, s)
-		}
-	}
-	if len(public) == 0 {
-		return local
-	}
-	return public
-}
-
-func isLoopback(host string) bool {
-	a, err := netip.ParseAddr(host)
-	return host == "localhost" || err == nil && a.IsLoopback()
 }
 
 // readSettings evaluates all parameters as the service sees them: with its

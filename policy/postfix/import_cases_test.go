@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -80,7 +81,7 @@ func TestService(t *testing.T) {
 		name, master, service string
 		helo                  []string
 		limit                 int
-		others                string
+		others                string // parameter=element of the item about another service, with its class
 	}{
 		{"plain", "smtp inet n - - - - smtpd\n", "", []string{"permit"}, 20, ""},
 		{"by number", "25 inet n - - - - smtpd\n -o smtpd_hard_error_limit=3\n", "", []string{"permit"}, 3, ""},
@@ -88,7 +89,15 @@ func TestService(t *testing.T) {
 		{"braces", "smtp inet n - - - - smtpd\n  -o { smtpd_helo_restrictions = $my_helo, permit }\n", "", []string{"permit_mynetworks", "reject_invalid_helo_hostname", "permit"}, 20, ""},
 		{"macro overridden", "smtp inet n - - - - smtpd\n  -o smtpd_helo_restrictions=$my_helo\n  -o my_helo=permit\n", "", []string{"permit"}, 20, ""},
 		{"postscreen", "smtp inet n - - - 1 postscreen\n -o smtpd_hard_error_limit=9\nsmtpd pass - - - - - smtpd\n -o smtpd_hard_error_limit=4\n", "", []string{"permit"}, 4, ""},
-		{"loopback last", "127.0.0.1:25 inet n - - - - smtpd\n -o smtpd_hard_error_limit=9\n192.0.2.1:smtp inet n - - - - smtpd\n[2001:db8::1]:25 inet n - - - - smtpd\n", "", []string{"permit"}, 20, "[2001:db8::1]:25/inet"},
+		{"loopback last", "127.0.0.1:25 inet n - - - - smtpd\n -o smtpd_hard_error_limit=9\n192.0.2.1:smtp inet n - - - - smtpd\n[2001:db8::1]:25 inet n - - - - smtpd\n", "", []string{"permit"}, 20, "exact [2001:db8::1]:25/inet decides as 192.0.2.1:smtp/inet"},
+		{"two unlike", "192.0.2.1:25 inet n - - - - smtpd\n192.0.2.2:25 inet n - - - - smtpd\n -o smtpd_hard_error_limit=9 -o smtpd_client_restrictions=reject\n", "", []string{"permit"}, 20,
+			"not-replicated 192.0.2.2:25/inet otherwise: smtpd_client_restrictions, smtpd_hard_error_limit"},
+		{"two commands", "[2001:db8::1]:25 inet n - - - - smtpd\n192.0.2.2:25 inet n - - - 1 postscreen\nsmtpd pass - - - - - smtpd\n -o smtpd_hard_error_limit=9\n", "", []string{"permit"}, 20,
+			"not-replicated 192.0.2.2:25/inet it runs postscreen"},
+		{"another port", "127.0.0.1:10026 inet n - - - - smtpd\nsubmission inet n - - - - smtpd\n10025 inet n - - - - smtpd\n -o smtpd_hard_error_limit=7\n", "", []string{"permit"}, 7,
+			"approximated 10025/inet no service listens on port 25"},
+		{"submission only", "127.0.0.1:10026 inet n - - - - smtpd\n[::1]:587 inet n - - - - smtpd\n192.0.2.1:587 inet n - - - - smtpd\n -o smtpd_hard_error_limit=6\n", "", []string{"permit"}, 6,
+			"approximated 192.0.2.1:587/inet no service listens on port 25"},
 		{"named", "smtp inet n - - - - smtpd\n10025 inet n - - - - smtpd\n -o smtpd_hard_error_limit=7\n", "10025/inet", []string{"permit"}, 7, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -101,8 +110,15 @@ func TestService(t *testing.T) {
 			if spec.Limits.HardErrors != tt.limit {
 				t.Errorf("hard error limit %d, want %d", spec.Limits.HardErrors, tt.limit)
 			}
-			if tt.others != "" && !hasItem(report, "master.cf", tt.others, postfix.NotReplicated) {
-				t.Errorf("no item for %s", tt.others)
+			got := ""
+			for _, it := range report.Items {
+				if it.Parameter == "master.cf" {
+					got += fmt.Sprintln(it.Class, it.Element, it.Why)
+				}
+			}
+			service, why, _ := strings.Cut(tt.others, "inet ")
+			if !strings.HasPrefix(got, service) || !strings.Contains(got, why) || (got == "") != (tt.others == "") || strings.Count(got, "\n") > 1 {
+				t.Errorf("the report says %q, want %q", got, tt.others)
 			}
 		})
 	}

@@ -103,9 +103,7 @@ func Import(ctx context.Context, src Source) (*policy.Spec, Report, error) {
 	i.spec.Classes = map[string][]policy.Restriction{}
 	i.spec.Learned = map[string]policy.Learned{}
 	i.report = Report{MailVersion: conf.version, CompatibilityLevel: i.set["compatibility_level"], Service: conf.service, Warnings: conf.warnings}
-	for _, s := range conf.others {
-		i.item("master.cf", s, NotReplicated, "a second service on port 25 may decide otherwise", "only "+conf.service+" counts")
-	}
+	i.listeners()
 	i.settings()
 	i.overrides()
 	i.spec.NetworksMatchSubdomain = i.parentMatch("mynetworks")
