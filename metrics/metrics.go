@@ -242,6 +242,7 @@ type PublisherStats struct {
 	Changed   time.Time // when its content changed last, zero if that isn't known
 	Peers     int       // paired followers
 	Following int       // of them, those that asked within five minutes
+	Alarmed   int       // of them, those whose last report names an alarm
 }
 
 // Publisher exports the state of a primary's publisher.
@@ -255,6 +256,7 @@ func (m *Metrics) Publisher(stats func() PublisherStats) {
 	g("changed_timestamp_seconds", "Unix time at which its content changed last, 0 if that isn't known.", func(s PublisherStats) float64 { return unix(s.Changed) })
 	g("peers", "Followers that are paired.", func(s PublisherStats) float64 { return float64(s.Peers) })
 	g("following_peers", "Paired followers that asked within the last five minutes.", func(s PublisherStats) float64 { return float64(s.Following) })
+	g("alarmed_peers", "Paired followers whose last report names an alarm of the policy channel.", func(s PublisherStats) float64 { return float64(s.Alarmed) })
 }
 
 func oneIf(b bool) float64 {

@@ -64,7 +64,7 @@ func BenchmarkChangeMillion(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if d := deleted(old, c); d.mass(0) {
+		if d := deleted(old, c, nil); d.mass(nil) {
 			b.Fatal("a deletion where nothing was deleted")
 		}
 		if _, err := compile(c.spec); err != nil {

@@ -116,7 +116,7 @@ func TestSources(t *testing.T) {
 					_, _ = w.Write([]byte(tt.body))
 				}
 			})
-			if got := alarmOf(old.report(t.Context()), ""); got != tt.want {
+			if got := alarmOf(old.report(t.Context(), nil), ""); got != tt.want {
 				t.Errorf("alarm %q, want %q", got, tt.want)
 			}
 		})

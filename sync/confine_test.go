@@ -1,6 +1,8 @@
 package policysync
 
 import (
+	"io"
+	"net/http"
 	"strings"
 	"testing"
 
@@ -42,6 +44,123 @@ func TestForeignDoors(t *testing.T) {
 				t.Errorf("ours is answered %d", got)
 			}
 		})
+	}
+}
+
+func setDomains(domains ...string) func(*testing.T, *policy.Spec) {
+	return func(_ *testing.T, s *policy.Spec) { s.Addresses.Relay.Domains = domains }
+}
+
+// TestForeignDomain: a version with a domain that the secondary's list lacks is
+// in force without it, and both sides are told, with the remedy.
+func TestForeignDomain(t *testing.T) {
+	for name, edit := range map[string]func(*testing.T, *policy.Spec){
+		"another":                 setDomains("example.org", "victim.example"),
+		"parent of ours":          setDomains("example.org", "org"),
+		"child of ours":           setDomains("example.org", "sub.example.org"),
+		"all below ours":          setDomains("example.org", ".example.org"),
+		"one that ends like ours": setDomains("example.org", "evilexample.org"),
+		"ours with NUL":           setDomains("example.org", "example.org\x00"),
+		"many":                    setDomains("example.org", "a.example", "b.example", "c.example", "d.example", "e.example"),
+		"in an ordered list": func(_ *testing.T, s *policy.Spec) {
+			s.Addresses.Relay.Match = []string{"!example.com", "example.org", "victim.example"}
+		},
+		"of another class":         func(_ *testing.T, s *policy.Spec) { s.Addresses.VirtualMailbox.Domains = []string{"victim.example"} },
+		"of the first version too": nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPrimary(t)
+			f := p.follow(t, p.join(t, "mx2"), "example.org")
+			s := newSpec(t, []string{"example.org"}, "a@example.org")
+			if edit == nil {
+				edit = setDomains("example.org", "victim.example")
+			} else {
+				p.publish(t, s)
+				poll(t, f)
+				s = newSpec(t, []string{"example.org"}, "a@example.org", "b@example.org", "u@victim.example", "u@org", "u@sub.example.org", "u@evilexample.org")
+			}
+			edit(t, s)
+			p.publish(t, s)
+			err := f.poll(t.Context())
+			if alarmOf(err, "") != AlarmDomain {
+				t.Fatalf("a poll says %v", err)
+			}
+			for _, to := range []string{"u@victim.example", "u@org", "u@sub.example.org", "u@evilexample.org"} {
+				if got := rcpt(t, f.Current(), to); got == 250 {
+					t.Errorf("%s is accepted", to)
+				}
+			}
+			answers{"a@example.org": 250, "c@example.org": 550}.check(t, f, "with a foreign domain")
+			if f.Status().Version != p.Status().Version {
+				t.Errorf("version %d is in force, %d published", f.Status().Version, p.Status().Version)
+			}
+			r := p.Peers()[0].Report
+			if r == nil || r.Alarm != AlarmDomain || !strings.Contains(r.Health.Problem, "remove it on the primary") || !strings.Contains(r.Health.Problem, `mail for "`) {
+				t.Errorf("the primary was told %+v", r)
+			}
+			if got := p.stats().Alarmed; got != 1 {
+				t.Errorf("%d peers are alarmed", got)
+			}
+			p.publish(t, newSpec(t, []string{"example.org"}, "a@example.org", "b@example.org", "c@example.org"))
+			poll(t, f)
+			answers{"a@example.org": 250}.check(t, f, "afterwards")
+			if r := p.Peers()[0].Report; r.Alarm != "" || r.Health.Problem != "" || p.stats().Alarmed != 0 {
+				t.Errorf("afterwards the primary was told %+v", r)
+			}
+		})
+	}
+}
+
+// TestAlarmReport: an older publisher gets no field that it would refuse, and a
+// strange alarm isn't shown.
+func TestAlarmReport(t *testing.T) {
+	e := newEvil(t)
+	f := e.follower(t, newSpec(t, []string{"example.org"}, "a@example.org"))
+	var target string
+	var body []byte
+	spec := newSpec(t, []string{"example.org"}, "a@example.org")
+	spec.Codes.UnknownRelayRcpt = 250
+	e.offer(t, e.forge(t, spec, nil), e.head(2, f.cur.head.identity), nil)
+	e.respond(func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v1/report" {
+			target = r.URL.RequestURI()
+			body, _ = io.ReadAll(r.Body)
+		}
+	})
+	if err := try(t, f); alarmOf(err, "") != AlarmPolicy {
+		t.Fatalf("a poll says %v", err)
+	}
+	if !strings.HasSuffix(target, "&alarm=policy") || strings.Contains(string(body), `"alarm"`) || !strings.Contains(string(body), "policy: ") {
+		t.Errorf("reported to %s: %s", target, body)
+	}
+	p := newPrimary(t)
+	p.publish(t, newSpec(t, []string{"example.org"}, "a@example.org"))
+	g := p.follow(t, p.join(t, "mx2"), "example.org")
+	poll(t, g)
+	if _, err := g.http.post(t.Context(), "/v1/report?alarm=strange%0a", Report{}, 1024); err != nil {
+		t.Fatal(err)
+	}
+	if r := p.Peers()[0].Report; r.Alarm != "" {
+		t.Errorf("the alarm shown is %q", r.Alarm)
+	}
+}
+
+// TestForeignDomainCase: neither list's spelling matters.
+func TestForeignDomainCase(t *testing.T) {
+	for _, tt := range []struct {
+		domain, allowed string
+		ours            bool
+	}{
+		{"Example.ORG", "example.org", true},
+		{"example.org", "Example.ORG", true},
+		{"Sub.Example.org", ".example.ORG", true},
+		{"sub.example.org", ".Example.org", true},
+		{"example.org", ".example.org", false},
+		{"example.com", "example.org", false},
+	} {
+		if got := foreignDomains(newSpec(t, []string{tt.domain}), []string{tt.allowed}); (len(got) == 0) != tt.ours {
+			t.Errorf("%s where %s is allowed: foreign %q", tt.domain, tt.allowed, got)
+		}
 	}
 }
 

@@ -370,6 +370,48 @@ func TestCrash(t *testing.T) {
 	}
 }
 
+// TestRemovalsCrash: no crash leaves a version in force without what it removed
+// being remembered.
+func TestRemovalsCrash(t *testing.T) {
+	cl := newClock()
+	codec, err := newCodec()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer codec.close()
+	rig := &crashRig{e: &evil{clock: cl, epoch: uint64(cl.now().Add(-time.Hour).Unix())}, codec: codec, now: cl.now().Add(5 * time.Second)}
+	seen := map[uint64]int{}
+	for _, how := range []string{"kill", "power", "torn"} {
+		for kill, done := 1, false; !done; kill++ {
+			disk := rig.disk(t, []offered{{1, 300, 0}}, nil)
+			f, err := rig.open(t, disk)
+			if err != nil {
+				t.Fatal(err)
+			}
+			disk.ops, disk.killAt = 0, kill
+			err = rig.pollOn(t, f, offered{2, 210, 1})
+			done = disk.ops < kill
+			f.Close()
+			if done && err != nil {
+				t.Fatal(err)
+			}
+			again, err := rig.open(t, disk.crash(how))
+			if err != nil {
+				t.Fatal(err)
+			}
+			version := again.Status().Version
+			seen[version]++
+			if version == 2 && (again.removals == nil || len(again.removals.hours[0].keys) != 90) {
+				t.Errorf("%s at operation %d: version 2 is in force, remembered is %+v", how, kill, again.removals)
+			}
+			again.Close()
+		}
+	}
+	if seen[1] == 0 || seen[2] == 0 {
+		t.Errorf("versions found: %v", seen)
+	}
+}
+
 // disk is a synced disk with a paired follower that has seen some offers.
 func (c *crashRig) disk(t *testing.T, before []offered, prep func(*testing.T, *Follower) error) *memFS {
 	t.Helper()

@@ -35,7 +35,12 @@ type version struct {
 	head    *Head
 	raw     []byte
 	content *content
-	veiled  bool // hashed here, of a plain version: no file has raw but the guard
+	veiled  bool     // hashed here, of a plain version: no file has raw but the guard
+	foreign []string // domains that it accepts mail for and we don't
+}
+
+func (f *Follower) newVersion(h *Head, raw []byte, c *content) *version {
+	return &version{head: h, raw: raw, content: c, foreign: foreignDomains(c.spec, f.o.Domains)}
 }
 
 // outline is v without its tables, which take all the memory. They are on the
@@ -81,8 +86,7 @@ type Follower struct {
 	base     *version  // set while a deletion is staged: the version before it
 	rejected bool      // the operator refused the staged deletion
 	gone     *deletion // from base to cur
-	slices   []slice   // what was deleted without asking
-	recent   uint64    // their sum when the deletion was staged
+	removals *removals // what was deleted without asking; it rests while a deletion is staged
 	changes  changes   // of cur, and of what a crash may bring back
 	sources  []Source  // of the primary, as it told last
 	lastErr  error     // of the last poll, nil when it went well
@@ -131,6 +135,9 @@ func OpenFollower(o FollowerOptions) (*Follower, error) {
 	}
 	f.http, f.self = cl, cl.self
 	f.changes = f.store.loadChanges()
+	if f.removals, err = f.store.loadRemovals(pair.Secrets); err != nil {
+		f.alarm(err, AlarmStore)
+	}
 	if err := f.load(); err != nil {
 		return nil, err
 	}
@@ -205,7 +212,7 @@ func (f *Follower) loadVersion(h *Head, raw []byte) (*version, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &version{head: h, raw: raw, content: c}, nil
+	return f.newVersion(h, raw, c), nil
 }
 
 // loadGuard restores what the operator was asked before the restart. It returns
@@ -230,24 +237,25 @@ func (f *Follower) loadGuard() (whole bool, err error) {
 		return false, nil
 	}
 	v.veiled = g.Veiled != nil
-	f.recent = g.Recent
 	f.stage(v, g.Rejected != "")
 	return true, nil
 }
 
 // stage compares cur with base. A deletion that is none, or no more, is
-// forgotten.
+// forgotten, or remembered among the small ones.
 func (f *Follower) stage(base *version, rejected bool) {
 	f.base, f.rejected, f.gone = nil, false, nil
 	if base == nil {
+		f.removals = nil
 		return
 	}
-	d := deleted(base.content, f.cur.content)
+	d := deleted(base.content, f.cur.content, base.foreign)
+	f.removals = f.removals.under(d.listing.secret)
 	switch {
-	case d.mass(f.recent):
+	case d.mass(f.removals.lost(d)):
 		f.base, f.rejected, f.gone = base, rejected, d
 	case d.recipients > 0:
-		f.slices = append(f.slices, slice{f.o.now(), d.recipients})
+		f.removals = f.removals.with(d, f.o.now())
 	}
 }
 
@@ -338,18 +346,21 @@ func (f *Follower) Run(ctx context.Context) error {
 		f.mu.Lock()
 		before := f.lastErr
 		f.lastErr = err
-		if err == nil {
+		followed := err == nil || alarmOf(err, AlarmProtocol) == AlarmDomain // its version is in force
+		if followed {
 			f.polled = f.o.now()
 		}
 		f.mu.Unlock()
-		if err == nil {
+		switch {
+		case err == nil:
+		case before == nil || alarmOf(before, AlarmProtocol) != alarmOf(err, AlarmProtocol):
+			f.alarm(err, AlarmProtocol)
+		default:
+			f.o.Metrics.SyncAlarms.WithLabelValues(string(alarmOf(err, AlarmProtocol))).Inc()
+		}
+		if followed {
 			wait = first
 			continue
-		}
-		if before == nil || alarmOf(before, AlarmProtocol) != alarmOf(err, AlarmProtocol) {
-			f.alarm(err, AlarmProtocol)
-		} else {
-			f.o.Metrics.SyncAlarms.WithLabelValues(string(alarmOf(err, AlarmProtocol))).Inc()
 		}
 		if !sleep(ctx, jitter(wait)) {
 			return nil

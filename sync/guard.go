@@ -3,21 +3,19 @@ package policysync
 import (
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/understudy-mx/understudy/policy"
 )
 
-// A deletion is staged when it takes more than one recipient in a hundred,
-// and more than minDeletion, or a whole domain.
+// A deletion is staged when it takes half of a list, of whatever size, a whole
+// domain, or more than one recipient in a hundred and more than minDeletion.
+// What other versions took in the last window counts.
 const (
 	minDeletion = 100
 	deletionPct = 1
-	// smallDomain is how many recipients a domain had at least for the loss of
-	// all of them to count as the loss of the domain.
-	smallDomain = 10
 	// maxWithdrawn bounds the list of withdrawn recipients. Beyond it, every
 	// unknown recipient is answered 450 while the deletion is staged.
 	maxWithdrawn = 100_000
@@ -32,46 +30,54 @@ const withdrawnAction = "450 4.1.1 Recipient list is being verified, try again l
 
 // deletion is what a version takes away from the one before.
 type deletion struct {
-	recipients uint64   // removed
-	of         uint64   // before
-	domains    []string // removed
-	keys       []string // of the removed, at most maxWithdrawn
-	listing    *listing // of what is left; it knows how keys are spelled
+	recipients uint64          // removed
+	of         uint64          // before
+	lists      map[string]loss // of each list that lost some
+	domains    []string        // removed, or without recipients now
+	dropped    []string        // of them, those for which no mail is accepted now
+	keys       []lostKey       // of the removed, at most maxWithdrawn
+	listing    *listing        // of what is left; it knows how keys are spelled
 }
 
-// mass says whether the operator is to be asked. recent were removed by other
-// versions within the last recentSpan: a list that is taken away in slices is
-// taken away.
-func (d *deletion) mass(recent uint64) bool {
-	n := d.recipients + recent
-	return len(d.domains) > 0 || d.recipients > 0 && n > minDeletion && n*100 > (d.of+recent)*deletionPct
-}
+// lostKey is an entry of a recipient table that was removed.
+type lostKey struct{ table, key string }
 
-// recentSpan is how long a small deletion is remembered.
-const recentSpan = time.Hour
+// loss is how many entries of a list were removed, and how many it had.
+type loss struct{ n, of uint64 }
 
-// slice is a deletion that was too small to ask about.
-type slice struct {
-	at time.Time
-	n  uint64
-}
+func (l loss) plus(o loss) loss { return loss{l.n + o.n, max(l.of, o.of)} }
 
-// recently counts what small deletions removed, and forgets the old ones.
-func (f *Follower) recently() (n uint64) {
-	f.slices = slices.DeleteFunc(slices.Clone(f.slices), func(s slice) bool { return f.o.now().Sub(s.at) > recentSpan })
-	for _, s := range f.slices {
-		n += s.n
+// The lists of recipients in which a deletion is looked for: all of them, each
+// table, and each domain.
+const allLists = ""
+
+func tableList(name string) string { return "t" + name }
+
+// domainList names the list of a domain, or of its tag where keys are hashed.
+func domainList(domain string) string { return "d" + domain }
+
+// mass says whether the operator is to be asked. recent is what other versions
+// removed within the last window, by list: a list that is taken away in slices
+// is taken away.
+func (d *deletion) mass(recent map[string]loss) bool {
+	for name, l := range d.lists {
+		l = l.plus(recent[name])
+		if 2*l.n >= l.of || name == allLists && l.n > minDeletion && l.n*100 > l.of*deletionPct {
+			return true
+		}
 	}
-	return n
+	return len(d.domains) > 0
 }
 
-// deleted compares two contents.
-func deleted(old, now *content) *deletion {
-	d := &deletion{of: old.recipients}
+// deleted compares two contents. What goes in foreign domains, which were never
+// accepted here, doesn't matter.
+func deleted(old, now *content, foreign []string) *deletion {
+	d := &deletion{of: old.recipients, lists: map[string]loss{}}
 	after := acceptedDomains(now.spec)
 	for _, name := range acceptedDomains(old.spec) {
-		if _, found := slices.BinarySearch(after, name); !found {
+		if _, found := slices.BinarySearch(after, name); !found && !slices.Contains(foreign, name) {
 			d.domains = append(d.domains, name)
+			d.dropped = append(d.dropped, name)
 		}
 	}
 	old, now, comparable := alike(old, now)
@@ -79,14 +85,17 @@ func deleted(old, now *content) *deletion {
 	if !comparable {
 		return d
 	}
-	l := d.listing
+	before := newListing(old, now.spec)
+	ignored := map[string]bool{}
+	for _, name := range foreign {
+		ignored[d.listing.tag(name)] = true
+	}
+	left := unmoved(old.spec, now.spec)
 	for _, name := range recipientTables(old.spec) {
-		diffTables(old.spec.Tables[name], now.spec.Tables[name], func(t *policy.Table, key []byte) {
-			if l.lists(t, key) {
-				return
-			}
-			if d.recipients++; len(d.keys) < maxWithdrawn {
-				d.keys = append(d.keys, string(key))
+		t := old.spec.Tables[name]
+		diffTables(t, left[name], func(_ *policy.Table, key []byte) {
+			if domain := d.listing.domain(key); !ignored[domain] && !d.listing.lists(key) && before.serves(domain, t) {
+				d.lose(old, lostKey{name, string(key)}, domain)
 			}
 		}, nil)
 	}
@@ -94,17 +103,54 @@ func deleted(old, now *content) *deletion {
 		return d
 	}
 	for name, n := range old.domains {
-		switch {
-		case *n < smallDomain || now.domains[name] != nil || l.everyone(name):
-		case name == l.tag(""): // bare local-parts
+		switch l := d.lists[domainList(name)]; {
+		case l.n < *n || ignored[name] || d.listing.everyone(name):
+		case name == d.listing.tag(""): // bare local-parts
 			d.domains = append(d.domains, old.spec.Addresses.Local.Domains...)
 		default:
-			d.domains = append(d.domains, l.name(name))
+			d.domains = append(d.domains, d.listing.name(name))
 		}
 	}
 	slices.Sort(d.domains)
 	d.domains = slices.Compact(d.domains)
 	return d
+}
+
+// lose notes a removed entry of old.
+func (d *deletion) lose(old *content, k lostKey, domain string) {
+	d.recipients++
+	if len(d.keys) < maxWithdrawn {
+		d.keys = append(d.keys, k)
+	}
+	inDomain := uint64(0)
+	if n := old.domains[domain]; n != nil {
+		inDomain = *n
+	}
+	for name, of := range map[string]uint64{allLists: old.recipients, tableList(k.table): uint64(old.spec.Tables[k.table].Len()), domainList(domain): inDomain} {
+		d.lists[name] = d.lists[name].plus(loss{1, of})
+	}
+}
+
+// unmoved returns the recipient tables of now whose entries mean what they did
+// in old. One that another class of domains looks into now is not among them.
+func unmoved(old, now *policy.Spec) map[string]*policy.Table {
+	same := map[string]*policy.Table{}
+	for _, name := range recipientTables(now) {
+		same[name] = now.Tables[name]
+	}
+	if reflect.DeepEqual(old.Addresses, now.Addresses) {
+		return same
+	}
+	after := tablesByDomain(now)
+	for domain, names := range tablesByDomain(old) {
+		left, known := after[domain]
+		for _, name := range names {
+			if known && !slices.Contains(left, name) {
+				delete(same, name)
+			}
+		}
+	}
+	return same
 }
 
 // alike brings two contents to keys of the same spelling: plain, or hashed
@@ -142,125 +188,6 @@ func (c *content) hashed(s *policy.Secret) (*content, error) {
 	return h, nil
 }
 
-// listing says whether a policy still has a recipient, in whatever table.
-type listing struct {
-	tables []*policy.Table
-	all    bool            // there is a table with one answer for everyone
-	open   []string        // domains in which every recipient exists
-	whole  map[string]bool // what everyone said, by domain or its tag
-
-	hasher *policy.Hasher    // nil: keys are plain
-	secret *policy.Secret    // of hasher
-	names  map[string]string // domains by their tags, as far as the policy names them
-}
-
-// newListing makes the listing of a content. It knows the names of its domains
-// and of those that another policy accepts mail for.
-func newListing(c *content, other *policy.Spec) *listing {
-	l := &listing{whole: map[string]bool{}}
-	for _, name := range recipientTables(c.spec) {
-		switch t := c.spec.Tables[name]; {
-		case t == nil:
-		case t.Type() == kindNames[kindStatic]:
-			l.all = true
-		case t.Keyed() && t.Len() > 0:
-			l.tables = append(l.tables, t)
-		}
-	}
-	a := &c.spec.Addresses
-	for _, c := range []*policy.AddressClass{&a.Local, &a.VirtualAliases, &a.VirtualMailbox, &a.Relay} {
-		if len(c.Recipients) == 0 {
-			l.open = append(l.open, c.Domains...)
-		}
-	}
-	if l.secret = c.secret; l.secret != nil {
-		l.hasher, l.names = policy.NewHasher(l.secret), map[string]string{}
-		for _, spec := range []*policy.Spec{c.spec, other} {
-			for _, name := range append(acceptedDomains(spec), "") {
-				l.names[l.tag(name)] = name
-			}
-		}
-	}
-	return l
-}
-
-// tag is the domain of keys as domainOf says it.
-func (l *listing) tag(name string) string {
-	if l.hasher == nil {
-		return name
-	}
-	return string(l.hasher.Tag([]byte(name)))
-}
-
-// hiddenName stands for what only a digest is known of.
-const hiddenName = "(hashed)"
-
-// name is the opposite of tag.
-func (l *listing) name(tag string) string {
-	if l.hasher == nil {
-		return tag
-	}
-	if name, known := l.names[tag]; known {
-		return name
-	}
-	return hiddenName
-}
-
-// spell shows a key to the operator.
-func (l *listing) spell(key string) string {
-	if l.hasher == nil {
-		return clipText(key, maxShown)
-	}
-	switch name := l.name(key[:policy.TagSize]); name {
-	case "", hiddenName:
-		return hiddenName
-	default:
-		return clipText(hiddenName+"@"+name, maxShown)
-	}
-}
-
-// special says that a digest is of a bare local-part or of a catch-all.
-func (l *listing) special(digest string) bool {
-	name := l.name(digest[:policy.TagSize])
-	return name == "" || l.key("@"+name) == digest
-}
-
-// key spells a key as the tables do.
-func (l *listing) key(plain string) string {
-	if l.hasher == nil {
-		return plain
-	}
-	return string(l.hasher.Digest([]byte(plain)))
-}
-
-// everyone says whether all recipients of a domain exist, by a catch-all or
-// because nothing lists them.
-func (l *listing) everyone(tag string) bool {
-	whole, known := l.whole[tag]
-	if !known {
-		name := l.name(tag)
-		whole = slices.Contains(l.open, name)
-		key := []byte(l.key("@" + name))
-		for _, t := range l.tables {
-			whole = whole || name != "" && t.Find(key) >= 0
-		}
-		l.whole[tag] = whole
-	}
-	return whole
-}
-
-func (l *listing) lists(of *policy.Table, key []byte) bool {
-	if l.all {
-		return true
-	}
-	for _, t := range l.tables {
-		if t.Find(key) >= 0 {
-			return true
-		}
-	}
-	return l.everyone(string(domainOf(of, key)))
-}
-
 // milder is a policy that answers unknown recipients 450 in place of 550.
 func milder(spec *policy.Spec) *policy.Spec {
 	s := *spec
@@ -274,7 +201,14 @@ func milder(spec *policy.Spec) *policy.Spec {
 // withdraw is a policy that answers the deleted 450. They stay out of the
 // tables, so that none of them can be accepted.
 func (d *deletion) withdraw(spec *policy.Spec) (*policy.Spec, error) {
-	keys, exact := d.accessKeys(spec)
+	keys, exact := d.accessKeys()
+	actions := map[string]string{}
+	for _, k := range d.below(spec) {
+		actions[k] = "DUNNO"
+	}
+	for _, k := range keys {
+		actions[k] = withdrawnAction
+	}
 	s := *spec
 	if !exact || unlistedElsewhere(spec) {
 		s = *milder(spec)
@@ -284,8 +218,10 @@ func (d *deletion) withdraw(spec *policy.Spec) (*policy.Spec, error) {
 		kind = kindNames[kindHashedHash]
 	}
 	b, err := policy.NewTableBuilder(kind, d.listing.secret)
-	for i := 0; i < len(keys) && err == nil; i++ {
-		err = b.Add([]byte(keys[i]), []byte(withdrawnAction))
+	for _, k := range slices.Sorted(maps.Keys(actions)) {
+		if err == nil {
+			err = b.Add([]byte(k), []byte(actions[k]))
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -310,10 +246,11 @@ func (d *deletion) withdraw(spec *policy.Spec) (*policy.Spec, error) {
 
 // accessKeys spells the deleted as keys of an access table. What can't be
 // spelled exactly, a catch-all for one, leaves exact false.
-func (d *deletion) accessKeys(spec *policy.Spec) (keys []string, exact bool) {
+func (d *deletion) accessKeys() (keys []string, exact bool) {
 	exact = uint64(len(d.keys)) == d.recipients
-	local := spec.Addresses.Local.Domains
-	for _, k := range d.keys {
+	local := d.listing.spec.Addresses.Local.Domains
+	for _, lost := range d.keys {
+		k := lost.key
 		switch i := strings.LastIndexByte(k, '@'); {
 		case d.listing.hasher != nil:
 			if _, known := d.listing.names[k[:policy.TagSize]]; !known || d.listing.special(k) {
@@ -331,14 +268,31 @@ func (d *deletion) accessKeys(spec *policy.Spec) (keys []string, exact bool) {
 			exact = false
 		}
 	}
-	after := acceptedDomains(spec)
-	for _, n := range d.domains {
-		if _, kept := slices.BinarySearch(after, n); !kept && !strings.HasPrefix(n, ".") && n != "" {
+	for _, n := range d.dropped {
+		if !strings.HasPrefix(n, ".") && n != "" {
 			keys = append(keys, d.listing.key(strings.ToLower(n)))
 		}
 	}
-	slices.Sort(keys)
-	return slices.Compact(keys), exact
+	return keys, exact
+}
+
+// below lists the keys of the domains that are kept below a dropped one: the
+// entry of that would be found for them too.
+func (d *deletion) below(spec *policy.Spec) (keys []string) {
+	dropped := map[string]bool{}
+	for _, n := range d.dropped {
+		dropped[strings.ToLower(n)] = true
+	}
+	for _, n := range acceptedDomains(spec) {
+		low := strings.ToLower(n)
+		for i, c := range []byte(low) {
+			if c == '.' && i > 0 && dropped[low[i+1:]] {
+				keys = append(keys, d.listing.key(low))
+				break
+			}
+		}
+	}
+	return keys
 }
 
 // unlistedElsewhere says whether an unknown recipient may be refused before
@@ -364,16 +318,16 @@ func matchedDomains(spec *policy.Spec) (names []string) {
 	return names
 }
 
-// foreignDomain returns a domain of the policy that isn't allowed, "" when all
-// are. ".example.org" allows the domains below example.org.
-func foreignDomain(spec *policy.Spec, allowed []string) string {
+// foreignDomains lists the domains of the policy that aren't allowed.
+// ".example.org" allows the domains below example.org.
+func foreignDomains(spec *policy.Spec, allowed []string) (foreign []string) {
 	for _, d := range append(acceptedDomains(spec), matchedDomains(spec)...) {
 		if !slices.ContainsFunc(allowed, func(a string) bool {
 			a, low := strings.ToLower(a), strings.ToLower(d)
 			return a == low || strings.HasPrefix(a, ".") && strings.HasSuffix(low, a)
 		}) {
-			return d
+			foreign = append(foreign, d)
 		}
 	}
-	return ""
+	return foreign
 }

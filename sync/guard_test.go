@@ -1,6 +1,7 @@
 package policysync
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -95,7 +96,7 @@ func TestDeletionInSlices(t *testing.T) {
 	gone := many[0]
 	less(2)
 	if p := f.Pending(); p == nil || p.Recipients != 2 {
-		t.Fatalf("the 100th and 101st within an hour: pending %+v", p)
+		t.Fatalf("the 100th and 101st within a week: pending %+v", p)
 	}
 	o := f.o
 	o.Metrics = newMetrics()
@@ -109,12 +110,12 @@ func TestDeletionInSlices(t *testing.T) {
 		t.Fatal(err)
 	}
 	less(90)
-	e.clock.add(61 * time.Minute)
+	e.clock.add(window + time.Hour)
 	less(90)
 	if f.Pending() != nil {
-		t.Error("an hour later the old deletions count still")
+		t.Error("a week later the old deletions count still")
 	}
-	e.clock.add(-61 * time.Minute)
+	e.clock.add(-window - time.Hour)
 }
 
 func TestDeletionLimits(t *testing.T) {
@@ -136,6 +137,23 @@ func TestDeletionLimits(t *testing.T) {
 	catchAll := newSpec(t, both, "@example.org")
 	open := newSpec(t, both)
 	open.Addresses.Relay.Recipients = nil
+	twoTables := func(mailboxes, aliases []string) *policy.Spec {
+		s := newSpec(t, both, mailboxes...)
+		s.Tables["aliases"], _ = policy.NewSet(slices.Clone(aliases))
+		s.Addresses.VirtualAlias = []string{"aliases"}
+		return s
+	}
+	classes := func(mailbox, relay string) *policy.Spec {
+		s := newSpec(t, []string{"example.com"})
+		s.Tables["a"], _ = policy.NewSet(slices.Clone(org[:100]))
+		s.Tables["b"], _ = policy.NewSet(slices.Clone(com))
+		s.Tables["c"], _ = policy.NewSet([]string{"x@example.com"})
+		s.Addresses.Relay.Recipients = []string{relay}
+		s.Addresses.VirtualMailbox = policy.AddressClass{Domains: []string{"example.org"}, Recipients: []string{mailbox}}
+		return s
+	}
+	swapped := classes("a", "b")
+	swapped.Addresses.Relay, swapped.Addresses.VirtualMailbox = swapped.Addresses.VirtualMailbox, swapped.Addresses.Relay
 	for _, tt := range []struct {
 		name     string
 		old, now *policy.Spec
@@ -149,7 +167,19 @@ func TestDeletionLimits(t *testing.T) {
 		{"a hundred and one of few", newSpec(t, both, org[:500]...), newSpec(t, both, org[101:500]...), true, 0},
 		{"a domain", newSpec(t, both, append(com, org...)...), newSpec(t, both[1:], org...), true, 1},
 		{"a domain's recipients", newSpec(t, both, append(com, org...)...), newSpec(t, both, org...), true, 1},
-		{"a small domain's recipients", newSpec(t, both, append(com[:5:5], org...)...), newSpec(t, both, org...), false, 0},
+		{"a small domain's recipients", newSpec(t, both, append(com[:5:5], org...)...), newSpec(t, both, org...), true, 1},
+		{"half of a small domain's", newSpec(t, both, append(com[:4:4], org...)...), newSpec(t, both, append(com[2:4:4], org...)...), true, 0},
+		{"fewer than half of it", newSpec(t, both, append(com[:5:5], org...)...), newSpec(t, both, append(com[2:5:5], org...)...), false, 0},
+		{"one of one", newSpec(t, both, com[:1]...), newSpec(t, both), true, 1},
+		{"one of two", newSpec(t, both, com[:2]...), newSpec(t, both, com[:1]...), true, 0},
+		{"one of three", newSpec(t, both, com[:3]...), newSpec(t, both, com[:2]...), false, 0},
+		{"all of a hundred replaced", newSpec(t, both, org[:100]...), newSpec(t, both, org[100:200]...), true, 1},
+		{"half of a table", twoTables(org[:100], org[100:104]), twoTables(org[:100], org[102:104]), true, 0},
+		{"an entry of a table", twoTables(org[:100], org[100:104]), twoTables(org[:100], org[101:104]), false, 0},
+		{"from a table to another", twoTables(org[:100], org[100:104]), twoTables(org[:104], nil), false, 0},
+		{"tables of two classes swapped", classes("a", "b"), classes("b", "a"), true, 2},
+		{"a table that lists recipients no more", classes("a", "b"), classes("a", "c"), true, 1},
+		{"classes swapped with their tables", classes("a", "b"), swapped, false, 0},
 		{"a domain without recipients", newSpec(t, both, org...), newSpec(t, both[1:], org...), true, 1},
 		{"table renamed", newSpec(t, both, org...), renamed, false, 0},
 		{"a catch-all instead", newSpec(t, both, org...), catchAll, false, 0},
@@ -160,9 +190,9 @@ func TestDeletionLimits(t *testing.T) {
 			old, now := content{spec: tt.old}, content{spec: tt.now}
 			old.count(nil)
 			now.count(nil)
-			d := deleted(&old, &now)
-			if d.mass(0) != tt.mass || len(d.domains) != tt.domains {
-				t.Errorf("mass %v, domains %q, %d of %d recipients", d.mass(0), d.domains, d.recipients, d.of)
+			d := deleted(&old, &now, nil)
+			if d.mass(nil) != tt.mass || len(d.domains) != tt.domains {
+				t.Errorf("mass %v, domains %q, %d of %d recipients", d.mass(nil), d.domains, d.recipients, d.of)
 			}
 		})
 	}
@@ -192,17 +222,240 @@ func TestWithdrawn(t *testing.T) {
 		{"catch-all", func(s *policy.Spec) { s.Tables["recipients"], _ = policy.NewSet([]string{"@example.org"}) },
 			func(s *policy.Spec) { s.Addresses.Local.Domains = nil; none(s) },
 			answers{"anybody@example.org": 450, "alice@example.com": 450, "alice@example.net": 554}},
+		{"domain above another", func(s *policy.Spec) {
+			s.Addresses.Relay.Domains = []string{"example.org", "sub.example.org", "a.sub.example.org"}
+		},
+			func(s *policy.Spec) {
+				s.Addresses.Relay.Domains = []string{"sub.example.org"}
+				s.Tables["recipients"], _ = policy.NewSet([]string{"u@sub.example.org"})
+			},
+			answers{"user0000001@example.org": 450, "u@sub.example.org": 250, "x@a.sub.example.org": 450, "u@b.example.org": 450}},
 		{"domain", func(*policy.Spec) {}, func(s *policy.Spec) { s.Addresses.Relay.Domains = nil },
 			answers{"user0000001@example.org": 450, "nobody@example.org": 450, "x@sub.example.net": 554, "alice@example.com": 250}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			f := e.follower(t, spec(tt.old))
+			f := e.follower(t, nil)
+			f.o.Domains = append(f.o.Domains, ".example.org")
+			e.step(t, f, 1, spec(tt.old))
 			e.step(t, f, 2, spec(tt.now))
 			if f.Status().Staged != StagedPending {
 				t.Fatal("nothing is staged")
 			}
 			tt.want.check(t, f, "pending")
 		})
+	}
+}
+
+// less is a list that loses its first recipients version by version.
+type less struct {
+	e    *evil
+	f    *Follower
+	list []string
+	n    uint64
+}
+
+func newLess(t *testing.T, n int) *less {
+	e := newEvil(t)
+	l := &less{e: e, list: names(n, "example.org"), n: 1}
+	l.f = e.follower(t, newSpec(t, []string{"example.org"}, l.list...))
+	return l
+}
+
+// step removes and adds some, and says whether that is staged.
+func (l *less) step(t *testing.T, remove int, add ...string) bool {
+	t.Helper()
+	l.n++
+	l.list = append(slices.Clone(l.list[remove:]), add...)
+	l.e.step(t, l.f, l.n, newSpec(t, []string{"example.org"}, l.list...))
+	return l.f.Pending() != nil
+}
+
+func (l *less) restart(t *testing.T) {
+	t.Helper()
+	o := l.f.o
+	o.Metrics = newMetrics()
+	f, err := OpenFollower(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.http.close(); f.Close() })
+	l.f = f
+}
+
+// TestDeletionWindow: what goes in slices is asked about when they are half of
+// the list within a week, whatever happens in between.
+func TestDeletionWindow(t *testing.T) {
+	day := 24 * time.Hour
+	for _, tt := range []struct {
+		name string
+		size int
+		do   func(t *testing.T, l *less) // between days
+		on   int                         // the slice that is staged; 0: none of six
+	}{
+		{"a tenth a day", 50, func(*testing.T, *less) {}, 5},
+		{"with a restart", 50, func(t *testing.T, l *less) { l.restart(t) }, 5},
+		{"replaced by others", 50, func(t *testing.T, l *less) {
+			add := names(5, "example.org")
+			for i := range add {
+				add[i] = fmt.Sprintf("new%d-%s", l.n, add[i])
+			}
+			l.step(t, 0, add...)
+		}, 5},
+		{"one in a hundred a day", 10_000, func(*testing.T, *less) {}, 0},
+		{"three days between", 50, func(_ *testing.T, l *less) { l.e.clock.add(2 * day) }, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			l := newLess(t, tt.size)
+			for i := 1; i <= 6; i++ {
+				staged := l.step(t, 5)
+				if want := tt.on > 0 && i == tt.on; staged != want {
+					t.Fatalf("slice %d: staged %v", i, staged)
+				}
+				if staged {
+					break
+				}
+				l.e.clock.add(day)
+				tt.do(t, l)
+			}
+		})
+	}
+}
+
+// TestDeletionTakenBack: who comes back isn't removed, however often it happens.
+func TestDeletionTakenBack(t *testing.T) {
+	l := newLess(t, 50)
+	first := l.list[:20]
+	for range 4 {
+		if l.step(t, 20) || l.step(t, 0, first...) {
+			t.Fatal("who comes back counts as removed")
+		}
+		l.list = append(slices.Clone(first), l.list[:30]...)
+	}
+	if l.step(t, 20) {
+		t.Error("twenty of fifty that were removed before count twice")
+	}
+	if !l.step(t, 5) {
+		t.Error("half of the list is gone")
+	}
+}
+
+// TestRemovalsClock: what was removed in the hours of a clock that went wrong
+// lasts for a window from the present, and no longer.
+func TestRemovalsClock(t *testing.T) {
+	now := time.Now()
+	r := &removals{hours: []removedHour{newRemovedHour(now.Add(50 * 365 * 24 * time.Hour))}}
+	r = r.since(now)
+	if r == nil || r.since(now.Add(window)) == nil {
+		t.Error("an hour of the future is forgotten")
+	}
+	if r.since(now.Add(window+time.Hour)) != nil {
+		t.Error("it lasts for longer than a window")
+	}
+}
+
+// TestRemovalsHashed: what was removed while recipients were plain counts when
+// they are hashed, and no address stays on the disk.
+func TestRemovalsHashed(t *testing.T) {
+	p := newPrimary(t)
+	dir := p.join(t, "mx2")
+	f := p.follow(t, dir, "example.org")
+	many := names(100, "example.org")
+	step := func(list []string) {
+		t.Helper()
+		p.publish(t, newSpec(t, []string{"example.org"}, list...))
+		poll(t, f)
+	}
+	step(many)
+	step(many[20:])
+	p.hash(true)
+	step(many[20:])
+	if got := readable(t, f, "user0"); len(got) > 0 {
+		t.Errorf("%q can be read on the follower's disk", got)
+	}
+	r, err := f.store.loadRemovals(f.pair.Secrets)
+	if err != nil || r == nil || r.secret == nil || len(r.hours) != 1 || len(r.hours[0].keys) != 20 {
+		t.Errorf("on the disk: %+v, %v", r, err)
+	}
+	f = p.follow(t, dir, "example.org")
+	step(append(slices.Clone(many[40:]), many[:10]...))
+	if f.Pending() != nil {
+		t.Errorf("30 of 100 are staged: %+v", f.Pending())
+	}
+	step(many[40:])
+	if f.Pending() != nil {
+		t.Errorf("40 of 100 are staged: %+v", f.Pending())
+	}
+	f = p.follow(t, dir, "example.org")
+	step(many[50:])
+	if p := f.Pending(); p == nil || p.Recipients != 10 {
+		t.Errorf("half of them, and pending is %+v", p)
+	}
+}
+
+// TestDeletionApproved: the operator's decision begins a new window.
+func TestDeletionApproved(t *testing.T) {
+	l := newLess(t, 100)
+	l.step(t, 40)
+	if !l.step(t, 10) {
+		t.Fatal("half of the list is gone")
+	}
+	l.e.clock.add(window + 2*time.Hour) // while it waits, nothing is forgotten
+	if l.restart(t); l.f.Pending() == nil {
+		t.Fatal("a restart decided")
+	}
+	l.e.clock.add(-window - 2*time.Hour)
+	if err := l.f.Approve(l.n); err != nil {
+		t.Fatal(err)
+	}
+	l.restart(t)
+	if l.step(t, 24) {
+		t.Error("24 of 50 after an approval are staged")
+	}
+	if !l.step(t, 1) {
+		t.Error("25 of 50 are not")
+	}
+}
+
+// TestRemovalsOnDisk: what is remembered survives a restart as it is, within
+// bounds, and what is damaged is forgotten aloud.
+func TestRemovalsOnDisk(t *testing.T) {
+	l := newLess(t, 50)
+	l.step(t, 5)
+	name := l.f.store.path(removalsFile)
+	if l.restart(t); len(l.f.removals.hours) != 1 || len(l.f.removals.hours[0].keys) != 5 {
+		t.Fatalf("remembered: %+v", l.f.removals)
+	}
+	d := &deletion{recipients: maxRemovedKeys + 10, lists: map[string]loss{}, listing: newListing(l.f.cur.content, l.f.cur.content.spec)}
+	for i := range maxRemovedKeys + 10 {
+		d.keys = append(d.keys, lostKey{"recipients", fmt.Sprintf("x%d@example.org", i)})
+	}
+	for _, list := range d.keys[0].lists(d.listing) {
+		d.lists[list] = loss{d.recipients, 1 << 40}
+	}
+	r := l.f.removals.with(d, l.e.clock.now())
+	if n := len(r.hours[0].keys); n != maxRemovedKeys {
+		t.Errorf("%d keys are remembered", n)
+	}
+	if err := l.f.store.saveRemovals(r); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // as noted, and as read back
+		for _, list := range d.keys[0].lists(d.listing) {
+			if got := r.lost(&deletion{listing: d.listing})[list]; got.n != maxRemovedKeys+15 || got.of != 1<<40 {
+				t.Errorf("%s: %+v", list, got)
+			}
+		}
+		var err error
+		if r, err = l.f.store.loadRemovals(nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, damaged := range []string{"", "{", `{"secret":"AAAA","hours":[]}`, `{"hours":[{"at":"x"}]}`} {
+		write(t, name, []byte(damaged))
+		l.restart(t)
+		if l.f.removals != nil || rcpt(t, l.f.Current(), l.list[0]) != 250 {
+			t.Errorf("%q: %+v", damaged, l.f.removals)
+		}
 	}
 }
 

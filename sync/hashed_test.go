@@ -113,14 +113,14 @@ func TestHashed(t *testing.T) {
 	if err := p.RotateKeys(); err != nil {
 		t.Fatal(err)
 	}
-	step(spec("carl@example.org"))
+	step(spec("carl@example.org", "@example.com"))
 	if err := p.FinishRotation(true); err != nil {
 		t.Fatal(err)
 	}
 	if err := f.RotateKey(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	step(spec("dora@example.org"))
+	step(spec("dora@example.org", "@example.com"))
 	answers{many[7]: 250, "dora@example.org": 250, "carl@example.org": 550}.check(t, f, "after new keys")
 
 	// Paired again: another secret, the same version, no alarm.
@@ -140,10 +140,10 @@ func TestHashed(t *testing.T) {
 		t.Errorf("version %d after %d, pending %v", f.cur.head.Version, version, f.Pending())
 	}
 	answers{many[7]: 250, "dora@example.org": 250, "nobody@example.org": 550}.check(t, f, "paired again")
-	step(spec("emil@example.org"))
+	step(spec("emil@example.org", "@example.com"))
 	hidden("at the end")
 	p.hash(false)
-	step(spec("fritz@example.org"))
+	step(spec("fritz@example.org", "@example.com"))
 	answers{many[7]: 250, "fritz@example.org": 250, "emil@example.org": 550}.check(t, f, "plain again")
 }
 

@@ -37,6 +37,11 @@ func TestHead(t *testing.T) {
 		t.Error(diff)
 	}
 	body := raw[:len(raw)-ed25519.SignatureSize]
+	for _, trusted := range [][]Pin{want.PolicyKeys, {Pin(publicOf(key)), Pin(publicOf(testKey('l')))}, {Pin(publicOf(testKey('l'))), Pin(publicOf(key))}} {
+		if _, err := openHead(append(body[:len(body):len(body)], ed25519.Sign(testKey('m'), body)...), trusted); !errors.Is(err, errSignature) {
+			t.Errorf("a head signed by a key that is none of %d trusted: %v", len(trusted), err)
+		}
+	}
 	for n := range body {
 		if _, err := decodeHead(body[:n]); err == nil {
 			t.Fatalf("a head cut to %d of %d octets was read", n, len(body))

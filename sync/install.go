@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -53,9 +54,22 @@ func (f *Follower) pollOnce(ctx context.Context) error {
 		after = cur.head.Version
 	}
 	raw, err := http.head(ctx, after)
-	if err != nil {
+	if err == nil {
+		err = f.take(ctx, newest, cur, self, secrets, raw)
+	}
+	switch a := alarmOf(err, ""); {
+	case a == AlarmUnreachable, a == AlarmPin, a == AlarmRefused, errors.Is(err, errGone):
 		return err
 	}
+	if told := f.report(ctx, err); err == nil {
+		err = told
+	}
+	return err
+}
+
+// take verifies a head and does what it asks for. The error may be about a
+// version that is in force.
+func (f *Follower) take(ctx context.Context, newest *Head, cur *version, self Pin, secrets []*policy.Secret, raw []byte) error {
 	h, err := openHead(raw, f.pair.keys())
 	switch {
 	case errors.Is(err, errSignature):
@@ -78,25 +92,33 @@ func (f *Follower) pollOnce(ctx context.Context) error {
 		err = f.trust(h)
 	}
 	if err == nil {
-		err = f.report(ctx)
-	}
-	if err == nil {
-		err = f.foreign(cur, h)
+		err = f.foreign()
 	}
 	return err
 }
 
-// foreign alarms while the version held accepts mail for a domain that was
-// taken off our list since. It stays in force, without that domain, until the
-// primary publishes one that has it no more.
-func (f *Follower) foreign(cur *version, h *Head) error {
-	if cur == nil || h.identity != cur.head.identity {
-		return nil // installed just now: it was looked at
+// foreign alarms while the version held accepts mail for domains that are not on
+// our list. It is in force without them: Snapshot.Confine.
+func (f *Follower) foreign() error {
+	f.mu.Lock()
+	h, list := f.cur.head, f.cur.foreign
+	f.mu.Unlock()
+	if len(list) == 0 {
+		return nil
 	}
-	if d := foreignDomain(cur.content.spec, f.o.Domains); d != "" {
-		return alarm(AlarmDomain, "version %d.%d accepts mail for %q, which is not among the domains configured here (any more), so its mail is answered 450; add it there or remove it on the primary", h.Epoch, h.Version, d)
+	const most = 3
+	var names strings.Builder
+	for i, d := range list[:min(len(list), most)] {
+		if i > 0 {
+			names.WriteString(", ")
+		}
+		fmt.Fprintf(&names, "%.40q", d)
 	}
-	return nil
+	if n := len(list) - most; n > 0 {
+		fmt.Fprintf(&names, " and %d more", n)
+	}
+	return alarm(AlarmDomain, "version %d.%d accepts mail for %s: not in [sync] domains of the secondary, so it answers 450; list it there or remove it on the primary",
+		h.Epoch, h.Version, names.String())
 }
 
 // renew stores the new signature of the version held.
@@ -106,7 +128,7 @@ func (f *Follower) renew(h *Head, raw []byte) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.cur = &version{head: h, raw: raw, content: f.cur.content}
+	f.cur = &version{head: h, raw: raw, content: f.cur.content, foreign: f.cur.foreign}
 	f.renewed(h)
 	return nil
 }
@@ -126,13 +148,10 @@ func (f *Follower) install(ctx context.Context, cur *version, h *Head, raw []byt
 	if err != nil {
 		return err
 	}
-	if d := foreignDomain(c.spec, f.o.Domains); d != "" {
-		return alarm(AlarmDomain, "version %d.%d accepts mail for %q, which is not among the domains configured here; add it there or remove it on the primary", h.Epoch, h.Version, d)
-	}
 	if _, err := compile(c.spec); err != nil {
 		return err
 	}
-	if err := f.commit(&version{head: h, raw: raw, content: c}); err != nil {
+	if err := f.commit(f.newVersion(h, raw, c)); err != nil {
 		return err
 	}
 	f.mu.Lock()
@@ -153,7 +172,7 @@ func (f *Follower) commit(v *version) error {
 	old := *f.keep()
 	base := f.base
 	if base == nil {
-		base, f.recent = f.cur, f.recently()
+		base, f.removals = f.cur, f.removals.since(f.o.now())
 	}
 	f.changes = f.changes.after(f.cur, v, f.o.now())
 	f.prev, f.cur = f.cur.outline(), v
@@ -163,7 +182,7 @@ func (f *Follower) commit(v *version) error {
 	f.stage(base, f.rejected)
 	err := f.veil(v.content.secret)
 	if err == nil {
-		err = f.save(v, old.base)
+		err = f.save(v, &old)
 	}
 	if err != nil {
 		f.restore(&old)
@@ -181,10 +200,13 @@ func (f *Follower) commit(v *version) error {
 	return nil
 }
 
-func (f *Follower) save(v *version, before *version) error {
+func (f *Follower) save(v *version, old *kept) error {
 	var err error
-	if f.base != nil && f.base != before {
+	if f.base != nil && f.base != old.base {
 		err = f.store.saveGuard(f.guard())
+	}
+	if err == nil && f.removals != old.removals {
+		err = f.store.saveRemovals(f.removals)
 	}
 	if err == nil {
 		err = f.store.saveChanges(f.changes)
@@ -203,7 +225,7 @@ func (f *Follower) save(v *version, before *version) error {
 
 // guard is what a restart must know of the staged deletion.
 func (f *Follower) guard() *guardFile {
-	g := &guardFile{Baseline: headName(f.base.head), Recent: f.recent}
+	g := &guardFile{Baseline: headName(f.base.head)}
 	if f.base.veiled {
 		g.Veiled = f.base.raw
 	}
@@ -235,7 +257,7 @@ func (f *Follower) veil(s *policy.Secret) error {
 	}
 	h.SecretID, h.secret, h.Prev = secretID(s), s, hash{} // Prev is a plain version's identity
 	src.fill(&h)
-	f.base = &version{head: &h, raw: h.encode(), content: &src.content, veiled: true}
+	f.base = &version{head: &h, raw: h.encode(), content: &src.content, veiled: true, foreign: f.base.foreign}
 	return nil
 }
 
@@ -245,18 +267,17 @@ type kept struct {
 	cur, prev, base *version
 	rejected        bool
 	gone            *deletion
-	slices          []slice
-	recent          uint64
+	removals        *removals
 	changes         changes
 }
 
 func (f *Follower) keep() *kept {
-	return &kept{f.newest, f.cur, f.prev, f.base, f.rejected, f.gone, f.slices, f.recent, f.changes}
+	return &kept{f.newest, f.cur, f.prev, f.base, f.rejected, f.gone, f.removals, f.changes}
 }
 
 func (f *Follower) restore(k *kept) {
 	f.newest, f.cur, f.prev, f.base, f.rejected, f.gone = k.newest, k.cur, k.prev, k.base, k.rejected, k.gone
-	f.slices, f.recent, f.changes = k.slices, k.recent, k.changes
+	f.removals, f.changes = k.removals, k.changes
 }
 
 // fetch gets the chunks that the store lacks, the index first. Each is stored

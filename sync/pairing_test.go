@@ -250,6 +250,30 @@ func TestRevoke(t *testing.T) {
 	}
 }
 
+// TestRevokedWaiting: what a follower waits for when it is revoked isn't sent.
+func TestRevokedWaiting(t *testing.T) {
+	p := newPrimary(t)
+	p.publish(t, newSpec(t, []string{"example.org"}, "a@example.org"))
+	f := p.follow(t, p.join(t, "mx2"), "example.org")
+	poll(t, f)
+	type answer struct {
+		head []byte
+		err  error
+	}
+	waiting := make(chan answer, 1)
+	go func() {
+		b, err := f.http.head(t.Context(), 1)
+		waiting <- answer{b, err}
+	}()
+	<-p.waiting
+	if err := p.Revoke("mx2"); err != nil {
+		t.Fatal(err)
+	}
+	if a := <-waiting; alarmOf(a.err, "") != AlarmRefused || a.head != nil {
+		t.Errorf("a head of %d octets, %v", len(a.head), a.err)
+	}
+}
+
 // TestRotation changes the primary's keys, then the follower's, without
 // pairing again.
 func TestRotation(t *testing.T) {

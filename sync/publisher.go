@@ -402,6 +402,9 @@ func (p *Publisher) stats() metrics.PublisherStats {
 		if p.o.now().Sub(q.polled) < 5*time.Minute {
 			s.Following++
 		}
+		if q.report != nil && q.report.Alarm != "" {
+			s.Alarmed++
+		}
 	}
 	return s
 }

@@ -1,6 +1,7 @@
 package policysync
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/hex"
@@ -10,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -289,9 +291,15 @@ func (p *Publisher) serveReport(w http.ResponseWriter, r *http.Request, q *peer)
 	for _, u := range rep.Unsure {
 		p.unsure.add(u, maxUnsureAll)
 	}
-	rep.Unsure = nil
+	rep.Unsure, rep.Alarm = nil, ""
+	if a := Alarm(r.URL.Query().Get("alarm")); slices.Contains(Alarms(), a) {
+		rep.Alarm = a
+	}
 	p.mu.Lock()
 	if s := p.seen[q.Name]; s != nil {
+		if s.report == nil && rep.Alarm != "" || s.report != nil && rep.Alarm != s.report.Alarm {
+			p.o.Log.Warn("a follower's alarm changed", "name", q.Name, "alarm", cmp.Or(string(rep.Alarm), "none"), "problem", rep.Health.Problem)
+		}
 		s.report = rep
 	}
 	sources := p.sources

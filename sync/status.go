@@ -140,7 +140,7 @@ func (f *Follower) Pending() *Pending {
 		p.Domains = append(p.Domains, clipText(d, maxShown))
 	}
 	for _, k := range f.gone.keys[:min(1000, len(f.gone.keys))] {
-		p.Some = append(p.Some, f.gone.listing.spell(k))
+		p.Some = append(p.Some, f.gone.listing.spell(k.key))
 	}
 	return p
 }
@@ -154,7 +154,9 @@ func (f *Follower) Approve(version uint64) error {
 		}
 		f.o.Log.Info("mass deletion approved", "version", version, "recipients", f.gone.recipients, "domains", len(f.gone.domains))
 		f.stage(nil, false)
-		f.slices = nil
+		if err := f.store.saveRemovals(f.removals); err != nil { // it asks again sooner than it need
+			f.alarm(err, AlarmStore)
+		}
 		return nil
 	})
 }
@@ -383,7 +385,8 @@ type Health struct {
 	Problem       string `json:"problem,omitempty"`
 }
 
-// Report is what a follower posts after each poll.
+// Report is what a follower posts after each poll. A publisher that is older
+// refuses fields that it doesn't know: what is new comes in the target.
 type Report struct {
 	Epoch   uint64 `json:"epoch"`
 	Version uint64 `json:"version"`
@@ -395,6 +398,9 @@ type Report struct {
 	// Unsure are recipients that the policy knows too little about; the
 	// publisher asks the primary's tables.
 	Unsure []string `json:"unsure,omitempty"`
+	// Alarm is the one that stands, from the target; Health.Problem tells it in
+	// words.
+	Alarm Alarm `json:"alarm,omitempty"`
 }
 
 // clip bounds what a follower wrote.
@@ -419,16 +425,21 @@ func clipText(s string, n int) string {
 	return s
 }
 
-// report tells the primary what we hold.
-func (f *Follower) report(ctx context.Context) error {
+// report tells the primary what we hold, and what is wrong with what it offers.
+func (f *Follower) report(ctx context.Context, trouble error) error {
 	s := f.Status()
 	r := Report{Epoch: s.Epoch, Version: s.Version, Digest: s.Digest, Signed: s.Signed.Unix(), State: s.State, Staged: s.Staged}
 	if f.o.Report != nil {
 		r.Health = f.o.Report()
 	}
+	target := "/v1/report?sources"
+	if trouble != nil {
+		target += "&alarm=" + string(alarmOf(trouble, AlarmProtocol))
+		r.Health.Problem = strings.TrimSuffix(trouble.Error()+"; "+r.Health.Problem, "; ")
+	}
 	r.clip()
 	r.Unsure = f.unsure.take(maxUnsureReport)
-	b, err := f.remote().post(ctx, "/v1/report?sources", r, maxSourcesJSON)
+	b, err := f.remote().post(ctx, target, r, maxSourcesJSON)
 	if err != nil {
 		for _, u := range r.Unsure {
 			f.Unsure(u)

@@ -21,6 +21,8 @@ import (
 //	chunks/ab/abcd…         data and index chunks by name, as Zstandard frames
 //	heads/<epoch>-<version> signed heads; the newest one says what is in force
 //	guard.json              what the operator was asked and said, if anything
+//	removals.json           what was deleted in the last days without asking
+//	changes.json            what changed last
 //
 // A head is written when all that it names is durable, by one rename: that is
 // the commit. What no kept head names is removed later. Nothing that is read
@@ -260,7 +262,6 @@ func (s *store) collect(keep ...*version) {
 type guardFile struct {
 	Baseline string `json:"baseline"`           // head file of the last version whose deletions were all taken
 	Veiled   []byte `json:"veiled,omitempty"`   // its head in place of that file, when it was hashed here
-	Recent   uint64 `json:"recent,omitempty"`   // recipients that versions shortly before it removed
 	Rejected string `json:"rejected,omitempty"` // identity of the version whose deletion the operator refused
 }
 

@@ -50,7 +50,7 @@ func TestUnsureIsKept(t *testing.T) {
 	if err := p.Revoke("mx2"); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.report(t.Context()); err == nil {
+	if err := f.report(t.Context(), nil); err == nil {
 		t.Fatal("reported")
 	}
 	if got := f.unsure.take(1000); !slices.Equal(got, []string{"bob@example.org"}) {

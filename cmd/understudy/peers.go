@@ -18,7 +18,7 @@ type peersCmd struct {
 }
 
 func (peersCmd) Help() string {
-	return `Lists the paired secondaries: when each asked last, which version of the policy it has and in what state, how much mail waits there, and what is wrong. The fingerprint is the one that ` + "`understudy join`" + ` printed there.`
+	return `Lists the paired secondaries: when each asked last, which version of the policy it has and in what state, how much mail waits there, and what is wrong: an alarm of its policy comes first, with the remedy. The fingerprint is the one that ` + "`understudy join`" + ` printed there.`
 }
 
 func (c *peersCmd) Run(ctx context.Context, out io.Writer) error {

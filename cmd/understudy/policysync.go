@@ -302,7 +302,7 @@ type policyPendingCmd struct {
 }
 
 func (policyPendingCmd) Help() string {
-	return `When the primary deletes more than a hundredth of its recipients at once, or a whole domain, the deleted are answered 450 until the operator approves or rejects the deletion. This shows what waits.`
+	return `When the primary deletes half of the recipients of a domain or table, more than a hundredth (and a hundred) of all, or a whole domain, the deleted are answered 450 until the operator approves or rejects the deletion. What went in the last 7 days without being asked about counts too, unless it came back. This shows what waits.`
 }
 
 func (c *policyPendingCmd) Run(ctx context.Context, out io.Writer) error {
