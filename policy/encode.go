@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"github.com/understudy-mx/understudy/internal/locate"
 )
 
 // Encode returns the canonical encoding of the policy: JSON, indented so that
@@ -57,7 +59,7 @@ func decode(name string, b []byte) (*Snapshot, error) {
 		return nil, jsonError(name, b, err)
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		line, col := position(b, int(d.InputOffset()))
+		line, col := locate.Line(b, int(d.InputOffset()))
 		return nil, fmt.Errorf("%s:%d:%d: something follows the snapshot; remove it", name, line, col)
 	}
 	s, err := Compile(spec)
@@ -73,19 +75,13 @@ func jsonError(name string, b []byte, err error) error {
 	var typ *json.UnmarshalTypeError
 	switch {
 	case errors.As(err, &syntax):
-		line, col := position(b, int(syntax.Offset))
+		line, col := locate.Line(b, int(syntax.Offset))
 		return fmt.Errorf("%s:%d:%d: not valid JSON: %w", name, line, col, err)
 	case errors.As(err, &typ):
-		line, col := position(b, int(typ.Offset))
+		line, col := locate.Line(b, int(typ.Offset))
 		return fmt.Errorf("%s:%d:%d: %s: want %s, not %s", name, line, col, typ.Field, typ.Type, typ.Value)
 	}
 	return fmt.Errorf("%s: %w", name, err)
-}
-
-// position turns an offset into a line and a column, both from 1.
-func position(b []byte, off int) (line, col int) {
-	b = b[:min(max(off, 0), len(b))]
-	return bytes.Count(b, []byte("\n")) + 1, len(b) - bytes.LastIndexByte(b, '\n')
 }
 
 // prefixErrors puts prefix before each of the errors that err joins.

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/BurntSushi/toml"
+
+	"github.com/understudy-mx/understudy/internal/locate"
 )
 
 // maxMistakes bounds how many mistakes are told at once.
@@ -34,13 +36,13 @@ func readDocument(name string, b []byte) (*document, map[string]any, error) {
 	if _, err := toml.Decode(string(b), &root); err != nil {
 		var pe toml.ParseError
 		if errors.As(err, &pe) {
-			line, col := position(b, pe.Position.Start)        // its own column is off after a line end
+			line, col := locate.Line(b, pe.Position.Start)     // its own column is off after a line end
 			text := strings.ReplaceAll(pe.Message, "\n", `\n`) // it may quote one
 			return nil, nil, fmt.Errorf("%s:%d:%d: %s; see https://toml.io for the syntax", name, line, col, text)
 		}
 		return nil, nil, fmt.Errorf("%s:1:1: %w", name, err)
 	}
-	d.pos = tomlPositions(string(b))
+	d.pos = locate.Keys(string(b))
 	return d, root, nil
 }
 
@@ -48,7 +50,7 @@ func readDocument(name string, b []byte) (*document, map[string]any, error) {
 func (d *document) wrong(path, format string, args ...any) {
 	line, col := 1, 1
 	if off, found := d.pos[path]; found {
-		line, col = position(d.src, off)
+		line, col = locate.Line(d.src, off)
 	}
 	d.mistakes = append(d.mistakes, mistake{d.name, line, col, fmt.Sprintf(format, args...)})
 }
@@ -86,7 +88,7 @@ type node struct {
 	m    map[string]any
 }
 
-func (n node) at(key string) string { return join(n.path, key) }
+func (n node) at(key string) string { return locate.Join(n.path, key) }
 
 // known complains about keys that aren't in keys. elsewhere tells in which
 // table a key does exist.
@@ -98,7 +100,7 @@ func (n node) known(keys []string, elsewhere map[string]string) {
 		hint := "known keys: " + strings.Join(keys, ", ")
 		if place, found := elsewhere[k]; found {
 			hint = "it belongs " + place
-		} else if near := nearest(k, keys); near != "" {
+		} else if near := locate.Nearest(k, keys); near != "" {
 			hint = fmt.Sprintf("did you mean %q?", near)
 		}
 		n.wrong(n.at(k), "unknown key %q; %s", k, hint)
@@ -145,7 +147,7 @@ func (n node) integer(key string, lo, hi, def int64) int64 {
 // strings returns the elements of an array of strings with their paths.
 func (n node) strings(key string) (vals, paths []string) {
 	for i, v := range n.array(key) {
-		p := index(n.at(key), i)
+		p := locate.Index(n.at(key), i)
 		s, ok := v.(string)
 		if !ok {
 			n.wrong(p, "%s holds strings; put this into quotes", key)
@@ -198,37 +200,7 @@ func (n node) tables(key string) []node {
 		n.wrong(n.at(key), "%s must be an array of tables; write [[%s]] before the keys of each", key, n.at(key))
 	}
 	for i, m := range elems {
-		out = append(out, node{n.document, index(n.at(key), i), m})
+		out = append(out, node{n.document, locate.Index(n.at(key), i), m})
 	}
 	return out
-}
-
-// nearest returns the key that was probably meant, or "".
-func nearest(key string, keys []string) string {
-	best, bestDist := "", 3
-	for _, k := range keys {
-		if d := distance(strings.ToLower(key), k); d < bestDist && d < len(k)/2+1 {
-			best, bestDist = k, d
-		}
-	}
-	return best
-}
-
-// distance is the Levenshtein distance, of the first 64 octets.
-func distance(a, b string) int {
-	a, b = a[:min(len(a), 64)], b[:min(len(b), 64)]
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diag := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diag + b2i(a[i] != b[j])
-			diag = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }

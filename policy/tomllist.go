@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/understudy-mx/understudy/internal/locate"
 )
 
 // entry is one line of an allow- or blocklist: the value of an access table
@@ -74,7 +76,7 @@ func (p *tomlPolicy) accessList(n node, key, kind string, read entryKind, seen, 
 	names := map[string]string{}
 	var nets [][2]string
 	for i, v := range n.array(key) {
-		path := index(n.at(key), i)
+		path := locate.Index(n.at(key), i)
 		e, value, ok := p.entry(node{n.document, path, nil}, v, key == "block", read)
 		if !ok {
 			continue

@@ -11,6 +11,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -19,6 +20,8 @@ import (
 	"time"
 
 	"github.com/BurntSushi/toml"
+
+	"github.com/understudy-mx/understudy/internal/locate"
 )
 
 // maxFile bounds a configuration file; a real one has a few kilobytes.
@@ -150,13 +153,13 @@ func Parse(path string, text []byte) (*Config, error) {
 		if errors.As(err, &pe) {
 			// The library's own line is one too many for a line that ends early, and
 			// its start is -1 for a lone octet.
-			before := string(text[:max(0, min(pe.Position.Start, len(text)))])
-			return nil, &Mistake{File: path, Line: strings.Count(before, "\n") + 1, Col: len(before) - strings.LastIndexByte(before, '\n'),
+			line, col := locate.Line(text, pe.Position.Start)
+			return nil, &Mistake{File: path, Line: line, Col: col,
 				Text: strings.ReplaceAll(pe.Message, "\n", `\n`) + "; see https://toml.io for the syntax"}
 		}
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	r := &reader{file: path, at: locate(string(text)), cfg: Default()}
+	r := &reader{file: path, text: text, at: locate.Keys(string(text)), cfg: Default()}
 	r.cfg.File = path
 	_, r.cfg.IsPublisher = tree["publish"]
 	r.table("", tree)
@@ -192,21 +195,22 @@ func Default() *Config {
 // reader walks a parsed file and gathers values and mistakes.
 type reader struct {
 	file     string
-	at       map[string]position
+	text     []byte
+	at       map[string]int
 	cfg      *Config
 	mistakes []*Mistake
 }
 
 func (r *reader) mistake(path, format string, args ...any) {
-	p := find(r.at, path)
-	r.mistakes = append(r.mistakes, &Mistake{File: r.file, Line: p.line, Col: p.col,
+	line, col := locate.Line(r.text, locate.At(r.at, path))
+	r.mistakes = append(r.mistakes, &Mistake{File: r.file, Line: line, Col: col,
 		Key: path, Text: fmt.Sprintf(format, args...)})
 }
 
 // table reads one TOML table; section is "" for the top level.
 func (r *reader) table(section string, t map[string]any) {
 	for key, v := range t {
-		path := join(section, key)
+		path := locate.Join(section, key)
 		if section == "" && slices.Contains(sections(), key) {
 			r.section(key, v)
 			continue
@@ -291,7 +295,7 @@ func (r *reader) set(c *Config, s *setting, path string, v any) {
 
 func (r *reader) unknown(section, path, key string) {
 	known := names(section)
-	if near := nearest(key, known); near != "" {
+	if near := locate.Nearest(key, known); near != "" {
 		r.mistake(path, "unknown key; did you mean %q?", near)
 		return
 	}
@@ -362,4 +366,13 @@ func resolveFile(dir, name string) string {
 		return name
 	}
 	return filepath.Join(dir, name)
+}
+
+// readFull fills b as far as r goes.
+func readFull(r io.Reader, b []byte) (int, error) {
+	n, err := io.ReadFull(r, b)
+	if err == io.EOF || err == io.ErrUnexpectedEOF {
+		err = nil
+	}
+	return n, err
 }

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/understudy-mx/understudy/internal/locate"
 )
 
 var update = os.Getenv("UPDATE") != ""
@@ -121,7 +123,7 @@ func TestPrintRoundTrip(t *testing.T) {
 func TestTable(t *testing.T) {
 	seen := map[string]bool{}
 	for _, s := range settings {
-		path := join(s.section, s.name)
+		path := locate.Join(s.section, s.name)
 		if seen[path] {
 			t.Errorf("%s stands twice", path)
 		}

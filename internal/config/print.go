@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/BurntSushi/toml"
+
+	"github.com/understudy-mx/understudy/internal/locate"
 )
 
 // setDefault sets the setting's field of c to its default, if it has one. A
@@ -30,7 +32,7 @@ func (s *setting) setDefault(c *Config) {
 		err = s.kind.parse(v.V, s.field(c))
 	}
 	if err != nil {
-		panic(fmt.Sprintf("config: default of %s: %v", join(s.section, s.name), err))
+		panic(fmt.Sprintf("config: default of %s: %v", locate.Join(s.section, s.name), err))
 	}
 }
 

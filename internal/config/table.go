@@ -270,36 +270,3 @@ func names(section string) []string {
 	}
 	return list
 }
-
-// nearest returns the name that is at most a third of its letters away from
-// key, or "".
-func nearest(key string, names []string) string {
-	best, bestAt := "", len(key)
-	for _, n := range names {
-		if d := distance(key, n); d < bestAt && d <= max(1, len(n)/3) {
-			best, bestAt = n, d
-		}
-	}
-	return best
-}
-
-// distance is Levenshtein's, over bytes.
-func distance(a, b string) int {
-	a = a[:min(len(a), 64)]
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := 1
-			if a[i] == b[j] {
-				cost = 0
-			}
-			diagonal, row[j+1] = row[j+1], min(row[j]+1, row[j+1]+1, diagonal+cost)
-		}
-	}
-	return row[len(b)]
-}

@@ -1,16 +1,22 @@
-package policy
+// Package locate says where a mistake in a TOML file stands, and what was
+// probably meant.
+//
+// The TOML library knows the places of what it decodes, but shows none for a
+// key that nobody decoded, none for the elements of an array, and only the last
+// of an array of tables.
+package locate
 
 import (
 	"strconv"
 	"strings"
 )
 
-// tomlPositions finds where each key and each array element of a TOML document
-// stands, since the TOML library doesn't tell. Paths read "client.block[2]".
-// The document has been parsed before, so the scanner may be simple: where it
-// is lost it stops, and the positions that follow are missing.
-func tomlPositions(src string) map[string]int {
-	s := &tomlScanner{src: src, pos: map[string]int{}, tables: map[string]int{}}
+// Keys maps the path of each key, table header and array element of a TOML text
+// to its offset. Paths read "client.block[2]". The text has been parsed before,
+// so the scanner may be simple: where it is lost it stops, and the places that
+// follow are missing.
+func Keys(src string) map[string]int {
+	s := &scanner{src: src, pos: map[string]int{}, tables: map[string]int{}}
 	prefix := ""
 	for s.blank(true); s.i < len(s.src); s.blank(true) {
 		start := s.i
@@ -23,7 +29,7 @@ func tomlPositions(src string) map[string]int {
 			break
 		}
 		s.i++
-		path := join(prefix, key)
+		path := Join(prefix, key)
 		s.set(path, start)
 		s.value(path, 0)
 		if s.i <= start {
@@ -33,31 +39,33 @@ func tomlPositions(src string) map[string]int {
 	return s.pos
 }
 
-type tomlScanner struct {
+type scanner struct {
 	src    string
 	i      int
 	pos    map[string]int
 	tables map[string]int // [[arrays of tables]]: how many so far
 }
 
-const maxTOMLDepth = 100
+const maxDepth = 100
 
-func join(prefix, key string) string {
+// Join is the path of a key below prefix.
+func Join(prefix, key string) string {
 	if prefix == "" {
 		return key
 	}
 	return prefix + "." + key
 }
 
-func index(path string, i int) string { return path + "[" + strconv.Itoa(i) + "]" }
+// Index is the path of an element of an array.
+func Index(path string, i int) string { return path + "[" + strconv.Itoa(i) + "]" }
 
-func (s *tomlScanner) set(path string, off int) {
+func (s *scanner) set(path string, off int) {
 	if _, found := s.pos[path]; !found {
 		s.pos[path] = off
 	}
 }
 
-func (s *tomlScanner) peek() byte {
+func (s *scanner) peek() byte {
 	if s.i < len(s.src) {
 		return s.src[s.i]
 	}
@@ -65,7 +73,7 @@ func (s *tomlScanner) peek() byte {
 }
 
 // blank skips white space, and line ends and comments too where they may be.
-func (s *tomlScanner) blank(lines bool) {
+func (s *scanner) blank(lines bool) {
 	for s.i < len(s.src) {
 		switch c := s.src[s.i]; {
 		case c == ' ' || c == '\t':
@@ -85,7 +93,7 @@ func (s *tomlScanner) blank(lines bool) {
 }
 
 // header reads "[table]" or "[[table]]" and returns the path of what follows.
-func (s *tomlScanner) header() string {
+func (s *scanner) header() string {
 	start := s.i
 	s.i++
 	array := s.peek() == '['
@@ -100,21 +108,21 @@ func (s *tomlScanner) header() string {
 			s.i = len(s.src)
 			return path
 		}
-		path = join(path, k)
+		path = Join(path, k)
 		s.blank(false)
 		if s.peek() != '.' {
 			break
 		}
 		s.i++
 		if n := s.tables[path]; n > 0 {
-			path = index(path, n-1)
+			path = Index(path, n-1)
 		}
 	}
 	if array {
 		n := s.tables[path]
 		s.tables[path]++
 		s.set(path, start)
-		path = index(path, n)
+		path = Index(path, n)
 		s.i++
 	}
 	s.i++
@@ -123,7 +131,7 @@ func (s *tomlScanner) header() string {
 }
 
 // key reads a dotted key and the space behind it.
-func (s *tomlScanner) key() (string, bool) {
+func (s *scanner) key() (string, bool) {
 	path := ""
 	for {
 		s.blank(false)
@@ -131,7 +139,7 @@ func (s *tomlScanner) key() (string, bool) {
 		if !ok {
 			return path, false
 		}
-		path = join(path, k)
+		path = Join(path, k)
 		s.blank(false)
 		if s.peek() != '.' {
 			return path, true
@@ -141,20 +149,24 @@ func (s *tomlScanner) key() (string, bool) {
 }
 
 // part reads a bare or quoted key.
-func (s *tomlScanner) part() (string, bool) {
+func (s *scanner) part() (string, bool) {
 	start := s.i
 	if c := s.peek(); c == '"' || c == '\'' {
 		s.str()
 		return s.src[start+1 : max(start+1, s.i-1)], true
 	}
-	for s.i < len(s.src) && (isNameByte(s.src[s.i]) || s.src[s.i] == '-') {
+	for s.i < len(s.src) && isBare(s.src[s.i]) {
 		s.i++
 	}
 	return s.src[start:s.i], s.i > start
 }
 
+func isBare(c byte) bool {
+	return c == '_' || c == '-' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
+}
+
 // str skips a string of any of the four kinds.
-func (s *tomlScanner) str() {
+func (s *scanner) str() {
 	q := s.src[s.i]
 	if long := strings.Repeat(string(q), 3); strings.HasPrefix(s.src[s.i:], long) {
 		for s.i += 3; s.i < len(s.src); s.i++ {
@@ -177,9 +189,9 @@ func (s *tomlScanner) str() {
 	s.i = min(s.i+1, len(s.src))
 }
 
-func (s *tomlScanner) value(path string, depth int) {
+func (s *scanner) value(path string, depth int) {
 	s.blank(false)
-	if depth > maxTOMLDepth {
+	if depth > maxDepth {
 		s.i = len(s.src)
 		return
 	}
@@ -193,7 +205,7 @@ func (s *tomlScanner) value(path string, depth int) {
 			if c := s.peek(); c == ']' || c == 0 {
 				break
 			}
-			elem := index(path, n)
+			elem := Index(path, n)
 			s.set(elem, s.i)
 			s.value(elem, depth+1)
 			s.blank(true)
@@ -218,8 +230,8 @@ func (s *tomlScanner) value(path string, depth int) {
 				break
 			}
 			s.i++
-			s.set(join(path, key), start)
-			s.value(join(path, key), depth+1)
+			s.set(Join(path, key), start)
+			s.value(Join(path, key), depth+1)
 			s.blank(true)
 			if s.peek() == ',' {
 				s.i++
@@ -231,4 +243,55 @@ func (s *tomlScanner) value(path string, depth int) {
 			s.i++
 		}
 	}
+}
+
+// At is the place of path, or else of the closest thing around it; 0 without any.
+func At(keys map[string]int, path string) int {
+	for path != "" {
+		if off, found := keys[path]; found {
+			return off
+		}
+		path = path[:max(strings.LastIndexAny(path, ".["), 0)]
+	}
+	return 0
+}
+
+// Line turns an offset into a line and a column, both from 1, the column in
+// octets.
+func Line[T string | []byte](text T, off int) (line, col int) {
+	before := string(text[:min(max(off, 0), len(text))])
+	return 1 + strings.Count(before, "\n"), len(before) - strings.LastIndexByte(before, '\n')
+}
+
+// Nearest is the name that was probably meant by word, or "": the one at most a
+// third of its letters away.
+func Nearest(word string, names []string) string {
+	best, bestAt := "", len(word)
+	for _, n := range names {
+		if d := distance(strings.ToLower(word), n); d < bestAt && d <= max(1, len(n)/3) {
+			best, bestAt = n, d
+		}
+	}
+	return best
+}
+
+// distance is Levenshtein's, over the first 64 octets.
+func distance(a, b string) int {
+	a, b = a[:min(len(a), 64)], b[:min(len(b), 64)]
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := 1
+			if a[i] == b[j] {
+				cost = 0
+			}
+			diagonal, row[j+1] = row[j+1], min(row[j]+1, row[j+1]+1, diagonal+cost)
+		}
+	}
+	return row[len(b)]
 }
