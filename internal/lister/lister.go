@@ -54,6 +54,8 @@ type Source struct {
 	Postmap  string            // map: the postmap command, "" for the one on the path or in /usr/sbin
 
 	Limits Limits
+
+	multi bool // mysql: several statements at a time
 }
 
 // Search is an LDAP search. Each value of each attribute is a key; of
@@ -153,23 +155,7 @@ func (s *Source) Rows(ctx context.Context, query string, row func(columns []stri
 	if strings.TrimSpace(query) == "" {
 		return s.fail("query", "give a SELECT that lists the addresses", errors.New("is missing"))
 	}
-	return s.bounded(ctx, func(ctx context.Context, m *meter) error {
-		f := func(columns []string) error {
-			if err := m.row(); err != nil {
-				return err
-			}
-			return theirs(row(columns))
-		}
-		switch s.Type {
-		case "mysql":
-			return s.mysql(ctx, m, query, f)
-		case "pgsql":
-			return s.pgsql(ctx, m, query, f)
-		case "sqlite":
-			return s.sqlite(ctx, m, query, f)
-		}
-		return s.fail("type", "use mysql, pgsql or sqlite", fmt.Errorf("%q has no queries", s.Type))
-	})
+	return s.open(ctx, func(q *Session) error { return q.Rows(query, row) })
 }
 
 // bounded runs a listing within the Source's limits, and says which of them

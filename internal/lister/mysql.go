@@ -7,12 +7,13 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/go-sql-driver/mysql"
 )
 
-// mysql lists from MySQL or MariaDB.
-func (s *Source) mysql(ctx context.Context, m *meter, query string, row func([]string) error) error {
+// mysql opens a transaction of MySQL or MariaDB.
+func (s *Source) mysql(ctx context.Context, m *meter, use func(*Session) error) error {
 	options, err := s.mysqlOptions()
 	if err != nil {
 		return err
@@ -50,7 +51,10 @@ func (s *Source) mysql(ctx context.Context, m *meter, query string, row func([]s
 	}
 	defer db.Close()
 	defer tx.Rollback()
-	err = s.sqlRows(ctx, tx, query, row)
+	return s.mysqlError(use(&Session{source: s, ctx: ctx, meter: m, database: mysqlSession{s, tx}}))
+}
+
+func (s *Source) mysqlError(err error) error {
 	var my *mysql.MySQLError
 	switch {
 	case errors.As(err, &my):
@@ -60,6 +64,69 @@ func (s *Source) mysql(ctx context.Context, m *meter, query string, row func([]s
 		return s.fail("hosts", "see the server's log", err)
 	}
 	return err
+}
+
+// mysqlSession is a transaction of MySQL. Questions go over several at a time.
+type mysqlSession struct {
+	s  *Source
+	tx *sql.Tx
+}
+
+func (q mysqlSession) rows(ctx context.Context, query string, row func([]string) error) error {
+	return q.s.sqlRows(ctx, q.tx, query, row)
+}
+
+func (q mysqlSession) columns(ctx context.Context, query string) ([]Column, error) {
+	return sqlColumns(ctx, q.tx, query, func(typ string) bool {
+		return strings.Contains(typ, "CHAR") || strings.Contains(typ, "TEXT") || strings.Contains(typ, "BINARY") || strings.Contains(typ, "BLOB") || typ == "ENUM" || typ == "SET"
+	})
+}
+
+func (q mysqlSession) quoting(ctx context.Context) (func(string) string, error) {
+	plain := false
+	err := q.rows(ctx, "SELECT @@sql_mode", func(c []string) error {
+		plain = strings.Contains(c[0], "NO_BACKSLASH_ESCAPES")
+		return nil
+	})
+	if plain {
+		return doubled("'", `"`), err
+	}
+	return strings.NewReplacer(`\`, `\\`, "'", `\'`, `"`, `\"`, "\x00", `\0`, "\n", `\n`, "\r", `\r`, "\x1a", `\Z`).Replace, err
+}
+
+func (q mysqlSession) patience(ctx context.Context, d time.Duration) {
+	// MariaDB's name and MySQL's.
+	if _, err := q.tx.ExecContext(ctx, fmt.Sprintf("SET SESSION max_statement_time = %d", int(d.Seconds()))); err != nil {
+		q.tx.ExecContext(ctx, fmt.Sprintf("SET SESSION max_execution_time = %d", d.Milliseconds()))
+	}
+}
+
+func (q mysqlSession) many(ctx context.Context, queries []string, answer func(n int, rows [][]string) error) (int, error) {
+	rows, err := q.tx.QueryContext(ctx, strings.Join(queries, "; "))
+	if err != nil {
+		return 0, err
+	}
+	defer rows.Close()
+	for n := range queries {
+		all, err := collect(rows)
+		if err == nil {
+			err = answer(n, all)
+		}
+		if err != nil {
+			return n, err
+		}
+		if n < len(queries)-1 && !rows.NextResultSet() {
+			if err = rows.Err(); err == nil {
+				err = errors.New("fewer answers than questions")
+			}
+			return n + 1, err
+		}
+	}
+	// A statement that yields more than one answer would shift the rest.
+	if rows.NextResultSet() {
+		return 0, errors.New("more answers than questions")
+	}
+	return len(queries), rows.Err()
 }
 
 // mysqlHost reads [unix:]path or [inet:]host[:port]. "localhost" is a socket,
@@ -110,6 +177,7 @@ func (s *Source) mysqlConfig(h endpoint, options map[string]string, m *meter) (*
 	c.DBName = s.set("dbname", options["database"])
 	c.Timeout = connectTimeout
 	c.Logger = silent{} // the error says it again
+	c.MultiStatements = s.multi
 	c.DialFunc = m.dial
 	if err := c.Apply(mysql.Charset(s.set("charset", "utf8mb4"), "")); err != nil {
 		return nil, err

@@ -10,9 +10,9 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// pgsql lists from PostgreSQL. The answer travels as text, so that a boolean
-// is the "t" that Postfix sees.
-func (s *Source) pgsql(ctx context.Context, m *meter, query string, row func([]string) error) error {
+// pgsql opens a transaction of PostgreSQL. Answers travel as text, so that a
+// boolean is the "t" that Postfix sees.
+func (s *Source) pgsql(ctx context.Context, m *meter, use func(*Session) error) error {
 	hosts, configs, err := s.pgsqlHosts()
 	if err != nil {
 		return err
@@ -33,8 +33,8 @@ func (s *Source) pgsql(ctx context.Context, m *meter, query string, row func([]s
 		defer cancel()
 		conn.Close(ctx)
 	}()
-	if _, err = conn.Exec(ctx, "BEGIN TRANSACTION READ ONLY").ReadAll(); err == nil {
-		err = s.pgsqlRows(conn.ExecParams(ctx, query, nil, nil, nil, nil), row)
+	if _, err = conn.Exec(ctx, "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY").ReadAll(); err == nil {
+		err = use(&Session{source: s, ctx: ctx, meter: m, database: pgsqlSession{s, conn}})
 	}
 	var pg *pgconn.PgError
 	switch {
@@ -45,6 +45,96 @@ func (s *Source) pgsql(ctx context.Context, m *meter, query string, row func([]s
 		return s.fail("hosts", "see the server's log", err)
 	}
 	return err
+}
+
+// pgsqlSession is a transaction of PostgreSQL. What fails in it goes back to a
+// savepoint.
+type pgsqlSession struct {
+	s    *Source
+	conn *pgconn.PgConn
+}
+
+func (q pgsqlSession) rows(ctx context.Context, query string, row func([]string) error) error {
+	return q.guarded(ctx, func() error {
+		return q.s.pgsqlRows(q.conn.ExecParams(ctx, query, nil, nil, nil, nil), row)
+	})
+}
+
+// guarded runs something that may fail without the transaction's end.
+func (q pgsqlSession) guarded(ctx context.Context, f func() error) error {
+	if _, err := q.conn.Exec(ctx, "SAVEPOINT u").ReadAll(); err != nil {
+		return err
+	}
+	err := f()
+	if _, back := q.conn.Exec(ctx, "ROLLBACK TO u").ReadAll(); back != nil && err == nil {
+		return back
+	}
+	return err
+}
+
+func (q pgsqlSession) columns(ctx context.Context, query string) (all []Column, err error) {
+	var types []uint32
+	err = q.guarded(ctx, func() error {
+		r := q.conn.ExecParams(ctx, query, nil, nil, nil, nil)
+		for _, f := range r.FieldDescriptions() {
+			all = append(all, Column{Name: f.Name})
+			types = append(types, f.DataTypeOID)
+		}
+		_, err := r.Close()
+		return err
+	})
+	for n, oid := range types {
+		const char, name, text, unknown, bpchar, varchar = 18, 19, 25, 705, 1042, 1043
+		switch oid {
+		case char, name, text, unknown, bpchar, varchar:
+			all[n].Text = true
+		default:
+			if oid < 16384 { // of the system
+				continue
+			}
+			err = errors.Join(err, q.rows(ctx, fmt.Sprintf("SELECT typname FROM pg_catalog.pg_type WHERE oid = %d", oid), func(c []string) error {
+				all[n].Text = c[0] == "citext"
+				return nil
+			}))
+		}
+	}
+	return all, err
+}
+
+func (q pgsqlSession) quoting(context.Context) (func(string) string, error) {
+	if q.conn.ParameterStatus("standard_conforming_strings") == "off" {
+		return doubled("'", `\`), nil
+	}
+	return doubled("'"), nil
+}
+
+func (q pgsqlSession) patience(ctx context.Context, d time.Duration) {
+	q.conn.Exec(ctx, fmt.Sprintf("SET LOCAL statement_timeout = %d", d.Milliseconds())).ReadAll()
+}
+
+func (q pgsqlSession) many(ctx context.Context, queries []string, answer func(n int, rows [][]string) error) (done int, err error) {
+	return done, q.guarded(ctx, func() error {
+		r := q.conn.Exec(ctx, strings.Join(queries, "; "))
+		for err == nil && r.NextResult() {
+			var all [][]string
+			result := r.ResultReader()
+			for result.NextRow() {
+				var row []string
+				for _, v := range result.Values() {
+					row = append(row, string(v))
+				}
+				all = append(all, row)
+			}
+			if _, err = result.Close(); err == nil && done == len(queries) {
+				err = errors.New("more answers than questions")
+			}
+			if err == nil {
+				err = answer(done, all)
+				done++
+			}
+		}
+		return errors.Join(err, r.Close())
+	})
 }
 
 func (s *Source) pgsqlRows(r *pgconn.ResultReader, row func([]string) error) error {

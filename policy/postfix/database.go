@@ -16,6 +16,8 @@ type Lister interface {
 	Rows(ctx context.Context, db *Database, query string, row func(columns []string) error) error
 	// Entries runs an LDAP search. Attribute names are folded to lower case.
 	Entries(ctx context.Context, db *Database, s *Search, entry func(attributes map[string][]string) error) error
+	// Session runs use with a connection of its own.
+	Session(ctx context.Context, db *Database, use func(Session) error) error
 }
 
 // Database is a table that a database answers for.
@@ -24,9 +26,12 @@ type Database struct {
 	Table    string            // as in main.cf
 	Settings map[string]string // of its .cf file, as in mysql_table(5) and its like; hold the password
 
-	// How to list what the table answers to, and why that can't be done.
-	Queries []Query // arms of a UNION
+	// How to list what the table answers to.
+	Queries []Query // arms of a UNION; nil: they have to be asked about
 	Search  *Search
+
+	statement *statement // the query, nil: it isn't understood
+	unparsed  error      // then: why
 }
 
 // String doesn't tell the password.
@@ -134,19 +139,23 @@ func (d *Database) analyse() (err error) {
 	if strings.Contains(d.Settings["domain"], ":") || strings.Contains(d.Settings["domain"], "/") {
 		return errors.New("its domain setting names a table")
 	}
-	if f := d.resultFormat(); strings.Contains(strings.ReplaceAll(f, "%%", ""), "%") {
-		for _, p := range placeholders(f) {
-			if !strings.Contains("sudSUD", p) {
-				return fmt.Errorf("result_format %q", f)
-			}
-		}
-	}
 	if d.Type == "ldap" {
 		d.Search, err = d.search()
 		return err
 	}
-	d.Queries, err = rewrite(d.query(), d.Type, d.domains())
-	return err
+	if d.query() == "" {
+		return errors.New("it has no query")
+	}
+	if _, err = newTemplate(d.query(), d.resultFormat()); err != nil {
+		return err
+	}
+	if d.statement, d.unparsed = parseStatement(d.query(), d.Type); d.unparsed != nil {
+		d.unparsed = fmt.Errorf("its query isn't understood: %w", d.unparsed)
+		d.statement = nil
+		return nil
+	}
+	d.Queries, _ = d.statement.rewrite(d.domains())
+	return nil
 }
 
 func (d *Database) resultFormat() string {
@@ -161,10 +170,10 @@ func (d *Database) domains() []string {
 	return list
 }
 
-// list enumerates the table.
-func (d *Database) list(ctx context.Context, l Lister) (*Table, error) {
-	t := &Table{Type: d.Type, Kind: Indexed, Entries: map[string]string{}}
+// list enumerates the table. hints may be parts of its keys.
+func (d *Database) list(ctx context.Context, l Lister, hints ...string) (*Table, error) {
 	if d.Type == "ldap" {
+		t := &Table{Type: d.Type, Kind: Indexed, Entries: map[string]string{}}
 		err := l.Entries(ctx, d, d.Search, func(attributes map[string][]string) error {
 			for _, key := range d.Search.keys(attributes) {
 				if err := d.put(t, key, d.Search.results(attributes)); err != nil {
@@ -175,29 +184,7 @@ func (d *Database) list(ctx context.Context, l Lister) (*Table, error) {
 		})
 		return t, err
 	}
-	for _, q := range d.Queries {
-		t.DomainWide = t.DomainWide || q.domainWide
-		rows := map[string]int{}
-		err := l.Rows(ctx, d, q.reachable(d.Type), func(columns []string) error {
-			for _, key := range q.key(columns, d.Type == "mysql") {
-				if rows[key]++; q.limit > 0 && rows[key] > q.limit {
-					continue
-				}
-				values := columns[:len(columns)-q.keyColumns]
-				if d.Type == "sqlite" {
-					values = values[:1] // dict_sqlite(3) looks at no other
-				}
-				if err := d.put(t, key, values); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-		if err != nil {
-			return nil, err
-		}
-	}
-	return t, nil
+	return d.listSQL(ctx, l, hints)
 }
 
 // put adds what a row yields for a key, as db_common of Postfix does: values

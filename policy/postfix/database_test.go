@@ -6,9 +6,18 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
+
+func rewriteText(query, typ string, domains []string) ([]Query, error) {
+	s, err := parseStatement(query, typ)
+	if err != nil {
+		return nil, err
+	}
+	return s.rewrite(domains)
+}
 
 func TestRewrite(t *testing.T) {
 	for _, tt := range []struct {
@@ -24,7 +33,7 @@ func TestRewrite(t *testing.T) {
 			[]string{"SELECT m, u, d FROM t WHERE (a or b > 1)"}, ""},
 		{"address in pieces", "mysql", "SELECT 1 FROM t WHERE CONCAT(u, '@', d) = '%u@%d'", nil, []string{"SELECT 1, CONCAT(u, '@', d) FROM t"}, ""},
 		{"alias domains", "mysql", "SELECT goto FROM alias,alias_domain WHERE alias_domain.alias_domain = '%d' and alias.address = CONCAT('%u', '@', alias_domain.target_domain) AND alias.active = 1", nil,
-			[]string{"SELECT goto, alias_domain.alias_domain, alias.address, alias_domain.target_domain FROM alias,alias_domain WHERE alias.active = 1"}, ""},
+			nil, "ties tables"},
 		{"pipes", "pgsql", "SELECT 1 FROM t WHERE name || '@' || dom = '%s' AND dom = '%d'", nil, []string{"SELECT 1, name || '@' || dom, dom FROM t"}, ""},
 		{"union", "mysql", "SELECT a FROM x WHERE k='%s' UNION ALL SELECT b FROM y WHERE z='%s'", nil,
 			[]string{"SELECT a, k FROM x", "SELECT b, z FROM y"}, ""},
@@ -37,24 +46,38 @@ func TestRewrite(t *testing.T) {
 		{"as it was written", "pgsql", "SELECT a FROM x\tWHERE k='%s' AND b::int=E'x' AND c<>d.e", nil, []string{"SELECT a, k FROM x WHERE b::int=E'x' AND c<>d.e"}, ""},
 		{"percent", "pgsql", "SELECT a FROM x WHERE k='%s' AND a LIKE '%%x'", nil, []string{"SELECT a, k FROM x WHERE a LIKE '%x'"}, ""},
 		{"local-part alone", "mysql", "SELECT a FROM x WHERE k='%u'", nil, nil, "local-part"},
-		{"or", "mysql", "SELECT a FROM x WHERE k='%s' OR j='%s'", nil, nil, "OR"},
-		{"key selected", "mysql", "SELECT '%s' FROM x WHERE k='%s'", nil, nil, "select"},
-		{"count", "mysql", "SELECT COUNT(*) FROM x WHERE k='%s'", nil, nil, "aggregate"},
+		{"or", "mysql", "SELECT a FROM x WHERE k='%s' OR j='%s'", nil, nil, "equation"},
+		{"and before or", "mysql", "SELECT a FROM x WHERE k='%s' AND b=1 OR vip=1", nil, nil, "equation"},
+		{"or before and", "sqlite", "SELECT a FROM x WHERE vip=1 OR k='%s' AND b=1", nil, nil, "equation"},
+		{"xor", "mysql", "SELECT a FROM x WHERE k='%s' AND b=1 XOR vip=1", nil, nil, "equation"},
+		{"xor that stays", "mysql", "SELECT a FROM x WHERE k='%s' AND (b=1 XOR vip=1)", nil, []string{"SELECT a, k FROM x WHERE (b=1 XOR vip=1)"}, ""},
+		{"bit_or", "mysql", "SELECT bit_or(a) FROM x WHERE k='%s'", nil, nil, "many rows"},
+		{"total", "sqlite", "SELECT total(a) FROM x WHERE k='%s'", nil, nil, "many rows"},
+		{"bool_or", "pgsql", "SELECT bool_or(a) FROM x WHERE k='%s'", nil, nil, "many rows"},
+		{"any_value", "mysql", "SELECT 1 + any_value(a) FROM x WHERE k='%s'", nil, nil, "many rows"},
+		{"json_object_agg", "pgsql", "SELECT json_object_agg(a, b) FROM x WHERE k='%s'", nil, nil, "many rows"},
+		{"a function of one's own", "pgsql", "SELECT mine(a) FROM x WHERE k='%s'", nil, nil, "many rows"},
+		{"aggregate in order", "mysql", "SELECT a FROM x WHERE k='%s' ORDER BY max(b)", nil, nil, "ORDER"},
+		{"join", "pgsql", "SELECT a FROM x JOIN d ON d.n = x.d AND d.name = '%d' WHERE x.l = '%u'", nil, []string{"SELECT a, d.name, x.l FROM x, d WHERE d.n = x.d"}, ""},
+		{"left join", "pgsql", "SELECT a FROM x LEFT JOIN d ON d.name = '%d' WHERE x.l = '%s'", nil, nil, "FROM"},
+		{"union that looks at values", "mysql", "SELECT a FROM x WHERE k='%s' UNION SELECT b FROM y WHERE z='%s'", nil, nil, "values"},
+		{"key selected", "mysql", "SELECT '%s' FROM x WHERE k='%s'", nil, nil, "selected"},
+		{"count", "mysql", "SELECT COUNT(*) FROM x WHERE k='%s'", nil, nil, "many rows"},
 		{"like", "mysql", "SELECT a FROM x WHERE k LIKE '%s'", nil, nil, "equation"},
 		{"not", "mysql", "SELECT a FROM x WHERE NOT k='%s'", nil, nil, "equation"},
 		{"not equal", "mysql", "SELECT a FROM x WHERE k!='%s'", nil, nil, "equation"},
-		{"group", "mysql", "SELECT a FROM x WHERE k='%s' GROUP BY a", nil, nil, "group"},
-		{"nested select", "sqlite", "SELECT p FROM (SELECT p FROM a WHERE s='%s') ORDER BY p LIMIT 1", nil, nil, "the key in from"},
+		{"group", "mysql", "SELECT a FROM x WHERE k='%s' GROUP BY a", nil, nil, "GROUP"},
+		{"nested select", "sqlite", "SELECT p FROM (SELECT p FROM a WHERE s='%s') ORDER BY p LIMIT 1", nil, nil, "the key in FROM"},
 		{"digits", "mysql", "SELECT a FROM x WHERE k='%1'", nil, nil, "%1"},
-		{"unquoted", "mysql", "SELECT a FROM x WHERE k=%s", nil, nil, ""},
+		{"unquoted", "mysql", "SELECT a FROM x WHERE k=%s", nil, nil, "quotes"},
 		{"function", "mysql", "SELECT a FROM x WHERE k=MD5('%s')", nil, nil, "inside"},
-		{"procedure", "pgsql", "SELECT lookup('%s')", nil, nil, "the key in select"},
-		{"between", "mysql", "SELECT a FROM x WHERE k='%s' AND n BETWEEN 1 AND 2", nil, nil, "BETWEEN"},
-		{"mysql's or", "mysql", "SELECT a FROM x WHERE k='%s' || 1", nil, nil, "||"},
-		{"comment", "mysql", "SELECT a FROM x WHERE k='%s' -- x", nil, nil, "comments"},
+		{"procedure", "pgsql", "SELECT lookup('%s')", nil, nil, "selected"},
+		{"between", "mysql", "SELECT a FROM x WHERE k='%s' AND n BETWEEN 1 AND 2", nil, []string{"SELECT a, k FROM x WHERE n BETWEEN 1 AND 2"}, ""},
+		{"mysql's or", "mysql", "SELECT a FROM x WHERE k='%s' || 1", nil, nil, "equation"},
+		{"comment", "mysql", "SELECT a FROM x WHERE k='%s' -- x", nil, nil, "comment"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			qs, err := rewrite(tt.query, tt.typ, tt.domains)
+			qs, err := rewriteText(tt.query, tt.typ, tt.domains)
 			var got []string
 			for _, q := range qs {
 				got = append(got, q.SQL)
@@ -87,6 +110,36 @@ func (r rows) Rows(_ context.Context, _ *Database, _ string, f func([]string) er
 	return nil
 }
 
+// Session has no rows for what it is asked.
+func (r rows) Session(ctx context.Context, db *Database, use func(Session) error) error {
+	return use(fakeSession{ctx, db, r})
+}
+
+type fakeSession struct {
+	ctx context.Context
+	db  *Database
+	r   rows
+}
+
+func (s fakeSession) Rows(q string, f func([]string) error) error { return s.r.Rows(s.ctx, s.db, q, f) }
+
+func (s fakeSession) Columns(string) ([]Column, error) {
+	return slices.Repeat([]Column{{Text: true}}, len(s.r.rows[0])), nil
+}
+
+func (s fakeSession) Ask(queries []string, answer func(int, [][]string, error) error) error {
+	for n := range queries {
+		if err := answer(n, nil, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s fakeSession) Quoting() (func(string) string, error) { return strings.ToUpper, nil }
+
+func (s fakeSession) Patience(time.Duration) {}
+
 func (r rows) Entries(_ context.Context, _ *Database, _ *Search, f func(map[string][]string) error) error {
 	for _, e := range r.entries {
 		if err := f(e); err != nil {
@@ -109,17 +162,12 @@ func TestEnumerate(t *testing.T) {
 			rows{rows: [][]string{{"x", "A@b"}, {"", "null@b"}, {"y", "a@B"}, {"z", ""}}}, map[string]string{"a@b": "x,y"}},
 		{"what the database leaves is folded", "pgsql", map[string]string{"query": "SELECT goto FROM a WHERE k='%s'"},
 			rows{rows: [][]string{{"x", "A@b"}, {"y", "a@b"}}}, map[string]string{"a@b": "x,y"}},
-		{"case matters", "pgsql", map[string]string{"query": "SELECT goto FROM a,d WHERE k=CONCAT('%u', '@', d.x) AND d.x='%d'"},
-			rows{rows: [][]string{{"x", "A@b", "b"}, {"y", "a@b", "b"}}}, map[string]string{"a@b": "y"}},
 		{"domains", "mysql", map[string]string{"query": "SELECT goto FROM a WHERE k='%s'", "domain": "b, .c, d.c", "result_format": "%u at %d for %S"},
 			rows{rows: [][]string{{"x@y", "a@b"}, {"x@y", "a@d.c"}, {"x@y", "a@e.c"}, {"x@y", "a@z"}, {"x@y", "@b"}, {"nodomain", "n@b"}}},
 			map[string]string{"a@b": "x at y for a@b", "a@d.c": "x at y for a@d.c"}},
-		{"alias domains", "mysql", map[string]string{"query": "SELECT g FROM a,d WHERE d.a = '%d' AND a.k = CONCAT('%u', '@', d.t)"},
-			rows{rows: [][]string{{"g", "alias.example", "u@target.example", "target.example"}, {"g", "alias.example", "u@other.example", "target.example"}}},
-			map[string]string{"u@alias.example": "g"}},
 		{"limit", "mysql", map[string]string{"query": "SELECT g FROM a WHERE k='%s' LIMIT 1"}, rows{rows: [][]string{{"1", "a"}, {"2", "a"}}}, map[string]string{"a": "1"}},
 		{"whole domain", "mysql", map[string]string{"query": "SELECT g FROM a WHERE k='%d'"}, rows{rows: [][]string{{"1", "b.example"}}}, map[string]string{"@b.example": "1"}},
-		{"old form", "mysql", map[string]string{"select_field": "g", "table": "a", "where_field": "k", "additional_conditions": "AND on = 1"},
+		{"old form", "mysql", map[string]string{"select_field": "g", "table": "a", "where_field": "k", "additional_conditions": "AND active = 1"},
 			rows{rows: [][]string{{"1", "a@b"}}}, map[string]string{"a@b": "1"}},
 		{"ldap", "ldap", ldap, rows{entries: []map[string][]string{
 			{"mail": {"A@b"}, "alias": {"c@b", "d@b"}, "uid": {"a"}}, {"mail": {"e@b"}}}}, map[string]string{"a@b": "a", "c@b": "a", "d@b": "a"}},
@@ -180,7 +228,7 @@ func FuzzRewrite(f *testing.F) {
 	f.Add("SELECT goto FROM alias WHERE address = CONCAT('%u', '@', d) AND x = '%d'", "(&(a=%s)(b=c))")
 	f.Fuzz(func(t *testing.T, query, filter string) {
 		for _, typ := range []string{"mysql", "pgsql"} {
-			qs, err := rewrite(query, typ, []string{"example.org"})
+			qs, err := rewriteText(query, typ, []string{"example.org"})
 			if err != nil {
 				continue
 			}

@@ -18,6 +18,11 @@ func (d Databases) Rows(ctx context.Context, db *Database, query string, row fun
 	return d.source(db).Rows(ctx, query, row)
 }
 
+// Session connects once for many queries.
+func (d Databases) Session(ctx context.Context, db *Database, use func(Session) error) error {
+	return d.source(db).Session(ctx, func(s *lister.Session) error { return use(s) })
+}
+
 // Entries runs a search, page by page.
 func (d Databases) Entries(ctx context.Context, db *Database, s *Search, entry func(attributes map[string][]string) error) error {
 	search := lister.Search{Base: s.Base, Scope: s.Scope, Filter: s.Filter, Attributes: s.Attributes}
@@ -30,3 +35,6 @@ func (d Databases) Entries(ctx context.Context, db *Database, s *Search, entry f
 func (d Databases) source(db *Database) *lister.Source {
 	return &lister.Source{Type: db.Type, Name: db.Table, Settings: db.Settings, Limits: d.Limits}
 }
+
+// Column is one of a query's answer.
+type Column = lister.Column

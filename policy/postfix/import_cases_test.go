@@ -5,7 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -248,19 +248,6 @@ func TestAccessValues(t *testing.T) {
 	}
 }
 
-type listed struct{}
-
-func (listed) Rows(_ context.Context, db *postfix.Database, query string, row func([]string) error) error {
-	if db.Settings["password"] != "secret-word" || query != "SELECT goto, address FROM alias WHERE address = LOWER(address)" {
-		return os.ErrInvalid
-	}
-	return row([]string{"x", "Alice@example.org"})
-}
-
-func (listed) Entries(context.Context, *postfix.Database, *postfix.Search, func(map[string][]string) error) error {
-	return os.ErrInvalid
-}
-
 // TestContentTables reports tables of header_checks and body_checks that hold
 // whole lines, once one of the tables refuses: the first that matches decides.
 func TestContentTables(t *testing.T) {
@@ -307,12 +294,12 @@ func TestContentTables(t *testing.T) {
 // TestDatabases reads a table by way of a Lister, of a command, and not at all.
 func TestDatabases(t *testing.T) {
 	files := map[string]string{
-		"main.cf":   base + "virtual_mailbox_domains = example.org\nvirtual_mailbox_maps = proxy:mysql:@DIR@/m.cf\nvirtual_alias_domains =\n",
-		"m.cf":      "password = secret-word\nquery = SELECT goto FROM alias WHERE address='%s'\n",
+		"main.cf":   base + "virtual_mailbox_domains = example.org\nvirtual_mailbox_maps = proxy:sqlite:@DIR@/m.cf\nvirtual_alias_domains =\n",
+		"m.cf":      "password = secret-word\ndbpath = @DIR@/m.db\nquery = SELECT goto FROM alias WHERE address='%s'\n",
 		"list.text": "Bob@example.org\nc@example.org\tx\n",
 	}
 	keys := func(spec *policy.Spec, src postfix.Source) string {
-		b, _ := json.Marshal(spec.Tables["mysql:"+src.ConfigDir+"/m.cf"])
+		b, _ := json.Marshal(spec.Tables["sqlite:"+src.ConfigDir+"/m.cf"])
 		return string(b)
 	}
 	src := install(t, files)
@@ -328,19 +315,24 @@ func TestDatabases(t *testing.T) {
 		t.Errorf("the password is in what the import returns (%v)", err)
 	}
 
-	src.Lister = listed{}
+	cmd := exec.Command("sqlite3", filepath.Join(src.ConfigDir, "m.db"))
+	cmd.Stdin = strings.NewReader("CREATE TABLE alias (address text, goto text); INSERT INTO alias VALUES ('Alice@example.org', 'x'), ('alice@example.org', 'y');")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("sqlite3: %v (run test/install-peers)\n%s", err, out)
+	}
+	src.Lister = postfix.Databases{}
 	spec, _ = load(t, src)
 	if got, want := keys(spec, src), `{"type":"set","keys":["alice@example.org"]}`; got != want || spec.Addresses.VirtualMailbox.Incomplete {
 		t.Errorf("by Lister: %s, incomplete %v", got, spec.Addresses.VirtualMailbox.Incomplete)
 	}
 
 	src.Lister = nil
-	src.Commands = map[string][]string{"mysql:" + src.ConfigDir + "/m.cf": {"cat", filepath.Join(src.ConfigDir, "list.text")}}
+	src.Commands = map[string][]string{"sqlite:" + src.ConfigDir + "/m.cf": {"cat", filepath.Join(src.ConfigDir, "list.text")}}
 	spec, _ = load(t, src)
 	if got, want := keys(spec, src), `{"type":"set","keys":["bob@example.org","c@example.org"]}`; got != want {
 		t.Errorf("by command: %s", got)
 	}
-	src.Commands["mysql:"+src.ConfigDir+"/m.cf"] = []string{"false"}
+	src.Commands["sqlite:"+src.ConfigDir+"/m.cf"] = []string{"false"}
 	if _, _, err := postfix.Import(context.Background(), src); err == nil || !strings.Contains(err.Error(), "virtual_mailbox_maps") {
 		t.Errorf("a command that fails: %v", err)
 	}

@@ -1,12 +1,13 @@
 package postfix
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/understudy-mx/understudy/policy/postfix/sqlast"
 )
 
 // Query is a SELECT that lists what a table's query answers to. The columns of
@@ -37,87 +38,234 @@ type part struct {
 	column int  // of the key columns, when text and hole are unset
 }
 
-// rewrite turns a table's query into queries that list all its answers:
-// equations between a column and the key in WHERE leave it, and the column
-// joins what is selected. Where that isn't exact it returns an error.
-func rewrite(query, typ string, domains []string) ([]Query, error) {
-	tokens, err := scanSQL(query, typ)
+// statement is a table's query, parsed.
+type statement struct {
+	text    string // with placeholders as sqlast has them
+	dialect sqlast.Dialect
+	query   *sqlast.Query
+}
+
+var dialects = map[string]sqlast.Dialect{"mysql": sqlast.MySQL, "pgsql": sqlast.PostgreSQL, "sqlite": sqlast.SQLite}
+
+func parseStatement(query, typ string) (*statement, error) {
+	text, err := sqlast.Template(query)
 	if err != nil {
 		return nil, err
 	}
-	if typ == "mysql" && slices.ContainsFunc(tokens, func(t token) bool { return t.kind == punct && strings.Contains("||&", t.text) }) {
-		return nil, errors.New("|| or && (write CONCAT, OR, AND)")
+	s := &statement{text: text, dialect: dialects[typ]}
+	s.query, err = sqlast.Parse(text, s.dialect)
+	return s, err
+}
+
+func (s *statement) spell(at sqlast.Span) string { return s.text[at.Start:at.End] }
+
+func (s *statement) keyed(at sqlast.Span) bool { return sqlast.Holes(s.spell(at)) }
+
+// rewrite turns a table's query into queries that list all its answers with
+// their values: equations between a column and the key leave WHERE and inner
+// joins, and the column joins what is selected. An error says that this isn't
+// exact; there are other ways to list the table then.
+func (s *statement) rewrite(domains []string) ([]Query, error) {
+	top := s.query
+	for len(top.Terms) == 1 && top.Terms[0].Query != nil && top.Limit == nil && len(top.Order) == 0 {
+		top = top.Terms[0].Query
+	}
+	if len(top.With) > 0 || top.Skips || slices.ContainsFunc(top.Ops, func(op string) bool { return op != "union all" }) {
+		return nil, errors.New("WITH, OFFSET, or a set operation that looks at values")
+	}
+	if len(top.Terms) > 1 && (top.Limit != nil || len(top.Order) > 0) {
+		return nil, errors.New("LIMIT or ORDER BY over a UNION")
 	}
 	var queries []Query
-	arms := splitTokens(tokens, "union")
-	for _, arm := range arms {
-		if len(arm) > 0 && arm[0].is("all") {
-			arm = arm[1:]
+	for _, t := range top.Terms {
+		if t.Query != nil {
+			return nil, errors.New("a query in parentheses")
 		}
-		q, err := rewriteArm(arm)
+		q, err := s.rewriteSelect(t.Select)
+		if err == nil {
+			err = s.ordered(q, top)
+		}
+		if err == nil {
+			err = q.variables(domains)
+		}
 		if err != nil {
 			return nil, err
 		}
-		if len(arms) > 1 && q.limit > 0 {
-			return nil, errors.New("LIMIT over a UNION")
-		}
-		if err := q.variables(domains); err != nil {
-			return nil, err
-		}
+		q.SQL = q.spell(q.where)
 		queries = append(queries, *q)
 	}
 	return queries, nil
 }
 
-var clauses = []string{"select", "from", "where", "group", "having", "order", "limit", "offset", "for", "window", "intersect", "except"}
+// ordered keeps ORDER BY, and reads LIMIT.
+func (s *statement) ordered(q *Query, top *sqlast.Query) (err error) {
+	if slices.ContainsFunc(top.Order, mayAggregate) || s.keyed(top.Tail) {
+		return errors.New("ORDER BY computes")
+	}
+	if len(top.Order) > 0 {
+		q.order = " " + s.spell(top.Tail)
+	}
+	if top.Limit != nil {
+		if q.limit, err = strconv.Atoi(s.spell(top.Limit.Span)); err != nil || q.limit < 1 {
+			return errors.New("LIMIT isn't a number")
+		}
+	}
+	return nil
+}
 
-// rewriteArm rewrites one SELECT.
-func rewriteArm(tokens []token) (*Query, error) {
-	parts := map[string][]token{}
-	last := ""
-	depth := 0
-	for _, t := range tokens {
-		depth += t.depth()
-		if depth == 0 && t.kind == word && slices.Contains(clauses, strings.ToLower(t.text)) {
-			last = strings.ToLower(t.text)
-			if _, twice := parts[last]; twice {
-				return nil, fmt.Errorf("two clauses %s", last)
-			}
-			parts[last] = []token{}
-			continue
-		}
-		parts[last] = append(parts[last], t)
+// rewriteSelect rewrites one SELECT.
+func (s *statement) rewriteSelect(sel *sqlast.Select) (*Query, error) {
+	if sel.Distinct || len(sel.Group) > 0 || sel.Having != nil {
+		return nil, errors.New("DISTINCT, GROUP BY or HAVING")
 	}
-	for c, ts := range parts {
-		switch {
-		case c == "" || !slices.Contains([]string{"select", "from", "where", "order", "limit"}, c):
-			return nil, fmt.Errorf("%s can't be rewritten", cmp.Or(c, "text before SELECT"))
-		case c != "where" && slices.ContainsFunc(ts, token.holes):
-			return nil, fmt.Errorf("the key in %s", c)
-		case c == "select" && slices.ContainsFunc(ts, token.aggregates):
-			return nil, errors.New("aggregates over many rows")
+	if len(sel.From) == 0 || s.keyed(sel.ItemSpan) {
+		return nil, errors.New("the key in what is selected")
+	}
+	for _, i := range sel.Items {
+		if i.Expr != nil && mayAggregate(i.Expr) {
+			return nil, errors.New("a function that may look at many rows")
 		}
 	}
-	if len(parts["select"]) == 0 || len(parts["from"]) == 0 || len(parts["where"]) == 0 {
-		return nil, errors.New("want SELECT … FROM … WHERE …")
-	}
-	q := &Query{}
-	kept, columns, err := q.conditions(parts["where"])
+	from, conditions, tables, err := s.joined(sel)
 	if err != nil {
 		return nil, err
 	}
-	if ts := parts["limit"]; len(ts) > 0 {
-		if q.limit, err = strconv.Atoi(ts[0].text); err != nil || q.limit < 1 || len(ts) > 1 {
-			return nil, errors.New("LIMIT with an offset")
+	q := &Query{}
+	for _, c := range conditions {
+		if err := q.condition(s, c); err != nil {
+			return nil, err
 		}
 	}
-	q.keyColumns, q.columns, q.where = len(columns), columns, kept
-	q.head = "SELECT " + spell(parts["select"]) + ", " + strings.Join(columns, ", ") + " FROM " + spell(parts["from"])
-	if len(parts["order"]) > 0 {
-		q.order = " ORDER " + spell(parts["order"])
+	if len(q.equations) == 0 {
+		return nil, errors.New("no condition ties the key to a column")
 	}
-	q.SQL = q.spell(kept)
+	// Tables that only the key ties together would be multiplied.
+	if tables > 1 && slices.ContainsFunc(q.equations, equation.ties) {
+		return nil, errors.New("the key ties tables together")
+	}
+	q.keyColumns = len(q.columns)
+	q.head = "SELECT " + s.spell(sel.ItemSpan) + ", " + strings.Join(q.columns, ", ") + " FROM " + from
 	return q, nil
+}
+
+func (e equation) ties() bool {
+	return slices.ContainsFunc(e.template, func(p part) bool { return p.hole == 0 && p.text == "" })
+}
+
+// joined spells FROM, with inner joins that hold the key taken apart, and
+// returns the conditions of these and of WHERE.
+func (s *statement) joined(sel *sqlast.Select) (from string, conditions []*sqlast.Expr, tables int, err error) {
+	var parts []string
+	var add func(f *sqlast.From) error
+	add = func(f *sqlast.From) error {
+		if !s.keyed(f.Span) {
+			parts = append(parts, s.spell(f.Span))
+			return nil
+		}
+		if f.Left == nil || f.Join != "inner" || f.Using || f.Lateral {
+			return errors.New("the key in FROM")
+		}
+		if err := add(f.Left); err != nil {
+			return err
+		}
+		if f.On != nil {
+			conditions = append(conditions, conjuncts(f.On)...)
+		}
+		return add(f.Right)
+	}
+	for _, f := range sel.From {
+		if err := add(f); err != nil {
+			return "", nil, 0, err
+		}
+		if f.Left != nil {
+			tables++
+		}
+		tables++
+	}
+	if sel.Where != nil {
+		conditions = append(conditions, conjuncts(sel.Where)...)
+	}
+	return strings.Join(parts, ", "), conditions, tables, nil
+}
+
+// condition keeps one without the key, and reads one with it as an equation.
+func (q *Query) condition(s *statement, c *sqlast.Expr) error {
+	if !s.keyed(c.Span) {
+		text := s.spell(c.Span)
+		if (c.Op == sqlast.OpOr || c.Op == sqlast.OpXor || c.Op == sqlast.OpOpaque) && len(c.Args) > 0 && c.Args[0].Start == c.Start {
+			text = "(" + text + ")"
+		}
+		q.where = append(q.where, text)
+		return nil
+	}
+	if c.Op != sqlast.OpCompare || c.Name != "=" {
+		return fmt.Errorf("%s is no equation", visible(s.spell(c.Span)))
+	}
+	left, right := c.Args[0], c.Args[1]
+	if s.keyed(left.Span) {
+		left, right = right, left
+	}
+	if s.keyed(left.Span) || left.Op == sqlast.OpRow || mayAggregate(left) {
+		return fmt.Errorf("%s has the key on both sides", visible(s.spell(c.Span)))
+	}
+	e := equation{column: q.column(s.spell(left.Span))}
+	parts, err := q.template(s, right)
+	e.template = joinAddress(parts)
+	q.equations = append(q.equations, e)
+	return err
+}
+
+func (q *Query) column(text string) int {
+	n := slices.Index(q.columns, text)
+	if n < 0 {
+		n = len(q.columns)
+		q.columns = append(q.columns, text)
+	}
+	return n
+}
+
+// template reads a string, CONCAT(…), a || b or LOWER(…) of these.
+func (q *Query) template(s *statement, e *sqlast.Expr) (all []part, err error) {
+	switch {
+	case e.Op == sqlast.OpString:
+		return stringParts(e.Text)
+	case !s.keyed(e.Span):
+		return []part{{column: q.column(s.spell(e.Span))}}, nil
+	case e.Op == sqlast.OpCall && e.Name == "lower" && len(e.Args) == 1: // keys are lower case already
+		return q.template(s, e.Args[0])
+	case e.Op == sqlast.OpConcat || e.Op == sqlast.OpCall && e.Name == "concat" && !e.Odd:
+		for _, a := range e.Args {
+			ps, err := q.template(s, a)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, ps...)
+		}
+		return all, nil
+	}
+	return nil, fmt.Errorf("the key inside of %s", visible(s.spell(e.Span)))
+}
+
+func stringParts(text string) (all []part, err error) {
+	for _, t := range pieces(text) {
+		if t.hole >= '1' && t.hole <= '9' {
+			return nil, fmt.Errorf("placeholder %%%c", t.hole)
+		}
+		if t.hole != 0 || t.text != "" {
+			all = append(all, part{text: t.text, hole: t.hole})
+		}
+	}
+	return all, nil
+}
+
+// visible writes placeholders as in the .cf file.
+func visible(s string) string {
+	return strings.Map(func(r rune) rune {
+		if h := sqlast.HoleOf(r); h != 0 {
+			return rune(h)
+		}
+		return r
+	}, s)
 }
 
 func (q *Query) spell(where []string) string {
@@ -152,106 +300,6 @@ func (e equation) plain() bool {
 	return !slices.ContainsFunc(e.template, func(p part) bool {
 		return p.hole == 0 && (p.text == "" || p.text != strings.ToLower(p.text))
 	})
-}
-
-// conditions sorts the conjuncts of WHERE into those that stay and equations.
-func (q *Query) conditions(where []token) (kept, columns []string, err error) {
-	column := func(ts []token) int {
-		text := spell(ts)
-		if n := slices.Index(columns, text); n >= 0 {
-			return n
-		}
-		columns = append(columns, text)
-		return len(columns) - 1
-	}
-	for _, c := range conjuncts(where) {
-		switch {
-		case len(splitTokens(c, "or")) > 1 && slices.ContainsFunc(c, token.holes):
-			return nil, nil, errors.New("the key beside OR")
-		case slices.ContainsFunc(c, func(t token) bool { return t.is("between") }):
-			return nil, nil, errors.New("BETWEEN")
-		case !slices.ContainsFunc(c, token.holes):
-			if len(splitTokens(c, "or")) > 1 {
-				c = slices.Concat([]token{{punct, "(", true}}, c, []token{{punct, ")", false}})
-			}
-			kept = append(kept, spell(c))
-			continue
-		}
-		e, err := newEquation(c, column)
-		if err != nil {
-			return nil, nil, err
-		}
-		q.equations = append(q.equations, e)
-	}
-	if len(q.equations) == 0 {
-		return nil, nil, errors.New("the key isn't in WHERE")
-	}
-	return kept, columns, nil
-}
-
-// conjuncts takes a condition apart, parentheses too.
-func conjuncts(where []token) [][]token {
-	var all [][]token
-	for _, c := range splitTokens(where, "and") {
-		if len(c) > 2 && c[0].text == "(" && closes(c) == len(c)-1 {
-			if inner := conjuncts(c[1 : len(c)-1]); len(inner) > 1 || slices.ContainsFunc(c, token.holes) {
-				all = append(all, inner...)
-				continue
-			}
-		}
-		all = append(all, c)
-	}
-	return all
-}
-
-// newEquation reads "expression = template" or the reverse.
-func newEquation(c []token, column func([]token) int) (e equation, err error) {
-	sides := splitTokens(c, "=")
-	if len(sides) != 2 || slices.ContainsFunc(c, token.compares) {
-		return e, fmt.Errorf("%s is no equation", spell(c))
-	}
-	left, right := sides[0], sides[1]
-	if slices.ContainsFunc(left, token.holes) {
-		left, right = right, left
-	}
-	if slices.ContainsFunc(left, token.holes) || len(left) == 0 {
-		return e, fmt.Errorf("the key on both sides of %s", spell(c))
-	}
-	e.column = column(left)
-	e.template, err = template(right, column)
-	return e, err
-}
-
-// template reads a string, CONCAT(…), a || b or LOWER(…) of these.
-func template(ts []token, column func([]token) int) ([]part, error) {
-	if n := len(ts); n > 3 && ts[1].text == "(" && closes(ts[1:]) == n-2 {
-		switch {
-		case ts[0].is("lower"): // keys are lower case already
-			return template(ts[2:n-1], column)
-		case ts[0].is("concat"):
-			return pieces(splitTokens(ts[2:n-1], ","), column)
-		}
-	}
-	return pieces(splitTokens(ts, "||"), column)
-}
-
-func pieces(args [][]token, column func([]token) int) ([]part, error) {
-	var all []part
-	for _, a := range args {
-		switch {
-		case len(a) == 1 && a[0].kind == text:
-			ps, err := holes(a[0].value())
-			if err != nil {
-				return nil, err
-			}
-			all = append(all, ps...)
-		case len(a) == 0 || slices.ContainsFunc(a, token.holes):
-			return nil, fmt.Errorf("the key inside of %s", spell(a))
-		default:
-			all = append(all, part{column: column(a)})
-		}
-	}
-	return joinAddress(all), nil
 }
 
 // holes cuts a string at its placeholders.

@@ -38,6 +38,8 @@ type Table struct {
 	Partial    string    // why there may be keys that aren't listed, "" when there are none
 	Skipped    []Mistake // lines that Postfix skips with a warning
 	Note       string    // for the Report
+	Unsure     string    // characters: a key with one of them may be there though it isn't listed
+	How        Listing
 }
 
 // reading is a table read, or why it can't be.

@@ -1,0 +1,217 @@
+package postfix
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Where nothing tells which keys a table answers to, it is asked about
+// candidates: what looks like a part of a key in the data that it is made of.
+// And whatever way a table was listed in, samples are put to it again, and
+// random keys that it shouldn't have.
+
+// Session puts queries to a database, in one read-only transaction.
+type Session interface {
+	Rows(query string, row func(columns []string) error) error
+	Columns(query string) ([]Column, error)
+	Ask(queries []string, answer func(n int, rows [][]string, err error) error) error
+	Quoting() (func(string) string, error)
+	Patience(d time.Duration)
+}
+
+// asker puts keys to a table as Postfix does.
+type asker interface {
+	// look calls found for each key that the table has, with what Postfix
+	// gets for it, and failed for each whose look-up fails.
+	look(keys []string, found func(key, value string), failed func(key string, err error)) error
+	// takes says that Postfix asks for a key at all.
+	takes(key string) bool
+}
+
+// candidates are parts of keys from the data behind a table.
+type candidates struct {
+	texts   *keySet // whole values
+	locals  *keySet
+	domains *keySet
+}
+
+func newCandidates() *candidates {
+	return &candidates{newKeySet(), newKeySet(), newKeySet()}
+}
+
+// add takes what looks like a part of a key from a value: the value, and the
+// words of a list.
+func (c *candidates) add(value string) error {
+	if len(value) > 16<<10 {
+		return nil
+	}
+	parts := strings.FieldsFunc(value, func(r rune) bool { return strings.ContainsRune(" \t\r\n,;|<>{}[]\"'=:", r) })
+	for _, v := range append([]string{value}, parts...) {
+		for _, k := range keyVariants(v) {
+			if err := c.one(k); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (c *candidates) one(v string) error {
+	if strings.ContainsAny(v, " \t/\\(){}") || len(v) > 254 {
+		return nil
+	}
+	err := c.texts.add(v)
+	if at := strings.LastIndexByte(v, '@'); at >= 0 {
+		return errors.Join(err, c.texts.add(v[at+1:]), c.domains.add(v[at+1:]), c.locals.add(v[:at]))
+	}
+	if d := strings.TrimPrefix(v, "."); isDomain(d) {
+		err = errors.Join(err, c.domains.add(d))
+	}
+	return errors.Join(err, c.locals.add(v))
+}
+
+// isDomain says that a text looks like a domain: labels with a dot in between,
+// not all of digits.
+func isDomain(s string) bool {
+	if !strings.Contains(s, ".") || len(s) > 253 {
+		return false
+	}
+	for label := range strings.SplitSeq(s, ".") {
+		if label == "" || len(label) > 63 {
+			return false
+		}
+	}
+	last := s[strings.LastIndexByte(s, '.')+1:]
+	return strings.Trim(last, "0123456789") != ""
+}
+
+// maxCrossed bounds local-parts times domains.
+const maxCrossed = 300_000
+
+// keys are all that the parts make. left says what was left out.
+func (c *candidates) keys(t template, takes func(string) bool) (keys []string, left string) {
+	all := newKeySet()
+	add := func(key string) {
+		if takes(key) {
+			all.add(key)
+		}
+	}
+	for k := range c.texts.all {
+		add(k)
+	}
+	for d := range c.domains.all {
+		add("@" + d)
+		add("." + d)
+	}
+	if t.user || t.domain {
+		n := len(c.locals.all) * len(c.domains.all)
+		if n > maxCrossed {
+			left = fmt.Sprintf("%d local-parts at %d domains that no value joins", len(c.locals.all), len(c.domains.all))
+			return slices.Sorted(maps.Keys(all.all)), left
+		}
+		for l := range c.locals.all {
+			for d := range c.domains.all {
+				add(l + "@" + d)
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(all.all)), left
+}
+
+// probe is a key that no table has by purpose.
+func probe(r *rand.Rand) string {
+	const letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+	b := make([]byte, 17)
+	for n := range b {
+		b[n] = letters[r.IntN(len(letters))]
+	}
+	return "u" + string(b)
+}
+
+// maxSample bounds how many keys of a kind a check puts to a table.
+const maxSample = 200
+
+// check puts samples to a table: what was listed must be there with its value,
+// and random keys must not, nor near misses. It returns what is wrong, "" when
+// the listing held.
+func check(a asker, t *Table, domains []string, seed uint64) (wrong string, put int, err error) {
+	r := rand.New(rand.NewPCG(seed, 0))
+	listed := sample(r, slices.Sorted(maps.Keys(t.Entries)))
+	domains = sample(r, domains)
+	asked := map[string]bool{} // whether it should be there
+	miss := func(key string) {
+		if _, there := t.find(key); !there && a.takes(key) && !t.coversDomain(key) {
+			asked[key] = false
+		}
+	}
+	for _, d := range domains {
+		miss(probe(r) + "@" + d)
+		miss(probe(r) + "." + d)
+	}
+	for range 20 {
+		d := probe(r) + ".example"
+		miss(probe(r))
+		miss(d)
+		miss("@" + d)
+		miss(probe(r) + "@" + d)
+	}
+	for _, k := range listed {
+		miss("x" + k)
+		if at := strings.LastIndexByte(k, '@'); at > 0 {
+			miss(k[:at] + "1" + k[at:])
+			miss(k[:at] + "@" + probe(r) + ".example")
+		}
+		if a.takes(k) {
+			asked[k] = true
+		}
+	}
+	keys := slices.Sorted(maps.Keys(asked))
+	got := map[string]string{}
+	err = a.look(keys, func(key, value string) { got[key] = value }, func(string, error) {})
+	for _, k := range keys {
+		switch value, there := got[k]; {
+		case there && !asked[k] && wrong == "":
+			wrong = fmt.Sprintf("it has %q, which isn't listed: a catch-all, or a hole in the listing", k)
+		case !there && asked[k]:
+			return fmt.Sprintf("it doesn't have %q, which is listed", k), len(keys), err
+		case there && asked[k] && value != t.Entries[k] && !sameValues(value, t.Entries[k]):
+			return fmt.Sprintf("its answer for %q isn't the one listed", k), len(keys), err
+		}
+	}
+	return wrong, len(keys), err
+}
+
+// coversDomain says that a key's whole domain is listed.
+func (t *Table) coversDomain(key string) bool {
+	at := strings.LastIndexByte(key, '@')
+	if !t.DomainWide || at < 0 {
+		return false
+	}
+	_, there := t.Entries[key[at:]]
+	return there
+}
+
+// sameValues says that two answers hold the same in any order: a query without
+// ORDER BY promises none.
+func sameValues(a, b string) bool {
+	x, y := strings.Split(a, ","), strings.Split(b, ",")
+	slices.Sort(x)
+	slices.Sort(y)
+	return slices.Equal(x, y)
+}
+
+func sample(r *rand.Rand, list []string) []string {
+	if len(list) <= maxSample {
+		return list
+	}
+	picked := make([]string, maxSample)
+	for n := range picked {
+		picked[n] = list[r.IntN(len(list))]
+	}
+	return picked
+}

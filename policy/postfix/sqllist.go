@@ -1,0 +1,422 @@
+package postfix
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/understudy-mx/understudy/policy/postfix/sqlast"
+)
+
+// queryPatience bounds one query of a listing, at the database.
+const queryPatience = 60 * time.Second
+
+// listing is one SQL table being listed.
+type listing struct {
+	db       *Database
+	session  Session
+	template template
+	quote    func(string) string
+	table    *Table
+	ask      *keySet // keys to be asked for
+	hints    []string
+}
+
+// listSQL lists a table in the best of the ways there are: by a query that
+// lists all answers; by asking about every key that its conditions let it
+// answer to; or by asking about candidates. What was listed is then checked.
+func (d *Database) listSQL(ctx context.Context, l Lister, hints []string) (*Table, error) {
+	t := &Table{Type: d.Type, Kind: Indexed, Entries: map[string]string{}}
+	err := l.Session(ctx, d, func(s Session) error {
+		li := &listing{db: d, session: s, table: t, ask: newKeySet(), hints: hints}
+		var err error
+		if li.template, err = newTemplate(d.query(), d.resultFormat()); err != nil {
+			return err
+		}
+		if li.quote, err = s.Quoting(); err != nil {
+			return err
+		}
+		s.Patience(queryPatience)
+		if err := li.list(); err != nil {
+			return err
+		}
+		return li.check()
+	})
+	return t, err
+}
+
+func (li *listing) list() error {
+	if len(li.db.Queries) > 0 {
+		switch err := li.rewritten(); {
+		case err == nil:
+			li.table.How = Listing{Exact: true}
+			return li.askAll(0)
+		case !errors.Is(err, errNoText):
+			return err
+		}
+	}
+	wide, err := li.bounded()
+	if err == nil {
+		li.table.How = Listing{Exact: true}
+		return li.askAll(wide)
+	}
+	return li.candidates(err)
+}
+
+// errNoText is that of a column that isn't compared as a text is.
+var errNoText = errors.New("holds no text")
+
+// rewritten runs the queries that list everything.
+func (li *listing) rewritten() error {
+	d := li.db
+	for _, q := range d.Queries {
+		columns, err := li.session.Columns(strings.TrimSuffix(q.reachable(d.Type), q.order) + " LIMIT 0")
+		if err != nil {
+			return err
+		}
+		for n, c := range columns[max(0, len(columns)-q.keyColumns):] {
+			if !c.Text {
+				return fmt.Errorf("%s %w", q.columns[n], errNoText)
+			}
+		}
+	}
+	for _, q := range d.Queries {
+		li.table.DomainWide = li.table.DomainWide || q.domainWide
+		if err := li.rows(&q); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rows puts what a listing query finds into the table. Rows that the database
+// may find by other keys, too, are left to be asked about.
+func (li *listing) rows(q *Query) error {
+	d, found := li.db, map[string]int{}
+	return li.session.Rows(q.reachable(d.Type), func(columns []string) error {
+		for _, c := range columns[len(columns)-q.keyColumns:] {
+			if d.Type == "mysql" && (!ascii(c) || strings.TrimSpace(c) != c) {
+				return li.unusual(q, columns)
+			}
+		}
+		for _, key := range q.key(columns, d.Type == "mysql") {
+			if found[key]++; q.limit > 0 && found[key] > q.limit {
+				continue
+			}
+			values := columns[:len(columns)-q.keyColumns]
+			if d.Type == "sqlite" {
+				values = values[:1] // dict_sqlite(3) looks at no other
+			}
+			if err := d.put(li.table, key, values); err != nil {
+				return err
+			}
+			if d.expansionLimit() > 0 && found[key] > d.expansionLimit() {
+				if err := li.ask.add(key); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// unusual leaves a row with accents or spaces to the database.
+func (li *listing) unusual(q *Query, columns []string) error {
+	trimmed := make([]string, len(columns))
+	for n, c := range columns {
+		trimmed[n] = strings.ToLower(strings.TrimSpace(c))
+	}
+	plain := slices.Clone(trimmed)
+	for n, c := range plain {
+		if v := keyVariants(c); len(v) > 0 {
+			plain[n] = v[len(v)-1]
+		}
+	}
+	for _, row := range [][]string{trimmed, plain} {
+		for _, key := range q.key(row, true) {
+			for _, k := range keyVariants(key) {
+				if err := li.ask.add(k); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// bounded collects every key that the query's conditions let it answer to. wide
+// says that "@domain" stands for all of a domain.
+func (li *listing) bounded() (wide byte, err error) {
+	st := li.db.statement
+	if st == nil {
+		return 0, li.db.unparsed
+	}
+	b := &bounder{text: st.text, dialect: st.dialect, columns: li.columns}
+	found := b.query(st.query, nil, result)
+	if !solvable(found) {
+		return 0, cmpErr(b.err, errUnbounded)
+	}
+	rows := &rowsOf{session: li.session, have: map[*rowSource][][]string{}, index: map[*rowSource]map[int]map[string][]int{}}
+	for _, way := range found {
+		switch way.kind() {
+		case 'd':
+			if b.lossy && (li.template.user || li.template.whole) {
+				return 0, errors.New("its conditions on the local-part aren't understood")
+			}
+			wide = 'd'
+		case 'u':
+			if len(li.db.domains()) == 0 {
+				return 0, errors.New("only the local-part is asked for")
+			}
+		}
+		s := &solver{rows: rows, keys: li.ask, domains: li.db.domains()}
+		if err := s.solve(way); err != nil {
+			li.ask = newKeySet()
+			return 0, err
+		}
+	}
+	if b.wild {
+		li.table.Unsure = `%_\`
+	}
+	return wide, nil
+}
+
+func cmpErr(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (li *listing) columns(from string) (names []string, err error) {
+	columns, err := li.session.Columns("SELECT * FROM " + from + " LIMIT 0")
+	for _, c := range columns {
+		names = append(names, c.Name)
+	}
+	return names, err
+}
+
+// askAll asks about the keys that were collected. Of "@domain", when it is wide,
+// a random address tells.
+func (li *listing) askAll(wide byte) error {
+	var keys []string
+	stands := map[string]string{} // for which "@domain" a random address does
+	r := rand.New(rand.NewPCG(rand.Uint64(), 0))
+	for k := range li.ask.all {
+		if wide == 'd' && k[0] == '@' {
+			p := probe(r) + k
+			stands[p] = k
+			keys = append(keys, p)
+			if li.template.user {
+				continue // Postfix doesn't ask for it
+			}
+		}
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	li.table.How.Put += len(keys)
+	for k := range li.ask.all {
+		delete(li.table.Entries, k) // what was listed of it isn't all
+	}
+	var failed []string
+	err := li.look(keys, func(key, value string) {
+		if domain := stands[key]; domain != "" {
+			key = domain
+			li.table.DomainWide = true
+		}
+		li.table.Entries[key] = value
+	}, func(key string, err error) { failed = append(failed, fmt.Sprintf("%q %v", key, err)) })
+	if len(failed) > 0 && len(failed) == len(keys) {
+		return fmt.Errorf("its query fails: %s", failed[0])
+	}
+	if len(failed) > 0 {
+		li.table.Partial = fmt.Sprintf("look-ups fail for %d keys, such as %s", len(failed), failed[0])
+	}
+	return err
+}
+
+// look puts keys to the table's query, as Postfix does.
+func (li *listing) look(keys []string, found func(key, value string), failed func(key string, err error)) error {
+	var asked, queries []string
+	const chunk = 10_000
+	flush := func() error {
+		err := li.session.Ask(queries, func(n int, rows [][]string, err error) error {
+			value, ok := "", false
+			if err == nil {
+				value, ok, err = li.db.answer(asked[n], rows)
+			}
+			switch {
+			case err != nil:
+				failed(asked[n], err)
+			case ok:
+				found(asked[n], value)
+			}
+			return nil
+		})
+		asked, queries = asked[:0], queries[:0]
+		return err
+	}
+	text := strings.TrimRight(li.db.query(), "; \t\r\n")
+	for _, k := range keys {
+		if !li.db.asks(k) {
+			continue
+		}
+		if q, ok := li.template.expandKey(text, k, li.quote); ok {
+			asked, queries = append(asked, k), append(queries, q)
+		}
+		if len(queries) == chunk {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+	}
+	return flush()
+}
+
+func (li *listing) takes(key string) bool {
+	_, _, _, ok := li.template.parts(key)
+	return ok && li.db.asks(key)
+}
+
+// candidates asks about whatever looks like a key in the tables behind.
+func (li *listing) candidates(why error) error {
+	c := newCandidates()
+	tables, err := li.behind()
+	if err != nil {
+		return err
+	}
+	for _, t := range tables {
+		if err := li.values(t, c); err != nil {
+			return err
+		}
+	}
+	for _, h := range li.hints {
+		if err := c.add(h); err != nil {
+			return err
+		}
+	}
+	if err := c.domainSetting(li.db.domains()); err != nil {
+		return err
+	}
+	keys, left := c.keys(li.template, li.takes)
+	for _, k := range keys {
+		if err := li.ask.add(k); err != nil {
+			return err
+		}
+	}
+	wide := byte(0)
+	if li.template.domain && !li.template.whole && !li.template.user && li.template.labels == 0 {
+		wide = 'd'
+	}
+	li.table.How = Listing{Why: why.Error(), Tables: tables, Left: left}
+	err = li.askAll(wide)
+	if li.table.Partial == "" {
+		li.table.Partial = li.table.How.missed()
+	}
+	return err
+}
+
+func (c *candidates) domainSetting(domains []string) error {
+	for _, d := range domains {
+		if err := c.domains.add(d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// values reads all texts of a table.
+func (li *listing) values(table string, c *candidates) error {
+	columns, err := li.session.Columns("SELECT * FROM " + table + " LIMIT 0")
+	if err != nil {
+		return err
+	}
+	var texts []string
+	for _, col := range columns {
+		if col.Text {
+			texts = append(texts, li.name(col.Name))
+		}
+	}
+	if len(texts) == 0 {
+		return nil
+	}
+	return li.session.Rows("SELECT "+strings.Join(texts, ", ")+" FROM "+table, func(values []string) error {
+		for _, v := range values {
+			if err := c.add(v); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// name quotes a column's.
+func (li *listing) name(column string) string {
+	q := `"`
+	if li.db.Type == "mysql" {
+		q = "`"
+	}
+	return q + strings.ReplaceAll(column, q, q+q) + q
+}
+
+// maxTables bounds how many tables are read for a query that names none.
+const maxTables = 64
+
+// allTables lists what the table's user may read.
+var allTables = map[string]string{
+	"mysql":  "SELECT TABLE_NAME FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE() ORDER BY TABLE_NAME",
+	"pgsql":  "SELECT quote_ident(table_schema) || '.' || quote_ident(table_name) FROM information_schema.tables WHERE table_schema NOT IN ('pg_catalog', 'information_schema') AND has_table_privilege(quote_ident(table_schema) || '.' || quote_ident(table_name), 'SELECT') ORDER BY 1",
+	"sqlite": "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name",
+}
+
+// behind are the tables that the query names, or all that there are.
+func (li *listing) behind() (tables []string, err error) {
+	if st := li.db.statement; st != nil {
+		st.query.Tables(func(f *sqlast.From) {
+			if !slices.Contains(tables, f.Table) {
+				tables = append(tables, f.Table)
+			}
+		})
+	}
+	if len(tables) > 0 {
+		return tables, nil
+	}
+	err = li.session.Rows(allTables[li.db.Type], func(c []string) error {
+		if len(tables) < maxTables {
+			t := c[0]
+			if li.db.Type != "pgsql" {
+				t = li.name(t)
+			}
+			tables = append(tables, t)
+		}
+		return nil
+	})
+	return tables, err
+}
+
+// check puts samples to the table. What doesn't hold makes the table one that
+// isn't wholly known.
+func (li *listing) check() error {
+	domains := map[string]bool{}
+	for k := range li.table.Entries {
+		if at := strings.LastIndexByte(k, '@'); at >= 0 {
+			domains[k[at+1:]] = true
+		} else if isDomain(k) {
+			domains[k] = true
+		}
+	}
+	wrong, put, err := check(li, li.table, slices.Sorted(maps.Keys(domains)), rand.Uint64())
+	li.table.How.Checked = put
+	if wrong != "" {
+		li.table.How.Wrong = wrong
+		li.table.Partial = "checked against the database: " + wrong
+	}
+	return err
+}
