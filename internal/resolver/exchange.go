@@ -26,8 +26,8 @@ var (
 
 // exchange asks the servers in turn until one gives a usable response, whose
 // Rcode is success or NXDOMAIN. A server that answers SERVFAIL, REFUSED or
-// nonsense isn't asked again; one that is silent is, once. Otherwise the
-// status tells why there is none, with the server asked last.
+// what it can't know isn't asked again; one that is silent is, once. Otherwise
+// the status tells why there is none, with the server asked last.
 func (r *Resolver) exchange(ctx context.Context, q question) (m *dns.Msg, server string, st status) {
 	first := int(r.first.Load())
 	failed := make([]bool, len(r.servers))
@@ -51,7 +51,7 @@ func (r *Resolver) exchange(ctx context.Context, q question) (m *dns.Msg, server
 				st = failure
 			}
 			continue
-		case m.Rcode == dns.RcodeSuccess && !lame(m), m.Rcode == dns.RcodeNameError:
+		case (m.Rcode == dns.RcodeSuccess || m.Rcode == dns.RcodeNameError) && !lame(m):
 			r.first.Store(uint32(i))
 			return m, server, ok
 		}
@@ -61,11 +61,12 @@ func (r *Resolver) exchange(ctx context.Context, q question) (m *dns.Msg, server
 	return nil, server, st
 }
 
-// lame says that m has no answer but the advice to ask elsewhere, from a
-// server that does not recurse: it knows nothing, least of all that there is
-// nothing.
+// lame says that m denies something, or advises to ask elsewhere, and comes from
+// a server that neither recurses nor is authoritative: it knows nothing, least
+// of all that there is nothing.
 func lame(m *dns.Msg) bool {
-	return len(m.Answer) == 0 && !m.Authoritative && !m.RecursionAvailable
+	denies := len(m.Answer) == 0 || m.Rcode == dns.RcodeNameError
+	return denies && !m.Authoritative && !m.RecursionAvailable
 }
 
 func isTimeout(err error) bool {

@@ -13,7 +13,8 @@
 // Invariants:
 //   - IsNotFound means that a server said so: NXDOMAIN or NODATA, or that the
 //     name can't exist. Everything else that is not an answer (SERVFAIL, REFUSED,
-//     a timeout, nonsense, the end of ctx) is IsTemporary. A caller that turns
+//     a denial by a server that is neither recursive nor authoritative, a
+//     timeout, nonsense, the end of ctx) is IsTemporary. A caller that turns
 //     only IsNotFound into something permanent never does so by accident.
 //   - A response counts only if it came from the server asked, to the port that
 //     asked, with the query's ID and question (RFC 5452 §9.1). Others are

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -456,16 +457,63 @@ func TestGiveUp(t *testing.T) {
 	}
 }
 
-// A server that neither knows nor recurses has not said that there is nothing.
+// flagged starts a server that gives every question the same answer, and counts
+// them.
+func flagged(t *testing.T, answer dns.Msg) (addr string, asked *atomic.Int32) {
+	t.Helper()
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked = new(atomic.Int32)
+	started, ended := make(chan struct{}), make(chan struct{})
+	s := &dns.Server{PacketConn: pc, NotifyStartedFunc: func() { close(started) },
+		Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+			asked.Add(1)
+			m := answer.Copy()
+			m.Id, m.Response, m.Question = q.Id, true, q.Question
+			w.WriteMsg(m)
+		})}
+	go func() { defer close(ended); s.ActivateAndServe() }()
+	<-started
+	t.Cleanup(func() { s.Shutdown(); <-ended })
+	return pc.LocalAddr().String(), asked
+}
+
+// A server that neither knows nor recurses has not said that there is nothing,
+// whatever its code: another is asked, and without one it is a failure.
 func TestLame(t *testing.T) {
-	for what, m := range map[string]dns.Msg{
-		"lame":          {},
-		"authoritative": {MsgHdr: dns.MsgHdr{Authoritative: true}},
-		"recursive":     {MsgHdr: dns.MsgHdr{RecursionAvailable: true}},
+	cname := &dns.CNAME{Hdr: dns.RR_Header{Name: "a.test.", Rrtype: dns.TypeCNAME, Class: dns.ClassINET, Ttl: 60}, Target: "gone.test."}
+	for _, test := range []struct {
+		name   string
+		answer dns.Msg
+		want   string // alone
+		lame   bool
+	}{
+		{"nothing", dns.Msg{}, "temporary", true},
+		{"nothing, authoritative", dns.Msg{MsgHdr: dns.MsgHdr{Authoritative: true}}, "not found", false},
+		{"nothing, recursive", dns.Msg{MsgHdr: dns.MsgHdr{RecursionAvailable: true}}, "not found", false},
+		{"NXDOMAIN", dns.Msg{MsgHdr: dns.MsgHdr{Rcode: dns.RcodeNameError}}, "temporary", true},
+		{"NXDOMAIN behind an alias", dns.Msg{MsgHdr: dns.MsgHdr{Rcode: dns.RcodeNameError}, Answer: []dns.RR{cname}}, "temporary", true},
+		{"NXDOMAIN, authoritative", dns.Msg{MsgHdr: dns.MsgHdr{Rcode: dns.RcodeNameError, Authoritative: true}}, "not found", false},
+		{"NXDOMAIN, recursive", dns.Msg{MsgHdr: dns.MsgHdr{Rcode: dns.RcodeNameError, RecursionAvailable: true}}, "not found", false},
 	} {
-		if got := lame(&m); got != (what == "lame") {
-			t.Errorf("%s: got %v", what, got)
-		}
+		t.Run(test.name, func(t *testing.T) {
+			first, asked := flagged(t, test.answer)
+			alone := New(Options{Servers: []string{first}})
+			if _, err := alone.LookupNetIP(t.Context(), "ip4", "a.test"); kindOf(err) != test.want {
+				t.Errorf("alone: got %v, want %s", err, test.want)
+			}
+			if n := asked.Load(); n != 1 {
+				t.Errorf("asked %d times", n)
+			}
+			second := start(t, Options{})
+			both := New(Options{Servers: []string{first, second.Addr()}})
+			addrs, err := both.LookupNetIP(t.Context(), "ip4", "a.test")
+			if known := len(addrs) == 2 && err == nil; known != test.lame {
+				t.Errorf("with another server: got %v, %v", addrs, err)
+			}
+		})
 	}
 }
 
