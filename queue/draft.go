@@ -203,6 +203,7 @@ func (d *Draft) record() *record {
 		r.rcpts[i] = recipient{Recipient: to, since: now, alive: alive}
 		if d.env.Hold {
 			r.rcpts[i].state, r.rcpts[i].reason = held, byPolicy
+			r.rcpts[i].reply.Text = cut(d.env.HoldRule)
 		}
 	}
 	return r

@@ -24,9 +24,10 @@ type Info struct {
 type RecipientInfo struct {
 	Address     string    `json:"address"`
 	Destination string    `json:"destination"`
-	State       string    `json:"state"`            // queued, deferred, held
-	Reason      string    `json:"reason,omitempty"` // of a held one: refused, expired, operator, policy
-	Attempts    int       `json:"attempts"`         // answered ones
+	State       string    `json:"state"`             // queued, deferred, held
+	Reason      string    `json:"reason,omitempty"`  // of a held one: refused, expired, operator, policy
+	HeldBy      string    `json:"held_by,omitempty"` // the policy rule that holds it
+	Attempts    int       `json:"attempts"`          // answered ones
 	NextAttempt time.Time `json:"next_attempt,omitzero"`
 	Reply       string    `json:"reply,omitempty"` // the last one
 	Rule        string    `json:"rule,omitempty"`  // the policy rule that let it in
@@ -44,6 +45,8 @@ func (q *Queue) info(r *record) Info {
 		}
 		if !c.reply.Zero() {
 			ri.Reply = c.reply.String()
+		} else if c.reason == byPolicy {
+			ri.HeldBy = c.reply.Text
 		}
 		i.Recipients = append(i.Recipients, ri)
 	}

@@ -267,7 +267,7 @@ func TestPolicyHold(t *testing.T) {
 	q := mustOpen(t, options(newMemDisk()))
 	defer mustClose(t, q)
 	env := mailTo("a@example.com")
-	env.Hold = true
+	env.Hold, env.HoldRule = true, "end-of-data header_checks regexp:/x /^Subject: a/"
 	d, err := q.Begin(env)
 	if err != nil {
 		t.Fatal(err)
@@ -275,7 +275,8 @@ func TestPolicyHold(t *testing.T) {
 	if err := d.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if i, err := q.Get(d.ID()); err != nil || i.Recipients[0].State != "held" || i.Recipients[0].Reason != "policy" {
+	if i, err := q.Get(d.ID()); err != nil || i.Recipients[0].State != "held" || i.Recipients[0].Reason != "policy" ||
+		i.Recipients[0].HeldBy != env.HoldRule || i.Recipients[0].Reply != "" {
 		t.Errorf("%+v, %v", i, err)
 	}
 }

@@ -53,7 +53,9 @@ type recipient struct {
 	alive    int64 // the queue's own age at that time, ns; see totals.alive
 	last     int64 // Unix ns of the last attempt that was answered, 0 without one
 	next     int64 // Unix ns of the next attempt when deferred
-	reply    envelope.Reply
+	// reply is the next hop's last one. Without one it is zero, but that the Text
+	// of a recipient that the policy holds is the rule.
+	reply envelope.Reply
 }
 
 // record is all that is known of a message but its content.

@@ -143,7 +143,7 @@ func (f *front) commit(b *body) {
 		return
 	}
 	queued := envelope.NewReply(250, "2.0.0", "Ok: queued as %s", tx.env.ID)
-	tx.allow(v.Action)
+	tx.allow(v)
 	if tx.discard {
 		f.errs, f.slowed, f.junk = 0, 0, 0
 		f.abort()

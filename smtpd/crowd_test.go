@@ -396,7 +396,7 @@ func TestHold(t *testing.T) {
 		})
 		s.Policy = func() *policy.Snapshot { return snap }
 		talk(t, s, openData+"C: .\nS: 250 2.0.0 Ok: queued as ID1\n")
-		if got := spool.accepted(); len(got) != 1 || !got[0].env.Hold {
+		if got := spool.accepted(); len(got) != 1 || !got[0].env.Hold || !strings.Contains(got[0].env.HoldRule, "check_") {
 			t.Errorf("%s: not marked for hold: %+v", stage, got)
 		}
 	}

@@ -10,11 +10,13 @@ import (
 	"github.com/understudy-mx/understudy/policy"
 )
 
-// allow notes an action that lets the message in but changes what becomes of
+// allow notes a verdict that lets the message in but changes what becomes of
 // it. It holds for the whole message, whichever recipient it was about.
-func (tx *transaction) allow(a policy.Action) {
-	tx.discard = tx.discard || a == policy.Discard
-	tx.env.Hold = tx.env.Hold || a == policy.Hold
+func (tx *transaction) allow(v policy.Verdict) {
+	tx.discard = tx.discard || v.Action == policy.Discard
+	if v.Action == policy.Hold && !tx.env.Hold {
+		tx.env.Hold, tx.env.HoldRule = true, v.Rule.String()
+	}
 }
 
 // transaction is a mail transaction, from MAIL to the reply that ends it.

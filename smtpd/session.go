@@ -31,7 +31,7 @@ func (s *session) Mail(string, *smtp.MailOptions) (err error) {
 	tx := f.tx
 	v := f.policy.Mail(f.ctx, tx.env.From, policy.MailParams{Size: tx.size, UTF8: tx.env.UTF8})
 	f.judged(policy.Mail, v)
-	tx.allow(v.Action)
+	tx.allow(v)
 	if refused(v) {
 		f.endTransaction()
 		f.refuse(v)
@@ -60,7 +60,7 @@ func (s *session) Rcpt(string, *smtp.RcptOptions) (err error) {
 		f.refuse(v)
 		return errRefused
 	}
-	f.tx.allow(v.Action)
+	f.tx.allow(v)
 	f.rcpt.Rule = v.Rule.String()
 	f.tx.env.To = append(f.tx.env.To, f.rcpt)
 	f.reply(envelope.NewReply(250, "2.1.5", "Ok"))
@@ -87,7 +87,7 @@ func (f *front) data(arg string) {
 		return
 	}
 	tx := f.tx
-	tx.allow(v.Action)
+	tx.allow(v)
 	tx.endInquiry()
 	f.identify(tx)
 	tx.env.Received = time.Now()

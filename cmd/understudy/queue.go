@@ -240,10 +240,14 @@ func (c *queueShowCmd) Run(ctx context.Context, out io.Writer) error {
 	if c.JSON {
 		return printJSON(out, info)
 	}
-	return showText(out, info)
+	now, err := lookAt(ctx, client)
+	if err != nil {
+		return err
+	}
+	return showText(out, info, now)
 }
 
-func showText(out io.Writer, info queue.Info) error {
+func showText(out io.Writer, info queue.Info, now daemonNow) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "Message\t%s\n", info.ID)
 	fmt.Fprintf(w, "Accepted\t%s (%s ago)\n", info.Accepted.Format(time.RFC3339), age(time.Since(info.Accepted)))
@@ -256,8 +260,8 @@ func showText(out io.Writer, info queue.Info) error {
 	fmt.Fprintf(w, "Client\t%s, HELO %s\n", client, printable(info.Client.Helo))
 	for _, r := range info.Recipients {
 		fmt.Fprintf(w, "\t\nTo\t<%s>\n", printable(r.Address))
-		fmt.Fprintf(w, "  route\t%s\n", printable(r.Destination))
-		fmt.Fprintf(w, "  state\t%s\n", strings.TrimSuffix(r.State+", "+r.Reason, ", "))
+		fmt.Fprintf(w, "  route\t%s\n", now.wayTo(r.Destination))
+		fmt.Fprintf(w, "  state\t%s\n", stateText(r))
 		fmt.Fprintf(w, "  attempts\t%d%s\n", r.Attempts, next(r))
 		if r.Reply != "" {
 			fmt.Fprintf(w, "  last reply\t%s\n", printable(r.Reply))
@@ -265,6 +269,27 @@ func showText(out io.Writer, info queue.Info) error {
 		fmt.Fprintf(w, "  accepted by\t%s\n", printable(r.Rule))
 	}
 	return w.Flush()
+}
+
+// wayTo names a destination and says how its next hop is.
+func (n daemonNow) wayTo(dest string) string {
+	for _, r := range n.Routes {
+		if r.Name == dest {
+			return printable(dest) + ", " + watchView{daemonNow: n}.route(r)
+		}
+	}
+	return printable(dest)
+}
+
+// stateText says of a held recipient why it is.
+func stateText(r queue.RecipientInfo) string {
+	why := map[string]string{
+		"refused":  "the next hop refused it after it was accepted here",
+		"expired":  "put off for longer than max_age",
+		"operator": "by an operator",
+		"policy":   strings.TrimSuffix("by the policy: "+printable(r.HeldBy), ": "),
+	}[r.Reason]
+	return strings.TrimSuffix(r.State+": "+why, ": ")
 }
 
 func next(r queue.RecipientInfo) string {

@@ -107,9 +107,9 @@ func (c *quarantineExportCmd) Run(ctx context.Context, out io.Writer) error {
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return err
 	}
-	n := 0
+	added, there := 0, 0
 	err = s.quarantined(ctx, func(q queue.Quarantine) error {
-		n++
+		saved, existed := 0, 0
 		for part, ext := range map[string]string{"record": ".record", "body": ".eml"} {
 			r, err := s.quarantinePart(ctx, q.Seq, part)
 			if err != nil {
@@ -118,21 +118,39 @@ func (c *quarantineExportCmd) Run(ctx context.Context, out io.Writer) error {
 			}
 			err = save(filepath.Join(c.Dir, fmt.Sprint(q.Seq)+ext), r)
 			r.Close()
-			if err != nil {
+			switch {
+			case err == nil:
+				saved++
+			case errors.Is(err, os.ErrExist):
+				existed++
+			default:
 				return fmt.Errorf("number %d: %w", q.Seq, err)
 			}
 		}
+		switch {
+		case saved > 0:
+			added++
+		case existed > 0:
+			there++
+		}
 		return nil
 	})
-	fmt.Fprintf(out, "%s exported\n", plural(n, "message"))
+	fmt.Fprintln(out, exported(added, there))
 	return err
 }
 
+// exported says how many messages an export added, and how many it found there.
+func exported(added, there int) string {
+	s := plural(added, "message") + " exported"
+	if there > 0 {
+		s += fmt.Sprintf(", %d there already", there)
+	}
+	return s
+}
+
+// save makes a new file.
 func save(name string, r io.Reader) error {
 	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if errors.Is(err, os.ErrExist) {
-		return nil
-	}
 	if err != nil {
 		return err
 	}

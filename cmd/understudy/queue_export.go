@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -101,9 +100,13 @@ func (c *queueExportCmd) Run(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	var wrong []error
-	n := 0
+	added, there := 0, 0
 	err = s.messages(ctx, func(i queue.Info) error {
 		if !c.match(i) {
+			return nil
+		}
+		if c.has(i) {
+			there++
 			return nil
 		}
 		body, err := s.body(ctx, i.ID)
@@ -115,14 +118,14 @@ func (c *queueExportCmd) Run(ctx context.Context, out io.Writer) error {
 			wrong = append(wrong, fmt.Errorf("message %s: %w", i.ID, err))
 			return ctx.Err()
 		}
-		n++
+		added++
 		return nil
 	})
 	if derr := done(); err == nil {
 		err = derr
 	}
 	if c.Mbox != "-" {
-		fmt.Fprintf(out, "%s exported\n", plural(n, "message"))
+		fmt.Fprintln(out, exported(added, there))
 	}
 	return errors.Join(append(wrong, err)...)
 }
@@ -160,15 +163,24 @@ func (c *queueExportCmd) writer(out io.Writer) (write func(queue.Info, io.Reader
 	}, done, nil
 }
 
+func maildirName(i queue.Info) string {
+	return fmt.Sprintf("%d.%s.understudy", i.Accepted.Unix(), filepath.Base(i.ID))
+}
+
+// has says that the maildir has the message, read or not.
+func (c *queueExportCmd) has(i queue.Info) bool {
+	if c.Maildir == "" {
+		return false
+	}
+	name := maildirName(i)
+	read, _ := filepath.Glob(filepath.Join(escapeGlob(c.Maildir), "cur", name+"*")) // its pattern is well-formed
+	_, err := os.Lstat(filepath.Join(c.Maildir, "new", name))
+	return len(read) > 0 || err == nil
+}
+
 // toMaildir writes into tmp and moves to new, as maildirs want it.
 func (c *queueExportCmd) toMaildir(i queue.Info, body io.Reader) error {
-	name := fmt.Sprintf("%d.%s.understudy", i.Accepted.Unix(), filepath.Base(i.ID))
-	if there, err := filepath.Glob(filepath.Join(escapeGlob(c.Maildir), "cur", name+"*")); err != nil || len(there) > 0 {
-		return err
-	}
-	if _, err := os.Lstat(filepath.Join(c.Maildir, "new", name)); !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
+	name := maildirName(i)
 	tmp := filepath.Join(c.Maildir, "tmp", name)
 	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {

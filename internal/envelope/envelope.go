@@ -64,7 +64,8 @@ type Envelope struct {
 	Ret      string // RET=, RFC 3461 §4.3, "" when absent
 	EnvID    string // ENVID=, RFC 3461 §4.4, "" when absent
 	Received time.Time
-	Hold     bool // the policy's verdict was hold: kept for the operator at once
+	Hold     bool   // the policy's verdict was hold: kept for the operator at once
+	HoldRule string // the policy rule that said so
 }
 
 // Transfer is one message on its way to one next hop. The queue makes it, the
