@@ -41,6 +41,7 @@ type Metrics struct {
 	RelayDuration  prometheus.Histogram   // one message: MAIL to the final reply
 	PrimaryUp      *prometheus.GaugeVec   // by route (configured name)
 	OutageStart    *prometheus.GaugeVec   // by route, Unix time, 0 when up
+	WithoutXClient *prometheus.GaugeVec   // by route, 1 while it isn't told the clients, though it should be
 	Probes         *prometheus.CounterVec // by result
 	Commits        prometheus.Counter     // synced batches written
 	StoreErrors    *prometheus.CounterVec // by operation
@@ -117,6 +118,7 @@ func New(reg prometheus.Registerer) *Metrics {
 		RelayDuration:  histogram("relay_duration_seconds", "Time from MAIL to the next hop's final reply, one message."),
 		PrimaryUp:      gauges("primary_up", "Whether the primary answers: 1 or 0, by route.", "route"),
 		OutageStart:    gauges("primary_outage_start_timestamp_seconds", "Unix time at which the current outage began, 0 when there is none, by route.", "route"),
+		WithoutXClient: gauges("primary_without_xclient", "1 while the primary doesn't take XCLIENT from us, though [primary] xclient is on, by route.", "route"),
 		Probes:         counters("primary_probes_total", "Health probes of the primary, by result.", "result"),
 		Commits:        counter("queue_commits_total", "Synced batches written to the queue."),
 		StoreErrors:    counters("queue_store_errors_total", "Failed operations of the queue's store, by operation.", "operation"),

@@ -119,7 +119,7 @@ func (q *Inquiry) ask(ctx context.Context, a *asking, to *envelope.Recipient) (r
 // about us or the session: it may end, TLS is wanted, a command is unknown.
 func (e *refusal) judges() bool {
 	switch c := e.reply.Code; {
-	case c < 400, c == 421, c == 500, c == 502, c == 503, c == 530:
+	case c < 400, c == 421, ofSession(c):
 		return false
 	case e.step == stepXClient: // as in identify
 		return c != 501 && c != 504 && c != 550

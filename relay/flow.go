@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"syscall"
@@ -143,7 +144,7 @@ func (s *session) fail(ctx context.Context, err error) (*envelope.Transfer, erro
 func hungUp(err error) bool {
 	var r *refusal
 	if errors.As(err, &r) {
-		return r.reply.Code == 421
+		return r.reply.Code == 421 || r.endsSession()
 	}
 	for _, lost := range []error{io.EOF, io.ErrUnexpectedEOF, io.ErrClosedPipe, net.ErrClosed, syscall.ECONNRESET, syscall.EPIPE} {
 		if errors.Is(err, lost) {
@@ -151,6 +152,11 @@ func hungUp(err error) bool {
 		}
 	}
 	return false
+}
+
+// endsSession says that MAIL was refused because of the session.
+func (e *refusal) endsSession() bool {
+	return e.step == stepMail && (e.reply.Code == 421 || ofSession(e.reply.Code))
 }
 
 // identityFor is the XCLIENT command that t wants in force.
@@ -163,15 +169,19 @@ func (s *session) identityFor(t *envelope.Transfer) string {
 
 // identify makes the next hop take us for t's client. Postfix takes that once a
 // session: it then knows us for somebody who may not say XCLIENT. A next hop
-// that does not understand our XCLIENT gets the message without it. One that
-// refuses this client, at XCLIENT or at the EHLO behind it, defers the message:
-// it may not be lost for that, and must not hold up the others.
+// that does not understand our XCLIENT, or makes nothing of it (a new greeting
+// is the only yes), gets the message without it. One that refuses this client, at
+// XCLIENT or at the EHLO behind it, defers the message: it may not be lost for
+// that, and must not hold up the others.
+//
+// Another session is asked for only in one that has had a client, so that this
+// can't go round in circles.
 func (s *session) identify(t *envelope.Transfer) error {
 	want := s.identityFor(t)
 	if want == s.identity {
 		return nil
 	}
-	if want == "" || s.caps.xclient == "" {
+	if s.identity != "" && (want == "" || s.caps.xclient == "") {
 		return errNewSession
 	}
 	if s.dirty {
@@ -187,10 +197,14 @@ func (s *session) identify(t *envelope.Transfer) error {
 	switch c := reply.Code; {
 	case c == 220:
 		s.identity = want
+		s.c.noteXClient(s.r, "")
 		err = s.ehlo(cmp.Or(heloName(t.Envelope.Client.Helo), s.c.hostname))
-	case c >= 500 && c <= 504, c == 550 && s.identity == "":
-		s.noXClient = true
-		s.c.log.Warn("going on without XCLIENT", "route", s.r.Name, "reply", reply.String())
+	case c/100 == 3:
+		return &refusal{stepXClient, reply}
+	case s.identity != "" && (c < 400 || c >= 500 && c <= 504):
+		return errNewSession
+	case c < 400, c >= 500 && c <= 504, c == 550 && s.identity == "":
+		return s.withoutXClient(reply)
 	default:
 		err = &refusal{stepXClient, reply}
 	}
@@ -203,4 +217,17 @@ func (s *session) identify(t *envelope.Transfer) error {
 	x.fill(envelope.NewReply(450, "4.7.0", "Client refused: %.230s", refused.reply))
 	x.settle(nil)
 	return errNewSession
+}
+
+// withoutXClient goes on as ourselves. A reply that is no refusal may mean that
+// the session begins anew.
+func (s *session) withoutXClient(reply envelope.Reply) error {
+	s.noXClient = true
+	if reply.Code != 501 && reply.Code != 550 { // that may be about one client
+		s.c.noteXClient(s.r, fmt.Sprintf("it answers XCLIENT with %q", reply.String()))
+	}
+	if reply.Positive() {
+		return s.ehlo(s.c.hostname)
+	}
+	return nil
 }

@@ -27,6 +27,9 @@ type RouteStatus struct {
 	Up        bool      `json:"up"`
 	Since     time.Time `json:"since"`      // when it went up or down, or when we began
 	LastError string    `json:"last_error"` // of the outage, "" when up
+	// WithoutXClient says why it isn't told the clients by XCLIENT, though it
+	// should be.
+	WithoutXClient string `json:"without_xclient,omitempty"`
 }
 
 type health uint8
@@ -48,6 +51,8 @@ type route struct {
 	health   health
 	since    time.Time
 	lastErr  string
+	thorough bool                  // the last outage was none before STARTTLS or MAIL: probes go as far
+	unnamed  string                // RouteStatus.WithoutXClient
 	sessions map[*session]struct{} // open for mail
 
 	seats   chan struct{} // a token for each session that asks
@@ -69,6 +74,7 @@ func newRoute(dest string, r Route, m *metrics.Metrics) *route {
 	r.Timeouts.defaults()
 	m.PrimaryUp.WithLabelValues(r.Name).Set(0)
 	m.OutageStart.WithLabelValues(r.Name).Set(0)
+	m.WithoutXClient.WithLabelValues(r.Name).Set(0)
 	return &route{Route: r, dest: dest, metrics: m, kick: make(chan struct{}, 1), since: time.Now(),
 		sessions: make(map[*session]struct{}), seats: make(chan struct{}, r.MaxAsking)}
 }
@@ -92,13 +98,17 @@ func (r *route) observe(err error) (is health, changed bool) {
 	defer r.mu.Unlock()
 	was, reason := r.health, r.lastErr
 	var refused *refusal
+	errors.As(err, &refused)
 	switch {
 	case err == nil:
 		r.health, r.lastErr = up, ""
-	case len(r.sessions) > 0 && errors.As(err, &refused):
+	case len(r.sessions) > 0 && refused != nil:
 		return was, false // it serves us elsewhere: too many sessions, not an outage
 	default:
 		r.health, r.lastErr = down, clean([]byte(err.Error()))
+	}
+	if refused != nil && (refused.step == stepStartTLS || refused.step == stepMail) {
+		r.thorough = true
 	}
 	if r.health == was {
 		return was, withoutDigits(r.lastErr) != withoutDigits(reason)
@@ -162,6 +172,55 @@ func (c *Client) note(r *route, err error) {
 	}
 }
 
+// noteFit tells a route's health whether a session that is over could bring mail.
+func (c *Client) noteFit(r *route, s *session, err error) {
+	var refused *refusal
+	if s.done > 0 {
+		r.mu.Lock()
+		r.thorough = false
+		r.mu.Unlock()
+	} else if errors.As(err, &refused) && refused.endsSession() && refused.reply.Code != 421 {
+		c.note(r, err)
+	}
+}
+
+const notOffered = "it doesn't offer us XCLIENT: add our address to smtpd_authorized_xclient_hosts there, or set xclient = false here"
+
+// noteOffer takes over whether a next hop offers XCLIENT.
+func (c *Client) noteOffer(r *route, offered string) {
+	if offered == "" {
+		c.noteXClient(r, notOffered)
+		return
+	}
+	r.mu.Lock()
+	lacking := r.unnamed == notOffered
+	r.mu.Unlock()
+	if lacking {
+		c.noteXClient(r, "")
+	}
+}
+
+// noteXClient takes over why a next hop can't be told who the clients are, "" if
+// it can, and logs what is new.
+func (c *Client) noteXClient(r *route, why string) {
+	if !r.XClient {
+		return
+	}
+	r.mu.Lock()
+	was := r.unnamed
+	r.unnamed = why
+	r.mu.Unlock()
+	switch {
+	case why == was:
+	case why == "":
+		c.metrics.WithoutXClient.WithLabelValues(r.Name).Set(0)
+		c.log.Info("next hop is told the clients again", "route", r.Name)
+	default:
+		c.metrics.WithoutXClient.WithLabelValues(r.Name).Set(1)
+		c.log.Warn("next hop takes us for the client of all mail", "route", r.Name, "address", r.Address, "err", why)
+	}
+}
+
 // Up says whether dest answered when it was last asked.
 func (c *Client) Up(dest string) bool {
 	r, ok := c.routes[dest]
@@ -178,7 +237,7 @@ func (c *Client) Status() []RouteStatus {
 	all := make([]RouteStatus, 0, len(c.routes))
 	for _, r := range c.routes {
 		r.mu.Lock()
-		all = append(all, RouteStatus{Name: r.Name, Address: r.Address, Up: r.health == up, Since: r.since, LastError: r.lastErr})
+		all = append(all, RouteStatus{Name: r.Name, Address: r.Address, Up: r.health == up, Since: r.since, LastError: r.lastErr, WithoutXClient: r.unnamed})
 		r.mu.Unlock()
 	}
 	slices.SortFunc(all, func(a, b RouteStatus) int { return strings.Compare(a.Name, b.Name) })
@@ -212,17 +271,32 @@ func (c *Client) watch(ctx context.Context, r *route) {
 }
 
 // probe asks whether r's next hop takes sessions: connect, greeting, EHLO, QUIT,
-// and STARTTLS where nothing goes without. A connect takes no longer than the
+// and STARTTLS where nothing goes without; STARTTLS as sessions for mail say it,
+// and MAIL, after one of those failed there. A connect takes no longer than the
 // time to the next probe: a SYN of one's own beats waiting for the repetition of
 // an unanswered one.
 func (c *Client) probe(ctx context.Context, r *route) {
 	t, mode := r.Timeouts, r.TLS
 	t.Connect = min(t.Connect, r.interval())
 	t.Greeting, t.Command = min(t.Greeting, probeReply), min(t.Command, probeReply)
-	if mode != TLSRequire {
+	r.mu.Lock()
+	thorough := r.thorough
+	r.mu.Unlock()
+	if mode != TLSRequire && !thorough {
 		mode = TLSOff
 	}
 	s, err := c.connect(ctx, r, mode, t)
+	if err == nil {
+		if mode == r.TLS || !s.caps.startTLS { // else it may be offered in TLS
+			c.noteOffer(r, s.caps.xclient)
+		}
+		if thorough {
+			err = s.takesMail()
+		}
+		if err != nil {
+			s.conn.Close()
+		}
+	}
 	if ctx.Err() != nil {
 		if err == nil {
 			s.conn.Close()
@@ -241,4 +315,13 @@ func (c *Client) probe(ctx context.Context, r *route) {
 		}
 		s.quit()
 	}
+}
+
+// takesMail asks by a MAIL whether the session is one for mail.
+func (s *session) takesMail() error {
+	reply, err := s.call(stepMail, nil, "MAIL FROM:<>")
+	if no := (&refusal{stepMail, reply}); err == nil && no.endsSession() {
+		return no
+	}
+	return err
 }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -296,4 +298,85 @@ func (c *Client) connectOver(t *testing.T, r *route, serve func(net.Conn)) (*ses
 		return here, nil
 	}
 	return over.connect(context.Background(), r, r.TLS, r.Timeouts)
+}
+
+// TestUnfitForMail: a next hop that refuses every MAIL because of the session is
+// down, by the reply that it gives. Probes say MAIL as well until a session has
+// brought mail, so that the health doesn't go up and down.
+func TestUnfitForMail(t *testing.T) {
+	const must = "530 5.7.0 Must issue a STARTTLS command first"
+	synctest.Test(t, func(t *testing.T) {
+		var ups atomic.Int32
+		var log strings.Builder
+		o := &outage{primary: primary{want: must}}
+		c := o.watch(t, Route{Name: "main"}, func(string) { ups.Add(1) })
+		c.log = slog.New(slog.NewTextHandler(&log, nil))
+		synctest.Wait()
+		var box outbox
+		first := box.add("1\r\n", mail("a@x.example", "b@y.example"))
+		box.add("2\r\n", mail("a@x.example", "c@y.example"))
+		if err := c.Relay(t.Context(), dest, box.next); err == nil || !strings.Contains(err.Error(), must) {
+			t.Errorf("Relay returned %v", err)
+		}
+		box.check(t)
+		if len(box.todo) != 1 || first.err == nil || !first.replies[0].Zero() {
+			t.Errorf("%d messages left, the first got %v, %v", len(box.todo), first.replies, first.err)
+		}
+		o.set(false)
+		time.Sleep(5 * time.Minute)
+		synctest.Wait()
+		if s := c.Status()[0]; s.Up || !strings.Contains(s.LastError, must) || ups.Load() != 1 {
+			t.Errorf("%+v, %d times up", s, ups.Load())
+		}
+		if n := len(o.probes()); n != 150 {
+			t.Errorf("%d probes, want 150", n)
+		}
+		if n := strings.Count(log.String(), "next hop is down"); n != 1 {
+			t.Errorf("logged %d times:\n%s", n, log.String())
+		}
+		o.primary.mu.Lock()
+		o.want = ""
+		o.primary.mu.Unlock()
+		time.Sleep(3 * time.Second)
+		synctest.Wait()
+		if !c.Up(dest) || ups.Load() != 2 {
+			t.Errorf("up %v, %d times", c.Up(dest), ups.Load())
+		}
+		if err := c.Relay(t.Context(), dest, box.next); err != nil || len(o.accepted) != 1 || c.routes[dest].thorough {
+			t.Errorf("Relay returned %v, %d accepted, thorough %v", err, len(o.accepted), c.routes[dest].thorough)
+		}
+		box.check(t)
+	})
+}
+
+// TestWithoutXClient: what keeps a next hop from being told the clients is said
+// once, and taken back when it is over.
+func TestWithoutXClient(t *testing.T) {
+	var log strings.Builder
+	c := newClient(t, Route{XClient: true}, nil)
+	c.log = slog.New(slog.NewTextHandler(&log, nil))
+	r := c.routes[dest]
+	state := func() (string, float64, int) {
+		return c.Status()[0].WithoutXClient, testutil.ToFloat64(c.metrics.WithoutXClient.WithLabelValues("default")), strings.Count(log.String(), "\n")
+	}
+	for i, tt := range []struct {
+		do    func()
+		why   string
+		gauge float64
+		lines int
+	}{
+		{func() { c.noteOffer(r, " NAME ADDR ") }, "", 0, 0},
+		{func() { c.noteOffer(r, "") }, notOffered, 1, 1},
+		{func() { c.noteOffer(r, "") }, notOffered, 1, 1},
+		{func() { c.noteOffer(r, " NAME ADDR ") }, "", 0, 2},
+		{func() { c.noteXClient(r, "no") }, "no", 1, 3},
+		{func() { c.noteOffer(r, " NAME ADDR ") }, "no", 1, 3}, // an offer alone proves nothing
+		{func() { c.noteXClient(r, "") }, "", 0, 4},
+		{func() { r.XClient = false; c.noteOffer(r, "") }, "", 0, 4},
+	} {
+		tt.do()
+		if why, gauge, lines := state(); why != tt.why || gauge != tt.gauge || lines != tt.lines {
+			t.Errorf("%d: %q, gauge %v, %d lines; want %q, %v, %d", i, why, gauge, lines, tt.why, tt.gauge, tt.lines)
+		}
+	}
 }

@@ -14,12 +14,14 @@ type primary struct {
 	lockStep bool        // offers no PIPELINING
 	config   *tls.Config // offers STARTTLS
 	rcpt     func(path string) string
-	forget   bool // keeps nothing
-	eager    bool // answers each command before it looks at the next
+	forget   bool   // keeps nothing
+	eager    bool   // answers each command before it looks at the next
+	plain    string // extensions that are offered in plain text alone
 
 	mu       sync.Mutex
 	accepted []received
-	secure   int // sessions that went to TLS
+	secure   int    // sessions that went to TLS
+	want     string // the reply to MAIL and RSET, "" for the right one
 }
 
 type received struct {
@@ -48,6 +50,15 @@ func (p *primary) serve(conn net.Conn) {
 		}
 		line = strings.TrimSuffix(line, "\r\n")
 		verb, arg, _ := strings.Cut(line, " ")
+		p.mu.Lock()
+		want := p.want
+		p.mu.Unlock()
+		if want != "" && (verb == "RSET" || verb == "MAIL") {
+			if reply(want) != nil {
+				return
+			}
+			continue
+		}
 		switch verb {
 		case "EHLO":
 			s := "250-primary.example\r\n"
@@ -56,6 +67,9 @@ func (p *primary) serve(conn net.Conn) {
 			}
 			if p.config != nil && !secure {
 				s += "250-STARTTLS\r\n"
+			}
+			if p.plain != "" && !secure {
+				s += "250-" + p.plain + "\r\n"
 			}
 			err = reply(s + "250-8BITMIME\r\n250 SIZE")
 		case "STARTTLS":
@@ -82,7 +96,9 @@ func (p *primary) serve(conn net.Conn) {
 			err = reply("250 2.1.0 Ok")
 		case "RCPT":
 			s := "250 2.1.5 Ok"
-			if p.rcpt != nil {
+			if !open {
+				s = "503 5.5.1 need MAIL"
+			} else if p.rcpt != nil {
 				s = p.rcpt(arg)
 			}
 			if s[0] == '2' {

@@ -18,9 +18,10 @@
 //   - Every read and every write has a deadline.
 //   - An Inquiry never sends DATA, and never hands out a reply that may be about
 //     us instead of the client.
-//   - What goes wrong before the first MAIL concerns the route, never a message.
-//     Only a client that the next hop refuses at XCLIENT has its own message
-//     deferred.
+//   - What goes wrong before the first MAIL concerns the route, never a message;
+//     so does a refusal of MAIL that any other MAIL meets with, too ("530 Must
+//     issue STARTTLS"). Only a client that the next hop refuses at XCLIENT has
+//     its own message deferred.
 //
 // Extensions that the next hop does not offer: 8-bit content goes out all the
 // same, since converting it would break signatures; DSN parameters are dropped;
@@ -187,6 +188,7 @@ func (c *Client) Relay(ctx context.Context, dest string, next func(wait time.Dur
 		}
 		carried, err = s.relay(ctx, next, carried)
 		r.closed(s)
+		c.noteFit(r, s, err)
 		if err != nil && !errors.Is(err, errNewSession) {
 			c.metrics.RelaySessions.WithLabelValues("failed").Inc()
 			c.log.Warn("relay session failed", "route", r.Name, "relayed", s.done, "err", err)
@@ -211,5 +213,6 @@ func (c *Client) open(ctx context.Context, r *route) (*session, error) {
 	}
 	r.opened(s)
 	c.note(r, nil)
+	c.noteOffer(r, s.caps.xclient)
 	return s, nil
 }

@@ -128,6 +128,17 @@ func isNumber(s string) bool {
 	return len(s) >= 1 && len(s) <= 3
 }
 
+// ofSession says that a reply's code, in answer to MAIL and what follows it, is
+// about the session and not about the message: TLS or authentication is wanted, a
+// command isn't known or not expected.
+func ofSession(code int) bool {
+	switch code {
+	case 500, 502, 503, 530:
+		return true
+	}
+	return false
+}
+
 // refusal is a reply that ends a session.
 type refusal struct {
 	step  step

@@ -28,6 +28,7 @@ const (
 	ok       = "250 2.0.0 Ok\r\n"
 	goAhead  = "354 End data with <CR><LF>.<CR><LF>\r\n"
 	hangUp   = "HANG UP"
+	must     = "530 5.7.0 Must issue a STARTTLS command first\r\n"
 )
 
 // play answers a connection by the script and reports what differs from it. The
@@ -308,6 +309,46 @@ func TestDialogue(t *testing.T) {
 			want:    [][]int{{0}}, err: "message with 354",
 		},
 		{
+			name: "MAIL before STARTTLS", mail: two,
+			scripts: [][]turn{append(hello("PIPELINING"), turn{first, must + must + must}, turn{"RSET\r\n", must})},
+			want:    [][]int{{0}}, err: "MAIL with 530",
+		},
+		{
+			name: "MAIL before STARTTLS, in lock-step", mail: two,
+			scripts: [][]turn{append(hello(), turn{"MAIL FROM:<a@x.example>\r\n", must}, turn{"RSET\r\n", ok}, turn{"MAIL FROM:<>\r\n", must})},
+			want:    [][]int{{0}}, err: "MAIL with 530",
+		},
+		{
+			name: "hung up when asked again", mail: two,
+			scripts: [][]turn{append(hello(), turn{"MAIL FROM:<a@x.example>\r\n", "502 5.5.1 what?\r\n"}, turn{"RSET\r\n", ok}, turn{"MAIL FROM:<>\r\n", hangUp})},
+			want:    [][]int{{0}}, err: "EOF",
+		},
+		{
+			name: "one MAIL not understood", mail: two,
+			scripts: [][]turn{append(hello("PIPELINING"),
+				turn{first, "500 5.5.2 bad UTF-8\r\n" + "503 5.5.1 need MAIL\r\n" + "503 5.5.1 need RCPT\r\n"}, turn{"RSET\r\n", ok}, turn{"MAIL FROM:<>\r\n", ok},
+				turn{"RSET\r\n" + second, ok + ok + ok + goAhead}, turn{one + ".\r\n", ok}, turn{quit, bye})},
+			want: [][]int{{450}, {250}},
+		},
+		{
+			name: "a later MAIL out of order: another session", mail: two,
+			scripts: [][]turn{
+				append(hello("PIPELINING"), turn{first, ok + ok + goAhead}, turn{one + ".\r\n" + second, ok + "503 5.5.1 nested MAIL\r\n"}),
+				append(hello("PIPELINING"), turn{second, ok + ok + goAhead}, turn{one + ".\r\n", ok}, turn{quit, bye})},
+			want: [][]int{{250}, {250}},
+		},
+		{
+			name: "RCPT, DATA and the message answered about the session", mail: three,
+			scripts: [][]turn{append(hello("PIPELINING"),
+				turn{threeGroup, ok + must + ok + "550 5.1.1 no\r\n" + goAhead}, turn{one + ".\r\n", "503 5.5.1 what?\r\n"}, turn{quit, bye})},
+			want: [][]int{{450, 450, 550}},
+		},
+		{
+			name: "DATA not implemented", mail: two[:1],
+			scripts: [][]turn{append(hello("PIPELINING"), turn{first, ok + ok + "502 5.5.1 what?\r\n"}, turn{quit, bye})},
+			want:    [][]int{{450}},
+		},
+		{
 			name: "RSET refused", mail: two,
 			scripts: [][]turn{append(hello("PIPELINING"),
 				turn{first, ok + "550 5.1.1 no\r\n" + "503 5.5.1 no\r\n"}, turn{"RSET\r\n" + second, "500 5.5.1 what?\r\n"})},
@@ -431,6 +472,28 @@ func TestXClient(t *testing.T) {
 			scripts: [][]turn{append(hello("PIPELINING", offer),
 				turn{cmd("IPV6:2001:db8::1", "h"), "501 5.5.4 Bad ADDR syntax\r\n"}, turn{first, ok + ok + goAhead}, turn{one + ".\r\n", ok}, turn{quit, bye})},
 			want: [][]int{{250}},
+		},
+		{
+			name: "answered as if it were NOOP", mail: []envelope.Envelope{client(a, "192.0.2.1", "h"), client(b, "192.0.2.2", "h")},
+			scripts: [][]turn{append(hello("PIPELINING", offer),
+				turn{cmd("192.0.2.1", "h"), ok}, turn{ehlo, "250-primary.example\r\n250-PIPELINING\r\n250 " + offer + "\r\n"},
+				turn{first, ok + ok + goAhead}, turn{one + ".\r\n" + second, ok + ok + ok + goAhead}, turn{one + ".\r\n", ok}, turn{quit, bye})},
+			want: [][]int{{250}, {250}},
+		},
+		{
+			name: "not understood the second time: another session", mail: []envelope.Envelope{client(a, "192.0.2.1", "h"), client(b, "192.0.2.2", "h")},
+			scripts: [][]turn{
+				append(hello("PIPELINING", offer),
+					turn{cmd("192.0.2.1", "h"), greeting}, turn{"EHLO h\r\n", "250-primary.example\r\n250-PIPELINING\r\n250 " + offer + "\r\n"},
+					turn{first, ok + ok + goAhead}, turn{one + ".\r\n", ok}, turn{cmd("192.0.2.2", "h"), "503 5.5.1 once is enough\r\n"}, turn{quit, bye}),
+				append(hello("PIPELINING", offer),
+					turn{cmd("192.0.2.2", "h"), greeting}, turn{"EHLO h\r\n", pipe}, turn{second, ok + ok + goAhead}, turn{one + ".\r\n", ok}, turn{quit, bye})},
+			want: [][]int{{250}, {250}},
+		},
+		{
+			name: "354 to XCLIENT", mail: []envelope.Envelope{client(a, "192.0.2.1", "h")},
+			scripts: [][]turn{append(hello("PIPELINING", offer), turn{cmd("192.0.2.1", "h"), goAhead})},
+			want:    [][]int{nil}, err: "XCLIENT with 354",
 		},
 		{
 			name: "client refused", mail: []envelope.Envelope{client(a, "192.0.2.1", "h"), client(b, "192.0.2.2", "h")},

@@ -86,7 +86,7 @@ type session struct {
 	heard     atomic.Int64       // when the last reply came, in Unix nanoseconds
 	identity  string             // the XCLIENT command in force, "" for none
 	xclient   string             // XCLIENT's attributes, also when it is offered no more
-	noXClient bool               // the next hop offers XCLIENT, but does not take ours
+	noXClient bool               // the next hop offered XCLIENT, but does not take ours
 	awaited   []awaited          // replies owed to us, in order
 	active    []*transaction     // begun and not settled: one ending, one behind it
 	waiting   *envelope.Transfer // taken, to be begun when active is empty
@@ -253,6 +253,7 @@ func (s *session) startTLS(ctx context.Context, mode string) error {
 	s.conn = conn
 	s.br = newReplyReader(conn)
 	s.bw.Reset(conn)
+	s.xclient = ""
 	return s.ehlo(s.c.hostname)
 }
 

@@ -12,6 +12,7 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,6 +20,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
 )
 
 // certificate makes a self-signed one for name, and a file that trusts it.
@@ -160,4 +163,30 @@ func TestStartTLSRefused(t *testing.T) {
 	var box outbox
 	checkScripts(t, &box, Route{TLS: TLSOpportunistic}, [][]turn{append(script, turn{quit, bye})}, nil, "")
 	checkScripts(t, &box, Route{TLS: TLSRequire}, [][]turn{script}, nil, "STARTTLS with 454")
+}
+
+// TestXClientInPlainTextOnly: what was offered before STARTTLS doesn't count
+// after it. One session is enough.
+func TestXClientInPlainTextOnly(t *testing.T) {
+	config, _ := certificate(t, "primary.example")
+	p := &primary{config: config, plain: "XCLIENT NAME ADDR HELO"}
+	var box outbox
+	for i := range 3 {
+		e := mail("a@x.example", "b@y.example")
+		e.Client = envelope.Client{Addr: netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), Helo: "h"}
+		box.add("x\r\n", e)
+	}
+	var conns atomic.Int32
+	c := newClient(t, Route{TLS: TLSOpportunistic, XClient: true}, nil)
+	c.dial = overTCP(t, func(conn net.Conn) {
+		conns.Add(1)
+		p.serve(conn)
+	})
+	if err := c.Relay(t.Context(), dest, box.next); err != nil || conns.Load() != 1 || len(p.accepted) != 3 {
+		t.Errorf("Relay returned %v; %d connections, %d accepted", err, conns.Load(), len(p.accepted))
+	}
+	box.check(t)
+	if s := c.Status()[0]; s.WithoutXClient != notOffered {
+		t.Errorf("status %+v", s)
+	}
 }

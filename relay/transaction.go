@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -26,6 +27,7 @@ type transaction struct {
 	accept  int              // how many are ok
 	heard   bool             // some reply was about this transaction
 	goAhead bool             // 354
+	unfit   envelope.Reply   // to MAIL, if it was about the session
 	settled bool
 }
 
@@ -227,7 +229,7 @@ func (s *session) drain() error {
 func (s *session) handle(a awaited, r envelope.Reply) error {
 	out := &refusal{a.step, r}
 	x := a.x
-	if r.Code == 421 && a.step == stepMail && s.done > 0 {
+	if s.done > 0 && out.endsSession() {
 		return out // enough of this session, not of this message
 	}
 	if r.Code/100 == 3 && a.step != stepData {
@@ -235,6 +237,9 @@ func (s *session) handle(a awaited, r envelope.Reply) error {
 	}
 	if x != nil {
 		x.heard = true
+		if ofSession(r.Code) { // it must neither hold nor return a message
+			r = envelope.NewReply(450, "4.5.0", "Session refused: %.230s", r)
+		}
 	}
 	switch a.step {
 	case stepRset:
@@ -242,6 +247,9 @@ func (s *session) handle(a awaited, r envelope.Reply) error {
 			return out
 		}
 	case stepMail:
+		if ofSession(out.reply.Code) {
+			x.unfit = out.reply
+		}
 		if !r.Positive() {
 			x.fill(r)
 		}
@@ -280,6 +288,9 @@ func (s *session) handle(a awaited, r envelope.Reply) error {
 func (s *session) send(x *transaction) error {
 	switch {
 	case !x.goAhead:
+		if err := s.fit(x); err != nil {
+			return err
+		}
 		s.dirty = true
 		s.finish(x)
 		return nil
@@ -300,6 +311,24 @@ func (s *session) send(x *transaction) error {
 	}
 	s.awaited = append(s.awaited, awaited{step: stepEnd, x: x})
 	return nil
+}
+
+// fit looks, after a refusal of MAIL that seems to be about the session, whether
+// it is: then no message passes, and x counts as not tried. A next hop that takes
+// another MAIL refused this one.
+func (s *session) fit(x *transaction) error {
+	if x.unfit.Zero() {
+		return nil
+	}
+	reply, err := s.call(stepRset, nil, "RSET")
+	if err == nil && reply.Positive() {
+		reply, err = s.call(stepMail, nil, "MAIL FROM:<>")
+		if err == nil && reply.Code != 421 && !ofSession(reply.Code) {
+			return nil
+		}
+	}
+	clear(x.replies)
+	return cmp.Or(err, error(&refusal{stepMail, x.unfit}))
 }
 
 // lastWord looks why the next hop hung up amid the content. A refusal that it

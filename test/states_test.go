@@ -70,20 +70,22 @@ func TestChannelStates(t *testing.T) {
 	playRules(t, ill.test(1)+well.test(0))
 }
 
-// TestQueueAlerts: the alerts of the queue fire on a value of what they look at,
-// and not on another.
+// TestQueueAlerts: the alerts of the queue and its next hops fire on a value of
+// what they look at, and not on another.
 func TestQueueAlerts(t *testing.T) {
 	for _, tt := range []struct{ alert, metric, ill, well string }{
-		{"UnderstudyMailHeld", "held_messages", "1x1600", "0x1600"},
-		{"UnderstudyStoreTrouble", `store_errors_total{operation="write"}`, "0x1490 1x100", "1x1600"},
-		{"UnderstudyStoreTrouble", `store_alarms_total{kind="drop"}`, "0x1490 1x100", "1x1600"},
-		{"UnderstudyStoreTrouble", "quarantined_records_total", "0x1490 1x100", "1x1600"},
-		{"UnderstudyStoreDamaged", "store_damaged", "1x1600", "0x1600"},
-		{"UnderstudyDiskAlmostFull", "free_bytes", "1600-1x1600", "1600x1600"},
+		{"UnderstudyMailHeld", "understudy_queue_held_messages", "1x1600", "0x1600"},
+		{"UnderstudyStoreTrouble", `understudy_queue_store_errors_total{operation="write"}`, "0x1490 1x100", "1x1600"},
+		{"UnderstudyStoreTrouble", `understudy_queue_store_alarms_total{kind="drop"}`, "0x1490 1x100", "1x1600"},
+		{"UnderstudyStoreTrouble", "understudy_queue_quarantined_records_total", "0x1490 1x100", "1x1600"},
+		{"UnderstudyStoreDamaged", "understudy_queue_store_damaged", "1x1600", "0x1600"},
+		{"UnderstudyPrimaryDown", `understudy_primary_up{route="primary"}`, "0x1600", "1x1600"},
+		{"UnderstudyPrimaryWithoutXClient", `understudy_primary_without_xclient{route="primary"}`, "1x1600", "0x1600"},
+		{"UnderstudyDiskAlmostFull", "understudy_queue_free_bytes", "1600-1x1600", "1600x1600"},
 	} {
 		rules := ""
 		for n, values := range []string{tt.well, tt.ill} {
-			s := scenario{series: map[string]string{"understudy_queue_" + tt.metric: values}, alerts: []string{tt.alert}}
+			s := scenario{series: map[string]string{tt.metric: values}, alerts: []string{tt.alert}}
 			rules += s.test(n)
 		}
 		playRules(t, rules)

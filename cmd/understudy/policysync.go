@@ -152,14 +152,29 @@ func (c *policyStatusCmd) Run(ctx context.Context, out io.Writer) error {
 	if cfg, err := config.Load(c.Conf); err == nil && cfg.IsPublisher {
 		return c.published(ctx, out)
 	}
+	client, err := c.dial()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
 	var s syncStatus
-	if err := c.call(ctx, "GET", "/v1/sync/status", &s); err != nil {
+	if err := client.Call(ctx, "GET", "/v1/sync/status", &s); err != nil {
 		return err
 	}
 	if c.JSON {
 		return printJSON(out, s)
 	}
-	return printFollower(out, &s)
+	now, err := lookAt(ctx, client)
+	if err != nil {
+		return err
+	}
+	if err := printFollower(out, &s); err != nil {
+		return err
+	}
+	for _, line := range now.clientsUntold() {
+		fmt.Fprintln(out, line)
+	}
+	return nil
 }
 
 func printFollower(out io.Writer, s *syncStatus) error {

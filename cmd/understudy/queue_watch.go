@@ -189,7 +189,8 @@ func (v watchView) oldest() string {
 // storeDamaged fits into a terminal's line, with the remedy.
 const storeDamaged = "damaged: stop understudy when you can, run understudy queue repair"
 
-// trouble is what is wrong with the queue, a line each.
+// trouble is what is wrong with the queue, or between us and a next hop that is
+// up, a line each.
 func (n daemonNow) trouble() (lines []string) {
 	if n.Quarantined > 0 {
 		lines = append(lines, fmt.Sprintf("Damaged   %s put aside: see understudy queue quarantine list", plural(n.Quarantined, "message")))
@@ -199,6 +200,16 @@ func (n daemonNow) trouble() (lines []string) {
 	}
 	if n.Damaged {
 		lines = append(lines, "Store     "+storeDamaged)
+	}
+	return append(lines, n.clientsUntold()...)
+}
+
+// clientsUntold says which next hops judge us in place of the clients.
+func (n daemonNow) clientsUntold() (lines []string) {
+	for _, r := range n.Routes {
+		if r.WithoutXClient != "" {
+			lines = append(lines, fmt.Sprintf("XCLIENT   %s takes us for the client of all mail: %s", printable(r.Name), printable(r.WithoutXClient)))
+		}
 	}
 	return lines
 }
