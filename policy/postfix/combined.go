@@ -81,10 +81,10 @@ func (t *Table) find(key string) (string, bool) {
 		return ask(t.Type, t.Members, key)
 	}
 	key = strings.ToLower(key)
-	if at := strings.LastIndexByte(key, '@'); t.DomainWide && at >= 0 {
-		key = key[at:]
-	}
 	v, ok := t.Entries[key]
+	if at := strings.LastIndexByte(key, '@'); !ok && t.DomainWide && at >= 0 {
+		v, ok = t.Entries[key[at:]]
+	}
 	return v, ok
 }
 
