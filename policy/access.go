@@ -42,12 +42,19 @@ var accessOps = map[string]accessOp{
 	"INFO": opDunno, "FILTER": opDunno, "REDIRECT": opDunno, "BCC": opDunno, "PREPEND": opDunno,
 }
 
+const blank = " \t"
+
+// cutWord splits at the first white space.
+func cutWord(s string) (word, rest string) {
+	n := strings.IndexAny(s+" ", blank)
+	return s[:n], strings.Trim(s[n:], blank)
+}
+
 // parseAccess reads a value. A value that is no action is a list of
 // restrictions; it comes back as opList without its list.
 func parseAccess(value string) access {
 	a := access{value: value, dsn: "5.7.1"}
-	word, text, _ := strings.Cut(strings.TrimLeft(value, " \t"), " ")
-	text = strings.Trim(text, " \t")
+	word, text := cutWord(strings.TrimLeft(value, blank))
 	op, known := accessOps[strings.ToUpper(word)]
 	switch {
 	case strings.TrimSpace(value) == "" || allDigits(value):

@@ -2,7 +2,7 @@ package policy
 
 import (
 	"context"
-	"strings"
+	"unicode/utf8"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
 )
@@ -294,6 +294,9 @@ func (e *eval) verdict(stage Stage, st status) Verdict {
 	switch {
 	case st == refused:
 		v.Reply, v.Unsure = e.reply, e.unsure
+		if e.snap.spec.Protocol.NoUTF8 {
+			v.Reply.Text = printable(v.Reply.Text, false)
+		}
 		if e.snap.spec.SoftBounce {
 			v.Reply = v.Reply.Softened()
 		}
@@ -321,22 +324,34 @@ func (e *eval) verdict(stage Stage, st status) Verdict {
 	return v
 }
 
+// newReply keeps to one line of RFC 5321 §4.5.3.1.5. So Postfix means to, but
+// sends all of a longer text.
 func newReply(code int, dsn, text string) envelope.Reply {
-	const room = 510 - len("550 ") // as Postfix: one line of RFC 5321 §4.5.3.1.5
+	const room = 510 - len("550 ")
 	dsn = string(rune('0'+code/100)) + dsn[1:]
+	text = printable(text, true)
 	if n := room - len(dsn) - 1; len(text) > n {
+		for !utf8.RuneStart(text[n]) {
+			n--
+		}
 		text = text[:n]
 	}
-	return envelope.Reply{Code: code, Enhanced: dsn, Text: printable(text)}
+	return envelope.Reply{Code: code, Enhanced: dsn, Text: text}
 }
 
-// printable replaces what can't stand in a reply by spaces.
-func printable(s string) string {
-	s = strings.ToValidUTF8(s, " ")
-	return strings.Map(func(r rune) rune {
-		if r < 0x20 || r == 0x7f {
-			return ' '
+// printable puts a space in place of each octet that can't stand in a reply, as
+// Postfix does: control characters, what isn't UTF-8, and without smtputf8_enable
+// all that isn't ASCII.
+func printable(s string, withUTF8 bool) string {
+	b := []byte(s)
+	for i := 0; i < len(b); {
+		r, n := utf8.DecodeRune(b[i:])
+		if r < 0x20 || r == 0x7f || r > 0x7f && !withUTF8 || r == utf8.RuneError && n == 1 {
+			for j := range n {
+				b[i+j] = ' '
+			}
 		}
-		return r
-	}, s)
+		i += n
+	}
+	return string(b)
 }

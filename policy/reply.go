@@ -23,10 +23,9 @@ func validDSN(s string) bool {
 
 // splitDSN takes a status code off the start of an operator's text.
 func splitDSN(def, text string) (dsn, rest string) {
-	text = strings.TrimLeft(text, " \t")
-	word, rest, _ := strings.Cut(text, " ")
-	if validDSN(word) {
-		return word, strings.TrimLeft(rest, " \t")
+	text = strings.TrimLeft(text, blank)
+	if word, rest := cutWord(text); validDSN(word) {
+		return word, rest
 	}
 	return def, text
 }

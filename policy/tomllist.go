@@ -159,7 +159,7 @@ func moreSpecific(a, b [2]string) int {
 }
 
 func validText(s string) bool {
-	return len(s) <= 400 && printable(s) == s
+	return len(s) <= 400 && printable(s, true) == s
 }
 
 func (p *tomlPolicy) accessTables(n node, key, kind string, nets [][2]string, names map[string]string) []Restriction {

@@ -359,13 +359,18 @@ func (i *importer) valueText(table string, es []element, implied string) string 
 			parts = append(parts, string(b))
 		}
 	}
-	return cmp.Or(strings.Join(parts, ", "), "DUNNO")
+	list := strings.Join(parts, ", ")
+	if list != "" && isAction(list) {
+		list += "," // "reject" alone is an action
+	}
+	return cmp.Or(list, "DUNNO")
 }
 
 // isAction says that a value is an action of access(5), not a list of
 // restrictions.
 func isAction(value string) bool {
-	word, _, _ := strings.Cut(strings.TrimLeft(value, " \t"), " ")
+	word := strings.TrimLeft(value, " \t")
+	word = word[:strings.IndexAny(word+" ", " \t")]
 	switch strings.ToUpper(word) {
 	case "OK", "RELAY", "DUNNO", "REJECT", "DEFER", "DEFER_IF_PERMIT", "DEFER_IF_REJECT", "DISCARD", "HOLD",
 		"WARN", "INFO", "FILTER", "REDIRECT", "BCC", "PREPEND", "":
