@@ -14,70 +14,6 @@ import (
 	"github.com/go-ldap/ldap/v3"
 )
 
-// pageSize is below what Active Directory and most others allow.
-const pageSize = 500
-
-// Entries runs an LDAP search over the connection of s and calls entry for
-// what it finds. Attribute names are folded to lower case.
-func (s *Source) Entries(ctx context.Context, search Search, entry func(attributes map[string][]string) error) error {
-	return s.bounded(ctx, func(ctx context.Context, m *meter) error {
-		request, err := s.ldapRequest(search)
-		if err != nil {
-			return err
-		}
-		conn, err := s.ldapConnect(ctx, m)
-		if err != nil {
-			return err
-		}
-		defer context.AfterFunc(ctx, func() { conn.Close() })()
-		defer conn.Close()
-		return s.ldapPages(conn, m, request, entry)
-	})
-}
-
-// ldapPages asks for page after page, RFC 2696. A server that doesn't know
-// pages answers all at once.
-func (s *Source) ldapPages(conn *ldap.Conn, m *meter, request *ldap.SearchRequest, entry func(map[string][]string) error) error {
-	paging := ldap.NewControlPaging(pageSize)
-	request.Controls = []ldap.Control{paging}
-	for {
-		result, err := conn.Search(request)
-		if err != nil {
-			setting, remedy := connectFailure(err)
-			return s.fail(orElse(setting, "server_host"), remedy, err)
-		}
-		for _, e := range result.Entries {
-			if err := m.row(); err != nil {
-				return err
-			}
-			attributes, err := s.ldapAttributes(e)
-			if err != nil {
-				return err
-			}
-			if err := entry(attributes); err != nil {
-				return theirs(err)
-			}
-		}
-		next, ok := ldap.FindControl(result.Controls, ldap.ControlTypePaging).(*ldap.ControlPaging)
-		if !ok || len(next.Cookie) == 0 {
-			return nil
-		}
-		paging.SetCookie(next.Cookie)
-	}
-}
-
-func (s *Source) ldapAttributes(e *ldap.Entry) (map[string][]string, error) {
-	all := make(map[string][]string, len(e.Attributes))
-	for _, a := range e.Attributes {
-		name := strings.ToLower(a.Name)
-		if strings.Contains(name, ";range=") {
-			return nil, s.fail("attribute", "let the directory tell it whole (MaxValRange)", fmt.Errorf("%s of %s comes in parts", a.Name, e.DN))
-		}
-		all[name] = append(all[name], a.Values...)
-	}
-	return all, nil
-}
-
 func (s *Source) ldapRequest(search Search) (*ldap.SearchRequest, error) {
 	scopes := map[string]int{"": ldap.ScopeWholeSubtree, "sub": ldap.ScopeWholeSubtree, "one": ldap.ScopeSingleLevel, "base": ldap.ScopeBaseObject}
 	scope, ok := scopes[strings.ToLower(search.Scope)]
@@ -193,21 +129,22 @@ func (s *Source) listLDAP(ctx context.Context, row func(key, value string) error
 	if len(s.Search.Attributes) == 0 || s.Search.Filter == "" {
 		return s.fail("query_filter", "give a filter and the attributes that hold addresses", errors.New("is missing, or no attribute is named"))
 	}
-	return s.Entries(ctx, s.Search, func(attributes map[string][]string) error {
-		for _, a := range s.Search.Attributes {
-			a = strings.ToLower(a)
-			for _, v := range attributes[a] {
-				if a == "proxyaddresses" {
-					if len(v) < 5 || !strings.EqualFold(v[:5], "smtp:") {
-						continue
+	return s.Directory(ctx, func(d *Directory) error {
+		return d.Search(s.Search, func(e Entry) error {
+			for _, a := range s.Search.Attributes {
+				for _, v := range e.Values(a) {
+					if strings.EqualFold(a, "proxyAddresses") {
+						if len(v) < 5 || !strings.EqualFold(v[:5], "smtp:") {
+							continue
+						}
+						v = v[5:]
 					}
-					v = v[5:]
-				}
-				if err := one(row, v, ""); err != nil {
-					return err
+					if err := one(row, v, ""); err != nil {
+						return err
+					}
 				}
 			}
-		}
-		return nil
+			return nil
+		})
 	})
 }

@@ -75,16 +75,69 @@ func TestOpenLDAP(t *testing.T) {
 	})
 	t.Run("attributes", func(t *testing.T) {
 		s := source("ldap", base)
-		var got []map[string][]string
-		err := s.Entries(t.Context(), lister.Search{Base: "uid=u7,ou=people,dc=example,dc=org", Scope: "base", Filter: "(uid=*)", Attributes: []string{"mail", "mailAlias"}},
-			func(a map[string][]string) error {
-				got = append(got, a)
+		var got []lister.Entry
+		dn := "uid=u7,ou=people,dc=example,dc=org"
+		err := s.Directory(t.Context(), func(d *lister.Directory) error {
+			return d.Search(lister.Search{Base: dn, Scope: "base", Filter: "(uid=*)", Attributes: []string{"mailAlias", "mail"}}, func(e lister.Entry) error {
+				got = append(got, e)
 				return nil
 			})
-		if diff := cmp.Diff([]map[string][]string{{"mail": {"u7@example.org"}, "mailalias": {"a7@example.org", "b7@example.org"}}}, got); err != nil || diff != "" {
+		})
+		want := []lister.Entry{{DN: dn, Attributes: []lister.Attribute{
+			{Name: "mail", Values: []string{"u7@example.org"}}, {Name: "mailAlias", Values: []string{"a7@example.org", "b7@example.org"}}}}}
+		if diff := cmp.Diff(want, got); err != nil || diff != "" {
 			t.Errorf("%v\n%s", err, diff)
 		}
 	})
+	t.Run("questions", func(t *testing.T) { testQuestions(t, source("ldap", base)) })
+}
+
+// testQuestions asks between the pages of a listing, and for the schema.
+func testQuestions(t *testing.T, s *lister.Source) {
+	err := s.Directory(t.Context(), func(d *lister.Directory) error {
+		all := lister.Search{Base: "ou=people,dc=example,dc=org", Filter: "(mail=*)", Attributes: []string{"mail"}}
+		n := 0
+		if err := d.Search(all, func(e lister.Entry) error {
+			if n++; n%100 == 0 {
+				if again, err := d.Ask(lister.Search{Base: e.DN, Scope: "base", Filter: "(mail=*)"}, 1); err != nil || len(again) != 1 {
+					t.Errorf("%s: %v, %v", e.DN, again, err)
+				}
+			}
+			return nil
+		}); err != nil || n != 1200 {
+			t.Errorf("%d entries, %v", n, err)
+		}
+		for _, tt := range []struct {
+			base  string
+			limit int
+			want  error
+		}{{"ou=nowhere,dc=example,dc=org", 0, lister.ErrNoObject}, {"no name", 0, lister.ErrRefused}, {all.Base, 3, lister.ErrRefused}} {
+			if _, err := d.Ask(lister.Search{Base: tt.base, Filter: "(mail=*)"}, tt.limit); err != tt.want {
+				t.Errorf("%s, %d: %v", tt.base, tt.limit, err)
+			}
+		}
+		schema, contexts, err := d.Schema()
+		if diff := cmp.Diff([]string{"dc=example,dc=org"}, contexts); diff != "" || err != nil {
+			t.Error(err, diff)
+		}
+		for name, want := range map[string]string{"mail": "caseignoreia5match", "rfc822mailbox": "caseignoreia5match", "cn": "caseignorematch",
+			"mailalias": "caseignoreia5match", "homephone": "telephonenumbermatch", "uniquemember": "uniquemembermatch", "jpegphoto": ""} {
+			if got := schema[name]; got == nil || got.Equality != want {
+				t.Errorf("%s: %+v, want %q", name, got, want)
+			}
+		}
+		below := map[string]bool{}
+		for _, b := range schema.Below("name") {
+			below[b.Names[0]] = true
+		}
+		if !below["cn"] || !below["sn"] || !below["name"] || below["mail"] {
+			t.Errorf("below name: %v", below)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
 }
 
 // TestSizeLimit lists from a directory that tells this user a part only.

@@ -215,3 +215,23 @@ func sample(r *rand.Rand, list []string) []string {
 	}
 	return picked
 }
+
+// checkListing puts samples to the table. What doesn't hold makes the table one that
+// isn't wholly known.
+func checkListing(a asker, t *Table) error {
+	domains := map[string]bool{}
+	for k := range t.Entries {
+		if at := strings.LastIndexByte(k, '@'); at >= 0 {
+			domains[k[at+1:]] = true
+		} else if isDomain(k) {
+			domains[k] = true
+		}
+	}
+	wrong, put, err := check(a, t, slices.Sorted(maps.Keys(domains)), rand.Uint64())
+	t.How.Checked = put
+	if wrong != "" {
+		t.How.Wrong = wrong
+		t.Partial = "checked against the database: " + wrong
+	}
+	return err
+}

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/understudy-mx/understudy/internal/lister"
 )
 
 // Lister enumerates databases: it opens what a Database describes and returns
@@ -14,10 +16,17 @@ import (
 type Lister interface {
 	// Rows runs a query. A NULL column is "".
 	Rows(ctx context.Context, db *Database, query string, row func(columns []string) error) error
-	// Entries runs an LDAP search. Attribute names are folded to lower case.
-	Entries(ctx context.Context, db *Database, s *Search, entry func(attributes map[string][]string) error) error
 	// Session runs use with a connection of its own.
 	Session(ctx context.Context, db *Database, use func(Session) error) error
+	// Directory connects to an LDAP server until use returns.
+	Directory(ctx context.Context, db *Database, use func(Directory) error) error
+}
+
+// Directory answers searches, as lister.Directory has it.
+type Directory interface {
+	Search(s lister.Search, entry func(lister.Entry) error) error
+	Ask(s lister.Search, limit int) ([]lister.Entry, error)
+	Schema() (schema lister.Schema, contexts []string, err error)
 }
 
 // Database is a table that a database answers for.
@@ -174,15 +183,7 @@ func (d *Database) domains() []string {
 func (d *Database) list(ctx context.Context, l Lister, hints ...string) (*Table, error) {
 	if d.Type == "ldap" {
 		t := &Table{Type: d.Type, Kind: Indexed, Entries: map[string]string{}}
-		err := l.Entries(ctx, d, d.Search, func(attributes map[string][]string) error {
-			for _, key := range d.Search.keys(attributes) {
-				if err := d.put(t, key, d.Search.results(attributes)); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-		return t, err
+		return t, l.Directory(ctx, d, func(dir Directory) error { return d.Search.list(dir, t, hints) })
 	}
 	return d.listSQL(ctx, l, hints)
 }
@@ -259,7 +260,13 @@ func expand(format, key, value string) (string, bool) {
 			}
 			b.WriteString(domain)
 		default:
-			b.WriteByte(format[n])
+			if c := format[n]; c >= '1' && c <= '9' {
+				_, domain := splitAddress(key)
+				labels := strings.FieldsFunc(domain, func(r rune) bool { return r == '.' })
+				b.WriteString(labels[len(labels)-int(c-'0')]) // template.parts has seen to it
+			} else {
+				b.WriteByte(c)
+			}
 		}
 	}
 	return b.String(), true

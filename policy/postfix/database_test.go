@@ -2,13 +2,15 @@ package postfix
 
 import (
 	"context"
-	"maps"
+	"errors"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/understudy-mx/understudy/internal/lister"
 )
 
 func rewriteText(query, typ string, domains []string) ([]Query, error) {
@@ -140,17 +142,11 @@ func (s fakeSession) Quoting() (func(string) string, error) { return strings.ToU
 
 func (s fakeSession) Patience(time.Duration) {}
 
-func (r rows) Entries(_ context.Context, _ *Database, _ *Search, f func(map[string][]string) error) error {
-	for _, e := range r.entries {
-		if err := f(e); err != nil {
-			return err
-		}
-	}
-	return nil
+func (r rows) Directory(context.Context, *Database, func(Directory) error) error {
+	return errors.New("there is no directory")
 }
 
 func TestEnumerate(t *testing.T) {
-	ldap := map[string]string{"query_filter": "(&(objectClass=x)(|(mail=%s)(alias=%s))(!(off=1)))", "result_attribute": "uid"}
 	for _, tt := range []struct {
 		name     string
 		typ      string
@@ -169,8 +165,6 @@ func TestEnumerate(t *testing.T) {
 		{"whole domain", "mysql", map[string]string{"query": "SELECT g FROM a WHERE k='%d'"}, rows{rows: [][]string{{"1", "b.example"}}}, map[string]string{"@b.example": "1"}},
 		{"old form", "mysql", map[string]string{"select_field": "g", "table": "a", "where_field": "k", "additional_conditions": "AND active = 1"},
 			rows{rows: [][]string{{"1", "a@b"}}}, map[string]string{"a@b": "1"}},
-		{"ldap", "ldap", ldap, rows{entries: []map[string][]string{
-			{"mail": {"A@b"}, "alias": {"c@b", "d@b"}, "uid": {"a"}}, {"mail": {"e@b"}}}}, map[string]string{"a@b": "a", "c@b": "a", "d@b": "a"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			db := &Database{Type: tt.typ, Settings: tt.settings}
@@ -189,25 +183,43 @@ func TestEnumerate(t *testing.T) {
 }
 
 func TestLDAPFilter(t *testing.T) {
-	for _, tt := range []struct{ filter, want, err string }{
-		{"(&(objectClass=x)(mail=%s))", "(&(objectClass=x)(mail=*))", ""},
-		{"mail=%s", "(mail=*)", ""},
-		{"(|(mail=%s)(alias=%u@%d))", "(|(mail=*)(alias=*))", ""},
-		{"(|(mail=%s)(objectClass=x))", "", "whatever"},
-		{"(!(mail=%s))", "", "!"},
-		{"(objectClass=x)", "", "whatever"},
-		{"(&(uid=%u)(o=x))", "", "whole key"},
-		{"(mail=*%s)", "", "equation"},
-		{"(mail~=%s)", "", "equation"},
-		{"(&(a=b)(mail=%s)", "", "closed"},
+	for _, tt := range []struct{ filter, base, want, err string }{
+		{"(&(objectClass=x)(mail=%s))", "", "(objectClass=x)(mail=*)", ""},
+		{"mail=%s", "", "(mail=*)", ""},
+		{"(|(mail=%s)(alias=%u@%d))", "", "(mail=*) (alias=*)", ""},
+		{"(|(mail=%s)(&(on=1)(alias=%s)))", "", "(mail=*) (on=1)(alias=*)", ""},
+		{"(&(on=1)(!(|(mail=%s)(off=1)))(a=%s))", "", "(on=1)(!(mail=*))(!(off=1))(a=*) (on=1)(mail=*)(!(off=1))(a=*)", ""},
+		{"(!(!(mail=%s)))", "", "(mail=*)", ""},
+		{"(&(uid=%u)(o=%d))", "", "(uid=*)(o=*)", ""},
+		{"(mail=*@%s)", "", "(mail=*)", ""},
+		{"(objectClass=x)", "uid=%u,o=%d,o=x", "(objectClass=x)", ""},
+		{"(|(mail=%s)(objectClass=x))", "", "", "whatever"},
+		{"(!(mail=%s))", "", "", "whatever"},
+		{"(objectClass=x)", "", "", "whatever"},
+		{"(&(uid=%u)(o=x))", "", "", "whole key"},
+		{"(mail=*%s)", "", "", "whole key"},
+		{"(mail=%s*)", "", "", "whole key"},
+		{"(mail~=%s)", "", "", "equation"},
+		{"(mail;lang-en=%s)", "", "", "equation"},
+		{"(%u=x)", "", "", "equation"},
+		{"(mail=%x)", "", "", "placeholder"},
+		{"(&(a=b)(mail=%s)", "", "", "closed"},
+		{"(mail=%s)", "%s", "", "search_base"},
+		{strings.Repeat("(!", 200) + "(mail=%s)" + strings.Repeat(")", 200), "", "", "want a filter"},
+		{"(&" + strings.Repeat("(|(a=%s)(b=%s))", 20) + ")", "", "", "alternatives"},
 	} {
-		db := &Database{Type: "ldap", Settings: map[string]string{"query_filter": tt.filter}}
+		db := &Database{Type: "ldap", Settings: map[string]string{"query_filter": tt.filter, "search_base": tt.base}}
 		err := db.analyse()
-		got := ""
+		var got []string
 		if err == nil {
-			got = db.Search.Filter
+			err = db.Search.inexact
 		}
-		if got != tt.want || (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
+		if err == nil {
+			for _, a := range db.Search.arms {
+				got = append(got, a.find)
+			}
+		}
+		if strings.Join(got, " ") != tt.want || (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
 			t.Errorf("%s: %q, %v; want %q, %q", tt.filter, got, err, tt.want, tt.err)
 		}
 	}
@@ -238,13 +250,18 @@ func FuzzRewrite(f *testing.F) {
 			}
 		}
 		db := &Database{Type: "ldap", Settings: map[string]string{"query_filter": filter}}
-		if db.analyse() == nil {
-			e := map[string][]string{}
-			for _, a := range db.Search.Attributes {
-				e[a] = []string{"a@b"}
+		if db.analyse() != nil || db.Search.inexact != nil {
+			return
+		}
+		e := lister.Entry{DN: "o=x", Attributes: []lister.Attribute{{Name: "a", Values: []string{"a@b", "é  X"}}}}
+		for _, a := range db.Search.arms {
+			for _, it := range slices.Concat(a.must, a.not) {
+				it.names, it.rule = []string{"a"}, ruleIgnoreCase
 			}
-			for range maps.Keys(e) {
-				db.Search.keys(e)
+			for _, key := range db.Search.keys(a, e, nil) {
+				if l, ok := db.Search.admits(key); ok {
+					db.Search.holds(a, l, e, nil)
+				}
 			}
 		}
 	})

@@ -23,13 +23,12 @@ func (d Databases) Session(ctx context.Context, db *Database, use func(Session) 
 	return d.source(db).Session(ctx, func(s *lister.Session) error { return use(s) })
 }
 
-// Entries runs a search, page by page.
-func (d Databases) Entries(ctx context.Context, db *Database, s *Search, entry func(attributes map[string][]string) error) error {
-	search := lister.Search{Base: s.Base, Scope: s.Scope, Filter: s.Filter, Attributes: s.Attributes}
+// Directory connects to an LDAP server.
+func (d Databases) Directory(ctx context.Context, db *Database, use func(Directory) error) error {
 	if db.Type != "ldap" {
 		return fmt.Errorf("table %s: type %s has no searches", db.Table, db.Type)
 	}
-	return d.source(db).Entries(ctx, search, entry)
+	return d.source(db).Directory(ctx, func(dir *lister.Directory) error { return use(dir) })
 }
 
 func (d Databases) source(db *Database) *lister.Source {

@@ -6,214 +6,221 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/go-ldap/ldap/v3"
 )
 
-// Search is an LDAP search that lists what a table's query_filter answers to.
+// Search is how to list what an LDAP table answers to. The key stands in
+// query_filter, in search_base or in both; the filter's alternatives are
+// looked at one by one: what an entry answers to by one of them must not be
+// let in by another.
 type Search struct {
-	Base, Scope, Filter string
-	Attributes          []string // folded: those that the key is made of, then the results
-
-	filter  *filter
-	result  []string
-	domains []string
+	db       *Database
+	arms     []*arm
+	inexact  error // why the arms don't tell the keys
+	base     []piece
+	filter   []piece
+	scope    string
+	template template
+	result   resultAttributes
+	// listBase is search_base as far as it doesn't depend on the key; dns
+	// compare the rest.
+	listBase string
+	dns      []dnItem
+	above    int      // RDNs of listBase
+	domains  []string // of the setting, when they can be counted
+	whole    bool     // some arms answer to every address of a domain
 }
 
-// filter is an LDAP filter, RFC 4515.
-type filter struct {
-	op       byte // '&', '|', '!' or 0 for an item
-	children []*filter
-	item     string // as written
-	// An item whose value holds the key: attr = template.
-	attr     string
-	template []part
+// arm is one alternative of the filter.
+type arm struct {
+	find      string // what the directory is asked: everything but the key
+	must, not []*ldapItem
+	lacking   []*ldapItem // not, for entries without the attribute
+	bit       uint64      // of its find among those of all arms
 }
 
-// search rewrites the filter: an item that compares an attribute with the key
-// becomes a test for the attribute.
+// dnItem is an RDN of search_base, compared with that of an entry.
+type dnItem struct {
+	it    *ldapItem
+	level int // RDNs to the right of it
+}
+
+// search reads the table's settings. What keeps it from being listed exactly
+// is noted; what keeps Postfix from starting with it is an error.
 func (d *Database) search() (*Search, error) {
 	s := d.Settings
-	for _, n := range []string{"special_result_attribute", "leaf_result_attribute", "terminal_result_attribute"} {
-		if s[n] != "" {
-			return nil, fmt.Errorf("%s asks the directory again", n)
-		}
+	se := &Search{db: d, scope: searchScope(s["scope"]), domains: d.domains(), result: newResultAttributes(s)}
+	query := strings.TrimSpace(cmp.Or(s["query_filter"], "(mailacceptinggeneralid=%s)"))
+	if !strings.HasPrefix(query, "(") {
+		query = "(" + query + ")" // the old form
 	}
-	if len(placeholders(s["search_base"])) > 0 {
-		return nil, errors.New("the key in search_base")
-	}
-	f, rest, err := parseFilter(cmp.Or(s["query_filter"], "(mailacceptinggeneralid=%s)"), 0)
-	if err == nil && rest != "" {
-		err = fmt.Errorf("query_filter goes on after its end: %q", rest)
-	}
-	if err != nil {
+	var err error
+	if se.template, err = newTemplate(s["search_base"]+" "+query, d.resultFormat()); err != nil {
 		return nil, err
 	}
-	se := &Search{Base: s["search_base"], Scope: cmp.Or(s["scope"], "sub"), filter: f, domains: d.domains()}
-	if err := f.check(se); err != nil {
-		return nil, err
+	if se.base, err = cutPieces(s["search_base"]); err != nil {
+		return nil, fmt.Errorf("search_base: %w", err)
 	}
-	if !f.keyed() {
-		return nil, errors.New("query_filter finds entries whatever the key is")
+	if se.filter, err = cutPieces(query); err != nil {
+		return nil, fmt.Errorf("query_filter: %w", err)
 	}
-	se.Filter = f.spell()
-	se.result = words(strings.ToLower(cmp.Or(s["result_attribute"], "maildrop")))
-	for _, a := range se.result {
-		if !slices.Contains(se.Attributes, a) {
-			se.Attributes = append(se.Attributes, a)
-		}
+	se.inexact = cmpErr(se.splitBase(s["search_base"]), se.splitFilter(query))
+	if len(se.dns) > 0 && !slices.Contains([]string{"", "0"}, s["dereference"]) {
+		se.inexact = errors.New("aliases below a search_base with the key in it")
 	}
 	return se, nil
 }
 
-func parseFilter(s string, depth int) (f *filter, rest string, err error) {
-	s = strings.TrimSpace(s)
-	if !strings.HasPrefix(s, "(") || len(s) < 2 || depth > maxDepth {
-		if depth == 0 && s != "" && s[0] != '(' {
-			return parseFilter("("+s+")", 1) // the old form without parentheses
-		}
-		return nil, "", fmt.Errorf("query_filter: want a filter at %q", s)
+// splitFilter makes the arms.
+func (se *Search) splitFilter(query string) error {
+	f, rest, err := parseFilter(query, 0)
+	if err == nil && rest != "" {
+		err = fmt.Errorf("query_filter goes on after its end: %q", rest)
 	}
-	if strings.IndexByte("&|!", s[1]) >= 0 {
-		f = &filter{op: s[1]}
-		s = strings.TrimSpace(s[2:])
-		for strings.HasPrefix(s, "(") {
-			var c *filter
-			if c, s, err = parseFilter(s, depth+1); err != nil {
-				return nil, "", err
-			}
-			f.children = append(f.children, c)
-			s = strings.TrimSpace(s)
-		}
-		if !strings.HasPrefix(s, ")") || len(f.children) == 0 {
-			return nil, "", errors.New("query_filter: a parenthesis isn't closed")
-		}
-		return f, strings.TrimSpace(s[1:]), nil
-	}
-	end := strings.IndexByte(s, ')')
-	if end < 0 {
-		return nil, "", errors.New("query_filter: a parenthesis isn't closed")
-	}
-	return &filter{item: s[1:end]}, strings.TrimSpace(s[end+1:]), nil
-}
-
-// check refuses what can't be listed, and notes which attributes are keys.
-func (f *filter) check(s *Search) error {
-	if f.op != 0 {
-		constant := false
-		for _, c := range f.children {
-			if err := c.check(s); err != nil {
-				return err
-			}
-			constant = constant || !c.keyed()
-		}
-		switch {
-		case f.op == '!' && f.keyed():
-			return errors.New("the key beside ! in query_filter")
-		case f.op == '|' && f.keyed() && constant:
-			return errors.New("query_filter finds entries whatever the key is")
-		case f.op == '|' && len(f.children) > 1 && slices.ContainsFunc(f.children, (*filter).demands):
-			// The search finds an entry by one arm, and can't tell which:
-			// the keys of the others would be let in, too.
-			return errors.New("the arms of | in query_filter demand different things of an entry")
-		}
-		return nil
-	}
-	attr, value, ok := strings.Cut(f.item, "=")
-	if len(placeholders(f.item)) == 0 {
-		return nil
-	}
-	if !ok || strings.ContainsAny(attr, "<>~:%") || strings.Contains(value, "*") {
-		return fmt.Errorf("query_filter: %s is no equation", f.item)
-	}
-	ps, err := holes(value)
 	if err != nil {
 		return err
 	}
-	f.attr, f.template = strings.ToLower(strings.TrimSpace(attr)), joinAddress(ps)
-	n := 0
-	for _, p := range f.template {
-		if p.hole != 0 {
-			n++
-		}
-		if p.hole == 'd' || p.hole == 'u' && len(s.domains) == 0 {
-			return fmt.Errorf("query_filter: %s doesn't tell the whole key", f.item)
+	all, err := f.arms(false)
+	if err != nil {
+		return err
+	}
+	for _, literals := range all {
+		if err := se.addArm(literals); err != nil {
+			return err
 		}
 	}
-	if n != 1 {
-		return fmt.Errorf("query_filter: two unknowns in %s", f.item)
+	se.number()
+	return nil
+}
+
+// searchScope is Postfix's, which takes what it doesn't know for "sub".
+func searchScope(s string) string {
+	if s = strings.ToLower(s); s == "one" || s == "base" {
+		return s
 	}
-	if !slices.Contains(s.Attributes, f.attr) {
-		s.Attributes = append(s.Attributes, f.attr)
+	return "sub"
+}
+
+// splitBase finds the part of search_base that all keys have in common.
+func (se *Search) splitBase(base string) error {
+	if len(placeholders(base)) == 0 {
+		se.listBase = strings.ReplaceAll(base, "%%", "%")
+		return nil
+	}
+	dn, err := ldap.ParseDN(base)
+	if err != nil {
+		return fmt.Errorf("search_base: %w", err)
+	}
+	keyed := func(r *ldap.RelativeDN) bool {
+		return slices.ContainsFunc(r.Attributes, func(a *ldap.AttributeTypeAndValue) bool { return len(placeholders(a.Value)) > 0 })
+	}
+	first := len(dn.RDNs)
+	for first > 0 && !keyed(dn.RDNs[first-1]) {
+		first--
+	}
+	se.above = len(dn.RDNs) - first
+	se.listBase = (&ldap.DN{RDNs: dn.RDNs[first:]}).String()
+	for n, r := range dn.RDNs[:first] {
+		if len(r.Attributes) > 1 || len(placeholders(r.Attributes[0].Type)) > 0 {
+			return errors.New("the key in a name of several attributes in search_base")
+		}
+		ps, err := cutPieces(r.Attributes[0].Value)
+		if err != nil {
+			return fmt.Errorf("search_base: %w", err)
+		}
+		it := &ldapItem{attr: strings.ToLower(r.Attributes[0].Type), pattern: [][]piece{ps}}
+		se.dns = append(se.dns, dnItem{it, len(dn.RDNs) - 1 - n})
 	}
 	return nil
 }
 
-// keyed says that a part of the filter depends on the key.
-func (f *filter) keyed() bool {
-	return f.attr != "" || slices.ContainsFunc(f.children, (*filter).keyed)
+// addArm makes the arms of a conjunction: an item that must not hold needs
+// entries that lack its attribute, and those that have another value.
+func (se *Search) addArm(literals []literal) error {
+	arms := []*arm{{}}
+	for _, l := range literals {
+		switch {
+		case l.item == nil && l.not:
+			l.constant = "(!" + l.constant + ")"
+			fallthrough
+		case l.item == nil:
+			for _, a := range arms {
+				a.find += l.constant
+			}
+		case !l.not:
+			for _, a := range arms {
+				a.find += "(" + l.item.attr + "=*)"
+				a.must = append(a.must, l.item)
+			}
+		default:
+			var more []*arm
+			for _, a := range arms {
+				more = append(more, &arm{find: a.find + "(!(" + l.item.attr + "=*))", must: a.must, not: a.not, lacking: append(slices.Clone(a.lacking), l.item)},
+					&arm{find: a.find + "(" + l.item.attr + "=*)", must: a.must, not: append(slices.Clone(a.not), l.item), lacking: a.lacking})
+			}
+			arms = more
+		}
+	}
+	for _, a := range arms {
+		wide, err := se.determined(a)
+		if err != nil {
+			return err
+		}
+		se.whole = se.whole || wide
+	}
+	if se.arms = append(se.arms, arms...); len(se.arms) > maxArms {
+		return fmt.Errorf("query_filter has more than %d alternatives", maxArms)
+	}
+	return nil
 }
 
-// demands says that a part of the filter doesn't depend on the key.
-func (f *filter) demands() bool {
-	return f.op == 0 && f.attr == "" || slices.ContainsFunc(f.children, (*filter).demands)
-}
-
-func (f *filter) spell() string {
+// determined says that an arm's entries tell its keys, or domains alone.
+func (se *Search) determined(a *arm) (wide bool, err error) {
+	have := map[byte]bool{}
+	for _, it := range se.sources(a) {
+		kind, _ := it.hole()
+		have[kind] = true
+	}
 	switch {
-	case f.attr != "":
-		return "(" + f.attr + "=*)"
-	case f.op == 0:
-		return "(" + strings.ReplaceAll(f.item, "%%", "%") + ")"
+	case have['s'], have['u'] && (have['d'] || len(se.domains) > 0):
+		return false, nil
+	case have['d'] && se.domainAlone(a):
+		return true, nil
+	case len(a.must) == 0 && len(se.dns) == 0:
+		return false, errors.New("query_filter finds entries whatever the key is")
 	}
-	s := "(" + string(f.op)
-	for _, c := range f.children {
-		s += c.spell()
-	}
-	return s + ")"
+	return false, errors.New("query_filter doesn't tell the whole key")
 }
 
-// keys are what an entry answers to. Directories ignore case in mail
-// addresses.
-func (s *Search) keys(entry map[string][]string) []string {
-	set := s.filter.keys(s, entry)
-	return sortedKeys(set)
+// domainAlone says that nothing in an arm, nor in its result, is about a key's
+// local-part.
+func (se *Search) domainAlone(a *arm) bool {
+	local := se.template.user || slices.Contains(placeholders(se.db.resultFormat()), "S")
+	for _, it := range slices.Concat(se.sources(a), a.not) {
+		for _, segment := range it.pattern {
+			local = local || slices.ContainsFunc(segment, func(p piece) bool { return p.hole == 's' || p.hole == 'u' })
+		}
+	}
+	return !local
 }
 
-func (f *filter) keys(s *Search, entry map[string][]string) map[string]bool {
-	set := map[string]bool{}
-	if f.op == 0 {
-		e := Query{keyColumns: 1, equations: []equation{{template: f.template}}, domains: s.domains}
-		for _, v := range entry[f.attr] {
-			for _, k := range e.key([]string{strings.ToLower(v)}, true) {
-				set[k] = true
-			}
-		}
-		return set
-	}
-	first := true
-	for _, c := range f.children {
-		if !c.keyed() {
-			continue // the directory has seen to it
-		}
-		more := c.keys(s, entry)
-		for k := range more {
-			if f.op == '|' || first {
-				set[k] = true
-			}
-		}
-		for k := range set {
-			if f.op == '&' && !more[k] {
-				delete(set, k)
-			}
-		}
-		first = false
-	}
-	return set
-}
-
-func (s *Search) results(entry map[string][]string) []string {
-	var all []string
-	for _, a := range s.result {
-		all = append(all, entry[a]...)
+// sources are the items of an arm that may tell the key or a part of it.
+func (se *Search) sources(a *arm) []*ldapItem {
+	all := slices.Clone(a.must)
+	for _, d := range se.dns {
+		all = append(all, d.it)
 	}
 	return all
+}
+
+// number gives arms that ask the directory the same thing the same bit.
+func (se *Search) number() {
+	bits := map[string]uint64{}
+	for _, a := range se.arms {
+		if bits[a.find] == 0 {
+			bits[a.find] = 1 << len(bits)
+		}
+		a.bit = bits[a.find]
+	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -45,7 +44,7 @@ func (d *Database) listSQL(ctx context.Context, l Lister, hints []string) (*Tabl
 		if err := li.list(); err != nil {
 			return err
 		}
-		return li.check()
+		return checkListing(li, t)
 	})
 	return t, err
 }
@@ -399,24 +398,4 @@ func (li *listing) behind() (tables []string, err error) {
 		return nil
 	})
 	return tables, err
-}
-
-// check puts samples to the table. What doesn't hold makes the table one that
-// isn't wholly known.
-func (li *listing) check() error {
-	domains := map[string]bool{}
-	for k := range li.table.Entries {
-		if at := strings.LastIndexByte(k, '@'); at >= 0 {
-			domains[k[at+1:]] = true
-		} else if isDomain(k) {
-			domains[k] = true
-		}
-	}
-	wrong, put, err := check(li, li.table, slices.Sorted(maps.Keys(domains)), rand.Uint64())
-	li.table.How.Checked = put
-	if wrong != "" {
-		li.table.How.Wrong = wrong
-		li.table.Partial = "checked against the database: " + wrong
-	}
-	return err
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -64,8 +65,9 @@ func MariaDB(t testing.TB, script string) *Server {
 
 // OpenLDAP starts one with the suffix dc=example,dc=org and the entries of an
 // LDIF. cn=reader,dc=example,dc=org, which needn't be an entry, may read all,
-// up to limit entries; without a name nothing can be read.
-func OpenLDAP(t testing.TB, ldif string, limit int) *Server {
+// up to limit entries; without a name nothing can be read. What schema defines,
+// as slapd.conf(5) has it, joins the schema; attributes are indexed.
+func OpenLDAP(t testing.TB, ldif string, limit int, schema ...string) *Server {
 	t.Helper()
 	dir, owner := directory(t, "openldap")
 	s := &Server{Dir: dir, Socket: filepath.Join(dir, "ldapi")}
@@ -80,6 +82,7 @@ include /etc/ldap/schema/inetorgperson.schema
 attributetype ( 1.3.6.1.4.1.1466.344.1 NAME 'proxyAddresses' EQUALITY caseIgnoreMatch SYNTAX 1.3.6.1.4.1.1466.115.121.1.15 )
 attributetype ( 1.3.6.1.4.1.1466.344.2 NAME 'mailAlias' EQUALITY caseIgnoreIA5Match SYNTAX 1.3.6.1.4.1.1466.115.121.1.26 )
 objectclass ( 1.3.6.1.4.1.1466.344.9 NAME 'mailBox' SUP top AUXILIARY MAY ( proxyAddresses $ mailAlias ) )
+%[7]s
 pidfile %[1]s/pid
 modulepath /usr/lib/ldap
 moduleload back_mdb
@@ -90,12 +93,15 @@ database mdb
 suffix "dc=example,dc=org"
 directory %[1]s/data
 dbnosync
+maxsize 268435456
+index objectClass,mail,cn,uid eq
+%[8]s
 rootdn "cn=admin,dc=example,dc=org"
 rootpw %[5]s
 limits dn.exact="cn=reader,dc=example,dc=org" size.soft=%[6]d size.hard=%[6]d size.prtotal=%[6]d
 access to attrs=userPassword by anonymous auth
 access to * by dn.exact="cn=reader,dc=example,dc=org" read
-`, dir, s.CA, cert, key, hash, limit))
+`, dir, s.CA, cert, key, hash, limit, strings.Join(schema, "\n"), indexes(schema)))
 	ldif = `dn: dc=example,dc=org
 objectClass: dcObject
 objectClass: organization
@@ -112,4 +118,17 @@ userPassword: ` + hash + "\n\n" + ldif
 		return []string{slapd, "-d", "0", "-f", conf, "-h", fmt.Sprintf("ldap://127.0.0.1:%d ldapi://%s", port, strings.ReplaceAll(s.Socket, "/", "%2F"))}
 	})
 	return s
+}
+
+// indexes are slapd's for the attributes of a schema that can be compared.
+func indexes(schema []string) string {
+	var b strings.Builder
+	for _, s := range schema {
+		for _, m := range regexp.MustCompile(`(?is)attributetype\s*\(\s*\S+\s+NAME\s+'(\w+)'(.*?)SYNTAX`).FindAllStringSubmatch(s, -1) {
+			if strings.Contains(m[2], "EQUALITY") {
+				fmt.Fprintf(&b, "index %s eq\n", m[1])
+			}
+		}
+	}
+	return b.String()
 }
