@@ -50,6 +50,7 @@ type Metrics struct {
 	StoreReopens   prometheus.Counter     // reopened after a write error
 	DNSLookups     *prometheus.CounterVec // by type and result
 	DNSDuration    prometheus.Histogram   // one look-up that was not cached
+	DNSFailing     prometheus.Gauge       // 1 while all look-ups fail
 	PolicyLoaded   prometheus.Gauge       // Unix time at which the snapshot in force was taken over
 	PolicyVersion  prometheus.Gauge       // its version; rises with every change
 	PolicyReloads  *prometheus.CounterVec // by result: "changed", "unchanged", "refused"
@@ -126,6 +127,7 @@ func New(reg prometheus.Registerer) *Metrics {
 		Quarantined:    counter("queue_quarantined_records_total", "Damaged queue records put aside, none deleted."),
 		StoreReopens:   counter("queue_store_reopens_total", "Times that the queue's store was reopened after a write error."),
 		DNSLookups:     counters("dns_lookups_total", "DNS look-ups, by type and result; result \"cached\" asked no server.", "type", "result"),
+		DNSFailing:     gauge("dns_failing", "1 after several DNS look-ups in a row that got no answer, or a server's failure, else 0."),
 		DNSDuration:    histogram("dns_lookup_duration_seconds", "Time of a DNS look-up that was not cached."),
 		PolicyLoaded:   gauge("policy_loaded_timestamp_seconds", "Unix time at which the policy in force was loaded, 0 without one."),
 		PolicyVersion:  gauge("policy_version", "Version of the policy in force; rises with each change."),

@@ -23,6 +23,7 @@ import (
 // archive: "policy.toml", or "spec.json" whose fields replace NewSpec's; "dns",
 // lines "type name value..." with "fail" for a name that doesn't answer, an MX
 // host perhaps behind "preference:"; and
+// "on_failure", when it is "defer" (Session.DeferUnanswered);
 // "sessions", lines "command argument => verdict // rule"; the commands "say"
 // and "teaser" are for servers, test/parity says them to two.
 func TestDecisions(t *testing.T) {
@@ -47,7 +48,7 @@ func playFile(t *testing.T, file string) {
 	snap := loadParts(t, parts)
 	r := parseDNS(t, string(parts["dns"]))
 	offset := strings.Count(fileBefore(t, file), "\n") + 1
-	p := &player{t: t, snap: snap, r: r, bodies: parts}
+	p := &player{t: t, snap: snap, r: r, bodies: parts, deferUnanswered: strings.TrimSpace(string(parts["on_failure"])) == "defer"}
 	for i, line := range strings.Split(string(parts["sessions"]), "\n") {
 		if line = strings.TrimSpace(line); line == "" || line[0] == '#' {
 			continue
@@ -142,6 +143,8 @@ type player struct {
 	where string
 
 	bodies map[string][]byte // "body NAME"
+
+	deferUnanswered bool
 }
 
 func (p *player) end() {
@@ -196,6 +199,9 @@ func (p *player) command(verb, arg string) Verdict {
 		p.end()
 		arg, early := strings.CutSuffix(arg, " early")
 		p.s = p.snap.Session(p.r, parseClient(p.t, arg))
+		if p.deferUnanswered {
+			p.s.DeferUnanswered()
+		}
 		if v := p.s.Connect(ctx); v.Action != Permit || p.snap.spec.Postscreen == nil {
 			return v
 		}

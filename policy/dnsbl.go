@@ -196,33 +196,79 @@ func (e *eval) blocked(rule Rule, z *zone, what, class, txt string) status {
 }
 
 func rejectRBLClient(e *eval, c *check) status {
-	a, listed, _ := e.query(c.zone, reverseAddr(e.client.Addr))
-	if !listed {
-		return dunno
+	a, listed, temp := e.query(c.zone, reverseAddr(e.client.Addr))
+	what := e.client.Addr.String()
+	switch {
+	case listed:
+		return e.blocked(e.zoneRule(c, what), c.zone, what, classClient, a.txt)
+	case temp && e.deferUnanswered:
+		return e.unanswered(e.zoneRule(c, what), what)
 	}
-	return e.blocked(e.zoneRule(c, e.client.Addr.String()), c.zone, e.client.Addr.String(), classClient, a.txt)
+	return dunno
+}
+
+// unanswered puts off what a DNS list can't be asked about, see
+// Session.DeferUnanswered.
+func (e *eval) unanswered(rule Rule, what string) status {
+	return e.reject(rule, 450, "4.7.1", unansweredText(what))
+}
+
+// unansweredText doesn't name the list: its name may hold a secret.
+func unansweredText(what string) string {
+	return "Service unavailable; [" + what + "] can't be looked up in a DNS list for now"
+}
+
+// tally is what the weighted DNS lists say of a client.
+type tally struct {
+	score     int
+	top       *zone  // the heaviest that lists it
+	txt       string // its text
+	low, high int    // the score's bounds, whatever those say that didn't answer
+	silent    *zone  // the first of them
+}
+
+func (e *eval) tally() (t tally) {
+	for _, z := range e.snap.sites {
+		a, listed, temp := e.query(z, reverseAddr(e.client.Addr))
+		if temp {
+			t.low, t.high = t.low+min(z.weight, 0), t.high+max(z.weight, 0)
+			if t.silent == nil {
+				t.silent = z
+			}
+		}
+		if !listed {
+			continue
+		}
+		if t.score += z.weight; t.top == nil || z.weight > t.top.weight {
+			t.top, t.txt = z, a.txt
+		}
+	}
+	t.low, t.high = t.low+t.score, t.high+t.score
+	return t
+}
+
+// open says that the lists that didn't answer might decide, and that this is to
+// put mail off.
+func (e *eval) open(t *tally) bool {
+	threshold := e.snap.spec.DNSBL.Threshold
+	return e.deferUnanswered && t.silent != nil && t.low < threshold && t.high >= threshold
 }
 
 // rejectScore refuses a client whose DNS lists' weights reach the threshold;
 // the reply names the heaviest of them.
 func rejectScore(e *eval, c *check) status {
-	score := 0
-	var top *zone
-	var txt string
-	for _, z := range e.snap.sites {
-		a, listed, _ := e.query(z, reverseAddr(e.client.Addr))
-		if !listed {
-			continue
-		}
-		if score += z.weight; top == nil || z.weight > top.weight {
-			top, txt = z, a.txt
-		}
-	}
-	if top == nil || score < e.snap.spec.DNSBL.Threshold {
+	t := e.tally()
+	addr := e.client.Addr.String()
+	rule := Rule{Stage: e.stage, Kind: c.kind.name, Key: addr}
+	switch {
+	case e.open(&t):
+		rule.Table = t.silent.name
+		return e.unanswered(rule, addr)
+	case t.top == nil || t.score < e.snap.spec.DNSBL.Threshold:
 		return dunno
 	}
-	rule := Rule{Stage: e.stage, Kind: c.kind.name, Table: top.name, Key: e.client.Addr.String()}
-	return e.blocked(rule, top, e.client.Addr.String(), classClient, txt)
+	rule.Table = t.top.name
+	return e.blocked(rule, t.top, addr, classClient, t.txt)
 }
 
 // rejectRHSBL refuses what a list of domains holds.
@@ -232,11 +278,14 @@ func rejectRHSBL(subject func(*eval) (what, class string)) checkFunc {
 		if what == "" {
 			return dunno
 		}
-		a, listed, _ := e.listedDomain(c.zone, what)
-		if !listed {
-			return dunno
+		a, listed, temp := e.listedDomain(c.zone, what)
+		switch {
+		case listed:
+			return e.blocked(e.zoneRule(c, what), c.zone, what, class, a.txt)
+		case temp && e.deferUnanswered:
+			return e.unanswered(e.zoneRule(c, what), what)
 		}
-		return e.blocked(e.zoneRule(c, what), c.zone, what, class, a.txt)
+		return dunno
 	}
 }
 

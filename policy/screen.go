@@ -93,14 +93,25 @@ func (s *Session) screen(ctx context.Context, early bool) {
 	if s.screened.drop {
 		return
 	}
-	score, top := s.score()
-	if early && !(p.AllowlistThreshold < 0 && score <= p.AllowlistThreshold) {
+	e := s.screened.e
+	t := e.tally()
+	if early && !(p.AllowlistThreshold < 0 && t.score <= p.AllowlistThreshold) {
 		s.fail(p.GreetAction, Rule{Stage: Connect, Kind: kindPregreet}, "5.5.1", "Protocol error")
 	}
-	if top != nil && score >= s.snap.spec.DNSBL.Threshold && !s.screened.drop {
-		addr := s.client.Addr.String()
-		rule := Rule{Stage: Connect, Kind: kindScreenDNSBL, Table: top.name, Key: addr}
-		s.fail(p.DNSBLAction, rule, "5.7.1", "Service unavailable; client ["+addr+"] blocked using "+s.shownName(top))
+	if s.screened.drop {
+		return
+	}
+	addr := s.client.Addr.String()
+	rule = Rule{Stage: Connect, Kind: kindScreenDNSBL, Key: addr}
+	switch {
+	case e.open(&t):
+		acts := p.DNSBLAction == screenEnforce || p.DNSBLAction == screenDrop
+		if rule.Table = t.silent.name; acts && s.screened.st != refused {
+			s.screened.st = e.answer(rule, 450, "4.7.1", unansweredText(addr))
+		}
+	case t.top != nil && t.score >= s.snap.spec.DNSBL.Threshold:
+		rule.Table = t.top.name
+		s.fail(p.DNSBLAction, rule, "5.7.1", "Service unavailable; client ["+addr+"] blocked using "+s.shownName(t.top))
 	}
 }
 
@@ -151,20 +162,6 @@ func (s *Session) shownName(z *zone) string {
 		return s.find.value(h)
 	}
 	return z.suffix
-}
-
-// score adds up the weights of the DNS lists that hold the client, and names
-// the heaviest.
-func (s *Session) score() (score int, top *zone) {
-	e := s.screened.e
-	for _, z := range s.snap.sites {
-		if _, listed, _ := e.query(z, reverseAddr(s.client.Addr)); listed {
-			if score += z.weight; top == nil || z.weight > top.weight {
-				top = z
-			}
-		}
-	}
-	return score, top
 }
 
 // postscreen compiles its settings.

@@ -18,6 +18,8 @@ type Session struct {
 	find    finder
 	lookups lookups
 
+	deferUnanswered bool // see DeferUnanswered
+
 	screened  screening
 	heloGiven bool
 	pipelined bool
@@ -44,6 +46,11 @@ type Session struct {
 	before    address // rcpt and hasRcpt before the last Rcpt
 	hadBefore bool
 }
+
+// DeferUnanswered has the session put off (450) what a blocklist in the DNS
+// doesn't answer about, where no rule before has decided. By default that counts
+// as not listed, as in Postfix. Call it before all else.
+func (s *Session) DeferUnanswered() { s.deferUnanswered = true }
 
 func (s *Session) eval(ctx context.Context, st Stage) *eval {
 	return &eval{Session: s, ctx: ctx, stage: st, inTransaction: s.hasSender}

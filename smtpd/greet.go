@@ -141,6 +141,9 @@ func (f *front) adopt(snap *policy.Snapshot) policy.Verdict {
 	}
 	f.snap, f.lim = snap, snap.Limits()
 	f.policy = snap.Session(f.srv.Resolver, f.client)
+	if f.srv.DeferUnanswered {
+		f.policy.DeferUnanswered()
+	}
 	v := f.policy.Connect(f.ctx)
 	f.judged(policy.Connect, v)
 	return v

@@ -83,6 +83,9 @@ type Server struct {
 	Policy   func() *policy.Snapshot // the snapshot in force; nil while there is none
 	Resolver policy.Resolver
 	Spool    Spool
+	// DeferUnanswered puts mail off when a blocklist in the DNS doesn't answer,
+	// see policy.Session.
+	DeferUnanswered bool
 
 	TLS         *tls.Config    // nil: no STARTTLS; see CertFile
 	XClientFrom []netip.Prefix // clients that may use XCLIENT

@@ -144,6 +144,7 @@ func (d *daemon) buildSMTP() error {
 		Hostname:                 d.cfg.Hostname,
 		Policy:                   d.current,
 		Resolver:                 d.resolver(),
+		DeferUnanswered:          d.cfg.DNS.OnFailure == onFailureDefer,
 		XClientFrom:              c.XClientFrom,
 		ProxyFrom:                c.ProxyFrom,
 		MaxConnections:           c.MaxConnections,
@@ -179,10 +180,12 @@ func (d *daemon) current() *policy.Snapshot {
 }
 
 func (d *daemon) resolver() policy.Resolver {
+	watch := dnsWatch{log: d.log, failing: d.metrics.DNSFailing, onFailure: d.cfg.DNS.OnFailure}
 	return newResolver(d.cfg, func(qtype, result string, took time.Duration) {
 		d.metrics.DNSLookups.WithLabelValues(qtype, result).Inc()
 		if result != "cached" {
 			d.metrics.DNSDuration.Observe(took.Seconds())
+			watch.note(result)
 		}
 	})
 }

@@ -100,8 +100,9 @@ type Queue struct {
 
 // DNS is section [dns].
 type DNS struct {
-	Servers []string // ip:port; none: /etc/resolv.conf
-	Timeout time.Duration
+	Servers   []string // ip:port; none: /etc/resolv.conf
+	Timeout   time.Duration
+	OnFailure string // as-primary, defer
 }
 
 // Metrics is section [metrics].

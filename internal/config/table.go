@@ -164,6 +164,9 @@ var settings = []setting{
 	{"dns", "timeout", duration("100ms", "1m"), `"2s"`, nil,
 		"How long one try waits for a server's answer; each server is tried twice. A look-up that gets none counts as failed for the time being, never as an answer.",
 		func(c *Config) any { return &c.DNS.Timeout }},
+	{"dns", "on_failure", choice("as-primary", "defer"), `"as-primary"`, nil,
+		"What to do when a blocklist in the DNS doesn't answer, or no server does: take the client for not listed, as Postfix does, or answer 450 unless a rule before has decided. Other checks that the DNS doesn't answer put mail off in any case.",
+		func(c *Config) any { return &c.DNS.OnFailure }},
 
 	{"publish", "listen", listen, `":9626"`, nil,
 		"Address at which secondaries connect: TLS 1.3 with keys that were exchanged at pairing, no certificate is needed. Open the port for them alone.",
