@@ -4,18 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
-	"os/user"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
@@ -69,13 +65,8 @@ func newDaemon(cfg *config.Config, log *slog.Logger) (_ *daemon, err error) {
 	d.registry.MustRegister(collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	d.metrics = metrics.New(d.registry)
-	if len(cfg.Sync.Domains) == 0 {
-		if d.policy, err = loadPolicy(cfg.Policy.File, log, d.metrics); err != nil {
-			return nil, mistakes{err}
-		}
-	}
-	if err := d.buildSMTP(); err != nil {
-		return nil, mistakes{fmt.Errorf("%s: %w", cfg.File, err)}
+	if err := d.readFiles(); err != nil {
+		return nil, mistakes{err}
 	}
 	d.buildRelay()
 	d.smtp.Inquire = inquire(d.relay, routeOf(cfg.Routes))
@@ -138,6 +129,17 @@ func (d *daemon) close() {
 	}
 }
 
+// readFiles reads what the configuration names. Its error joins all that is
+// wrong with that.
+func (d *daemon) readFiles() (err error) {
+	errs := []error{foreignState(d.cfg)}
+	if len(d.cfg.Sync.Domains) == 0 {
+		d.policy, err = loadPolicy(d.cfg.Policy.File, d.log, d.metrics)
+		errs = append(errs, policyMistake(d.cfg, err))
+	}
+	return errors.Join(append(errs, d.buildSMTP())...)
+}
+
 func (d *daemon) buildSMTP() error {
 	c := d.cfg.SMTP
 	d.smtp = &smtpd.Server{
@@ -165,7 +167,7 @@ func (d *daemon) buildSMTP() error {
 	}
 	cert, err := smtpd.OpenCertFile(c.TLSCert, c.TLSKey, d.log, d.metrics)
 	if err != nil {
-		return fmt.Errorf("smtp.tls_cert: %w", err)
+		return certMistake(d.cfg, err)
 	}
 	d.cert, d.smtp.TLS = cert, cert.Config()
 	return nil
@@ -273,50 +275,6 @@ func (d *daemon) openQueue() error {
 	d.queue = q
 	d.metrics.Queue(q.Stats)
 	return nil
-}
-
-// stateError says what is in the way of the state directory.
-func stateError(dir string, err error) error {
-	switch {
-	case errors.Is(err, queue.ErrLocked):
-		return fmt.Errorf("state directory %s is in use by another understudy serve; only one may use it at a time", dir)
-	case errors.Is(err, queue.ErrNewerVersion):
-		return fmt.Errorf("state directory %s was written by a newer version of Understudy: %w; run that version, or drain the queue with it first", dir, err)
-	case errors.Is(err, queue.ErrDamaged):
-		return fmt.Errorf("state directory %s: %w; leave it as it is, copy it if you can, then see `understudy queue repair --help`", dir, err)
-	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
-		return fmt.Errorf("state directory %s can't be written by %s%s: %w", dir, whoAmI(), ownerOf(dir), err)
-	}
-	return fmt.Errorf("state directory %s: %w", dir, err)
-}
-
-func whoAmI() string {
-	if u, err := user.Current(); err == nil {
-		return u.Username
-	}
-	return "uid " + strconv.Itoa(os.Getuid())
-}
-
-// ownerOf says whose dir is, or the nearest directory above that exists.
-func ownerOf(dir string) string {
-	for {
-		if fi, err := os.Stat(dir); err == nil {
-			st, ok := fi.Sys().(*syscall.Stat_t)
-			if !ok {
-				return ""
-			}
-			owner := "uid " + strconv.FormatUint(uint64(st.Uid), 10)
-			if u, err := user.LookupId(strconv.FormatUint(uint64(st.Uid), 10)); err == nil {
-				owner = u.Username
-			}
-			return fmt.Sprintf(" (%s belongs to %s, mode %#o)", dir, owner, fi.Mode().Perm())
-		}
-		up := filepath.Dir(dir)
-		if up == dir {
-			return ""
-		}
-		dir = up
-	}
 }
 
 // run works until ctx ends or a part fails; then it stops in an order that

@@ -67,8 +67,8 @@ func (c *policyExplainCmd) Run(ctx context.Context, out io.Writer) error {
 		if c.Conf == "" {
 			c.Conf = defaultConfig
 		}
-		if cfg, err = config.Load(c.Conf); err != nil {
-			return mistakes{err}
+		if cfg, err = loadConfig(c.Conf); err != nil {
+			return err
 		}
 	}
 	if len(c.DNS) > 0 {

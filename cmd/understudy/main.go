@@ -57,13 +57,7 @@ type confFlag struct {
 	Conf string `name:"config" short:"c" placeholder:"FILE" default:"${config}" help:"The configuration file (default: ${config})."`
 }
 
-func (f confFlag) load() (*config.Config, error) {
-	cfg, err := config.Load(f.Conf)
-	if err != nil {
-		return nil, mistakes{err}
-	}
-	return cfg, nil
-}
+func (f confFlag) load() (*config.Config, error) { return loadConfig(f.Conf) }
 
 // mistakes are errors in what the operator wrote: exit code 2, one a line.
 type mistakes struct{ error }

@@ -191,8 +191,8 @@ func (c *parityCmd) load() (*policy.Snapshot, *config.Config, error) {
 			c.Conf = defaultConfig
 		}
 		var err error
-		if cfg, err = config.Load(c.Conf); err != nil {
-			return nil, nil, mistakes{err}
+		if cfg, err = loadConfig(c.Conf); err != nil {
+			return nil, nil, err
 		}
 	}
 	if c.File == "" {

@@ -25,7 +25,7 @@ type publishFlag struct {
 func (f publishFlag) load() (*config.Config, error) {
 	cfg, err := config.Load(f.Conf)
 	if err != nil {
-		return nil, mistakes{err}
+		return nil, mistakes{confError(err, f.Conf, "write one with a section [publish], see understudy.conf(5)")}
 	}
 	if !cfg.IsPublisher {
 		return nil, mistakes{fmt.Errorf("%s: has no section [publish], so it is a secondary's; the primary's publisher needs a file of its own, see understudy.conf(5)", f.Conf)}

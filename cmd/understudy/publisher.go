@@ -62,6 +62,9 @@ func newPublisher(cfg *config.Config, log *slog.Logger) (_ *publisher, err error
 	}()
 	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	p.metrics = metrics.New(p.registry)
+	if err := foreignState(cfg); err != nil {
+		return nil, mistakes{err}
+	}
 	if p.lock, err = lockDir(publishDir(cfg)); err != nil {
 		return nil, err
 	}

@@ -11,7 +11,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/control"
 	"github.com/understudy-mx/understudy/queue"
 )
@@ -42,9 +41,9 @@ type daemonFlag struct {
 }
 
 func (f daemonFlag) dial() (*control.Client, error) {
-	cfg, err := config.Load(f.Conf)
+	cfg, err := loadConfig(f.Conf)
 	if err != nil {
-		return nil, mistakes{err}
+		return nil, err
 	}
 	return control.Dial(control.SocketPath(cfg.StateDir)), nil
 }

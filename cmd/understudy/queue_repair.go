@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"path/filepath"
 
-	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/queue"
 )
 
@@ -28,9 +27,9 @@ Run it as the daemon's user, or the daemon can't open what it made: for example
 }
 
 func (c *queueRepairCmd) Run(out io.Writer) error {
-	cfg, err := config.Load(c.Conf)
+	cfg, err := loadConfig(c.Conf)
 	if err != nil {
-		return mistakes{err}
+		return err
 	}
 	done, err := queue.Repair(queue.Options{Dir: filepath.Join(cfg.StateDir, "queue"), Route: routeOf(cfg.Routes)})
 	switch {

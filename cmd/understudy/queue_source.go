@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strconv"
 
-	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/control"
 	"github.com/understudy-mx/understudy/queue"
 )
@@ -45,9 +44,9 @@ func (f daemonFlag) source() (mailSource, error) {
 
 // view opens the queue's files for reading; no daemon may have them.
 func (f daemonFlag) view() (*queue.View, error) {
-	cfg, err := config.Load(f.Conf)
+	cfg, err := loadConfig(f.Conf)
 	if err != nil {
-		return nil, mistakes{err}
+		return nil, err
 	}
 	v, err := queue.OpenView(queue.Options{Dir: filepath.Join(cfg.StateDir, "queue"), Route: routeOf(cfg.Routes)})
 	switch {

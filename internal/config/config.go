@@ -126,6 +126,14 @@ func (m *Mistake) Error() string {
 	return fmt.Sprintf("%s:%d:%d: %s: %s", m.File, m.Line, m.Col, m.Key, m.Text)
 }
 
+// Mistake is something wrong with what the configuration names, at the place of
+// its key.
+func (c *Config) Mistake(key, format string, args ...any) error {
+	text, _ := os.ReadFile(c.File) // without it, the place is the first line
+	line, col := locate.Line(text, locate.At(locate.Keys(string(text)), key))
+	return &Mistake{File: c.File, Line: line, Col: col, Key: key, Text: fmt.Sprintf(format, args...)}
+}
+
 // Load reads and checks a configuration file. The error joins a *Mistake for
 // everything that is wrong in it, in the file's order, one line each.
 func Load(path string) (*Config, error) {
