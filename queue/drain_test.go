@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -453,7 +454,7 @@ func TestBrokenMessageDoesNotBlock(t *testing.T) {
 		stop := run(t, q)
 		time.Sleep(time.Minute)
 		i, err := q.Get(bad)
-		if err != nil || i.Recipients[0].State != "queued" || i.Recipients[0].Attempts != 0 {
+		if r := i.Recipients[0]; err != nil || r.State != "deferred" || r.Attempts != 1 || !strings.Contains(r.Reply, "451 4.4.2 5 sessions in a row") || !strings.Contains(r.Reply, "reset by peer") {
 			t.Errorf("%+v, %v", i, err)
 		}
 		if len(h.taken()) != 50 {
@@ -465,6 +466,25 @@ func TestBrokenMessageDoesNotBlock(t *testing.T) {
 		time.Sleep(2 * time.Hour)
 		if q.Stats().Messages != 0 {
 			t.Errorf("%+v", q.Stats())
+		}
+		stop()
+	})
+}
+
+// What breaks every session doesn't do so for ever: it is held like other mail
+// that grew too old.
+func TestBrokenMessageExpires(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		h := newFakeHop()
+		o := drainOptions(h)
+		o.MaxAge = 24 * time.Hour
+		q := mustOpen(t, o)
+		bad := mustAccept(t, q, "bad", "a@example.com")
+		h.broken = func(id string) bool { return true }
+		stop := run(t, q)
+		time.Sleep(30 * time.Hour)
+		if i, err := q.Get(bad); err != nil || i.Recipients[0].State != "held" || i.Recipients[0].Reason != "expired" {
+			t.Errorf("%+v, %v", i, err)
 		}
 		stop()
 	})

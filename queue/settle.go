@@ -85,6 +85,10 @@ func (c *claim) settle(replies []envelope.Reply, err error) {
 	c.once.Do(func() { c.settleOnce(replies, err) })
 }
 
+// brokenSessions is how many sessions in a row a message may break before it
+// counts as deferred: then the operator sees why, and it expires like others.
+const brokenSessions = 5
+
 // tally counts recipients by outcome.
 type tally struct{ relayed, deferred, held, expired, untried int }
 
@@ -127,7 +131,7 @@ func (c *claim) outcome(replies []envelope.Reply, err error) (*record, tally) {
 			reply = replies[i]
 		}
 		switch {
-		case reply.Zero() && err != nil:
+		case reply.Zero() && err != nil && c.e.fails+1 < brokenSessions:
 			n.untried++
 		case reply.Positive():
 			done[k] = true
@@ -138,7 +142,10 @@ func (c *claim) outcome(replies []envelope.Reply, err error) (*record, tally) {
 			c.tried(r, reply, now)
 			n.held++
 		default:
-			if reply.Zero() {
+			switch {
+			case reply.Zero() && err != nil:
+				reply = envelope.NewReply(451, "4.4.2", "%d sessions in a row broke off under it, the last one so: %s", brokenSessions, err)
+			case reply.Zero():
 				reply = envelope.NewReply(451, "4.3.0", "no reply")
 			}
 			if c.q.put4xx(&is.rcpts[k], now) {
@@ -225,7 +232,7 @@ func (c *claim) written(is *record, n tally, err error) {
 	if len(is.rcpts) == 0 && !c.rec.inline {
 		q.litter <- q.bodyFile(c.rec.env.ID)
 	}
-	if n.untried > 0 && c.damaged.Load() == nil {
+	if n.untried > 0 && (n.relayed > 0 || c.damaged.Load() == nil) { // else it was put aside
 		c.d.putBack(c.e, q.now())
 	}
 }

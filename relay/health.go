@@ -54,6 +54,7 @@ type route struct {
 	thorough bool                  // the last outage was none before STARTTLS or MAIL: probes go as far
 	unnamed  string                // RouteStatus.WithoutXClient
 	sessions map[*session]struct{} // open for mail
+	openings map[*opening]struct{} // sessions for mail to be
 
 	seats   chan struct{} // a token for each session that asks
 	wanted  int           // how many wait for a seat; mu guards this and the rest
@@ -76,7 +77,29 @@ func newRoute(dest string, r Route, m *metrics.Metrics) *route {
 	m.OutageStart.WithLabelValues(r.Name).Set(0)
 	m.WithoutXClient.WithLabelValues(r.Name).Set(0)
 	return &route{Route: r, dest: dest, metrics: m, kick: make(chan struct{}, 1), since: time.Now(),
-		sessions: make(map[*session]struct{}), seats: make(chan struct{}, r.MaxAsking)}
+		sessions: make(map[*session]struct{}), openings: make(map[*opening]struct{}), seats: make(chan struct{}, r.MaxAsking)}
+}
+
+// opening is a session that is being opened.
+type opening struct {
+	since  time.Time
+	cancel context.CancelFunc
+}
+
+// opening returns the context under which to open a session: it ends when an
+// outage is over that began since.
+func (r *route) opening(ctx context.Context) (_ context.Context, done func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	o := &opening{time.Now(), cancel}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.openings[o] = struct{}{}
+	return ctx, func() {
+		r.mu.Lock()
+		delete(r.openings, o)
+		r.mu.Unlock()
+		cancel()
+	}
 }
 
 func (r *route) opened(s *session) {
@@ -139,10 +162,15 @@ func withoutDigits(s string) string {
 	}, s)
 }
 
-// dropStale breaks off the sessions that the outage, now over, has silenced: a
-// primary that was rebooted knows nothing of them, and they would wait for a
-// reply for up to ten minutes. The caller holds mu.
+// dropStale breaks off the sessions that the outage, now over, has silenced, if
+// only before their greeting: a primary that was rebooted knows nothing of them,
+// and they would wait for a reply for up to ten minutes. The caller holds mu.
 func (r *route) dropStale() {
+	for o := range r.openings {
+		if o.since.Before(r.since) {
+			o.cancel()
+		}
+	}
 	for s := range r.sessions {
 		if s.heard.Load() < r.since.UnixNano() {
 			s.raw.Close()

@@ -30,6 +30,7 @@ type outage struct {
 	mu     sync.Mutex
 	down   bool
 	silent bool // packets to it vanish
+	frozen bool // its kernel answers, it doesn't
 	asked  []time.Duration
 }
 
@@ -48,7 +49,7 @@ func (o *outage) probes() []time.Duration {
 func (o *outage) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	o.mu.Lock()
 	o.asked = append(o.asked, time.Since(o.began))
-	down, silent := o.down, o.silent
+	down, silent, frozen := o.down, o.silent, o.frozen
 	o.mu.Unlock()
 	switch {
 	case silent:
@@ -60,6 +61,10 @@ func (o *outage) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	here, there := net.Pipe()
 	go func() {
 		defer there.Close()
+		if frozen {
+			io.Copy(io.Discard, there)
+			return
+		}
 		o.serve(there)
 	}()
 	return here, nil
@@ -379,4 +384,45 @@ func TestWithoutXClient(t *testing.T) {
 			t.Errorf("%d: %q, gauge %v, %d lines; want %q, %v, %d", i, why, gauge, lines, tt.why, tt.gauge, tt.lines)
 		}
 	}
+}
+
+// TestHealthFrozen: a session that a primary was frozen under before it greeted
+// ends with the outage, and is no outage of its own. It would wait for the
+// greeting for five minutes, and the canary's place with it.
+func TestHealthFrozen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var ups atomic.Int32
+		o := &outage{}
+		c := o.watch(t, Route{}, func(string) { ups.Add(1) })
+		synctest.Wait()
+		freeze := func(frozen bool) {
+			o.mu.Lock()
+			o.frozen = frozen
+			o.mu.Unlock()
+		}
+		freeze(true)
+		ended := make(chan error, 1)
+		go func() {
+			ended <- c.Relay(t.Context(), dest, func(time.Duration) *envelope.Transfer { t.Error("took mail"); return nil })
+		}()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if c.Up(dest) {
+			t.Fatal("up while it is frozen")
+		}
+		freeze(false)
+		time.Sleep(probeReply + 3*time.Second) // the probe under way ends first
+		synctest.Wait()
+		select {
+		case err := <-ended:
+			if err == nil {
+				t.Error("Relay returned without an error")
+			}
+		default:
+			t.Error("the session still waits for a greeting")
+		}
+		if s := c.Status()[0]; !s.Up || ups.Load() != 2 {
+			t.Errorf("%+v, %d times up", s, ups.Load())
+		}
+	})
 }

@@ -203,6 +203,8 @@ func (c *Client) Relay(ctx context.Context, dest string, next func(wait time.Dur
 
 // open opens a session for mail and tells the route's health how that went.
 func (c *Client) open(ctx context.Context, r *route) (*session, error) {
+	ctx, done := r.opening(ctx)
+	defer done()
 	s, err := c.connect(ctx, r, r.TLS, r.Timeouts)
 	if err != nil {
 		c.metrics.RelaySessions.WithLabelValues("failed").Inc()

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -11,11 +12,12 @@ import (
 )
 
 // Bounds on a reply. RFC 5321 §4.5.3.1.5 has lines of 512 octets; real servers
-// exceed that.
+// exceed that. What a line has beyond maxReplyLine is passed over: a session that
+// ended there would be tried again for ever.
 const (
-	maxReplyLine  = 2048
-	maxReplyLines = 100
-	maxReplyText  = 256
+	maxReplyLine = 2048
+	maxReply     = 64 << 10 // all lines together
+	maxReplyText = 256
 )
 
 var (
@@ -33,20 +35,22 @@ func newReplyReader(r io.Reader) *bufio.Reader { return bufio.NewReaderSize(r, m
 func readReply(br *bufio.Reader, each func(line string)) (envelope.Reply, error) {
 	var r envelope.Reply
 	var text strings.Builder
+	left := maxReply
 	for n := 0; ; n++ {
-		if n == maxReplyLines {
-			return envelope.Reply{}, errReplyLong
-		}
 		b, err := br.ReadSlice('\n')
+		left -= len(b)
 		switch {
-		case errors.Is(err, bufio.ErrBufferFull):
+		case left < 0:
 			return envelope.Reply{}, errReplyLong
 		case err == io.EOF && (n > 0 || len(b) > 0):
 			return envelope.Reply{}, io.ErrUnexpectedEOF
-		case err != nil:
+		case err != nil && !errors.Is(err, bufio.ErrBufferFull):
 			return envelope.Reply{}, err
 		}
 		code, more, line, ok := parseLine(b)
+		if err := passOver(br, err, &left); err != nil {
+			return envelope.Reply{}, err
+		}
 		if !ok || n > 0 && code != r.Code {
 			return envelope.Reply{}, errReplySyntax
 		}
@@ -69,12 +73,24 @@ func readReply(br *bufio.Reader, each func(line string)) (envelope.Reply, error)
 	}
 }
 
-// parseLine takes one line of a reply apart.
-func parseLine(b []byte) (code int, more bool, text string, ok bool) {
-	b = b[:len(b)-1] // LF
-	if n := len(b); n > 0 && b[n-1] == '\r' {
-		b = b[:n-1]
+// passOver reads to the end of a line that was too long for the buffer.
+func passOver(br *bufio.Reader, err error, left *int) error {
+	for errors.Is(err, bufio.ErrBufferFull) {
+		var b []byte
+		b, err = br.ReadSlice('\n')
+		if *left -= len(b); *left < 0 {
+			return errReplyLong
+		}
 	}
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// parseLine takes one line of a reply apart, or the start of a long one.
+func parseLine(b []byte) (code int, more bool, text string, ok bool) {
+	b = bytes.TrimSuffix(bytes.TrimSuffix(b, []byte("\n")), []byte("\r"))
 	if len(b) < 3 || b[0] < '2' || b[0] > '5' || !isDigit(b[1]) || !isDigit(b[2]) {
 		return 0, false, "", false
 	}
