@@ -1,6 +1,7 @@
 package postfix
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -24,18 +25,27 @@ func (i *importer) combined(parameter, typ, arg string) (*Table, error) {
 	}
 	all := &Table{Type: typ, Kind: Combined}
 	flat := true
+	var lost error
 	for n, w := range words(inside) {
 		name, reason := tableName(w)
 		if reason != nil {
 			return nil, reason
 		}
 		t, reason := i.table(parameter, name)
+		if t == nil && reason != nil && typ == "unionmap" { // what the others hold is there all the same
+			all.Partial = cmp.Or(all.Partial, name+": "+reason.Error())
+			lost = reason
+			continue
+		}
 		if t == nil {
 			return nil, reason
 		}
 		// A constant can be looked up in, not gone through.
 		flat = flat && (t.Kind == Indexed || t.Kind == Constant && typ == "pipemap" && n > 0)
 		all.Members = append(all.Members, Member{name, t})
+	}
+	if len(all.Members) == 0 && lost != nil {
+		return nil, lost
 	}
 	if len(all.Members) == 0 {
 		i.errorf("%s: table %s:%s: names no table", parameter, typ, arg)
@@ -45,9 +55,7 @@ func (i *importer) combined(parameter, typ, arg string) (*Table, error) {
 		all.flatten()
 	}
 	for _, m := range all.Members {
-		if all.Partial == "" {
-			all.Partial = m.Partial
-		}
+		all.Partial = cmp.Or(all.Partial, m.Partial)
 		all.DomainWide = all.DomainWide || m.DomainWide && (typ == "unionmap" || m.Table == all.Members[0].Table)
 	}
 	if flat {

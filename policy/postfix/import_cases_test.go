@@ -52,6 +52,7 @@ func TestRefused(t *testing.T) {
 		{"code", map[string]string{"main.cf": base + "reject_code = 250\n"}, []string{"reject_code", "250"}},
 		{"limit below what Postfix takes", map[string]string{"main.cf": base + "smtpd_soft_error_limit = 0\n"}, []string{"smtpd_soft_error_limit", `"0"`, "from 1"}},
 		{"no time", map[string]string{"main.cf": base + "smtpd_error_sleep_time = soon\n"}, []string{"smtpd_error_sleep_time"}},
+		{"network with host bits", map[string]string{"main.cf": base + "mynetworks = 127.0.0.0/8, 192.168.1.1/24\n"}, []string{`mynetworks: "192.168.1.1/24" has bits beyond its mask`, "451"}},
 		{"switch", map[string]string{"main.cf": base + "smtpd_helo_required = maybe\n"}, []string{"smtpd_helo_required"}},
 		{"action", map[string]string{"main.cf": base + "unknown_address_tempfail_action = drop\n"}, []string{"unknown_address_tempfail_action"}},
 		{"open relay", map[string]string{"main.cf": base + "smtpd_relay_restrictions = permit_mynetworks\n"}, []string{"smtpd_relay_restrictions", "reject_unauth_destination"}},

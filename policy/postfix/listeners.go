@@ -85,6 +85,9 @@ func (c *config) differences(ctx context.Context, src *Source, taken, further se
 		return nil, err
 	}
 	for _, p := range Parameters {
+		if further.command != "postscreen" && strings.HasPrefix(p.Name, "postscreen_") {
+			continue // derived from smtpd's
+		}
 		if p.Class != NoDecision && set[p.Name] != c.smtpd[p.Name] {
 			unlike = append(unlike, p.Name)
 		}

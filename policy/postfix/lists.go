@@ -248,6 +248,10 @@ func (i *importer) networks(parameter string) (list []string) {
 	ps, reasons := i.patterns(parameter, i.set[parameter], false, 0)
 	for _, p := range ps {
 		names, class, why := i.network(p)
+		if f := (fatal{}); errors.As(why, &f) {
+			i.errorf("%s: %w", parameter, why)
+			continue
+		}
 		if why != nil {
 			reasons[not(p)] = why
 			continue
@@ -266,9 +270,21 @@ func (i *importer) networks(parameter string) (list []string) {
 	return list
 }
 
+// fatal is an error that makes Postfix itself fail.
+type fatal struct{ error }
+
+// isMasked tells a network from names, as Postfix does.
+func isMasked(s string) bool {
+	return strings.Contains(s, "/") && strings.Trim(s, "0123456789abcdef.:[]/") == ""
+}
+
 // network spells a pattern for the engine.
 func (i *importer) network(p pattern) (names []string, class Class, why error) {
 	prefixes, ok := p.prefixes()
+	if !ok && p.tab == nil && isMasked(p.text) {
+		_, err := parsePrefix(p.text)
+		return nil, "", fatal{fmt.Errorf("%w; every client from outside gets 451 4.3.0", err)}
+	}
 	switch {
 	case p.tab != nil && p.tab.Kind == Constant:
 		return nil, "", errors.New("takes every client there is; the secondary is no open relay")

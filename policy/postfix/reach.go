@@ -14,8 +14,8 @@ func TurnedAway(spec *policy.Spec) []string {
 	var all []string
 	for _, c := range addressClasses(spec) {
 		k := knownTo(spec, c.tables)
-		for _, d := range c.Domains {
-			if c.unsure(spec) && k.in(d) == 0 && !strings.HasPrefix(d, "[") {
+		for _, d := range c.names() {
+			if c.unsure(spec) && k.in(d) == 0 {
 				all = append(all, d)
 			}
 		}
@@ -40,6 +40,14 @@ func addressClasses(spec *policy.Spec) (all []addressClass) {
 	return all
 }
 
+// names are the domains without address literals, and without what a name
+// that stands for its subdomains, too, is listed as besides.
+func (c *addressClass) names() []string {
+	return slices.DeleteFunc(slices.Clone(c.Domains), func(d string) bool {
+		return d[0] == '[' || d[0] == '.' && slices.Contains(c.Domains, d[1:])
+	})
+}
+
 // unsure says that whom the tables don't name is refused for now only.
 func (c *addressClass) unsure(spec *policy.Spec) bool {
 	if len(c.Recipients) == 0 && c.AddressClass != &spec.Addresses.VirtualAliases {
@@ -53,8 +61,9 @@ func (c *addressClass) unsure(spec *policy.Spec) bool {
 // known counts the addresses that tables name.
 type known struct {
 	domain map[string]int
-	bare   int // without a domain: in each of the local ones
-	others int // tables that may name anybody: patterns, constants
+	bare   int  // without a domain: in each of the local ones
+	others int  // tables that may name anybody: patterns, constants
+	all    bool // one of these names everybody
 }
 
 func knownTo(spec *policy.Spec, tables []string) known {
@@ -65,6 +74,7 @@ func knownTo(spec *policy.Spec, tables []string) known {
 		case t == nil:
 		case !t.Keyed():
 			k.others++
+			k.all = k.all || t.Type() == "static"
 		default:
 			for key := range t.Entries(0, t.Len()) {
 				if _, domain := splitAddress(string(key)); domain != "" {
@@ -103,27 +113,33 @@ func (i *importer) concern() {
 			continue
 		}
 		if slices.Contains(domainLists, it.Parameter) {
-			it.Unknown, it.Concerns = true, "every address in the domains that it holds, which no one can name here"
+			it.Unknown, it.Concerns = true, "every address in the domains that it holds, whichever these are"
 		} else if slices.Contains(addressTables, it.Parameter) {
-			it.Unknown, it.Concerns = true, i.concerned(it.Parameter)
+			it.Concerns = i.concerned(it.Parameter)
+			it.Unknown = it.Concerns != ""
 		}
 	}
 }
 
-// concerned describes the domains whose recipients a parameter's tables name.
+// concerned describes the domains whose recipients a parameter's tables name;
+// "" where a constant lets everybody exist.
 func (i *importer) concerned(parameter string) string {
 	a := &i.spec.Addresses
 	of := map[string]*policy.AddressClass{
 		"local_recipient_maps": &a.Local, "virtual_mailbox_maps": &a.VirtualMailbox, "relay_recipient_maps": &a.Relay,
 	}[parameter]
 	var domains []string
-	total := 0
+	total, everybody := 0, false
 	for _, c := range addressClasses(i.spec) {
 		if of != nil && of != c.AddressClass {
 			continue
 		}
 		k := knownTo(i.spec, c.tables)
-		listed := slices.DeleteFunc(slices.Clone(c.Domains), func(d string) bool { return strings.HasPrefix(d, "[") })
+		if k.all || len(c.Recipients) == 0 && c.AddressClass != &a.VirtualAliases {
+			everybody = everybody || len(c.Domains) > 0
+			continue
+		}
+		listed := c.names()
 		for _, d := range listed {
 			total += k.domain[d]
 		}
@@ -133,7 +149,10 @@ func (i *importer) concerned(parameter string) string {
 		domains = append(domains, listed...)
 	}
 	slices.Sort(domains)
-	if domains = slices.Compact(domains); len(domains) == 0 {
+	if domains = slices.Compact(domains); len(domains) == 0 && everybody {
+		return ""
+	}
+	if len(domains) == 0 {
 		return "recipients of domains that can't be known"
 	}
 	const most = 5

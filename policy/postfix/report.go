@@ -116,10 +116,14 @@ var defaults = map[string]string{"message_size_limit": "10240000", "smtpd_forbid
 func (it Item) usual() bool { return it.Element != "" && defaults[it.Parameter] == it.Element }
 
 // DomainsUnknown returns the lists whose domains the secondary can't know, so
-// that all mail for them is turned away.
+// that all mail for them is turned away. A table of aliases, which is such a list
+// by default, hardly ever has a domain, and then isn't one of them.
 func (r *Report) DomainsUnknown() (lists []string) {
 	for _, it := range r.Items {
-		if it.Unknown && it.rank() == 0 {
+		aliases := it.Parameter == "virtual_alias_domains" && slices.ContainsFunc(r.Items, func(o Item) bool {
+			return o.Parameter == "virtual_alias_maps" && o.Element == it.Element
+		})
+		if it.Unknown && it.rank() == 0 && !aliases {
 			lists = append(lists, it.ID())
 		}
 	}

@@ -170,7 +170,7 @@ func (i *importer) bareNewline() {
 	case "no":
 		i.item(parameter, v, Approximated, whyCRLF, "")
 	case "yes", "normalize", "note":
-		if i.item(parameter, v, Exact, "", ""); i.set[parameter+"_exclusions"] != "" {
+		if i.item(parameter, v, Exact, "", ""); i.set[parameter+"_exclusions"] != "" && i.set[parameter+"_exclusions"] != i.set["mynetworks"] {
 			i.item(parameter+"_exclusions", i.set[parameter+"_exclusions"], Approximated, whyCRLF, "")
 		}
 	case "reject":

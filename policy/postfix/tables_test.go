@@ -52,6 +52,7 @@ func TestCombinedLosesNothing(t *testing.T) {
 		{"unionmap:{hash:a, mysql:wide}", false, true, "alice bob anybody@example.org"},
 		{"unionmap:{unionmap:{unix:passwd.byname}, hash:x}", true, false, "alice x"},
 		{"unionmap:{static:x, unix:passwd.byname}", true, false, "alice anybody"},
+		{"unionmap:{tcp:127.0.0.1:1, hash:a}", true, false, "alice bob"},
 		{"pipemap:{hash:a, hash:x}", false, false, "alice bob"},
 		{"pipemap:{unix:passwd.byname, hash:x}", true, false, "alice"},
 		{"pipemap:{hash:x, unix:passwd.byname}", true, false, "x"},
