@@ -78,36 +78,24 @@ func (d *domainSet) has(domain string) bool {
 	return false
 }
 
-// resolve finds out which domain an address really goes to: a local domain is
-// stripped, and what remains is looked at again, "%" and "!" being operators
-// (allow_percent_hack, swap_bangpath, resolve_dequoted_address).
+// resolve finds out which domain an address really goes to, and whether mail
+// could be sent there.
 func (s *Snapshot) resolve(f *finder, m envelope.Mailbox, utf8 bool) address {
 	a := address{raw: m.Local}
 	if m.Domain != "" {
 		a.raw += "@" + m.Domain
 	}
-	a.local, a.domain = fold(m.Local), fold(m.Domain)
-	for range len(a.raw) + 2 {
-		if dot := s.spec.Addresses.AppendDotDomain; dot != "" && a.domain != "" && a.domain[0] != '[' && !strings.Contains(a.domain, ".") {
-			a.domain += "." + fold(dot)
+	if isPlain(m) {
+		a.local, a.domain = fold(m.Local), fold(s.completed(trimDot(m.Domain)))
+	} else {
+		all := s.route(f, a.raw)
+		at := strings.LastIndexByte(all, '@')
+		a.local, a.domain = fold(all[:max(at, 0)]), fold(all[at+1:])
+		if at < 0 { // a policy that has no name for its primary
+			a.local, a.domain = a.domain, ""
+		} else {
+			a.bad = a.domain == ""
 		}
-		if n := len(a.domain); n > 1 && a.domain[n-1] == '.' && a.domain[n-2] != '.' {
-			a.domain = a.domain[:n-1]
-		}
-		if a.domain != "" && !s.inClass(f, classLocal, a.domain) {
-			break
-		}
-		local, domain, ok := s.splitRoute(a.local)
-		if !ok {
-			if a.domain == "" {
-				a.domain = fold(cmp.Or(s.spec.Addresses.BareDomain, s.spec.Addresses.MyOrigin))
-			}
-			if a.local == "" {
-				a.local = "mailer-daemon" // empty_address_recipient
-			}
-			break
-		}
-		a.local, a.domain = local, domain
 	}
 	if s.spec.Addresses.NumericDomain && validHostaddr(a.domain) {
 		a.domain = "[" + a.domain + "]"
@@ -119,33 +107,39 @@ func (s *Snapshot) resolve(f *finder, m envelope.Mailbox, utf8 bool) address {
 		}
 	}
 	a.routed = strings.ContainsAny(a.local, "@!%") // operators or not
-	a.bad = a.domain != "" && !validMailDomain(a.domain, utf8) ||
+	a.bad = a.bad || a.domain != "" && !validMailDomain(a.domain, utf8) ||
 		strings.HasPrefix(a.local, "-") && !s.spec.Addresses.AllowMinUser
 	return a
 }
 
-// splitRoute takes the next domain out of a local-part.
-func (s *Snapshot) splitRoute(local string) (rest, domain string, ok bool) {
-	if s.spec.Addresses.KeepQuoted && (envelope.Mailbox{Local: local}).String() != local {
-		return "", "", false
+// isPlain says that an address has nothing to route by, as nearly all have.
+func isPlain(m envelope.Mailbox) bool {
+	if m.Domain == "" || m.Domain[0] == '.' || strings.Contains(m.Domain, "..") || !envelope.IsDotString(m.Local) ||
+		strings.ContainsAny(m.Local, "!%") {
+		return false
 	}
-	if i := strings.LastIndexByte(local, '@'); i >= 0 {
-		return local[:i], local[i+1:], true
+	for i := range len(m.Domain) {
+		switch c := m.Domain[i]; {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '.', c == '-', c == '_', c >= 0x80:
+		default:
+			return false
+		}
 	}
-	if i := strings.IndexByte(local, '!'); i >= 0 && !s.spec.Addresses.NoSwapBangpath {
-		return local[i+1:], local[:i], true
+	return true
+}
+
+// completed is a domain with append_dot_mydomain's.
+func (s *Snapshot) completed(domain string) string {
+	if dot := s.spec.Addresses.AppendDotDomain; dot != "" && !strings.Contains(domain, ".") {
+		return domain + "." + dot
 	}
-	if i := strings.LastIndexByte(local, '%'); i >= 0 && !s.spec.Addresses.NoPercentHack {
-		return local[:i], local[i+1:], true
-	}
-	return "", "", false
+	return domain
 }
 
 // validMailDomain says that a domain or address literal may follow the "@".
 func validMailDomain(d string, utf8 bool) bool {
 	if strings.HasPrefix(d, "[") {
-		_, ok := literalAddr(d)
-		return ok
+		return validLiteral(d)
 	}
 	if !isASCII(d) && !utf8 {
 		return false
@@ -215,9 +209,64 @@ func validHostname(s string) bool {
 }
 
 // validHostaddr says that s is a bare IP address.
-func validHostaddr(s string) bool {
-	a, err := netip.ParseAddr(s)
-	return err == nil && a.Zone() == ""
+func validHostaddr(s string) bool { return validIPv4(s) || strings.Contains(s, ":") && validIPv6(s) }
+
+// validLiteral is Postfix's test of an address literal, which takes some that
+// are none, as [IPv6:1:2:3].
+func validLiteral(s string) bool {
+	s, closed := strings.CutSuffix(s[1:], "]")
+	switch {
+	case !closed:
+		return false
+	case len(s) >= 5 && strings.EqualFold(s[:5], "IPv6:"):
+		return len(s) < 46 && validIPv6(s[5:])
+	}
+	return len(s) < 46 && validIPv4(s)
+}
+
+// validIPv4 is Postfix's test: leading zeros don't matter, and of 0.0.0.0/8
+// only 0.0.0.0 is an address.
+func validIPv4(s string) bool {
+	fields := strings.Split(s, ".")
+	for i, f := range fields {
+		n := strings.TrimLeft(f, "0")
+		if f == "" || len(n) > 3 || len(n) == 3 && n > "255" || strings.Trim(n, "0123456789") != "" || i == 0 && n == "" && strings.Trim(s, "0.") != "" {
+			return false
+		}
+	}
+	return len(fields) == 4
+}
+
+// validIPv6 is Postfix's test, which doesn't count the fields.
+func validIPv6(s string) bool {
+	colons, gap, n := 0, 0, 0 // n: digits of the field in hand
+	for i := 0; i < len(s); {
+		switch c := s[i]; {
+		case c == '.':
+			return colons >= 2 && colons <= 6 && validIPv4(s[i-n:])
+		case c == ':':
+			if colons == 0 && n == 0 && i+1 < len(s) && s[i+1] != ':' {
+				return false
+			}
+			if colons++; colons > 7 {
+				return false
+			}
+			i, n = i+1, 0
+			if i < len(s) && s[i] == ':' {
+				if gap > 0 {
+					return false
+				}
+				gap = colons
+			}
+		default:
+			n = len(s[i:]) - len(strings.TrimLeft(s[i:], "0123456789abcdefABCDEF"))
+			if n == 0 || n > 4 {
+				return false
+			}
+			i += n
+		}
+	}
+	return colons >= 2 && (n > 0 || gap == colons-1)
 }
 
 func isASCII(s string) bool {

@@ -210,7 +210,10 @@ func (p *player) command(verb, arg string) Verdict {
 		return p.s.Helo(ctx, arg)
 	case "mail":
 		var params MailParams
-		path, rest, _ := cutLast(arg, ">")
+		path, rest, err := envelope.ParseReversePath(arg)
+		if err != nil {
+			return Verdict{Action: Reject, Reply: envelope.NewReply(501, "5.1.7", "Bad sender address syntax")}
+		}
 		for o := range strings.FieldsSeq(rest) {
 			if o == "SMTPUTF8" {
 				params.UTF8 = true
@@ -218,9 +221,13 @@ func (p *player) command(verb, arg string) Verdict {
 				params.Size, _ = strconv.ParseInt(n, 10, 64)
 			}
 		}
-		return p.s.Mail(ctx, envelope.ReversePath(parsePath(path)), params)
+		return p.s.Mail(ctx, path, params)
 	case "rcpt":
-		return p.s.Rcpt(ctx, parsePath(arg))
+		path, _, err := envelope.ParseForwardPath(arg)
+		if err != nil {
+			return Verdict{Action: Reject, Reply: envelope.NewReply(501, "5.1.3", "Bad recipient address syntax")}
+		}
+		return p.s.Rcpt(ctx, path)
 	case "data":
 		return p.s.Data(ctx)
 	case "message":
@@ -270,15 +277,6 @@ func parseClient(t *testing.T, arg string) envelope.Client {
 	return c
 }
 
-// parsePath takes the path as the server would have parsed it: in angle
-// brackets, the local-part unquoted.
-func parsePath(s string) (p envelope.ForwardPath) {
-	local, domain, _ := cutLast(strings.Trim(s, "<>"), "@")
-	p.Local = strings.Trim(local, `"`)
-	p.Domain, p.Dot = strings.CutSuffix(domain, ".")
-	return p
-}
-
 func TestSpecRoundTrip(t *testing.T) {
 	spec := NewSpec()
 	b, err := json.Marshal(spec)
@@ -305,8 +303,8 @@ func TestMXBackupInDoubt(t *testing.T) {
 		}
 		r := parseDNS(t, "mx backup.example 10:best.example 20:own.example\na own.example 192.0.2.77\na best.example 192.0.2.1\n")
 		s := snap.Session(r, parseClient(t, "192.0.2.9"))
-		s.Mail(t.Context(), envelope.ReversePath(parsePath("<a@b.example>")), MailParams{})
-		if v := s.Rcpt(t.Context(), parsePath("<a@backup.example>")); max(v.Reply.Code, 250) != want {
+		s.Mail(t.Context(), envelope.ReversePath{Mailbox: envelope.Mailbox{Local: "a", Domain: "b.example"}}, MailParams{})
+		if v := s.Rcpt(t.Context(), envelope.ForwardPath{Mailbox: envelope.Mailbox{Local: "a", Domain: "backup.example"}}); max(v.Reply.Code, 250) != want {
 			t.Errorf("doubt %t: %s", doubt, v.Reply)
 		}
 		s.Close()

@@ -119,7 +119,7 @@ func FuzzSession(f *testing.F) {
 	}
 	for line := range strings.Lines(string(b)) {
 		if rest, found := strings.CutPrefix(line, "rcpt "); found {
-			m := parsePath(strings.TrimSpace(strings.SplitN(rest, "=>", 2)[0]))
+			m, _, _ := envelope.ParseForwardPath(strings.TrimSpace(strings.SplitN(rest, "=>", 2)[0]))
 			f.Add("mx.example", "a", "b.example", m.Local, m.Domain, true)
 		}
 	}

@@ -75,6 +75,10 @@ func (s *Session) Screen(ctx context.Context, early bool) Verdict {
 	return s.eval(ctx, Connect).verdict(Connect, dunno)
 }
 
+// Screened says that postscreen lets the client go on, and refuses every
+// recipient: there it reads MAIL and RCPT no further than up to the colon.
+func (s *Session) Screened() bool { return s.screened.st == refused }
+
 // screen runs the tests once.
 func (s *Session) screen(ctx context.Context, early bool) {
 	p := s.snap.spec.Postscreen

@@ -211,6 +211,31 @@ func (s *Session) Rcpt(ctx context.Context, to envelope.ForwardPath) Verdict {
 	return e.verdict(Rcpt, st)
 }
 
+// Verify judges VRFY, which changes nothing for the commands that follow.
+func (s *Session) Verify(ctx context.Context, to envelope.ForwardPath, utf8 bool) Verdict {
+	rcpt, hasRcpt, count, wasUTF8 := s.rcpt, s.hasRcpt, s.rcptCount, s.utf8
+	discard, hold := s.discard, s.hold
+	defer func() {
+		s.rcpt, s.hasRcpt, s.rcptCount, s.utf8 = rcpt, hasRcpt, count, wasUTF8
+		s.discard, s.hold = discard, hold
+	}()
+	s.utf8 = utf8
+	e := s.eval(ctx, Rcpt)
+	a := s.snap.resolve(&s.find, asGiven(to.Mailbox, to.Dot), utf8)
+	switch {
+	case s.find.failed:
+		e.what = a.raw
+		return e.verdict(Rcpt, e.lookupFailed(kindServerError))
+	case s.undeclared(a.raw):
+		return e.verdict(Rcpt, e.answer(Rule{Stage: Rcpt, Kind: kindStrictUTF8}, 553, "5.6.7", textUndeclared))
+	case to.Postmaster():
+		return Verdict{Rule: Rule{Stage: Rcpt, Kind: kindPostmaster}}
+	}
+	s.rcpt, s.hasRcpt = a, true
+	s.names(ctx)
+	return e.verdict(Rcpt, e.confine(e.checkRcpt(), &a))
+}
+
 // Withdraw takes back the recipient that Rcpt let in last: somebody else refuses
 // it.
 func (s *Session) Withdraw() {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/policy"
@@ -70,14 +71,24 @@ func (f *front) who(at policy.Stage) []slog.Attr {
 }
 
 // peer is a log attribute whose value a peer chose.
-func peer(key, value string) slog.Attr { return slog.String(key, value[:min(len(value), 256)]) }
+func peer(key, value string) slog.Attr {
+	return slog.String(key, strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return '?'
+		}
+		return r
+	}, value[:min(len(value), 256)]))
+}
+
+// space is what stands between a command's words.
+const space = " \t\v\f"
 
 // command answers one command.
 func (f *front) command(line string) {
-	line = strings.Trim(line, " \t")
+	line = strings.Trim(line, space)
 	verb, arg := line, ""
-	if i := strings.IndexAny(line, " \t"); i >= 0 {
-		verb, arg = line[:i], strings.TrimLeft(line[i:], " \t")
+	if i := strings.IndexAny(line, space); i >= 0 {
+		verb, arg = line[:i], strings.TrimLeft(line[i:], space)
 	}
 	verb = upper(verb)
 	if f.policy.NoOp(verb) {
@@ -102,7 +113,7 @@ func (f *front) command(line string) {
 	case "DATA":
 		f.verb = verb
 		f.data(arg)
-	case "NOOP", "VRFY", "RSET":
+	case "NOOP", "VRFY", "RSET", "ETRN":
 		f.verb = verb
 		f.junkCommand()
 		f.small(arg)
@@ -154,10 +165,10 @@ func (f *front) small(arg string) {
 	switch {
 	case f.verb == "NOOP":
 		f.reply(ok)
-	case f.verb == "VRFY" && f.snap.Protocol().DisableVRFY:
-		f.reply(envelope.NewReply(502, "5.5.1", "VRFY command is disabled"))
 	case f.verb == "VRFY":
-		f.reply(envelope.NewReply(252, "2.0.0", "Cannot verify, send some mail and see"))
+		f.verify(arg)
+	case f.verb == "ETRN":
+		f.etrn(arg)
 	case arg != "":
 		f.reply(envelope.NewReply(501, "5.5.4", "Syntax: RSET"))
 	default:
@@ -171,13 +182,8 @@ func (f *front) small(arg string) {
 func (f *front) unknownCommand(verb, line string) {
 	forbidden := f.policy.Forbids(verb)
 	switch verb {
-	case "EXPN", "HELP", "TURN", "ATRN", "SEND", "SOML", "SAML":
-		if forbidden {
-			break
-		}
-		fallthrough
-	case "ETRN", "XFORWARD":
-		f.reply(envelope.NewReply(502, "5.5.1", "Error: command not implemented"))
+	case "XFORWARD":
+		f.xforward(line[len(verb):])
 		return
 	case "AUTH":
 		f.reply(envelope.NewReply(503, "5.5.1", "Error: authentication not enabled"))
@@ -199,12 +205,12 @@ func (f *front) unknownCommand(verb, line string) {
 	}
 	f.limit("not_smtp")
 	f.srv.Log.LogAttrs(f.ctx, slog.LevelInfo, "not SMTP", slog.String("client", f.client.Addr.String()), peer("line", line))
-	f.hangUp("error", envelope.NewReply(221, "2.7.0", "Error: this is an SMTP server. Goodbye."))
+	f.hangUp("error", envelope.NewReply(221, "2.7.0", "Error: I can break rules, too. Goodbye."))
 }
 
 // abandon ends the mail transaction, if there is one, for us and for go-smtp.
 func (f *front) abandon() {
-	f.size = 0
+	f.size, f.author = 0, false
 	if f.tx == nil {
 		return
 	}
@@ -216,7 +222,7 @@ func (f *front) endTransaction() {
 	if f.tx != nil {
 		f.tx.endInquiry()
 	}
-	f.tx, f.size = nil, 0
+	f.tx, f.size, f.author = nil, 0, false
 	f.policy.Reset()
 }
 
@@ -229,6 +235,9 @@ func (f *front) helo(arg string) {
 	if f.snap.Protocol().NoUTF8 {
 		name = masked(name)
 	}
+	if f.snap.Spec().DelayReject { // before that, it is judged as it came
+		name = neutered(name)
+	}
 	v := f.policy.Helo(f.ctx, name)
 	f.judged(policy.Helo, v)
 	if refused(v) {
@@ -236,7 +245,7 @@ func (f *front) helo(arg string) {
 		return
 	}
 	f.abandon()
-	f.client.Helo = name
+	f.client.Helo = neutered(name)
 	if f.verb == "HELO" {
 		if f.client.Protocol == "" {
 			f.client.Protocol = "SMTP"

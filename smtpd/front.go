@@ -1,6 +1,7 @@
 package smtpd
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/tls"
@@ -14,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/pires/go-proxyproto"
@@ -72,6 +74,8 @@ type front struct {
 	// size is the last SIZE=, until a transaction ends. As in Postfix, a MAIL
 	// without it repeats that of a MAIL that was refused.
 	size int64
+	// author says that there was an AUTH= since then.
+	author bool
 
 	verb      string // the command in hand, for metrics and logs
 	mails     int    // mail transactions begun
@@ -249,10 +253,8 @@ func checkCommand(line []byte, bareNewline func() (bool, int), anyOctet bool) (s
 	} else if allowed, _ := bareNewline(); !allowed {
 		return "", errBareLF
 	}
-	for _, c := range line {
-		if c < 0x20 && c != '\t' || c == 0x7f {
-			return "", errBadOctet
-		}
+	if bytes.ContainsAny(line, "\x00\r") {
+		return "", errBadOctet
 	}
 	if !anyOctet && !utf8.Valid(line) {
 		return "", errBadUTF8
@@ -377,11 +379,16 @@ func appendLine(b []byte, code int, sep byte, enhanced, line string) []byte {
 	if enhanced != "" {
 		b = append(append(b, enhanced...), ' ')
 	}
-	for _, c := range []byte(line[:min(len(line), 480)]) {
-		if c < 0x20 || c >= 0x7f {
-			c = '?'
+	line = line[:min(len(line), 510-len("550 5.7.1 "))]
+	for len(line) > 0 {
+		r, n := utf8.DecodeRuneInString(line)
+		switch {
+		case unicode.IsControl(r), r == utf8.RuneError && n == 1:
+			b = append(b, '?')
+		default:
+			b = append(b, line[:n]...)
 		}
-		b = append(b, c)
+		line = line[n:]
 	}
 	return append(b, "\r\n"...)
 }

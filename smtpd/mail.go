@@ -1,10 +1,12 @@
 package smtpd
 
 import (
+	"iter"
 	"log/slog"
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/policy"
@@ -41,7 +43,7 @@ func (f *front) mail(arg string) {
 		f.policy.Nested()
 		f.reply(envelope.NewReply(503, "5.5.1", "Error: nested MAIL command"))
 		return
-	case !isFrom || rest == "":
+	case !(isFrom && rest != "" || f.policy.Screened() && strings.Contains(arg, ":")):
 		f.reply(envelope.NewReply(501, "5.5.4", "Syntax: MAIL FROM:<address>"))
 		return
 	}
@@ -60,6 +62,13 @@ func (f *front) mail(arg string) {
 		f.hangUp("refused", envelope.NewReply(421, "4.3.2", "%s Service extensions have changed, connect again", f.srv.Hostname))
 		return
 	}
+	if f.policy.Screened() {
+		f.tx = &transaction{}
+		f.tx.env.From, _, _ = envelope.ParseReversePath(rest) // for the log
+		f.mails++
+		f.ours, f.feed = false, "MAIL FROM:<>\r\n"
+		return
+	}
 	path, params, err := envelope.ParseReversePath(rest)
 	utf8 := p.Offers("SMTPUTF8") && wantsUTF8(params)
 	if err != nil || f.tooLax(rest) || !path.Null() && !f.policy.Valid(path.Mailbox, path.Dot, utf8) {
@@ -67,7 +76,7 @@ func (f *front) mail(arg string) {
 		return
 	}
 	tx := &transaction{env: envelope.Envelope{From: path, UTF8: utf8}, size: f.size}
-	r := tx.params(params, p)
+	r := f.mailParams(tx, params)
 	if f.size = tx.size; !r.Zero() {
 		f.reply(r)
 		return
@@ -85,29 +94,28 @@ func (f *front) mail(arg string) {
 var tooLarge = envelope.NewReply(552, "5.3.4", "Error: message file too big")
 
 // tooLax says that the policy wants paths as RFC 5321 has them, and that this
-// one lacks its brackets or holds a comment.
+// one isn't.
 func (f *front) tooLax(path string) bool {
-	if !f.snap.Spec().Protocol.StrictEnvelopes {
-		return false
-	}
-	quoted := false
-	for i := 0; i < len(path) && (quoted || path[i] != '>'); i++ {
-		switch c := path[i]; {
-		case c == '\\':
-			i++
-		case c == '"':
-			quoted = !quoted
-		case c == '(' && !quoted:
-			return true
+	return f.snap.Spec().Protocol.StrictEnvelopes && envelope.Lax(path)
+}
+
+// words are the parameters behind a path. In brackets or quotes they may hold
+// white space.
+func words(list string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for list != "" {
+			var word string
+			if word, list, _ = envelope.CutToken(list); word != "" && !yield(word) {
+				return
+			}
 		}
 	}
-	return path[0] != '<'
 }
 
 // wantsUTF8 says that MAIL's parameters hold SMTPUTF8, by which addresses are
 // read.
 func wantsUTF8(list string) bool {
-	for param := range strings.FieldsSeq(list) {
+	for param := range words(list) {
 		if upper(param) == "SMTPUTF8" {
 			return true
 		}
@@ -115,16 +123,20 @@ func wantsUTF8(list string) bool {
 	return false
 }
 
-// params reads MAIL's parameters, but for SMTPUTF8 as the policy has them.
-func (tx *transaction) params(list string, p *policy.Protocol) envelope.Reply {
-	for param := range strings.FieldsSeq(list) {
-		key, value, _ := strings.Cut(param, "=")
+// mailParams reads MAIL's parameters, but for SMTPUTF8 as the policy has them.
+func (f *front) mailParams(tx *transaction, list string) envelope.Reply {
+	p := f.snap.Protocol()
+	for param := range words(list) {
+		key, value, assigned := strings.Cut(param, "=")
 		valid := true
-		if slices.Contains([]string{"RET", "ENVID"}, upper(key)) && !p.Offers("DSN") {
+		if slices.Contains([]string{"RET", "ENVID"}, upper(key)) && assigned && !p.Offers("DSN") {
 			return noDSN
 		}
-		switch upper(key) {
-		case "SIZE": // RFC 1870 §4
+		switch key = upper(key); {
+		case key == "SMTPUTF8" && !assigned && tx.env.UTF8: // RFC 6531
+		case !assigned:
+			return unsupported(param)
+		case key == "SIZE": // RFC 1870 §4
 			if value == "" || strings.Trim(value, "0123456789") != "" {
 				return envelope.NewReply(501, "5.5.4", "Bad message size syntax")
 			}
@@ -133,26 +145,27 @@ func (tx *transaction) params(list string, p *policy.Protocol) envelope.Reply {
 				tx.size = 0
 				return envelope.NewReply(552, "5.3.4", "Message size exceeds file system imposed limit")
 			}
-		case "BODY": // RFC 6152
+		case key == "BODY": // RFC 6152
 			tx.env.EightBit = strings.EqualFold(value, "8BITMIME")
 			if !tx.env.EightBit && !strings.EqualFold(value, "7BIT") {
 				return unsupported(param)
 			}
-		case "SMTPUTF8": // RFC 6531
-			if param != key || !tx.env.UTF8 {
-				return unsupported(param)
+		case key == "AUTH": // RFC 4954 §5, for who may log in elsewhere
+			if f.author {
+				return envelope.NewReply(503, "5.5.4", "Error: multiple AUTH= options")
 			}
-		case "RET": // RFC 3461 §4.3
+			f.author = value != "<>"
+		case key == "RET": // RFC 3461 §4.3
 			valid = tx.env.Ret == "" && (strings.EqualFold(value, "FULL") || strings.EqualFold(value, "HDRS"))
 			tx.env.Ret = strings.ToUpper(value)
-		case "ENVID": // RFC 3461 §4.4
-			valid = tx.env.EnvID == "" && len(value) <= 100 && isXtext(value)
+		case key == "ENVID": // RFC 3461 §4.4
+			valid = tx.env.EnvID == "" && isXtext(value, true)
 			tx.env.EnvID = value
 		default:
-			return unsupported(key)
+			return unsupported(param)
 		}
 		if !valid {
-			return envelope.NewReply(501, "5.5.4", "Bad %s parameter syntax", strings.ToUpper(key))
+			return envelope.NewReply(501, "5.5.4", "Bad %s parameter syntax", key)
 		}
 	}
 	return envelope.Reply{}
@@ -160,8 +173,8 @@ func (tx *transaction) params(list string, p *policy.Protocol) envelope.Reply {
 
 var noDSN = envelope.NewReply(501, "5.7.1", "DSN support is disabled")
 
-func unsupported(key string) envelope.Reply {
-	return envelope.NewReply(555, "5.5.4", "Unsupported option: %s", clean(key[:min(len(key), 64)]))
+func unsupported(param string) envelope.Reply {
+	return envelope.NewReply(555, "5.5.4", "Unsupported option: %s", param)
 }
 
 // recipient reads a RCPT command; session.Rcpt judges it.
@@ -171,11 +184,16 @@ func (f *front) recipient(arg string) {
 	case f.tx == nil:
 		f.reply(envelope.NewReply(503, "5.5.1", "Error: need MAIL command"))
 		return
-	case !isTo || rest == "":
+	case !(isTo && rest != "" || f.policy.Screened() && strings.Contains(arg, ":")):
 		f.reply(envelope.NewReply(501, "5.5.4", "Syntax: RCPT TO:<address>"))
 		return
 	}
 	path, params, err := envelope.ParseForwardPath(rest)
+	if f.policy.Screened() {
+		f.rcpt = envelope.Recipient{Path: path}
+		f.ours, f.feed = false, "RCPT TO:<r@x>\r\n"
+		return
+	}
 	if err != nil || f.tooLax(rest) || !path.Postmaster() && !f.policy.Valid(path.Mailbox, path.Dot, f.tx.env.UTF8) {
 		f.reply(envelope.NewReply(501, "5.1.3", "Bad recipient address syntax"))
 		return
@@ -205,12 +223,15 @@ func (f *front) recipient(arg string) {
 
 // rcptParams reads RCPT's parameters. They are kept as the client wrote them.
 func rcptParams(rcpt *envelope.Recipient, list string, p *policy.Protocol) envelope.Reply {
-	for param := range strings.FieldsSeq(list) {
-		key, value, _ := strings.Cut(param, "=")
-		if slices.Contains([]string{"NOTIFY", "ORCPT"}, upper(key)) && !p.Offers("DSN") {
+	for param := range words(list) {
+		key, value, assigned := strings.Cut(param, "=")
+		if key = upper(key); !assigned || key != "NOTIFY" && key != "ORCPT" {
+			return unsupported(param)
+		}
+		if !p.Offers("DSN") {
 			return noDSN
 		}
-		switch upper(key) {
+		switch key {
 		case "NOTIFY": // RFC 3461 §4.1
 			if rcpt.Notify != "" || !validNotify(value) {
 				return envelope.NewReply(501, "5.5.4", "Error: Bad NOTIFY parameter syntax")
@@ -221,8 +242,6 @@ func rcptParams(rcpt *envelope.Recipient, list string, p *policy.Protocol) envel
 				return envelope.NewReply(501, "5.5.4", "Error: Bad ORCPT parameter syntax")
 			}
 			rcpt.ORcpt = value
-		default:
-			return unsupported(key)
 		}
 	}
 	return envelope.Reply{}
@@ -242,26 +261,45 @@ func validNotify(s string) bool {
 }
 
 // validORcpt says that s is an address type and an address in xtext, or in one
-// of the encodings of RFC 6533 §3 when the type is utf-8.
+// of the encodings of RFC 6533 §3 when the type is utf-8. As in Postfix the
+// address may be empty, and the type anything.
 func validORcpt(s string) bool {
 	kind, addr, found := strings.Cut(s, ";")
-	if !found || kind == "" || addr == "" || len(s) > 500 || !isXtext(kind) {
+	if !found || kind == "" {
 		return false
 	}
-	return strings.EqualFold(kind, "utf-8") || isXtext(addr)
+	if !strings.EqualFold(kind, "utf-8") {
+		return addr == "" || isXtext(addr, false)
+	}
+	for {
+		_, rest, found := strings.Cut(addr, `\x{`)
+		if !found {
+			return true
+		}
+		point, after, closed := strings.Cut(rest, "}")
+		if n, err := strconv.ParseUint("0"+point, 16, 64); !closed || err != nil || n > unicode.MaxRune {
+			return false
+		}
+		addr = after
+	}
 }
 
-// isXtext says that s is xtext, RFC 3461 §4, and not empty. As in Postfix, "="
-// may stand in it.
-func isXtext(s string) bool {
+// isXtext says that s is xtext, RFC 3461 §4, and not empty. As in Postfix, any
+// character may stand for itself, unless all must be printable ones.
+func isXtext(s string, printable bool) bool {
 	for i := 0; i < len(s); i++ {
-		switch c := s[i]; {
-		case c == '+':
+		c := s[i]
+		if c == '+' {
 			if i+2 >= len(s) || !isHex(s[i+1]) || !isHex(s[i+2]) {
 				return false
 			}
-			i += 2
-		case c < '!' || c > '~':
+			n, _ := strconv.ParseUint(s[i+1:i+3], 16, 8)
+			c = byte(n)
+			if i += 2; c == 0 {
+				return false
+			}
+		}
+		if printable && (c < ' ' || c > '~') {
 			return false
 		}
 	}
@@ -269,6 +307,17 @@ func isXtext(s string) bool {
 }
 
 func isHex(c byte) bool { return c >= '0' && c <= '9' || c >= 'A' && c <= 'F' || c >= 'a' && c <= 'f' }
+
+// neutered is a HELO name as Postfix keeps it: without what could matter in a
+// header.
+func neutered(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) || strings.ContainsRune(" <>()\\\";@", r) {
+			return '?'
+		}
+		return r
+	}, s)
+}
 
 // masked has "?" for each octet that isn't ASCII, as Postfix has in a HELO name
 // without smtputf8_enable.
@@ -298,5 +347,5 @@ func cutFold(s, prefix string) (rest string, found bool) {
 	if len(s) < len(prefix) || !strings.EqualFold(s[:len(prefix)], prefix) {
 		return "", false
 	}
-	return strings.Trim(s[len(prefix):], " \t"), true
+	return strings.Trim(s[len(prefix):], space), true
 }

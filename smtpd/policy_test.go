@@ -50,7 +50,7 @@ func TestPolicyInTheDoor(t *testing.T) {
 			}},
 		{"command that does nothing", "C! \"LURK\\r\\nNOOP\\r\\n\"\nS: 250 2.0.0\nS: 250 2.0.0\n", func(s *policy.Spec) { s.Protocol.NoopCommands = []string{"lurk"} }},
 		{"command that ends the session", "C: HELP\nS: 221 2.7.0\nS: CLOSED\n", func(s *policy.Spec) { s.Protocol.ForbiddenCommands = []string{"HELP"} }},
-		{"no command of SMTP's does", "C: NOOP\nS: 250\nC: ETRN x\nS: 502\n", func(s *policy.Spec) { s.Protocol.ForbiddenCommands = []string{"etrn", "noop"} }},
+		{"no command of SMTP's does", "C: NOOP\nS: 250\nC: ETRN x\nS: 459\n", func(s *policy.Spec) { s.Protocol.ForbiddenCommands = []string{"etrn", "noop"} }},
 		{"pipelining forbidden", "C! \"EHLO a\\r\\nNOOP\\r\\n\"\nS: 554 5.5.0 Error: SMTP protocol synchronization\nS: CLOSED\n",
 			func(s *policy.Spec) { s.Protocol.ForbidPipelining = true }},
 		{"pipelining where it is allowed", "C: EHLO a\nS: 250\nC! \"MAIL FROM:<>\\r\\nRCPT TO:<alice@corp.example>\\r\\nDATA\\r\\n\"\nS: 250\nS: 250\nS: 354\n",

@@ -73,7 +73,10 @@ func TestNoOpenRelay(t *testing.T) {
 				accepted[w]++
 				name := strings.ToLower(path.Local + "@" + path.Domain)
 				if path.Domain == "" { // "alice@corp.example" in quotes, which Postfix reads again
-					name = strings.ToLower(path.Local)
+					name = strings.TrimRight(strings.ToLower(path.Local), "@") // nor does a second, empty domain matter
+				}
+				if route, mailbox, found := strings.Cut(name, ":"); found && route[0] == '@' {
+					name = mailbox // a source route behind something else
 				}
 				if !path.Postmaster() && !listed[strings.TrimSuffix(name, ".")] {
 					t.Errorf("%q was accepted as %q", arg, path.String())

@@ -54,10 +54,14 @@ func (s *session) Rcpt(string, *smtp.RcptOptions) (err error) {
 	v := f.asked(f.policy.Rcpt(f.ctx, f.rcpt.Path))
 	f.judged(policy.Rcpt, v)
 	if refused(v) {
-		if strings.HasSuffix(v.Rule.Kind, "unlisted_recipient") {
-			f.unknown++
-		}
+		f.countUnknown(v)
 		f.refuse(v)
+		return errRefused
+	}
+	if f.tx.env.From.Hostile() || f.rcpt.Path.Hostile() {
+		f.policy.Withdraw()
+		f.limit("bad_octets")
+		f.reply(envelope.NewReply(501, "5.1.3", "Bad recipient address syntax"))
 		return errRefused
 	}
 	f.tx.allow(v)
@@ -67,9 +71,22 @@ func (s *session) Rcpt(string, *smtp.RcptOptions) (err error) {
 	return nil
 }
 
+// countUnknown counts who asks for one unknown recipient after the other.
+func (f *front) countUnknown(v policy.Verdict) {
+	if strings.HasSuffix(v.Rule.Kind, "unlisted_recipient") {
+		f.unknown++
+	}
+}
+
 // data answers DATA: go-smtp has no hook before its 354.
 func (f *front) data(arg string) {
+	if f.policy.Screened() { // postscreen has no more patience
+		defer f.hangUp("refused", envelope.Reply{})
+	}
 	switch {
+	case arg != "" && f.policy.Screened():
+		f.reply(envelope.NewReply(501, "5.5.4", "Syntax: DATA"))
+		return
 	case f.tx == nil:
 		f.reply(envelope.NewReply(503, "5.5.1", "Error: need RCPT command"))
 		return

@@ -7,12 +7,9 @@ import (
 	"unicode/utf8"
 )
 
-// Lengths that no address in use comes near. RFC 5321 §4.5.3.1 wants 64 and
-// 255; long local-parts exist (VERP), long domains don't.
 const (
-	maxLocal  = 256
+	maxLocal  = 2048 // an operator's; a client's are as long as its commands may be
 	maxDomain = 255
-	maxDepth  = 16 // nested comments
 )
 
 var (
@@ -23,47 +20,66 @@ var (
 	errDomain     = errors.New("bad domain")
 	errLiteral    = errors.New("bad address literal")
 	errJunk       = errors.New("text beside the address")
-	errTooLong    = errors.New("address too long")
+	errMany       = errors.New("more than one address")
+	errUTF8       = errors.New("not UTF-8 text")
 )
 
 // ParseReversePath reads the text behind "MAIL FROM:". params is what follows
-// the path, trimmed. It is as lenient as a Postfix without
-// strict_rfc821_envelopes: brackets may lack, source routes are cut off (RFC
-// 5321 §4.1.1.3), comments, spaces around "@" and "." and one dot at the
-// domain's end don't count. For the policy to judge are: an absent domain, an
-// IPv4 address in its place, a local-part that begins with "-", and octets above
-// 127, which pass when they are UTF-8.
+// the path. It is as lenient as a Postfix without strict_rfc821_envelopes:
+// brackets may lack, source routes are cut off (RFC 5321 §4.1.1.3), comments,
+// spaces around "@" and "." and one dot at the domain's end don't count. Whether
+// there can be such a local-part and such a domain is for the policy to judge.
 func ParseReversePath(arg string) (p ReversePath, params string, err error) {
-	path, params, err := cutPath(arg)
-	if err != nil {
-		return p, "", err
-	}
-	if path == "" {
-		return p, params, nil
-	}
-	p.Mailbox, p.Dot, err = parseAddress(path)
+	_, p.Dot, p.Mailbox, params, err = readPath(arg)
 	return p, params, err
 }
 
 // ParseForwardPath reads the text behind "RCPT TO:", as ParseReversePath does;
 // the null path is an error.
 func ParseForwardPath(arg string) (p ForwardPath, params string, err error) {
-	path, params, err := cutPath(arg)
-	if err != nil {
-		return p, "", err
+	path, dot, m, params, err := readPath(arg)
+	if err == nil && path == "" {
+		err = errNull
 	}
-	if path == "" {
-		return p, "", errNull
+	return ForwardPath{Mailbox: m, Dot: dot}, params, err
+}
+
+// ParseVerify reads VRFY's argument: a path that may hold spaces, and where
+// Postfix minds neither a quote nor a bracket that isn't closed.
+func ParseVerify(arg string) (p ForwardPath, err error) {
+	if !utf8.ValidString(arg) || strings.Contains(arg, "\x00") {
+		return p, errUTF8
 	}
-	p.Mailbox, p.Dot, err = parseAddress(path)
-	return p, params, err
+	path, _, err := parseAddress(unroute(arg))
+	if err == nil && path == "" {
+		err = errNull
+	}
+	if err == nil {
+		p.Mailbox, p.Dot, err = split(path)
+	}
+	return p, err
 }
 
 // ParseMailbox reads "local@domain" as an operator writes it: no brackets, no
-// source route, a domain is a must.
+// source route, a local-part and a domain are a must.
 func ParseMailbox(s string) (Mailbox, error) {
-	m, _, err := parseAddress(s)
-	if err == nil && m.Domain == "" {
+	token, rest, closed := CutToken(s)
+	if token == "" || rest != "" || !closed || !utf8.ValidString(s) || strings.ContainsAny(s, "<>\r\n\x00") {
+		return Mailbox{}, errJunk
+	}
+	path, beside, err := parseAddress(s)
+	if err == nil && beside {
+		err = errJunk
+	}
+	if err != nil {
+		return Mailbox{}, err
+	}
+	m, _, err := split(path)
+	switch {
+	case err != nil:
+	case m.Local == "" || len(m.Local) > maxLocal:
+		err = errLocal
+	case !ValidDomain(m.Domain) && !validLiteral(m.Domain):
 		err = errDomain
 	}
 	if err != nil {
@@ -72,265 +88,73 @@ func ParseMailbox(s string) (Mailbox, error) {
 	return m, nil
 }
 
-// cutPath splits a command's argument at the first space that is neither
-// quoted nor in brackets, and takes the path out of its brackets and its
-// source route. An empty path stands for "<>".
-func cutPath(arg string) (path, params string, err error) {
-	arg = strings.TrimLeft(arg, " \t")
-	if arg == "" {
-		return "", "", errNoPath
+// readPath reads a path and what follows it.
+func readPath(arg string) (path string, dot bool, m Mailbox, params string, err error) {
+	token, params, closed := CutToken(arg)
+	if token == "" {
+		return "", false, m, "", errNoPath
 	}
-	n, closed, err := pathLen(arg)
-	if err != nil {
-		return "", "", err
+	if !closed {
+		return "", false, m, "", errUnbalanced
 	}
-	path, params = arg[:n], strings.Trim(arg[n:], " \t")
-	bracketed := path[0] == '<'
-	switch {
-	case bracketed && path[len(path)-1] != '>':
-		return "", "", errJunk // <a@b>c
-	case bracketed:
-		path = path[1 : len(path)-1]
-	case closed:
-		path = path[:len(path)-1]
+	if !utf8.ValidString(token) || strings.Contains(token, "\x00") {
+		return "", false, m, "", errUTF8
 	}
-	path = strings.Trim(path, " \t")
-	if strings.HasPrefix(path, "@") {
-		if _, behind, found := strings.Cut(path, ":"); found {
-			path = strings.Trim(behind, " \t")
-		}
+	path, _, err = parseAddress(unroute(token))
+	if err == nil && path != "" {
+		m, dot, err = split(path)
 	}
-	if path == "" && !bracketed {
-		return "", "", errNoPath
-	}
-	return path, params, nil
+	return path, dot, m, params, err
 }
 
-// pathLen finds the path's end in arg, and says whether a ">" stands there that
-// is neither quoted nor escaped.
-func pathLen(arg string) (n int, closed bool, err error) {
-	var quoted bool
-	var depth int
-	for i := 0; i < len(arg); i++ {
-		c := arg[i]
-		if (c == ' ' || c == '\t') && !quoted && depth == 0 {
-			return i, closed, nil
-		}
-		closed = false
-		switch {
-		case c == '\\':
-			i++
-			if i == len(arg) {
-				return 0, false, errUnbalanced
-			}
-		case c == '"':
-			quoted = !quoted
-		case quoted:
-		case c == '<':
-			depth++
-		case c == '>':
-			depth, closed = max(0, depth-1), true
+// unroute takes a path out of its brackets and its source route.
+func unroute(token string) string {
+	if token[0] == '<' && token[len(token)-1] == '>' && len(token) > 1 {
+		token = token[1 : len(token)-1]
+	}
+	if strings.HasPrefix(token, "@") {
+		if _, behind, found := strings.Cut(token, ":"); found {
+			return behind
 		}
 	}
-	if quoted || depth > 0 {
-		return 0, false, errUnbalanced
-	}
-	return len(arg), closed, nil
+	return token
 }
 
-// parseAddress reads an addr-spec. The domain stands behind the last "@" that
-// isn't quoted; an "@" before it is part of the local-part, and so is a ":". dot
-// says that a dot followed the domain.
-func parseAddress(s string) (m Mailbox, dot bool, err error) {
-	if len(s) > 2*(maxLocal+maxDomain) {
-		return Mailbox{}, false, errTooLong
+// Lax says that a path, the argument of ParseReversePath, isn't as RFC 5321
+// has it: it lacks its brackets, holds a comment or a phrase, or nobody's
+// name.
+func Lax(arg string) bool {
+	token, _, _ := CutToken(arg)
+	if token == "" || token[0] != '<' {
+		return true
 	}
-	if !utf8.ValidString(s) {
-		return Mailbox{}, false, errLocal
-	}
-	a := addrScanner{rest: s}
-	local, err := a.local()
-	if err != nil {
-		return Mailbox{}, false, err
-	}
-	var domain string
-	if at := a.lastAt; at >= 0 {
-		domain, dot, err = parseDomain(local[at+1:], a.literal)
-		if err != nil {
-			return Mailbox{}, false, err
-		}
-		local = local[:at]
-	}
-	switch {
-	case local == "":
-		return Mailbox{}, false, errLocal
-	case len(local) > maxLocal:
-		return Mailbox{}, false, errTooLong
-	}
-	return Mailbox{Local: local, Domain: domain}, dot, nil
+	path, beside, _ := parseAddress(unroute(token))
+	return beside || strings.HasPrefix(path, "@")
 }
 
-// addrScanner takes the quoting, the comments and the folding spaces out of
-// an addr-spec.
-type addrScanner struct {
-	rest    string
-	out     []byte
-	lastAt  int  // index in out of the last "@" outside of quotes, -1 without
-	literal bool // what stands behind lastAt is an address literal
-	gap     bool // white space or a comment since the last octet
-	word    bool // the last octet is of a word: no "@", "." or ":" that separates words
-	string  bool // the last octet ended a quoted string
-	quoted  bool // a quoted string stands behind lastAt
-}
-
-func (a *addrScanner) local() (string, error) {
-	a.lastAt = -1
-	for len(a.rest) > 0 {
-		c := a.rest[0]
-		a.rest = a.rest[1:]
-		var err error
-		switch {
-		case c == ' ' || c == '\t':
-			a.gap = true
-		case c == '(':
-			a.gap = true
-			err = a.comment()
-		case c == '"':
-			err = a.quotedString()
-		case c == '[':
-			err = a.addressLiteral()
-		default:
-			err = a.plain(c)
-		}
-		if err != nil {
-			return "", err
+// split takes an address in its internal form apart. A domain that could not
+// stand in a command as it is, is none.
+func split(path string) (m Mailbox, dot bool, err error) {
+	at := strings.LastIndexByte(path, '@')
+	if at < 0 || at+1 == len(path) {
+		return Mailbox{Local: path}, false, nil
+	}
+	m = Mailbox{Local: path[:at], Domain: path[at+1:]}
+	if n := len(m.Domain); n > 1 && m.Domain[n-1] == '.' && m.Domain[n-2] != '.' {
+		m.Domain, dot = m.Domain[:n-1], true
+	}
+	inner, literal := m.Domain, false
+	if inside, ok := strings.CutPrefix(m.Domain, "["); ok {
+		if inner, literal = strings.CutSuffix(inside, "]"); !literal {
+			return Mailbox{}, false, errLiteral
 		}
 	}
-	if a.quoted && a.lastAt >= 0 {
-		return "", errDomain
-	}
-	return string(a.out), nil
-}
-
-// plain takes one octet of an atom, a dot, an "@" or a quoted-pair.
-func (a *addrScanner) plain(c byte) error {
-	word := c != '@' && c != '.' && c != ':'
-	switch {
-	case c == '@':
-		if a.literal {
-			return errLiteral
-		}
-		a.lastAt, a.quoted = len(a.out), false
-	case c == '\\':
-		if a.rest == "" || isControl(a.rest[0]) {
-			return errLocal
-		}
-		c, a.rest = a.rest[0], a.rest[1:]
-		a.quoted = true
-	case c == ':' && a.lastAt >= 0, word && !isAtext(c):
-		return errLocal
-	}
-	if err := a.follow(word); err != nil {
-		return err
-	}
-	a.out = append(a.out, c)
-	return nil
-}
-
-// follow says that a word or a separator comes next: white space may not stand
-// between two words, and nothing behind an address literal.
-func (a *addrScanner) follow(word bool) error {
-	switch {
-	case a.literal:
-		return errLiteral
-	case (a.gap || a.string) && a.word && word:
-		return errJunk
-	}
-	a.gap, a.word, a.string = false, word, false
-	return nil
-}
-
-func (a *addrScanner) quotedString() error {
-	if err := a.follow(true); err != nil {
-		return err
-	}
-	a.quoted = true
-	for i := 0; i < len(a.rest); i++ {
-		c := a.rest[i]
-		if c == '"' {
-			a.rest, a.string = a.rest[i+1:], true
-			return nil
-		}
-		if c == '\\' {
-			i++
-			if i == len(a.rest) {
-				break
-			}
-			c = a.rest[i]
-		}
-		if isControl(c) {
-			return errLocal
-		}
-		a.out = append(a.out, c)
-	}
-	return errUnbalanced
-}
-
-// comment skips to the end of a comment whose "(" was read, which may be the
-// end of all.
-func (a *addrScanner) comment() error {
-	depth := 1
-	for i := 0; i < len(a.rest); i++ {
-		switch a.rest[i] {
-		case '\\':
-			i++
-		case '(':
-			depth++
-		case ')':
-			depth--
-		}
-		if depth > maxDepth {
-			return errTooLong
-		}
-		if depth == 0 {
-			a.rest = a.rest[i+1:]
-			return nil
+	for i := range len(inner) {
+		if c := inner[i]; !isAtext(c) && c != '.' && !(literal && c == ':') {
+			return Mailbox{}, false, errDomain
 		}
 	}
-	a.rest = ""
-	return nil
-}
-
-// addressLiteral takes everything up to "]"; it must follow "@" at once.
-func (a *addrScanner) addressLiteral() error {
-	end := strings.IndexByte(a.rest, ']')
-	if end < 0 {
-		return errUnbalanced
-	}
-	if a.lastAt != len(a.out)-1 || a.lastAt < 0 {
-		return errLiteral
-	}
-	a.out = append(append(append(a.out, '['), a.rest[:end]...), ']')
-	a.rest = a.rest[end+1:]
-	a.literal, a.gap = true, false
-	return nil
-}
-
-func isControl(c byte) bool { return c < 0x20 || c == 0x7f }
-
-// parseDomain checks what stands behind the "@", and takes one dot off its end.
-func parseDomain(s string, literal bool) (domain string, dot bool, err error) {
-	if literal {
-		if !validLiteral(s) {
-			return "", false, errLiteral
-		}
-		return s, false, nil
-	}
-	s, dot = strings.CutSuffix(s, ".")
-	if !ValidDomain(s) && !validLiteral("["+s+"]") {
-		return "", false, errDomain
-	}
-	return s, dot, nil
+	return m, dot, nil
 }
 
 // validLiteral says that s is an address literal, RFC 5321 §4.1.3, of IPv4 or

@@ -1,11 +1,14 @@
 package envelope
 
-import "strings"
+import (
+	"strings"
+	"unicode"
+)
 
 // Mailbox is RFC 5321 §4.1.2's Mailbox, taken apart. Local is the local-part
 // without its quoting: two spellings of one local-part are one Mailbox. Domain
 // is a domain or an address literal as the client wrote it; it is "" only
-// where a path may lack it.
+// where a path may lack it. Local may be "" too, of <@example.org>.
 type Mailbox struct {
 	Local  string
 	Domain string
@@ -34,11 +37,11 @@ func (p ForwardPath) Postmaster() bool {
 }
 
 // String spells the mailbox as it goes into a command: the local-part quoted
-// where, and only where, RFC 5321 §4.1.2 demands it. It never holds a bare
-// control character, so it can't end a command.
+// where, and only where, RFC 5321 §4.1.2 demands it. It holds neither CR, LF nor
+// NUL, so it can't end a command.
 func (m Mailbox) String() string {
 	local := m.Local
-	if !isDotString(local) && m != (Mailbox{}) {
+	if !IsDotString(local) && m != (Mailbox{}) {
 		local = quoteLocal(local)
 	}
 	if m.Domain == "" {
@@ -47,9 +50,14 @@ func (m Mailbox) String() string {
 	return local + "@" + m.Domain
 }
 
-// isDotString says that s is a Dot-string of atoms; octets above 127 count as
+// Hostile says that the mailbox holds control characters. Postfix takes them;
+// we judge such a mailbox and never let it in: no other server, terminal or log
+// need be as robust.
+func (m Mailbox) Hostile() bool { return strings.ContainsFunc(m.Local, unicode.IsControl) }
+
+// IsDotString says that s is a Dot-string of atoms; octets above 127 count as
 // atom text (RFC 6531 §3.3).
-func isDotString(s string) bool {
+func IsDotString(s string) bool {
 	if s == "" || s[0] == '.' || s[len(s)-1] == '.' || strings.Contains(s, "..") {
 		return false
 	}
@@ -69,8 +77,7 @@ func isAtext(c byte) bool {
 	return strings.IndexByte("!#$%&'*+-/=?^_`{|}~", c) >= 0
 }
 
-// quoteLocal writes a Quoted-string. Control characters, which no
-// Quoted-string can hold, become "?".
+// quoteLocal writes a Quoted-string. What could end a command becomes "?".
 func quoteLocal(s string) string {
 	var b strings.Builder
 	b.WriteByte('"')
@@ -79,7 +86,7 @@ func quoteLocal(s string) string {
 		case c == '"' || c == '\\':
 			b.WriteByte('\\')
 			b.WriteByte(c)
-		case c < 0x20 || c == 0x7f:
+		case c == '\r' || c == '\n' || c == 0:
 			b.WriteByte('?')
 		default:
 			b.WriteByte(c)

@@ -25,6 +25,9 @@ func (d draw) path(mailbox string) string {
 	return s
 }
 
+// AddressForms returns the ways to write an address that sessions use.
+func AddressForms() []string { return addressForms }
+
 // addressForms are ways to write local ({l}, {L} in capitals) at domain ({d},
 // {D}). {o} is one of our domains, {s} a sender's, {+} an address delimiter.
 var addressForms = []string{

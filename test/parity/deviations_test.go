@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -24,14 +25,8 @@ type deviation struct {
 }
 
 var deviations = []deviation{
-	{form: regexp.MustCompile(`:\s*<<`), example: "<<bob@example.org>>", refused: true, why: "brackets inside of brackets are refused"},
-	{form: regexp.MustCompile(`\[[^\]]*>`), example: "<bob@[127.0.0.1>", refused: true, why: "an address literal must be closed"},
-	{form: regexp.MustCompile(`\]\s*\.+\s*>|\][^>]*@|%\s*\[|\[[^\]]*\]\s*[!%]`), example: "<bob@[192.0.2.1]@example.org>", refused: true, why: "an address literal stands at the end and is not routed"},
-	{form: regexp.MustCompile(`<\s*@|""|,\s*@|:\s*@`), example: "<@example.org>", refused: true, why: "a local-part must not be empty"},
-	{form: regexp.MustCompile(`<\s*@[^>]*:`), example: "< @ good.example@b.example:bob@example.org>", why: "source routes are cut off unread"},
-	{form: regexp.MustCompile(`@\s*@|[%!]\s*@|<\s*[%!]`), example: "<!bob@example.org>", why: "a routed address may name no host or nobody"},
-	{form: regexp.MustCompile(`<[^>]*:[^>]*;`), example: "<friends:;bob@example.org>", refused: true, why: "an address is no group of RFC 5322"},
-	{form: regexp.MustCompile(`"[^"]*@[^"]*"`), example: `<"bob @ example.org">`, refused: true, late: true, why: "an @ in quotes is not looked behind"},
+	{form: oddDomain, example: "<!<>@from:[127.0.0.1]>", refused: true, why: "a domain must be one that can stand in a command"},
+	{form: regexp.MustCompile("[\x01-\x1f\x7f]"), example: "<bob\x01@example.org>", refused: true, late: true, why: "control characters are judged as by Postfix, but never let in: 501 at RCPT where it says 250"},
 	{form: regexp.MustCompile("\ufffd"), example: "<b\xfccher@example.org>", refused: true, why: "an address must be UTF-8, with `smtputf8_enable = no`, too"},
 }
 
@@ -83,7 +78,7 @@ lets pass for them. All others that it plays get the same codes from both.
 		if d.refused {
 			theirs, ours = "judged", "501"
 		}
-		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", strings.ReplaceAll(d.example, "\xfc", `\xfc`), theirs, ours, d.why)
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", strings.Trim(strconv.QuoteToASCII(d.example), `"`), theirs, ours, d.why)
 	}
 	b.WriteString(`
 At the end of a message one thing differs: Received fields that header_checks drop, or of a message that is discarded, count
