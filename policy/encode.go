@@ -1,11 +1,16 @@
 package policy
 
 import (
+	"bufio"
 	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 
 	"github.com/understudy-mx/understudy/internal/locate"
 )
@@ -25,6 +30,38 @@ func (s *Snapshot) Encode() []byte {
 	}
 	out.WriteByte('\n')
 	return out.Bytes()
+}
+
+// sum is SHA-256 of the policy, each table's entries for themselves: the
+// encoding of a million recipients at once would be several times the policy.
+func (s *Snapshot) sum() (sum [32]byte) {
+	h := sha256.New()
+	w := bufio.NewWriterSize(h, 32<<10) // neither of them fails
+	field := func(size int) { w.Write(binary.AppendUvarint(w.AvailableBuffer(), uint64(size))) }
+	put := func(v any) {
+		b, err := marshalJSON(v)
+		if err != nil {
+			panic("policy: sum up snapshot: " + err.Error()) // a Spec holds nothing that JSON can't
+		}
+		field(len(b))
+		w.Write(b)
+	}
+	spec := *s.spec
+	spec.Tables = nil
+	put(spec)
+	for _, name := range slices.Sorted(maps.Keys(s.spec.Tables)) {
+		t := s.spec.Tables[name]
+		put([]any{name, t.Type(), t.secret, t.Len()})
+		for key, value := range t.Entries(0, t.Len()) {
+			field(len(key))
+			w.Write(key)
+			field(len(value))
+			w.WriteString(value)
+		}
+	}
+	w.Flush()
+	h.Sum(sum[:0])
+	return sum
 }
 
 // marshalJSON leaves "<>" and "&" as they are.

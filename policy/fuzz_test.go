@@ -2,6 +2,7 @@ package policy
 
 import (
 	"bytes"
+	"encoding/json"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -63,12 +64,31 @@ func FuzzJSON(f *testing.F) {
 	f.Add(`{"version":1}`)
 	f.Fuzz(func(t *testing.T, text string) {
 		s, err := decode("s", []byte(text))
+		wantStreamed(t, text, s)
 		if err == nil {
 			again(t, s)
 		} else if strings.Contains(err.Error(), "can't be compiled") {
 			t.Error(err)
 		}
 	})
+}
+
+// wantStreamed wants that what is read token by token is what decode reads,
+// want: nil when it reads none.
+func wantStreamed(t *testing.T, text string, want *Snapshot) {
+	t.Helper()
+	r := specReader{d: json.NewDecoder(strings.NewReader(text))}
+	spec, err := r.spec()
+	if err != nil {
+		return // decode has the last word
+	}
+	got, err := Compile(spec)
+	switch {
+	case (err == nil) != (want != nil):
+		t.Errorf("token by token: %v; decode: %v", err, want != nil)
+	case err == nil && (!bytes.Equal(got.Encode(), want.Encode()) || got.Digest() != want.Digest()):
+		t.Errorf("token by token:\n%s\nwant\n%s", got.Encode(), want.Encode())
+	}
 }
 
 func again(t *testing.T, s *Snapshot) {

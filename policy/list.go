@@ -3,35 +3,67 @@ package policy
 import (
 	"bytes"
 	"container/heap"
+	"errors"
 	"fmt"
 	"io"
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 )
 
 // A list of recipients may be ten million lines long. It is read in pieces of
-// whole lines that are looked at side by side. Each piece becomes a sorted
-// run, and the runs are merged: of a list that is sorted already, nearly all
-// segments of the runs are the table's.
+// whole lines that are looked at side by side. What the table of before has too
+// is only marked there. The rest of each piece becomes a sorted run, and the
+// runs are merged: of a list that is sorted already, nearly all segments of the
+// runs are the table's.
 
 // pieceSize is how much of a list one piece holds, at least.
-const pieceSize = 1 << 20
+const pieceSize = 256 << 10
 
 // piece is what a part of a list holds.
 type piece struct {
 	p     *tomlPolicy
 	lines int
 	keys  []string
+	key   []byte
 	used  []bool    // domains by their number
 	wrong []mistake // with lines of the piece
+	known cursor    // behind the key found last in the table of before
 	run   segments
 	err   error // of making the run
 }
 
-func (p *tomlPolicy) newPiece() *piece { return &piece{p: p, used: make([]bool, len(p.domains))} }
+func (p *tomlPolicy) newPiece() *piece {
+	return &piece{p: p, used: make([]bool, len(p.domains)), known: cursor{x: &p.like.segments}}
+}
+
+// marked is a table's keys, and which of them a new list has too.
+type marked struct {
+	segments
+	marks []uint64
+}
+
+func newMarked(t *Table) *marked {
+	if t == nil || t.secret != nil {
+		return &marked{}
+	}
+	return &marked{t.keys, make([]uint64, t.Len()/64+1)}
+}
+
+func (m *marked) mark(i int) { atomic.OrUint64(&m.marks[i/64], 1<<(i%64)) }
+
+func (m *marked) has(i int) bool { return m.marks[i/64]&(1<<(i%64)) != 0 }
+
+// hasAll says that the n keys from i on are marked.
+func (m *marked) hasAll(i, n int) bool {
+	for n > 0 && m.has(i) {
+		i, n = i+1, n-1
+	}
+	return n == 0
+}
 
 // add takes an address or says what is wrong with it.
 func (c *piece) add(addr string) error {
@@ -46,8 +78,27 @@ func (c *piece) add(addr string) error {
 	case !ours:
 		return fmt.Errorf("recipient %q is outside of the domains; add %q to domains or remove it", addr, domain)
 	}
-	c.keys = append(c.keys, fold(addr))
+	if key := fold(addr); !c.marks(key) {
+		c.keys = append(c.keys, key)
+	}
 	return nil
+}
+
+// marks looks for key in the table of before, first behind the last one: most
+// lists stay in their order.
+func (c *piece) marks(key string) bool {
+	m, k := c.p.like, &c.known
+	if k.done() || string(k.key()) != key {
+		c.key = append(c.key[:0], key...)
+		i, found := m.search(c.key)
+		if !found {
+			return false
+		}
+		k.seg, k.at = m.at(i)
+	}
+	m.mark(int(m.before[k.seg]) + k.at)
+	k.next()
+	return true
 }
 
 // read reads lines. file is what they are called in mistakes.
@@ -59,11 +110,10 @@ func (c *piece) read(file, text string) {
 	})
 }
 
-// sort makes the run. Where it is the same as like (nil: none), it shares its
-// memory.
-func (c *piece) sort(like *segments) {
+// sort makes the run.
+func (c *piece) sort() {
 	slices.Sort(c.keys)
-	b := segmentsBuilder{like: like}
+	var b segmentsBuilder
 	var key []byte
 	for _, k := range slices.Compact(c.keys) {
 		key = append(key[:0], k...)
@@ -78,7 +128,7 @@ func (c *piece) sort(like *segments) {
 }
 
 // list reads a file of recipients.
-func (p *tomlPolicy) list(file string, like *segments) ([]*piece, error) {
+func (p *tomlPolicy) list(file string) ([]*piece, error) {
 	path, r, err := p.open(file)
 	if err != nil {
 		return nil, err
@@ -92,7 +142,7 @@ func (p *tomlPolicy) list(file string, like *segments) ([]*piece, error) {
 		all = append(all, c)
 		work.Go(func() error {
 			c.read(path, text)
-			c.sort(like)
+			c.sort()
 			return nil
 		})
 	})
@@ -168,9 +218,10 @@ func (h *cursors) Pop() any {
 	return x
 }
 
-// merge makes one of the runs. A key that several have counts once.
-func merge(all []*piece, like *segments) (segments, error) {
-	b := segmentsBuilder{like: like}
+// merge makes one of the runs and uses them up. A key that several have counts
+// once.
+func merge(all []*piece) (segments, error) {
+	var b segmentsBuilder
 	var h cursors
 	for _, c := range all {
 		if c.err != nil {
@@ -202,11 +253,11 @@ func merge(all []*piece, like *segments) (segments, error) {
 	return newSegments(b.segs)
 }
 
-// take adds what c has up to next (nil: all): as they are, the segments that
-// end before it.
+// take adds what c has up to next (nil: all), and drops it there: as they are,
+// the segments that end before it.
 func (b *segmentsBuilder) take(c *cursor, next []byte) error {
 	var end []byte
-	for ; !c.done(); c.next() {
+	for ; !c.done(); c.drop() {
 		key, s := c.key(), c.x.segs[c.seg]
 		if next != nil && bytes.Compare(key, next) > 0 {
 			return nil
@@ -227,4 +278,52 @@ func (b *segmentsBuilder) take(c *cursor, next []byte) error {
 		b.cutBehind(key)
 	}
 	return nil
+}
+
+// drop passes a key and forgets the segment that ends with it.
+func (c *cursor) drop() {
+	seg := c.seg
+	if c.next(); c.seg != seg {
+		c.x.segs[seg] = nil
+	}
+}
+
+// revised makes one of the keys that are marked and those of more, which are
+// others. It shares the segments where nothing changed.
+func (m *marked) revised(more *segments) (segments, error) {
+	b, c, i := segmentsBuilder{like: &m.segments}, cursor{x: more}, 0
+	var key []byte
+	add := func(key []byte) error {
+		err := b.add(key, nil)
+		b.cutBehind(key)
+		return err
+	}
+	addMore := func(until []byte) (err error) { // nil: all
+		for ; err == nil && !c.done() && (until == nil || bytes.Compare(c.key(), until) < 0); c.next() {
+			err = add(c.key())
+		}
+		return err
+	}
+	for _, s := range m.segs {
+		key = s.appendKey(key[:0], s.n-1)
+		if b.open.n == 0 && m.hasAll(i, s.n) && (c.done() || bytes.Compare(key, c.key()) < 0) {
+			b.put(s)
+			i += s.n
+			continue
+		}
+		for at := range s.n {
+			if i++; !m.has(i - 1) {
+				continue
+			}
+			key = s.appendKey(key[:0], at)
+			if err := errors.Join(addMore(key), add(key)); err != nil {
+				return segments{}, err
+			}
+		}
+	}
+	if err := addMore(nil); err != nil {
+		return segments{}, err
+	}
+	b.cut()
+	return newSegments(b.segs)
 }

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"bufio"
 	"bytes"
 	"fmt"
 	"io"
@@ -27,11 +28,15 @@ func Load(path string, before *Snapshot) (s *Snapshot, files []string, err error
 		return nil, files, err
 	}
 	defer f.Close()
-	b, err := io.ReadAll(f)
-	if err != nil {
-		return nil, files, err
+	again := func() ([]byte, error) {
+		f, err := openFile(path)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		return io.ReadAll(f)
 	}
-	s, err = parse(path, b, open, before)
+	s, err = parse(path, f, again, open, before)
 	return s, files, err
 }
 
@@ -52,21 +57,27 @@ func openFile(name string) (io.ReadCloser, error) {
 // Parse reads a policy from b, which is called name in errors. Files that it
 // mentions are relative to name's directory and read by readFile.
 func Parse(name string, b []byte, readFile func(string) ([]byte, error)) (*Snapshot, error) {
-	return parse(name, b, func(file string) (io.ReadCloser, error) {
+	open := func(file string) (io.ReadCloser, error) {
 		b, err := readFile(file)
 		return io.NopCloser(bytes.NewReader(b)), err
-	}, nil)
+	}
+	return parse(name, bytes.NewReader(b), func() ([]byte, error) { return b, nil }, open, nil)
 }
 
-func parse(name string, b []byte, open func(string) (io.ReadCloser, error), before *Snapshot) (*Snapshot, error) {
-	if bytes.HasPrefix(bytes.TrimLeft(b, " \t\r\n"), []byte("{")) {
-		return decode(name, b)
+// parse reads r; again is all of it, from the start.
+func parse(name string, r io.Reader, again func() ([]byte, error), open func(string) (io.ReadCloser, error), before *Snapshot) (*Snapshot, error) {
+	br := bufio.NewReader(r)
+	head, _ := br.Peek(br.Size()) // an error comes again
+	if bytes.HasPrefix(bytes.TrimLeft(head, " \t\r\n"), []byte("{")) {
+		return decodeFrom(name, br, again, before)
+	}
+	b, err := io.ReadAll(br)
+	if err != nil {
+		return nil, err
 	}
 	var like *Table
 	if before != nil {
-		if like = before.spec.Tables[tomlRecipients]; like != nil && like.secret != nil {
-			like = nil
-		}
+		like = before.spec.Tables[tomlRecipients]
 	}
 	spec, err := parseTOML(name, b, func(file string) (string, io.ReadCloser, error) {
 		if !filepath.IsAbs(file) {

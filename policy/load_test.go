@@ -2,6 +2,7 @@ package policy
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"flag"
 	"io/fs"
@@ -144,6 +145,49 @@ func TestEncodeIsCanonical(t *testing.T) {
 		}
 		if !bytes.Equal(s.Encode(), back.Encode()) {
 			t.Errorf("%s: encoding again differs\n%s", file, cmp.Diff(string(s.Encode()), string(back.Encode())))
+		}
+		r := specReader{d: json.NewDecoder(bytes.NewReader(s.Encode()))}
+		if _, err := r.spec(); err != nil {
+			t.Errorf("%s: can't be read token by token: %v", file, err)
+		}
+		wantStreamed(t, string(s.Encode()), s)
+	}
+}
+
+// TestDecodeLate reads a snapshot in which somebody added recipients by hand.
+func TestDecodeLate(t *testing.T) {
+	encoding := func(keys string) string {
+		s, err := Parse("p.toml", []byte("domains = [\"a.example\"]\nrecipients = [\"b@a.example\", \"d@a.example\"]\n"), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Replace(string(s.Encode()), `"b@a.example"`, keys, 1)
+	}
+	for keys, want := range map[string][]string{
+		`"b@a.example"`:                               {"b@a.example", "d@a.example"},
+		`"b@a.example", "A@a.example"`:                {"a@a.example", "b@a.example", "d@a.example"},
+		`"z@a.example", "c@a.example", "a@a.example"`: {"a@a.example", "c@a.example", "d@a.example", "z@a.example"},
+		`"b@a.example", "B@a.example"`:                nil,
+		`"b@a.example", "d@a.example"`:                nil,
+		`"c@a.example", "b@a.example", "C@a.example"`: nil,
+	} {
+		s, err := Parse("s.json", []byte(encoding(keys)), nil)
+		if want == nil {
+			if err == nil || !strings.Contains(err.Error(), "twice") {
+				t.Errorf("%s: got %v", keys, err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%s: %v", keys, err)
+			continue
+		}
+		table, got := s.spec.Tables["recipients"], []string(nil)
+		for key := range table.Entries(0, table.Len()) {
+			got = append(got, string(key))
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s: %s", keys, diff)
 		}
 	}
 }

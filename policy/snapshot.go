@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"maps"
@@ -65,11 +64,11 @@ func Compile(spec *Spec) (_ *Snapshot, err error) {
 	if err := errors.Join(c.errs...); err != nil {
 		return nil, err
 	}
-	c.s.digest = sync.OnceValue(func() [32]byte { return sha256.Sum256(c.s.Encode()) })
+	c.s.digest = sync.OnceValue(c.s.sum)
 	return c.s, nil
 }
 
-// Digest identifies the policy: SHA-256 of its canonical encoding.
+// Digest identifies the policy: equal policies have equal ones.
 func (s *Snapshot) Digest() [32]byte { return s.digest() }
 
 // Limits are the bounds that the SMTP server keeps.

@@ -38,7 +38,7 @@ type tomlPolicy struct {
 	*document
 	spec    *Spec
 	open    opener
-	like    *Table         // recipients to share memory with, nil: none
+	like    *marked        // recipients to share memory with
 	domains map[string]int // each with a number
 }
 
@@ -54,7 +54,7 @@ func parseTOML(name string, b []byte, open opener, like *Table) (*Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &tomlPolicy{document: d, spec: NewSpec(), open: open, like: like, domains: map[string]int{}}
+	p := &tomlPolicy{document: d, spec: NewSpec(), open: open, like: newMarked(like), domains: map[string]int{}}
 	p.spec.Tables = map[string]*Table{}
 	p.spec.DNSBL.Replies = map[string]string{}
 	p.spec.RelayBeforeRecipient = true
@@ -133,14 +133,10 @@ func (p *tomlPolicy) recipients(n node, doms, domPaths []string) {
 			n.wrong(paths[i], "%v", err)
 		}
 	}
-	var like *segments
-	if p.like != nil {
-		like = &p.like.keys
-	}
-	here.sort(like)
+	here.sort()
 	all, known := []*piece{here}, true
 	if file := n.str("recipients_file"); file != "" {
-		more, err := p.list(file, like)
+		more, err := p.list(file)
 		if err != nil {
 			n.wrong("recipients_file", "%v; name a readable file, relative to this one", err)
 			known = false
@@ -158,7 +154,10 @@ func (p *tomlPolicy) recipients(n node, doms, domPaths []string) {
 			n.wrong(domPaths[i], "domain %q has no recipient; list some, or %q to accept every address", v, "@"+v)
 		}
 	}
-	keys, err := merge(all, like)
+	keys, err := merge(all)
+	if err == nil && p.like.len() > 0 {
+		keys, err = p.like.revised(&keys)
+	}
 	if err != nil {
 		n.wrong("recipients", "%v; split the file", err)
 		return

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/understudy-mx/understudy/internal/testmx"
+	"github.com/understudy-mx/understudy/policy"
 )
 
 // TestMemory follows a primary with many recipients, plain and hashed, and
@@ -92,6 +93,76 @@ func testMemory(t *testing.T, recipients int, limit float64, hashed bool) {
 	t.Logf("heap: %.1f MiB", heap)
 	if recipients <= 1_000_000 && heap > 64 {
 		t.Errorf("the heap is %.1f MiB; the limit for a million recipients is 64", heap)
+	}
+}
+
+// TestMemoryFile has the recipients in a file of its own, in no order, and in a
+// snapshot such as `understudy import` writes, and measures what the secondary
+// takes with it and while it is read again with one recipient more.
+func TestMemoryFile(t *testing.T) {
+	recipients, limit := 300_000, 52.0
+	if os.Getenv("MEMORY") == "full" {
+		recipients, limit = 1_000_000, 64
+	}
+	for _, kind := range []string{"list", "snapshot"} {
+		t.Run(kind, func(t *testing.T) { testMemoryFile(t, kind, recipients, limit) })
+	}
+}
+
+func testMemoryFile(t *testing.T, kind string, recipients int, limit float64) {
+	s := newSecondary(t, "127.0.0.1:1", "", "[dns]\nservers = [\"127.0.0.1:1\"]\ntimeout = \"100ms\"\n")
+	s.binary = plainBinary(t)
+	addresses := make([]string, recipients)
+	for i := range addresses {
+		n := i * 7919 % recipients // each once, and out of order
+		addresses[i] = fmt.Sprintf("user%07d.%x@example.org", n, n*n%9973)
+	}
+	put := func() {
+		t.Helper()
+		if kind == "list" {
+			replace(t, s.path("list"), strings.Join(addresses, "\n"))
+			return
+		}
+		slices.Sort(addresses)
+		snapshot, err := policy.Parse("p", []byte("domains = [\"example.org\"]\nrecipients_file = \"list\"\n"),
+			func(string) ([]byte, error) { return []byte(strings.Join(addresses, "\n")), nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		replace(t, s.path("policy.toml"), string(snapshot.Encode()))
+	}
+	if kind == "list" {
+		write(t, s.path("policy.toml"), "domains = [\"example.org\"]\nrecipients_file = \"list\"\n")
+	}
+	put()
+	s.startWithin(time.Minute)
+	check := func(when string) {
+		t.Helper()
+		now, peak := s.resident(t)
+		t.Logf("%-20s %6.1f MiB resident, %6.1f MiB at most until then", when, now, peak)
+		if peak > limit {
+			t.Errorf("%s: %.1f MiB resident at most; the limit is %.0f", when, peak, limit)
+		}
+	}
+	s.wantReply(addresses[recipients/2], 250)
+	check("started")
+	s.resetPeak(t)
+	const added = "added.later@example.org"
+	s.wantReply(added, 550)
+	addresses = append(addresses, added)
+	put()
+	eventually(t, time.Minute, "the change is in force", func() bool { return s.ask(added) == 250 })
+	s.wantReply(addresses[recipients/3], 250)
+	s.busy(t, added, time.Second)
+	check("read again")
+}
+
+// replace puts a file in another's place, as editors do.
+func replace(t *testing.T, file, text string) {
+	t.Helper()
+	write(t, file+".new", text)
+	if err := os.Rename(file+".new", file); err != nil {
+		t.Fatal(err)
 	}
 }
 
