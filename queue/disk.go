@@ -132,9 +132,10 @@ func (osDisk) Free(dir string) (bytes, inodes uint64, err error) {
 // TestDirectorySynced and TestDroppedJournalRaisesAlarm tell.
 type syncedStorage struct {
 	storage.Storage
-	dir   string
-	disk  Disk
-	alarm func(kind, line string)
+	dir    string
+	disk   Disk
+	alarm  func(kind, line string)
+	stride *stride
 }
 
 func (s *syncedStorage) Create(fd storage.FileDesc) (storage.Writer, error) {
@@ -146,8 +147,11 @@ func (s *syncedStorage) Create(fd storage.FileDesc) (storage.Writer, error) {
 		w.Close()
 		return nil, fmt.Errorf("sync directory: %w", err)
 	}
-	if fd.Type == storage.TypeJournal {
-		return syncedJournal{w}, nil
+	switch fd.Type {
+	case storage.TypeJournal:
+		return syncedJournal{w, s.stride}, nil
+	case storage.TypeTable:
+		return newStridingTable(w, s.stride), nil
 	}
 	return w, nil
 }
@@ -171,7 +175,15 @@ func sound(alarm func(kind, line string), line string) {
 	}
 }
 
-type syncedJournal struct{ storage.Writer }
+type syncedJournal struct {
+	storage.Writer
+	stride *stride
+}
+
+func (j syncedJournal) Write(b []byte) (int, error) {
+	j.stride.journaled(len(b))
+	return j.Writer.Write(b)
+}
 
 func (j syncedJournal) Close() error {
 	err := j.Sync()

@@ -30,7 +30,7 @@ func steps(t *testing.T) (s *syncedStorage, log *[]string) {
 	log = new([]string)
 	disk.Watch(func(op testmx.Op) { *log = append(*log, op.Kind+" "+op.Name) })
 	alarm := func(kind, line string) { *log = append(*log, fmt.Sprintf("alarm %s", kind)) }
-	return &syncedStorage{Storage: stor, dir: "/q", disk: disk, alarm: alarm}, log
+	return &syncedStorage{Storage: stor, dir: "/q", disk: disk, alarm: alarm, stride: newStride()}, log
 }
 
 func TestJournalSyncedOnClose(t *testing.T) {

@@ -25,8 +25,18 @@ func rss() int {
 	return pages * os.Getpagesize() >> 20
 }
 
+// cpuTime is what this process has computed for.
+func cpuTime(t *testing.T) time.Duration {
+	t.Helper()
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
 // TestMillion queues UNDERSTUDY_QUEUED messages of 4 KiB on the file system and
-// shows what memory and start-up cost then: with the tables in the page cache,
+// shows each tenth's rate, and what memory and start-up cost then: with the tables in the page cache,
 // and from the disk. It is for the operator of a benchmark.
 func TestMillion(t *testing.T) {
 	n, _ := strconv.Atoi(os.Getenv("UNDERSTUDY_QUEUED"))
@@ -39,18 +49,24 @@ func TestMillion(t *testing.T) {
 	q := mustOpen(t, o)
 	runtime.GC()
 	t.Logf("idle: %d MiB", rss())
-	start := time.Now()
-	var wg sync.WaitGroup
-	for range 100 {
-		wg.Go(func() {
-			for range n / 100 {
-				mustAccept(t, q, bodyOf(4096, 1), "a@example.com")
-			}
-		})
+	for tenth := range 10 {
+		start, cpu := time.Now(), cpuTime(t)
+		var wg sync.WaitGroup
+		for range 20 {
+			wg.Go(func() {
+				for range n / 200 {
+					mustAccept(t, q, bodyOf(4096, 1), "a@example.com")
+				}
+			})
+		}
+		wg.Wait()
+		took, n := time.Since(start), n/200*20
+		t.Logf("tenth %d: %.0f a second, %.0f µs of CPU a message, %d MiB", tenth+1, float64(n)/took.Seconds(),
+			float64((cpuTime(t)-cpu).Microseconds())/float64(n), rss())
 	}
-	wg.Wait()
 	runtime.GC()
-	t.Logf("queued %d in %v: %d MiB", q.Stats().Messages, time.Since(start), rss())
+	t.Logf("queued %d: %d MiB", q.Stats().Messages, rss())
+	var start time.Time
 	mustClose(t, q)
 	for _, how := range []string{"warm", "cold"} {
 		if how == "cold" {

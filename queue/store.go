@@ -31,7 +31,7 @@ var levelOptions = opt.Options{
 	// Three write buffers and the cache are what LevelDB may hold in memory.
 	WriteBuffer:            4 << 20,
 	BlockCacheCapacity:     4 << 20,
-	CompactionTableSize:    8 << 20,
+	CompactionTableSize:    4 << 20,
 	OpenFilesCacheCapacity: 300,
 	// The pool keeps a buffer of CompactionTableSize for each table written, and
 	// seldom finds one again: 180 MiB while a long queue is merged.
@@ -171,7 +171,8 @@ func (s *store) openWith(dir string, open func(storage.Storage, *opt.Options) (*
 	if err != nil {
 		return fmt.Errorf("open store: %w", err)
 	}
-	var wrapped storage.Storage = &syncedStorage{Storage: stor, dir: dir, disk: s.disk, alarm: s.warn}
+	stride := newStride()
+	var wrapped storage.Storage = &syncedStorage{Storage: stor, dir: dir, disk: s.disk, alarm: s.warn, stride: stride}
 	if s.readOnly {
 		wrapped = newOverlay(stor, s.warn)
 	}
@@ -181,6 +182,7 @@ func (s *store) openWith(dir string, open func(storage.Storage, *opt.Options) (*
 		stor.Close()
 		return fmt.Errorf("open store: %w", err)
 	}
+	stride.on.Store(true) // not while the journal is read
 	s.mu.Lock()
 	s.db, s.stor = db, stor
 	s.mu.Unlock()
