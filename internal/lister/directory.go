@@ -56,7 +56,12 @@ func (s *Source) Directory(ctx context.Context, use func(*Directory) error) erro
 	return s.bounded(ctx, func(ctx context.Context, m *meter) error {
 		d := &Directory{s: s, ctx: ctx, m: m}
 		defer d.close()
-		return use(d)
+		err := use(d)
+		var own *Error
+		if errors.As(err, &own) || errors.Is(err, ErrRows) {
+			return err
+		}
+		return theirs(err)
 	})
 }
 
@@ -104,7 +109,7 @@ func (d *Directory) Search(search Search, entry func(Entry) error) error {
 				return err
 			}
 			if err := entry(found); err != nil {
-				return theirs(err)
+				return err
 			}
 		}
 		next, ok := ldap.FindControl(result.Controls, ldap.ControlTypePaging).(*ldap.ControlPaging)

@@ -97,6 +97,7 @@ var liveSearches = []struct{ name, cf string }{
 	{"supertype", "query_filter = (name=%s)\nresult_attribute = uid"},
 	{"other name", "query_filter = (rfc822Mailbox=%s)\nresult_attribute = uid"},
 	{"no such attribute", "query_filter = (|(mail=%s)(nosuch=%s))\nresult_attribute = uid"},
+	{"an arm that finds nobody", "query_filter = (|(mail=%s)(&(sn=none)(uid=alice)))\nresult_attribute = uid"},
 	{"StartTLS", "start_tls = yes\nquery_filter = (mail=%s)\nresult_attribute = uid"},
 }
 

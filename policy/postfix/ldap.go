@@ -38,6 +38,7 @@ type arm struct {
 	must, not []*ldapItem
 	lacking   []*ldapItem // not, for entries without the attribute
 	bit       uint64      // of its find among those of all arms
+	always    bool        // the key isn't in it
 }
 
 // dnItem is an RDN of search_base, compared with that of an entry.
@@ -55,6 +56,7 @@ func (d *Database) search() (*Search, error) {
 	if !strings.HasPrefix(query, "(") {
 		query = "(" + query + ")" // the old form
 	}
+	query = trivial.Replace(query)
 	var err error
 	if se.template, err = newTemplate(s["search_base"]+" "+query, d.resultFormat()); err != nil {
 		return nil, err
@@ -71,6 +73,10 @@ func (d *Database) search() (*Search, error) {
 	}
 	return se, nil
 }
+
+// trivial spells the filters that always and never hold, RFC 4526, for those
+// that don't know them.
+var trivial = strings.NewReplacer("(&)", "(objectClass=*)", "(|)", "(!(objectClass=*))")
 
 // splitFilter makes the arms.
 func (se *Search) splitFilter(query string) error {
@@ -163,6 +169,9 @@ func (se *Search) addArm(literals []literal) error {
 		}
 	}
 	for _, a := range arms {
+		if a.always = len(a.must)+len(a.not)+len(a.lacking)+len(se.dns) == 0; a.always {
+			continue // it matters if there is such an entry
+		}
 		wide, err := se.determined(a)
 		if err != nil {
 			return err

@@ -142,7 +142,7 @@ func TestLDAPProperty(t *testing.T) {
 		seed = rand.Uint64()
 	}
 	r := newRandomDirectory(seed)
-	dir := listertest.OpenLDAP(t, r.ldif(40), 1000, exactSchema)
+	dir := listertest.OpenLDAP(t, r.ldif(40), 1000, listertest.MailSchema, exactSchema)
 	connection := fmt.Sprintf("server_host = ldap://%s\nversion = 3\nbind_dn = cn=reader,dc=example,dc=org\nbind_pw = %s\n", dir.Address(), listertest.Password)
 	var keys []string
 	for _, v := range r.values {

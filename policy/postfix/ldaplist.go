@@ -177,6 +177,9 @@ func (se *Search) entry(e lister.Entry, bits uint64, x *expansion) error {
 		if a.bit&bits == 0 {
 			continue
 		}
+		if a.always && slices.ContainsFunc(se.result.all(), func(name string) bool { return len(e.Values(name)) > 0 }) {
+			return errInexact("query_filter finds entries whatever the key is")
+		}
 		for _, it := range slices.Concat(a.must, a.not) {
 			if len(it.values(e)) == 0 {
 				return errInexact("the directory doesn't tell this user " + it.attr + " of every entry")

@@ -63,12 +63,22 @@ func MariaDB(t testing.TB, script string) *Server {
 	return s
 }
 
+// MailSchema has an object class for addresses beside mail.
+const MailSchema = `attributetype ( 1.3.6.1.4.1.1466.344.1 NAME 'proxyAddresses' EQUALITY caseIgnoreMatch SYNTAX 1.3.6.1.4.1.1466.115.121.1.15 )
+attributetype ( 1.3.6.1.4.1.1466.344.2 NAME 'mailAlias' EQUALITY caseIgnoreIA5Match SYNTAX 1.3.6.1.4.1.1466.115.121.1.26 )
+objectclass ( 1.3.6.1.4.1.1466.344.9 NAME 'mailBox' SUP top AUXILIARY MAY ( proxyAddresses $ mailAlias ) )
+`
+
 // OpenLDAP starts one with the suffix dc=example,dc=org and the entries of an
 // LDIF. cn=reader,dc=example,dc=org, which needn't be an entry, may read all,
 // up to limit entries; without a name nothing can be read. What schema defines,
-// as slapd.conf(5) has it, joins the schema; attributes are indexed.
+// as slapd.conf(5) has it, or MailSchema, joins inetOrgPerson's; attributes are
+// indexed.
 func OpenLDAP(t testing.TB, ldif string, limit int, schema ...string) *Server {
 	t.Helper()
+	if len(schema) == 0 {
+		schema = []string{MailSchema}
+	}
 	dir, owner := directory(t, "openldap")
 	s := &Server{Dir: dir, Socket: filepath.Join(dir, "ldapi")}
 	slapd := program(t, "slapd", "/usr/sbin/slapd")
@@ -79,9 +89,6 @@ func OpenLDAP(t testing.TB, ldif string, limit int, schema ...string) *Server {
 	conf := write(t, owner, filepath.Join(dir, "slapd.conf"), fmt.Sprintf(`include /etc/ldap/schema/core.schema
 include /etc/ldap/schema/cosine.schema
 include /etc/ldap/schema/inetorgperson.schema
-attributetype ( 1.3.6.1.4.1.1466.344.1 NAME 'proxyAddresses' EQUALITY caseIgnoreMatch SYNTAX 1.3.6.1.4.1.1466.115.121.1.15 )
-attributetype ( 1.3.6.1.4.1.1466.344.2 NAME 'mailAlias' EQUALITY caseIgnoreIA5Match SYNTAX 1.3.6.1.4.1.1466.115.121.1.26 )
-objectclass ( 1.3.6.1.4.1.1466.344.9 NAME 'mailBox' SUP top AUXILIARY MAY ( proxyAddresses $ mailAlias ) )
 %[7]s
 pidfile %[1]s/pid
 modulepath /usr/lib/ldap
