@@ -134,14 +134,23 @@ var genericKinds = []kind{
 	{kindAskElseIgnore, argNote, askPrimary},
 	{"sleep", argNumber, nothing},
 	{"reject_unauth_pipelining", argNone, rejectPipelining},
+	{"permit_tls_clientcerts", argNone, permitCert},
+	{"permit_tls_all_clientcerts", argNone, permitCert},
 	// Nobody authenticates to a secondary.
 	{"permit_sasl_authenticated", argNone, nothing},
-	{"permit_tls_clientcerts", argNone, nothing},
-	{"permit_tls_all_clientcerts", argNone, nothing},
 	{"reject_authenticated_sender_login_mismatch", argNone, nothing},
 }
 
 func nothing(*eval, *check) status { return dunno }
+
+// permitCert refuses a client with a certificate for now only: what the primary
+// knows about certificates isn't here. One without has no part in it.
+func permitCert(e *eval, c *check) status {
+	if !e.client.HasCert {
+		return dunno
+	}
+	return e.deferIfReject(e.ruleOf(c), 450, "4.7.0", e.whatRejected("only the primary knows this certificate"))
+}
 
 var clientKinds = []kind{
 	{"permit_mynetworks", argNone, permitMyNetworks},

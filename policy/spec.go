@@ -218,6 +218,9 @@ type Protocol struct {
 	// Discard names extensions that are neither offered nor taken: DSN and
 	// SMTPUTF8 in smtpd_discard_ehlo_keywords.
 	Discard []string `json:"discard_ehlo_keywords,omitempty"`
+	// AskCert asks clients for a certificate, for permit_tls_clientcerts and
+	// permit_tls_all_clientcerts: smtpd_tls_ask_ccert.
+	AskCert bool `json:"tls_ask_ccert,omitempty"`
 	// DisableVRFY answers VRFY 502 5.5.1.
 	DisableVRFY bool `json:"disable_vrfy,omitempty"`
 	// ForbidPipelining answers 554 5.5.0 and hangs up where Session.Pipelined

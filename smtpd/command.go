@@ -303,7 +303,7 @@ func (f *front) handshake() {
 	err := f.flush()
 	var conn *tls.Conn
 	if err == nil {
-		conn = tls.Server(f.raw, f.srv.TLS)
+		conn = tls.Server(f.raw, f.srv.tlsConfig(f.snap.Protocol().AskCert))
 		err = conn.SetDeadline(time.Now().Add(min(time.Minute, f.srv.CommandTimeout)))
 	}
 	if err == nil {
@@ -323,6 +323,7 @@ func (f *front) handshake() {
 	f.conn = conn
 	f.mu.Unlock()
 	f.client.TLS = strings.Replace(tls.VersionName(state.Version), " ", "v", 1) + " " + tls.CipherSuiteName(state.CipherSuite)
+	f.client.HasCert = len(state.PeerCertificates) > 0
 	f.client.Helo, f.client.Protocol = "", ""
 	f.forgot = true
 }

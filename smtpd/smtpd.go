@@ -127,6 +127,22 @@ type Server struct {
 
 	once  sync.Once
 	crowd crowd
+
+	askOnce sync.Once
+	asking  *tls.Config // TLS that asks clients for a certificate
+}
+
+// tlsConfig is one configuration for all sessions of a kind, so that they can be
+// resumed.
+func (s *Server) tlsConfig(askCert bool) *tls.Config {
+	if !askCert {
+		return s.TLS
+	}
+	s.askOnce.Do(func() {
+		s.asking = s.TLS.Clone()
+		s.asking.ClientAuth = tls.RequestClientCert
+	})
+	return s.asking
 }
 
 func (s *Server) init() {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/understudy-mx/understudy/internal/testmx"
 	"github.com/understudy-mx/understudy/metrics"
+	"github.com/understudy-mx/understudy/policy"
 )
 
 func TestTLS(t *testing.T) {
@@ -92,5 +93,62 @@ func TestCertFile(t *testing.T) {
 	}
 	if _, err := OpenCertFile(certFile, dir+"/missing", slog.New(slog.DiscardHandler), m); err == nil {
 		t.Error("a missing key is no error")
+	}
+}
+
+// TestClientCert: a policy that looks at certificates has clients asked for one. Who
+// shows one is refused for now only, in a resumed session, too.
+func TestClientCert(t *testing.T) {
+	pair, err := tls.LoadX509KeyPair(writePair(t, t.TempDir(), "client.test"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name   string
+		ask    bool
+		show   bool
+		asked  bool
+		refuse string
+	}{
+		{"asked, shown", true, true, true, "450 4.7.0 <bob@corp.example>: Recipient address rejected: only the primary knows this certificate"},
+		{"asked, none", true, false, true, "550 5.1.1"},
+		{"not asked", false, true, false, "550 5.1.1"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s, _ := newServer(t)
+			snap := snapshot(t, func(spec *policy.Spec) {
+				spec.Protocol.AskCert = tt.ask
+				spec.Restrictions.Recipient = []policy.Restriction{
+					{Kind: "permit_tls_clientcerts"}, {Kind: "reject_unauth_destination"}, {Kind: "reject_unlisted_recipient"},
+				}
+			})
+			s.Policy = func() *policy.Snapshot { return snap }
+			s.TLS = tlsConfig(t)
+			ln := listen(t)
+			stop := serve(t, s, ln)
+			asked := false
+			conf := &tls.Config{
+				InsecureSkipVerify: true, ClientSessionCache: tls.NewLRUClientSessionCache(1), ServerName: "mx.test",
+				GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+					if asked = true; tt.show {
+						return &pair, nil
+					}
+					return new(tls.Certificate), nil
+				},
+			}
+			for i := range 2 {
+				c := startTLS(t, dial(t, ln), conf)
+				if resumed := c.ConnectionState().DidResume; resumed != (i == 1) {
+					t.Errorf("connection %d resumed: %v", i, resumed)
+				}
+				testmx.Dialogue(t, c, "C: EHLO x.example\nS: 250\nC: MAIL FROM:<a@x.example>\nS: 250\nC: RCPT TO:<alice@corp.example>\nS: 250\n"+
+					"C: RCPT TO:<bob@corp.example>\nS: "+tt.refuse+"\nC: QUIT\nS: 221\nS: CLOSED\n")
+				c.Close()
+			}
+			if asked != tt.asked {
+				t.Errorf("asked for a certificate: %v", asked)
+			}
+			stop()
+		})
 	}
 }

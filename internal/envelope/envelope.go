@@ -29,6 +29,7 @@ type Client struct {
 	Helo     string `json:"helo,omitempty"`     // argument of HELO or EHLO
 	Protocol string `json:"protocol,omitempty"` // SMTP or ESMTP, as XCLIENT's PROTO
 	TLS      string `json:"tls,omitempty"`      // protocol version and cipher, "" in plain text
+	HasCert  bool   `json:"-"`                  // it showed a certificate, whosever
 }
 
 // NameStatus is what became of a name look-up. A temporary failure is a value

@@ -378,3 +378,26 @@ func TestCanceled(t *testing.T) {
 		t.Error("an import without time succeeds")
 	}
 }
+
+// TestClientCerts: only a primary that asks for certificates has the secondary do so.
+func TestClientCerts(t *testing.T) {
+	const main = base + "relay_clientcerts = inline:{AB:CD=x}\nsmtpd_recipient_restrictions = permit_tls_clientcerts, permit_tls_all_clientcerts,\n" +
+		" check_ccert_access inline:{AB:CD=OK}, reject_unauth_destination\n"
+	spec, report := load(t, install(t, map[string]string{"main.cf": main + "smtpd_tls_ask_ccert = yes\n"}))
+	want := []string{"permit_tls_clientcerts", "permit_tls_clientcerts", "permit_tls_clientcerts", "reject_unauth_destination"}
+	if got := kinds(spec.Restrictions.Recipient); !slices.Equal(got, want) || !spec.Protocol.AskCert {
+		t.Errorf("restrictions %q, asks %v", got, spec.Protocol.AskCert)
+	}
+	for _, name := range []string{"permit_tls_clientcerts", "permit_tls_all_clientcerts", "check_ccert_access"} {
+		if !hasItem(report, "smtpd_recipient_restrictions", name, postfix.Approximated) {
+			t.Errorf("the report doesn't call %s approximated", name)
+		}
+	}
+	spec, report = load(t, install(t, map[string]string{"main.cf": main}))
+	if got := kinds(spec.Restrictions.Recipient); !slices.Equal(got, want[3:]) || spec.Protocol.AskCert {
+		t.Errorf("nobody is asked, and yet: restrictions %q, asks %v", got, spec.Protocol.AskCert)
+	}
+	if !hasItem(report, "smtpd_recipient_restrictions", "permit_tls_clientcerts", postfix.Exact) {
+		t.Error("the report doesn't call permit_tls_clientcerts exact")
+	}
+}

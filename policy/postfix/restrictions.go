@@ -37,9 +37,9 @@ var restrictions = map[string]restriction{
 	"permit_mynetworks":                            {class: Exact},
 	"permit_inet_interfaces":                       {class: Exact, why: "Postfix looks at who connects, whomever XCLIENT names"},
 	"permit_naked_ip_address":                      {class: Exact, why: "withdrawn in Postfix 3.9"},
-	"permit_tls_clientcerts":                       {class: NotReplicated, why: "the secondary asks for no client certificate", options: permits},
-	"permit_tls_all_clientcerts":                   {class: NotReplicated, why: "the secondary asks for no client certificate", options: permits},
-	"check_ccert_access":                           {arg: argTable, class: NotReplicated, why: "the secondary asks for no client certificate", options: permits},
+	"permit_tls_clientcerts":                       {class: Approximated, why: whyCert},
+	"permit_tls_all_clientcerts":                   {class: Approximated, why: whyCert},
+	"check_ccert_access":                           {arg: argTable, class: Approximated, why: whyCert},
 	"check_sasl_access":                            {arg: argTable, class: Exact, why: "nobody authenticates to the secondary"},
 	"check_etrn_access":                            {arg: argTable, class: Exact, why: "the secondary has no ETRN"},
 	"reject_unknown_client_hostname":               {class: GivenDNS},
@@ -104,6 +104,8 @@ var restrictions = map[string]restriction{
 	"reject_unverified_recipient":     {class: NotReplicated, why: "the primary probes the recipient's host", options: refusesAsk},
 	"reject_multi_recipient_bounce":   {class: Exact},
 }
+
+const whyCert = "who shows a certificate is refused for now only; who shows none, exactly as by the primary"
 
 const whyRefusing = "answers in 127.255.255.0/24 (the list refuses the question) don't count"
 
@@ -216,6 +218,9 @@ func (i *importer) element(parameter string, e element, implied string) []policy
 	case e.name == "permit_mx_backup":
 		i.mxBackup()
 		out = []policy.Restriction{{Kind: e.name}}
+	case e.name == "check_ccert_access" || e.name == "permit_tls_clientcerts" || e.name == "permit_tls_all_clientcerts":
+		i.spec.Protocol.AskCert = true
+		out = []policy.Restriction{{Kind: "permit_tls_clientcerts"}}
 	case e.name == "check_relay_domains":
 		out = []policy.Restriction{{Kind: "permit_auth_destination"}, {Kind: "reject_unauth_destination"}}
 	case r.arg == argTable:
