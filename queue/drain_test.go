@@ -284,6 +284,43 @@ func TestDrainRampsUp(t *testing.T) {
 	})
 }
 
+// TestCanaryAfterOutage: a next hop that has just come back meets one session
+// first, however many it stood before.
+func TestCanaryAfterOutage(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		h := newFakeHop()
+		h.took = 50 * time.Millisecond
+		o := drainOptions(h)
+		o.MaxConnections = func(string) int { return 5 }
+		q := mustOpen(t, o)
+		backlog := func() {
+			for i := range 500 {
+				mustAccept(t, q, bodyOf(100, i), "a@example.com")
+			}
+		}
+		backlog()
+		stop := run(t, q)
+		time.Sleep(30 * time.Second)
+		if most := h.mostSessions(); most != 5 {
+			t.Errorf("%d sessions at most, want 5", most)
+		}
+		h.setDown("mx.example.com", true)
+		time.Sleep(time.Minute)
+		backlog()
+		time.Sleep(time.Minute)
+		h.mu.Lock()
+		h.most = 0
+		h.mu.Unlock()
+		h.setDown("mx.example.com", false)
+		q.Wake("mx.example.com")
+		time.Sleep(40 * time.Millisecond)
+		if most := h.mostSessions(); most != 1 {
+			t.Errorf("%d sessions before the canary came back", most)
+		}
+		stop()
+	})
+}
+
 func TestDeferral(t *testing.T) {
 	bubble(t, "", func(t *testing.T) {
 		h := newFakeHop()
@@ -701,6 +738,59 @@ func TestSettleSurvivesPoison(t *testing.T) {
 		}
 		if testutil.ToFloat64(q.m.StoreReopens) < 1 {
 			t.Error("not counted")
+		}
+		stop()
+	})
+}
+
+// blinkHop takes everything; the store can't be read while it asks for the second
+// message the first time.
+type blinkHop struct {
+	q   *Queue
+	got int
+}
+
+func (*blinkHop) Up(string) bool { return true }
+
+func (h *blinkHop) Relay(_ context.Context, _ string, next func(time.Duration) *envelope.Transfer) error {
+	for t := next(0); t != nil; {
+		blink := h.got == 0
+		h.got++
+		var following *envelope.Transfer
+		if s := h.q.store; blink {
+			s.mu.Lock()
+			db := s.db
+			s.db = nil
+			s.mu.Unlock()
+			following = next(0)
+			s.mu.Lock()
+			s.db = db
+			s.mu.Unlock()
+		}
+		t.Settle([]envelope.Reply{envelope.NewReply(250, "2.0.0", "ok")}, nil)
+		if t = following; t == nil && !blink {
+			t = next(0)
+		}
+	}
+	return nil
+}
+
+// A message that can't be read while the store is reopened keeps its place in
+// line: it is relayed without a restart.
+func TestUnreadableMessageGoesOn(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		h := new(blinkHop)
+		o := options(newMemDisk())
+		o.Relayer = h
+		q := mustOpen(t, o)
+		h.q = q
+		for range 3 {
+			mustAccept(t, q, "body", "a@example.com")
+		}
+		stop := run(t, q)
+		time.Sleep(5 * time.Minute)
+		if s := q.Stats(); h.got != 3 || s.Messages != 0 {
+			t.Errorf("%d messages were relayed, %d are left", h.got, s.Messages)
 		}
 		stop()
 	})

@@ -200,6 +200,15 @@ func TestInfo(t *testing.T) {
 	}
 }
 
+func TestValidID(t *testing.T) {
+	good := strings.Repeat("0z", idLen)[:idLen]
+	for id, want := range map[string]bool{good: true, good[1:]: false, good + "0": false, "": false, "/" + good[1:]: false, ":" + good[1:]: false, "`" + good[1:]: false, "{" + good[1:]: false, "A" + good[1:]: false} {
+		if validID(id) != want {
+			t.Errorf("%q: %v", id, !want)
+		}
+	}
+}
+
 func TestIDs(t *testing.T) {
 	var g ids
 	now := time.UnixMilli(1_795_000_000_000)

@@ -4,12 +4,16 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/syndtr/goleveldb/leveldb"
+	"github.com/syndtr/goleveldb/leveldb/storage"
+	"github.com/syndtr/goleveldb/leveldb/table"
 
 	"github.com/understudy-mx/understudy/internal/testmx"
 )
@@ -234,6 +238,72 @@ func TestRepairCrash(t *testing.T) {
 }
 
 // TestRepairRefuses: what is whole, in use, newer or not there.
+// TestRepairDamagedRecord: a record that can't be read keeps nothing from being
+// repaired, and is put aside at the next start.
+func TestRepairDamagedRecord(t *testing.T) {
+	disk := newMemDisk()
+	q := mustOpen(t, options(disk))
+	mustAccept(t, q, "good", "a@example.com")
+	mustAccept(t, q, "bad", "a@example.com")
+	raw, err := q.store.get(seqKey(spaceRecord, 2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw[len(raw)-1] ^= 1
+	b := new(leveldb.Batch)
+	b.Put(seqKey(spaceRecord, 2), raw)
+	if err := q.store.write(b); err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, q)
+	disk.SetBytes("/q/store/CURRENT", []byte("nonsense"))
+	q = mustRepair(t, "CURRENT", disk, "/q/store/CURRENT")
+	if n := len(walk(t, q)); n != 1 || q.Quarantined() != 1 {
+		t.Errorf("%d messages, %d put aside", n, q.Quarantined())
+	}
+	mustClose(t, q)
+}
+
+// TestEachKey: what fails for one key ends the reading of a table.
+func TestEachKey(t *testing.T) {
+	stor := storage.NewMemStorage()
+	w, err := stor.Create(storage.FileDesc{Type: storage.TypeTable, Num: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tw := table.NewWriter(w, nil, nil, 0)
+	for _, k := range []string{"key 1...", "key 2...", "key 3..."} {
+		if err := tw.Append([]byte(k), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(tw.Close(), w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	r, err := stor.Open(storage.FileDesc{Type: storage.TypeTable, Num: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	size, err := r.Seek(0, io.SeekEnd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr, err := table.NewReader(r, size, storage.FileDesc{}, nil, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tr.Release()
+	full := errors.New("no space")
+	if good, bad, err := eachKey(tr, func(key, _ []byte) error {
+		if string(key) == "key 2..." {
+			return full
+		}
+		return nil
+	}); good != 2 || bad != 0 || err != full {
+		t.Errorf("%d read, %d bad, %v", good, bad, err)
+	}
+}
+
 func TestRepairRefuses(t *testing.T) {
 	o := options(newMemDisk())
 	if _, err := Repair(o); err == nil {

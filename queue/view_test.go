@@ -136,6 +136,11 @@ func TestQuarantineExport(t *testing.T) {
 		t.Errorf("record: %v", err)
 	}
 	mustClose(t, q)
+	v = mustView(t, options(disk))
+	if raw, err := v.QuarantineRecord(3); err != nil || len(raw) == 0 {
+		t.Errorf("record, without a daemon: %v", err)
+	}
+	v.Close()
 	if r := verify(t, mustView(t, options(disk))); r.Quarantined != 3 || len(r.Problems) != 0 {
 		t.Errorf("after they were put aside: %+v", r)
 	}

@@ -80,6 +80,8 @@ func TestAsk(t *testing.T) {
 		{name: "XCLIENT not for us", scripts: [][]turn{append(hello(offer), turn{cmd, "550 5.7.0 insufficient authorization\r\n"})}, want: []string{"error: next hop answered XCLIENT with 550"}},
 		{name: "XCLIENT not understood", scripts: [][]turn{append(hello(offer), turn{cmd, "501 5.5.4 Bad ADDR syntax\r\n"})}, want: []string{"error: next hop answered XCLIENT with 501"}},
 		{name: "wants TLS", scripts: [][]turn{script(turn{from.want, "530 5.7.0 Must issue a STARTTLS command first\r\n"})}, want: []string{"error: next hop answered MAIL with 530"}},
+		{name: "out of order", scripts: [][]turn{script(turn{from.want, "503 5.5.1 polite people say HELO first\r\n"})}, want: []string{"error: next hop answered MAIL with 503"}},
+		{name: "400 to RCPT", scripts: [][]turn{script(from, rcpt("b", "400 4.0.0 later\r\n"), end)}, want: []string{"400 4.0.0 later"}},
 		{name: "421 to RCPT", to: "b c", scripts: [][]turn{script(from, rcpt("b", "421 4.3.2 bye\r\n"))}, want: []string{"error: next hop answered RCPT with 421", "error: next hop answered RCPT with 421"}},
 		{name: "354 to RCPT", scripts: [][]turn{script(from, rcpt("b", goAhead))}, want: []string{"error:"}},
 		{name: "hung up at RCPT", scripts: [][]turn{script(from, turn{rcpt("b", "").want, hangUp})}, want: []string{"error: wait for the reply to RCPT: EOF"}},

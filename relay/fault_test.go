@@ -388,3 +388,72 @@ func TestEarlyRefusal(t *testing.T) {
 		}
 	})
 }
+
+// TestEarlyWords: what comes amid the content and refuses nothing, before the
+// primary hangs up, settles nobody, least of all a reply that would accept.
+func TestEarlyWords(t *testing.T) {
+	for _, words := range []string{"", "250 2.0.0 taken\r\n", "354 go on\r\n", "what?\r\n"} {
+		synctest.Test(t, func(t *testing.T) {
+			var box outbox
+			m := box.add(strings.Repeat("a line of some length\r\n", 1<<13), mail("a@x.example", "b@y.example"))
+			c := newClient(t, Route{}, func(conn net.Conn) {
+				buf := make([]byte, 1<<10)
+				io.WriteString(conn, greeting)
+				conn.Read(buf)
+				io.WriteString(conn, pipe)
+				conn.Read(buf)
+				io.WriteString(conn, ok+ok+goAhead)
+				conn.Read(buf)
+				io.WriteString(conn, words)
+			})
+			err := c.Relay(context.Background(), dest, box.next)
+			box.check(t)
+			if err == nil || m.err == nil || strings.Contains(err.Error(), "taken") {
+				t.Errorf("%q: settled with %v, %v; Relay returned %v", words, m.replies, m.err, err)
+			}
+		})
+	}
+}
+
+// TestHeloHangsUp: a next hop that refuses EHLO and hangs up at HELO is a broken
+// session, not a refusal.
+func TestHeloHangsUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var box outbox
+		box.add("", mail("a@x.example", "b@y.example"))
+		c := newClient(t, Route{}, func(conn net.Conn) {
+			buf := make([]byte, 1<<10)
+			io.WriteString(conn, greeting)
+			conn.Read(buf)
+			io.WriteString(conn, "502 5.5.1 no\r\n")
+			conn.Read(buf)
+		})
+		err := c.Relay(context.Background(), dest, box.next)
+		box.check(t)
+		var said *refusal
+		if err == nil || errors.As(err, &said) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+func TestNeedsUTF8(t *testing.T) {
+	for _, tt := range []struct {
+		from, to string
+		utf8     bool
+		want     bool
+	}{
+		{"a@x.example", "b@y.example", false, false},
+		{"a@x.example", "b@y.example", true, true},
+		{"ä@x.example", "b@y.example", false, true},
+		{"a@ä.example", "b@y.example", false, true},
+		{"a@x.example", "ö@y.example", false, true},
+		{"a@x.example", "b@ö.example", false, true},
+	} {
+		e := mail(tt.from, "c@z.example", tt.to)
+		e.UTF8 = tt.utf8
+		if got := needsUTF8(&e); got != tt.want {
+			t.Errorf("%s to %s, %v: %v", tt.from, tt.to, tt.utf8, got)
+		}
+	}
+}

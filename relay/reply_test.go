@@ -2,8 +2,10 @@ package relay
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 
@@ -119,4 +121,38 @@ func FuzzContent(f *testing.F) {
 			t.Fatalf("%q arrived as %q", want, got)
 		}
 	})
+}
+
+// TestStuffedInPieces: it doesn't matter how content is cut.
+func TestStuffedInPieces(t *testing.T) {
+	const content, want = ".a\r\n.b\r\n..\n.c\r\n\r\n", "..a\r\n..b\r\n...\n..c\r\n\r\n.\r\n"
+	for n := 1; n <= len(content); n++ {
+		var out bytes.Buffer
+		d := stuffer{w: bufio.NewWriter(&out), last: [2]byte{'\r', '\n'}}
+		for piece := range slices.Chunk([]byte(content), n) {
+			if err := d.write(piece); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := errors.Join(d.write(nil), d.end(), d.w.Flush()); err != nil || out.String() != want {
+			t.Errorf("in pieces of %d: %q, %v", n, out.String(), err)
+		}
+	}
+}
+
+func TestCutStatus(t *testing.T) {
+	for text, want := range map[string]string{
+		"5.1.1 no":              "5.1.1",
+		"5.123.123 the longest": "5.123.123",
+		"5.1234.12 no":          "",
+		"5.123.1234 no":         "",
+		"4.1.1 of another kind": "",
+		"5.1 no":                "",
+		"":                      "",
+	} {
+		status, rest := cutStatus(text, 5)
+		if status != want || status == "" && rest != text {
+			t.Errorf("%q: status %q, rest %q", text, status, rest)
+		}
+	}
 }

@@ -108,7 +108,7 @@ func TestDialogue(t *testing.T) {
 		},
 		{
 			name: "HELO", mail: two[:1],
-			scripts: [][]turn{{{"", greeting}, {ehlo, "500 5.5.1 what?\r\n"}, {"HELO mx2.example\r\n", "250 primary.example\r\n"},
+			scripts: [][]turn{{{"", greeting}, {ehlo, "500-PIPELINING\r\n500-SIZE\r\n500 5.5.1 what?\r\n"}, {"HELO mx2.example\r\n", "250 primary.example\r\n"},
 				{"MAIL FROM:<a@x.example>\r\n", ok}, {"RCPT TO:<b@y.example>\r\n", ok}, {"DATA\r\n", goAhead}, {one + ".\r\n", ok}, {quit, bye}}},
 			want: [][]int{{250}},
 		},
@@ -229,6 +229,12 @@ func TestDialogue(t *testing.T) {
 			scripts: [][]turn{append(hello("PIPELINING", "SMTPUTF8"),
 				turn{"MAIL FROM:<a@x.example> SMTPUTF8\r\nRCPT TO:<pelé@y.example>\r\nDATA\r\n", ok + ok + goAhead},
 				turn{one + ".\r\n", ok}, turn{quit, bye})},
+			want: [][]int{{250}},
+		},
+		{
+			name: "our name in a later line", mail: two[:1],
+			scripts: [][]turn{{{"", "220-primary.example ESMTP\r\n220 mx2.example is welcome\r\n"}, {ehlo, "250 primary.example\r\n"},
+				{"MAIL FROM:<a@x.example>\r\n", ok}, {"RCPT TO:<b@y.example>\r\n", ok}, {"DATA\r\n", goAhead}, {one + ".\r\n", ok}, {quit, bye}}},
 			want: [][]int{{250}},
 		},
 		{name: "greeting refused", mail: two, scripts: [][]turn{{{"", "554 5.3.2 go away\r\n"}}}, err: "554"},
@@ -474,6 +480,18 @@ func TestXClient(t *testing.T) {
 			want: [][]int{{250}},
 		},
 		{
+			name: "not for us", mail: []envelope.Envelope{client(a, "192.0.2.1", "h")},
+			scripts: [][]turn{append(hello("PIPELINING", offer),
+				turn{cmd("192.0.2.1", "h"), "550 5.7.0 insufficient authorization\r\n"}, turn{first, ok + ok + goAhead}, turn{one + ".\r\n", ok}, turn{quit, bye})},
+			want: [][]int{{250}},
+		},
+		{
+			name: "a parameter not taken", mail: []envelope.Envelope{client(a, "192.0.2.1", "h")},
+			scripts: [][]turn{append(hello("PIPELINING", offer),
+				turn{cmd("192.0.2.1", "h"), "504 5.5.4 no\r\n"}, turn{first, ok + ok + goAhead}, turn{one + ".\r\n", ok}, turn{quit, bye})},
+			want: [][]int{{250}},
+		},
+		{
 			name: "answered as if it were NOOP", mail: []envelope.Envelope{client(a, "192.0.2.1", "h"), client(b, "192.0.2.2", "h")},
 			scripts: [][]turn{append(hello("PIPELINING", offer),
 				turn{cmd("192.0.2.1", "h"), ok}, turn{ehlo, "250-primary.example\r\n250-PIPELINING\r\n250 " + offer + "\r\n"},
@@ -554,6 +572,11 @@ func TestXClientCommand(t *testing.T) {
 		{"no host name", " NAME ", envelope.Client{Addr: addr, Name: "a b.example", NameStatus: envelope.NameOK}, "XCLIENT NAME=[UNAVAILABLE]"},
 		{"numeric name", " NAME ", envelope.Client{Addr: addr, Name: "1.2.3.4", NameStatus: envelope.NameOK}, "XCLIENT NAME=[UNAVAILABLE]"},
 		{"SMTP", " PROTO HELO ", envelope.Client{Addr: addr, Protocol: "SMTP", Helo: "[192.0.2.1]"}, "XCLIENT PROTO=SMTP HELO=[192.0.2.1]"},
+		{"hyphen and underscore", " NAME ", envelope.Client{Addr: addr, Name: "a-b_c.example", NameStatus: envelope.NameOK}, "XCLIENT NAME=a-b_c.example"},
+		{"longest HELO", " HELO ", envelope.Client{Addr: addr, Helo: strings.Repeat("a", 255)}, "XCLIENT HELO=" + strings.Repeat("a", 255)},
+		{"HELO too long", " HELO ", envelope.Client{Addr: addr, Helo: strings.Repeat("a", 256)}, "XCLIENT HELO=[UNAVAILABLE]"},
+		{"longest name", " NAME ", envelope.Client{Addr: addr, Name: strings.Repeat("a.", 127) + "b", NameStatus: envelope.NameOK}, "XCLIENT NAME=" + strings.Repeat("a.", 127) + "b"},
+		{"name too long", " NAME ", envelope.Client{Addr: addr, Name: strings.Repeat("a.", 127) + "bb", NameStatus: envelope.NameOK}, "XCLIENT NAME=[UNAVAILABLE]"},
 		{"too long", all,
 			envelope.Client{Addr: addr, Name: long, NameStatus: envelope.NameOK, ReverseName: long, ReverseStatus: envelope.NameOK, Helo: long},
 			"XCLIENT NAME=" + long + " ADDR=192.0.2.1 PORT=[UNAVAILABLE] PROTO=ESMTP REVERSE_NAME=" + long},
@@ -567,5 +590,24 @@ func TestXClientCommand(t *testing.T) {
 				t.Errorf("%d octets", len(got))
 			}
 		})
+	}
+}
+
+func TestHeloName(t *testing.T) {
+	for helo, want := range map[string]string{
+		"mail.x.example": "mail.x.example", "[192.0.2.1]": "[192.0.2.1]", "!~": "!~", "a b": "a?b", "a\x7fb": "a?b", "a@b": "a?b", "": "",
+		strings.Repeat("a", 256): strings.Repeat("a", 255),
+	} {
+		if got := heloName(helo); got != want {
+			t.Errorf("%q: %q, want %q", helo, got, want)
+		}
+	}
+}
+
+func TestXtext(t *testing.T) {
+	for s, want := range map[string]string{"!a~": "!a~", "a b": "a+20b", "+=": "+2B+3D", "\x7f\x00": "+7F+00", "": ""} {
+		if got := xtext(s); got != want {
+			t.Errorf("%q: %q, want %q", s, got, want)
+		}
 	}
 }

@@ -450,6 +450,11 @@ func TestRemovalsOnDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	later := r.with(&deletion{recipients: 1, lists: map[string]loss{allLists: {1, 9}, tableList("recipients"): {1, 9}, domainList("example.org"): {1, 9}},
+		keys: []lostKey{{"recipients", "y@example.org"}}, listing: d.listing}, l.e.clock.now().Add(2*time.Hour))
+	if c := later.hours[1].count; len(c) != 2 || c[allLists] != 1 || c[tableList("recipients")] != 1 {
+		t.Errorf("beyond the bound: %v", c)
+	}
 	for _, damaged := range []string{"", "{", `{"secret":"AAAA","hours":[]}`, `{"hours":[{"at":"x"}]}`} {
 		write(t, name, []byte(damaged))
 		l.restart(t)
