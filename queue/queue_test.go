@@ -343,6 +343,11 @@ func TestNewerVersion(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustClose(t, q)
+	for range 2 { // the first must let go of it
+		if _, err := OpenView(o); err == nil || errors.Is(err, ErrLocked) {
+			t.Errorf("a view: %v", err)
+		}
+	}
 	_, err := Open(o)
 	if !errors.Is(err, ErrNewerVersion) {
 		t.Fatalf("Open: %v", err)

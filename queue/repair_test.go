@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -237,7 +239,55 @@ func TestRepairCrash(t *testing.T) {
 	}
 }
 
-// TestRepairRefuses: what is whole, in use, newer or not there.
+// TestRepairFaults lets the Nth operation of a repair fail, for every N. It says
+// so, or everything is there all the same; the next one, or a start, brings it
+// back.
+func TestRepairFaults(t *testing.T) {
+	disk, want, _ := kept(t)
+	stray := "/q/body/z/" + strings.Repeat("z", idLen)
+	disk.Mkdir(filepath.Dir(stray))
+	disk.SetBytes(stray, []byte("stray"))
+	manifest := ""
+	for _, name := range disk.Files("/q/store") {
+		if strings.HasPrefix(filepath.Base(name), "MANIFEST") {
+			manifest = name
+		}
+	}
+	failed := 0
+	for n, more := 1, true; more; n++ {
+		c := flipped(disk, manifest, 20)
+		at := 0
+		c.Fault(func(op testmx.Op) error {
+			if op.Kind == testmx.OpRead || op.Kind == testmx.OpOpen {
+				return nil
+			}
+			if at++; at == n {
+				return syscall.EIO
+			}
+			return nil
+		})
+		_, err := Repair(options(c))
+		more = at >= n
+		c.Fault(nil)
+		what := fmt.Sprintf("operation %d", n)
+		if err != nil {
+			failed++
+			_, _ = Repair(options(c)) // not where the start goes on with the first
+		}
+		q := mustOpen(t, options(c))
+		if n := whole(t, what, q, want); n != len(want) {
+			t.Fatalf("%s: %d messages of %d, the repair said %v", what, n, len(want), err)
+		}
+		mustClose(t, q)
+		if err == nil && !slices.ContainsFunc(c.Files("/q"), func(f string) bool { return strings.HasSuffix(f, "/aside/"+filepath.Base(stray)) }) {
+			t.Fatalf("%s: a stray body is not aside: %q", what, c.Files("/q"))
+		}
+	}
+	if failed == 0 {
+		t.Error("nothing failed")
+	}
+}
+
 // TestRepairDamagedRecord: a record that can't be read keeps nothing from being
 // repaired, and is put aside at the next start.
 func TestRepairDamagedRecord(t *testing.T) {
@@ -304,6 +354,37 @@ func TestEachKey(t *testing.T) {
 	}
 }
 
+// TestOverlayRemoves: what a view's LevelDB has removed is gone for it.
+func TestOverlayRemoves(t *testing.T) {
+	base := storage.NewMemStorage()
+	fd := storage.FileDesc{Type: storage.TypeTable, Num: 1}
+	w, err := base.Create(fd)
+	if err == nil {
+		err = w.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newOverlay(base, nil)
+	if r, err := s.Open(fd); err != nil {
+		t.Error(err)
+	} else {
+		r.Close()
+	}
+	if err := s.Remove(fd); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.Open(fd); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a removed file: %v", err)
+	}
+	if r, err := base.Open(fd); err != nil {
+		t.Errorf("below: %v", err)
+	} else {
+		r.Close()
+	}
+}
+
+// TestRepairRefuses: what is whole, in use, newer or not there.
 func TestRepairRefuses(t *testing.T) {
 	o := options(newMemDisk())
 	if _, err := Repair(o); err == nil {
