@@ -56,6 +56,9 @@ func (i *importer) parameters() {
 		if !known || p.Class == NoDecision || p.Elements || slices.Contains(strings.Split(p.Off, "|"), cmp.Or(v, "-")) {
 			continue
 		}
+		if p.Name == "postscreen_whitelist_interfaces" && set["postscreen_allowlist_interfaces"] != "" {
+			continue // said already
+		}
 		if p.Guard != "" && slices.Contains([]string{"no", "ignore", ""}, set[p.Guard]) {
 			continue
 		}

@@ -70,6 +70,8 @@ var undecided = slices.Concat(
 	named(NoDecision, "see the restriction that it belongs to; the answers of learned tables age by it",
 		"address_verify_negative_cache", "address_verify_negative_expire_time", "address_verify_negative_refresh_time",
 		"address_verify_positive_expire_time", "address_verify_positive_refresh_time"),
+	named(NoDecision, "see the parameter that enables its test",
+		"postscreen_bare_newline_action", "postscreen_non_smtp_command_action", "postscreen_pipelining_action", "postscreen_forbidden_commands"),
 	named(NoDecision, "see permit_tls_clientcerts", "relay_clientcerts", "smtpd_tls_ask_ccert"),
 	named(NoDecision, "smtpd asks the tables whatever the classes are",
 		"canonical_classes", "recipient_canonical_classes", "sender_canonical_classes"),
