@@ -26,6 +26,7 @@ import (
 type outage struct {
 	primary
 	began time.Time
+	log   strings.Builder // what the client logs
 
 	mu     sync.Mutex
 	down   bool
@@ -73,7 +74,7 @@ func (o *outage) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 // watch runs the probes of a new client until the test's end.
 func (o *outage) watch(t *testing.T, r Route, onUp func(string)) *Client {
 	c := newClient(t, r, nil)
-	c.dial, c.onUp = o.dial, onUp
+	c.dial, c.onUp, c.log = o.dial, onUp, slog.New(slog.NewTextHandler(&o.log, nil))
 	o.began = time.Now()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -312,10 +313,8 @@ func TestUnfitForMail(t *testing.T) {
 	const must = "530 5.7.0 Must issue a STARTTLS command first"
 	synctest.Test(t, func(t *testing.T) {
 		var ups atomic.Int32
-		var log strings.Builder
 		o := &outage{primary: primary{want: must}}
 		c := o.watch(t, Route{Name: "main"}, func(string) { ups.Add(1) })
-		c.log = slog.New(slog.NewTextHandler(&log, nil))
 		synctest.Wait()
 		var box outbox
 		first := box.add("1\r\n", mail("a@x.example", "b@y.example"))
@@ -336,8 +335,8 @@ func TestUnfitForMail(t *testing.T) {
 		if n := len(o.probes()); n != 150 {
 			t.Errorf("%d probes, want 150", n)
 		}
-		if n := strings.Count(log.String(), "next hop is down"); n != 1 {
-			t.Errorf("logged %d times:\n%s", n, log.String())
+		if n := strings.Count(o.log.String(), "next hop is down"); n != 1 {
+			t.Errorf("logged %d times:\n%s", n, o.log.String())
 		}
 		o.primary.mu.Lock()
 		o.want = ""
