@@ -313,8 +313,12 @@ func (q *Queue) take(d *dest, client string) *claim {
 		}
 		if err != nil {
 			q.readFailed(err)
-			d.later(e)
 			q.release(e.seq)
+			if errors.Is(err, errClosedStore) {
+				d.later(e)
+			} else {
+				d.putBack(e, now)
+			}
 			return nil
 		}
 		if c != nil {

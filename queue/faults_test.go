@@ -19,6 +19,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/syndtr/goleveldb/leveldb/util"
+
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/internal/testmx"
 )
@@ -155,5 +157,66 @@ func back(t *testing.T, until *atomic.Int64, do func() error) {
 			t.Fatalf("%v after the fault: %v", backWithin, err)
 		}
 		time.Sleep(100 * time.Millisecond) // of the bubble's time
+	}
+}
+
+// TestReadOnlyWhileMerging has the file system go read-only at each operation of
+// a merge in turn, as it does after an error of the disk: what LevelDB began can
+// neither be written on nor removed. It must not end the process, and mail is
+// accepted again when the disk is well.
+func TestReadOnlyWhileMerging(t *testing.T) {
+	for n, more := 1, true; more && !t.Failed(); n++ {
+		synctest.Test(t, func(t *testing.T) {
+			defer leaveBubble()
+			disk := newMemDisk()
+			q := mustOpen(t, options(disk))
+			defer q.Close()
+			var gone []string
+			for i := range 60 {
+				id := mustAccept(t, q, bodyOf(4000, i), "a@example.com")
+				if i%2 == 0 {
+					gone = append(gone, id)
+				}
+			}
+			for _, id := range gone {
+				if err := q.Remove(id); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var at atomic.Int64
+			var until atomic.Int64
+			disk.Fault(func(op testmx.Op) error {
+				switch k := at.Add(1); {
+				case k < int64(n):
+					return nil
+				case k == int64(n):
+					until.Store(time.Now().Add(20 * time.Second).UnixNano())
+				case time.Now().UnixNano() > until.Load():
+					return nil
+				}
+				return &fs.PathError{Op: op.Kind, Path: op.Name, Err: syscall.EROFS}
+			})
+			merged := make(chan struct{})
+			go func() {
+				defer close(merged)
+				for _, space := range []byte{spaceBody, spaceRecord} {
+					_ = q.store.compact(util.Range{Start: []byte{space}, Limit: []byte{space + 1}})
+				}
+			}()
+			time.Sleep(time.Minute)
+			more = at.Load() >= int64(n)
+			disk.Fault(nil)
+			back(t, &until, func() error {
+				_, err := accept(q, "after", "a@example.com")
+				return err
+			})
+			<-merged
+			if left := len(walk(t, q)); left != 31 {
+				t.Errorf("%d messages, want 31", left)
+			}
+			if t.Failed() {
+				t.Logf("read-only from operation %d on", n)
+			}
+		})
 	}
 }

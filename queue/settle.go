@@ -214,6 +214,7 @@ func (c *claim) written(is *record, n tally, err error) {
 		// Only at shutdown, or when the record could not be read: it stays as
 		// it was, and may be relayed twice.
 		q.log.Error("outcome not stored", "id", c.rec.env.ID, "err", err)
+		c.d.putBack(c.e, q.now())
 		return
 	}
 	count := func(result string, n int) {
