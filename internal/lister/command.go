@@ -9,8 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"strings"
-	"syscall"
-	"time"
+
+	"github.com/understudy-mx/understudy/internal/program"
 )
 
 // listCommand runs a command: each line of its output is a key and, behind a
@@ -64,36 +64,23 @@ func rowUnlessEmpty(m *meter, row func(key, value string) error, key, value stri
 }
 
 // run feeds the lines that a program prints to line. When run returns, the
-// program has ended, and what it left behind in its process group is killed.
+// program has ended, and what it left behind.
 func (s *Source) run(ctx context.Context, m *meter, setting string, argv []string, line func(string) error) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = time.Second
 	said := &beginning{}
 	cmd.Stderr = said
-	out, err := cmd.StdoutPipe()
-	if err == nil {
-		err = cmd.Start()
-	}
-	if err != nil {
+	lineErr, err := program.Read(ctx, cmd, func(out io.Reader) error { return readLines(metered{out, m}, line) })
+	if err != nil && cmd.Process == nil {
 		return s.fail(setting, "name a program that this user may run", err)
 	}
-	lineErr := readLines(metered{out, m}, line)
-	if lineErr != nil {
-		cancel()
-		io.Copy(io.Discard, out)
-	}
-	err = cmd.Wait()
-	syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // what it left behind
 	switch {
 	case errors.Is(lineErr, errLine):
 		return s.fail(setting, "print one address a line", lineErr)
 	case lineErr != nil:
 		return lineErr
+	case errors.Is(err, program.ErrLeft):
+		return s.fail(setting, "let it wait for what it starts, or redirect the output of that", err)
 	case err != nil && said.String() != "":
 		return s.fail(setting, "run it by hand as this user and correct it", fmt.Errorf("%w: %s", err, said))
 	case err != nil:

@@ -125,6 +125,10 @@ func TestTextErrors(t *testing.T) {
 		{"rows of a command", command("yes"), lister.Limits{Rows: 9}, "max_rows", "more than 9", lister.ErrRows},
 		{"octets of a command", command("yes ''"), lister.Limits{Bytes: 9}, "max_bytes", "more than 9", lister.ErrBytes},
 		{"a command that hangs", command("sleep 1000 | sleep 1000"), lister.Limits{Time: 200 * time.Millisecond}, "timeout", "200ms", lister.ErrTime},
+		{"a daemon that holds the output", command("echo a@b; setsid sleep 1000 &"), lister.Limits{}, "command", "left running", nil},
+		{"a daemon that prints on", command("setsid yes & sleep 0.1"), lister.Limits{Time: 300 * time.Millisecond}, "timeout", "300ms", lister.ErrTime},
+		{"a daemon that holds the errors", command("setsid sleep 1000 >/dev/null &"), lister.Limits{}, "command", "left running", nil},
+		{"a hanging command's daemon", command("setsid sleep 1000 & sleep 1000"), lister.Limits{Time: 200 * time.Millisecond}, "timeout", "200ms", lister.ErrTime},
 		{"a line of a command", command("tr '\\0' x </dev/zero"), lister.Limits{}, "command", "a line of more", nil},
 		{"no type", lister.Source{Type: "oracle"}, lister.Limits{}, "type", "oracle", nil},
 	} {
@@ -145,8 +149,19 @@ func TestTextErrors(t *testing.T) {
 
 // TestCommandsChildren wants nothing to be left of a command that ends.
 func TestCommandsChildren(t *testing.T) {
+	for name, script := range map[string]string{
+		"in its group":            `sleep 1000 >/dev/null 2>&1 & echo $! >"$1"`,
+		"in one of its own":       `setsid sh -c 'echo $$ >"$1"; exec sleep 1000' sh "$1" >/dev/null 2>&1 & while ! test -s "$1"; do :; done`,
+		"two forks away":          `(setsid sh -c 'sleep 1000 & echo $! >"$1"' sh "$1" >/dev/null 2>&1 &); while ! test -s "$1"; do :; done`,
+		"and it ignores a signal": `setsid sh -c 'trap "" HUP TERM INT; echo $$ >"$1"; while :; do sleep 1; done' sh "$1" >/dev/null 2>&1 & while ! test -s "$1"; do :; done`,
+	} {
+		t.Run(name, func(t *testing.T) { wantNoChild(t, script) })
+	}
+}
+
+func wantNoChild(t *testing.T, script string) {
 	pid := filepath.Join(t.TempDir(), "pid")
-	s := lister.Source{Type: "command", Shell: true, Command: []string{`sleep 1000 >/dev/null 2>&1 & echo $! >"$1"`, pid}}
+	s := lister.Source{Type: "command", Shell: true, Command: []string{script, pid}}
 	if _, err := list(t, &s); err != nil {
 		t.Fatal(err)
 	}

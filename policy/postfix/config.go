@@ -14,6 +14,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/understudy-mx/understudy/internal/program"
 )
 
 // Bounds on what a command may print: far above what any site has.
@@ -255,31 +257,22 @@ func (c command) run(ctx context.Context, line func(string) error) (stderr strin
 	if cmd.Dir = c.dir; c.stdin != "" {
 		cmd.Stdin = strings.NewReader(c.stdin)
 	}
-	cmd.WaitDelay = time.Second
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
 	errs := &bounded{max: maxStderr}
 	cmd.Stderr = errs
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return "", err
-	}
-	if err := cmd.Start(); err != nil {
+	lineErr, err := program.Read(ctx, cmd, func(out io.Reader) error {
+		sc := bufio.NewScanner(out)
+		sc.Buffer(nil, maxLine)
+		for sc.Scan() {
+			if err := line(sc.Text()); err != nil {
+				return err
+			}
+		}
+		return sc.Err()
+	})
+	if err != nil && cmd.Process == nil {
 		return "", fmt.Errorf("run %s: %w", path.Base(name), err)
 	}
-	sc := bufio.NewScanner(out)
-	sc.Buffer(nil, maxLine)
-	var lineErr error
-	for lineErr == nil && sc.Scan() {
-		lineErr = line(sc.Text())
-	}
-	if lineErr == nil {
-		lineErr = sc.Err()
-	}
-	if lineErr != nil {
-		cancel()
-		io.Copy(io.Discard, out)
-	}
-	err = cmd.Wait()
 	switch {
 	case lineErr != nil:
 		return errs.String(), fmt.Errorf("%s: %w", path.Base(name), lineErr)

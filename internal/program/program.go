@@ -1,0 +1,115 @@
+// Package program runs a program for the sake of what it prints, and lets
+// nothing of it live on. A program that has ended may have left processes
+// behind that hold its output open: in its process group, or, by setsid(2), in
+// one of their own, such as
+//
+//	setsid sleep 1000 & echo alice@example.org
+//
+// Reading to the end of that output would take as long as they like, and they
+// would pile up, one for each listing. So the output's end is waited for
+// shortly once the program has ended, and whatever runs with the mark that the
+// program's environment got is killed.
+package program
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// ErrLeft means that the program has ended, and its output hasn't.
+var ErrLeft = errors.New("has ended, but a process that it left running holds its output open")
+
+// patience is how long output may go on after the program's end.
+const patience = 3 * time.Second
+
+// Read runs cmd, made by exec.CommandContext with the same context, and calls
+// read for its output. When Read returns, the program and its descendants have
+// ended, but for those that have changed their user or their environment.
+// readErr is what read returned.
+func Read(ctx context.Context, cmd *exec.Cmd, read func(io.Reader) error) (readErr, err error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	mark := "UNDERSTUDY_RUN=" + rand.Text()
+	if cmd.Env == nil {
+		cmd.Env = os.Environ()
+	}
+	cmd.Env = append(cmd.Env, mark)
+	cmd.Stdout = w
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = time.Second
+	err = cmd.Start()
+	w.Close()
+	if err != nil {
+		return nil, err
+	}
+	ended := make(chan error, 1)
+	go func() {
+		err := cmd.Wait()
+		if ctx.Err() != nil {
+			r.SetReadDeadline(time.Now())
+		} else {
+			r.SetReadDeadline(time.Now().Add(patience))
+		}
+		ended <- err
+	}()
+	readErr = read(r)
+	if readErr != nil {
+		cmd.Cancel()
+	}
+	err = <-ended
+	syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+	sweep(mark)
+	left := errors.Is(readErr, os.ErrDeadlineExceeded)
+	if left {
+		readErr = nil
+	}
+	if left && err == nil || errors.Is(err, exec.ErrWaitDelay) {
+		err = ErrLeft
+	}
+	return readErr, err
+}
+
+// sweep kills the processes whose environment has the mark. One that forks
+// meanwhile is met the next time round.
+func sweep(mark string) {
+	const rounds = 50
+	for range rounds {
+		names, _ := filepath.Glob("/proc/[0-9]*/environ")
+		found := false
+		for _, name := range names {
+			if !marked(name, mark) {
+				continue
+			}
+			found = true
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(name)))
+			p, err := os.FindProcess(pid) // holds on to the process, not the number
+			if err == nil && marked(name, mark) {
+				p.Kill()
+			}
+			if err == nil {
+				p.Release()
+			}
+		}
+		if !found {
+			return
+		}
+	}
+}
+
+func marked(environ, mark string) bool {
+	b, err := os.ReadFile(environ)
+	return err == nil && strings.Contains("\x00"+string(b), "\x00"+mark+"\x00")
+}
