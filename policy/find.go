@@ -3,6 +3,7 @@ package policy
 import (
 	"net/netip"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/policy/pattern"
@@ -31,6 +32,9 @@ func (f *finder) one(tables []*table, a, b string, addr netip.Addr, whole bool) 
 		if h := f.query(t, f.buf, addr, whole); h.ok() {
 			return h
 		}
+		if t.unsure != "" && mayHold(t.unsure, f.buf) {
+			f.unsure = true
+		}
 		if t.absent != nil && !f.query(t.absent, f.buf, netip.Addr{}, true).ok() {
 			f.unsure = true
 			if f.ask != nil {
@@ -40,6 +44,19 @@ func (f *finder) one(tables []*table, a, b string, addr netip.Addr, whole bool) 
 	}
 	return hit{}
 }
+
+// mayHold says that a key has one of the characters of Learned.Unsure.
+func mayHold(unsure string, key []byte) bool {
+	for _, c := range key {
+		if c >= utf8.RuneSelf && strings.Contains(unsure, anyLetter) || c < utf8.RuneSelf && strings.IndexByte(unsure, c) >= 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// anyLetter stands in Learned.Unsure for all that isn't ASCII.
+const anyLetter = "é"
 
 // mailbox asks for local+rest with the local-part quoted where it needs it,
 // then without.

@@ -12,6 +12,9 @@ func (c *compiler) learned() {
 	spec := c.s.spec
 	for _, name := range slices.Sorted(maps.Keys(spec.Learned)) {
 		t, absent := c.tables[name], c.tables[spec.Learned[name].Absent]
+		if t != nil {
+			t.unsure = spec.Learned[name].Unsure
+		}
 		switch {
 		case t == nil || t.typ != typeSet && t.typ != typeHash:
 			c.errorf("learned.%s: no set or hash is called so", name)

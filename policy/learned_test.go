@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -59,6 +60,40 @@ func TestLearned(t *testing.T) {
 			t.Errorf("%s: got %d, unsure %q; want %d, %q", tc.to, v.Reply.Code, v.Unsure, tc.code, tc.unsure)
 		}
 		s.Close()
+	}
+}
+
+// TestUnsure: a key with a character that its table's database takes for
+// another may be there.
+func TestUnsure(t *testing.T) {
+	spec := NewSpec()
+	set, err := NewSet([]string{"j_smith@example.org", "andre@example.org"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec.Addresses.VirtualMailbox = AddressClass{Domains: []string{"example.org"}, Recipients: []string{"sql"}}
+	spec.Restrictions.Relay = []Restriction{{Kind: "reject_unauth_destination"}}
+	spec.Tables = map[string]*Table{"sql": set}
+	for unsure, want := range map[string]map[string]int{
+		"":    {"j_smith@example.org": 0, "x_y@example.org": 550, "andré@example.org": 550, "xy@example.org": 550},
+		"_%":  {"j_smith@example.org": 0, "x_y@example.org": 450, "andré@example.org": 550, "xy@example.org": 550},
+		"é":   {"andre@example.org": 0, "x_y@example.org": 550, "andré@example.org": 450, "ürsula@example.org": 450},
+		"é_%": {"x_y@example.org": 450, "andré@example.org": 450, "xy@example.org": 550},
+	} {
+		spec.Learned = map[string]Learned{"sql": {Unsure: unsure}}
+		snap, err := Compile(spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for to, code := range want {
+			s := snap.Session(nil, envelope.Client{NameStatus: envelope.NameNotFound})
+			local, domain, _ := strings.Cut(to, "@")
+			v := s.Rcpt(t.Context(), envelope.ForwardPath{Mailbox: envelope.Mailbox{Local: local, Domain: domain}})
+			if v.Reply.Code != code {
+				t.Errorf("unsure %q: %s: got %d, want %d", unsure, to, v.Reply.Code, code)
+			}
+			s.Close()
+		}
 	}
 }
 

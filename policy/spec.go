@@ -61,6 +61,11 @@ type Spec struct {
 type Learned struct {
 	Absent string `json:"absent,omitempty"`     // a set: the keys that it lacks; "" when it holds all that there are
 	Whole  bool   `json:"whole_keys,omitempty"` // it is asked whole addresses and names only, as tcp_table(5) is
+
+	// A key with one of these characters may be there although it isn't held,
+	// as where a database takes it for a wildcard. "é" stands for all that
+	// isn't ASCII.
+	Unsure string `json:"unsure,omitempty"`
 }
 
 // Restrictions are the ordered lists of restrictions, one for each stage.

@@ -237,6 +237,7 @@ type table struct {
 	members []*table            // union, pipe
 	absent  *table              // learned: the keys that it is known not to have
 	wholes  bool                // learned: asked whole keys only
+	unsure  string              // learned: characters of keys that it may have though it doesn't hold them
 }
 
 func newTable(name string, t *Table) *table {

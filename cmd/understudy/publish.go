@@ -78,7 +78,7 @@ func checkSources(ctx context.Context, cfg *config.Config, all bool, out io.Writ
 	if err != nil {
 		return err
 	}
-	r, err := readSources(ctx, cfg, learned, nil, nil)
+	r, err := readSources(ctx, cfg, before{learned: learned})
 	if err != nil {
 		return mistakes{err}
 	}

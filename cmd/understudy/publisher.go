@@ -42,6 +42,7 @@ type publisher struct {
 	started  time.Time    // when the sources were first read
 	learned  *postfix.Learned
 	saved    []byte           // of learned, as the disk has it
+	memo     postfix.Memo     // of the SQL tables
 	last     *policy.Snapshot // as read last, nil: nothing yet
 
 	mu      sync.Mutex          // guards all below
@@ -171,6 +172,7 @@ func (p *publisher) run(ctx context.Context, reload <-chan os.Signal) error {
 func (p *publisher) watch(ctx context.Context, parts *sync.WaitGroup, reload <-chan os.Signal) {
 	w := &watcher{files: p.watched, reload: func() { p.read(ctx) }, force: make(chan chan struct{}), rest: p.cfg.Publish.Debounce, log: p.log}
 	parts.Go(func() { _ = w.run(ctx, p.started) })
+	parts.Go(func() { p.glance(ctx, w) })
 	parts.Go(func() {
 		poll := time.NewTicker(p.cfg.Publish.Poll)
 		defer poll.Stop()
@@ -190,6 +192,27 @@ func (p *publisher) watch(ctx context.Context, parts *sync.WaitGroup, reload <-c
 			}
 		}
 	})
+}
+
+// glance asks the databases of SQL tables every second or so whether anything
+// has changed, where they can tell that cheaply. A glance, with the reading that
+// may follow, that takes long is taken less often.
+func (p *publisher) glance(ctx context.Context, w *watcher) {
+	const often, share = time.Second, 20 // one part in so many of the time
+	rest := time.NewTimer(often)
+	defer rest.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-rest.C:
+		}
+		start := time.Now()
+		if p.memo.Changed(ctx, postfix.Databases{}) {
+			w.now(ctx)
+		}
+		rest.Reset(max(often, share*time.Since(start)))
+	}
 }
 
 func (p *publisher) watched() []string {
@@ -232,7 +255,7 @@ func (p *publisher) first(ctx context.Context) {
 
 // read reads everything and publishes it, or keeps what is published.
 func (p *publisher) read(ctx context.Context) {
-	r, err := readSources(ctx, p.cfg, p.learned, p.offer.Unsure(), p.last)
+	r, err := readSources(ctx, p.cfg, before{p.learned, &p.memo, p.offer.Unsure(), p.last})
 	if ctx.Err() != nil {
 		return // what failed was ended by us
 	}

@@ -36,17 +36,23 @@ func (r *reading) note(name string, err error, skipped bool) {
 	r.sources = append(r.sources, s)
 }
 
-// readSources reads the policy and the sources of recipients. Tables that can't
-// be listed are asked about the recipients of ask. What was read before (nil:
-// nothing) shares memory with what is read. On an error the reading still names
-// the files to watch.
-func readSources(ctx context.Context, cfg *config.Config, learned *postfix.Learned, ask []string, before *policy.Snapshot) (*reading, error) {
+// before is what is known when the sources are read. The zero value is nothing.
+type before struct {
+	learned  *postfix.Learned
+	memo     *postfix.Memo
+	ask      []string         // recipients that tables which can't be listed are asked about
+	snapshot *policy.Snapshot // shares memory with what is read
+}
+
+// readSources reads the policy and the sources of recipients. On an error the
+// reading still names the files to watch.
+func readSources(ctx context.Context, cfg *config.Config, was before) (*reading, error) {
 	r := &reading{}
 	var err error
 	if cfg.Policy.Postfix != "" {
-		err = r.readPostfix(ctx, cfg, learned, ask)
+		err = r.readPostfix(ctx, cfg, was)
 	} else {
-		r.snapshot, r.files, err = readPolicy(cfg.Policy.File, before)
+		r.snapshot, r.files, err = readPolicy(cfg.Policy.File, was.snapshot)
 		r.note("policy", err, false)
 	}
 	var spec *policy.Spec
@@ -77,7 +83,8 @@ func readSources(ctx context.Context, cfg *config.Config, learned *postfix.Learn
 	return r, err
 }
 
-func (r *reading) readPostfix(ctx context.Context, cfg *config.Config, learned *postfix.Learned, ask []string) error {
+func (r *reading) readPostfix(ctx context.Context, cfg *config.Config, was before) error {
+	ask := was.ask
 	for _, name := range []string{"main.cf", "master.cf"} {
 		r.files = append(r.files, filepath.Join(cfg.Policy.Postfix, name))
 	}
@@ -99,7 +106,8 @@ func (r *reading) readPostfix(ctx context.Context, cfg *config.Config, learned *
 	commands, queries := tableLists(cfg.Policy.PostfixList)
 	spec, report, err := postfix.Import(ctx, postfix.Source{
 		ConfigDir: cfg.Policy.Postfix, Service: cfg.Policy.PostfixService, Lister: postfix.Databases{},
-		Learned: learned, Ask: ask, Choices: choices(cfg.Policy.PostfixChoose), Commands: commands, Queries: queries,
+		Learned: was.learned, Memo: was.memo, Ask: ask, Choices: choices(cfg.Policy.PostfixChoose), Commands: commands, Queries: queries,
+		RejectUnlisted: cfg.Policy.PostfixUnlisted == "reject",
 	})
 	r.note("postfix", err, false)
 	if err != nil {

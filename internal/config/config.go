@@ -89,6 +89,8 @@ type Policy struct {
 	PostfixService string   // of master.cf
 	PostfixChoose  []string // "parameter: element=choice"
 	PostfixList    []string // "table=command"
+
+	PostfixUnlisted string // "defer" or "reject"
 }
 
 // Queue is section [queue].

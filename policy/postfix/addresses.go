@@ -136,9 +136,13 @@ func (i *importer) addressTables(parameter string, incomplete func()) (names []s
 			i.use(name, &Table{Kind: Indexed}, false)
 			i.item(parameter, name, NotReplicated, reason.Error(), "unknown recipients are refused for now only (4xx)")
 		default:
+			if t.How.Unlisted {
+				i.item(parameter, name, Approximated, t.How.missed(), "unknown recipients are refused for good (postfix_unlisted)")
+				break
+			}
 			note := t.Note
 			if t.Kind == Indexed && note == "" {
-				note = fmt.Sprintf("%d entries", len(t.Entries))
+				note = strings.Join(append([]string{fmt.Sprintf("%d entries", len(t.Entries))}, t.How.notes()...), "; ")
 			}
 			i.item(parameter, name, Exact, note, "")
 		}

@@ -172,12 +172,17 @@ func check(a asker, t *Table, domains []string, seed uint64) (wrong string, put 
 	}
 	keys := slices.Sorted(maps.Keys(asked))
 	got := map[string]string{}
-	err = a.look(keys, func(key, value string) { got[key] = value }, func(string, error) {})
+	failed := map[string]bool{}
+	err = a.look(keys, func(key, value string) { got[key] = value }, func(key string, err error) {
+		if failed[key] = true; asked[key] && wrong == "" {
+			wrong = fmt.Sprintf("the look-up of %q fails: %v", key, err)
+		}
+	})
 	for _, k := range keys {
 		switch value, there := got[k]; {
 		case there && !asked[k] && wrong == "":
 			wrong = fmt.Sprintf("it has %q, which isn't listed: a catch-all, or a hole in the listing", k)
-		case !there && asked[k]:
+		case !there && asked[k] && !failed[k]:
 			return fmt.Sprintf("it doesn't have %q, which is listed", k), len(keys), err
 		case there && asked[k] && value != t.Entries[k] && !sameValues(value, t.Entries[k]):
 			return fmt.Sprintf("its answer for %q isn't the one listed", k), len(keys), err
@@ -217,8 +222,9 @@ func sample(r *rand.Rand, list []string) []string {
 }
 
 // checkListing puts samples to the table. What doesn't hold makes the table one that
-// isn't wholly known.
-func checkListing(a asker, t *Table) error {
+// isn't wholly known. rejects takes what candidates lack for absent, unless
+// something is wrong.
+func checkListing(a asker, t *Table, rejects bool) error {
 	domains := map[string]bool{}
 	for k := range t.Entries {
 		if at := strings.LastIndexByte(k, '@'); at >= 0 {
@@ -228,10 +234,15 @@ func checkListing(a asker, t *Table) error {
 		}
 	}
 	wrong, put, err := check(a, t, slices.Sorted(maps.Keys(domains)), rand.Uint64())
-	t.How.Checked = put
-	if wrong != "" {
-		t.How.Wrong = wrong
+	t.How.Checked, t.How.Wrong = put, wrong
+	switch {
+	case wrong != "":
 		t.Partial = "checked against the database: " + wrong
+	case t.How.Exact || t.Partial != "":
+	case rejects && t.How.Left == "":
+		t.How.Unlisted = true
+	default:
+		t.Partial = t.How.missed()
 	}
 	return err
 }

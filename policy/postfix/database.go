@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -39,6 +40,11 @@ type Database struct {
 	Queries []Query // arms of a UNION; nil: they have to be asked about
 	Search  *Search
 
+	// Unlisted takes keys that no candidate was for absent, once a listing by
+	// candidates has held its check.
+	Unlisted bool
+
+	memo      *Memo
 	statement *statement // the query, nil: it isn't understood
 	unparsed  error      // then: why
 }
@@ -84,7 +90,7 @@ func (i *importer) database(parameter, typ, name, arg string) (*Table, error) {
 		i.errorf("%s: table %s: %w", parameter, name, err)
 		return nil, nil
 	}
-	db := &Database{Type: typ, Table: name}
+	db := &Database{Type: typ, Table: name, Unlisted: i.src.RejectUnlisted, memo: i.src.Memo}
 	if strings.HasPrefix(arg, "/") || strings.HasPrefix(arg, ".") {
 		text, err := i.readFile(arg)
 		if err != nil {
@@ -118,11 +124,29 @@ func (i *importer) database(parameter, typ, name, arg string) (*Table, error) {
 		return nil, errDatabase
 	}
 	i.polled[name] = true
-	t, err := db.list(i.ctx, i.src.Lister)
+	t, err := db.list(i.ctx, i.src.Lister, i.hints(db)...)
 	if err != nil {
 		return fail(err)
 	}
 	return t, nil
+}
+
+// hints are names and addresses that main.cf and the tables read so far hold,
+// for a query that names no table.
+func (i *importer) hints(db *Database) (all []string) {
+	if !isSQL(db.Type) || len(db.statement.tables()) > 0 {
+		return nil
+	}
+	for _, parameter := range []string{"mydestination", "virtual_alias_domains", "virtual_mailbox_domains", "relay_domains"} {
+		all = append(all, words(i.set[parameter])...)
+	}
+	const most = 200_000
+	for _, name := range slices.Sorted(maps.Keys(i.read)) {
+		if t := i.read[name].table; t != nil && len(all)+len(t.Entries) < most {
+			all = slices.AppendSeq(all, maps.Keys(t.Entries))
+		}
+	}
+	return all
 }
 
 func isSQL(typ string) bool { return typ == "mysql" || typ == "pgsql" || typ == "sqlite" }

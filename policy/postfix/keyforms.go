@@ -5,6 +5,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"golang.org/x/text/cases"
 	"golang.org/x/text/unicode/norm"
 )
 
@@ -17,6 +18,14 @@ func ascii(s string) bool {
 	return true
 }
 
+// foldKey is how Postfix folds a key: "ß" becomes "ss".
+func foldKey(s string) string {
+	if ascii(s) {
+		return strings.ToLower(s)
+	}
+	return cases.Fold().String(s)
+}
+
 // keyVariants are a text as a key, and what a database whose collation ignores
 // accents may take for the same. The database has the last word.
 func keyVariants(s string) []string {
@@ -27,9 +36,9 @@ func keyVariants(s string) []string {
 	if ascii(s) {
 		return []string{s}
 	}
-	all := []string{s}
+	all := []string{foldKey(s)}
 	for _, letters := range []*strings.Replacer{oneLetter, twoLetters} {
-		if plain := withoutAccents(letters.Replace(s)); plain != s && plain != all[len(all)-1] {
+		if plain := withoutAccents(letters.Replace(s)); plain != all[len(all)-1] {
 			all = append(all, plain)
 		}
 	}

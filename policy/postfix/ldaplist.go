@@ -85,7 +85,7 @@ func (se *Search) list(dir Directory, t *Table, hints []string) error {
 	if err != nil {
 		return err
 	}
-	return checkListing(x, t)
+	return checkListing(x, t, se.db.Unlisted)
 }
 
 func (se *Search) listExactly(dir Directory, x *expansion) error {

@@ -378,13 +378,7 @@ func (x *expansion) candidates(why error, t *Table, hints []string) error {
 	}
 	t.DomainWide = wide
 	t.How = Listing{Put: len(keys), Why: why.Error(), Tables: bases, Left: left}
-	if err := x.finish(t); err != nil {
-		return err
-	}
-	if t.Partial == "" {
-		t.Partial = t.How.missed()
-	}
-	return nil
+	return x.finish(t)
 }
 
 // behind collects candidates from all entries that the table is made of.

@@ -9,23 +9,25 @@ import (
 type Listing struct {
 	Exact   bool     // by its own query; else by candidates
 	Put     int      // keys that it was asked about
+	Asked   int      // those of them that were asked for this time
 	Why     string   // not exactly
 	Tables  []string // that the candidates are from
 	Left    string   // what wasn't put
 	Checked int      // keys that were put to it again, or at random
 	Wrong   string   // what the check found
+
+	Unlisted bool // other keys are taken for absent: the operator wants that, and the check has held
 }
 
-// String is a note for the report.
-func (l Listing) String() string {
-	var parts []string
+// notes say in the report how an exact listing was made.
+func (l Listing) notes() (notes []string) {
 	if l.Put > 0 {
-		parts = append(parts, fmt.Sprintf("%d keys asked for", l.Put))
+		notes = append(notes, fmt.Sprintf("%d keys asked for", l.Put))
 	}
 	if l.Checked > 0 {
-		parts = append(parts, fmt.Sprintf("%d checked", l.Checked))
+		notes = append(notes, fmt.Sprintf("checked with %d", l.Checked))
 	}
-	return strings.Join(parts, ", ")
+	return notes
 }
 
 // missed says what a listing by candidates may lack.

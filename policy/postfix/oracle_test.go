@@ -91,7 +91,7 @@ func compareKeys(t *testing.T, name string, table *Table, keys []string) (found 
 		if wok {
 			found++
 		}
-		if !ok && wok && (table.Partial != "" || strings.ContainsAny(key, table.Unsure)) {
+		if !ok && wok && (table.Partial != "" || unsure(table, key)) {
 			continue // the secondary answers 450
 		}
 		if (!sameValues(got, w) || ok != wok) && wrong < 10 {
@@ -100,6 +100,12 @@ func compareKeys(t *testing.T, name string, table *Table, keys []string) (found 
 		}
 	}
 	return found
+}
+
+// unsure says that the engine defers a key that isn't listed, as it does by
+// policy.Learned.
+func unsure(table *Table, key string) bool {
+	return strings.ContainsAny(key, strings.ReplaceAll(table.Unsure, "é", "")) || !ascii(key) && strings.Contains(table.Unsure, "é")
 }
 
 // fuzzKeys are near misses of what a table holds and of other keys: other case,

@@ -55,6 +55,13 @@ type Source struct {
 	// Ask are recipients that the tables of Learned are to be asked about.
 	// They may come from anywhere.
 	Ask []string
+	// Memo spares the databases what hasn't changed since the last import; nil
+	// lists everything.
+	Memo *Memo
+	// RejectUnlisted takes keys that are missing in a listing by candidates for
+	// absent, once its check has held. Without it recipients are answered 450
+	// that only such keys could make known.
+	RejectUnlisted bool
 	// Choices says for an Item, by its ID, which of its Options to take.
 	Choices map[string]string
 
@@ -130,6 +137,7 @@ func Import(ctx context.Context, src Source) (*policy.Spec, Report, error) {
 	for _, name := range []string{"main.cf", "master.cf"} {
 		i.files[filepath.Join(i.set["config_directory"], name)] = true
 	}
+	src.Memo.only(i.polled)
 	i.report.Files, i.report.Polled = sortedKeys(i.files), sortedKeys(i.polled)
 	i.concern()
 	i.report.sort()

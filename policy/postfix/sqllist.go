@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -23,16 +24,30 @@ type listing struct {
 	quote    func(string) string
 	table    *Table
 	ask      *keySet // keys to be asked for
-	hints    []string
+	before   *remembered
+	stamps   map[string]string // of the tables that the query names, nil: it isn't remembered
+
+	rowsBehind map[string]map[uint64][]string
+	hints      []string
 }
 
 // listSQL lists a table in the best of the ways there are: by a query that
 // lists all answers; by asking about every key that its conditions let it
 // answer to; or by asking about candidates. What was listed is then checked.
 func (d *Database) listSQL(ctx context.Context, l Lister, hints []string) (*Table, error) {
+	now, err := d.stampsNow(ctx, l)
+	if err != nil {
+		return nil, err
+	}
+	if t := d.memo.of(d.Table).same(d, now); t != nil {
+		return t, nil
+	}
 	t := &Table{Type: d.Type, Kind: Indexed, Entries: map[string]string{}}
-	err := l.Session(ctx, d, func(s Session) error {
-		li := &listing{db: d, session: s, table: t, ask: newKeySet(), hints: hints}
+	if d.Type == "mysql" {
+		t.Unsure = "é" // its collations may find "andre" by it
+	}
+	err = l.Session(ctx, d, func(s Session) error {
+		li := &listing{db: d, session: s, table: t, ask: newKeySet(), hints: hints, before: d.memo.of(d.Table), stamps: now}
 		var err error
 		if li.template, err = newTemplate(d.query(), d.resultFormat()); err != nil {
 			return err
@@ -44,9 +59,57 @@ func (d *Database) listSQL(ctx context.Context, l Lister, hints []string) (*Tabl
 		if err := li.list(); err != nil {
 			return err
 		}
-		return checkListing(li, t)
+		if err := checkListing(li, t, d.Unlisted); err != nil || now == nil {
+			return err
+		}
+		d.memo.keep(d.Table, li.remember())
+		return nil
 	})
 	return t, err
+}
+
+// stampsNow asks for the last changes of the tables that the query names, in a
+// transaction of its own: what is listed after it is no older. nil means that
+// there is nothing to remember.
+func (d *Database) stampsNow(ctx context.Context, l Lister) (now map[string]string, err error) {
+	if d.memo == nil || !d.statement.steady() {
+		return nil, nil
+	}
+	err = l.Session(ctx, d, func(s Session) error {
+		names := d.statement.tables()
+		if now, err = stamps(d, s, names); err != nil {
+			return err
+		}
+		for _, t := range names {
+			now[t] += ""
+		}
+		return nil
+	})
+	return now, err
+}
+
+func (li *listing) remember() *remembered {
+	r := &remembered{db: li.db, query: li.db.query(), stamps: li.stamps, table: li.table, rows: li.rowsBehind, full: time.Now()}
+	if len(li.ask.all) > 0 {
+		r.asked = li.ask.all
+	}
+	if li.before != nil && li.table.How.Asked < li.table.How.Put {
+		r.full = li.before.full
+	}
+	return r
+}
+
+// tables are those that the query names.
+func (s *statement) tables() (names []string) {
+	if s == nil {
+		return nil
+	}
+	s.query.Tables(func(f *sqlast.From) {
+		if !slices.Contains(names, f.Table) {
+			names = append(names, f.Table)
+		}
+	})
+	return names
 }
 
 func (li *listing) list() error {
@@ -104,6 +167,9 @@ func (li *listing) rows(q *Query) error {
 			}
 		}
 		for _, key := range q.key(columns, d.Type == "mysql") {
+			if key != foldKey(key) {
+				continue // Postfix looks for no such
+			}
 			if found[key]++; q.limit > 0 && found[key] > q.limit {
 				continue
 			}
@@ -130,18 +196,10 @@ func (li *listing) unusual(q *Query, columns []string) error {
 	for n, c := range columns {
 		trimmed[n] = strings.ToLower(strings.TrimSpace(c))
 	}
-	plain := slices.Clone(trimmed)
-	for n, c := range plain {
-		if v := keyVariants(c); len(v) > 0 {
-			plain[n] = v[len(v)-1]
-		}
-	}
-	for _, row := range [][]string{trimmed, plain} {
-		for _, key := range q.key(row, true) {
-			for _, k := range keyVariants(key) {
-				if err := li.ask.add(k); err != nil {
-					return err
-				}
+	for _, key := range q.key(trimmed, true) {
+		for _, k := range keyVariants(key) {
+			if err := li.ask.add(k); err != nil {
+				return err
 			}
 		}
 	}
@@ -180,7 +238,7 @@ func (li *listing) bounded() (wide byte, err error) {
 		}
 	}
 	if b.wild {
-		li.table.Unsure = `%_\`
+		li.table.Unsure += `%_\`
 	}
 	return wide, nil
 }
@@ -207,8 +265,19 @@ func (li *listing) columns(from string) (names []string, err error) {
 func (li *listing) askAll(wide byte) error {
 	var keys []string
 	stands := map[string]string{} // for which "@domain" a random address does
+	kept := map[string]string{}   // nothing has changed about them
 	r := rand.New(rand.NewPCG(rand.Uint64(), 0))
+	only, err := li.again()
+	if err != nil {
+		return err
+	}
 	for k := range li.ask.all {
+		if only != nil && li.before.asked[k] && !only.key(k) {
+			if v, there := li.before.table.Entries[k]; there {
+				kept[k] = v
+			}
+			continue
+		}
 		if wide == 'd' && k[0] == '@' {
 			p := probe(r) + k
 			stands[p] = k
@@ -220,12 +289,16 @@ func (li *listing) askAll(wide byte) error {
 		keys = append(keys, k)
 	}
 	slices.Sort(keys)
-	li.table.How.Put += len(keys)
+	li.table.How.Put, li.table.How.Asked = len(li.ask.all), len(keys)
 	for k := range li.ask.all {
 		delete(li.table.Entries, k) // what was listed of it isn't all
 	}
+	maps.Copy(li.table.Entries, kept)
+	if len(kept) > 0 {
+		li.table.DomainWide = li.table.DomainWide || li.before.table.DomainWide
+	}
 	var failed []string
-	err := li.look(keys, func(key, value string) {
+	err = li.look(keys, func(key, value string) {
 		if domain := stands[key]; domain != "" {
 			key = domain
 			li.table.DomainWide = true
@@ -239,6 +312,19 @@ func (li *listing) askAll(wide byte) error {
 		li.table.Partial = fmt.Sprintf("look-ups fail for %d keys, such as %s", len(failed), failed[0])
 	}
 	return err
+}
+
+// again says which of the keys that were asked for before are to be asked for
+// again, nil: all.
+func (li *listing) again() (*touched, error) {
+	if li.stamps == nil || len(li.ask.all) == 0 {
+		return nil, nil
+	}
+	t, err := li.changes()
+	if t != nil && li.before.table.Partial != "" && li.before.table.How.Exact {
+		return nil, err // some look-ups failed
+	}
+	return t, err
 }
 
 // look puts keys to the table's query, as Postfix does.
@@ -315,11 +401,7 @@ func (li *listing) candidates(why error) error {
 		wide = 'd'
 	}
 	li.table.How = Listing{Why: why.Error(), Tables: tables, Left: left}
-	err = li.askAll(wide)
-	if li.table.Partial == "" {
-		li.table.Partial = li.table.How.missed()
-	}
-	return err
+	return li.askAll(wide)
 }
 
 func (c *candidates) domainSetting(domains []string) error {
@@ -377,13 +459,7 @@ var allTables = map[string]string{
 
 // behind are the tables that the query names, or all that there are.
 func (li *listing) behind() (tables []string, err error) {
-	if st := li.db.statement; st != nil {
-		st.query.Tables(func(f *sqlast.From) {
-			if !slices.Contains(tables, f.Table) {
-				tables = append(tables, f.Table)
-			}
-		})
-	}
+	tables = li.db.statement.tables()
 	if len(tables) > 0 {
 		return tables, nil
 	}

@@ -38,7 +38,7 @@ type Table struct {
 	Partial    string    // why there may be keys that aren't listed, "" when there are none
 	Skipped    []Mistake // lines that Postfix skips with a warning
 	Note       string    // for the Report
-	Unsure     string    // characters: a key with one of them may be there though it isn't listed
+	Unsure     string    // characters: a key with one of them may be there though it isn't listed, see policy.Learned
 	How        Listing
 }
 
@@ -296,8 +296,8 @@ func (i *importer) use(name string, t *Table, withValues bool) (reason error) {
 		return reason
 	}
 	i.spec.Tables[key] = pt
-	if wholeKeys(name) {
-		i.spec.Learned[key] = policy.Learned{Whole: true}
+	if wholeKeys(name) || t.Unsure != "" {
+		i.spec.Learned[key] = policy.Learned{Whole: wholeKeys(name), Unsure: t.Unsure}
 	}
 	return nil
 }

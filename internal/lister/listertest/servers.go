@@ -3,6 +3,7 @@ package listertest
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -37,6 +38,15 @@ func PostgreSQL(t testing.TB, script string) *Server {
 	}
 	quoted := strings.ReplaceAll(Password, "'", "''")
 	psql("postgres", "CREATE ROLE reader LOGIN PASSWORD '"+quoted+"'; CREATE DATABASE mail;")
+	s.exec = func(t testing.TB, sql string) {
+		t.Helper()
+		cmd := exec.Command(filepath.Join(bin, "psql"), "-h", dir, "-p", fmt.Sprint(s.Port), "-U", "admin", "-d", "mail", "-q", "-v", "ON_ERROR_STOP=1")
+		cmd.Env = append(os.Environ(), "PGPASSWORD="+Password)
+		cmd.Stdin = strings.NewReader(sql)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("psql: %v\n%s", err, out)
+		}
+	}
 	psql("mail", script+"\nGRANT SELECT ON ALL TABLES IN SCHEMA public TO reader;")
 	return s
 }
@@ -58,8 +68,13 @@ func MariaDB(t testing.TB, script string) *Server {
 			"--ssl-ca=" + s.CA, "--ssl-cert=" + cert, "--ssl-key=" + key}
 	})
 	quoted := strings.NewReplacer(`\`, `\\`, "'", "''").Replace(Password)
+	client := []string{"--no-defaults", "--default-character-set=utf8mb4", "-S", s.Socket, "-u", "root"}
+	s.exec = func(t testing.TB, sql string) {
+		t.Helper()
+		run(t, nil, dir, sql, program(t, "mariadb", ""), append(client, "mail")...)
+	}
 	run(t, nil, dir, "CREATE USER reader@'%' IDENTIFIED BY '"+quoted+"'; CREATE DATABASE mail CHARACTER SET utf8mb4; GRANT SELECT ON mail.* TO reader@'%'; USE mail;\n"+script,
-		program(t, "mariadb", ""), "--no-defaults", "--default-character-set=utf8mb4", "-S", s.Socket, "-u", "root")
+		program(t, "mariadb", ""), client...)
 	return s
 }
 
@@ -138,4 +153,10 @@ func indexes(schema []string) string {
 		}
 	}
 	return b.String()
+}
+
+// Exec changes a database that PostgreSQL or MariaDB has started.
+func (s *Server) Exec(t testing.TB, sql string) {
+	t.Helper()
+	s.exec(t, sql)
 }

@@ -115,9 +115,7 @@ func (l *lexer) token(i int) (int, error) {
 	case c == '\'' || c == '"' || c == '`' || c == '[' && l.dialect == SQLite:
 		return l.quote(i, false)
 	case (c == 'e' || c == 'E') && next == '\'' && l.dialect == PostgreSQL:
-		l.all = append(l.all, token{})
 		n, err := l.quote(i+1, true)
-		l.all = append(l.all[:len(l.all)-2], l.all[len(l.all)-1])
 		if err == nil {
 			l.all[len(l.all)-1].Start = i
 		}
