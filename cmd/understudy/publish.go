@@ -8,11 +8,13 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 
 	"github.com/understudy-mx/understudy/internal/config"
+	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/postfix"
 )
 
@@ -99,10 +101,28 @@ func checkSources(ctx context.Context, cfg *config.Config, all bool, out io.Writ
 		domains = append(domains, strconv.Quote(d))
 	}
 	fmt.Fprintf(out, "The secondary's configuration must allow these domains:\n\n    [sync]\n    domains = [%s]\n\n", strings.Join(domains, ", "))
+	if tables := domainPatterns(r.snapshot.Spec()); len(tables) > 0 {
+		fmt.Fprintf(out, "Add those that only a pattern names: %s\n\n", strings.Join(tables, ", "))
+	}
 	stats := r.snapshot.Stats()
 	_, err = fmt.Fprintf(out, "%s is right: domains %d, recipients %d, rules %d, %s\n",
 		cfg.File, stats.Domains, stats.Recipients, stats.Rules, digest(r.snapshot))
 	return cmp.Or(err, turnedAway(r))
+}
+
+// domainPatterns are the tables that say by patterns which domains are served;
+// nobody can list these.
+func domainPatterns(spec *policy.Spec) (tables []string) {
+	a := &spec.Addresses
+	for _, c := range []*policy.AddressClass{&a.Local, &a.VirtualAliases, &a.VirtualMailbox, &a.Relay} {
+		for _, m := range c.Match {
+			name, isTable := strings.CutPrefix(m, "table:")
+			if t := spec.Tables[name]; isTable && t != nil && !t.Keyed() && !slices.Contains(tables, name) {
+				tables = append(tables, name)
+			}
+		}
+	}
+	return tables
 }
 
 // turnedAway is an error when the policy puts off all mail for a domain.
