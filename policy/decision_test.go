@@ -202,6 +202,9 @@ func (p *player) command(verb, arg string) Verdict {
 		if p.deferUnanswered {
 			p.s.DeferUnanswered()
 		}
+		if early && p.snap.MindsPipelining() && p.snap.spec.Postscreen == nil {
+			p.s.Pipelined()
+		}
 		if v := p.s.Connect(ctx); v.Action != Permit || p.snap.spec.Postscreen == nil {
 			return v
 		}

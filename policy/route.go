@@ -2,6 +2,7 @@ package policy
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -119,6 +120,26 @@ func permitNakedIP(e *eval, c *check) status {
 // EHLO, and after HELO, EHLO, DATA, VRFY, QUIT and the like with it. It holds
 // for the rest of the session; reject_unauth_pipelining asks for it.
 func (s *Session) Pipelined() { s.pipelined = true }
+
+// MindsPipelining says that a list of the policy, or the server by its order,
+// asks for what Pipelined notes.
+func (s *Snapshot) MindsPipelining() bool {
+	minds := func(list []Restriction) bool {
+		return slices.ContainsFunc(list, func(r Restriction) bool { return r.Kind == "reject_unauth_pipelining" })
+	}
+	l := &s.spec.Restrictions
+	for _, list := range [][]Restriction{l.Client, l.Helo, l.Sender, l.Relay, l.Recipient, l.Data, l.EndOfData} {
+		if minds(list) {
+			return true
+		}
+	}
+	for _, class := range s.spec.Classes {
+		if minds(class) {
+			return true
+		}
+	}
+	return s.spec.Protocol.ForbidPipelining
+}
 
 // Command rewrites a command line, without its line end, as
 // smtpd_command_filter wants it, before anything else looks at it.

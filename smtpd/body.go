@@ -37,6 +37,11 @@ func (f *front) receive() {
 		return
 	}
 	b.ended = time.Now()
+	f.slowDown()
+	if f.over {
+		f.abort()
+		return
+	}
 	f.conclude(&b)
 	if err := f.flush(); err != nil {
 		f.over = true
@@ -145,7 +150,7 @@ func (f *front) commit(b *body) {
 	queued := envelope.NewReply(250, "2.0.0", "Ok: queued as %s", tx.env.ID)
 	tx.allow(v)
 	if tx.discard {
-		f.errs, f.slowed, f.junk = 0, 0, 0
+		f.errs, f.junk = 0, 0
 		f.abort()
 		f.srv.Log.LogAttrs(f.ctx, slog.LevelWarn, "discarded", f.who(policy.EndOfData)...)
 		f.reply(queued)
@@ -162,7 +167,7 @@ func (f *front) commit(b *body) {
 	m.Accepted.Inc()
 	m.AcceptedBytes.Add(float64(b.size))
 	m.AcceptedRcpts.Add(float64(len(tx.env.To)))
-	f.errs, f.slowed, f.junk = 0, 0, 0
+	f.errs, f.junk = 0, 0
 	f.srv.crowd.good.add(f.client.Addr)
 	f.srv.Log.LogAttrs(f.ctx, slog.LevelInfo, "accepted", append(f.who(policy.EndOfData),
 		slog.Int("recipients", len(tx.env.To)), slog.Int64("size", b.size), peer("name", tx.env.Client.Name),

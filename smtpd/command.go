@@ -144,6 +144,12 @@ func (f *front) aheadOfTurn(verb string) (over bool) {
 	if len(f.in.pending()) == 0 {
 		return false
 	}
+	return f.outOfTurn()
+}
+
+// outOfTurn notes that the client spoke when it wasn't its turn.
+func (f *front) outOfTurn() (over bool) {
+	f.hasty = true
 	f.policy.Pipelined()
 	if !f.snap.Protocol().ForbidPipelining {
 		return false
@@ -156,7 +162,8 @@ func (f *front) aheadOfTurn(verb string) (over bool) {
 // junkCommand counts a command that does no work. As in Postfix the first
 // beyond the limit is still free.
 func (f *front) junkCommand() {
-	if f.junk++; f.lim.JunkCommands > 0 && f.junk > f.lim.JunkCommands+1 {
+	limit := f.limits().JunkCommands
+	if f.junk++; limit > 0 && f.junk > limit+1 {
 		f.errs++
 	}
 }

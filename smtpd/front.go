@@ -59,6 +59,7 @@ type front struct {
 	began      time.Time
 	early      bool // the client spoke before our greeting
 	pregreeted bool // … and gets no recipient through
+	hasty      bool // … or said more than it was its turn to, ever
 	xclient    bool // XCLIENT is allowed
 	tls        *tls.ConnectionState
 	forgot     bool // TLS started; the policy still knows the HELO of before
@@ -80,7 +81,6 @@ type front struct {
 	verb      string // the command in hand, for metrics and logs
 	mails     int    // mail transactions begun
 	errs      int    // errors since the last accepted message
-	slowed    int    // the errs for which the client has waited
 	junk      int    // NOOPs and their like since then
 	unknown   int    // recipients refused as unknown
 	overshoot int    // recipients beyond the limit
@@ -156,11 +156,11 @@ func (f *front) step() {
 	if f.tooManyErrors() {
 		return
 	}
-	if f.slowDown(); f.over {
-		return
-	}
 	line, err := f.readCommand()
 	if err == nil {
+		if f.slowDown(); f.over {
+			return
+		}
 		f.command(f.policy.Command(line))
 		return
 	}
@@ -417,8 +417,9 @@ func (f *front) limit(name string) { f.srv.Metrics.SMTPLimits.WithLabelValues(na
 
 // tooManyErrors hangs up on a client that makes too many.
 func (f *front) tooManyErrors() bool {
+	hard := f.limits().HardErrors
 	switch {
-	case f.lim.HardErrors > 0 && f.errs >= f.lim.HardErrors:
+	case hard > 0 && f.errs >= hard:
 		f.limit("errors")
 		f.hangUp("error", envelope.NewReply(421, "4.7.0", "%s Error: too many errors", f.srv.Hostname))
 	case f.unknown >= f.srv.MaxUnknownRecipients:
@@ -428,25 +429,41 @@ func (f *front) tooManyErrors() bool {
 	return f.over
 }
 
-// slowDown makes a client wait that has just made one more error than the
-// policy's soft limit: a second, as with Postfix's smtpd_error_sleep_time, two
-// for the next, up to maxSlowDown. Under stress nobody is kept that way.
+// slowDown makes a client wait for a reply once it has made as many errors as
+// the policy's soft limit, as Postfix does: smtpd_error_sleep_time, at most
+// maxSlowDown. Under stress nobody is kept that way.
 func (f *front) slowDown() {
-	if f.lim.SoftErrors == 0 || f.errs <= f.lim.SoftErrors || f.errs == f.slowed {
+	limits := f.limits()
+	if limits.SoftErrors == 0 || f.errs < limits.SoftErrors || f.lim.ErrorSleep == 0 {
 		return
 	}
-	f.slowed = f.errs
 	f.limit("soft_errors")
 	if f.srv.crowd.stressed.Load() {
 		f.hangUp("error", envelope.NewReply(421, "4.7.0", "%s Error: too many errors", f.srv.Hostname))
 		return
 	}
-	t := time.NewTimer(min(time.Duration(f.errs-f.lim.SoftErrors)*time.Second, maxSlowDown))
+	if f.flush() != nil { // what is ready needn't wait
+		f.over = true
+		return
+	}
+	t := time.NewTimer(min(time.Duration(f.lim.ErrorSleep)*time.Second, maxSlowDown))
 	defer t.Stop()
 	select {
 	case <-t.C:
 	case <-f.ctx.Done():
 	}
+}
+
+// limits are the policy's of errors, under stress those that it has for then.
+func (f *front) limits() policy.StressLimits {
+	l := &f.lim
+	now := policy.StressLimits{SoftErrors: l.SoftErrors, HardErrors: l.HardErrors, JunkCommands: l.JunkCommands}
+	if f.srv.crowd.stressed.Load() {
+		now.SoftErrors = cmp.Or(l.Stress.SoftErrors, now.SoftErrors)
+		now.HardErrors = cmp.Or(l.Stress.HardErrors, now.HardErrors)
+		now.JunkCommands = cmp.Or(l.Stress.JunkCommands, now.JunkCommands)
+	}
+	return now
 }
 
 // Close ends the session; go-smtp calls it, maybe more than once.

@@ -68,7 +68,27 @@ func (f *front) greet() {
 		f.hangUp("refused", envelope.Reply{})
 		return
 	}
+	if f.verb == "connect" && f.spokeFirst() && f.outOfTurn() {
+		return
+	}
 	f.reply(envelope.NewReply(220, "", "%s ESMTP Understudy", f.srv.Hostname))
+}
+
+// moment is how long a client is watched where the policy minds that it speaks
+// before the greeting, and has no postscreen: Postfix needs about as long to
+// greet.
+const moment = 5 * time.Millisecond
+
+// spokeFirst says that the client spoke before the greeting, where the policy
+// counts that as speaking out of turn.
+func (f *front) spokeFirst() bool {
+	if f.snap.Spec().Postscreen != nil || !f.snap.MindsPipelining() {
+		return false
+	}
+	if !f.early {
+		_ = f.fill(time.Now().Add(moment), true) // a client that has gone is noticed soon
+	}
+	return len(f.in.pending()) > 0
 }
 
 // screen asks the policy for its postscreen's verdict, if it has one.
@@ -141,6 +161,9 @@ func (f *front) adopt(snap *policy.Snapshot) policy.Verdict {
 	}
 	f.snap, f.lim = snap, snap.Limits()
 	f.policy = snap.Session(f.srv.Resolver, f.client)
+	if f.hasty {
+		f.policy.Pipelined()
+	}
 	if f.srv.DeferUnanswered {
 		f.policy.DeferUnanswered()
 	}

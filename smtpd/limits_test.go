@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/understudy-mx/understudy/policy"
 )
 
 func TestConnectionLimits(t *testing.T) {
@@ -111,8 +113,7 @@ func drip(c *client, octet string) (done chan struct{}) {
 	return done
 }
 
-// TestSoftErrors makes a client wait from its eleventh error on, each time a
-// second longer.
+// TestSoftErrors makes a client wait for each reply after its tenth error.
 func TestSoftErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, _ := newServer(t)
@@ -125,7 +126,9 @@ func TestSoftErrors(t *testing.T) {
 		for i := range 13 {
 			c.send("FOO\r\n")
 			c.want("500")
-			want += time.Duration(max(0, i-9)) * time.Second
+			if i >= 10 {
+				want += time.Second
+			}
 			if d := time.Since(start); d != want {
 				t.Errorf("error %d answered after %v", i+1, d)
 			}
@@ -133,4 +136,75 @@ func TestSoftErrors(t *testing.T) {
 		c.Close()
 		stop()
 	})
+}
+
+// TestErrorSleep has the primary's limits followed, down to none.
+func TestErrorSleep(t *testing.T) {
+	for _, tt := range []struct {
+		limits policy.Limits
+		want   time.Duration // that three errors take
+	}{
+		{policy.Limits{SoftErrors: 1, ErrorSleep: 3, HardErrors: 20}, 6 * time.Second},
+		{policy.Limits{SoftErrors: 1, ErrorSleep: 0, HardErrors: 20}, 0},
+		{policy.Limits{SoftErrors: 1, ErrorSleep: 3600, HardErrors: 20}, 2 * maxSlowDown},
+		{policy.Limits{SoftErrors: 2, ErrorSleep: 5, HardErrors: 3}, 5 * time.Second},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s, _ := newServer(t)
+			snap := snapshot(t, func(spec *policy.Spec) { spec.Limits = tt.limits })
+			s.Policy = func() *policy.Snapshot { return snap }
+			ln := newPipeListener()
+			stop := serve(t, s, ln)
+			c := newClient(t, ln.dial("192.0.2.1"))
+			c.want("220")
+			start := time.Now()
+			for range 3 {
+				c.send("FOO\r\n")
+				c.want("500")
+			}
+			if d := time.Since(start); d != tt.want {
+				t.Errorf("%+v: three errors took %v, want %v", tt.limits, d, tt.want)
+			}
+			if tt.limits.HardErrors == 3 {
+				c.want("421 4.7.0")
+			}
+			c.Close()
+			stop()
+		})
+	}
+}
+
+// TestSpokeFirst is about reject_unauth_pipelining and a client that didn't wait
+// for the greeting: the flag stays for the session.
+func TestSpokeFirst(t *testing.T) {
+	for _, minds := range []bool{false, true} {
+		s, _ := newServer(t)
+		snap := snapshot(t, func(spec *policy.Spec) {
+			if minds {
+				spec.Restrictions.Recipient = append([]policy.Restriction{{Kind: "reject_unauth_pipelining"}}, spec.Restrictions.Recipient...)
+			}
+		})
+		s.Policy = func() *policy.Snapshot { return snap }
+		ln := newPipeListener()
+		stop := serve(t, s, ln)
+		c := newClient(t, ln.dial("192.0.2.1"))
+		sent := make(chan struct{})
+		go func() { defer close(sent); c.send("EHLO early.example\r\n") }()
+		if minds { // a pipe holds nothing: else the server must greet first
+			<-sent
+		}
+		c.want("220")
+		<-sent
+		c.want("250")
+		c.send("MAIL FROM:<>\r\n")
+		c.want("250")
+		c.send("RCPT TO:<alice@corp.example>\r\n")
+		if minds {
+			c.want("503 5.5.0")
+		} else {
+			c.want("250")
+		}
+		c.Close()
+		stop()
+	}
 }
