@@ -53,6 +53,7 @@ type Session struct {
 func (s *Session) DeferUnanswered() { s.deferUnanswered = true }
 
 func (s *Session) eval(ctx context.Context, st Stage) *eval {
+	s.find.failed = false // what failed before, as for a word or a network list, is no matter of this stage's
 	return &eval{Session: s, ctx: ctx, stage: st, inTransaction: s.hasSender}
 }
 
