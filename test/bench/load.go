@@ -31,7 +31,7 @@ func smtpSource(ctx context.Context, addr string, c cell, n int) (time.Duration,
 }
 
 func source(ctx context.Context, addr string, c cell, n int, more ...string) (took time.Duration, err error) {
-	args := append([]string{"-s", strconv.Itoa(c.sessions), "-l", strconv.Itoa(c.size), "-f", sender}, more...)
+	args := append([]string{"-s", strconv.Itoa(c.sessions), "-l", strconv.Itoa(c.size), "-f", sender, "-M", "client.sender.example"}, more...)
 	batch := n
 	if c.many {
 		args = append(args, "-d")
@@ -153,6 +153,10 @@ func randomMail(addr string, sessions, size, n int) error {
 	if err != nil {
 		return err
 	}
+	return randomBodies(addr, sessions, n, body)
+}
+
+func randomBodies(addr string, sessions, n int, body string) error {
 	idle := make(chan *client, sessions)
 	defer func() {
 		close(idle)

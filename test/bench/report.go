@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -17,6 +18,7 @@ type report struct {
 	Machine string    `json:"machine"`
 	Took    string    `json:"took"`
 	Appends []float64 `json:"synced_append_ms"` // of 4 KiB, before each cell
+	Backlog []figures `json:"backlog"`          // each tenth
 	Cells   []result  `json:"cells"`
 }
 
@@ -101,27 +103,17 @@ func flushes(f figures) float64 { return f.Flushes }
 func (r *report) print(w io.Writer) {
 	fmt.Fprintf(w, "%s UTC, %s, %s in all. Medians [min–max]. One writer's synced append of 4 KiB took %s ms.\n\n",
 		r.When, r.Machine, r.Took, spreadOf(slices.Clone(r.Appends)).show("%.2f"))
-	fmt.Fprintln(w, "| messages or sessions a second | Postfix | Understudy | × Postfix | no-queue ceiling | of it | target |")
-	fmt.Fprintln(w, "| --- | --- | --- | --- | --- | --- | --- |")
-	for _, c := range r.Cells {
-		if c.of(understudy, rate).median == 0 && c.of(postfix, rate).median == 0 {
-			continue
-		}
-		u, p, s := c.of(understudy, rate), c.of(postfix, rate), c.of(sink, rate)
-		of := spread{median: 100 * u.median}
-		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s | %s |\n", c.Cell, p.show("%.0f"), u.show("%.0f"),
-			ratio(u, p, "**%.1f**"), s.show("%.0f"), ratio(of, s, "%.0f %%"), c.Target)
-	}
-	fmt.Fprintln(w, "\n| costs | Postfix CPU ms | Understudy CPU ms | Postfix ÷ ours | device flushes, Postfix | ours | our commits | written, Postfix | written, ours |")
-	fmt.Fprintln(w, "| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+	r.printRates(w)
+	fmt.Fprintln(w, "\n| costs | Postfix CPU ms | Understudy CPU ms | Postfix ÷ ours | device flushes, Postfix | ours | our commits | written, Postfix | written, ours | synced before the 250 |")
+	fmt.Fprintln(w, "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
 	for _, c := range r.Cells {
 		u, p := c.of(understudy, cpu), c.of(postfix, cpu)
 		if u.median == 0 {
 			continue
 		}
-		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", c.Cell, p.show("%.2f"), u.show("%.3f"), ratio(p, u, "%.1f"),
+		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", c.Cell, p.show("%.2f"), u.show("%.3f"), ratio(p, u, "%.1f"),
 			one(c.of(postfix, flushes)), one(c.of(understudy, flushes)), one(c.of(understudy, commits)),
-			c.of(postfix, amount).show("%.2f"), c.of(understudy, amount).show("%.2f"))
+			c.of(postfix, amount).show("%.2f"), c.of(understudy, amount).show("%.2f"), cmp.Or(c.c.syncs, "–"))
 	}
 	fmt.Fprintln(w, "\n| memory, MiB | Postfix PSS | Understudy PSS | Understudy's peak RSS |")
 	fmt.Fprintln(w, "| --- | --- | --- | --- |")
@@ -129,6 +121,35 @@ func (r *report) print(w io.Writer) {
 		if u := c.of(understudy, most); u.median != 0 {
 			fmt.Fprintf(w, "| %s | %s | %s | %s |\n", c.Cell, c.of(postfix, held).show("%.0f"), c.of(understudy, held).show("%.0f"), u.show("%.0f"))
 		}
+	}
+	r.printBacklog(w)
+}
+
+func (r *report) printRates(w io.Writer) {
+	fmt.Fprintln(w, "| messages or sessions a second | Postfix | Understudy | × Postfix | our door, no queue | of it | smtp-sink | of it | target |")
+	fmt.Fprintln(w, "| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+	for _, c := range r.Cells {
+		u, p := c.of(understudy, rate), c.of(postfix, rate)
+		if u.median == 0 && p.median == 0 {
+			continue
+		}
+		d, s, share := c.of(door, rate), c.of(sink, rate), spread{median: 100 * u.median}
+		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", c.Cell, p.show("%.0f"), u.show("%.0f"), ratio(u, p, "**%.1f**"),
+			d.show("%.0f"), ratio(share, d, "%.0f %%"), s.show("%.0f"), ratio(share, s, "%.0f %%"), c.Target)
+	}
+}
+
+// printBacklog tells each tenth of the long backlog.
+func (r *report) printBacklog(w io.Writer) {
+	if len(r.Backlog) == 0 {
+		return
+	}
+	fmt.Fprintln(w, "\n| queued, random 4 KiB | messages a second | CPU ms | written | PSS, MiB | peak RSS, MiB |")
+	fmt.Fprintln(w, "| ---: | ---: | ---: | ---: | ---: | ---: |")
+	n := 0
+	for _, f := range r.Backlog {
+		n += f.Messages
+		fmt.Fprintf(w, "| %d | %.0f | %.3f | %.2f | %.0f | %.0f |\n", n, f.Rate, f.CPU, f.Written, f.Resident, f.Peak)
 	}
 }
 

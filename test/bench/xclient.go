@@ -39,7 +39,7 @@ func drainPostfix(ctx context.Context, b *bench, p *peer, c cell) (figures, erro
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return figures{}, err
 	}
-	primary, err := b.newPeer(cell{}, postfix, dir)
+	primary, err := b.newPeer(ctx, cell{}, postfix, dir)
 	if err != nil {
 		return figures{}, err
 	}
