@@ -6,12 +6,12 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"os"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -363,19 +363,16 @@ func (f *front) hangUp(result string, r envelope.Reply) {
 // appendReply writes r on the wire: every line with both codes (RFC 2034 §4),
 // nothing in it that could end a line early, no line above 512 octets.
 func appendReply(b []byte, r envelope.Reply) []byte {
-	lines := strings.Split(r.Text, "\n")
-	for i, line := range lines {
-		sep := byte('-')
-		if i == len(lines)-1 {
-			sep = ' '
-		}
-		b = appendLine(b, r.Code, sep, r.Enhanced, line)
+	line, rest, more := strings.Cut(r.Text, "\n")
+	for more {
+		b = appendLine(b, r.Code, '-', r.Enhanced, line)
+		line, rest, more = strings.Cut(rest, "\n")
 	}
-	return b
+	return appendLine(b, r.Code, ' ', r.Enhanced, line)
 }
 
 func appendLine(b []byte, code int, sep byte, enhanced, line string) []byte {
-	b = fmt.Appendf(b, "%03d%c", code, sep)
+	b = append(strconv.AppendInt(b, int64(code), 10), sep)
 	if enhanced != "" {
 		b = append(append(b, enhanced...), ' ')
 	}

@@ -17,6 +17,8 @@ const maxFlood = 64 << 10
 
 const bodyBuffer = 64 << 10
 
+var commandBuffers = sync.Pool{New: func() any { return new([maxCommand]byte) }}
+
 var bodyBuffers = sync.Pool{New: func() any { return new([bodyBuffer]byte) }}
 
 var (
@@ -29,10 +31,14 @@ var (
 type input struct {
 	buf   []byte
 	r, w  int
-	large *[bodyBuffer]byte // buf's array when it is borrowed
+	small *[maxCommand]byte
+	large *[bodyBuffer]byte // buf's array in place of small
 }
 
-func newInput() input { return input{buf: make([]byte, maxCommand)} }
+func newInput() input {
+	small := commandBuffers.Get().(*[maxCommand]byte)
+	return input{buf: small[:], small: small}
+}
 
 func (in *input) pending() []byte { return in.buf[in.r:in.w] }
 
@@ -68,16 +74,18 @@ func (in *input) shrink() {
 	if in.large == nil || in.w-in.r > maxCommand/2 {
 		return
 	}
-	small := make([]byte, maxCommand)
-	n := copy(small, in.pending())
+	n := copy(in.small[:], in.pending())
 	bodyBuffers.Put(in.large)
-	in.buf, in.r, in.w, in.large = small, 0, n, nil
+	in.buf, in.r, in.w, in.large = in.small[:], 0, n, nil
 }
 
 // release gives all memory back. The input must not be used again.
 func (in *input) release() {
 	if in.large != nil {
 		bodyBuffers.Put(in.large)
+	}
+	if in.small != nil {
+		commandBuffers.Put(in.small)
 	}
 	*in = input{}
 }
