@@ -226,6 +226,8 @@ func TestFarTooMany(t *testing.T) {
 			defer c.Close()
 		}
 		newClient(t, ln.dial("203.0.113.1")).wantClosed()
+		synctest.Wait()
+		limited(t, s, "connections", 17)
 	})
 }
 

@@ -55,6 +55,7 @@ type fakeSpool struct {
 	mu       sync.Mutex
 	messages []message
 	open     int
+	live     int // drafts that nobody has ended
 
 	ready, begin, write, commit error
 	panics                      bool
@@ -70,6 +71,7 @@ func (s *fakeSpool) Begin(env *envelope.Envelope) (Draft, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.open++
+	s.live++
 	env.ID = fmt.Sprintf("ID%d", s.open)
 	return &fakeDraft{s: s, env: env}, nil
 }
@@ -94,6 +96,9 @@ func (d *fakeDraft) finish() {
 		panic("draft ended twice")
 	}
 	d.done = true
+	d.s.mu.Lock()
+	d.s.live--
+	d.s.mu.Unlock()
 }
 
 func (d *fakeDraft) Write(p []byte) (int, error) {
@@ -167,6 +172,11 @@ func (c pipeConn) RemoteAddr() net.Addr { return c.from }
 func newServer(t testing.TB) (*Server, *fakeSpool) {
 	spool := new(fakeSpool)
 	snap := snapshot(t, nil)
+	t.Cleanup(func() { // after the server has ended
+		if spool.live != 0 {
+			t.Errorf("%d drafts were neither committed nor aborted", spool.live)
+		}
+	})
 	return &Server{
 		Hostname: "mx.test", Policy: func() *policy.Snapshot { return snap }, Resolver: new(testmx.MapResolver), Spool: spool,
 		ShutdownTimeout: 5 * time.Second,

@@ -415,3 +415,13 @@ func TestServeAfterEnd(t *testing.T) {
 		}
 	}
 }
+
+func TestUnxtext(t *testing.T) {
+	for s, want := range map[string]string{
+		"": "", "plain": "plain", "a+20b": "a b", "+2B+3D": "+=", "a+2b": "a+", "a+": "a+", "a+2": "a+2", "a+GZb": "a+GZb", "+20+": "+20+",
+	} {
+		if got := unxtext(s); got != want {
+			t.Errorf("%q: %q, want %q", s, got, want)
+		}
+	}
+}

@@ -1,0 +1,238 @@
+package policy
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/internal/testmx"
+)
+
+// Corners that the decision tables don't reach, or whose effect they don't tell
+// apart from another's.
+
+func TestParseCodes(t *testing.T) {
+	for s, good := range map[string]bool{
+		"127.0.0.2": true, "127.0.0.[2..5;9]": true, "127.0.0.[0..255]": true,
+		"127.0.0.[x..5]": false, "127.0.0.[5..x]": false, "127.0.0.[5..2]": false, "127.0.0.256": false, "127.0.0": false, "127.0.0.2.3": false,
+	} {
+		if _, err := parseCodes(s); (err == nil) != good {
+			t.Errorf("%s: %v", s, err)
+		}
+	}
+}
+
+func TestPartsOfAddresses(t *testing.T) {
+	for _, tt := range []struct {
+		addr, suffix string
+		has          bool
+		want         string
+	}{
+		{"a@b", "", true, "a@b"}, {"a@b", "_name", true, "a"}, {"a@b", "_domain", true, "b"},
+		{"a", "", true, "a"}, {"a", "_name", true, "a"}, {"a", "_domain", true, ""},
+		{"", "", true, "<>"}, {"", "_name", true, "<>"}, {"", "_domain", true, ""},
+		{"a@b@c", "_name", true, "a@b"}, {"a@b@c", "_domain", true, "c"},
+		{"a@b", "", false, ""},
+	} {
+		if got := part(tt.addr, tt.suffix, tt.has); got != tt.want {
+			t.Errorf("%q%s: %q, want %q", tt.addr, tt.suffix, got, tt.want)
+		}
+	}
+}
+
+func TestValidHostname(t *testing.T) {
+	for name, want := range map[string]bool{
+		"a.example": true, "a-b_c.example": true, "a": true, "1a": true,
+		"": false, "a.": false, ".a": false, "a..b": false, "-a": false, "a-": false, "a.-b": false, "a-.b": false, "1.2": false, "a b": false,
+	} {
+		if validHostname(name) != want {
+			t.Errorf("%q: %v", name, !want)
+		}
+	}
+}
+
+func TestPrintable(t *testing.T) {
+	for _, tt := range []struct {
+		s    string
+		utf8 bool
+		want string
+	}{
+		{"a ~", false, "a ~"}, {"a\x00\r\n\x7fb", true, "a    b"}, {"aéb", true, "aéb"}, {"aéb", false, "a  b"}, {"a\xffb", true, "a b"}, {"\x1f!", false, " !"},
+	} {
+		if got := printable(tt.s, tt.utf8); got != tt.want {
+			t.Errorf("%q, UTF-8 %v: %q, want %q", tt.s, tt.utf8, got, tt.want)
+		}
+	}
+}
+
+func TestNegativeContentLimits(t *testing.T) {
+	for name, spoil := range map[string]func(*Spec){
+		"body":     func(s *Spec) { s.Content.BodyLimit = -1 },
+		"boundary": func(s *Spec) { s.Content.BoundaryLimit = -1 },
+		"nesting":  func(s *Spec) { s.Content.NestingLimit = -1 },
+	} {
+		spec := NewSpec()
+		spoil(spec)
+		if _, err := Compile(spec); err == nil || !strings.Contains(err.Error(), "negative") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// A policy without a name for its primary has no domain of its own, and no
+// address of its own probes.
+func TestNoOrigin(t *testing.T) {
+	s := &Snapshot{spec: NewSpec()}
+	s.spec.Addresses.MyOrigin, s.spec.Addresses.VerifySender = "", ""
+	if s.isOrigin("") || s.isOrigin("example.org") {
+		t.Error("it is an origin")
+	}
+	if s.verifies(envelope.ForwardPath{}) || s.verifies(envelope.ForwardPath{Mailbox: envelope.Mailbox{Local: "double-bounce"}}) {
+		t.Error("it verifies")
+	}
+	s.spec.Addresses.MyOrigin = "Example.org"
+	if !s.isOrigin("example.org") || s.isOrigin("") {
+		t.Error("its origin is another")
+	}
+}
+
+// relaySpec is a policy that relays for example.org and lists nobody there.
+func relaySpec(t *testing.T) *Spec {
+	spec := NewSpec()
+	nobody, err := NewSet([]string{"nobody@example.org"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec.Tables = map[string]*Table{"nobody": nobody}
+	spec.Addresses.Relay = AddressClass{Domains: []string{"example.org"}, Recipients: []string{"nobody"}}
+	spec.Restrictions.Relay = []Restriction{{Kind: "reject_unauth_destination"}}
+	return spec
+}
+
+// What is only warned about is looked at again where it counts.
+func TestUnlistedAfterWarning(t *testing.T) {
+	spec := relaySpec(t)
+	spec.RejectUnlistedRcpt = false
+	unlisted := Restriction{Kind: "reject_unlisted_recipient"}
+	for name, tt := range map[string]struct {
+		list []Restriction
+		code int
+	}{
+		"not looked at": {nil, 0},
+		"warned":        {[]Restriction{{Kind: kindWarn}, unlisted}, 0},
+		"both":          {[]Restriction{{Kind: kindWarn}, unlisted, unlisted}, 550},
+	} {
+		spec.Restrictions.Recipient = tt.list
+		if v, _ := judge(t, spec); v.Reply.Code != tt.code {
+			t.Errorf("%s: %v", name, v.Reply)
+		}
+	}
+}
+
+// A sender may be listed by each of the tables that Postfix looks into.
+func TestListedSender(t *testing.T) {
+	for name, list := range map[string]func(*Addresses){
+		"sender_canonical": func(a *Addresses) { a.SenderCanonical = []string{"sender"} },
+		"canonical":        func(a *Addresses) { a.Canonical = []string{"sender"} },
+		"virtual alias":    func(a *Addresses) { a.VirtualAlias = []string{"sender"} },
+		"nothing":          func(*Addresses) {},
+	} {
+		spec := relaySpec(t)
+		sender, err := NewHash(map[string]string{from.Local + "@" + from.Domain: "x@y.example"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		spec.Tables["sender"] = sender
+		spec.Addresses.Relay.Domains = append(spec.Addresses.Relay.Domains, from.Domain)
+		spec.RejectUnlistedRcpt = false
+		spec.Restrictions.Sender = []Restriction{{Kind: "reject_unlisted_sender"}}
+		list(&spec.Addresses)
+		if v, _ := judge(t, spec); (v.Action == Reject) != (name == "nothing") {
+			t.Errorf("%s: %v", name, v)
+		}
+	}
+}
+
+// Of two rules of a stage that want the primary asked, the first is named.
+func TestAskNamesTheFirst(t *testing.T) {
+	spec := relaySpec(t)
+	spec.Addresses.Relay.Recipients = nil
+	spec.Restrictions.Recipient = []Restriction{{kindAsk, "first"}, {kindAsk, "second"}}
+	if v, _ := judge(t, spec); v.Ask.Key != "first" && !strings.HasSuffix(v.Ask.String(), "first") {
+		t.Errorf("%v", v.Ask)
+	}
+}
+
+func TestValidIPv6(t *testing.T) {
+	for s, want := range map[string]bool{
+		"::": true, "::1": true, "1::": true, "1:2:3:4:5:6:7:8": true, "1::8": true,
+		":1": false, "1:": false, ":::": false, "1:::2": false, "1::2::3": false, "12345::": false, "": false, "g::": false,
+	} {
+		if validIPv6(s) != want {
+			t.Errorf("%q: %v", s, !want)
+		}
+	}
+}
+
+// The whole local-part comes before the one without its extension, each with "@".
+func TestExtensionInAccessTable(t *testing.T) {
+	spec := relaySpec(t)
+	spec.Addresses.Relay.Recipients = nil
+	spec.Addresses.RecipientDelimiter = "+"
+	access, err := NewHash(map[string]string{"alice+x@": "REJECT", "alice@": "OK", "bob@": "REJECT", "carol+y@": "OK", "carol@": "REJECT"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec.Tables["access"] = access
+	spec.Restrictions.Recipient = []Restriction{{Kind: "check_recipient_access", Arg: "access"}}
+	snap, err := Compile(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for local, want := range map[string]Action{"alice+x": Reject, "alice+z": Permit, "alice": Permit, "bob+x": Reject, "carol+y": Permit, "carol+z": Reject} {
+		s := snap.Session(new(testmx.MapResolver), client)
+		s.Connect(t.Context())
+		s.Helo(t.Context(), "h.example")
+		s.Mail(t.Context(), from, MailParams{})
+		if v := s.Rcpt(t.Context(), envelope.ForwardPath{Mailbox: envelope.Mailbox{Local: local, Domain: "example.org"}}); v.Action != want {
+			t.Errorf("%s: %v", local, v)
+		}
+		s.Close()
+	}
+}
+
+// The verdict of postscreen's access list names its table and entry.
+func TestScreenAccessRule(t *testing.T) {
+	spec := relaySpec(t)
+	access, err := NewHash(map[string]string{client.Addr.String(): "reject"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec.Tables["screen"] = access
+	spec.Postscreen = &Postscreen{Access: []string{"table:screen"}, DenylistAction: "enforce", GreetAction: "ignore", DNSBLAction: "ignore"}
+	snap, err := Compile(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := snap.Session(new(testmx.MapResolver), client)
+	defer s.Close()
+	s.Screen(t.Context(), false)
+	s.Connect(t.Context())
+	s.Helo(t.Context(), "h.example")
+	s.Mail(t.Context(), from, MailParams{})
+	if v := s.Rcpt(t.Context(), to); v.Action != Reject || v.Rule.Table != "screen" || v.Rule.Key != client.Addr.String() {
+		t.Errorf("%+v", v)
+	}
+}
+
+// A reply template that Postfix can't expand gives way to the default one.
+func TestExpandFallsBack(t *testing.T) {
+	e := &eval{Session: nil}
+	vars := map[string]string{"rbl_code": "554", "rbl_class": "Client host", "rbl_what": "192.0.2.1", "rbl_domain": "bl.example"}
+	if got := e.expand("$rbl_code ${", vars); !strings.HasPrefix(got, "554") || !strings.Contains(got, "bl.example") {
+		t.Errorf("%q", got)
+	}
+	if got := e.expand("$rbl_code listed", vars); got != "554 listed" {
+		t.Errorf("%q", got)
+	}
+}
