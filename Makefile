@@ -22,6 +22,12 @@ test:
 	go test -timeout 30m ./queue
 	go test -race -p 1 -timeout 40m ./test/...
 
+# Breaks the program in so many places a package, and looks who notices:
+# docs/TESTING.md. Half an hour to two.
+MUTANTS = 65
+mutants:
+	go run ./test/mutants -n $(MUTANTS) ./sync ./relay ./queue ./smtpd ./policy
+
 # So many power cuts, each looked at: docs/DURABILITY.md.
 STATES = 1000000
 crash:

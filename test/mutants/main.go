@@ -1,0 +1,244 @@
+// Mutants breaks the program in small ways and looks whether a test notices: a
+// change that none does is a missing test.
+//
+// All mutants of a package are compiled into one test binary, each behind a
+// switch (m(7) in the source that the compiler sees; the tree isn't touched), so
+// that one costs a run and no build. A first run of each test by itself tells
+// which tests reach which mutants; a mutant is then met by those tests alone,
+// the quick ones first. Which mutants are tried depends on the seed and on their
+// own text, not on their neighbours'.
+//
+//	go run ./test/mutants -n 60 ./sync ./relay
+//
+// Survivors that can't be noticed, or needn't be, are explained in
+// equivalent.txt.
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+func main() {
+	n := flag.Int("n", 60, "mutants of each package")
+	seed := flag.String("seed", "1", "which ones")
+	only := flag.String("only", "", "none but those whose description contains this")
+	files := flag.String("files", "", "none but those of files whose name matches this")
+	run := flag.String("run", "^Test", "the tests that may notice")
+	explained := flag.String("explained", "test/mutants/equivalent.txt", "survivors with their reasons")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	reasons, err := readReasons(*explained)
+	if flag.NArg() == 0 {
+		err = errors.New("name the directories of packages, such as ./sync")
+	}
+	surviving := 0
+	for _, dir := range flag.Args() {
+		if err != nil {
+			break
+		}
+		var left int
+		left, err = try(ctx, os.Stdout, dir, selection{*n, *seed, *only, *files, *run}, reasons)
+		surviving += left
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(2)
+	}
+	if surviving > 0 {
+		os.Exit(1)
+	}
+}
+
+// readReasons reads lines of "file: mutation # reason".
+func readReasons(name string) (map[string]bool, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	reasons := map[string]bool{}
+	for s := bufio.NewScanner(f); s.Scan(); {
+		what, why, found := strings.Cut(s.Text(), " # ")
+		if found && strings.TrimSpace(why) != "" {
+			reasons[strings.TrimSpace(what)] = true
+		}
+	}
+	return reasons, nil
+}
+
+// selection says which mutants are tried, and by which tests.
+type selection struct {
+	n                      int
+	seed, only, files, run string
+}
+
+// try tries the mutants of one package and returns how many survive unexplained.
+func try(ctx context.Context, out io.Writer, dir string, s selection, reasons map[string]bool) (surviving int, err error) {
+	start := time.Now()
+	temp, err := os.MkdirTemp("", "mutants")
+	if err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(temp)
+	p, err := load(ctx, dir)
+	if err != nil {
+		return 0, err
+	}
+	all := len(p.mutants)
+	if err := p.choose(s); err != nil {
+		return 0, err
+	}
+	b := &binary{name: filepath.Join(temp, "test"), dir: dir, log: filepath.Join(temp, "reached")}
+	if err := p.compile(ctx, temp, b.name); err != nil {
+		return 0, err
+	}
+	p.mutants = p.mutants[:min(s.n, len(p.mutants))]
+	tests, err := b.reach(ctx, s.run)
+	if err != nil {
+		return 0, err
+	}
+	fmt.Fprintf(out, "%s: %d of %d mutants, %d tests reach some, after %s\n", dir, len(p.mutants), all, len(tests), time.Since(start).Round(time.Second))
+	count := map[string]int{}
+	for _, m := range p.mutants {
+		result, by, err := b.meet(ctx, m.id, tests)
+		if err != nil {
+			return surviving, err
+		}
+		if result != killed && reasons[m.what] {
+			result = "explained"
+		} else if result != killed {
+			surviving++
+		}
+		count[result]++
+		fmt.Fprintf(out, "%-9s line %d of %s %s\n", result, m.line, m.what, by)
+	}
+	fmt.Fprintf(out, "%s: %d mutants, %d killed, %d explained, %d survive (%d of them met by no test), %s\n", dir, len(p.mutants),
+		count[killed], count["explained"], surviving, count[unmet], time.Since(start).Round(time.Second))
+	return surviving, nil
+}
+
+// What becomes of a mutant.
+const (
+	killed   = "killed"
+	survived = "SURVIVED"
+	unmet    = "UNMET" // survived: no test comes by
+)
+
+// binary is the test binary with all mutants.
+type binary struct{ name, dir, log string }
+
+// test is a test that reaches mutants.
+type test struct {
+	name    string
+	took    time.Duration
+	reaches map[int]bool
+}
+
+// run runs tests against a mutant, 0 for none.
+func (b *binary) run(ctx context.Context, mutant int, pattern string, limit time.Duration) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit+10*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, b.name, "-test.short", "-test.failfast", "-test.timeout", limit.String(), "-test.run", pattern)
+	cmd.Dir = b.dir
+	cmd.WaitDelay = time.Second
+	cmd.Env = append(os.Environ(), fmt.Sprint("MUTANT=", mutant))
+	if mutant == 0 {
+		cmd.Env = append(cmd.Env, "MUTANTS_REACHED="+b.log)
+	}
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+// reach runs each test by itself without a mutant.
+func (b *binary) reach(ctx context.Context, pattern string) (tests []test, err error) {
+	cmd := exec.CommandContext(ctx, b.name, "-test.list", pattern)
+	cmd.Dir = b.dir
+	list, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("list tests of %s: %w", b.dir, err)
+	}
+	for _, name := range strings.Fields(string(list)) {
+		if !strings.HasPrefix(name, "Test") {
+			continue
+		}
+		_ = os.Remove(b.log)
+		start := time.Now()
+		if out, err := b.run(ctx, 0, "^"+name+"$", 10*time.Minute); err != nil {
+			fmt.Fprintf(os.Stderr, "%s: left out, it fails without a mutant: %v\n%s\n", name, err, out[max(0, len(out)-500):])
+			continue
+		}
+		t := test{name, time.Since(start), map[int]bool{}}
+		reached, _ := os.ReadFile(b.log) // there is none when it reaches nothing
+		for _, f := range strings.Fields(string(reached)) {
+			var id int
+			if _, err := fmt.Sscan(f, &id); err == nil {
+				t.reaches[id] = true
+			}
+		}
+		if len(t.reaches) > 0 {
+			tests = append(tests, t)
+		}
+	}
+	slices.SortFunc(tests, func(x, y test) int { return int(x.took - y.took) })
+	return tests, ctx.Err()
+}
+
+// quick is how long the tests of a batch take together, at least.
+const quick = 2 * time.Second
+
+// meet lets the tests that reach a mutant meet it, until one fails twice: under
+// load a test may fail of its own.
+func (b *binary) meet(ctx context.Context, id int, tests []test) (result, by string, err error) {
+	var batch []string
+	var took time.Duration
+	result = unmet
+	for i, t := range tests {
+		if t.reaches[id] {
+			batch = append(batch, t.name)
+			took += t.took
+			result = survived
+		}
+		if len(batch) == 0 || took < quick && i < len(tests)-1 {
+			continue
+		}
+		pattern, limit := "^("+strings.Join(batch, "|")+")$", 10*took+20*time.Second
+		if out, err := b.run(ctx, id, pattern, limit); err != nil {
+			by := failing(out)
+			if by == "" { // a panic, a time-out, or TestMain
+				return killed, "by " + strings.Join(batch, " "), ctx.Err()
+			}
+			if _, err := b.run(ctx, id, "^"+by+"$", limit); err != nil {
+				return killed, "by " + by, ctx.Err()
+			}
+			if out, err := b.run(ctx, id, pattern, limit); err != nil {
+				return killed, "by " + failing(out), ctx.Err()
+			}
+		}
+		batch, took = nil, 0
+	}
+	return result, "", ctx.Err()
+}
+
+// failing finds the test that failed.
+func failing(out string) string {
+	for line := range strings.Lines(out) {
+		if rest, found := strings.CutPrefix(line, "--- FAIL: "); found {
+			name, _, _ := strings.Cut(rest, " ")
+			return name
+		}
+	}
+	return ""
+}
