@@ -52,10 +52,10 @@ func (m *ldapMail) keys(count int, seed uint64) []string {
 		some = append(some, a, fmt.Sprintf("alias%d@%s", n, domain), fmt.Sprintf("shadow%d@%s", n, domain), fmt.Sprintf("group%d@%s", n%40, m.domains[n%40]),
 			strings.Replace(a, domain, "alias."+domain, 1), "@"+domain, fmt.Sprintf("ext%d@far.example", n%50), domain)
 	}
-	keys := some[:count/2]
-	near := fuzzKeys(&Table{}, some[:count/20])
+	keys := slices.Compact(slices.Sorted(slices.Values(some[:count/2])))
+	near := fuzzKeys(&Table{}, some[:count/12])
 	r.Shuffle(len(near), func(i, j int) { near[i], near[j] = near[j], near[i] })
-	return slices.Compact(slices.Sorted(slices.Values(append(keys, near[:min(len(near), count/2)]...))))
+	return append(keys, near[:min(len(near), count-len(keys))]...)
 }
 
 func when[T any](condition bool, then, otherwise T) T {
