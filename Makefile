@@ -1,5 +1,5 @@
 # The commands of the README, by name. CI runs the same ones.
-.PHONY: build deb demo test crash soak bench bench-sync bench-door bench-memory parity generate lint
+.PHONY: build deb demo test crash soak bench bench-sync bench-door bench-memory parity suites generate lint
 
 build:
 	go build -o understudy ./cmd/understudy
@@ -64,6 +64,11 @@ bench-memory:
 parity:
 	test/install-peers
 	SESSIONS=100000 MUTANTS=1 go test -timeout 24h -v -run TestProfiles ./test/parity
+
+# The tables of mail suites, 50,000 keys each: docs/SUITES.md.
+suites:
+	test/install-peers
+	SUITE_KEYS=50000 go test -timeout 10h -v -run 'TestSuites$$' ./policy/postfix
 
 generate:
 	go generate ./...

@@ -33,7 +33,8 @@ type Server struct {
 	Port    int         // on 127.0.0.1
 	CA      string      // PEM file of the authority that signed the server's certificate for 127.0.0.1
 	also    func() bool // what else must hold before it is ready
-	exec    func(t testing.TB, sql string)
+	script  func(t testing.TB, db, sql string)
+	mysql   bool
 	process *exec.Cmd
 	ended   chan struct{} // closed when the process has ended
 }

@@ -31,23 +31,18 @@ func PostgreSQL(t testing.TB, script string) *Server {
 		return []string{filepath.Join(bin, "postgres"), "-D", data, "-k", dir, "-h", "127.0.0.1", "-p", fmt.Sprint(port), "-F",
 			"-c", "ssl=on", "-c", "ssl_cert_file=" + cert, "-c", "ssl_key_file=" + key}
 	})
-	psql := func(db, sql string) {
-		t.Setenv("PGPASSWORD", Password)
-		run(t, nil, dir, sql, filepath.Join(bin, "psql"), "-h", dir, "-p", fmt.Sprint(s.Port), "-U", "admin", "-d", db, "-q", "-v", "ON_ERROR_STOP=1")
-		t.Setenv("PGPASSWORD", "")
-	}
-	quoted := strings.ReplaceAll(Password, "'", "''")
-	psql("postgres", "CREATE ROLE reader LOGIN PASSWORD '"+quoted+"'; CREATE DATABASE mail;")
-	s.exec = func(t testing.TB, sql string) {
+	s.script = func(t testing.TB, db, sql string) {
 		t.Helper()
-		cmd := exec.Command(filepath.Join(bin, "psql"), "-h", dir, "-p", fmt.Sprint(s.Port), "-U", "admin", "-d", "mail", "-q", "-v", "ON_ERROR_STOP=1")
+		cmd := exec.Command(filepath.Join(bin, "psql"), "-h", dir, "-p", fmt.Sprint(s.Port), "-U", "admin", "-d", db, "-q", "-v", "ON_ERROR_STOP=1")
 		cmd.Env = append(os.Environ(), "PGPASSWORD="+Password)
 		cmd.Stdin = strings.NewReader(sql)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("psql: %v\n%s", err, out)
 		}
 	}
-	psql("mail", script+"\nGRANT SELECT ON ALL TABLES IN SCHEMA public TO reader;")
+	quoted := strings.ReplaceAll(Password, "'", "''")
+	s.script(t, "postgres", "CREATE ROLE reader LOGIN PASSWORD '"+quoted+"'")
+	s.Database(t, "mail", script)
 	return s
 }
 
@@ -67,14 +62,14 @@ func MariaDB(t testing.TB, script string) *Server {
 			"--innodb-log-file-size=8M", "--innodb-buffer-pool-size=16M", "--innodb-flush-log-at-trx-commit=0",
 			"--ssl-ca=" + s.CA, "--ssl-cert=" + cert, "--ssl-key=" + key}
 	})
-	quoted := strings.NewReplacer(`\`, `\\`, "'", "''").Replace(Password)
-	client := []string{"--no-defaults", "--default-character-set=utf8mb4", "-S", s.Socket, "-u", "root"}
-	s.exec = func(t testing.TB, sql string) {
+	s.script = func(t testing.TB, db, sql string) {
 		t.Helper()
-		run(t, nil, dir, sql, program(t, "mariadb", ""), append(client, "mail")...)
+		run(t, nil, dir, sql, program(t, "mariadb", ""), "--no-defaults", "--default-character-set=utf8mb4", "-S", s.Socket, "-u", "root", db)
 	}
-	run(t, nil, dir, "CREATE USER reader@'%' IDENTIFIED BY '"+quoted+"'; CREATE DATABASE mail CHARACTER SET utf8mb4; GRANT SELECT ON mail.* TO reader@'%'; USE mail;\n"+script,
-		program(t, "mariadb", ""), client...)
+	quoted := strings.NewReplacer(`\`, `\\`, "'", "''").Replace(Password)
+	s.script(t, "mysql", "CREATE USER reader@'%' IDENTIFIED BY '"+quoted+"'")
+	s.mysql = true
+	s.Database(t, "mail", script)
 	return s
 }
 
@@ -83,6 +78,19 @@ const MailSchema = `attributetype ( 1.3.6.1.4.1.1466.344.1 NAME 'proxyAddresses'
 attributetype ( 1.3.6.1.4.1.1466.344.2 NAME 'mailAlias' EQUALITY caseIgnoreIA5Match SYNTAX 1.3.6.1.4.1.1466.115.121.1.26 )
 objectclass ( 1.3.6.1.4.1.1466.344.9 NAME 'mailBox' SUP top AUXILIARY MAY ( proxyAddresses $ mailAlias ) )
 `
+
+// Database makes one more database of a PostgreSQL or MariaDB. The user
+// "reader" may read what script makes, and call its functions.
+func (s *Server) Database(t testing.TB, name, script string) {
+	t.Helper()
+	if s.mysql {
+		s.script(t, "mysql", "CREATE DATABASE "+name+" CHARACTER SET utf8mb4; GRANT SELECT, EXECUTE ON "+name+".* TO reader@'%'")
+		s.script(t, name, script)
+		return
+	}
+	s.script(t, "postgres", "CREATE DATABASE "+name)
+	s.script(t, name, script+"\nGRANT SELECT ON ALL TABLES IN SCHEMA public TO reader;")
+}
 
 // OpenLDAP starts one with the suffix dc=example,dc=org and the entries of an
 // LDIF. cn=reader,dc=example,dc=org, which needn't be an entry, may read all,
@@ -158,5 +166,5 @@ func indexes(schema []string) string {
 // Exec changes a database that PostgreSQL or MariaDB has started.
 func (s *Server) Exec(t testing.TB, sql string) {
 	t.Helper()
-	s.exec(t, sql)
+	s.script(t, "mail", sql)
 }

@@ -1,0 +1,372 @@
+package postfix
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/understudy-mx/understudy/internal/lister/listertest"
+)
+
+// suiteKeys are looked up in each table, unless SUITE_KEYS says otherwise.
+const suiteKeys = 3000
+
+// TestSuites loads the schemas of mail suites, lists every table that their
+// main.cf looks at and compares what we have with what Postfix finds, key by
+// key. SUITE_KEYS sets how many keys, SEED which. What may differ stands in
+// the suite's file want, or in the one of all suites.
+func TestSuites(t *testing.T) {
+	names, err := filepath.Glob("testdata/suites/*/main.cf")
+	if err != nil || len(names) < 13 {
+		t.Fatalf("only %d suites: %v", len(names), err)
+	}
+	servers := &suiteServers{t: t}
+	doc := suiteDoc
+	for _, name := range names {
+		dir := filepath.Dir(name)
+		t.Run(filepath.Base(dir), func(t *testing.T) {
+			s := newSuite(t, dir, servers)
+			s.run()
+			doc += s.row() + fmt.Sprintf(" %d | %d | %d |\n", s.counts.keys, s.counts.explained, s.counts.differ)
+			if got, err := os.ReadFile(suiteDocFile); os.Getenv("UPDATE") == "" && !strings.Contains(string(got), s.row()) {
+				t.Errorf("%s lacks %q, run 'make suites UPDATE=1': %v", suiteDocFile, s.row(), err)
+			}
+		})
+	}
+	if os.Getenv("UPDATE") != "" {
+		if err := os.WriteFile(suiteDocFile, []byte(doc), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+const (
+	suiteDocFile = "../../docs/SUITES.md"
+	suiteDoc     = `# Mail suites
+
+The schemas and queries of mail suites, as their public sources have them, filled with data of our own (2,200 mailboxes, 700
+aliases, 60 domains), on real database servers. Each table that the suite's main.cf looks at is listed by the importer, and
+every key of a fuzz (names that are there, near misses, other case, extensions, domains alone, odd characters) is looked up
+by ` + "`postmap -q`" + ` and in the listing: it must be there or not in both, and with the same value where that counts.
+` + "`make suites`" + ` plays it. policy/postfix/testdata/suites has the suites, each with its sources, and with a file ` + "`want`" + ` that names
+what may differ and why.
+
+*Exact* tables hold all that the query answers to. Those listed *by candidates* hold what it answered to of everything in its
+tables that looks like a key; what isn't listed isn't denied there. *Not compared* are tables that can't be listed, or that
+would take minutes.
+
+| suite | database | exact | by candidates | not compared | look-ups | explained | differences |
+| --- | --- | --: | --: | --: | --: | --: | --: |
+`
+)
+
+// row is the suite's in the document, as far as it doesn't depend on the keys.
+func (s *suite) row() string {
+	typ, _, _ := strings.Cut(s.use[0].name, ":")
+	name := map[string]string{"mysql": "MariaDB", "pgsql": "PostgreSQL", "sqlite": "SQLite", "hash": "a hash file", "socketmap": "none to be seen"}[typ]
+	return fmt.Sprintf("| %s | %s | %d | %d | %d |", s.name, name, s.counts.exact, s.counts.candidates, s.counts.left)
+}
+
+// suiteServers starts one of a kind when it is first asked for.
+type suiteServers struct {
+	t            *testing.T
+	mysql, pgsql *listertest.Server
+}
+
+// connection is what a .cf file begins with.
+func (s *suiteServers) connection(t *testing.T, typ, db, script, dir string) (lines, host string) {
+	user := fmt.Sprintf("user = reader\npassword = %s\ndbname = %s\n", listertest.Password, db)
+	switch typ {
+	case "mysql":
+		if s.mysql == nil {
+			s.mysql = listertest.MariaDB(s.t, "")
+		}
+		s.mysql.Database(t, db, script)
+		host = "unix:" + s.mysql.Socket
+	case "pgsql":
+		if s.pgsql == nil {
+			s.pgsql = listertest.PostgreSQL(s.t, "")
+		}
+		s.pgsql.Database(t, db, script)
+		host = s.pgsql.Address()
+	case "hash":
+		cmd := exec.CommandContext(t.Context(), "sqlite3", "-bail", ":memory:")
+		cmd.Stdin = strings.NewReader(script)
+		out, err := cmd.Output()
+		virtual := filepath.Join(dir, "virtual")
+		if err == nil {
+			err = os.WriteFile(virtual, out, 0o600)
+		}
+		if err == nil {
+			err = exec.CommandContext(t.Context(), "/usr/sbin/postmap", "hash:"+virtual).Run()
+		}
+		if err != nil {
+			t.Fatalf("sqlite3, postmap: %v (run test/install-peers)", err)
+		}
+	case "sqlite":
+		path := filepath.Join(dir, "mail.db")
+		cmd := exec.CommandContext(t.Context(), "sqlite3", "-bail", path)
+		cmd.Stdin = strings.NewReader("BEGIN;\n" + script + "COMMIT;\n")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("sqlite3: %v (run test/install-peers)\n%s", err, out)
+		}
+		return "dbpath = " + path + "\n", ""
+	}
+	return "hosts = " + host + "\n" + user, host
+}
+
+// suite is one on its server.
+type suite struct {
+	*testing.T
+	name string
+	dir  string
+	main map[string]string // its main.cf
+	data *suiteData
+	want []wanted
+	keys []string
+	use  []suiteTable
+
+	counts struct{ exact, candidates, left, keys, explained, differ int }
+}
+
+// suiteTable is a table that main.cf looks at.
+type suiteTable struct {
+	name   string
+	values bool // they count
+}
+
+// wanted is a line of a file want: a table, how it may differ, for which keys,
+// and why. The rules: "unlisted", it can't be listed; "left", it isn't looked
+// at; "unsure" and "partial", a key that isn't listed isn't denied either;
+// "fails", Postfix's look-up fails; "differs", anything.
+type wanted struct {
+	table, rule string
+	keys        *regexp.Regexp
+	used        bool
+}
+
+var suiteTableName = regexp.MustCompile(`\b(mysql|pgsql|sqlite|hash|socketmap):[^\s,]+`)
+
+func newSuite(t *testing.T, dir string, servers *suiteServers) *suite {
+	s := &suite{T: t, name: filepath.Base(dir), dir: t.TempDir(), data: newSuiteData(suiteNumber(t, "SEED", 1))}
+	if err := os.Chmod(s.dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s.keys = s.data.keys(int(suiteNumber(t, "SUITE_KEYS", suiteKeys)), suiteNumber(t, "SEED", 1))
+	read := func(name string) string {
+		b, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	var err error
+	if s.main, err = parseCF(strings.ReplaceAll(read("main.cf"), "@DIR@", s.dir)); err != nil {
+		t.Fatal(err)
+	}
+	s.tables()
+	typ, _, _ := strings.Cut(s.use[0].name, ":")
+	db := strings.ReplaceAll(filepath.Base(dir), "-", "_")
+	lines, host := servers.connection(t, typ, db, s.data.script(typ, read("schema.sql"), read("fill.sql")), s.dir)
+	cfs, _ := filepath.Glob(filepath.Join(dir, "*.cf"))
+	past := time.Now().Add(-time.Hour) // Postfix waits for a file that has just changed
+	for _, cf := range cfs {
+		text := strings.NewReplacer("@CONNECTION@\n", lines, "@HOST@", host).Replace(read(filepath.Base(cf)))
+		path := filepath.Join(s.dir, filepath.Base(cf))
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chtimes(path, past, past); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.wants(read("want"), read("../want"))
+	return s
+}
+
+// wants reads what may differ: "table rule [keys] # reason".
+func (s *suite) wants(own, shared string) {
+	for line := range strings.Lines(own + shared) {
+		what, _, ok := strings.Cut(line, " # ")
+		f := strings.Fields(what)
+		if !ok || len(f) < 2 || len(f) > 3 {
+			s.Fatalf("want: %q isn't \"table rule # reason\"", line)
+		}
+		w := wanted{table: f[0], rule: f[1], used: len(s.want) >= strings.Count(own, "\n")}
+		if len(f) > 2 {
+			w.keys = regexp.MustCompile(f[2])
+		}
+		s.want = append(s.want, w)
+	}
+}
+
+// tables finds the tables of main.cf. Whether a key is there is all that
+// lists of domains and recipients say.
+func (s *suite) tables() {
+	at := map[string]int{}
+	for parameter, value := range s.main {
+		for name, v := range s.main {
+			value = strings.ReplaceAll(value, "${"+name+"}", v)
+		}
+		values := strings.HasSuffix(parameter, "_restrictions") || parameter == "virtual_alias_maps" || parameter == "transport_maps" ||
+			strings.HasSuffix(parameter, "canonical_maps") || strings.HasSuffix(parameter, "login_maps")
+		for _, name := range suiteTableName.FindAllString(value, -1) {
+			if parameter == "podop" {
+				continue
+			}
+			if n, again := at[name]; again {
+				s.use[n].values = s.use[n].values || values
+				continue
+			}
+			at[name] = len(s.use)
+			s.use = append(s.use, suiteTable{name, values})
+		}
+	}
+	slices.SortFunc(s.use, func(a, b suiteTable) int { return strings.Compare(a.name, b.name) })
+	if len(s.use) == 0 {
+		s.Fatal("main.cf looks at no table")
+	}
+}
+
+// rule finds what is wanted of a table, of one key if that isn't "".
+func (s *suite) rule(table, rule, key string) *wanted {
+	for n := range s.want {
+		w := &s.want[n]
+		matches, _ := filepath.Match(w.table, filepath.Base(table))
+		if (matches || w.table == table || w.table == "all") && w.rule == rule && (w.keys == nil || w.keys.MatchString(key)) {
+			w.used = true
+			return w
+		}
+	}
+	return nil
+}
+
+func (s *suite) run() {
+	for _, use := range s.use {
+		typ, arg, _ := strings.Cut(use.name, ":")
+		s.T.Run(typ+":"+filepath.Base(arg), func(t *testing.T) { s.compare(t, use) })
+	}
+	for _, w := range s.want {
+		if !w.used && len(s.keys) >= suiteKeys {
+			s.Errorf("want: nothing differs by %s %s %v", w.table, w.rule, w.keys)
+		}
+	}
+}
+
+func (s *suite) compare(t *testing.T, use suiteTable) {
+	if s.rule(use.name, "left", "") != nil {
+		s.counts.left++
+		return
+	}
+	i := &importer{ctx: t.Context(), src: &Source{Lister: Databases{}}, files: map[string]bool{}, polled: map[string]bool{}, read: map[string]reading{}}
+	began := time.Now()
+	table, reason := i.table("virtual_alias_maps", use.name)
+	took := time.Since(began)
+	if table == nil {
+		if s.rule(use.name, "unlisted", "") == nil {
+			t.Errorf("can't be listed: %v %v", reason, i.errs)
+		}
+		s.counts.left++
+		return
+	}
+	keys := slices.Clone(s.keys)
+	for k := range table.Entries {
+		if len(keys) < 2*len(s.keys) {
+			keys = append(keys, k)
+		}
+	}
+	want := map[string]string{}
+	failed := map[string]bool{}
+	postmapBatch(t, use.name, keys, want, failed)
+	differ, deferred := 0, 0
+	for _, key := range keys {
+		w, wok := want[key]
+		got, ok := table.find(key)
+		switch {
+		case ok == wok && (!use.values || sameValues(got, w)) && !failed[key]:
+			continue
+		case (wok || failed[key]) && !ok && s.rule(use.name, unlistedRule(table, key), key) != nil,
+			failed[key] && s.rule(use.name, "fails", key) != nil, s.rule(use.name, "differs", key) != nil:
+			deferred++
+			continue
+		}
+		if differ++; differ <= 8 {
+			t.Errorf("%q: Postfix %q %v (fails: %v), we %q %v (%s)", key, w, wok, failed[key], got, ok, unlistedRule(table, key))
+		}
+	}
+	if differ > 0 {
+		t.Errorf("%d of %d keys differ", differ, len(keys))
+	}
+	if len(want) == 0 {
+		t.Error("Postfix finds none of the keys: the table says little")
+	}
+	how := "by candidates"
+	if s.counts.candidates++; table.How.Exact || !isSQL(table.Type) {
+		how = "exact"
+		s.counts.exact, s.counts.candidates = s.counts.exact+1, s.counts.candidates-1
+	}
+	s.counts.keys, s.counts.explained, s.counts.differ = s.counts.keys+len(keys), s.counts.explained+deferred, s.counts.differ+differ
+	t.Logf("%s, %d keys, %d found, %d listed in %v, %d differ, %d explained; partial %q, unsure %q", how,
+		len(keys), len(want), len(table.Entries), took.Round(time.Millisecond), differ, deferred, table.Partial, table.Unsure)
+}
+
+// unlistedRule says what we say of a key that isn't listed: that it is
+// unknown, as it holds a character that makes it "unsure" or as any may be
+// there, or that it isn't there.
+func unlistedRule(table *Table, key string) string {
+	plain := strings.IndexFunc(key, func(r rune) bool { return r >= utf8.RuneSelf }) < 0
+	switch {
+	case strings.ContainsAny(key, table.Unsure) || !plain && strings.Contains(table.Unsure, "\u00e9"):
+		return "unsure"
+	case table.Partial != "":
+		return "partial"
+	}
+	return "absent"
+}
+
+// postmapBatch looks keys up, as many at once as go before one of them fails.
+func postmapBatch(t *testing.T, table string, keys []string, found map[string]string, failed map[string]bool) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "/usr/sbin/postmap", "-q", "-", table)
+	cmd.Stdin = strings.NewReader(strings.Join(keys, "\n") + "\n")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	switch {
+	case strings.Contains(stderr.String(), ": query error") && len(keys) == 1:
+		failed[keys[0]] = true
+		return
+	case strings.Contains(stderr.String(), ": query error"):
+		postmapBatch(t, table, keys[:len(keys)/2], found, failed)
+		postmapBatch(t, table, keys[len(keys)/2:], found, failed)
+		return
+	case err != nil && (cmd.ProcessState.ExitCode() != 1 || strings.Contains(stderr.String(), "fatal:")):
+		t.Fatalf("postmap -q - %s: %v (run test/install-peers)\n%s", table, err, &stderr)
+	}
+	for line := range strings.Lines(string(out)) {
+		key, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "\t")
+		found[key] = value
+	}
+}
+
+func suiteNumber(t *testing.T, name string, def uint64) uint64 {
+	t.Helper()
+	s := os.Getenv(name)
+	if s == "" {
+		return def
+	}
+	n, err := strconv.ParseUint(s, 10, 64)
+	if err != nil {
+		t.Fatalf("%s=%q is no number", name, s)
+	}
+	return n
+}
