@@ -27,6 +27,11 @@ type listing struct {
 	before   *remembered
 	stamps   map[string]string // of the tables that the query names, nil: it isn't remembered
 
+	// Arms of a UNION that can be asked by themselves, and which arm's key it is
+	// alone: a database makes a table for each UNION, which takes it far longer.
+	arms []string
+	arm  map[string]int
+
 	rowsBehind map[string]map[uint64][]string
 	hints      []string
 }
@@ -59,6 +64,7 @@ func (d *Database) listSQL(ctx context.Context, l Lister, hints []string) (*Tabl
 		if err := li.list(); err != nil {
 			return err
 		}
+		li.arms = nil // the check is of the whole query
 		if err := checkListing(li, t, d.Unlisted); err != nil || now == nil {
 			return err
 		}
@@ -214,12 +220,19 @@ func (li *listing) bounded() (wide byte, err error) {
 		return 0, li.db.unparsed
 	}
 	b := &bounder{text: st.text, dialect: st.dialect, columns: li.columns}
-	found := b.query(st.query, nil, result)
-	if !solvable(found) {
-		return 0, cmpErr(b.err, errUnbounded)
+	found, of := ways{}, []int{} // the arm that each way is of
+	for n, arm := range li.split() {
+		w := b.query(arm, nil, result)
+		if !solvable(w) {
+			return 0, cmpErr(b.err, errUnbounded)
+		}
+		for range w {
+			of = append(of, n)
+		}
+		found = append(found, w...)
 	}
 	rows := &rowsOf{session: li.session, have: map[*rowSource][][]string{}, index: map[*rowSource]map[int]map[string][]int{}}
-	for _, way := range found {
+	for n, way := range found {
 		switch way.kind() {
 		case 'd':
 			if b.lossy && (li.template.user || li.template.whole) {
@@ -231,16 +244,84 @@ func (li *listing) bounded() (wide byte, err error) {
 				return 0, errors.New("only the local-part is asked for")
 			}
 		}
-		s := &solver{rows: rows, keys: li.ask, domains: li.db.domains()}
+		own := newKeySet()
+		s := &solver{rows: rows, keys: own, domains: li.db.domains()}
 		if err := s.solve(way); err != nil {
 			li.ask = newKeySet()
 			return 0, err
 		}
+		if err := li.merge(own, of[n]); err != nil {
+			return 0, err
+		}
+	}
+	if b.wild || wide != 0 {
+		li.arms = nil // another arm may answer, too
 	}
 	if b.wild {
 		li.table.Unsure += `%_\`
 	}
 	return wide, nil
+}
+
+// split returns the arms of a UNION that yields what they do, one after the
+// other, or the query as it is.
+func (li *listing) split() []*sqlast.Query {
+	st := li.db.statement
+	q := st.query
+	if len(q.Terms) < 2 || len(q.With) > 0 || len(q.Order) > 0 || q.Limit != nil || q.Skips || q.Locks || slices.Contains(q.Ops, "except") || slices.Contains(q.Ops, "intersect") {
+		return []*sqlast.Query{q}
+	}
+	var arms []*sqlast.Query
+	texts := true
+	for _, t := range q.Terms {
+		text := st.template(t.Span)
+		probed, ok := li.template.expandKey(text, "u@probe.invalid.example", li.quote)
+		columns, err := li.session.Columns(probed)
+		texts = texts && ok && err == nil && t.Select != nil && !slices.ContainsFunc(columns, func(c Column) bool { return !c.Text })
+		li.arms = append(li.arms, text)
+		arms = append(arms, &sqlast.Query{Span: t.Span, Terms: []*sqlast.Term{t}})
+	}
+	if !texts { // UNION may spell numbers otherwise than an arm does
+		li.arms = nil
+	}
+	return arms
+}
+
+// template writes a part of a query as it stands in the .cf file.
+func (s *statement) template(at sqlast.Span) string {
+	var b strings.Builder
+	for _, r := range s.spell(at) {
+		switch h := sqlast.HoleOf(r); {
+		case h != 0:
+			b.WriteString("%" + string(rune(h)))
+		case r == '%':
+			b.WriteString("%%")
+		default:
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}
+
+// merge adds keys that an arm may answer to.
+func (li *listing) merge(own *keySet, arm int) error {
+	if li.arm == nil {
+		li.arm = map[string]int{}
+	}
+	for k := range own.all {
+		if err := li.ask.add(k); err != nil {
+			return err
+		}
+		if len(li.arms) == 0 {
+			continue
+		}
+		if old, dup := li.arm[k]; dup && old != arm || !ascii(k) {
+			li.arm[k] = -1
+		} else {
+			li.arm[k] = arm
+		}
+	}
+	return nil
 }
 
 func cmpErr(errs ...error) error {
@@ -329,11 +410,15 @@ func (li *listing) again() (*touched, error) {
 
 // look puts keys to the table's query, as Postfix does.
 func (li *listing) look(keys []string, found func(key, value string), failed func(key string, err error)) error {
-	var asked, queries []string
+	var asked, queries, several []string
 	const chunk = 10_000
 	flush := func() error {
 		err := li.session.Ask(queries, func(n int, rows [][]string, err error) error {
 			value, ok := "", false
+			if _, alone := li.alone(asked[n]); alone && (len(rows) > 1 || err != nil) {
+				several = append(several, asked[n]) // what UNION makes of them
+				return nil
+			}
 			if err == nil {
 				value, ok, err = li.db.answer(asked[n], rows)
 			}
@@ -353,6 +438,10 @@ func (li *listing) look(keys []string, found func(key, value string), failed fun
 		if !li.db.asks(k) {
 			continue
 		}
+		text := text
+		if arm, alone := li.alone(k); alone {
+			text = arm
+		}
 		if q, ok := li.template.expandKey(text, k, li.quote); ok {
 			asked, queries = append(asked, k), append(queries, q)
 		}
@@ -362,7 +451,19 @@ func (li *listing) look(keys []string, found func(key, value string), failed fun
 			}
 		}
 	}
-	return flush()
+	if err := flush(); err != nil || len(several) == 0 {
+		return err
+	}
+	li.arms = nil
+	return li.look(several, found, failed)
+}
+
+// alone returns the arm of a UNION that alone can answer to a key.
+func (li *listing) alone(key string) (text string, ok bool) {
+	if n, known := li.arm[key]; known && n >= 0 && n < len(li.arms) {
+		return li.arms[n], true
+	}
+	return "", false
 }
 
 func (li *listing) takes(key string) bool {
