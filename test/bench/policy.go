@@ -60,7 +60,7 @@ func writeTables(dir string) (hashed []string, err error) {
 		add("recipients", "user%d@example.org x", i)
 	}
 	for i := range 1000 {
-		add("clients", "10.%d.%d.0/24 REJECT", i/250, i%250)
+		add("clients", "172.%d.%d.0/24 REJECT", 16+i/250, i%250)
 		add("helos", "helo%d.invalid REJECT", i)
 		add("senders", "spammer%d@elsewhere.example REJECT", i)
 		add("access", "gone%d@example.org 550 5.1.6 Has moved", i)
