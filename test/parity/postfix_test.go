@@ -194,6 +194,9 @@ func (p *primary) even(run string, it postfix.Item) {
 		// Nothing that testOnly doesn't do.
 	case strings.Contains(it.Parameter, ":"): // inside of a table
 		_, file, _ := strings.Cut(it.Parameter, ":")
+		if _, err := os.Stat(file + ".list"); err == nil { // a database's
+			file += ".list"
+		}
 		text := readFile(p.t, file)
 		if instead == "" {
 			instead = "sleep 0"
