@@ -27,6 +27,8 @@ type Greet struct {
 	// Early says that a client that speaks during the wait fails a test, and
 	// that the wait may end then.
 	Early bool
+	// TTL is for how long who passed needn't wait again, 0 not at all.
+	TTL time.Duration
 }
 
 // Greet returns what the door has to do before the greeting, zero without
@@ -40,6 +42,7 @@ func (s *Snapshot) Greet() Greet {
 	return Greet{
 		Wait: time.Duration(p.GreetWait) * time.Second, Teaser: p.GreetBanner,
 		Early: p.GreetAction != screenIgnore && p.GreetAction != "",
+		TTL:   time.Duration(p.GreetTTL) * time.Second,
 	}
 }
 
@@ -185,6 +188,9 @@ func (c *compiler) postscreen() {
 	}
 	if p.GreetWait < 0 || p.GreetWait > 60 {
 		c.errorf("postscreen.greet_wait: %d is no number of seconds up to 60", p.GreetWait)
+	}
+	if p.GreetTTL < 0 {
+		c.errorf("postscreen.greet_ttl: %d is no number of seconds", p.GreetTTL)
 	}
 	c.s.screenAccess = make([]*table, len(p.Access))
 	for i, name := range p.Access {

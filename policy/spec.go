@@ -207,6 +207,7 @@ type Postscreen struct {
 	GreetAction        string   `json:"greet_action,omitempty"`
 	GreetWait          int      `json:"greet_wait,omitempty"` // seconds
 	GreetBanner        string   `json:"greet_banner,omitempty"`
+	GreetTTL           int      `json:"greet_ttl,omitempty"` // seconds that who passed the pregreet test is spared it; 0: none
 }
 
 // Protocol is what the SMTP server has to do by itself.

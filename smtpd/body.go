@@ -168,7 +168,7 @@ func (f *front) commit(b *body) {
 	m.AcceptedBytes.Add(float64(b.size))
 	m.AcceptedRcpts.Add(float64(len(tx.env.To)))
 	f.errs, f.junk = 0, 0
-	f.srv.crowd.good.add(f.client.Addr)
+	f.srv.crowd.good.add(group(f.client.Addr))
 	f.srv.Log.LogAttrs(f.ctx, slog.LevelInfo, "accepted", append(f.who(policy.EndOfData),
 		slog.Int("recipients", len(tx.env.To)), slog.Int64("size", b.size), peer("name", tx.env.Client.Name),
 		slog.String("tls", tx.env.Client.TLS))...)

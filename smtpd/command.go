@@ -40,7 +40,7 @@ func (f *front) judged(at policy.Stage, v policy.Verdict) {
 		f.mu.Lock()
 		f.listed = true
 		f.mu.Unlock()
-		f.srv.crowd.good.forget(f.client.Addr)
+		f.srv.crowd.good.forget(group(f.client.Addr))
 	}
 	if v.Action == policy.Permit && len(v.Warnings) == 0 {
 		return
@@ -298,6 +298,8 @@ func (f *front) startTLS(arg string) {
 		// commands here that would count as sent under TLS.
 		f.limit("starttls_injection")
 		f.hangUp("error", envelope.NewReply(554, "5.5.1", "Error: commands behind STARTTLS"))
+	case f.tooManyHandshakes(0):
+		f.reply(f.tooManyTLS(454, "4.7.0", ""))
 	default:
 		f.abandon()
 		f.reply(envelope.NewReply(220, "2.0.0", "Ready to start TLS"))
@@ -317,6 +319,7 @@ func (f *front) handshake() {
 		err = conn.HandshakeContext(context.Background()) // the deadline bounds it
 	}
 	if err != nil {
+		f.tooManyHandshakes(1)
 		f.srv.Metrics.TLSHandshakes.WithLabelValues("failed").Inc()
 		f.srv.Log.LogAttrs(f.ctx, slog.LevelInfo, "TLS handshake failed",
 			slog.String("client", f.client.Addr.String()), peer("error", err.Error()))
@@ -333,4 +336,7 @@ func (f *front) handshake() {
 	f.client.HasCert = len(state.PeerCertificates) > 0
 	f.client.Helo, f.client.Protocol = "", ""
 	f.forgot = true
+	if !state.DidResume && f.tooManyHandshakes(1) {
+		f.hangUp("refused", f.tooManyTLS(421, "4.7.0", f.srv.Hostname+" "))
+	}
 }

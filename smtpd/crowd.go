@@ -15,7 +15,9 @@ import (
 type crowd struct {
 	max, perClient, perNetwork int
 	stressed                   atomic.Bool
-	good                       history
+	good                       history // whose mail was accepted, by group
+	passed                     history // who waited for the policy's postscreen, by address
+	rates                      rates
 
 	mu   sync.Mutex           // guards the two below
 	all  map[*front]struct{}  // open connections
@@ -26,7 +28,7 @@ type crowd struct {
 // stress-adaptive smtpd_timeout.
 const stressTimeout = 10 * time.Second
 
-// historySize is how many clients are remembered for the mail they brought.
+// historySize is how many clients a history remembers.
 const historySize = 10_000
 
 // add counts f in. A connection that is refused takes a place until it has
@@ -86,7 +88,7 @@ func (c *crowd) enter(client netip.Addr) (limit string) {
 
 // full says that the place of a connection is beyond those for its client.
 func (c *crowd) full(place int, client netip.Addr) bool {
-	if !c.good.has(client) {
+	if !c.good.has(group(client), 0) {
 		place += c.max / 10
 	}
 	return place > c.max
@@ -121,6 +123,9 @@ func (c *crowd) patience(d time.Duration) time.Duration {
 // group is what counts as one client.
 func group(a netip.Addr) netip.Prefix { return prefix(a, 32, 64) }
 
+// alone is an address by itself.
+func alone(a netip.Addr) netip.Prefix { return prefix(a, 32, 128) }
+
 // network is what counts as one network.
 func network(a netip.Addr) netip.Prefix { return prefix(a, 24, 48) }
 
@@ -136,47 +141,53 @@ func prefix(a netip.Addr, bits4, bits6 int) netip.Prefix {
 	return p
 }
 
-// history remembers the clients whose mail was accepted last, historySize of
-// them. It is gone after a restart.
+// history remembers the clients that did something last, historySize of them.
+// It is gone after a restart.
 type history struct {
 	mu     sync.Mutex // guards the two below
-	recent list.List  // of netip.Prefix, the latest in front
+	recent list.List  // of deed, the latest in front
 	byAddr map[netip.Prefix]*list.Element
 }
 
-// add notes that mail of client was accepted.
-func (h *history) add(client netip.Addr) {
-	p := group(client)
-	if !p.IsValid() {
+type deed struct {
+	who  netip.Prefix
+	when time.Time
+}
+
+// add notes that who did it now.
+func (h *history) add(who netip.Prefix) {
+	if !who.IsValid() {
 		return
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if e, known := h.byAddr[p]; known {
+	if e, known := h.byAddr[who]; known {
+		e.Value = deed{who, time.Now()}
 		h.recent.MoveToFront(e)
 		return
 	}
 	if h.byAddr == nil {
 		h.byAddr = make(map[netip.Prefix]*list.Element)
 	}
-	h.byAddr[p] = h.recent.PushFront(p)
+	h.byAddr[who] = h.recent.PushFront(deed{who, time.Now()})
 	if h.recent.Len() > historySize {
-		delete(h.byAddr, h.recent.Remove(h.recent.Back()).(netip.Prefix))
+		delete(h.byAddr, h.recent.Remove(h.recent.Back()).(deed).who)
 	}
 }
 
-// forget notes that client was refused for what it is.
-func (h *history) forget(client netip.Addr) {
+// forget undoes add.
+func (h *history) forget(who netip.Prefix) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if e, known := h.byAddr[group(client)]; known {
-		delete(h.byAddr, h.recent.Remove(e).(netip.Prefix))
+	if e, known := h.byAddr[who]; known {
+		delete(h.byAddr, h.recent.Remove(e).(deed).who)
 	}
 }
 
-func (h *history) has(client netip.Addr) bool {
+// has says that who did it, less than within ago unless that is 0.
+func (h *history) has(who netip.Prefix, within time.Duration) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	_, known := h.byAddr[group(client)]
-	return known
+	e, known := h.byAddr[who]
+	return known && (within == 0 || time.Since(e.Value.(deed).when) < within)
 }

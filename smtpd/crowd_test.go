@@ -235,21 +235,21 @@ func TestHistory(t *testing.T) {
 	var h history
 	at := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}) }
 	for i := range historySize + 5 {
-		h.add(at(i))
-		h.add(at(0)) // stays recent
+		h.add(alone(at(i)))
+		h.add(alone(at(0))) // stays recent
 	}
 	if len(h.byAddr) != historySize || h.recent.Len() != historySize {
 		t.Errorf("%d and %d clients kept", len(h.byAddr), h.recent.Len())
 	}
 	for i, want := range map[int]bool{0: true, 1: false, 5: false, 6: true, historySize + 4: true, historySize + 5: false} {
-		if got := h.has(at(i)); got != want {
+		if got := h.has(alone(at(i)), 0); got != want {
 			t.Errorf("client %d: %v", i, got)
 		}
 	}
-	h.forget(at(0))
-	h.forget(at(0))
-	h.add(netip.Addr{})
-	if h.has(at(0)) || h.has(netip.Addr{}) {
+	h.forget(alone(at(0)))
+	h.forget(alone(at(0)))
+	h.add(alone(netip.Addr{}))
+	if h.has(alone(at(0)), 0) || h.has(alone(netip.Addr{}), 0) {
 		t.Error("forgotten client known")
 	}
 }
@@ -328,6 +328,57 @@ func TestPostscreen(t *testing.T) {
 					c.send("MAIL FROM:<>\r\nRCPT TO:<alice@corp.example>\r\n")
 					c.want(codes[2])
 					c.want(codes[3])
+				}
+			})
+		})
+	}
+}
+
+// TestPostscreenSpares: the policy's postscreen watches each client until it has
+// passed, for as long as that holds. Mail that another way in brought is no
+// reason not to, nor is a neighbour's patience.
+func TestPostscreenSpares(t *testing.T) {
+	const day = 24 * time.Hour
+	for _, tt := range []struct {
+		name, first, second string // clients
+		ttl                 int
+		pause               time.Duration
+		waits               bool
+	}{
+		{"passed", "192.0.2.1", "192.0.2.1", 86400, day - time.Minute, false},
+		{"passed too long ago", "192.0.2.1", "192.0.2.1", 86400, day, true},
+		{"nothing is remembered", "192.0.2.1", "192.0.2.1", 0, time.Second, true},
+		{"a neighbour", "2001:db8::1", "2001:db8::2", 86400, time.Second, true},
+		{"mail through XCLIENT", "10.0.0.1", "192.0.2.1", 86400, time.Second, true},
+		{"mail by permission", "198.51.100.1", "198.51.100.1", 86400, time.Second, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			snap := snapshot(t, func(spec *policy.Spec) {
+				spec.Tables["screen"], _ = policy.NewHash(map[string]string{"198.51.100.1": "permit"})
+				spec.Postscreen = &policy.Postscreen{GreetAction: "enforce", GreetWait: 4, GreetTTL: tt.ttl, Access: []string{"table:screen"}}
+			})
+			bubble(t, func(s *Server) {
+				s.XClientFrom = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+				s.Policy = func() *policy.Snapshot { return snap }
+			}, func(t *testing.T, s *Server, ln *pipeListener) {
+				c := newClient(t, ln.dial(tt.first))
+				if tt.first == "10.0.0.1" {
+					c.want("220")
+					c.send("XCLIENT ADDR=192.0.2.1\r\n")
+				}
+				c.want("220")
+				data(c)
+				c.send(".\r\nQUIT\r\n")
+				c.want("250")
+				c.want("221")
+				c.Close()
+				time.Sleep(tt.pause)
+				start := time.Now()
+				c = newClient(t, ln.dial(tt.second))
+				defer c.Close()
+				c.want("220")
+				if waited := time.Since(start) > 0; waited != tt.waits {
+					t.Errorf("waits %v, want %v", waited, tt.waits)
 				}
 			})
 		})

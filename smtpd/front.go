@@ -54,8 +54,9 @@ type front struct {
 	result  string // of the session, for the metric
 	closing sync.Once
 
-	place      int        // how many connections there were with this one
-	counted    netip.Addr // the client that this connection counts for
+	place      int          // how many connections there were with this one
+	counted    netip.Addr   // the client that this connection counts for
+	entered    netip.Prefix // … with the policy's limits
 	began      time.Time
 	early      bool // the client spoke before our greeting
 	pregreeted bool // … and gets no recipient through
@@ -470,6 +471,9 @@ func (f *front) Close() error {
 		f.end()
 		if f.tx != nil {
 			f.tx.endInquiry()
+		}
+		if f.entered.IsValid() { // before the client sees the end, and connects again
+			f.srv.crowd.rates.leave(f.entered)
 		}
 		f.linger()
 		_ = f.raw.Close()

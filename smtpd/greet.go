@@ -35,10 +35,10 @@ func (f *front) start() {
 		f.hangUp("refused", envelope.NewReply(421, "4.7.0", "%s Error: too many connections", f.srv.Hostname))
 	case limit == "connections_per_client":
 		f.limit(limit)
-		f.hangUp("refused", envelope.NewReply(421, "4.7.0", "%s Error: too many connections from your address", f.srv.Hostname))
+		f.hangUp("refused", f.tooMany(f.client.Addr.String()))
 	case limit != "":
 		f.limit(limit)
-		f.hangUp("refused", envelope.NewReply(421, "4.7.0", "%s Error: too many connections from your network", f.srv.Hostname))
+		f.hangUp("refused", f.tooMany("your network"))
 	default:
 		f.greet()
 	}
@@ -53,8 +53,10 @@ func (f *front) greet() {
 	}
 	v := f.adopt(snap)
 	if refused(v) {
-		f.refuse(v)
-		f.hangUp("refused", envelope.Reply{})
+		if f.admitted() {
+			f.refuse(v)
+			f.hangUp("refused", envelope.Reply{})
+		}
 		return
 	}
 	if f.verb == "connect" && !f.xclient {
@@ -69,6 +71,9 @@ func (f *front) greet() {
 		return
 	}
 	if f.verb == "connect" && f.spokeFirst() && f.outOfTurn() {
+		return
+	}
+	if !f.policy.Screened() && !f.admitted() { // whom postscreen keeps never comes to smtpd
 		return
 	}
 	f.reply(envelope.NewReply(220, "", "%s ESMTP Understudy", f.srv.Hostname))
@@ -104,14 +109,13 @@ func (f *front) screen() policy.Verdict {
 // listen waits before the greeting, as Postfix's postscreen does: who speaks
 // first is no mail server (RFC 5321 §3.1). A first line of the greeting lures
 // those who don't wait for its last. The DNS is asked about the client
-// meanwhile. The policy's postscreen goes before our own configuration; who
-// brought mail before isn't made to wait by either.
+// meanwhile. The policy's postscreen goes before our own configuration.
 func (f *front) listen(greet policy.Greet) {
 	own := greet.Wait == 0
 	if own {
 		greet = policy.Greet{Wait: f.srv.GreetWait, Teaser: f.srv.Hostname + " ESMTP Understudy", Early: true}
 	}
-	if greet.Wait == 0 || !own && !f.policy.Waits() || f.srv.crowd.good.has(f.client.Addr) {
+	if greet.Wait == 0 || f.knownToWait(own, greet.TTL) {
 		return
 	}
 	if greet.Teaser != "" {
@@ -133,7 +137,20 @@ func (f *front) listen(greet policy.Greet) {
 		f.over = true // the client has gone
 	case f.early:
 		f.spokeEarly(own)
+	case !own && greet.Early:
+		f.srv.crowd.passed.add(alone(f.client.Addr))
 	}
+}
+
+// knownToWait says that the client needn't be watched. Our own wait spares who
+// brought mail before. That is no reason to the policy's postscreen, which may
+// have let that mail in untested: it spares those of its access list and, for
+// ttl, who passed this test.
+func (f *front) knownToWait(own bool, ttl time.Duration) bool {
+	if own {
+		return f.srv.crowd.good.has(group(f.client.Addr), 0)
+	}
+	return !f.policy.Waits() || ttl > 0 && f.srv.crowd.passed.has(alone(f.client.Addr), ttl)
 }
 
 // spokeEarly counts a client that spoke before the greeting, and does what our

@@ -69,6 +69,9 @@ func (f *front) mail(arg string) {
 		f.ours, f.feed = false, "MAIL FROM:<>\r\n"
 		return
 	}
+	if f.tooMuchMail() {
+		return
+	}
 	path, params, err := envelope.ParseReversePath(rest)
 	utf8 := p.Offers("SMTPUTF8") && wantsUTF8(params)
 	if err != nil || f.tooLax(rest) || !path.Null() && !f.policy.Valid(path.Mailbox, path.Dot, utf8) {
@@ -192,6 +195,9 @@ func (f *front) recipient(arg string) {
 	if f.policy.Screened() {
 		f.rcpt = envelope.Recipient{Path: path}
 		f.ours, f.feed = false, "RCPT TO:<r@x>\r\n"
+		return
+	}
+	if f.tooManyRecipients() {
 		return
 	}
 	if err != nil || f.tooLax(rest) || !path.Postmaster() && !f.policy.Valid(path.Mailbox, path.Dot, f.tx.env.UTF8) {

@@ -34,6 +34,9 @@ func (f *front) verify(arg string) {
 		f.refuse(f.policy.Screen(f.ctx, f.early))
 		return
 	}
+	if f.tooManyRecipients() {
+		return
+	}
 	name := strings.Join(all, " ")
 	path, err := envelope.ParseVerify(name)
 	if err != nil || !path.Postmaster() && !f.policy.Valid(path.Mailbox, path.Dot, utf8) {

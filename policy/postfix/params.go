@@ -56,8 +56,9 @@ var lists = []Parameter{
 	{Name: "postscreen_dnsbl_allowlist_threshold", Class: Approximated, Elements: true, Why: whyWaived},
 	{Name: "postscreen_dnsbl_whitelist_threshold", Class: Approximated, Elements: true, Why: "the older name of postscreen_dnsbl_allowlist_threshold"},
 	{Name: "postscreen_dnsbl_reply_map", Class: Exact, Elements: true, Why: "for a table that can be listed"},
-	{Name: "postscreen_greet_action", Class: Approximated, Elements: true, Why: whyMemory},
+	{Name: "postscreen_greet_action", Class: Approximated, Elements: true, Why: whyPassed},
 	{Name: "postscreen_greet_wait", Class: Exact, Elements: true, Why: "nobody waits unless postscreen_greet_action refuses"},
+	{Name: "postscreen_greet_ttl", Class: Approximated, Elements: true, Why: whyPassed},
 	{Name: "postscreen_greet_banner", Class: Exact, Elements: true, Why: "without the primary's name in front"},
 	{Name: "relay_transport", Class: Exact, Elements: true, Why: "error: and retry: refuse recipients"},
 	{Name: "local_transport", Class: Exact, Elements: true, Why: "error: and retry: refuse recipients"},
@@ -136,6 +137,9 @@ const whySize = "what the primary's queue file must hold is counted; it may hold
 
 // whyMemory is what no copy of the configuration holds.
 const whyMemory = "every client is tested each time; postscreen remembers for a while who passed"
+
+// whyPassed is what each host finds out by itself.
+const whyPassed = "who passed the pregreet test is remembered for postscreen_greet_ttl, by each host by itself, until it restarts"
 
 // whyCounts is what two hosts know of one client.
 const whyCounts = "each host counts what comes to it"

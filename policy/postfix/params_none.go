@@ -52,7 +52,7 @@ var undecided = slices.Concat(
 		"postscreen_cache_retention_time", "postscreen_post_queue_limit", "postscreen_pre_queue_limit"),
 	named(NoDecision, "what postscreen remembers of a client isn't replicated",
 		"postscreen_bare_newline_ttl", "postscreen_dnsbl_max_ttl", "postscreen_dnsbl_min_ttl", "postscreen_dnsbl_ttl",
-		"postscreen_greet_ttl", "postscreen_non_smtp_command_ttl", "postscreen_pipelining_ttl",
+		"postscreen_non_smtp_command_ttl", "postscreen_pipelining_ttl",
 		"postscreen_dnsbl_enable", "postscreen_greet_enable"),
 	named(NoDecision, "no mail is decided by it",
 		"postscreen_disable_vrfy_command", "postscreen_discard_ehlo_keyword_address_maps",

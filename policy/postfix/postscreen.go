@@ -40,7 +40,10 @@ func (i *importer) screenGreet(to *policy.Postscreen, passed string) {
 		to.GreetAction = action
 		to.GreetWait = min(i.seconds(i.conf.postscreen, "postscreen_greet_wait"), 60) // no client waits longer
 		to.GreetBanner = strings.TrimSpace(strings.TrimPrefix(ps["postscreen_greet_banner"], i.set["myhostname"]))
-		i.item("postscreen_greet_action", action, Approximated, whyMemory, "")
+		if ps["postscreen_cache_map"] != "" {
+			to.GreetTTL = i.seconds(ps, "postscreen_greet_ttl")
+		}
+		i.item("postscreen_greet_action", action, Approximated, whyPassed, "")
 		i.item("postscreen_greet_wait", ps["postscreen_greet_wait"], Exact, "", "")
 	}
 }
