@@ -99,8 +99,7 @@ func TestRewrite(t *testing.T) {
 
 // rows answers every query and search with the same rows.
 type rows struct {
-	rows    [][]string
-	entries []map[string][]string
+	rows [][]string
 }
 
 func (r rows) Rows(_ context.Context, _ *Database, _ string, f func([]string) error) error {

@@ -302,34 +302,6 @@ func (e equation) plain() bool {
 	})
 }
 
-// holes cuts a string at its placeholders.
-func holes(s string) ([]part, error) {
-	var all []part
-	lit := func(t string) {
-		if n := len(all); n > 0 && all[n-1].text != "" {
-			all[n-1].text += t
-		} else {
-			all = append(all, part{text: t})
-		}
-	}
-	for i := 0; i < len(s); i++ {
-		if s[i] != '%' || i+1 == len(s) {
-			lit(s[i : i+1])
-			continue
-		}
-		i++
-		switch c := s[i] | 0x20; {
-		case s[i] == '%':
-			lit("%")
-		case c == 's' || c == 'u' || c == 'd':
-			all = append(all, part{hole: c})
-		default:
-			return nil, fmt.Errorf("placeholder %%%c", s[i])
-		}
-	}
-	return all, nil
-}
-
 // joinAddress reads %u@%d as an address: 'a', since unlike %s it has both parts.
 func joinAddress(ps []part) []part {
 	var all []part

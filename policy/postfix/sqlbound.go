@@ -352,7 +352,7 @@ func (b *bounder) in(e *sqlast.Expr, sc *scope) ways {
 		for _, t := range b.queryAlternatives(e.Sub, sc) {
 			w = w.or(b.equals(b.alternatives(e.Args[0], sc), []alternative{t}))
 		}
-		if w == nil || len(w) == 0 {
+		if len(w) == 0 {
 			b.lossy = true
 			return b.query(e.Sub, sc, someRow)
 		}

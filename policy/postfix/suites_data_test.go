@@ -17,11 +17,11 @@ type suiteData struct {
 }
 
 type genDomain struct {
-	id           int
-	name, kind   string // mail, alias or relay
-	target       string // of an alias
-	active, n    int
-	nextHop, box string
+	id         int
+	name, kind string // mail, alias or relay
+	target     string // of an alias
+	active, n  int
+	nextHop    string
 }
 
 type genAddress struct {
