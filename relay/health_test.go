@@ -428,7 +428,7 @@ func TestHealthFrozen(t *testing.T) {
 }
 
 // TestNoOutage: what a session may end with that says nothing of the next: 421 to
-// MAIL, which defers the message, and 501 to one client's XCLIENT.
+// MAIL, which defers the message, and 501 or 550 to one client's XCLIENT.
 func TestNoOutage(t *testing.T) {
 	p := &primary{want: "421 4.3.2 not now"}
 	c := newClient(t, Route{}, p.serve)
@@ -439,20 +439,22 @@ func TestNoOutage(t *testing.T) {
 	}
 	box.check(t)
 
-	script := append(hello("PIPELINING", "XCLIENT ADDR"), turn{"XCLIENT ADDR=IPV6:2001:db8::1\r\n", "501 5.5.4 Bad ADDR syntax\r\n"}, turn{quit, bye})
-	c = newClient(t, Route{XClient: true}, func(conn net.Conn) {
-		if err := play(conn, script); err != nil {
-			t.Error(err)
+	for _, refusal := range []string{"501 5.5.4 Bad ADDR syntax", "550 5.7.1 Not this client"} {
+		script := append(hello("PIPELINING", "XCLIENT ADDR"), turn{"XCLIENT ADDR=IPV6:2001:db8::1\r\n", refusal + "\r\n"}, turn{quit, bye})
+		c = newClient(t, Route{XClient: true}, func(conn net.Conn) {
+			if err := play(conn, script); err != nil {
+				t.Error(err)
+			}
+		})
+		s, err := c.open(t.Context(), c.routes[dest])
+		if err != nil {
+			t.Fatal(err)
 		}
-	})
-	s, err := c.open(t.Context(), c.routes[dest])
-	if err != nil {
-		t.Fatal(err)
+		e := mail("a@x.example", "b@y.example")
+		e.Client.Addr = netip.MustParseAddr("2001:db8::1")
+		if err := s.identify(&envelope.Transfer{Envelope: &e}); err != nil || c.Status()[0].WithoutXClient != "" {
+			t.Errorf("%s: %v, %+v", refusal, err, c.Status())
+		}
+		s.quit()
 	}
-	e := mail("a@x.example", "b@y.example")
-	e.Client.Addr = netip.MustParseAddr("2001:db8::1")
-	if err := s.identify(&envelope.Transfer{Envelope: &e}); err != nil || c.Status()[0].WithoutXClient != "" {
-		t.Errorf("501 to XCLIENT: %v, %+v", err, c.Status())
-	}
-	s.quit()
 }

@@ -325,6 +325,11 @@ func TestDialogue(t *testing.T) {
 			want:    [][]int{{0}}, err: "MAIL with 530",
 		},
 		{
+			name: "421 when asked again", mail: two,
+			scripts: [][]turn{append(hello(), turn{"MAIL FROM:<a@x.example>\r\n", must}, turn{"RSET\r\n", ok}, turn{"MAIL FROM:<>\r\n", "421 4.3.2 not now\r\n"})},
+			want:    [][]int{{0}}, err: "MAIL with 530",
+		},
+		{
 			name: "hung up when asked again", mail: two,
 			scripts: [][]turn{append(hello(), turn{"MAIL FROM:<a@x.example>\r\n", "502 5.5.1 what?\r\n"}, turn{"RSET\r\n", ok}, turn{"MAIL FROM:<>\r\n", hangUp})},
 			want:    [][]int{{0}}, err: "EOF",
