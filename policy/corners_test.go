@@ -236,3 +236,115 @@ func TestExpandFallsBack(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+// A table in a list of networks is asked for parents as parent_domain_matches_subdomains
+// says: by their names, or by names with a dot before them; never by both.
+func TestParentsInNetworkTable(t *testing.T) {
+	for _, tt := range []struct {
+		key        string
+		subdomains bool
+		want       bool
+	}{
+		{"example", true, true}, {".example", true, false}, {"sender.example", true, true}, {".sender.example", true, false},
+		{"example", false, false}, {".example", false, true}, {"sender.example", false, false}, {".sender.example", false, true},
+		{"mail.sender.example", true, true}, {"mail.sender.example", false, true}, {"ender.example", true, false},
+	} {
+		spec := relaySpec(t)
+		networks, err := NewHash(map[string]string{tt.key: "x"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		spec.Tables["networks"] = networks
+		spec.MyNetworks, spec.NetworksMatchSubdomain = []string{"table:networks"}, tt.subdomains
+		spec.Restrictions.Recipient = []Restriction{{Kind: "permit_mynetworks"}, {Kind: "reject"}}
+		spec.RejectUnlistedRcpt = false
+		if v, _ := judge(t, spec); (v.Action == Permit) != tt.want {
+			t.Errorf("%q, subdomains %t: %v", tt.key, tt.subdomains, v.Action)
+		}
+	}
+}
+
+// What the HELO name's list would defer is deferred by the recipient's.
+func TestDeferIfPermitFromHelo(t *testing.T) {
+	spec := relaySpec(t)
+	helo, err := NewHash(map[string]string{"mail.sender.example": "DEFER_IF_PERMIT later"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec.Tables["helo"] = helo
+	spec.RejectUnlistedRcpt = false
+	spec.Restrictions.Helo = []Restriction{{Kind: "check_helo_access", Arg: "helo"}}
+	for _, delayed := range []bool{true, false} {
+		spec.DelayReject = delayed
+		if v, _ := judge(t, spec); v.Action != Defer || v.Rule.Stage != Helo {
+			t.Errorf("delayed %t: %+v", delayed, v)
+		}
+	}
+}
+
+// checkReceived plays a message and returns what its header checks say of it.
+func checkReceived(t *testing.T, spec *Spec, recipients int, text string) Verdict {
+	t.Helper()
+	snap, err := Compile(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := snap.Session(new(testmx.MapResolver), client)
+	defer s.Close()
+	s.Connect(t.Context())
+	s.Helo(t.Context(), "h.example")
+	s.Mail(t.Context(), from, MailParams{})
+	for range recipients {
+		s.Rcpt(t.Context(), to)
+	}
+	s.Data(t.Context())
+	s.Content().Write([]byte(text))
+	return s.Message(t.Context(), Message{Size: int64(len(text))})
+}
+
+// The primary's own Received field names the recipient only if there is one.
+func TestReceivedNamesOneRecipient(t *testing.T) {
+	spec := relaySpec(t)
+	spec.Addresses.Relay.Recipients = nil
+	header, err := NewPCRE([][2]string{{"/^Received: .*\\bfor </s", "REJECT"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec.Tables["header"] = header
+	spec.Content = ContentChecks{Header: []string{"header"}, Hostname: "mx.example"}
+	for recipients, want := range map[int]Action{1: Reject, 2: Permit} {
+		if v := checkReceived(t, spec, recipients, "Subject: 1\r\n\r\n"); v.Action != want {
+			t.Errorf("%d recipients: %+v", recipients, v)
+		}
+	}
+}
+
+// A Received field that is taken out doesn't show the hop limit passed: the next
+// that stays does.
+func TestIgnoredReceived(t *testing.T) {
+	spec := relaySpec(t)
+	spec.Addresses.Relay.Recipients = nil
+	spec.Limits.Hops = 3
+	header, err := NewPCRE([][2]string{{"/^Received: from ours/", "IGNORE"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec.Tables["header"] = header
+	spec.Content = ContentChecks{Header: []string{"header"}}
+	const ours, theirs = "Received: from ours\r\n", "Received: from theirs\r\n"
+	for _, tt := range []struct {
+		text string
+		want Action
+	}{
+		{theirs, Permit},
+		{theirs + theirs, Reject},
+		{theirs + ours, Permit},
+		{ours + ours + ours, Permit},
+		{ours + theirs, Reject},
+		{ours + ours + theirs, Reject},
+	} {
+		if v := checkReceived(t, spec, 1, tt.text+"Subject: 1\r\n\r\n"); v.Action != tt.want {
+			t.Errorf("%q: %+v", tt.text, v)
+		}
+	}
+}
