@@ -247,6 +247,7 @@ type PublisherStats struct {
 	Peers     int       // paired followers
 	Following int       // of them, those that asked within five minutes
 	Alarmed   int       // of them, those whose last report names an alarm
+	Wrong     int       // tables whose listing the database contradicts
 }
 
 // Publisher exports the state of a primary's publisher.
@@ -261,6 +262,7 @@ func (m *Metrics) Publisher(stats func() PublisherStats) {
 	g("peers", "Followers that are paired.", func(s PublisherStats) float64 { return float64(s.Peers) })
 	g("following_peers", "Paired followers that asked within the last five minutes.", func(s PublisherStats) float64 { return float64(s.Following) })
 	g("alarmed_peers", "Paired followers whose last report names an alarm of the policy channel.", func(s PublisherStats) float64 { return float64(s.Alarmed) })
+	g("tables_wrong", "Tables of the primary's databases whose listing its check contradicts; what they may lack is answered 450.", func(s PublisherStats) float64 { return float64(s.Wrong) })
 }
 
 func oneIf(b bool) float64 {

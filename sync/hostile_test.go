@@ -271,6 +271,7 @@ func TestHostileFollower(t *testing.T) {
 			}
 			p.SetNotice(evil)
 			p.SetSources([]Source{{Name: evil}})
+			p.SetWrong([]string{evil})
 			shown(t, "the publisher's status", p.Status())
 			raw, err := f.http.head(t.Context(), 0)
 			if err != nil {

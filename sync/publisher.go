@@ -59,6 +59,7 @@ type Publisher struct {
 	raw     []byte
 	notice  string
 	sources []Source
+	wrong   []string
 	changes changes
 	changed chan struct{} // closed and replaced at each signature
 	seen    map[string]*seen
@@ -278,6 +279,17 @@ func (p *Publisher) SetSources(list []Source) {
 	p.sources = list
 }
 
+// SetWrong tells which tables' listings their database contradicts, and how.
+func (p *Publisher) SetWrong(list []string) {
+	list = slices.Clone(list[:min(len(list), maxSources)])
+	for i := range list {
+		list[i] = clipText(list[i], maxNotice)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.wrong = list
+}
+
 // PublisherStatus describes a publisher to its operator.
 type PublisherStatus struct {
 	Epoch      uint64            `json:"epoch"`
@@ -290,6 +302,7 @@ type PublisherStatus struct {
 	Notice     string            `json:"notice,omitempty"` // what is wrong with a source
 	LastChange *LastChange       `json:"last_change,omitempty"`
 	Sources    []Source          `json:"sources"`
+	Wrong      []string          `json:"wrong,omitempty"` // listings that their database contradicts
 	Peers      int               `json:"peers"`
 }
 
@@ -297,7 +310,7 @@ type PublisherStatus struct {
 func (p *Publisher) Status() PublisherStatus {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s := PublisherStatus{Hashed: p.o.Hashed, Notice: p.notice, Sources: p.sources, Peers: len(p.peers.list()), Counts: map[string]uint64{}}
+	s := PublisherStatus{Hashed: p.o.Hashed, Notice: p.notice, Sources: p.sources, Wrong: p.wrong, Peers: len(p.peers.list()), Counts: map[string]uint64{}}
 	if p.src != nil {
 		h := p.head
 		s.Epoch, s.Version, s.Digest, s.Signed, s.Recipients = h.Epoch, h.Version, digestOf(h), h.Created, h.Recipients
@@ -391,7 +404,7 @@ func (p *Publisher) Close() { p.codec.close() }
 func (p *Publisher) stats() metrics.PublisherStats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s := metrics.PublisherStats{Peers: len(p.peers.list())}
+	s := metrics.PublisherStats{Peers: len(p.peers.list()), Wrong: len(p.wrong)}
 	if p.head != nil {
 		s.Version, s.Signed = p.head.Version, p.head.Created
 		if c := p.changes.of(p.head); c != nil {

@@ -241,6 +241,9 @@ func printPublisher(out io.Writer, s *policysync.PublisherStatus) error {
 	if s.Notice != "" {
 		fmt.Fprintf(w, "Trouble\t%s\n", printable(s.Notice))
 	}
+	for _, text := range s.Wrong {
+		fmt.Fprintf(w, "Listing contradicted\t%s\n", printable(text))
+	}
 	fmt.Fprintf(w, "Secondaries\t%d; see `understudy peers`\n", s.Peers)
 	return w.Flush()
 }

@@ -50,6 +50,7 @@ type publisher struct {
 	polled  bool                // some source has to be asked, or is broken
 	broken  string              // what is wrong with the sources, "" when they are well
 	told    string              // the last summary of an import that was logged
+	wrong   map[string]bool     // tables whose listing was contradicted, which was logged
 	sources []policysync.Source // as they were read last
 }
 
@@ -285,7 +286,32 @@ func (p *publisher) read(ctx context.Context) {
 	p.broken = ""
 	p.metrics.PublishRead.SetToCurrentTime()
 	p.metrics.PublishFailing.Set(0)
+	p.contradicted(r)
 	p.tell(r)
+}
+
+// contradicted notes the tables whose listing the database contradicts, and logs
+// when that begins and ends: the key that showed it is another one each time.
+// The caller holds mu.
+func (p *publisher) contradicted(r *reading) {
+	now := map[string]bool{}
+	var texts []string
+	if r.report != nil {
+		for _, c := range r.report.Contradicted {
+			now[c.Table] = true
+			texts = append(texts, c.Table+": "+c.What)
+			if !p.wrong[c.Table] {
+				p.log.Error("a listing is contradicted by its database: recipients that it may lack are answered 450", "table", printable(c.Table), "what", printable(c.What))
+			}
+		}
+	}
+	for table := range p.wrong {
+		if !now[table] {
+			p.log.Info("the listing isn't contradicted any more", "table", printable(table))
+		}
+	}
+	p.wrong = now
+	p.offer.SetWrong(texts)
 }
 
 // noteSources tells secondaries when each source was read last: one that

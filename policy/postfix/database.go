@@ -128,6 +128,9 @@ func (i *importer) database(parameter, typ, name, arg string) (*Table, error) {
 	if err != nil {
 		return fail(err)
 	}
+	if t.How.Wrong != "" {
+		i.report.Contradicted = append(i.report.Contradicted, Contradiction{name, t.How.Wrong})
+	}
 	return t, nil
 }
 

@@ -61,6 +61,13 @@ type Mistake struct {
 	What string `json:"what"`
 }
 
+// Contradiction is a table whose listing isn't what the database says when it
+// is asked: a key that the listing lacks, or has wrongly.
+type Contradiction struct {
+	Table string `json:"table"`
+	What  string `json:"what"`
+}
+
 // ID names the item for Source.Choices.
 func (it Item) ID() string { return strings.TrimSpace(it.Parameter + ": " + it.Element) }
 
@@ -71,7 +78,10 @@ type Report struct {
 	Service            string    `json:"service"`            // of master.cf
 	Warnings           []string  `json:"warnings,omitempty"` // postconf's own
 	Mistakes           []Mistake `json:"mistakes,omitempty"`
-	Items              []Item    `json:"items"`
+
+	Contradicted []Contradiction `json:"contradicted,omitempty"`
+
+	Items []Item `json:"items"`
 
 	// Files are all that the policy was read from; a change of one of them
 	// calls for a new import. Polled are sources that announce no change:
@@ -153,6 +163,7 @@ var headings = map[Class]string{
 func (r *Report) Print(w io.Writer, all bool) error {
 	b := bufio.NewWriter(w)
 	fmt.Fprintf(b, "Postfix %s, compatibility_level %s, service %s\n", r.MailVersion, r.CompatibilityLevel, r.Service)
+	r.printContradicted(b)
 	printBlocks(b, "Domains and recipients that can't be known", r.of(func(it Item) bool { return it.Unknown }))
 	r.printMistakes(b)
 	for _, c := range []Class{NotReplicated, Approximated} {
@@ -181,6 +192,15 @@ func (r *Report) Print(w io.Writer, all bool) error {
 		fmt.Fprintln(b, "--all lists these, too.")
 	}
 	return b.Flush()
+}
+
+func (r *Report) printContradicted(w io.Writer) {
+	if n := len(r.Contradicted); n > 0 {
+		fmt.Fprintf(w, "\nListings that the database contradicts (%d)\n", n)
+	}
+	for _, c := range r.Contradicted {
+		fmt.Fprintf(w, "  %s: %s\n", c.Table, c.What)
+	}
 }
 
 func (r *Report) printMistakes(w io.Writer) {
