@@ -169,6 +169,16 @@ func testLiveSQL(t *testing.T, typ, connection string, cat func(string) string) 
 			}
 		})
 	}
+	for name, query := range map[string]string{
+		"rows":          "SELECT goto FROM alias WHERE address = '%s'",
+		"rows, asked":   "SELECT CAT('x-', goto) FROM alias WHERE address = '%s' AND '%u' <> ''",
+		"rows and arms": "SELECT goto FROM alias WHERE address = '%s' UNION ALL SELECT maildir FROM mailbox WHERE username = '%s'",
+		"columns":       "SELECT goto, NULLIF(goto, 'alice@mail.example') FROM alias WHERE address = '%s'",
+	} {
+		t.Run(typ+"/expansion_limit, "+name, func(t *testing.T) {
+			compareLimit(t, typ, connection+"expansion_limit = 1\nquery = "+cat(query)+"\n")
+		})
+	}
 	t.Run(typ+"/the operator's query", func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "table.cf")
 		if err := os.WriteFile(path, []byte(connection+"query = SELECT goto FROM alias WHERE REPLACE(address, '-', '-') = REPLACE('%s', '-', '-')\n"), 0o600); err != nil {

@@ -102,6 +102,38 @@ func compareKeys(t *testing.T, name string, table *Table, keys []string) (found 
 	return found
 }
 
+// compareLimit asks the real Postfix, one by one since an answer that is over
+// expansion_limit ends postmap, and our listing.
+func compareLimit(t *testing.T, typ, cf string) {
+	t.Helper()
+	db, table := openTable(t, typ, cf)
+	over, found := 0, 0
+	for _, key := range []string{"alice@example.org", "list@example.org", "off@example.org", "null2@example.org", "bob@example.org", "nobody@example.org"} {
+		out, err := exec.CommandContext(t.Context(), "/usr/sbin/postmap", "-q", key, db.Table).CombinedOutput()
+		got, ok := table.find(key)
+		if strings.Contains(string(out), "fatal: ") || strings.Contains(string(out), "expansion limit") {
+			over++
+			if ok || !strings.Contains(table.Partial, "expansion_limit") || table.How.Wrong != "" {
+				t.Errorf("%s has too many values for Postfix; we %q, partial %q, wrong %q", key, got, table.Partial, table.How.Wrong)
+			}
+			continue
+		}
+		answer := string(out)
+		if _, after, warned := strings.Cut(answer, "-- ignored\n"); warned { // a NULL
+			answer = after
+		}
+		if want := strings.TrimSuffix(answer, "\n"); got != want || ok != (err == nil) {
+			t.Errorf("%s: Postfix %q %v, we %q %v", key, want, err, got, ok)
+		}
+		if ok {
+			found++
+		}
+	}
+	if over == 0 || found == 0 {
+		t.Errorf("%d keys are over the limit for Postfix, %d are found: the table says little", over, found)
+	}
+}
+
 // unsure says that the engine defers a key that isn't listed, as it does by
 // policy.Learned.
 func unsure(table *Table, key string) bool {

@@ -23,12 +23,13 @@ type listing struct {
 	template template
 	quote    func(string) string
 	table    *Table
-	ask      *keySet // keys to be asked for
+	ask      *keySet        // keys to be asked for
+	counts   map[string]int // values of a key, where expansion_limit bounds them
 	before   *remembered
 	stamps   map[string]string // of the tables that the query names, nil: it isn't remembered
 
 	// Arms of a UNION that can be asked by themselves, and which arm's key it is
-	// alone: a database makes a table for each UNION, which takes it far longer.
+	// alone: a look-up of a UNION costs several times that of its arms.
 	arms []string
 	arm  map[string]int
 
@@ -52,7 +53,7 @@ func (d *Database) listSQL(ctx context.Context, l Lister, hints []string) (*Tabl
 		t.Unsure = "é" // its collations may find "andre" by it
 	}
 	err = l.Session(ctx, d, func(s Session) error {
-		li := &listing{db: d, session: s, table: t, ask: newKeySet(), hints: hints, before: d.memo.of(d.Table), stamps: now}
+		li := &listing{db: d, session: s, table: t, ask: newKeySet(), counts: map[string]int{}, hints: hints, before: d.memo.of(d.Table), stamps: now}
 		var err error
 		if li.template, err = newTemplate(d.query(), d.resultFormat()); err != nil {
 			return err
@@ -186,7 +187,10 @@ func (li *listing) rows(q *Query) error {
 			if err := d.put(li.table, key, values); err != nil {
 				return err
 			}
-			if d.expansionLimit() > 0 && found[key] > d.expansionLimit() {
+			if limit := d.expansionLimit(); limit > 0 {
+				if li.counts[key] += len(values); li.counts[key] <= limit {
+					continue
+				}
 				if err := li.ask.add(key); err != nil {
 					return err
 				}
@@ -318,14 +322,19 @@ func (li *listing) askAll(wide byte) error {
 		li.table.DomainWide = li.table.DomainWide || li.before.table.DomainWide
 	}
 	var failed []string
+	broken := 0
 	err = li.look(keys, func(key, value string) {
 		if domain := stands[key]; domain != "" {
 			key = domain
 			li.table.DomainWide = true
 		}
 		li.table.Entries[key] = value
-	}, func(key string, err error) { failed = append(failed, fmt.Sprintf("%q %v", key, err)) })
-	if len(failed) > 0 && len(failed) == len(keys) {
+	}, func(key string, err error) {
+		if failed = append(failed, fmt.Sprintf("%q %v", key, err)); !errors.Is(err, errExpansion) {
+			broken++
+		}
+	})
+	if broken > 0 && broken == len(keys) {
 		return fmt.Errorf("its query fails: %s", failed[0])
 	}
 	if len(failed) > 0 {
@@ -400,110 +409,4 @@ func (li *listing) look(keys []string, found func(key, value string), failed fun
 func (li *listing) takes(key string) bool {
 	_, _, _, ok := li.template.parts(key)
 	return ok && li.db.asks(key)
-}
-
-// candidates asks about whatever looks like a key in the tables behind.
-func (li *listing) candidates(why error) error {
-	c := newCandidates()
-	tables, err := li.behind()
-	if err != nil {
-		return err
-	}
-	for _, t := range tables {
-		if err := li.values(t, c); err != nil {
-			return err
-		}
-	}
-	for _, h := range li.hints {
-		if err := c.add(h); err != nil {
-			return err
-		}
-	}
-	if err := c.domainSetting(li.db.domains()); err != nil {
-		return err
-	}
-	keys, left := c.keys(li.template, li.takes)
-	for _, k := range keys {
-		if err := li.ask.add(k); err != nil {
-			return err
-		}
-	}
-	wide := byte(0)
-	if li.template.domain && !li.template.whole && !li.template.user && li.template.labels == 0 {
-		wide = 'd'
-	}
-	li.table.How = Listing{Why: why.Error(), Tables: tables, Left: left}
-	return li.askAll(wide)
-}
-
-func (c *candidates) domainSetting(domains []string) error {
-	for _, d := range domains {
-		if err := c.domains.add(d); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// values reads all texts of a table.
-func (li *listing) values(table string, c *candidates) error {
-	columns, err := li.session.Columns("SELECT * FROM " + table + " LIMIT 0")
-	if err != nil {
-		return err
-	}
-	var texts []string
-	for _, col := range columns {
-		if col.Text {
-			texts = append(texts, li.name(col.Name))
-		}
-	}
-	if len(texts) == 0 {
-		return nil
-	}
-	return li.session.Rows("SELECT "+strings.Join(texts, ", ")+" FROM "+table, func(values []string) error {
-		for _, v := range values {
-			if err := c.add(v); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-}
-
-// name quotes a column's.
-func (li *listing) name(column string) string {
-	q := `"`
-	if li.db.Type == "mysql" {
-		q = "`"
-	}
-	return q + strings.ReplaceAll(column, q, q+q) + q
-}
-
-// maxTables bounds how many tables are read for a query that names none.
-const maxTables = 64
-
-// allTables lists what the table's user may read.
-var allTables = map[string]string{
-	"mysql":  "SELECT TABLE_NAME FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE() ORDER BY TABLE_NAME",
-	"pgsql":  "SELECT quote_ident(table_schema) || '.' || quote_ident(table_name) FROM information_schema.tables WHERE table_schema NOT IN ('pg_catalog', 'information_schema') AND has_table_privilege(quote_ident(table_schema) || '.' || quote_ident(table_name), 'SELECT') ORDER BY 1",
-	"sqlite": "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name",
-}
-
-// behind are the tables that the query names, or all that there are.
-func (li *listing) behind() (tables []string, err error) {
-	tables = li.db.statement.tables()
-	if len(tables) > 0 {
-		return tables, nil
-	}
-	err = li.session.Rows(allTables[li.db.Type], func(c []string) error {
-		if len(tables) < maxTables {
-			t := c[0]
-			if li.db.Type != "pgsql" {
-				t = li.name(t)
-			}
-			tables = append(tables, t)
-		}
-		return nil
-	})
-	return tables, err
 }
