@@ -86,6 +86,9 @@ var lists = []Parameter{
 	{Name: "smtpd_client_recipient_rate_limit", Class: Approximated, Elements: true, Why: whyCounts},
 	{Name: "smtpd_client_new_tls_session_rate_limit", Class: Approximated, Elements: true, Why: whyCounts},
 	{Name: "smtpd_client_event_limit_exceptions", Class: Approximated, Elements: true, Why: "as the limits; client names and their tables: given-dns"},
+	{Name: "anvil_rate_time_unit", Class: Approximated, Elements: true, Why: whyFollow},
+	{Name: "smtpd_client_ipv4_prefix_length", Class: Approximated, Elements: true, Why: whyFollow},
+	{Name: "smtpd_client_ipv6_prefix_length", Class: Approximated, Elements: true, Why: whyFollow},
 	{Name: "postscreen_client_connection_count_limit", Class: Approximated, Elements: true, Why: "where it isn't smtpd's: " + whyConnections},
 	{Name: "receive_override_options", Class: Exact, Elements: true},
 }
@@ -143,6 +146,9 @@ const whyPassed = "who passed the pregreet test is remembered for postscreen_gre
 
 // whyCounts is what two hosts know of one client.
 const whyCounts = "each host counts what comes to it"
+
+// whyFollow is about what the limits by client count in and by.
+const whyFollow = "the limits by client follow it"
 
 // whyHurry is what the secondary does when it is short of sessions.
 const whyHurry = "under stress the secondary hangs up in place of waiting"

@@ -45,8 +45,6 @@ var undecided = slices.Concat(
 		"smtpd_authorized_verp_clients", "smtpd_authorized_xclient_hosts", "smtpd_authorized_xforward_hosts",
 		"smtpd_upstream_proxy_protocol", "smtpd_upstream_proxy_timeout", "postscreen_upstream_proxy_protocol",
 		"postscreen_upstream_proxy_timeout"),
-	named(NoDecision, "the limits by client follow it",
-		"anvil_rate_time_unit", "smtpd_client_ipv4_prefix_length", "smtpd_client_ipv6_prefix_length"),
 	named(NoDecision, "how the primary works inside",
 		"smtpd_delay_open_until_valid_rcpt", "smtpd_service_name", "smtpd_access_maps", "postscreen_cache_cleanup_interval", "postscreen_cache_map",
 		"postscreen_cache_retention_time", "postscreen_post_queue_limit", "postscreen_pre_queue_limit"),
