@@ -85,31 +85,44 @@ func Read(ctx context.Context, cmd *exec.Cmd, read func(io.Reader) error) (readE
 // sweep kills the processes whose environment has the mark. One that forks
 // meanwhile is met the next time round.
 func sweep(mark string) {
-	const rounds = 50
+	const rounds, pause = 50, 10 * time.Millisecond
+	blank := 0 // rounds that found nothing but blanks
 	for range rounds {
 		names, _ := filepath.Glob("/proc/[0-9]*/environ")
-		found := false
+		found, blanks := false, false
 		for _, name := range names {
-			if !marked(name, mark) {
+			is, isBlank := marked(name, mark)
+			blanks = blanks || isBlank
+			if !is {
 				continue
 			}
 			found = true
 			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(name)))
 			p, err := os.FindProcess(pid) // holds on to the process, not the number
-			if err == nil && marked(name, mark) {
-				p.Kill()
-			}
 			if err == nil {
+				if is, _ := marked(name, mark); is {
+					p.Kill()
+				}
 				p.Release()
 			}
 		}
-		if !found {
+		if found {
+			continue
+		}
+		if blank++; !blanks || blank > 10 {
 			return
 		}
+		time.Sleep(pause)
 	}
 }
 
-func marked(environ, mark string) bool {
+// marked looks for the mark. A blank environment is that of a process amid
+// execve(2), which shows it in a moment; some have none for good.
+func marked(environ, mark string) (is, blank bool) {
 	b, err := os.ReadFile(environ)
-	return err == nil && strings.Contains("\x00"+string(b), "\x00"+mark+"\x00")
+	if err == nil && len(b) == 0 {
+		_, err := os.Readlink(filepath.Join(filepath.Dir(environ), "exe")) // the kernel's own and the dead have none
+		return false, err == nil
+	}
+	return err == nil && strings.Contains("\x00"+string(b), "\x00"+mark+"\x00"), false
 }
