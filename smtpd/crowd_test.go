@@ -3,13 +3,16 @@ package smtpd
 import (
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/understudy-mx/understudy/policy"
 )
@@ -456,5 +459,56 @@ func TestHold(t *testing.T) {
 	talk(t, s, openData+"C: .\nS: 250 2.0.0 Ok: queued as ID1\n")
 	if spool.accepted()[0].env.Hold {
 		t.Error("held without a rule")
+	}
+}
+
+// TestEarlyTalkers has 600 clients at once speak in the middle of the wait, each
+// second of whom has brought mail before: none gets a recipient through.
+func TestEarlyTalkers(t *testing.T) {
+	const n, wait = 600, time.Second
+	s, _ := newServer(t)
+	s.MaxConnectionsPerNetwork = n
+	snap := snapshot(t, func(spec *policy.Spec) {
+		spec.Postscreen = &policy.Postscreen{GreetAction: "enforce", GreetWait: int(wait / time.Second)}
+	})
+	s.Policy = func() *policy.Snapshot { return snap }
+	ln := listen(t)
+	serve(t, s, ln)
+	var early, through atomic.Int32
+	var g errgroup.Group
+	for i := range n {
+		from := netip.AddrFrom4([4]byte{127, 1, byte(i >> 8), byte(i)})
+		if i%2 == 0 {
+			s.crowd.good.add(group(from))
+		}
+		g.Go(func() error {
+			d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0))}
+			start := time.Now()
+			c, err := d.Dial("tcp", ln.Addr().String())
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			<-time.After(wait / 2)
+			if _, err := io.WriteString(c, "EHLO x\r\nMAIL FROM:<>\r\nRCPT TO:<alice@corp.example>\r\nQUIT\r\n"); err != nil {
+				return err
+			}
+			if time.Since(start) > wait*9/10 {
+				return nil // on a busy machine it wasn't early
+			}
+			early.Add(1)
+			said, err := io.ReadAll(c)
+			if !strings.Contains(string(said), "\r\n550 5.5.1 Protocol error\r\n") {
+				through.Add(1)
+				t.Logf("client %d: %q", i, said)
+			}
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if early.Load() < n/2 || through.Load() > 0 {
+		t.Errorf("%d of %d early talkers got through", through.Load(), early.Load())
 	}
 }
