@@ -42,6 +42,39 @@ func TestPaceSlows(t *testing.T) {
 	}
 }
 
+// TestPaceAfter: what a message's answers do to the window.
+func TestPaceAfter(t *testing.T) {
+	h := newFakeHop()
+	q := mustOpen(t, drainOptions(h))
+	defer mustClose(t, q)
+	for _, tt := range []struct {
+		name   string
+		tally  tally
+		took   time.Duration
+		inline bool
+		less   bool // half the window
+		more   bool
+	}{
+		{name: "relayed", tally: tally{relayed: 1}, more: true},
+		{name: "held", tally: tally{held: 1}, more: true},
+		{name: "deferred", tally: tally{deferred: 1}, less: true},
+		{name: "one of two deferred", tally: tally{relayed: 1, deferred: 1}, less: true},
+		{name: "deferred for too long", tally: tally{expired: 1}, less: true},
+		{name: "untried", tally: tally{untried: 1}},
+		{name: "slow", tally: tally{relayed: 1}, took: time.Hour, inline: true, less: true},
+		{name: "slow and large", tally: tally{relayed: 1}, took: time.Hour, more: true},
+	} {
+		d := &dest{q: q, name: "mx"}
+		d.pace.window, d.pace.least, d.pace.usual = 4, time.Millisecond, time.Millisecond
+		c := &claim{q: q, d: d, rec: &record{inline: tt.inline}, to: []int{0}, taken: q.now().Add(-tt.took)}
+		c.adjust(tt.tally)
+		switch got := d.pace.window; {
+		case tt.less && got != 2, tt.more && (got <= 4 || got > 5), !tt.less && !tt.more && got != 4:
+			t.Errorf("%s: a window of 4 became %v", tt.name, got)
+		}
+	}
+}
+
 // TestMaxRate: no more messages a second than allowed, however quick the next
 // hop, and not many fewer.
 func TestMaxRate(t *testing.T) {

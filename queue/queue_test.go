@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/syndtr/goleveldb/leveldb"
+	"github.com/syndtr/goleveldb/leveldb/storage"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/internal/testmx"
@@ -420,6 +422,45 @@ func TestConcurrentCommitsShareSyncs(t *testing.T) {
 // leaveBubble lets goleveldb's last goroutine end, which waits up to a second
 // of the bubble's time after Close.
 func leaveBubble() { time.Sleep(2 * time.Second) }
+
+// storeFault is a disk whose nth Store fails.
+type storeFault struct {
+	*testmx.Disk
+	n int
+}
+
+func (d *storeFault) Store(dir string, readOnly bool) (storage.Storage, error) {
+	if d.n--; d.n == 0 {
+		return nil, syscall.EIO
+	}
+	return d.Disk.Store(dir, readOnly)
+}
+
+// TestStoreFails: an error of the file system when the store is opened, however
+// often that is, ends the opening.
+func TestStoreFails(t *testing.T) {
+	disk := newMemDisk()
+	q := mustOpen(t, options(disk))
+	mustAccept(t, q, "body", "a@example.com")
+	mustClose(t, q)
+	failed := 0
+	for n := 1; ; n++ {
+		faulty := &storeFault{disk, n}
+		q, err := Open(options(faulty))
+		if err == nil {
+			mustClose(t, q)
+		}
+		if faulty.n > 0 {
+			break
+		}
+		if failed++; !errors.Is(err, syscall.EIO) {
+			t.Errorf("Store %d failed: %v", n, err)
+		}
+	}
+	if failed == 0 {
+		t.Error("nothing failed")
+	}
+}
 
 func TestStoreAlarm(t *testing.T) {
 	disk := newMemDisk()

@@ -354,6 +354,41 @@ func TestEachKey(t *testing.T) {
 	}
 }
 
+// fullStorage takes no table to the end.
+type fullStorage struct{ storage.Storage }
+
+func (s fullStorage) Create(fd storage.FileDesc) (storage.Writer, error) {
+	w, err := s.Storage.Create(fd)
+	return fullFile{w}, err
+}
+
+type fullFile struct{ storage.Writer }
+
+func (fullFile) Sync() error { return syscall.ENOSPC }
+
+// TestRewriteFails: a table that couldn't be written to its end takes no one's
+// place.
+func TestRewriteFails(t *testing.T) {
+	stor := storage.NewMemStorage()
+	fd := storage.FileDesc{Type: storage.TypeTable, Num: 1}
+	w, err := stor.Create(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tw := table.NewWriter(w, nil, nil, 0)
+	if err := errors.Join(tw.Append([]byte("key 1..."), nil), tw.Close(), w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	var rerr error
+	if err := withTable(stor, fd, func(t *table.Reader) { rerr = rewrite(fullStorage{stor}, fd, t) }); err != nil {
+		t.Fatal(err)
+	}
+	tmp, err := stor.List(storage.TypeTemp)
+	if !errors.Is(rerr, syscall.ENOSPC) || err != nil || len(tmp) != 1 {
+		t.Errorf("%v; %v left, %v", rerr, tmp, err)
+	}
+}
+
 // TestOverlayRemoves: what a view's LevelDB has removed is gone for it.
 func TestOverlayRemoves(t *testing.T) {
 	base := storage.NewMemStorage()

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"path"
@@ -271,6 +272,35 @@ func TestRevokedWaiting(t *testing.T) {
 	}
 	if a := <-waiting; alarmOf(a.err, "") != AlarmRefused || a.head != nil {
 		t.Errorf("a head of %d octets, %v", len(a.head), a.err)
+	}
+}
+
+// TestSameKeysStay: a head that announces the keys that are trusted writes and
+// says nothing.
+func TestSameKeysStay(t *testing.T) {
+	p := newPrimary(t)
+	p.publish(t, newSpec(t, []string{"example.org"}, "a@example.org"))
+	f := p.follow(t, p.join(t, "mx2"), "example.org")
+	var log strings.Builder
+	f.o.Log = slog.New(slog.NewTextHandler(&log, nil))
+	h := &Head{ServerPins: f.pair.pins(), PolicyKeys: f.pair.keys()}
+	file := filepath.Join(f.o.Dir, pairingFile)
+	before, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.trust(h); err != nil || log.Len() > 0 {
+		t.Errorf("%v, log %q", err, log.String())
+	}
+	if after, err := os.Stat(file); err != nil || !os.SameFile(before, after) {
+		t.Errorf("the pairing was written anew, %v", err)
+	}
+	h.PolicyKeys = append([]Pin{{1}}, h.PolicyKeys...)
+	if err := f.trust(h); err != nil || !strings.Contains(log.String(), "policy_keys=2") {
+		t.Errorf("another key: %v, log %q", err, log.String())
+	}
+	if after, err := os.Stat(file); err != nil || os.SameFile(before, after) {
+		t.Errorf("the new keys aren't stored, %v", err)
 	}
 }
 
