@@ -2,6 +2,7 @@ package queue
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -351,6 +352,29 @@ func TestEachKey(t *testing.T) {
 		return nil
 	}); good != 2 || bad != 0 || err != full {
 		t.Errorf("%d read, %d bad, %v", good, bad, err)
+	}
+}
+
+// TestRepairNewer: a store of a newer version is left as it is, even if it is
+// damaged.
+func TestRepairNewer(t *testing.T) {
+	disk := newMemDisk()
+	q := mustOpen(t, options(disk))
+	mustAccept(t, q, "body", "a@example.com")
+	b := new(leveldb.Batch)
+	b.Put([]byte{spaceFormat}, binary.AppendUvarint(nil, formatVersion+1))
+	if err := q.store.write(b); err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, q)
+	disk.SetBytes("/q/store/CURRENT", []byte("nonsense"))
+	for range 2 {
+		if _, err := Repair(options(disk)); !errors.Is(err, ErrNewerVersion) {
+			t.Errorf("Repair: %v", err)
+		}
+		if got := string(disk.Bytes("/q/store/CURRENT")); got != "nonsense" {
+			t.Errorf("CURRENT is %q", got)
+		}
 	}
 }
 
