@@ -13,7 +13,7 @@ func (c *compiler) learned() {
 	for _, name := range slices.Sorted(maps.Keys(spec.Learned)) {
 		t, absent := c.tables[name], c.tables[spec.Learned[name].Absent]
 		if t != nil {
-			t.unsure = spec.Learned[name].Unsure
+			t.unsure, t.unless = spec.Learned[name].Unsure, spec.Learned[name].Unless
 		}
 		switch {
 		case t == nil || t.typ != typeSet && t.typ != typeHash:

@@ -66,6 +66,10 @@ type Learned struct {
 	// as where a database takes it for a wildcard. "é" stands for all that
 	// isn't ASCII.
 	Unsure string `json:"unsure,omitempty"`
+
+	// If not "", a key "@domain" stands for the addresses there whose
+	// local-part has none of these characters, and is no key itself.
+	Unless string `json:"unless,omitempty"`
 }
 
 // Restrictions are the ordered lists of restrictions, one for each stage.

@@ -238,6 +238,7 @@ type table struct {
 	absent  *table              // learned: the keys that it is known not to have
 	wholes  bool                // learned: asked whole keys only
 	unsure  string              // learned: characters of keys that it may have though it doesn't hold them
+	unless  string              // learned: characters of local-parts that "@domain" doesn't stand for
 }
 
 func newTable(name string, t *Table) *table {
@@ -334,6 +335,22 @@ func (f *finder) query(t *table, key []byte, addr netip.Addr, whole bool) hit {
 		}
 		return hit{}
 	}
+	at := -1
+	if t.unless != "" {
+		at = bytes.LastIndexByte(key, '@')
+	}
+	if at == 0 {
+		return hit{}
+	}
+	h := f.entry(t, key)
+	if at > 0 && !h.ok() && !mayHold(t.unless, key[:at]) {
+		return f.entry(t, key[at:])
+	}
+	return h
+}
+
+// entry looks a folded key up in a set or hash.
+func (f *finder) entry(t *table, key []byte) hit {
 	if t.secret == nil {
 		if i, found := t.keys.search(key); found {
 			return hit{t: t, entry: i}

@@ -209,7 +209,7 @@ func (t *Table) coversDomain(key string) bool {
 		return false
 	}
 	_, there := t.Entries[key[at:]]
-	return there
+	return there && !t.excepted(key[:at])
 }
 
 // sameValues says that two answers hold the same in any order: a query without

@@ -41,7 +41,7 @@ func (i *importer) combined(parameter, typ, arg string) (*Table, error) {
 			return nil, reason
 		}
 		// A constant can be looked up in, not gone through.
-		flat = flat && (t.Kind == Indexed || t.Kind == Constant && typ == "pipemap" && n > 0)
+		flat = flat && t.Unless == "" && (t.Kind == Indexed || t.Kind == Constant && typ == "pipemap" && n > 0)
 		all.Members = append(all.Members, Member{name, t})
 	}
 	if len(all.Members) == 0 && lost != nil {
@@ -90,10 +90,19 @@ func (t *Table) find(key string) (string, bool) {
 	}
 	key = strings.ToLower(key)
 	v, ok := t.Entries[key]
-	if at := strings.LastIndexByte(key, '@'); !ok && t.DomainWide && at >= 0 {
+	switch at := strings.LastIndexByte(key, '@'); {
+	case !t.DomainWide || at < 0:
+	case at == 0 && t.Stands:
+		return "", false
+	case !ok && !t.excepted(key[:at]):
 		v, ok = t.Entries[key[at:]]
 	}
 	return v, ok
+}
+
+// excepted says that "@domain" doesn't answer to a local-part.
+func (t *Table) excepted(local string) bool {
+	return strings.ContainsAny(local, t.Unless) || strings.Contains(t.Unless, "é") && !ascii(local)
 }
 
 // ask returns all the values of a unionmap, or where a pipemap leads.

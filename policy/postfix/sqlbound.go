@@ -23,6 +23,9 @@ type equal struct {
 	left     term
 	template []term
 	suffix   bool // the template is what follows an "@" of the column
+
+	// Not an equation, but characters of keys that aren't found.
+	except string
 }
 
 // term is a text, a placeholder, or a column of a source.
@@ -103,7 +106,7 @@ type bounder struct {
 	dialect sqlast.Dialect
 	columns func(from string) ([]string, error) // of a table or derived table as it stands in FROM
 	wild    bool                                // keys with wildcards of LIKE are found otherwise
-	lossy   bool                                // conditions on the key were left out
+	lossy   bool                                // conditions on the local-part were left out
 	err     error                               // of columns
 }
 
@@ -132,6 +135,9 @@ func (b *bounder) selects(s *sqlast.Select, outer *scope, n need) ways {
 	found := sc.found
 	for _, c := range sc.conditions {
 		found = found.and(b.condition(c, sc))
+	}
+	if s.Having != nil {
+		b.lose(s.Having.Span)
 	}
 	if b.aggregates(s) && len(s.Group) == 0 {
 		sc.groups = found
@@ -186,8 +192,8 @@ func (b *bounder) value(e *sqlast.Expr, sc *scope, n need) ways {
 		}
 		return w
 	}
-	if (e.Op == sqlast.OpCall && !transparent[e.Name] || e.Op == sqlast.OpOpaque) && b.keyed(e.Span) {
-		b.lossy = true
+	if e.Op == sqlast.OpCall && !transparent[e.Name] || e.Op == sqlast.OpOpaque {
+		b.lose(e.Span)
 	}
 	switch e.Op {
 	case sqlast.OpNull:
@@ -291,9 +297,15 @@ func (b *bounder) cases(e *sqlast.Expr, sc *scope, n need) ways {
 
 // condition is the ways for one to hold.
 func (b *bounder) condition(e *sqlast.Expr, sc *scope) ways {
+	switch chars, ok := b.except(e); {
+	case ok && chars == "":
+		return nil
+	case ok:
+		return ways{{{except: chars}}}
+	}
 	w := b.holds(e, sc)
-	if w == nil && b.keyed(e.Span) || e.Op != sqlast.OpAnd && e.Op != sqlast.OpOr && !exactOps[e.Op] && b.keyed(e.Span) {
-		b.lossy = true
+	if w == nil || e.Op != sqlast.OpAnd && e.Op != sqlast.OpOr && !exactOps[e.Op] {
+		b.lose(e.Span)
 	}
 	return w
 }
@@ -302,6 +314,9 @@ func (b *bounder) condition(e *sqlast.Expr, sc *scope) ways {
 var exactOps = map[sqlast.Op]bool{sqlast.OpCompare: true, sqlast.OpLike: true, sqlast.OpIn: true, sqlast.OpNull: true, sqlast.OpNumber: true}
 
 func (b *bounder) holds(e *sqlast.Expr, sc *scope) ways {
+	if !b.keyed(e.Span) && e.Op != sqlast.OpNull && e.Op != sqlast.OpNumber {
+		return nil // its columns may be of any type
+	}
 	switch e.Op {
 	case sqlast.OpAnd:
 		var w ways
@@ -353,7 +368,7 @@ func (b *bounder) in(e *sqlast.Expr, sc *scope) ways {
 			w = w.or(b.equals(b.alternatives(e.Args[0], sc), []alternative{t}))
 		}
 		if len(w) == 0 {
-			b.lossy = true
+			b.lose(e.Span)
 			return b.query(e.Sub, sc, someRow)
 		}
 	}
@@ -362,6 +377,9 @@ func (b *bounder) in(e *sqlast.Expr, sc *scope) ways {
 
 // equation is the ways for two expressions to be equal.
 func (b *bounder) equation(l, r *sqlast.Expr, sc *scope) ways {
+	if !b.keyed(l.Span) && !b.keyed(r.Span) {
+		return nil // its columns may be of any type
+	}
 	if l.Op == sqlast.OpRow && r.Op == sqlast.OpRow && len(l.Args) == len(r.Args) {
 		var w ways
 		for n := range l.Args {
@@ -372,7 +390,8 @@ func (b *bounder) equation(l, r *sqlast.Expr, sc *scope) ways {
 	if w := b.equals(b.alternatives(l, sc), b.alternatives(r, sc)); w != nil {
 		return w
 	}
-	b.lossy = true
+	b.lose(l.Span)
+	b.lose(r.Span)
 	return b.value(l, sc, notNull).and(b.value(r, sc, notNull))
 }
 

@@ -206,9 +206,11 @@ func (s *solver) finish() error {
 	got := map[byte]string{}
 	var suffix *equal
 	for n, e := range s.system {
-		if e.suffix {
+		switch {
+		case e.except != "":
+		case e.suffix:
 			suffix = &s.system[n]
-		} else if !s.equation(e, got) {
+		case !s.equation(e, got):
 			return nil
 		}
 	}

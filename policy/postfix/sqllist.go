@@ -134,6 +134,7 @@ func (li *listing) list() error {
 		li.table.How = Listing{Exact: true}
 		return li.askAll(wide)
 	}
+	li.arms, li.table.Unless = nil, "" // what it found out is of no use
 	return li.candidates(err)
 }
 
@@ -242,7 +243,11 @@ func (li *listing) bounded() (wide byte, err error) {
 			if b.lossy && (li.template.user || li.template.whole) {
 				return 0, errors.New("its conditions on the local-part aren't understood")
 			}
+			if wide != 0 && way.except() != li.table.Unless {
+				return 0, errors.New("its conditions on the local-part differ")
+			}
 			wide = 'd'
+			li.table.Unless = way.except()
 		case 'u':
 			if len(li.db.domains()) == 0 {
 				return 0, errors.New("only the local-part is asked for")
@@ -260,6 +265,9 @@ func (li *listing) bounded() (wide byte, err error) {
 	}
 	if b.wild || wide != 0 {
 		li.arms = nil // another arm may answer, too
+	}
+	if li.table.Unless != "" {
+		li.table.Unless += li.table.Unsure // of letters beyond ASCII only the database knows what they equal
 	}
 	if b.wild {
 		li.table.Unsure += `%_\`
@@ -307,6 +315,7 @@ func (li *listing) askAll(wide byte) error {
 			stands[p] = k
 			keys = append(keys, p)
 			if li.template.user {
+				li.table.Stands = true
 				continue // Postfix doesn't ask for it
 			}
 		}

@@ -35,6 +35,8 @@ type Table struct {
 	// DomainWide tables answer to every address of a domain, by its key
 	// "@domain", before any other key is looked at.
 	DomainWide bool
+	Unless     string    // characters: "@domain" doesn't answer to local-parts with one of them
+	Stands     bool      // "@domain" stands for addresses alone: it is no key itself
 	Partial    string    // why there may be keys that aren't listed, "" when there are none
 	Skipped    []Mistake // lines that Postfix skips with a warning
 	Note       string    // for the Report
@@ -296,8 +298,12 @@ func (i *importer) use(name string, t *Table, withValues bool) (reason error) {
 		return reason
 	}
 	i.spec.Tables[key] = pt
-	if wholeKeys(name) || t.Unsure != "" {
-		i.spec.Learned[key] = policy.Learned{Whole: wholeKeys(name), Unsure: t.Unsure}
+	l := policy.Learned{Whole: wholeKeys(name), Unsure: t.Unsure}
+	if t.Stands {
+		l.Unless = t.Unless
+	}
+	if l != (policy.Learned{}) {
+		i.spec.Learned[key] = l
 	}
 	return nil
 }
