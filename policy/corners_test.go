@@ -348,3 +348,12 @@ func TestIgnoredReceived(t *testing.T) {
 		}
 	}
 }
+
+// A client without a certificate has no part in permit_tls_clientcerts.
+func TestNoCertNoDoubt(t *testing.T) {
+	spec := relaySpec(t)
+	spec.Restrictions.Recipient = []Restriction{{Kind: "permit_tls_clientcerts"}, {Kind: "reject"}}
+	if v, _ := judge(t, spec); v.Action != Reject {
+		t.Errorf("%v %v", v.Action, v.Reply)
+	}
+}
