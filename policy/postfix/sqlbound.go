@@ -119,6 +119,9 @@ func (b *bounder) query(q *sqlast.Query, outer *scope, n need) ways {
 	if len(q.With) > 0 || slices.ContainsFunc(q.Order, mayAggregate) {
 		return nil
 	}
+	if q.Limit != nil {
+		b.lose(q.Limit.Span)
+	}
 	all := ways{}
 	for _, t := range q.Terms {
 		if t.Query != nil {

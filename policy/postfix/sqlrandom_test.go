@@ -149,3 +149,31 @@ func contradictions(t *testing.T, db *Database, table *Table) (wrong []string) {
 	}
 	return wrong[:min(len(wrong), 3)]
 }
+
+// TestLocalPartElsewhere: where only the domain is tied to a column, the
+// local-part may decide in other places than WHERE.
+func TestLocalPartElsewhere(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "mail.db")
+	cmd := exec.Command("sqlite3", path)
+	cmd.Stdin = strings.NewReader(mailScript)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("sqlite3: %v (run test/install-peers)\n%s", err, out)
+	}
+	for _, query := range []string{
+		"SELECT m.maildir FROM domain d LEFT JOIN mailbox m ON m.username='%s' WHERE d.domain='%d'",
+		"SELECT m.maildir FROM domain d LEFT JOIN (SELECT * FROM mailbox WHERE username='%s') m ON 1=1 WHERE d.domain='%d'",
+		"SELECT d.domain FROM domain d LEFT JOIN mailbox m ON m.username='%s' WHERE d.domain='%d' AND m.maildir IS NULL",
+		"SELECT d.domain FROM domain d WHERE d.domain='%d' GROUP BY d.domain HAVING '%u' LIKE 'bob%%'",
+		"SELECT d.domain FROM domain d WHERE d.domain='%d' LIMIT length('%u')-4",
+	} {
+		db, table := openTable(t, "sqlite", "dbpath = "+path+"\nquery = "+query+"\n")
+		if table.How.Exact {
+			t.Errorf("%s: taken for exact", query)
+		}
+		for _, wrong := range contradictions(t, db, table) {
+			if table.Partial == "" {
+				t.Errorf("%s: %s", query, wrong)
+			}
+		}
+	}
+}

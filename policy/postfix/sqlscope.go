@@ -92,17 +92,26 @@ func (sc *scope) add(f *sqlast.From, nullable bool) []*sqlast.Expr {
 	switch {
 	case f.Left != nil && f.Join == "inner" && !f.Using:
 		all := append(sc.add(f.Left, nullable), sc.add(f.Right, nullable)...)
-		if f.On != nil && !nullable {
+		switch {
+		case f.On != nil && nullable:
+			b.lose(f.On.Span)
+		case f.On != nil:
 			all = append(all, conjuncts(f.On)...)
 		}
 		return all
 	case f.Left != nil && keyed && f.Join != "natural" && !f.Using:
+		if f.On != nil { // it decides which rows are NULL
+			b.lose(f.On.Span)
+		}
 		all := sc.add(f.Left, nullable || f.Join != "left")
 		return append(all, sc.add(f.Right, nullable || f.Join != "right")...)
 	case f.Sub != nil && keyed:
 		if w := b.query(f.Sub, nil, someRow); !nullable {
 			sc.found = sc.found.and(w)
 		}
+	}
+	if keyed && (nullable || f.Sub == nil) {
+		b.lose(f.Span)
 	}
 	u := &unit{from: b.spell(f.Span), tables: map[string][]string{}, nullable: nullable, blind: keyed}
 	u.name(b, f)
