@@ -65,6 +65,9 @@ type ways []system
 
 const maxWays = 64
 
+// unread stands among the characters of a way for conditions left out.
+const unread = "\x00"
+
 func (a ways) and(b ways) ways {
 	switch {
 	case a == nil:
@@ -72,7 +75,7 @@ func (a ways) and(b ways) ways {
 	case b == nil:
 		return a
 	case len(a)*len(b) > maxWays:
-		return a
+		b = ways{{{except: unread}}}
 	}
 	all := ways{}
 	for _, x := range a {

@@ -243,6 +243,9 @@ func (li *listing) bounded() (wide byte, err error) {
 			if b.lossy && (li.template.user || li.template.whole) {
 				return 0, errors.New("its conditions on the local-part aren't understood")
 			}
+			if strings.Contains(way.except(), unread) {
+				return 0, errors.New("it has too many conditions")
+			}
 			if wide != 0 && way.except() != li.table.Unless {
 				return 0, errors.New("its conditions on the local-part differ")
 			}

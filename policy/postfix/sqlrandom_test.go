@@ -165,6 +165,7 @@ func TestLocalPartElsewhere(t *testing.T) {
 		"SELECT d.domain FROM domain d LEFT JOIN mailbox m ON m.username='%s' WHERE d.domain='%d' AND m.maildir IS NULL",
 		"SELECT d.domain FROM domain d WHERE d.domain='%d' GROUP BY d.domain HAVING '%u' LIKE 'bob%%'",
 		"SELECT d.domain FROM domain d WHERE d.domain='%d' LIMIT length('%u')-4",
+		"SELECT d.domain FROM domain d WHERE '%d' IN (d.domain, 'b', 'c', 'd', 'e', 'f', 'g', 'h', 'i') AND '%u' IN ('bob', 'alice', 'c', 'd', 'e', 'f', 'g', 'h', 'i')",
 	} {
 		db, table := openTable(t, "sqlite", "dbpath = "+path+"\nquery = "+query+"\n")
 		if table.How.Exact {
