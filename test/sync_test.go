@@ -32,6 +32,7 @@ func newFarAway(t *testing.T) *farAway {
 	f := &farAway{t: t, name: fmt.Sprintf("understudy-test-%d", id), here: fmt.Sprintf("us%da", id), there: fmt.Sprintf("us%db", id),
 		addr: fmt.Sprintf("198.18.%d.2", id%256), peer: fmt.Sprintf("198.18.%d.1", id%256)}
 	t.Cleanup(func() {
+		f.run("ip", "link", "del", f.here) // with its peer, and now; a namespace goes later
 		if out, err := exec.Command("ip", "netns", "del", f.name).CombinedOutput(); err != nil {
 			t.Errorf("ip netns del: %v\n%s", err, out)
 		}
@@ -125,9 +126,13 @@ func (p *publisher) mailboxes(addresses ...string) {
 	}
 }
 
+// stays is so much of a list that what goes beside it asks nobody.
+var stays = numbered("stays%d@example.org", 20)
+
+// bulk makes a source list stays and addresses.
 func (p *publisher) bulk(addresses []string) {
 	p.t.Helper()
-	write(p.t, filepath.Join(p.dir, "bulk.new"), strings.Join(addresses, "\n")+"\n")
+	write(p.t, filepath.Join(p.dir, "bulk.new"), strings.Join(append(slices.Clone(stays), addresses...), "\n")+"\n")
 	if err := os.Rename(filepath.Join(p.dir, "bulk.new"), filepath.Join(p.dir, "bulk")); err != nil {
 		p.t.Fatal(err)
 	}
@@ -449,7 +454,8 @@ func testNewKeys(t *testing.T, p *publisher, s *secondary) {
 	if keys() == before {
 		t.Error("the keys are the old ones")
 	}
-	p.mailboxes("alice@example.org", "newkeys@example.org")
+	stay := append(numbered("new%d@example.org", 100), "alice@example.org") // of testChanges
+	p.mailboxes(append(stay, "newkeys@example.org")...)
 	s.wantReply("newkeys@example.org", 250)
 	own := filepath.Join(s.dir, "state/sync/client.key")
 	before = readFile(t, own)
@@ -461,7 +467,7 @@ func testNewKeys(t *testing.T, p *publisher, s *secondary) {
 	p.start()
 	s.kill()
 	s.start()
-	p.mailboxes("alice@example.org")
+	p.mailboxes(stay...)
 	s.wantReply("newkeys@example.org", 550)
 	if st := s.sync(); st.Alarm != "" {
 		t.Errorf("afterwards: %+v", st)
