@@ -18,7 +18,7 @@ import (
 )
 
 // suiteKeys are looked up in each table, unless SUITE_KEYS says otherwise.
-const suiteKeys = 1500
+const suiteKeys = 3000
 
 // TestSuites loads the schemas of mail suites, lists every table that their
 // main.cf looks at and compares what we have with what Postfix finds, key by
