@@ -64,6 +64,7 @@ func readConfig(ctx context.Context, src *Source) (*config, error) {
 	if c.smtpd, err = readSettings(ctx, src, l, &c.warnings); err != nil {
 		return nil, err
 	}
+	slices.Sort(c.warnings) // postconf names unused parameters as its hash table has them
 	for _, o := range listeners[1:] {
 		unlike, err := c.differences(ctx, src, l, o)
 		if err != nil {
