@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/syndtr/goleveldb/leveldb"
@@ -72,7 +73,7 @@ type repair struct {
 func (r *repair) run() error {
 	q, disk := r.q, r.q.disk
 	dir := filepath.Join(q.o.Dir, "store")
-	if _, err := disk.List(dir); err != nil {
+	if _, err := disk.List(q.o.Dir); err != nil {
 		return err
 	}
 	lock, err := disk.Lock(q.o.Dir)
@@ -80,7 +81,18 @@ func (r *repair) run() error {
 		return err
 	}
 	defer lock.Close()
-	if err := r.damage(dir); err != nil {
+	resumed, err := resume(disk, dir)
+	if err != nil {
+		return err
+	}
+	if _, err := disk.List(dir); err != nil {
+		return err
+	}
+	if err := r.damage(dir); resumed && errors.Is(err, ErrWhole) {
+		r.done.add("an earlier repair was cut short after its work; the store that it made is in place now")
+		r.done.Aside, err = lastAside(disk, dir)
+		return err
+	} else if err != nil {
 		return err
 	}
 	q.store = &store{dir: dir + ".new", disk: disk, m: q.m, writeBuffer: q.o.writeBuffer,
@@ -290,7 +302,7 @@ func (r *repair) swap(dir string) error {
 	if err := disk.SyncDir(s.dir); err != nil {
 		return err
 	}
-	r.done.Aside = dir + ".damaged-" + r.q.now().UTC().Format("20060102T150405Z")
+	r.done.Aside = dir + asideInfix + r.q.now().UTC().Format("20060102T150405Z")
 	for _, move := range [][2]string{{s.dir, dir + repairedSuffix}, {dir, r.done.Aside}, {dir + repairedSuffix, dir}} {
 		if err := disk.Rename(move[0], move[1]); err != nil {
 			return err
@@ -301,6 +313,31 @@ func (r *repair) swap(dir string) error {
 	}
 	return nil
 }
+
+// resume puts a repaired store in its place when a crash kept Repair from the
+// last step.
+func resume(disk Disk, dir string) (resumed bool, err error) {
+	parent := filepath.Dir(dir)
+	names, err := disk.List(parent)
+	if err != nil || slices.Contains(names, filepath.Base(dir)) || !slices.Contains(names, filepath.Base(dir)+repairedSuffix) {
+		return false, err
+	}
+	return true, errors.Join(disk.Rename(dir+repairedSuffix, dir), disk.SyncDir(parent))
+}
+
+// lastAside is the store that was put aside last.
+func lastAside(disk Disk, dir string) (aside string, err error) {
+	names, err := disk.List(filepath.Dir(dir))
+	for _, name := range names {
+		if name = filepath.Join(filepath.Dir(dir), name); strings.HasPrefix(name, dir+asideInfix) {
+			aside = max(aside, name)
+		}
+	}
+	return aside, err
+}
+
+// asideInfix is in the name of a damaged store, before the time.
+const asideInfix = ".damaged-"
 
 // repairedSuffix is behind the name of a store that Repair has finished.
 const repairedSuffix = ".repaired"

@@ -273,7 +273,13 @@ func TestRepairFaults(t *testing.T) {
 		what := fmt.Sprintf("operation %d", n)
 		if err != nil {
 			failed++
-			_, _ = Repair(options(c)) // not where the start goes on with the first
+			done, err := Repair(options(c))
+			if err != nil && !errors.Is(err, ErrWhole) {
+				t.Fatalf("%s: the next repair: %v", what, err)
+			}
+			if err == nil && c.Bytes(filepath.Join(done.Aside, filepath.Base(manifest))) == nil {
+				t.Errorf("%s: the damaged store isn't in %q", what, done.Aside)
+			}
 		}
 		q := mustOpen(t, options(c))
 		if n := whole(t, what, q, want); n != len(want) {

@@ -4,8 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -88,22 +88,15 @@ type store struct {
 // openStore opens DIR/store, creating it beside its place first (D4): a power
 // cut during LevelDB's first open leaves one that can't be opened.
 func openStore(s *store) error {
-	parent := filepath.Dir(s.dir)
-	names, err := s.disk.List(parent)
-	if err != nil {
+	if _, err := resume(s.disk, s.dir); err != nil {
 		return err
 	}
-	has := func(dir string) bool { return slices.Contains(names, filepath.Base(dir)) }
-	switch repaired := s.dir + repairedSuffix; {
-	case has(s.dir):
-	case has(repaired): // a crash kept Repair from the last step
-		if err := errors.Join(s.disk.Rename(repaired, s.dir), s.disk.SyncDir(parent)); err != nil {
-			return err
-		}
-	default:
-		if err := s.create(parent); err != nil {
+	if _, err := s.disk.List(s.dir); errors.Is(err, fs.ErrNotExist) {
+		if err := s.create(filepath.Dir(s.dir)); err != nil {
 			return fmt.Errorf("create store: %w", err)
 		}
+	} else if err != nil {
+		return err
 	}
 	if err := s.open(s.dir); err != nil {
 		return err
