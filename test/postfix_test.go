@@ -6,13 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -26,8 +24,7 @@ type postfix struct {
 	t    *testing.T
 	dir  string
 	addr string
-	cmd  *exec.Cmd
-	done chan error
+	run  *testmx.Daemon // nil while it is stopped
 }
 
 const mainCF = `compatibility_level = 3.6
@@ -97,41 +94,22 @@ func (p *postfix) writeMain(extra ...string) {
 // start brings the primary up and returns when it listens.
 func (p *postfix) start() {
 	p.t.Helper()
-	p.cmd = exec.Command("/usr/lib/postfix/sbin/master", "-c", filepath.Join(p.dir, "conf"), "-d")
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := p.cmd.Start(); err != nil {
+	run, err := testmx.StartDaemon(p.addr, nil, testmx.PostfixCommand(filepath.Join(p.dir, "conf"))...)
+	if err != nil {
 		p.t.Fatal(err)
 	}
-	p.done = make(chan error, 1)
-	go func(cmd *exec.Cmd, done chan<- error) { done <- cmd.Wait() }(p.cmd, p.done)
-	eventually(p.t, 20*time.Second, "Postfix listens on "+p.addr, func() bool {
-		c, err := net.DialTimeout("tcp", p.addr, time.Second)
-		if err != nil {
-			return false
-		}
-		c.Close()
-		return true
-	})
+	p.run = run
 }
 
 // kill ends Postfix and every process of it at once, as a power cut would.
 func (p *postfix) kill() {
-	if p.cmd == nil {
+	if p.run == nil {
 		return
 	}
-	if err := syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+	if err := p.run.Kill(); err != nil {
 		p.t.Errorf("kill Postfix: %v", err)
 	}
-	<-p.done
-	p.cmd = nil
-	// Its children share the listening socket and take a moment longer to die.
-	eventually(p.t, 10*time.Second, "nobody listens on "+p.addr, func() bool {
-		c, err := net.DialTimeout("tcp", p.addr, time.Second)
-		if err == nil {
-			c.Close()
-		}
-		return err != nil
-	})
+	p.run = nil
 	// A killed master leaves its lock file's pid behind; the lock itself is gone.
 	os.Remove(filepath.Join(p.dir, "queue/pid/master.pid"))
 }

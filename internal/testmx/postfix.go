@@ -47,6 +47,12 @@ func CheckPostfix(dir, conf string) error {
 	return nil
 }
 
+// PostfixCommand runs the Postfix whose configuration is in conf. Its master
+// needs root.
+func PostfixCommand(conf string) []string {
+	return []string{"/usr/lib/postfix/sbin/master", "-c", conf, "-d"}
+}
+
 // FreeAddr returns a loopback address that nobody listens on.
 func FreeAddr() string {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")

@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -241,12 +240,7 @@ func startPostfix(t *testing.T, extra string) (addr string, src postfix.Source) 
 // startServices starts a Postfix whose master.cf has the address for its %s.
 func startServices(t *testing.T, master, extra string) (addr string, src postfix.Source) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr = l.Addr().String()
-	l.Close()
+	addr = testmx.FreeAddr()
 	files := map[string]string{"master.cf": fmt.Sprintf(master, addr)}
 	maps.Copy(files, liveFiles)
 	maps.Copy(files, contentFiles)
@@ -259,18 +253,21 @@ func startServices(t *testing.T, master, extra string) (addr string, src postfix
 			t.Fatal(err)
 		}
 	}
-	script := `cd "$1" && mkdir queue data && chown postfix data && chmod 644 *.map *.db *.cidr *.regexp *.pcre nets main.cf master.cf domains mailboxes && postfix -c "$1" check`
+	script := `cd "$1" && mkdir queue data && chmod 644 *.map *.db *.cidr *.regexp *.pcre nets main.cf master.cf domains mailboxes`
 	if out, err := exec.Command("sh", "-c", "PATH=$PATH:/usr/sbin; "+script, "sh", src.ConfigDir).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	cmd := exec.Command("/usr/lib/postfix/sbin/master", "-c", src.ConfigDir, "-d")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
+	if err := testmx.CheckPostfix(src.ConfigDir, src.ConfigDir); err != nil {
+		t.Fatal(err)
+	}
+	daemon, err := testmx.StartDaemon(addr, nil, testmx.PostfixCommand(src.ConfigDir)...)
+	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
-		cmd.Wait()
+		if err := daemon.Kill(); err != nil {
+			t.Errorf("kill Postfix: %v", err)
+		}
 		if log, _ := os.ReadFile(filepath.Join(src.ConfigDir, "queue/mail.log")); t.Failed() {
 			t.Logf("the end of Postfix's log:\n%s", log[max(0, len(log)-3000):])
 		}
@@ -286,13 +283,7 @@ type live struct {
 
 func dialLive(t *testing.T, addr string) *live {
 	t.Helper()
-	var c net.Conn
-	var err error
-	for deadline := time.Now().Add(20 * time.Second); ; <-time.After(20 * time.Millisecond) {
-		if c, err = net.Dial("tcp", addr); err == nil || time.Now().After(deadline) {
-			break
-		}
-	}
+	c, err := net.Dial("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}

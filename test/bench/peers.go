@@ -3,12 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
-	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"syscall"
-	"time"
 
 	"github.com/understudy-mx/understudy/internal/demo"
 	"github.com/understudy-mx/understudy/internal/testmx"
@@ -32,8 +28,7 @@ type peer struct {
 	primary string // where it relays to: nobody listens there at first
 	web     string // metrics, of Understudy
 	argv    []string
-	cmd     *exec.Cmd
-	ended   chan error
+	run     *testmx.Daemon
 }
 
 func (b *bench) newPeer(ctx context.Context, c cell, kind, dir string) (*peer, error) {
@@ -52,7 +47,7 @@ func (b *bench) newPeer(ctx context.Context, c cell, kind, dir string) (*peer, e
 		p.argv = []string{b.binary, "serve", "-c", filepath.Join(dir, "understudy.toml")}
 		return p, b.configureUnderstudy(p, file, c.clients > 0)
 	case postfix:
-		p.argv = []string{"/usr/lib/postfix/sbin/master", "-c", filepath.Join(dir, "conf"), "-d"}
+		p.argv = testmx.PostfixCommand(filepath.Join(dir, "conf"))
 		return p, configurePostfix(dir, p.addr, p.primary, c.held)
 	}
 	p.argv = sinkArgs(p.addr, c.ceiling...)
@@ -86,61 +81,23 @@ xclient = %v
 	return os.WriteFile(filepath.Join(p.dir, "understudy.toml"), []byte(config), 0o644)
 }
 
-// launch runs the server.
-func (p *peer) launch() error {
+// start runs the server and returns when it listens, if it is to listen for SMTP.
+func (p *peer) start() error {
 	log, err := os.OpenFile(filepath.Join(p.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	p.cmd = exec.Command(p.argv[0], p.argv[1:]...)
-	p.cmd.Stdout, p.cmd.Stderr = log, log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := p.cmd.Start(); err != nil {
-		return err
-	}
-	p.ended = make(chan error, 1)
-	go func() { p.ended <- p.cmd.Wait() }()
-	return nil
+	p.run, err = testmx.StartDaemon(p.addr, log, p.argv...)
+	return err
 }
 
-// start runs the server and returns when it greets.
-func (p *peer) start() error {
-	if err := p.launch(); err != nil {
-		return err
-	}
-	for range 400 {
-		if c, err := dial(p.addr); err == nil {
-			_, err = c.reply()
-			c.Close()
-			if err == nil {
-				return nil
-			}
-		}
-		time.Sleep(25 * time.Millisecond)
-	}
-	p.stop()
-	return fmt.Errorf("%s does not answer", p.kind)
-}
-
-func (p *peer) group() int { return p.cmd.Process.Pid }
-
-// kill ends the group.
-func (p *peer) kill() {
-	_ = syscall.Kill(-p.group(), syscall.SIGKILL) // fails when all have ended
-	<-p.ended
-}
+func (p *peer) group() int { return p.run.Pid() }
 
 // stop kills the group: nothing in a spool is needed any more.
 func (p *peer) stop() {
-	p.kill()
-	for range 400 { // children that share the socket die a moment later
-		c, err := net.Dial("tcp", p.addr)
-		if err != nil {
-			return
-		}
-		c.Close()
-		time.Sleep(10 * time.Millisecond)
+	if err := p.run.Kill(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 	}
 }
 

@@ -137,10 +137,10 @@ func (b *bench) byUnderstudy(ctx context.Context, l *list, dir string) (f [2]fig
 		return f, kind, err
 	}
 	for _, p := range []*peer{primary, secondary} {
-		if err := p.launch(); err != nil {
+		if err := p.start(); err != nil {
 			return f, kind, err
 		}
-		defer p.kill()
+		defer p.stop()
 	}
 	if err := until(ctx, primary, "understudy_publish_version", 1); err != nil {
 		return f, kind, err
@@ -191,9 +191,8 @@ func (b *bench) configurePair(l *list, primary, secondary *peer, address string)
 func until(ctx context.Context, p *peer, name string, value float64) error {
 	for p.metric(name) < value {
 		select {
-		case err := <-p.ended:
-			p.ended <- err
-			return fmt.Errorf("%v ended: %w", p.argv, err)
+		case <-p.run.Ended:
+			return fmt.Errorf("%v ended", p.argv)
 		case <-ctx.Done():
 			return fmt.Errorf("wait for %s: %w", name, ctx.Err())
 		case <-time.After(10 * time.Millisecond):

@@ -3,7 +3,6 @@ package parity
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -11,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -33,8 +31,6 @@ type primary struct {
 	src     postfix.Source
 	report  postfix.Report
 	settled []string // items of the report that were evened out
-	cmd     *exec.Cmd
-	done    chan error
 }
 
 // testOnly is what the test changes: where Postfix keeps its things, who may
@@ -252,22 +248,17 @@ func (p *primary) start(nameserver string) {
 	if err := testmx.CheckPostfix(p.dir, run); err != nil {
 		t.Fatal(err)
 	}
-	p.cmd = exec.Command("unshare", "--mount", "sh", "-ec", `
-		for f in resolv.conf nsswitch.conf hosts; do mount --bind "$0/$f" "/etc/$f"; done
-		exec /usr/lib/postfix/sbin/master -c "$0/run" -d`, p.dir)
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	var out bytes.Buffer
-	p.cmd.Stdout, p.cmd.Stderr = &out, &out
-	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
+	daemon, err := testmx.StartDaemon(p.addr, &out, append([]string{"unshare", "--mount", "sh", "-ec", `
+		for f in resolv.conf nsswitch.conf hosts; do mount --bind "$0/$f" "/etc/$f"; done
+		exec "$@"`, p.dir}, testmx.PostfixCommand(run)...)...)
+	if err != nil {
+		t.Fatalf("%v\n%s%s", err, &out, p.complaints())
 	}
-	p.done = make(chan error, 1)
-	go func() { p.done <- p.cmd.Wait() }()
 	t.Cleanup(func() {
-		if err := syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+		if err := daemon.Kill(); err != nil {
 			t.Errorf("kill Postfix: %v", err)
 		}
-		<-p.done
 		if t.Failed() {
 			t.Logf("Postfix said: %s\nits warnings:\n%s", &out, p.complaints())
 			if os.Getenv("KEEP") != "" {
@@ -275,16 +266,6 @@ func (p *primary) start(nameserver string) {
 			}
 		}
 	})
-	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		c, err := net.DialTimeout("tcp", p.addr, time.Second)
-		if err == nil {
-			c.Close()
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("Postfix doesn't listen on %s: %v", p.addr, err)
-		}
-	}
 }
 
 // complaints are the warnings in Postfix's log, each kind once.
