@@ -12,6 +12,7 @@ import (
 
 	"github.com/understudy-mx/understudy/internal/lister"
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/fidelity"
 	"github.com/understudy-mx/understudy/policy/postfix"
 )
 
@@ -65,10 +66,10 @@ func (c *importPostfixCmd) Run(ctx context.Context, out io.Writer) error {
 			return mistakes{fmt.Errorf("--choose and --list: %q lacks a \"=\"", s)}
 		}
 	}
-	commands, queries := tableLists(c.List)
+	commands, queries := postfix.ParseLists(c.List)
 	src := postfix.Source{
 		ConfigDir: c.ConfigDir, Service: c.Service, Lister: postfix.Databases{},
-		Choices: choices(c.Choose), Commands: commands, Queries: queries,
+		Choices: fidelity.ParseChoices(c.Choose), Commands: commands, Queries: queries,
 	}
 	if c.Ask != "" {
 		src.Learned = &postfix.Learned{}
@@ -98,30 +99,6 @@ func (c *importPostfixCmd) Run(ctx context.Context, out io.Writer) error {
 	_, err = fmt.Fprintf(out, "\n%s: domains %d, recipients %d, rules %d, %s\n",
 		c.Output, stats.Domains, stats.Recipients, stats.Rules, digest(snap))
 	return err
-}
-
-// choices reads "parameter: element=choice"; an element may hold a "=".
-func choices(list []string) map[string]string {
-	m := map[string]string{}
-	for _, s := range list {
-		i := strings.LastIndexByte(s, '=')
-		m[s[:i]] = s[i+1:]
-	}
-	return m
-}
-
-// tableLists reads "table=command" and "table=query:SELECT ...".
-func tableLists(list []string) (commands map[string][]string, queries map[string]string) {
-	commands, queries = map[string][]string{}, map[string]string{}
-	for _, s := range list {
-		table, command, _ := strings.Cut(s, "=")
-		if query, is := strings.CutPrefix(command, "query:"); is {
-			queries[table] = strings.TrimSpace(query)
-			continue
-		}
-		commands[table] = []string{"/bin/sh", "-c", command}
-	}
-	return commands, queries
 }
 
 // importError tells an interrupted import from a wrong configuration.

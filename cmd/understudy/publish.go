@@ -15,7 +15,7 @@ import (
 
 	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/policy"
-	"github.com/understudy-mx/understudy/policy/postfix"
+	"github.com/understudy-mx/understudy/policy/fidelity"
 )
 
 // publishFlag is the flag -c of each command that reads a publisher's
@@ -134,7 +134,7 @@ func turnedAway(r *reading) error {
 		}
 	}
 	const most = 20
-	domains := postfix.TurnedAway(r.snapshot.Spec())
+	domains := fidelity.TurnedAway(r.snapshot.Spec())
 	for n, d := range domains {
 		if n == most {
 			errs = append(errs, fmt.Errorf("and so would all mail for %d more domains", len(domains)-most))

@@ -12,6 +12,7 @@ import (
 	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/lister"
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/fidelity"
 	"github.com/understudy-mx/understudy/policy/postfix"
 	policysync "github.com/understudy-mx/understudy/sync"
 )
@@ -21,7 +22,7 @@ type reading struct {
 	snapshot *policy.Snapshot // nil when something failed
 	files    []string         // whose change calls for another reading
 	polled   bool             // something announces no change
-	report   *postfix.Report  // nil without a Postfix
+	report   *fidelity.Report // nil without a Postfix
 	useless  []string         // sources without an address in the policy's domains
 	sources  []policysync.Source
 }
@@ -103,10 +104,10 @@ func (r *reading) readPostfix(ctx context.Context, cfg *config.Config, was befor
 			return err
 		}
 	}
-	commands, queries := tableLists(cfg.Policy.PostfixList)
+	commands, queries := postfix.ParseLists(cfg.Policy.PostfixList)
 	spec, report, err := postfix.Import(ctx, postfix.Source{
 		ConfigDir: cfg.Policy.Postfix, Service: cfg.Policy.PostfixService, Lister: postfix.Databases{},
-		Learned: was.learned, Memo: was.memo, Ask: ask, Choices: choices(cfg.Policy.PostfixChoose), Commands: commands, Queries: queries,
+		Learned: was.learned, Memo: was.memo, Ask: ask, Choices: fidelity.ParseChoices(cfg.Policy.PostfixChoose), Commands: commands, Queries: queries,
 		RejectUnlisted: cfg.Policy.PostfixUnlisted == "reject",
 	})
 	r.note("postfix", err, false)

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/fidelity"
 )
 
 // addressTables say which addresses exist.
@@ -25,8 +26,8 @@ func (i *importer) addresses() {
 	a.OwnerRequestSpecial = i.boolean("owner_request_special")
 	a.MyOrigin = i.origin()
 	i.bounces()
-	i.item("recipient_delimiter", a.RecipientDelimiter, Exact, "", "")
-	i.item("myorigin", a.MyOrigin, Exact, "", "")
+	i.item("recipient_delimiter", a.RecipientDelimiter, fidelity.Exact, "", "")
+	i.item("myorigin", a.MyOrigin, fidelity.Exact, "", "")
 
 	aliases := func() { a.AliasesIncomplete = true }
 	a.RecipientCanonical = i.addressTables("recipient_canonical_maps", aliases)
@@ -91,7 +92,7 @@ func (i *importer) bounces() {
 // transport is a parameter's transport where mail for it is refused.
 func (i *importer) transport(parameter string) string {
 	if v := i.set[parameter]; refusing(v) {
-		i.item(parameter, v, Exact, "", "")
+		i.item(parameter, v, fidelity.Exact, "", "")
 		return v
 	}
 	return ""
@@ -130,21 +131,21 @@ func (i *importer) addressTables(parameter string, incomplete func()) (names []s
 			i.learned = append(i.learned, learnedTable{parameter, name, t, reason})
 		case reason == nil && t.Partial != "":
 			incomplete()
-			i.item(parameter, name, Approximated, t.Partial, "unknown recipients are refused for now only (4xx)")
+			i.item(parameter, name, fidelity.Approximated, t.Partial, "unknown recipients are refused for now only (4xx)")
 		case reason != nil:
 			incomplete()
 			i.use(name, &Table{Kind: Indexed}, false)
-			i.item(parameter, name, NotReplicated, reason.Error(), "unknown recipients are refused for now only (4xx)")
+			i.item(parameter, name, fidelity.NotReplicated, reason.Error(), "unknown recipients are refused for now only (4xx)")
 		default:
 			if t.How.Unlisted {
-				i.item(parameter, name, Approximated, t.How.missed(), "unknown recipients are refused for good (postfix_unlisted)")
+				i.item(parameter, name, fidelity.Approximated, t.How.missed(), "unknown recipients are refused for good (postfix_unlisted)")
 				break
 			}
 			note := t.Note
 			if t.Kind == Indexed && note == "" {
 				note = strings.Join(append([]string{fmt.Sprintf("%d entries", len(t.Entries))}, t.How.notes()...), "; ")
 			}
-			i.item(parameter, name, Exact, note, "")
+			i.item(parameter, name, fidelity.Exact, note, "")
 		}
 		names = append(names, specName(name))
 	}
@@ -182,7 +183,7 @@ func (i *importer) own(parameters ...string) (addrs []netip.Addr) {
 			case err == nil:
 				addrs = append(addrs, a.Unmap().WithZone(""))
 			default:
-				i.item(parameter, w, Approximated, "a name; what has its address isn't seen as the primary's own", optIgnore)
+				i.item(parameter, w, fidelity.Approximated, "a name; what has its address isn't seen as the primary's own", fidelity.Ignore)
 			}
 		}
 	}

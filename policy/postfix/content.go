@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/fidelity"
 )
 
 // cleanups are the parameters that smtpd's cleanup(8) goes by, not smtpd.
@@ -45,7 +46,7 @@ func (i *importer) overrides() {
 		default:
 			i.errorf("%s: Postfix knows no %q", parameter, w)
 		}
-		i.item(parameter, w, Exact, why, "")
+		i.item(parameter, w, fidelity.Exact, why, "")
 	}
 }
 
@@ -86,8 +87,8 @@ func (i *importer) content() {
 			i.contentTable(l, w, refuses)
 		}
 	}
-	c.RejectOctets = i.octets("message_reject_characters", whyRefused, Exact)
-	c.StripOctets = i.octets("message_strip_characters", whyKept, Approximated)
+	c.RejectOctets = i.octets("message_reject_characters", whyRefused, fidelity.Exact)
+	c.StripOctets = i.octets("message_strip_characters", whyKept, fidelity.Approximated)
 	if c.DisableMIME = i.boolean("disable_mime_input_processing"); !c.DisableMIME {
 		i.strict()
 		// Also for tables that refuse nothing, or that can't be read.
@@ -105,7 +106,7 @@ func (i *importer) content() {
 		c.BodyLimit = math.MaxInt64 // Postfix's 0 is no limit
 	}
 	for _, name := range []string{"disable_mime_input_processing", "mime_boundary_length_limit", "mime_nesting_limit", "body_checks_size_limit"} {
-		i.item(name, i.set[name], Exact, "", "")
+		i.item(name, i.set[name], fidelity.Exact, "", "")
 	}
 }
 
@@ -115,7 +116,7 @@ func (i *importer) strict() {
 	on := map[string]bool{}
 	for _, name := range stricts {
 		if on[name] = i.boolean(name); on[name] {
-			i.item(name, "yes", Exact, "", "")
+			i.item(name, "yes", fidelity.Exact, "", "")
 		}
 	}
 	c.Strict7BitHeader = on["strict_7bit_headers"] || on["strict_8bitmime"]
@@ -131,15 +132,15 @@ const (
 
 // octets reads a set of octets. It says why of one that holds any that the door
 // refuses, which then is of the class door.
-func (i *importer) octets(parameter, why string, door Class) []int {
+func (i *importer) octets(parameter, why string, door fidelity.Class) []int {
 	var list []int
-	class, note := Exact, ""
+	class, note := fidelity.Exact, ""
 	for _, b := range unescape(i.set[parameter]) {
 		list = append(list, int(b))
 		switch {
 		case b >= ' ' && b < 0x7f:
-			class, note = Approximated, "the Received field that the primary adds holds such characters; its ID, date and TLS remarks aren't imitated"
-		case (b == 0 || b == '\r') && class == Exact:
+			class, note = fidelity.Approximated, "the Received field that the primary adds holds such characters; its ID, date and TLS remarks aren't imitated"
+		case (b == 0 || b == '\r') && class == fidelity.Exact:
 			class, note = door, why
 		}
 	}
@@ -198,13 +199,13 @@ func (i *importer) contentTable(l checks, w string, refuses bool) {
 	}
 	switch {
 	case reason != nil:
-		i.item(l.parameter, name, NotReplicated, reason.Error(), optLater)
+		i.item(l.parameter, name, fidelity.NotReplicated, reason.Error(), fidelity.Later)
 	case !t.any(checkRefuses):
-		i.item(l.parameter, name, Exact, "nothing in it refuses", "")
+		i.item(l.parameter, name, fidelity.Exact, "nothing in it refuses", "")
 	case l.parameter == "header_checks" && !t.skipsReceived():
-		i.item(l.parameter, name, Approximated, whyReceived, "")
+		i.item(l.parameter, name, fidelity.Approximated, whyReceived, "")
 	default:
-		i.item(l.parameter, name, Exact, "", "")
+		i.item(l.parameter, name, fidelity.Exact, "", "")
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/fidelity"
 )
 
 // TestOctets reads sets of octets, and says which aren't the primary's to the
@@ -13,25 +14,25 @@ func TestOctets(t *testing.T) {
 	for _, tt := range []struct {
 		in    string
 		want  string
-		class Class
+		class fidelity.Class
 	}{
 		{"", "", ""},
-		{`\a\b\f\n\t\v`, "\a\b\t\n\v\f", Exact},
-		{`\1\012\00177`, "\x01\n7", Approximated},
-		{`\377\777\8`, "8\xff", Approximated},
-		{`\200\`, "\x80", Exact},
-		{"é", "\xa9\xc3", Exact},
-		{`\\`, `\`, Approximated},
-		{`\0`, "\x00", NotReplicated},
-		{`\r\1`, "\x01\r", NotReplicated},
+		{`\a\b\f\n\t\v`, "\a\b\t\n\v\f", fidelity.Exact},
+		{`\1\012\00177`, "\x01\n7", fidelity.Approximated},
+		{`\377\777\8`, "8\xff", fidelity.Approximated},
+		{`\200\`, "\x80", fidelity.Exact},
+		{"é", "\xa9\xc3", fidelity.Exact},
+		{`\\`, `\`, fidelity.Approximated},
+		{`\0`, "\x00", fidelity.NotReplicated},
+		{`\r\1`, "\x01\r", fidelity.NotReplicated},
 	} {
 		i := &importer{set: settings{"p": tt.in}, spec: policy.NewSpec()}
 		var want []int
 		for _, b := range []byte(tt.want) {
 			want = append(want, int(b))
 		}
-		got := i.octets("p", "the door", NotReplicated)
-		var class Class
+		got := i.octets("p", "the door", fidelity.NotReplicated)
+		var class fidelity.Class
 		if len(i.report.Items) > 0 {
 			class = i.report.Items[0].Class
 		}

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/understudy-mx/understudy/internal/lister"
+	"github.com/understudy-mx/understudy/policy/fidelity"
 )
 
 // Lister enumerates databases: it opens what a Database describes and returns
@@ -129,7 +130,7 @@ func (i *importer) database(parameter, typ, name, arg string) (*Table, error) {
 		return fail(err)
 	}
 	if t.How.Wrong != "" {
-		i.report.Contradicted = append(i.report.Contradicted, Contradiction{name, t.How.Wrong})
+		i.report.Contradicted = append(i.report.Contradicted, fidelity.Contradiction{Table: name, What: t.How.Wrong})
 	}
 	return t, nil
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/understudy-mx/understudy/internal/lister/listertest"
+	"github.com/understudy-mx/understudy/policy/fidelity"
 )
 
 // mailLDIF has what enumerations go wrong with.
@@ -152,7 +153,7 @@ inmain_result_attribute = mail
 		}
 	}
 	for _, it := range report.Items {
-		if strings.Contains(it.Element, "ldap:") && it.Class != Exact {
+		if strings.Contains(it.Element, "ldap:") && it.Class != fidelity.Exact {
 			t.Errorf("%s: %s is %s: %s", it.Parameter, it.Element, it.Class, it.Why)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/fidelity"
 )
 
 // dnsbl translates the reply texts of DNS lists.
@@ -27,7 +28,7 @@ func (i *importer) dnsbl() {
 			reason = fmt.Errorf("%s tables name no single DNS list", t.Type)
 		}
 		if reason != nil {
-			i.item("rbl_reply_maps", name, NotReplicated, reason.Error(), "default_rbl_reply")
+			i.item("rbl_reply_maps", name, fidelity.NotReplicated, reason.Error(), "default_rbl_reply")
 			continue
 		}
 		if i.spec.DNSBL.Replies == nil {
@@ -38,7 +39,7 @@ func (i *importer) dnsbl() {
 				i.spec.DNSBL.Replies[k] = v
 			}
 		}
-		i.item("rbl_reply_maps", name, Exact, "", "")
+		i.item("rbl_reply_maps", name, fidelity.Exact, "", "")
 	}
 }
 
@@ -53,7 +54,7 @@ func (i *importer) parameters() {
 			}
 		}
 		v, known := set[p.Name]
-		if !known || p.Class == NoDecision || p.Elements || slices.Contains(strings.Split(p.Off, "|"), cmp.Or(v, "-")) {
+		if !known || p.Class == fidelity.NoDecision || p.Elements || slices.Contains(strings.Split(p.Off, "|"), cmp.Or(v, "-")) {
 			continue
 		}
 		if p.Name == "postscreen_whitelist_interfaces" && set["postscreen_allowlist_interfaces"] != "" {
@@ -63,16 +64,16 @@ func (i *importer) parameters() {
 			continue
 		}
 		instead := p.Instead
-		if p.Class == NotReplicated && instead == "" {
-			instead = optIgnore
+		if p.Class == fidelity.NotReplicated && instead == "" {
+			instead = fidelity.Ignore
 		}
-		if strings.Contains(v, "@") && strings.Contains(v, ":") && p.Class == NotReplicated {
+		if strings.Contains(v, "@") && strings.Contains(v, ":") && p.Class == fidelity.NotReplicated {
 			v = "set" // may hold a password
 		}
 		if p.Options != nil {
 			instead = i.choose(p.Name, v, p.Options...)
 		}
-		if instead == optDefer {
+		if instead == fidelity.Defer {
 			i.deferFor(p.Name)
 		}
 		i.item(p.Name, v, p.Class, p.Why, instead, p.Options...)
@@ -121,19 +122,19 @@ func (i *importer) otherTables() {
 			switch {
 			case reason == nil && t == nil: // the import has failed
 			case reason == nil && l.parameter == "smtpd_command_filter" && t.Kind == Indexed:
-				i.item(l.parameter, name, NotReplicated, "a "+t.Type+" table holds whole commands only; use regexp or pcre", optIgnore)
+				i.item(l.parameter, name, fidelity.NotReplicated, "a "+t.Type+" table holds whole commands only; use regexp or pcre", fidelity.Ignore)
 			case l.parameter == "smtpd_sender_login_maps" && i.set["smtpd_sasl_auth_enable"] != "yes":
 			case reason == nil && l.refuses != nil && !t.any(l.refuses):
-				i.item(l.parameter, name, Exact, "nothing in it refuses", "")
+				i.item(l.parameter, name, fidelity.Exact, "nothing in it refuses", "")
 				i.keep(l.to, name, t, l.values)
 			case reason == nil && l.to != nil && i.keep(l.to, name, t, l.values):
-				i.item(l.parameter, name, Exact, "", "")
+				i.item(l.parameter, name, fidelity.Exact, "", "")
 			default:
 				why := missing[at].Why
 				if reason != nil {
 					why = reason.Error()
 				}
-				i.item(l.parameter, name, NotReplicated, why, optIgnore)
+				i.item(l.parameter, name, fidelity.NotReplicated, why, fidelity.Ignore)
 			}
 		}
 	}
@@ -146,12 +147,12 @@ func (i *importer) commands() {
 	switch strings.Join(strings.Fields(i.set[forbidden]), " ") {
 	case "CONNECT GET POST", "CONNECT GET POST regexp:{{/^[^A-Z]/ Bogus}}", "": // the secondary's own list has these
 	default:
-		p.ForbiddenCommands = i.commandList(forbidden, Approximated, whyForbidden)
+		p.ForbiddenCommands = i.commandList(forbidden, fidelity.Approximated, whyForbidden)
 	}
-	p.NoopCommands = i.commandList("smtpd_noop_commands", Exact, "")
+	p.NoopCommands = i.commandList("smtpd_noop_commands", fidelity.Exact, "")
 }
 
-func (i *importer) commandList(parameter string, class Class, why string) []string {
+func (i *importer) commandList(parameter string, class fidelity.Class, why string) []string {
 	ps, reasons := i.patterns(parameter, i.set[parameter], false, 0)
 	list := i.ordered(ps, reasons)
 	for _, p := range ps {
@@ -160,7 +161,7 @@ func (i *importer) commandList(parameter string, class Class, why string) []stri
 		}
 	}
 	for _, name := range sortedKeys(reasons) {
-		i.item(parameter, name, NotReplicated, reasons[name].Error(), optIgnore)
+		i.item(parameter, name, fidelity.NotReplicated, reasons[name].Error(), fidelity.Ignore)
 	}
 	return list
 }

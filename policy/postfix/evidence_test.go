@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/understudy-mx/understudy/policy/fidelity"
 )
 
 // evidence is what the tests set and use, each text by its test's name as
@@ -85,15 +87,15 @@ func (e *evidence) restriction(name string) *regexp.Regexp {
 
 // of names up to three tests in which something matters, else those that set
 // it, which is enough for what is only approximated.
-func (e *evidence) of(t *testing.T, name string, c Class, find func(string) *regexp.Regexp) string {
+func (e *evidence) of(t *testing.T, name string, c fidelity.Class, find func(string) *regexp.Regexp) string {
 	t.Helper()
-	if c == NoDecision || c == NotReplicated {
+	if c == fidelity.NoDecision || c == fidelity.NotReplicated {
 		return ""
 	}
 	if at := e.proven[name]; len(at) > 0 {
 		return strings.Join(at[:min(3, len(at))], ", ")
 	}
-	if c != Approximated {
+	if c != fidelity.Approximated {
 		t.Errorf("%s is called %s, and no test shows that its verdicts hang on it", name, c)
 	}
 	var found []string

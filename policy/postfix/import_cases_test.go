@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/fidelity"
 	"github.com/understudy-mx/understudy/policy/postfix"
 )
 
@@ -125,8 +126,8 @@ func TestService(t *testing.T) {
 	}
 }
 
-func hasItem(r postfix.Report, parameter, element string, c postfix.Class) bool {
-	return slices.ContainsFunc(r.Items, func(it postfix.Item) bool {
+func hasItem(r fidelity.Report, parameter, element string, c fidelity.Class) bool {
+	return slices.ContainsFunc(r.Items, func(it fidelity.Item) bool {
 		return it.Parameter == parameter && strings.Contains(it.Element, element) && it.Class == c
 	})
 }
@@ -220,7 +221,7 @@ func TestExtensions(t *testing.T) {
 		t.Error(diff)
 	}
 	const parameter = "smtpd_discard_ehlo_keywords"
-	if !hasItem(report, parameter, "starttls", postfix.NotReplicated) || !hasItem(report, parameter, "size", postfix.Approximated) {
+	if !hasItem(report, parameter, "starttls", fidelity.NotReplicated) || !hasItem(report, parameter, "size", fidelity.Approximated) {
 		t.Errorf("the report lacks what isn't replicated: %v", report.Items)
 	}
 }
@@ -244,7 +245,7 @@ func TestAccessValues(t *testing.T) {
 	if diff := cmp.Diff(want, got.Entries); diff != "" {
 		t.Error(diff)
 	}
-	if !hasItem(report, "hash:"+src.ConfigDir+"/a.map", "reject_unverified_sender", postfix.NotReplicated) {
+	if !hasItem(report, "hash:"+src.ConfigDir+"/a.map", "reject_unverified_sender", fidelity.NotReplicated) {
 		t.Error("the report doesn't know what the table's value holds")
 	}
 }
@@ -259,34 +260,34 @@ func TestContentTables(t *testing.T) {
 	const whole = "tables of type TYPE hold whole headers and lines only; use regexp or pcre"
 	for _, tt := range []struct {
 		parameter, value, element string
-		class                     postfix.Class
+		class                     fidelity.Class
 		why                       string
 	}{
-		{"header_checks", "hash:@DIR@/no.map", "hash:@DIR@/no.map", postfix.NotReplicated, whole},
-		{"header_checks", "texthash:@DIR@/no", "texthash:@DIR@/no", postfix.NotReplicated, whole},
-		{"body_checks", "inline:{x=REJECT}", "inline:{x=REJECT}", postfix.NotReplicated, whole},
-		{"body_checks", "texthash:@DIR@/tab", "texthash:@DIR@/tab", postfix.NotReplicated, whole},
-		{"body_checks", "cidr:@DIR@/nets", "cidr:@DIR@/nets", postfix.NotReplicated, whole},
-		{"header_checks", "texthash:@DIR@/warn", "texthash:@DIR@/warn", postfix.Exact, "nothing in it refuses"},
-		{"header_checks", "texthash:@DIR@/warn, pcre:@DIR@/pcre", "texthash:@DIR@/warn", postfix.NotReplicated, whole},
-		{"body_checks", "cidr:@DIR@/fine, pcre:@DIR@/pcre", "cidr:@DIR@/fine", postfix.NotReplicated, whole},
-		{"body_checks", "cidr:@DIR@/fine, pcre:@DIR@/pcre", "pcre:@DIR@/pcre", postfix.Exact, ""},
-		{"body_checks", "static:{REJECT all}", "static:{REJECT all}", postfix.Exact, ""},
-		{"header_checks", "static:REJECT", "static:REJECT", postfix.Approximated, "a rule may match the Received field that the primary adds; its ID, date and TLS remarks aren't imitated"},
-		{"header_checks", "tcp:127.0.0.1:1", "tcp:127.0.0.1:1", postfix.NotReplicated, "a tcp server answers live"},
+		{"header_checks", "hash:@DIR@/no.map", "hash:@DIR@/no.map", fidelity.NotReplicated, whole},
+		{"header_checks", "texthash:@DIR@/no", "texthash:@DIR@/no", fidelity.NotReplicated, whole},
+		{"body_checks", "inline:{x=REJECT}", "inline:{x=REJECT}", fidelity.NotReplicated, whole},
+		{"body_checks", "texthash:@DIR@/tab", "texthash:@DIR@/tab", fidelity.NotReplicated, whole},
+		{"body_checks", "cidr:@DIR@/nets", "cidr:@DIR@/nets", fidelity.NotReplicated, whole},
+		{"header_checks", "texthash:@DIR@/warn", "texthash:@DIR@/warn", fidelity.Exact, "nothing in it refuses"},
+		{"header_checks", "texthash:@DIR@/warn, pcre:@DIR@/pcre", "texthash:@DIR@/warn", fidelity.NotReplicated, whole},
+		{"body_checks", "cidr:@DIR@/fine, pcre:@DIR@/pcre", "cidr:@DIR@/fine", fidelity.NotReplicated, whole},
+		{"body_checks", "cidr:@DIR@/fine, pcre:@DIR@/pcre", "pcre:@DIR@/pcre", fidelity.Exact, ""},
+		{"body_checks", "static:{REJECT all}", "static:{REJECT all}", fidelity.Exact, ""},
+		{"header_checks", "static:REJECT", "static:REJECT", fidelity.Approximated, "a rule may match the Received field that the primary adds; its ID, date and TLS remarks aren't imitated"},
+		{"header_checks", "tcp:127.0.0.1:1", "tcp:127.0.0.1:1", fidelity.NotReplicated, "a tcp server answers live"},
 	} {
 		files["main.cf"] = base + tt.parameter + " = " + tt.value + "\n"
 		src := install(t, files)
 		spec, report := load(t, src)
 		typ, _, _ := strings.Cut(tt.element, ":")
 		element, why := strings.ReplaceAll(tt.element, "@DIR@", src.ConfigDir), strings.ReplaceAll(tt.why, "TYPE", typ)
-		if !slices.ContainsFunc(report.Items, func(it postfix.Item) bool {
+		if !slices.ContainsFunc(report.Items, func(it fidelity.Item) bool {
 			return it.Parameter == tt.parameter && it.Element == element && it.Class == tt.class && it.Why == why
 		}) {
 			t.Errorf("%s = %s: no item says that %s is %s: %q; there are %+v", tt.parameter, tt.value, element, tt.class, why, report.Items)
 		}
 		kept := slices.Contains(slices.Concat(spec.Content.Header, spec.Content.Body), element)
-		if want := tt.class != postfix.NotReplicated && tt.why != "nothing in it refuses"; kept != want && !strings.Contains(element, "{") {
+		if want := tt.class != fidelity.NotReplicated && tt.why != "nothing in it refuses"; kept != want && !strings.Contains(element, "{") {
 			t.Errorf("%s = %s: %s is in the policy: %v, want %v", tt.parameter, tt.value, element, kept, want)
 		}
 	}
@@ -310,7 +311,7 @@ func TestDatabases(t *testing.T) {
 	}
 	all, err := json.Marshal(struct {
 		S *policy.Spec
-		R postfix.Report
+		R fidelity.Report
 	}{spec, report})
 	if err != nil || bytes.Contains(all, []byte("secret-word")) {
 		t.Errorf("the password is in what the import returns (%v)", err)
@@ -389,7 +390,7 @@ func TestClientCerts(t *testing.T) {
 		t.Errorf("restrictions %q, asks %v", got, spec.Protocol.AskCert)
 	}
 	for _, name := range []string{"permit_tls_clientcerts", "permit_tls_all_clientcerts", "check_ccert_access"} {
-		if !hasItem(report, "smtpd_recipient_restrictions", name, postfix.Approximated) {
+		if !hasItem(report, "smtpd_recipient_restrictions", name, fidelity.Approximated) {
 			t.Errorf("the report doesn't call %s approximated", name)
 		}
 	}
@@ -397,7 +398,7 @@ func TestClientCerts(t *testing.T) {
 	if got := kinds(spec.Restrictions.Recipient); !slices.Equal(got, want[3:]) || spec.Protocol.AskCert {
 		t.Errorf("nobody is asked, and yet: restrictions %q, asks %v", got, spec.Protocol.AskCert)
 	}
-	if !hasItem(report, "smtpd_recipient_restrictions", "permit_tls_clientcerts", postfix.Exact) {
+	if !hasItem(report, "smtpd_recipient_restrictions", "permit_tls_clientcerts", fidelity.Exact) {
 		t.Error("the report doesn't call permit_tls_clientcerts exact")
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/fidelity"
 	"github.com/understudy-mx/understudy/policy/postfix"
 )
 
@@ -64,7 +65,7 @@ alias_maps =
 local_recipient_maps = inline:{root=x}
 `
 
-func load(t *testing.T, src postfix.Source) (*policy.Spec, postfix.Report) {
+func load(t *testing.T, src postfix.Source) (*policy.Spec, fidelity.Report) {
 	t.Helper()
 	spec, report, err := postfix.Import(context.Background(), src)
 	if err != nil {
@@ -120,7 +121,7 @@ func TestProfiles(t *testing.T) {
 }
 
 // render writes the report and the policy without what changes from run to run.
-func render(t *testing.T, src postfix.Source, spec *policy.Spec, report postfix.Report) string {
+func render(t *testing.T, src postfix.Source, spec *policy.Spec, report fidelity.Report) string {
 	t.Helper()
 	report.MailVersion = "3.x"
 	for n := range report.Items { // before Print cuts them

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/fidelity"
 )
 
 // Bounds of what is learned from a table: the recipients that strangers write
@@ -107,7 +108,7 @@ func (i *importer) learn() {
 		} else {
 			why = l.listed.Partial
 		}
-		i.item(l.parameter, l.name, Approximated, fmt.Sprintf("%s; learned: %d keys are there, %d aren't", why, there, absent),
+		i.item(l.parameter, l.name, fidelity.Approximated, fmt.Sprintf("%s; learned: %d keys are there, %d aren't", why, there, absent),
 			"unknown recipients are answered 450 until the table has been asked about them")
 	}
 }

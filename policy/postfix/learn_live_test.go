@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/fidelity"
 	"github.com/understudy-mx/understudy/policy/postfix"
 )
 
@@ -123,7 +124,7 @@ func compareLearned(t *testing.T, typ string) {
 		src.Ask = ask
 		spec, report := load(t, src)
 		for _, it := range report.Items {
-			if it.Element == name && (it.Class != postfix.Approximated || !strings.Contains(it.Why, "learned")) {
+			if it.Element == name && (it.Class != fidelity.Approximated || !strings.Contains(it.Why, "learned")) {
 				t.Errorf("%s: %s, %s", it.ID(), it.Class, it.Why)
 			}
 		}

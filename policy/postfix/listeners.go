@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/understudy-mx/understudy/policy/fidelity"
 )
 
 // other is a further service on port 25, and in which parameters it is unlike the
@@ -88,7 +90,7 @@ func (c *config) differences(ctx context.Context, src *Source, taken, further se
 		if further.command != "postscreen" && strings.HasPrefix(p.Name, "postscreen_") {
 			continue // derived from smtpd's
 		}
-		if p.Class != NoDecision && set[p.Name] != c.smtpd[p.Name] {
+		if p.Class != fidelity.NoDecision && set[p.Name] != c.smtpd[p.Name] {
 			unlike = append(unlike, p.Name)
 		}
 	}
@@ -99,14 +101,14 @@ func (c *config) differences(ctx context.Context, src *Source, taken, further se
 // listeners reports which service was taken.
 func (i *importer) listeners() {
 	if i.conf.instead {
-		i.item("master.cf", i.conf.service, Approximated, "no service listens on port 25, so this one is taken", "--service NAME takes another")
+		i.item("master.cf", i.conf.service, fidelity.Approximated, "no service listens on port 25, so this one is taken", "--service NAME takes another")
 	}
 	for _, o := range i.conf.others {
 		if len(o.unlike) == 0 {
-			i.item("master.cf", o.service, Exact, "decides as "+i.conf.service, "")
+			i.item("master.cf", o.service, fidelity.Exact, "decides as "+i.conf.service, "")
 			continue
 		}
-		i.item("master.cf", o.service, NotReplicated, "it listens on port 25, too, and decides otherwise: "+strings.Join(o.unlike, ", "),
+		i.item("master.cf", o.service, fidelity.NotReplicated, "it listens on port 25, too, and decides otherwise: "+strings.Join(o.unlike, ", "),
 			"every client is served as by "+i.conf.service+"; --service "+o.service+" takes the other")
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/fidelity"
 )
 
 // pattern is an element of a list of names or addresses: mydestination,
@@ -109,13 +110,13 @@ func (i *importer) domains(parameter string, sub subdomains, to *policy.AddressC
 			reasons[p.text] = errors.New(why)
 			continue
 		}
-		i.item(parameter, not(p), Exact, d.note(p), "")
+		i.item(parameter, not(p), fidelity.Exact, d.note(p), "")
 	}
 	if d.ordered {
 		to.Match, to.Parents = i.ordered(ps, reasons), [...]string{"", ".name", "name"}[sub]
 	}
 	for _, name := range sortedKeys(reasons) {
-		i.item(parameter, name, NotReplicated, reasons[name].Error(), "what its domains could be is refused for now only (4xx)")
+		i.item(parameter, name, fidelity.NotReplicated, reasons[name].Error(), "what its domains could be is refused for now only (4xx)")
 	}
 	for name, in := range d.in {
 		if in {
@@ -265,7 +266,7 @@ func (i *importer) networks(parameter string) (list []string) {
 		i.item(parameter, not(p), class, "", "")
 	}
 	for _, name := range sortedKeys(reasons) {
-		i.item(parameter, name, NotReplicated, reasons[name].Error(), "its clients get no privilege")
+		i.item(parameter, name, fidelity.NotReplicated, reasons[name].Error(), "its clients get no privilege")
 	}
 	return list
 }
@@ -279,7 +280,7 @@ func isMasked(s string) bool {
 }
 
 // network spells a pattern for the engine.
-func (i *importer) network(p pattern) (names []string, class Class, why error) {
+func (i *importer) network(p pattern) (names []string, class fidelity.Class, why error) {
 	prefixes, ok := p.prefixes()
 	if !ok && p.tab == nil && isMasked(p.text) {
 		_, err := parsePrefix(p.text)
@@ -289,9 +290,9 @@ func (i *importer) network(p pattern) (names []string, class Class, why error) {
 	case p.tab != nil && p.tab.Kind == Constant:
 		return nil, "", errors.New("takes every client there is; the secondary is no open relay")
 	case !ok && p.tab == nil:
-		return []string{p.text}, GivenDNS, nil
+		return []string{p.text}, fidelity.GivenDNS, nil
 	case !ok:
-		return []string{"table:" + specName(p.text)}, GivenDNS, i.use(p.text, p.tab, false)
+		return []string{"table:" + specName(p.text)}, fidelity.GivenDNS, i.use(p.text, p.tab, false)
 	}
 	for _, n := range prefixes {
 		s := n.String()
@@ -302,7 +303,7 @@ func (i *importer) network(p pattern) (names []string, class Class, why error) {
 			names = append(names, s)
 		}
 	}
-	return names, Exact, nil
+	return names, fidelity.Exact, nil
 }
 
 // prefixes are the addresses that a pattern stands for. ok is false when it

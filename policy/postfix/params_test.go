@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/understudy-mx/understudy/policy/fidelity"
 )
 
 //go:generate env UPDATE=1 go test -run ^TestParityDoc$ .
@@ -117,7 +119,7 @@ what is called exact or given-dns.
 		}
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", name, r.class, note, ev.of(t, name, r.class, ev.restriction))
 	}
-	b.WriteString("| `warn_if_reject` | exact |  | " + ev.of(t, "warn_if_reject", Exact, ev.restriction) + " |\n\n" +
+	b.WriteString("| `warn_if_reject` | exact |  | " + ev.of(t, "warn_if_reject", fidelity.Exact, ev.restriction) + " |\n\n" +
 		"## Parameters\n\nWhere a list is meant, the elements are classified one by one.\n\n| parameter | class | note | test |\n| --- | --- | --- | --- |\n")
 	ps := slices.Clone(Parameters)
 	slices.SortFunc(ps, func(a, b Parameter) int { return strings.Compare(a.Name, b.Name) })

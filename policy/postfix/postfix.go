@@ -30,6 +30,7 @@ import (
 	"strings"
 
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/fidelity"
 )
 
 // Source says where a Postfix is and how to ask it.
@@ -63,9 +64,23 @@ type Source struct {
 	// that only such keys could make known.
 	RejectUnlisted bool
 	// Choices says for an Item, by its ID, which of its Options to take.
-	Choices map[string]string
+	Choices fidelity.Choices
 
 	said map[string]said // by postconf, for the time of one import
+}
+
+// ParseLists reads "table=command" and "table=query:SELECT ..." for Source.
+func ParseLists(list []string) (commands map[string][]string, queries map[string]string) {
+	commands, queries = map[string][]string{}, map[string]string{}
+	for _, s := range list {
+		table, command, _ := strings.Cut(s, "=")
+		if query, is := strings.CutPrefix(command, "query:"); is {
+			queries[table] = strings.TrimSpace(query)
+			continue
+		}
+		commands[table] = []string{"/bin/sh", "-c", command}
+	}
+	return commands, queries
 }
 
 // importer is one import under way.
@@ -75,7 +90,7 @@ type importer struct {
 	conf   *config
 	set    settings // of the smtpd service
 	spec   *policy.Spec
-	report Report
+	report fidelity.Report
 	errs   []error
 
 	files   map[string]bool    // that the policy depends on
@@ -91,16 +106,16 @@ type importer struct {
 
 // Import reads the configuration. An error joins all that is wrong; then there
 // is no Spec. The Report is sorted and complete for the Spec that it comes with.
-func Import(ctx context.Context, src Source) (*policy.Spec, Report, error) {
+func Import(ctx context.Context, src Source) (*policy.Spec, fidelity.Report, error) {
 	if src.ConfigDir != "" { // commands run in other directories
 		var err error
 		if src.ConfigDir, err = filepath.Abs(src.ConfigDir); err != nil {
-			return nil, Report{}, err
+			return nil, fidelity.Report{}, err
 		}
 	}
 	conf, err := readConfig(ctx, &src)
 	if err != nil {
-		return nil, Report{}, err
+		return nil, fidelity.Report{}, err
 	}
 	i := &importer{
 		ctx: ctx, src: &src, conf: conf, set: conf.smtpd, spec: policy.NewSpec(),
@@ -109,7 +124,7 @@ func Import(ctx context.Context, src Source) (*policy.Spec, Report, error) {
 	i.spec.Tables = map[string]*policy.Table{}
 	i.spec.Classes = map[string][]policy.Restriction{}
 	i.spec.Learned = map[string]policy.Learned{}
-	i.report = Report{MailVersion: conf.version, CompatibilityLevel: i.set["compatibility_level"], Service: conf.service, Warnings: conf.warnings}
+	i.report = fidelity.Report{Server: "Postfix", MailVersion: conf.version, CompatibilityLevel: i.set["compatibility_level"], Service: conf.service, Warnings: conf.warnings}
 	i.listeners()
 	i.settings()
 	i.overrides()
@@ -125,14 +140,14 @@ func Import(ctx context.Context, src Source) (*policy.Spec, Report, error) {
 	i.commands()
 	i.parameters()
 	if err := ctx.Err(); err != nil {
-		return nil, Report{}, err
+		return nil, fidelity.Report{}, err
 	}
-	for _, id := range unknownChoices(src.Choices, &i.report) {
+	for _, id := range src.Choices.Unknown(&i.report) {
 		i.errorf("choice %q: nothing in this configuration is called so", id)
 	}
 	i.learn()
 	if err := errors.Join(i.errs...); err != nil {
-		return nil, Report{}, err
+		return nil, fidelity.Report{}, err
 	}
 	for _, name := range []string{"main.cf", "master.cf"} {
 		i.files[filepath.Join(i.set["config_directory"], name)] = true
@@ -140,7 +155,7 @@ func Import(ctx context.Context, src Source) (*policy.Spec, Report, error) {
 	src.Memo.only(i.polled)
 	i.report.Files, i.report.Polled = sortedKeys(i.files), sortedKeys(i.polled)
 	i.concern()
-	i.report.sort()
+	i.report.Sort()
 	return i.spec, i.report, nil
 }
 
@@ -148,13 +163,17 @@ func (i *importer) errorf(format string, args ...any) {
 	i.errs = append(i.errs, fmt.Errorf(format, args...))
 }
 
+// defaults are those that every report would have something to say about.
+var defaults = map[string]string{"message_size_limit": "10240000", "smtpd_forbid_bare_newline": "no"}
+
 // item notes one element of the configuration.
-func (i *importer) item(parameter, element string, class Class, why, instead string, options ...string) {
-	it := Item{Parameter: parameter, Element: element, Class: class, Why: why, Instead: instead, Options: options}
-	if class == NotReplicated || class == Approximated {
+func (i *importer) item(parameter, element string, class fidelity.Class, why, instead string, options ...string) {
+	it := fidelity.Item{Parameter: parameter, Element: element, Class: class, Why: why, Instead: instead, Options: options}
+	it.Usual = element != "" && defaults[parameter] == element
+	if class == fidelity.NotReplicated || class == fidelity.Approximated {
 		it.Remedy = i.remedy(parameter, element, why)
 	}
-	i.report.add(it)
+	i.report.Add(it)
 }
 
 // remedy is what the operator can do about an element that isn't replicated as
@@ -183,19 +202,11 @@ func (i *importer) remedy(parameter, element, why string) string {
 	return ""
 }
 
-// choose returns what the operator wants for an item: one of the options, the
-// first unless told otherwise.
+// choose returns the option that the operator wants.
 func (i *importer) choose(parameter, element string, options ...string) string {
-	id := Item{Parameter: parameter, Element: element}.ID()
-	choice, given := i.src.Choices[id]
-	if !given {
-		return options[0]
+	choice, err := i.src.Choices.Of(fidelity.Item{Parameter: parameter, Element: element}, options)
+	if err != nil {
+		i.errs = append(i.errs, err)
 	}
-	for _, o := range options {
-		if o == choice {
-			return o
-		}
-	}
-	i.errorf("choice %q: %q is none of %q", id, choice, options)
-	return options[0]
+	return choice
 }

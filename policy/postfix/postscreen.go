@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/fidelity"
 )
 
 // postscreen translates what stands before smtpd.
@@ -20,7 +21,7 @@ func (i *importer) postscreen() {
 	to := &policy.Postscreen{DenylistAction: i.screenAction("postscreen_denylist_action", "postscreen_blacklist_action")}
 	passed := i.screenAccess(to)
 	if len(to.Access) > 0 {
-		i.item("postscreen_denylist_action", to.DenylistAction, Exact, "", "")
+		i.item("postscreen_denylist_action", to.DenylistAction, fidelity.Exact, "", "")
 	}
 	i.screenDNSBL(to, passed)
 	i.screenGreet(to, passed)
@@ -35,7 +36,7 @@ func (i *importer) screenGreet(to *policy.Postscreen, passed string) {
 	switch {
 	case action == "ignore":
 	case passed != "":
-		i.item("postscreen_greet_action", action, NotReplicated, "nobody gets past "+passed+" of postscreen_access_list", optPass)
+		i.item("postscreen_greet_action", action, fidelity.NotReplicated, "nobody gets past "+passed+" of postscreen_access_list", fidelity.Pass)
 	default:
 		to.GreetAction = action
 		to.GreetWait = min(i.seconds(i.conf.postscreen, "postscreen_greet_wait"), 60) // no client waits longer
@@ -43,8 +44,8 @@ func (i *importer) screenGreet(to *policy.Postscreen, passed string) {
 		if ps["postscreen_cache_map"] != "" {
 			to.GreetTTL = i.seconds(ps, "postscreen_greet_ttl")
 		}
-		i.item("postscreen_greet_action", action, Approximated, whyPassed, "")
-		i.item("postscreen_greet_wait", ps["postscreen_greet_wait"], Exact, "", "")
+		i.item("postscreen_greet_action", action, fidelity.Approximated, whyPassed, "")
+		i.item("postscreen_greet_wait", ps["postscreen_greet_wait"], fidelity.Exact, "", "")
 	}
 }
 
@@ -72,11 +73,11 @@ func (i *importer) screenAccess(to *policy.Postscreen) (passed string) {
 		switch lower := strings.ToLower(w); {
 		case lower == "permit_mynetworks":
 			to.Access = append(to.Access, lower)
-			i.item(parameter, w, Exact, "", "")
+			i.item(parameter, w, fidelity.Exact, "", "")
 			continue
 		case lower == "permit" || lower == "reject" || lower == "dunno":
 			i.screenEvery(to, lower)
-			i.item(parameter, w, Exact, "", "")
+			i.item(parameter, w, fidelity.Exact, "", "")
 			return "" // it decides about everybody who comes to it
 		case !strings.Contains(w, ":"):
 			i.errorf("%s: %q is neither permit_mynetworks nor a table", parameter, w)
@@ -94,12 +95,12 @@ func (i *importer) screenAccess(to *policy.Postscreen) (passed string) {
 		}
 		if reason == nil {
 			to.Access = append(to.Access, "table:"+specName(name)+screened)
-			i.item(parameter, name, Exact, "", "")
+			i.item(parameter, name, fidelity.Exact, "", "")
 			continue
 		}
-		choice := i.choose(parameter, name, optPass, optIgnore)
-		i.item(parameter, name, NotReplicated, reason.Error(), choice, optPass, optIgnore)
-		if choice == optPass {
+		choice := i.choose(parameter, name, fidelity.Pass, fidelity.Ignore)
+		i.item(parameter, name, fidelity.NotReplicated, reason.Error(), choice, fidelity.Pass, fidelity.Ignore)
+		if choice == fidelity.Pass {
 			i.screenEvery(to, "permit")
 			return name
 		}
@@ -176,13 +177,13 @@ func (i *importer) screenDNSBL(to *policy.Postscreen, passed string) {
 	waives := to.AllowlistThreshold < 0 && ps["postscreen_greet_action"] != "ignore"
 	if passed != "" {
 		for _, s := range sites {
-			i.item("postscreen_dnsbl_sites", siteName(s), NotReplicated, "nobody gets past "+passed+" of postscreen_access_list", optPass)
+			i.item("postscreen_dnsbl_sites", siteName(s), fidelity.NotReplicated, "nobody gets past "+passed+" of postscreen_access_list", fidelity.Pass)
 		}
 		return
 	}
 	if len(sites) == 0 || to.DNSBLAction == "ignore" && !waives {
 		for _, s := range sites {
-			i.item("postscreen_dnsbl_sites", siteName(s), Exact, "postscreen_dnsbl_action is ignore", "")
+			i.item("postscreen_dnsbl_sites", siteName(s), fidelity.Exact, "postscreen_dnsbl_action is ignore", "")
 		}
 		return
 	}
@@ -192,12 +193,12 @@ func (i *importer) screenDNSBL(to *policy.Postscreen, passed string) {
 		if !strings.Contains(s.Zone, "=") {
 			why += "; " + whyRefusing
 		}
-		i.item("postscreen_dnsbl_sites", siteName(s), Approximated, why, "")
+		i.item("postscreen_dnsbl_sites", siteName(s), fidelity.Approximated, why, "")
 	}
-	i.item("postscreen_dnsbl_action", to.DNSBLAction, Exact, "", "")
-	i.item("postscreen_dnsbl_threshold", ps["postscreen_dnsbl_threshold"], Exact, "", "")
+	i.item("postscreen_dnsbl_action", to.DNSBLAction, fidelity.Exact, "", "")
+	i.item("postscreen_dnsbl_threshold", ps["postscreen_dnsbl_threshold"], fidelity.Exact, "", "")
 	if waives {
-		i.item("postscreen_dnsbl_allowlist_threshold", allow, Approximated, whyWaived, "")
+		i.item("postscreen_dnsbl_allowlist_threshold", allow, fidelity.Approximated, whyWaived, "")
 	}
 	i.replyMap(to)
 }
@@ -218,9 +219,9 @@ func (i *importer) replyMap(to *policy.Postscreen) {
 		switch {
 		case reason == nil && t == nil: // the import has failed
 		case reason == nil && i.keep(&to.DNSBLReply, name, t, true):
-			i.item(parameter, name, Exact, "", "")
+			i.item(parameter, name, fidelity.Exact, "", "")
 		default:
-			i.item(parameter, name, NotReplicated, fmt.Sprint("replies show the names of DNS lists: ", reason), optIgnore)
+			i.item(parameter, name, fidelity.NotReplicated, fmt.Sprint("replies show the names of DNS lists: ", reason), fidelity.Ignore)
 		}
 	}
 }

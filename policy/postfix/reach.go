@@ -1,105 +1,11 @@
 package postfix
 
 import (
-	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/fidelity"
 )
-
-// TurnedAway returns the domains, sorted, that the policy has no mail for now
-// but 4xx: their recipients can't be known, and not one of them is.
-func TurnedAway(spec *policy.Spec) []string {
-	var all []string
-	for _, c := range addressClasses(spec) {
-		k := knownTo(spec, c.tables)
-		for _, d := range c.names() {
-			if c.unsure(spec) && k.in(d) == 0 {
-				all = append(all, d)
-			}
-		}
-	}
-	slices.Sort(all)
-	return slices.Compact(all)
-}
-
-// addressClass is a class of domains with all the tables that know recipients
-// there.
-type addressClass struct {
-	*policy.AddressClass
-	tables []string
-}
-
-func addressClasses(spec *policy.Spec) (all []addressClass) {
-	a := &spec.Addresses
-	aliases := slices.Concat(a.RecipientCanonical, a.Canonical, a.VirtualAlias)
-	for _, c := range []*policy.AddressClass{&a.Local, &a.VirtualAliases, &a.VirtualMailbox, &a.Relay} {
-		all = append(all, addressClass{c, slices.Concat(c.Recipients, aliases)})
-	}
-	return all
-}
-
-// names are the domains without address literals, and without what a name
-// that stands for its subdomains, too, is listed as besides.
-func (c *addressClass) names() []string {
-	return slices.DeleteFunc(slices.Clone(c.Domains), func(d string) bool {
-		return d[0] == '[' || d[0] == '.' && slices.Contains(c.Domains, d[1:])
-	})
-}
-
-// unsure says that whom the tables don't name is refused for now only.
-func (c *addressClass) unsure(spec *policy.Spec) bool {
-	if len(c.Recipients) == 0 && c.AddressClass != &spec.Addresses.VirtualAliases {
-		return false // everybody exists
-	}
-	return c.Incomplete || spec.Addresses.AliasesIncomplete || slices.ContainsFunc(c.tables, func(name string) bool {
-		return spec.Learned[name].Absent != ""
-	})
-}
-
-// known counts the addresses that tables name.
-type known struct {
-	domain map[string]int
-	bare   int  // without a domain: in each of the local ones
-	others int  // tables that may name anybody: patterns, constants
-	all    bool // one of these names everybody
-}
-
-func knownTo(spec *policy.Spec, tables []string) known {
-	k := known{domain: map[string]int{}}
-	for _, name := range tables {
-		t := spec.Tables[name]
-		switch {
-		case t == nil:
-		case !t.Keyed():
-			k.others++
-			k.all = k.all || t.Type() == "static"
-		default:
-			for key := range t.Entries(0, t.Len()) {
-				if _, domain := splitAddress(string(key)); domain != "" {
-					k.domain[domain]++
-				} else if strings.HasPrefix(name, "unix:") || slices.Contains(spec.Addresses.Local.Recipients, name) {
-					k.bare++
-				}
-			}
-		}
-	}
-	return k
-}
-
-// in is how many addresses of a domain are known, or would be.
-func (k *known) in(domain string) int {
-	n := k.domain[domain] + k.bare + k.others
-	if strings.HasPrefix(domain, ".") {
-		for d, more := range k.domain {
-			if strings.HasSuffix(d, domain) {
-				n += more
-			}
-		}
-	}
-	return n
-}
 
 // domainLists say which domains the primary serves.
 var domainLists = []string{"mydestination", "virtual_alias_domains", "virtual_mailbox_domains", "relay_domains"}
@@ -107,68 +13,29 @@ var domainLists = []string{"mydestination", "virtual_alias_domains", "virtual_ma
 // concern marks the items about domains and recipients that can't be known, and
 // says how many addresses each is about.
 func (i *importer) concern() {
+	a := &i.spec.Addresses
+	of := map[string]*policy.AddressClass{
+		"local_recipient_maps": &a.Local, "virtual_mailbox_maps": &a.VirtualMailbox, "relay_recipient_maps": &a.Relay,
+	}
 	for n := range i.report.Items {
 		it := &i.report.Items[n]
-		if it.Class != NotReplicated && it.Class != Approximated {
+		if it.Class != fidelity.NotReplicated && it.Class != fidelity.Approximated {
 			continue
 		}
 		if slices.Contains(domainLists, it.Parameter) {
+			it.Domains, it.NoMail = true, it.Parameter != "virtual_alias_domains" || !i.aliases(it.Element)
 			it.Unknown, it.Concerns = true, "every address in the domains that it holds, whichever these are"
 		} else if slices.Contains(addressTables, it.Parameter) {
-			it.Concerns = i.concerned(it.Parameter)
+			it.Concerns = fidelity.Concerned(i.spec, of[it.Parameter])
 			it.Unknown = it.Concerns != ""
 		}
 	}
 }
 
-// concerned describes the domains whose recipients a parameter's tables name;
-// "" where a constant lets everybody exist.
-func (i *importer) concerned(parameter string) string {
-	a := &i.spec.Addresses
-	of := map[string]*policy.AddressClass{
-		"local_recipient_maps": &a.Local, "virtual_mailbox_maps": &a.VirtualMailbox, "relay_recipient_maps": &a.Relay,
-	}[parameter]
-	var domains []string
-	total, everybody := 0, false
-	for _, c := range addressClasses(i.spec) {
-		if of != nil && of != c.AddressClass {
-			continue
-		}
-		k := knownTo(i.spec, c.tables)
-		if k.all || len(c.Recipients) == 0 && c.AddressClass != &a.VirtualAliases {
-			everybody = everybody || len(c.Domains) > 0
-			continue
-		}
-		listed := c.names()
-		for _, d := range listed {
-			total += k.domain[d]
-		}
-		if len(listed) > 0 && c.AddressClass == &a.Local {
-			total += k.bare
-		}
-		domains = append(domains, listed...)
-	}
-	slices.Sort(domains)
-	if domains = slices.Compact(domains); len(domains) == 0 && everybody {
-		return ""
-	}
-	if len(domains) == 0 {
-		return "recipients of domains that can't be known"
-	}
-	const most = 5
-	names := strings.Join(domains[:min(len(domains), most)], ", ")
-	if len(domains) > most {
-		names += ", …"
-	}
-	return fmt.Sprintf("all but the %d known %s of %d %s: %s", total, plural(total, "address"), len(domains), plural(len(domains), "domain"), names)
-}
-
-func plural(n int, noun string) string {
-	switch {
-	case n == 1:
-		return noun
-	case strings.HasSuffix(noun, "s"):
-		return noun + "es"
-	}
-	return noun + "s"
+// aliases says that an element is a table of aliases. It is a list of domains, too,
+// by default; hardly ever has it one.
+func (i *importer) aliases(element string) bool {
+	return slices.ContainsFunc(i.report.Items, func(o fidelity.Item) bool {
+		return o.Parameter == "virtual_alias_maps" && o.Element == element
+	})
 }

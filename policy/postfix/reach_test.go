@@ -6,7 +6,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/understudy-mx/understudy/policy/postfix"
+	"github.com/understudy-mx/understudy/policy/fidelity"
 )
 
 // TestTurnedAway: which domains get no mail at all, and what the report says of
@@ -37,7 +37,7 @@ func TestTurnedAway(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			spec, report := load(t, install(t, map[string]string{"main.cf": base + "parent_domain_matches_subdomains = relay_domains\n" + tt.main}))
-			if got := strings.Join(postfix.TurnedAway(spec), " "); got != tt.want {
+			if got := strings.Join(fidelity.TurnedAway(spec), " "); got != tt.want {
 				t.Errorf("turned away: %q, want %q", got, tt.want)
 			}
 			if got := strings.Join(report.DomainsUnknown(), " "); got != tt.lists {

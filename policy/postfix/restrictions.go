@@ -6,103 +6,104 @@ import (
 	"strings"
 
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/fidelity"
 )
 
 // restriction is how one of smtpd's restrictions is replicated.
 type restriction struct {
 	canonical string // a newer name of the same
 	arg       argument
-	class     Class
+	class     fidelity.Class
 	why       string
 	options   []string // when it isn't replicated
 }
 
 var (
-	refuses = []string{optIgnore, optDefer}            // what can only refuse
-	permits = []string{optSoften, optIgnore, optDefer} // what can permit
+	refuses = []string{fidelity.Ignore, fidelity.Defer}                  // what can only refuse
+	permits = []string{fidelity.Soften, fidelity.Ignore, fidelity.Defer} // what can permit
 	// The primary can be asked about what it decides by what RCPT tells it.
-	refusesAsk = append(slices.Clone(refuses), optAsk, optAskElseIgnore)
-	permitsAsk = append(slices.Clone(permits), optAsk, optAskElseSoften)
+	refusesAsk = append(slices.Clone(refuses), fidelity.Ask, fidelity.AskElseIgnore)
+	permitsAsk = append(slices.Clone(permits), fidelity.Ask, fidelity.AskElseSoften)
 )
 
 // restrictions is the closed list: all that smtpd of Postfix 3.7 to 3.10 knows.
 var restrictions = map[string]restriction{
-	"permit": {class: Exact}, "reject": {class: Exact}, "defer": {class: Exact},
-	"defer_if_permit": {class: Exact}, "defer_if_reject": {class: Exact},
-	"sleep":                                        {arg: argNumber, class: Exact, why: "a delay decides nothing; the secondary doesn't wait"},
-	"reject_plaintext_session":                     {class: Exact, why: "judges the client's TLS to the secondary"},
-	"reject_unauth_pipelining":                     {class: Exact},
-	"check_policy_service":                         {arg: argService, class: NotReplicated, why: "a policy service decides live", options: refusesAsk},
-	"permit_sasl_authenticated":                    {class: Exact, why: "nobody authenticates to the secondary"},
-	"permit_mynetworks":                            {class: Exact},
-	"permit_inet_interfaces":                       {class: Exact, why: "Postfix looks at who connects, whomever XCLIENT names"},
-	"permit_naked_ip_address":                      {class: Exact, why: "withdrawn in Postfix 3.9"},
-	"permit_tls_clientcerts":                       {class: Approximated, why: whyCert},
-	"permit_tls_all_clientcerts":                   {class: Approximated, why: whyCert},
-	"check_ccert_access":                           {arg: argTable, class: Approximated, why: whyCert},
-	"check_sasl_access":                            {arg: argTable, class: Exact, why: "nobody authenticates to the secondary"},
-	"check_etrn_access":                            {arg: argTable, class: Exact, why: "the secondary has no ETRN"},
-	"reject_unknown_client_hostname":               {class: GivenDNS},
-	"reject_unknown_client":                        {canonical: "reject_unknown_client_hostname", class: GivenDNS},
-	"reject_unknown_reverse_client_hostname":       {class: GivenDNS},
-	"reject_unknown_forward_client_hostname":       {class: NotReplicated, why: "the engine doesn't know this restriction", options: refusesAsk},
-	"check_client_access":                          {arg: argTable, class: GivenDNS},
-	"check_reverse_client_hostname_access":         {arg: argTable, class: GivenDNS},
-	"check_client_mx_access":                       {arg: argTable, class: GivenDNS},
-	"check_client_ns_access":                       {arg: argTable, class: GivenDNS},
-	"check_client_a_access":                        {arg: argTable, class: GivenDNS},
-	"check_reverse_client_hostname_mx_access":      {arg: argTable, class: GivenDNS},
-	"check_reverse_client_hostname_ns_access":      {arg: argTable, class: GivenDNS},
-	"check_reverse_client_hostname_a_access":       {arg: argTable, class: GivenDNS},
-	"reject_rbl_client":                            {arg: argZone, class: GivenDNS},
-	"reject_rbl":                                   {canonical: "reject_rbl_client", arg: argZone, class: GivenDNS},
-	"reject_maps_rbl":                              {class: GivenDNS},
-	"reject_rhsbl_client":                          {arg: argZone, class: GivenDNS},
-	"reject_rhsbl_reverse_client":                  {arg: argZone, class: GivenDNS},
-	"reject_rhsbl_helo":                            {arg: argZone, class: GivenDNS},
-	"reject_rhsbl_sender":                          {arg: argZone, class: GivenDNS},
-	"reject_rhsbl_recipient":                       {arg: argZone, class: GivenDNS},
-	"permit_dnswl_client":                          {arg: argZone, class: GivenDNS},
-	"permit_rhswl_client":                          {arg: argZone, class: GivenDNS},
-	"reject_invalid_helo_hostname":                 {class: Exact},
-	"reject_invalid_hostname":                      {canonical: "reject_invalid_helo_hostname", class: Exact},
-	"reject_non_fqdn_helo_hostname":                {class: Exact},
-	"reject_non_fqdn_hostname":                     {canonical: "reject_non_fqdn_helo_hostname", class: Exact},
-	"reject_unknown_helo_hostname":                 {class: GivenDNS},
-	"reject_unknown_hostname":                      {canonical: "reject_unknown_helo_hostname", class: GivenDNS},
-	"check_helo_access":                            {arg: argTable, class: Exact},
-	"check_helo_mx_access":                         {arg: argTable, class: GivenDNS},
-	"check_helo_ns_access":                         {arg: argTable, class: GivenDNS},
-	"check_helo_a_access":                          {arg: argTable, class: GivenDNS},
-	"check_sender_access":                          {arg: argTable, class: Exact},
-	"check_sender_mx_access":                       {arg: argTable, class: GivenDNS},
-	"check_sender_ns_access":                       {arg: argTable, class: GivenDNS},
-	"check_sender_a_access":                        {arg: argTable, class: GivenDNS},
-	"reject_non_fqdn_sender":                       {class: Exact},
-	"reject_unknown_sender_domain":                 {class: GivenDNS},
-	"reject_unknown_address":                       {canonical: "reject_unknown_sender_domain", class: GivenDNS},
-	"reject_unlisted_sender":                       {class: Exact},
-	"reject_unverified_sender":                     {class: NotReplicated, why: "the primary probes the sender's host", options: refusesAsk},
-	"reject_sender_login_mismatch":                 {class: Exact},
-	"reject_known_sender_login_mismatch":           {class: Exact},
-	"reject_unauthenticated_sender_login_mismatch": {class: Exact},
-	"reject_authenticated_sender_login_mismatch":   {class: Exact, why: "nobody authenticates to the secondary"},
-	"check_recipient_access":                       {arg: argTable, class: Exact},
-	"check_recipient_mx_access":                    {arg: argTable, class: GivenDNS},
-	"check_recipient_ns_access":                    {arg: argTable, class: GivenDNS},
-	"check_recipient_a_access":                     {arg: argTable, class: GivenDNS},
-	"permit_auth_destination":                      {class: Exact},
-	"permit_mx_backup":                             {class: GivenDNS},
-	"reject_unauth_destination":                    {class: Exact},
-	"defer_unauth_destination":                     {class: Exact},
-	"check_relay_domains": {class: Approximated,
+	"permit": {class: fidelity.Exact}, "reject": {class: fidelity.Exact}, "defer": {class: fidelity.Exact},
+	"defer_if_permit": {class: fidelity.Exact}, "defer_if_reject": {class: fidelity.Exact},
+	"sleep":                                        {arg: argNumber, class: fidelity.Exact, why: "a delay decides nothing; the secondary doesn't wait"},
+	"reject_plaintext_session":                     {class: fidelity.Exact, why: "judges the client's TLS to the secondary"},
+	"reject_unauth_pipelining":                     {class: fidelity.Exact},
+	"check_policy_service":                         {arg: argService, class: fidelity.NotReplicated, why: "a policy service decides live", options: refusesAsk},
+	"permit_sasl_authenticated":                    {class: fidelity.Exact, why: "nobody authenticates to the secondary"},
+	"permit_mynetworks":                            {class: fidelity.Exact},
+	"permit_inet_interfaces":                       {class: fidelity.Exact, why: "Postfix looks at who connects, whomever XCLIENT names"},
+	"permit_naked_ip_address":                      {class: fidelity.Exact, why: "withdrawn in Postfix 3.9"},
+	"permit_tls_clientcerts":                       {class: fidelity.Approximated, why: whyCert},
+	"permit_tls_all_clientcerts":                   {class: fidelity.Approximated, why: whyCert},
+	"check_ccert_access":                           {arg: argTable, class: fidelity.Approximated, why: whyCert},
+	"check_sasl_access":                            {arg: argTable, class: fidelity.Exact, why: "nobody authenticates to the secondary"},
+	"check_etrn_access":                            {arg: argTable, class: fidelity.Exact, why: "the secondary has no ETRN"},
+	"reject_unknown_client_hostname":               {class: fidelity.GivenDNS},
+	"reject_unknown_client":                        {canonical: "reject_unknown_client_hostname", class: fidelity.GivenDNS},
+	"reject_unknown_reverse_client_hostname":       {class: fidelity.GivenDNS},
+	"reject_unknown_forward_client_hostname":       {class: fidelity.NotReplicated, why: "the engine doesn't know this restriction", options: refusesAsk},
+	"check_client_access":                          {arg: argTable, class: fidelity.GivenDNS},
+	"check_reverse_client_hostname_access":         {arg: argTable, class: fidelity.GivenDNS},
+	"check_client_mx_access":                       {arg: argTable, class: fidelity.GivenDNS},
+	"check_client_ns_access":                       {arg: argTable, class: fidelity.GivenDNS},
+	"check_client_a_access":                        {arg: argTable, class: fidelity.GivenDNS},
+	"check_reverse_client_hostname_mx_access":      {arg: argTable, class: fidelity.GivenDNS},
+	"check_reverse_client_hostname_ns_access":      {arg: argTable, class: fidelity.GivenDNS},
+	"check_reverse_client_hostname_a_access":       {arg: argTable, class: fidelity.GivenDNS},
+	"reject_rbl_client":                            {arg: argZone, class: fidelity.GivenDNS},
+	"reject_rbl":                                   {canonical: "reject_rbl_client", arg: argZone, class: fidelity.GivenDNS},
+	"reject_maps_rbl":                              {class: fidelity.GivenDNS},
+	"reject_rhsbl_client":                          {arg: argZone, class: fidelity.GivenDNS},
+	"reject_rhsbl_reverse_client":                  {arg: argZone, class: fidelity.GivenDNS},
+	"reject_rhsbl_helo":                            {arg: argZone, class: fidelity.GivenDNS},
+	"reject_rhsbl_sender":                          {arg: argZone, class: fidelity.GivenDNS},
+	"reject_rhsbl_recipient":                       {arg: argZone, class: fidelity.GivenDNS},
+	"permit_dnswl_client":                          {arg: argZone, class: fidelity.GivenDNS},
+	"permit_rhswl_client":                          {arg: argZone, class: fidelity.GivenDNS},
+	"reject_invalid_helo_hostname":                 {class: fidelity.Exact},
+	"reject_invalid_hostname":                      {canonical: "reject_invalid_helo_hostname", class: fidelity.Exact},
+	"reject_non_fqdn_helo_hostname":                {class: fidelity.Exact},
+	"reject_non_fqdn_hostname":                     {canonical: "reject_non_fqdn_helo_hostname", class: fidelity.Exact},
+	"reject_unknown_helo_hostname":                 {class: fidelity.GivenDNS},
+	"reject_unknown_hostname":                      {canonical: "reject_unknown_helo_hostname", class: fidelity.GivenDNS},
+	"check_helo_access":                            {arg: argTable, class: fidelity.Exact},
+	"check_helo_mx_access":                         {arg: argTable, class: fidelity.GivenDNS},
+	"check_helo_ns_access":                         {arg: argTable, class: fidelity.GivenDNS},
+	"check_helo_a_access":                          {arg: argTable, class: fidelity.GivenDNS},
+	"check_sender_access":                          {arg: argTable, class: fidelity.Exact},
+	"check_sender_mx_access":                       {arg: argTable, class: fidelity.GivenDNS},
+	"check_sender_ns_access":                       {arg: argTable, class: fidelity.GivenDNS},
+	"check_sender_a_access":                        {arg: argTable, class: fidelity.GivenDNS},
+	"reject_non_fqdn_sender":                       {class: fidelity.Exact},
+	"reject_unknown_sender_domain":                 {class: fidelity.GivenDNS},
+	"reject_unknown_address":                       {canonical: "reject_unknown_sender_domain", class: fidelity.GivenDNS},
+	"reject_unlisted_sender":                       {class: fidelity.Exact},
+	"reject_unverified_sender":                     {class: fidelity.NotReplicated, why: "the primary probes the sender's host", options: refusesAsk},
+	"reject_sender_login_mismatch":                 {class: fidelity.Exact},
+	"reject_known_sender_login_mismatch":           {class: fidelity.Exact},
+	"reject_unauthenticated_sender_login_mismatch": {class: fidelity.Exact},
+	"reject_authenticated_sender_login_mismatch":   {class: fidelity.Exact, why: "nobody authenticates to the secondary"},
+	"check_recipient_access":                       {arg: argTable, class: fidelity.Exact},
+	"check_recipient_mx_access":                    {arg: argTable, class: fidelity.GivenDNS},
+	"check_recipient_ns_access":                    {arg: argTable, class: fidelity.GivenDNS},
+	"check_recipient_a_access":                     {arg: argTable, class: fidelity.GivenDNS},
+	"permit_auth_destination":                      {class: fidelity.Exact},
+	"permit_mx_backup":                             {class: fidelity.GivenDNS},
+	"reject_unauth_destination":                    {class: fidelity.Exact},
+	"defer_unauth_destination":                     {class: fidelity.Exact},
+	"check_relay_domains": {class: fidelity.Approximated,
 		why: "obsolete; read as permit_auth_destination, reject_unauth_destination: a client named in relay_domains gains nothing by it"},
-	"reject_non_fqdn_recipient":       {class: Exact},
-	"reject_unknown_recipient_domain": {class: GivenDNS},
-	"reject_unlisted_recipient":       {class: Exact},
-	"check_recipient_maps":            {canonical: "reject_unlisted_recipient", class: Exact},
-	"reject_unverified_recipient":     {class: NotReplicated, why: "the primary probes the recipient's host", options: refusesAsk},
-	"reject_multi_recipient_bounce":   {class: Exact},
+	"reject_non_fqdn_recipient":       {class: fidelity.Exact},
+	"reject_unknown_recipient_domain": {class: fidelity.GivenDNS},
+	"reject_unlisted_recipient":       {class: fidelity.Exact},
+	"check_recipient_maps":            {canonical: "reject_unlisted_recipient", class: fidelity.Exact},
+	"reject_unverified_recipient":     {class: fidelity.NotReplicated, why: "the primary probes the recipient's host", options: refusesAsk},
+	"reject_multi_recipient_bounce":   {class: fidelity.Exact},
 }
 
 const whyCert = "who shows a certificate is refused for now only; who shows none, exactly as by the primary"
@@ -204,11 +205,11 @@ func (i *importer) element(parameter string, e element, implied string) []policy
 	class, why, options := r.class, r.why, r.options
 	reason, off := i.idle(e.name)
 	if off {
-		class, why, options = Exact, reason, nil
+		class, why, options = fidelity.Exact, reason, nil
 	}
 	var out []policy.Restriction
 	switch {
-	case off || options != nil || slices.Contains(inert, e.name) || r.class == NotReplicated:
+	case off || options != nil || slices.Contains(inert, e.name) || r.class == fidelity.NotReplicated:
 	case e.name == "reject_maps_rbl":
 		for _, zone := range words(i.set["maps_rbl_domains"]) {
 			out = append(out, policy.Restriction{Kind: "reject_rbl_client", Arg: zone})
@@ -226,14 +227,14 @@ func (i *importer) element(parameter string, e element, implied string) []policy
 	case r.arg == argTable:
 		return i.accessTable(parameter, e, class, implied)
 	case !slices.Contains(policy.Kinds(), e.name):
-		class, why, options = NotReplicated, "the engine doesn't know this restriction", refusesAsk
+		class, why, options = fidelity.NotReplicated, "the engine doesn't know this restriction", refusesAsk
 		if strings.HasPrefix(e.name, "permit_") {
 			options = permitsAsk
 		}
 	default:
 		out = []policy.Restriction{{Kind: e.name, Arg: e.arg}}
 		if (strings.HasPrefix(e.name, "reject_rbl") || strings.HasPrefix(e.name, "reject_rhsbl")) && !strings.Contains(e.arg, "=") {
-			class, why = Approximated, whyRefusing
+			class, why = fidelity.Approximated, whyRefusing
 		}
 	}
 	return append(out, i.restriction(parameter, e, class, why, options)...)
@@ -241,25 +242,25 @@ func (i *importer) element(parameter string, e element, implied string) []policy
 
 // restriction reports an element; of one that isn't replicated it returns what
 // takes its place.
-func (i *importer) restriction(parameter string, e element, class Class, why string, options []string) []policy.Restriction {
+func (i *importer) restriction(parameter string, e element, class fidelity.Class, why string, options []string) []policy.Restriction {
 	e.arg = secretFree(e.arg)
 	if options == nil {
 		i.item(parameter, e.text(), class, why, "")
 		return nil
 	}
 	if parameter == "smtpd_data_restrictions" || parameter == "smtpd_end_of_data_restrictions" {
-		options = slices.DeleteFunc(slices.Clone(options), func(o string) bool { return strings.HasPrefix(o, optAsk) })
+		options = slices.DeleteFunc(slices.Clone(options), func(o string) bool { return strings.HasPrefix(o, fidelity.Ask) })
 	}
 	choice := i.choose(parameter, e.text(), options...)
 	i.item(parameter, e.text(), class, why, choice, options...)
 	out := map[string][]policy.Restriction{
-		optSoften:        {{Kind: "defer_if_reject"}},
-		optDefer:         {{Kind: "defer_if_permit"}},
-		optAsk:           {{Kind: "ask_primary", Arg: e.note()}},
-		optAskElseIgnore: {{Kind: "ask_primary_else_ignore", Arg: e.note()}},
-		optAskElseSoften: {{Kind: "ask_primary_else_ignore", Arg: e.note()}},
+		fidelity.Soften:        {{Kind: "defer_if_reject"}},
+		fidelity.Defer:         {{Kind: "defer_if_permit"}},
+		fidelity.Ask:           {{Kind: "ask_primary", Arg: e.note()}},
+		fidelity.AskElseIgnore: {{Kind: "ask_primary_else_ignore", Arg: e.note()}},
+		fidelity.AskElseSoften: {{Kind: "ask_primary_else_ignore", Arg: e.note()}},
 	}[choice]
-	if strings.HasPrefix(choice, optAsk) && options[0] == optSoften {
+	if strings.HasPrefix(choice, fidelity.Ask) && options[0] == fidelity.Soften {
 		out = append(out, policy.Restriction{Kind: "defer_if_reject"}) // who is refused here is never asked about
 	}
 	return out
@@ -310,7 +311,7 @@ func (i *importer) hasBare(es []element, implied string, depth int) bool {
 }
 
 // accessTable translates a restriction that looks something up.
-func (i *importer) accessTable(parameter string, e element, class Class, implied string) []policy.Restriction {
+func (i *importer) accessTable(parameter string, e element, class fidelity.Class, implied string) []policy.Restriction {
 	name, reason := tableName(e.arg)
 	if reason == nil {
 		var t *Table
@@ -322,7 +323,7 @@ func (i *importer) accessTable(parameter string, e element, class Class, implied
 		}
 	}
 	if reason != nil {
-		return i.restriction(parameter, e, NotReplicated, reason.Error(), permitsAsk)
+		return i.restriction(parameter, e, fidelity.NotReplicated, reason.Error(), permitsAsk)
 	}
 	i.item(parameter, e.text(), class, "", "")
 	return []policy.Restriction{{Kind: e.name, Arg: specName(name)}}

@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+
+	"github.com/understudy-mx/understudy/policy/fidelity"
 )
 
 // Op is what a Rule does.
@@ -138,7 +140,7 @@ func (t *Table) parse(file, text string, skipped map[int]string) {
 		switch {
 		case !ok || skipped[n] != "" || r.Op == Endif && depth == 0:
 			what := cmp.Or(skipped[n], "no rule of a "+t.Type+" table; Postfix skips the line")
-			t.Skipped = append(t.Skipped, Mistake{file, n, strings.ToValidUTF8(what, "?")})
+			t.Skipped = append(t.Skipped, fidelity.Mistake{File: file, Line: n, What: strings.ToValidUTF8(what, "?")})
 			return
 		case r.Op == If:
 			depth++

@@ -4,6 +4,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/understudy-mx/understudy/policy/fidelity"
 )
 
 // settings translates switches, limits and reply codes.
@@ -91,7 +93,7 @@ func (i *importer) clientLimits() {
 		{"smtpd_client_new_tls_session_rate_limit", 0, &c.NewTLSRate},
 	} {
 		if *n.to = int(i.number(n.name, 0)); *n.to != n.def {
-			i.item(n.name, i.set[n.name], Approximated, whyCounts, "")
+			i.item(n.name, i.set[n.name], fidelity.Approximated, whyCounts, "")
 		}
 	}
 	const screen = "postscreen_client_connection_count_limit"
@@ -99,7 +101,7 @@ func (i *importer) clientLimits() {
 		if n := int(i.numberOf(i.conf.postscreen, screen, 0)); n > 0 && (c.Connections == 0 || n < c.Connections) {
 			c.Connections = n
 		}
-		i.item(screen, v, Approximated, whyConnections, "")
+		i.item(screen, v, fidelity.Approximated, whyConnections, "")
 	}
 	if max(c.Connections, c.ConnectionRate, c.MessageRate, c.RecipientRate, c.NewTLSRate) == 0 {
 		return
@@ -148,14 +150,14 @@ func (i *importer) extensions() {
 	for _, w := range words(i.set[parameter]) {
 		switch ext := strings.Replace(strings.ToUpper(w), "EHLO_MASK_SMTPUTF8", "SMTPUTF8", 1); ext {
 		case "DSN", "SMTPUTF8":
-			i.item(parameter, w, Exact, "", "")
+			i.item(parameter, w, fidelity.Exact, "", "")
 			if p.Offers(ext) {
 				p.Discard = append(p.Discard, ext)
 			}
 		case "STARTTLS":
-			i.item(parameter, w, NotReplicated, "the secondary offers TLS by its own configuration", optIgnore)
+			i.item(parameter, w, fidelity.NotReplicated, "the secondary offers TLS by its own configuration", fidelity.Ignore)
 		case "8BITMIME", "PIPELINING", "SIZE", "ENHANCEDSTATUSCODES":
-			i.item(parameter, w, Approximated, "the secondary offers it; no reply depends on that", "")
+			i.item(parameter, w, fidelity.Approximated, "the secondary offers it; no reply depends on that", "")
 		}
 	}
 }
@@ -168,18 +170,18 @@ func (i *importer) bareNewline() {
 	p.BareNewline = "normalize"
 	switch v := strings.ToLower(i.set[parameter]); v {
 	case "no":
-		i.item(parameter, v, Approximated, whyCRLF, "")
+		i.item(parameter, v, fidelity.Approximated, whyCRLF, "")
 	case "yes", "normalize", "note":
-		if i.item(parameter, v, Exact, "", ""); i.set[parameter+"_exclusions"] != "" && i.set[parameter+"_exclusions"] != i.set["mynetworks"] {
-			i.item(parameter+"_exclusions", i.set[parameter+"_exclusions"], Approximated, whyCRLF, "")
+		if i.item(parameter, v, fidelity.Exact, "", ""); i.set[parameter+"_exclusions"] != "" && i.set[parameter+"_exclusions"] != i.set["mynetworks"] {
+			i.item(parameter+"_exclusions", i.set[parameter+"_exclusions"], fidelity.Approximated, whyCRLF, "")
 		}
 	case "reject":
-		i.item(parameter, v, Exact, "", "")
+		i.item(parameter, v, fidelity.Exact, "", "")
 		p.BareNewline = v
 		if p.BareNewlineCode = int(i.number(parameter+"_reject_code", 500)); p.BareNewlineCode == 550 {
 			p.BareNewlineCode = 0
 		}
-		i.item(parameter+"_reject_code", i.set[parameter+"_reject_code"], Exact, "", "")
+		i.item(parameter+"_reject_code", i.set[parameter+"_reject_code"], fidelity.Exact, "", "")
 		p.BareNewlineExclusions = i.networks(parameter + "_exclusions")
 	}
 }

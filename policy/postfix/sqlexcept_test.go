@@ -9,6 +9,7 @@ import (
 
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/fidelity"
 	"github.com/understudy-mx/understudy/policy/postfix"
 )
 
@@ -46,7 +47,7 @@ func TestCatchAllUnless(t *testing.T) {
 				src.Lister = postfix.Databases{}
 				spec, report := load(t, src)
 				for _, it := range report.Items {
-					if it.Parameter == "virtual_alias_maps" && it.Class != postfix.Exact {
+					if it.Parameter == "virtual_alias_maps" && it.Class != fidelity.Exact {
 						t.Errorf("not exact: %+v", it)
 					}
 				}

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/fidelity"
 )
 
 // Kind is what a Table is made of.
@@ -35,12 +36,12 @@ type Table struct {
 	// DomainWide tables answer to every address of a domain, by its key
 	// "@domain", before any other key is looked at.
 	DomainWide bool
-	Unless     string    // characters: "@domain" doesn't answer to local-parts with one of them
-	Stands     bool      // "@domain" stands for addresses alone: it is no key itself
-	Partial    string    // why there may be keys that aren't listed, "" when there are none
-	Skipped    []Mistake // lines that Postfix skips with a warning
-	Note       string    // for the Report
-	Unsure     string    // characters: a key with one of them may be there though it isn't listed, see policy.Learned
+	Unless     string             // characters: "@domain" doesn't answer to local-parts with one of them
+	Stands     bool               // "@domain" stands for addresses alone: it is no key itself
+	Partial    string             // why there may be keys that aren't listed, "" when there are none
+	Skipped    []fidelity.Mistake // lines that Postfix skips with a warning
+	Note       string             // for the Report
+	Unsure     string             // characters: a key with one of them may be there though it isn't listed, see policy.Learned
 	How        Listing
 }
 

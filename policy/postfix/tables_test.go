@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/fidelity"
 )
 
 const sssd = "sss in nsswitch.conf need not list everybody"
@@ -111,7 +112,7 @@ func TestPartialTables(t *testing.T) {
 			default:
 				i.otherTables()
 			}
-			if len(i.report.Items) == 0 || i.report.Items[0].Class == Exact || !strings.Contains(i.report.Items[0].Why, sssd) {
+			if len(i.report.Items) == 0 || i.report.Items[0].Class == fidelity.Exact || !strings.Contains(i.report.Items[0].Why, sssd) {
 				t.Errorf("the report says %+v", i.report.Items)
 			}
 		})

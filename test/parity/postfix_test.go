@@ -15,6 +15,7 @@ import (
 
 	"github.com/understudy-mx/understudy/internal/testmx"
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/fidelity"
 	"github.com/understudy-mx/understudy/policy/postfix"
 )
 
@@ -29,7 +30,7 @@ type primary struct {
 	addr    string
 	spec    *policy.Spec
 	src     postfix.Source
-	report  postfix.Report
+	report  fidelity.Report
 	settled []string // items of the report that were evened out
 }
 
@@ -162,7 +163,7 @@ func (p *primary) configure(src postfix.Source, run string) {
 	}
 	writeOld(t, filepath.Join(run, "master.cf"), fmt.Sprintf(testmx.MasterCF, p.addr))
 	for _, it := range p.report.Items {
-		if it.Class == postfix.NotReplicated {
+		if it.Class == fidelity.NotReplicated {
 			it.Parameter = strings.ReplaceAll(it.Parameter, filepath.Join(p.dir, "conf"), run)
 			it.Element = strings.ReplaceAll(it.Element, filepath.Join(p.dir, "conf"), run)
 			p.even(run, it)
@@ -175,7 +176,7 @@ func (p *primary) configure(src postfix.Source, run string) {
 }
 
 // even makes the copy do what the secondary does instead of an item.
-func (p *primary) even(run string, it postfix.Item) {
+func (p *primary) even(run string, it fidelity.Item) {
 	p.t.Helper()
 	set := func(value string) {
 		// Not appended: a line that overrides another is a warning, and a

@@ -1,4 +1,16 @@
-package postfix
+// Package fidelity says how faithfully a policy follows the configuration that it
+// was imported from: what the secondary decides exactly as the primary, what it
+// can't, and what it does instead. Every importer fills the same Report, so that
+// an operator reads one language whatever the primary is, and chooses in it:
+//
+//	smtpd_milters: inet:localhost:11332     the item, parameter and element
+//	    here: ignore                        what is done now
+//	    or: --choose 'smtpd_milters: inet:localhost:11332=defer'
+//
+// Nothing that takes part in a decision may be missing in a Report. Where
+// something can't be replicated, the first of its Options is the side that
+// refuses nothing for good.
+package fidelity
 
 import (
 	"bufio"
@@ -24,17 +36,17 @@ const (
 
 // What the secondary does instead of something that it can't do.
 const (
-	optIgnore = "ignore" // as if it weren't there
-	optSoften = "soften" // refusals that follow become temporary (defer_if_reject)
-	optDefer  = "defer"  // what would be accepted is deferred (defer_if_permit)
-	optPass   = "pass"   // clients that get there pass all of postscreen
+	Ignore = "ignore" // as if it weren't there
+	Soften = "soften" // refusals that follow become temporary (defer_if_reject)
+	Defer  = "defer"  // what would be accepted is deferred (defer_if_permit)
+	Pass   = "pass"   // clients that get there pass all of postscreen
 	// Who would be accepted is asked about at RCPT of the live primary, and gets
 	// its refusal. If it can't be asked: deferred, or else as the name says.
-	optAsk           = "ask"
-	optAskElseIgnore = "ask-else-ignore"
-	optAskElseSoften = "ask-else-soften" // and refusals that follow are softened, as with optSoften
-	// optLater is for what the primary decides about the whole message.
-	optLater = "accept; the primary decides when the message is relayed to it"
+	Ask           = "ask"
+	AskElseIgnore = "ask-else-ignore"
+	AskElseSoften = "ask-else-soften" // and refusals that follow are softened, as with Soften
+	// Later is for what the primary decides about the whole message.
+	Later = "accept; the primary decides when the message is relayed to it"
 )
 
 // Item is one restriction, table, list or limit that takes part in the
@@ -51,9 +63,14 @@ type Item struct {
 	// it puts off what may be mail for them. Concerns says how much that is.
 	Unknown  bool   `json:"unknown,omitempty"`
 	Concerns string `json:"concerns,omitempty"`
+	// Domains are what it would list, not recipients. NoMail: it would list some,
+	// and all mail for them is put off.
+	Domains, NoMail bool `json:"-"`
+	// Usual: nobody chose what it says; it is the server's default.
+	Usual bool `json:"-"`
 }
 
-// Mistake is a line of the primary's that Postfix passes over, saying so in its
+// Mistake is a line of the primary's that its server passes over, saying so in its
 // log only.
 type Mistake struct {
 	File string `json:"file"`
@@ -68,15 +85,16 @@ type Contradiction struct {
 	What  string `json:"what"`
 }
 
-// ID names the item for Source.Choices.
+// ID names the item for Choices.
 func (it Item) ID() string { return strings.TrimSpace(it.Parameter + ": " + it.Element) }
 
 // Report lists what an import replicates and what it doesn't.
 type Report struct {
+	Server             string    `json:"server"` // the program: Postfix
 	MailVersion        string    `json:"mail_version"`
-	CompatibilityLevel string    `json:"compatibility_level"`
-	Service            string    `json:"service"`            // of master.cf
-	Warnings           []string  `json:"warnings,omitempty"` // postconf's own
+	CompatibilityLevel string    `json:"compatibility_level,omitempty"` // of a Postfix
+	Service            string    `json:"service,omitempty"`             // the one that we stand in for, of several
+	Warnings           []string  `json:"warnings,omitempty"`            // the server's own
 	Mistakes           []Mistake `json:"mistakes,omitempty"`
 
 	Contradicted []Contradiction `json:"contradicted,omitempty"`
@@ -90,7 +108,8 @@ type Report struct {
 	Polled []string `json:"polled,omitempty"`
 }
 
-func (r *Report) add(it Item) {
+// Add notes an item, once.
+func (r *Report) Add(it Item) {
 	if !slices.ContainsFunc(r.Items, func(o Item) bool { return o.ID() == it.ID() && o.Class == it.Class && o.Why == it.Why }) {
 		r.Items = append(r.Items, it)
 	}
@@ -104,13 +123,14 @@ func (it Item) rank() int {
 	switch {
 	case !it.Unknown:
 		return 2
-	case !slices.Contains(domainLists, it.Parameter):
+	case !it.Domains:
 		return 1
 	}
 	return 0
 }
 
-func (r *Report) sort() {
+// Sort puts what needs the operator's attention first.
+func (r *Report) Sort() {
 	slices.SortStableFunc(r.Items, func(a, b Item) int {
 		return cmp.Or(
 			cmp.Compare(a.rank(), b.rank()),
@@ -119,23 +139,11 @@ func (r *Report) sort() {
 	})
 }
 
-// defaults are those that every report would have something to say about.
-var defaults = map[string]string{"message_size_limit": "10240000", "smtpd_forbid_bare_newline": "no"}
-
-// usual says that nobody chose what the item says.
-func (it Item) usual() bool { return it.Element != "" && defaults[it.Parameter] == it.Element }
-
 // DomainsUnknown returns the lists whose domains the secondary can't know, so
-// that all mail for them is turned away. A table of aliases, which is such a list
-// by default, hardly ever has a domain, and then isn't one of them.
+// that all mail for them is turned away.
 func (r *Report) DomainsUnknown() (lists []string) {
-	for _, it := range r.Items {
-		aliases := it.Parameter == "virtual_alias_domains" && slices.ContainsFunc(r.Items, func(o Item) bool {
-			return o.Parameter == "virtual_alias_maps" && o.Element == it.Element
-		})
-		if it.Unknown && it.rank() == 0 && !aliases {
-			lists = append(lists, it.ID())
-		}
+	for _, it := range r.of(func(it Item) bool { return it.NoMail }) {
+		lists = append(lists, it.ID())
 	}
 	return lists
 }
@@ -162,16 +170,16 @@ var headings = map[Class]string{
 // parameter.
 func (r *Report) Print(w io.Writer, all bool) error {
 	b := bufio.NewWriter(w)
-	fmt.Fprintf(b, "Postfix %s, compatibility_level %s, service %s\n", r.MailVersion, r.CompatibilityLevel, r.Service)
+	fmt.Fprintln(b, r.head())
 	r.printContradicted(b)
 	printBlocks(b, "Domains and recipients that can't be known", r.of(func(it Item) bool { return it.Unknown }))
 	r.printMistakes(b)
 	for _, c := range []Class{NotReplicated, Approximated} {
-		printBlocks(b, headings[c], r.of(func(it Item) bool { return it.Class == c && !it.Unknown && (all || !it.usual()) }))
+		printBlocks(b, headings[c], r.of(func(it Item) bool { return it.Class == c && !it.Unknown && (all || !it.Usual) }))
 	}
 	fmt.Fprintln(b)
-	if usual := r.of(Item.usual); !all && len(usual) > 0 {
-		fmt.Fprintf(b, "%s, at Postfix's defaults (%d)\n", headings[Approximated], len(usual))
+	if usual := r.of(func(it Item) bool { return it.Usual }); !all && len(usual) > 0 {
+		fmt.Fprintf(b, "%s, at %s's defaults (%d)\n", headings[Approximated], r.Server, len(usual))
 	}
 	for _, c := range []Class{GivenDNS, Exact} {
 		items := r.of(func(it Item) bool { return it.Class == c })
@@ -194,6 +202,17 @@ func (r *Report) Print(w io.Writer, all bool) error {
 	return b.Flush()
 }
 
+func (r *Report) head() string {
+	head := r.Server + " " + r.MailVersion
+	if r.CompatibilityLevel != "" {
+		head += ", compatibility_level " + r.CompatibilityLevel
+	}
+	if r.Service != "" {
+		head += ", service " + r.Service
+	}
+	return head
+}
+
 func (r *Report) printContradicted(w io.Writer) {
 	if n := len(r.Contradicted); n > 0 {
 		fmt.Fprintf(w, "\nListings that the database contradicts (%d)\n", n)
@@ -211,7 +230,7 @@ func (r *Report) printMistakes(w io.Writer) {
 		fmt.Fprintf(w, "  %s:%d: %s\n", m.File, m.Line, m.What)
 	}
 	for _, s := range r.Warnings {
-		fmt.Fprintf(w, "  postconf: %s\n", s)
+		fmt.Fprintf(w, "  %s: %s\n", r.Server, s)
 	}
 }
 
@@ -292,15 +311,3 @@ func printBlock(w io.Writer, items []Item) {
 }
 
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
-
-// unknownChoices returns the choices that no item offers.
-func unknownChoices(choices map[string]string, r *Report) []string {
-	var unknown []string
-	for id := range choices {
-		if !slices.ContainsFunc(r.Items, func(it Item) bool { return it.ID() == id && len(it.Options) > 1 }) {
-			unknown = append(unknown, id)
-		}
-	}
-	slices.Sort(unknown)
-	return unknown
-}
