@@ -20,7 +20,7 @@ func BenchmarkSession(b *testing.B) {
 	} {
 		b.Run(bench.name, func(b *testing.B) {
 			s, _ := newServer(b)
-			s.Spool = Nowhere{}
+			s.Keep = Nowhere{}
 			ln := listen(b)
 			defer serve(b, s, ln)()
 			buf := make([]byte, 4096)

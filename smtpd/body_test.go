@@ -167,6 +167,9 @@ func checkBody(t *testing.T, p []byte, normalize bool, size int, piece func() in
 		total += used
 		buf = append([]byte(nil), buf[used:]...)
 	}
+	if dirt := unclean(out.String()); dirt != "" {
+		t.Fatalf("%q: passed on with %s: %q", p, dirt, out.String())
+	}
 	if done != wantDone || done && total != wantUsed {
 		t.Fatalf("%q: ended %v behind %d octets, want %v, %d", p, done, total, wantDone, wantUsed)
 	}

@@ -1,14 +1,12 @@
 package smtpd
 
 import (
-	"context"
 	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"slices"
+	"strconv"
 	"strings"
-	"time"
-	"unicode"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/policy"
@@ -16,327 +14,274 @@ import (
 
 var ok = envelope.NewReply(250, "2.0.0", "Ok")
 
-// refused says that v is answered with its own reply, not with our 250.
-func refused(v policy.Verdict) bool { return v.Action == policy.Defer || v.Action == policy.Reject }
-
-func (f *front) refuse(v policy.Verdict) {
-	f.reply(v.Reply)
-	if v.Close {
-		f.hangUp("refused", envelope.Reply{})
-	}
-}
-
-// judged counts a verdict, and logs it unless it is a plain permit.
-func (f *front) judged(at policy.Stage, v policy.Verdict) {
-	kind := v.Rule.Kind
-	if kind == "" {
-		kind = "default"
-	}
-	f.srv.Metrics.Verdicts.WithLabelValues(at.String(), v.Action.String(), kind).Inc()
-	if v.Unsure != "" && f.srv.Unsure != nil {
-		f.srv.Unsure(v.Unsure)
-	}
-	if v.Action == policy.Reject && v.Rule.Stage == policy.Connect {
-		f.mu.Lock()
-		f.listed = true
-		f.mu.Unlock()
-		f.srv.crowd.good.forget(group(f.client.Addr))
-	}
-	if v.Action == policy.Permit && len(v.Warnings) == 0 {
-		return
-	}
-	attrs := []slog.Attr{
-		slog.String("stage", at.String()),
-		slog.String("action", v.Action.String()),
-		peer("rule", v.Rule.String()),
-		peer("reply", v.Reply.String()),
-	}
-	for _, w := range v.Warnings {
-		attrs = append(attrs, peer("would_refuse", w.String()))
-	}
-	f.srv.Log.LogAttrs(f.ctx, slog.LevelInfo, "verdict", append(attrs, f.who(at)...)...)
-}
-
-// who describes the session to the log, as far as it has come at stage at.
-func (f *front) who(at policy.Stage) []slog.Attr {
-	attrs := []slog.Attr{slog.String("client", f.client.Addr.String()), peer("helo", f.client.Helo)}
-	if f.tx == nil {
-		return attrs
-	}
-	attrs = append(attrs, slog.String("id", f.tx.env.ID), peer("from", f.tx.env.From.String()))
-	if at == policy.Rcpt {
-		attrs = append(attrs, peer("to", f.rcpt.Path.String()))
-	}
-	return attrs
-}
-
-// peer is a log attribute whose value a peer chose.
-func peer(key, value string) slog.Attr {
-	return slog.String(key, strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
-			return '?'
-		}
-		return r
-	}, value[:min(len(value), 256)]))
-}
-
 // space is what stands between a command's words.
 const space = " \t\v\f"
 
-// command answers one command.
-func (f *front) command(line string) {
+// obey answers one command.
+func (s *session) obey(line string) {
 	line = strings.Trim(line, space)
 	verb, arg := line, ""
 	if i := strings.IndexAny(line, space); i >= 0 {
 		verb, arg = line[:i], strings.TrimLeft(line[i:], space)
 	}
 	verb = upper(verb)
-	if f.policy.NoOp(verb) {
-		f.reply(ok)
-		f.junkCommand()
+	if s.policy.NoOp(verb) {
+		s.reply(ok)
+		s.junkCommand()
 		return
 	}
-	if f.aheadOfTurn(verb) {
+	if s.aheadOfTurn(verb) {
 		return
 	}
 	switch verb {
 	case "EHLO", "HELO":
-		f.verb = verb
-		f.junkCommand()
-		f.helo(arg)
+		s.verb = verb
+		s.junkCommand()
+		s.helo(arg)
 	case "MAIL":
-		f.verb = verb
-		f.mail(arg)
+		s.verb = verb
+		s.mail(arg)
 	case "RCPT":
-		f.verb = verb
-		f.recipient(arg)
+		s.verb = verb
+		s.recipient(arg)
 	case "DATA":
-		f.verb = verb
-		f.data(arg)
+		s.verb = verb
+		s.data(arg)
 	case "NOOP", "VRFY", "RSET", "ETRN":
-		f.verb = verb
-		f.junkCommand()
-		f.small(arg)
+		s.verb = verb
+		s.junkCommand()
+		s.small(arg)
 	case "QUIT":
-		f.verb = verb
-		f.hangUp("completed", envelope.NewReply(221, "2.0.0", "Bye"))
+		s.verb = verb
+		s.hangUp("completed", envelope.NewReply(221, "2.0.0", "Bye"))
 	case "STARTTLS":
-		f.verb = verb
-		f.startTLS(arg)
+		s.verb = verb
+		s.startTLS(arg)
 	case "XCLIENT":
-		f.verb = verb
-		f.xclientCommand(arg)
+		s.verb = verb
+		s.xclientCommand(arg)
 	default:
-		f.unknownCommand(verb, line)
+		s.unknownCommand(verb, line)
 	}
 }
 
 // aheadOfTurn notes, for the policy, a client that sent more behind a command
 // that must be the last of a group (RFC 2920 §3.1), or behind any without
 // EHLO. It hangs up where the policy wants that.
-func (f *front) aheadOfTurn(verb string) (over bool) {
+func (s *session) aheadOfTurn(verb string) (over bool) {
 	switch verb {
 	case "MAIL", "RCPT", "RSET":
-		if f.client.Protocol == "ESMTP" {
+		if s.client.Protocol == "ESMTP" {
 			return false
 		}
 	}
-	if len(f.in.pending()) == 0 {
+	if len(s.conn.in.pending()) == 0 {
 		return false
 	}
-	return f.outOfTurn()
+	return s.outOfTurn()
 }
 
 // outOfTurn notes that the client spoke when it wasn't its turn.
-func (f *front) outOfTurn() (over bool) {
-	f.hasty = true
-	f.policy.Pipelined()
-	if !f.snap.Protocol().ForbidPipelining {
+func (s *session) outOfTurn() (over bool) {
+	s.hasty = true
+	s.policy.Pipelined()
+	if !s.snap.Protocol().ForbidPipelining {
 		return false
 	}
-	f.limit("pipelining")
-	f.hangUp("error", envelope.NewReply(554, "5.5.0", "Error: SMTP protocol synchronization"))
+	s.limit("pipelining")
+	s.hangUp("error", envelope.NewReply(554, "5.5.0", "Error: SMTP protocol synchronization"))
 	return true
 }
 
-// junkCommand counts a command that does no work. As in Postfix the first
-// beyond the limit is still free.
-func (f *front) junkCommand() {
-	limit := f.limits().JunkCommands
-	if f.junk++; limit > 0 && f.junk > limit+1 {
-		f.errs++
-	}
-}
-
-func (f *front) small(arg string) {
+func (s *session) small(arg string) {
 	switch {
-	case f.verb == "NOOP":
-		f.reply(ok)
-	case f.verb == "VRFY":
-		f.verify(arg)
-	case f.verb == "ETRN":
-		f.etrn(arg)
+	case s.verb == "NOOP":
+		s.reply(ok)
+	case s.verb == "VRFY":
+		s.verify(arg)
+	case s.verb == "ETRN":
+		s.etrn(arg)
 	case arg != "":
-		f.reply(envelope.NewReply(501, "5.5.4", "Syntax: RSET"))
+		s.reply(envelope.NewReply(501, "5.5.4", "Syntax: RSET"))
 	default:
-		f.abandon()
-		f.reply(ok)
+		s.abandon()
+		s.reply(ok)
 	}
 }
 
 // unknownCommand answers what isn't a command of ours, and hangs up on what
 // isn't SMTP at all: the client may be a browser that somebody tricked.
-func (f *front) unknownCommand(verb, line string) {
-	forbidden := f.policy.Forbids(verb)
+func (s *session) unknownCommand(verb, line string) {
+	forbidden := s.policy.Forbids(verb)
 	switch verb {
 	case "XFORWARD":
-		f.xforward(line[len(verb):])
+		s.xforward(line[len(verb):])
 		return
 	case "AUTH":
-		f.reply(envelope.NewReply(503, "5.5.1", "Error: authentication not enabled"))
+		s.reply(envelope.NewReply(503, "5.5.1", "Error: authentication not enabled"))
 		return
 	case "BDAT":
 		// What follows is message text and must not be read as commands.
-		f.hangUp("error", envelope.NewReply(502, "5.5.1", "Error: CHUNKING was not offered"))
+		s.hangUp("error", envelope.NewReply(502, "5.5.1", "Error: CHUNKING was not offered"))
 		return
 	case "":
-		f.reply(envelope.NewReply(500, "5.5.2", "Error: bad syntax"))
+		s.reply(envelope.NewReply(500, "5.5.2", "Error: bad syntax"))
 		return
 	case "GET", "POST", "PUT", "HEAD", "OPTIONS", "DELETE", "PATCH", "TRACE", "CONNECT", "PRI":
 	default:
 		letter := verb[0] >= 'A' && verb[0] <= 'Z'
 		if letter && !strings.HasSuffix(verb, ":") && !forbidden {
-			f.reply(envelope.NewReply(500, "5.5.2", "Error: command not recognized"))
+			s.reply(envelope.NewReply(500, "5.5.2", "Error: command not recognized"))
 			return
 		}
 	}
-	f.limit("not_smtp")
-	f.srv.Log.LogAttrs(f.ctx, slog.LevelInfo, "not SMTP", slog.String("client", f.client.Addr.String()), peer("line", line))
-	f.hangUp("error", envelope.NewReply(221, "2.7.0", "Error: I can break rules, too. Goodbye."))
+	s.limit("not_smtp")
+	s.srv.Log.LogAttrs(s.ctx, slog.LevelInfo, "not SMTP", slog.String("client", s.client.Addr.String()), peer("line", line))
+	s.hangUp("error", envelope.NewReply(221, "2.7.0", "Error: I can break rules, too. Goodbye."))
 }
 
 // abandon ends the mail transaction, if there is one, for us and for go-smtp.
-func (f *front) abandon() {
-	f.size, f.author = 0, false
-	if f.tx == nil {
-		return
+func (s *session) abandon() {
+	s.size, s.author = 0, false
+	if s.tx != nil {
+		s.endTransaction()
+		s.library.hand("RSET", nil)
 	}
-	f.endTransaction()
-	f.ours, f.feed = true, "RSET\r\n"
 }
 
-func (f *front) endTransaction() {
-	if f.tx != nil {
-		f.tx.endInquiry()
+func (s *session) endTransaction() {
+	if s.tx != nil {
+		s.tx.endInquiry()
 	}
-	f.tx, f.size, f.author = nil, 0, false
-	f.policy.Reset()
+	s.tx, s.size, s.author = nil, 0, false
+	s.decider.Reset()
 }
 
-func (f *front) helo(arg string) {
+func (s *session) helo(arg string) {
 	name := strings.Join(strings.Fields(arg), " ")
 	if name == "" {
-		f.reply(envelope.NewReply(501, "", "Syntax: %s hostname", f.verb))
+		s.reply(envelope.NewReply(501, "", "Syntax: %s hostname", s.verb))
 		return
 	}
-	if f.snap.Protocol().NoUTF8 {
+	if s.snap.Protocol().NoUTF8 {
 		name = masked(name)
 	}
-	if f.snap.Spec().DelayReject { // before that, it is judged as it came
+	if s.snap.Spec().DelayReject { // before that, it is judged as it came
 		name = neutered(name)
 	}
-	v := f.policy.Helo(f.ctx, name)
-	f.judged(policy.Helo, v)
-	if refused(v) {
-		f.refuse(v)
+	hello := Command{At: policy.Helo, Helo: name}
+	if s.verb == "EHLO" {
+		hello.Keywords = s.extensions()
+	}
+	d := s.decide(hello)
+	if !s.answer(d, envelope.Reply{}) {
 		return
 	}
-	f.abandon()
-	f.client.Helo = neutered(name)
-	if f.verb == "HELO" {
-		if f.client.Protocol == "" {
-			f.client.Protocol = "SMTP"
+	s.abandon()
+	s.client.Helo = neutered(name)
+	if s.verb == "HELO" {
+		if s.client.Protocol == "" {
+			s.client.Protocol = "SMTP"
 		}
-		f.reply(envelope.NewReply(250, "", "%s", f.srv.Hostname))
+		s.reply(envelope.NewReply(250, "", "%s", s.srv.Hostname))
 		return
 	}
-	f.client.Protocol = "ESMTP"
-	f.offered = f.extensions()
-	f.reply(envelope.Reply{Code: 250, Text: f.srv.Hostname + "\n" + strings.Join(f.offered, "\n")})
+	s.client.Protocol = "ESMTP"
+	s.offer(hello.Keywords, d.Keywords)
+	s.reply(envelope.Reply{Code: 250, Text: s.srv.Hostname + "\n" + strings.Join(s.offered, "\n")})
+}
+
+// offer notes what EHLO offers: all, or what the Decider chose of it.
+func (s *session) offer(all, chosen []string) {
+	s.offered, s.cut, s.cutSize = all, nil, 0
+	if chosen == nil {
+		return
+	}
+	s.offered = chosen
+	for _, ext := range all {
+		name, _, _ := strings.Cut(ext, " ")
+		i := slices.IndexFunc(chosen, func(c string) bool { return c == name || strings.HasPrefix(c, name+" ") })
+		if i < 0 {
+			s.cut = append(s.cut, name)
+		} else if size, found := strings.CutPrefix(chosen[i], "SIZE "); found {
+			s.cutSize, _ = strconv.ParseInt(size, 10, 64)
+		}
+	}
+}
+
+// maxSize is the limit on a message's size, 0 when there is none.
+func (s *session) maxSize() int64 {
+	if own := s.lim.MessageSize; s.cutSize == 0 || own > 0 && own < s.cutSize {
+		return own
+	}
+	return s.cutSize
+}
+
+// offers says that the client may use an extension.
+func (s *session) offers(ext string) bool {
+	return s.snap.Protocol().Offers(ext) && !slices.Contains(s.cut, ext)
 }
 
 // extensions lists what works, and only that.
-func (f *front) extensions() []string {
+func (s *session) extensions() []string {
 	size := "SIZE"
-	if f.lim.MessageSize > 0 {
-		size = fmt.Sprintf("SIZE %d", f.lim.MessageSize)
+	if s.lim.MessageSize > 0 {
+		size = fmt.Sprintf("SIZE %d", s.lim.MessageSize)
 	}
 	list := []string{"PIPELINING", size, "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", "DSN"}
-	list = slices.DeleteFunc(list, func(ext string) bool { return !f.snap.Protocol().Offers(ext) })
-	if f.srv.TLS != nil && f.tls == nil {
+	list = slices.DeleteFunc(list, func(ext string) bool { return !s.snap.Protocol().Offers(ext) })
+	if s.srv.TLS != nil && s.tls == nil {
 		list = append(list, "STARTTLS")
 	}
-	if f.xclient {
+	if s.xclient {
 		list = append(list, "XCLIENT NAME ADDR PROTO HELO REVERSE_NAME PORT")
 	}
-	if f.lim.Recipients > 0 {
-		list = append(list, fmt.Sprintf("LIMITS RCPTMAX=%d", f.lim.Recipients))
+	if s.lim.Recipients > 0 {
+		list = append(list, fmt.Sprintf("LIMITS RCPTMAX=%d", s.lim.Recipients))
 	}
 	return list
 }
 
-func (f *front) startTLS(arg string) {
+func (s *session) startTLS(arg string) {
 	switch {
 	case arg != "":
-		f.reply(envelope.NewReply(501, "5.5.4", "Syntax: STARTTLS"))
-	case f.tls != nil:
-		f.reply(envelope.NewReply(554, "5.5.1", "Error: TLS already active"))
-	case f.srv.TLS == nil:
-		f.reply(envelope.NewReply(502, "5.5.1", "Error: command not implemented"))
-	case len(f.in.pending()) > 0:
+		s.reply(envelope.NewReply(501, "5.5.4", "Syntax: STARTTLS"))
+	case s.tls != nil:
+		s.reply(envelope.NewReply(554, "5.5.1", "Error: TLS already active"))
+	case s.srv.TLS == nil:
+		s.reply(envelope.NewReply(502, "5.5.1", "Error: command not implemented"))
+	case len(s.conn.in.pending()) > 0:
 		// RFC 3207 §6: whoever can write in plain text could have put
 		// commands here that would count as sent under TLS.
-		f.limit("starttls_injection")
-		f.hangUp("error", envelope.NewReply(554, "5.5.1", "Error: commands behind STARTTLS"))
-	case f.tooManyHandshakes(0):
-		f.reply(f.tooManyTLS(454, "4.7.0", ""))
+		s.limit("starttls_injection")
+		s.hangUp("error", envelope.NewReply(554, "5.5.1", "Error: commands behind STARTTLS"))
+	case s.tooManyHandshakes(0):
+		s.reply(s.tooManyTLS(454, "4.7.0", ""))
 	default:
-		f.abandon()
-		f.reply(envelope.NewReply(220, "2.0.0", "Ready to start TLS"))
-		f.handshake()
+		s.abandon()
+		s.reply(envelope.NewReply(220, "2.0.0", "Ready to start TLS"))
+		s.handshake()
 	}
 }
 
 // handshake starts TLS and forgets what the client said before (RFC 3207 §4.2).
-func (f *front) handshake() {
-	err := f.flush()
-	var conn *tls.Conn
-	if err == nil {
-		conn = tls.Server(f.raw, f.srv.tlsConfig(f.snap.Protocol().AskCert))
-		err = conn.SetDeadline(time.Now().Add(min(time.Minute, f.srv.CommandTimeout)))
-	}
-	if err == nil {
-		err = conn.HandshakeContext(context.Background()) // the deadline bounds it
-	}
+func (s *session) handshake() {
+	state, err := s.conn.secure(s.srv.tlsConfig(s.snap.Protocol().AskCert))
 	if err != nil {
-		f.tooManyHandshakes(1)
-		f.srv.Metrics.TLSHandshakes.WithLabelValues("failed").Inc()
-		f.srv.Log.LogAttrs(f.ctx, slog.LevelInfo, "TLS handshake failed",
-			slog.String("client", f.client.Addr.String()), peer("error", err.Error()))
-		f.over = true
+		s.tooManyHandshakes(1)
+		s.srv.Metrics.TLSHandshakes.WithLabelValues("failed").Inc()
+		s.srv.Log.LogAttrs(s.ctx, slog.LevelInfo, "TLS handshake failed",
+			slog.String("client", s.client.Addr.String()), peer("error", err.Error()))
+		s.over = true
 		return
 	}
-	f.srv.Metrics.TLSHandshakes.WithLabelValues("ok").Inc()
-	state := conn.ConnectionState()
-	f.tls = &state
-	f.mu.Lock()
-	f.conn = conn
-	f.mu.Unlock()
-	f.client.TLS = strings.Replace(tls.VersionName(state.Version), " ", "v", 1) + " " + tls.CipherSuiteName(state.CipherSuite)
-	f.client.HasCert = len(state.PeerCertificates) > 0
-	f.client.Helo, f.client.Protocol = "", ""
-	f.forgot = true
-	if !state.DidResume && f.tooManyHandshakes(1) {
-		f.hangUp("refused", f.tooManyTLS(421, "4.7.0", f.srv.Hostname+" "))
+	s.srv.Metrics.TLSHandshakes.WithLabelValues("ok").Inc()
+	s.tls = state
+	s.client.TLS = strings.Replace(tls.VersionName(state.Version), " ", "v", 1) + " " + tls.CipherSuiteName(state.CipherSuite)
+	s.client.HasCert = len(state.PeerCertificates) > 0
+	s.client.Helo, s.client.Protocol = "", ""
+	s.forgot = true
+	if !state.DidResume && s.tooManyHandshakes(1) {
+		s.hangUp("refused", s.tooManyTLS(421, "4.7.0", s.srv.Hostname+" "))
 	}
 }

@@ -19,9 +19,9 @@ type crowd struct {
 	passed                     history // who waited for the policy's postscreen, by address
 	rates                      rates
 
-	mu   sync.Mutex           // guards the two below
-	all  map[*front]struct{}  // open connections
-	from map[netip.Prefix]int // of them, by client and by network
+	mu   sync.Mutex               // guards the two below
+	all  map[*connection]struct{} // open connections
+	from map[netip.Prefix]int     // of them, by client and by network
 }
 
 // stressTimeout is how long a client may be silent under stress: Postfix's
@@ -31,38 +31,38 @@ const stressTimeout = 10 * time.Second
 // historySize is how many clients a history remembers.
 const historySize = 10_000
 
-// add counts f in. A connection that is refused takes a place until it has
+// add counts conn in. A connection that is refused takes a place until it has
 // read its refusal; far beyond max there is none even for that, and add says
 // no.
-func (c *crowd) add(f *front) bool {
+func (c *crowd) add(conn *connection) bool {
 	c.mu.Lock()
 	n := len(c.all) + 1
 	if n > c.max+max(c.max/4, 16) {
 		c.mu.Unlock()
 		return false
 	}
-	c.all[f] = struct{}{}
-	f.place = n
+	c.all[conn] = struct{}{}
+	conn.place = n
 	begins := 5*n >= 4*c.max && !c.stressed.Swap(true)
 	c.mu.Unlock()
 	if begins {
-		c.each(nil, (*front).hurry)
+		c.each(nil, (*connection).hurry)
 	}
 	return true
 }
 
-// each calls do with every open front, or those of one listener.
-func (c *crowd) each(of *listener, do func(*front)) {
+// each calls do with every open connection, or those of one listener.
+func (c *crowd) each(of *listener, do func(*connection)) {
 	c.mu.Lock()
-	var some []*front
-	for f := range c.all {
-		if of == nil || f.ln == of {
-			some = append(some, f)
+	var some []*connection
+	for conn := range c.all {
+		if of == nil || conn.ln == of {
+			some = append(some, conn)
 		}
 	}
 	c.mu.Unlock()
-	for _, f := range some {
-		do(f)
+	for _, conn := range some {
+		do(conn)
 	}
 }
 
@@ -94,11 +94,11 @@ func (c *crowd) full(place int, client netip.Addr) bool {
 	return place > c.max
 }
 
-// leave forgets f, and the client that enter counted it for, if any.
-func (c *crowd) leave(f *front, client netip.Addr) {
+// leave forgets conn, and the client that enter counted it for, if any.
+func (c *crowd) leave(conn *connection, client netip.Addr) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	delete(c.all, f)
+	delete(c.all, conn)
 	if 10*len(c.all) < 7*c.max {
 		c.stressed.Store(false)
 	}

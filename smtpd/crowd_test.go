@@ -168,6 +168,38 @@ func TestStress(t *testing.T) {
 	})
 }
 
+// TestStressDuringReply: stress that begins while a session writes a reply is
+// noticed when it waits for the next command.
+func TestStressDuringReply(t *testing.T) {
+	for from, want := range map[string]struct {
+		reply string
+		stay  time.Duration
+	}{
+		"192.0.2.1":  {"421 4.4.2", stressTimeout},
+		"192.0.2.66": {"421 4.7.0 mx.test Error: too busy", 0},
+	} {
+		bubble(t, func(s *Server) { s.MaxConnections = 10 }, func(t *testing.T, s *Server, ln *pipeListener) {
+			c := newClient(t, ln.dial(from))
+			c.want("220")
+			c.send("MAIL FROM:<>\r\nRCPT TO:<alice@corp.example>\r\n")
+			synctest.Wait() // the server writes to a client that doesn't read
+			for i := range 7 {
+				other := newClient(t, ln.dial(fmt.Sprintf("198.51.100.%d", i+1)))
+				defer other.Close()
+				other.want("220")
+			}
+			start := time.Now()
+			c.want("250")
+			c.want("")
+			c.want(want.reply)
+			if d := time.Since(start); d < want.stay || d > want.stay+time.Second {
+				t.Errorf("%s stayed for %v, want %v", from, d, want.stay)
+			}
+			c.Close()
+		})
+	}
+}
+
 // TestStressHangsUp: who is listed, or errs on and on, isn't kept under stress.
 func TestStressHangsUp(t *testing.T) {
 	bubble(t, func(s *Server) { s.MaxConnections = 10 }, func(t *testing.T, s *Server, ln *pipeListener) {

@@ -13,70 +13,77 @@ import (
 )
 
 // start greets a new client, or sends it away.
-func (f *front) start() {
-	f.verb = "connect"
-	f.began = time.Now()
-	if p, isProxy := f.raw.(*proxyproto.Conn); isProxy && p.ProxyHeader() == nil {
-		f.srv.Log.Warn("no PROXY header from a listed proxy", "proxy", p.Raw().RemoteAddr())
-		f.hangUp("error", envelope.Reply{})
+func (s *session) start() {
+	s.verb = "connect"
+	s.began = time.Now()
+	if p, isProxy := s.conn.raw.(*proxyproto.Conn); isProxy && p.ProxyHeader() == nil {
+		s.srv.Log.Warn("no PROXY header from a listed proxy", "proxy", p.Raw().RemoteAddr())
+		s.hangUp("error", envelope.Reply{})
 		return
 	}
-	ap := addrOf(f.raw.RemoteAddr())
-	f.client.Addr, f.client.Port = ap.Addr(), ap.Port()
-	f.xclient = contains(f.srv.XClientFrom, f.client.Addr)
+	ap := addrOf(s.conn.raw.RemoteAddr())
+	s.client.Addr, s.client.Port = ap.Addr(), ap.Port()
+	s.xclient = contains(s.srv.XClientFrom, s.client.Addr)
 	limit := ""
-	if !f.xclient {
-		f.counted = f.client.Addr
-		limit = f.srv.crowd.enter(f.counted)
+	if !s.xclient {
+		s.counted = s.client.Addr
+		limit = s.srv.crowd.enter(s.counted)
 	}
 	switch {
-	case f.srv.crowd.full(f.place, f.client.Addr):
-		f.limit("connections")
-		f.hangUp("refused", envelope.NewReply(421, "4.7.0", "%s Error: too many connections", f.srv.Hostname))
+	case s.srv.crowd.full(s.conn.place, s.client.Addr):
+		s.limit("connections")
+		s.hangUp("refused", envelope.NewReply(421, "4.7.0", "%s Error: too many connections", s.srv.Hostname))
 	case limit == "connections_per_client":
-		f.limit(limit)
-		f.hangUp("refused", f.tooMany(f.client.Addr.String()))
+		s.limit(limit)
+		s.hangUp("refused", s.tooMany(s.client.Addr.String()))
 	case limit != "":
-		f.limit(limit)
-		f.hangUp("refused", f.tooMany("your network"))
+		s.limit(limit)
+		s.hangUp("refused", s.tooMany("your network"))
 	default:
-		f.greet()
+		s.greet()
 	}
 }
 
 // greet starts an SMTP session: after the connection and after XCLIENT.
-func (f *front) greet() {
-	snap := f.srv.Policy()
+func (s *session) greet() {
+	snap := s.srv.Policy()
 	if snap == nil {
-		f.hangUp("refused", envelope.NewReply(421, "4.3.2", "%s Service not available, no policy yet", f.srv.Hostname))
+		s.hangUp("refused", envelope.NewReply(421, "4.3.2", "%s Service not available, no policy yet", s.srv.Hostname))
 		return
 	}
-	v := f.adopt(snap)
-	if refused(v) {
-		if f.admitted() {
-			f.refuse(v)
-			f.hangUp("refused", envelope.Reply{})
+	if s.decider != nil {
+		s.decider.Close()
+	}
+	s.decider, s.cut, s.cutSize = judge{s}, nil, 0
+	if s.srv.Decide != nil {
+		s.decider = s.srv.Decide(s.decider)
+	}
+	s.adopt(snap)
+	if d := s.decide(Command{At: policy.Connect}); refused(d.Verdict) {
+		if s.admitted() {
+			s.answer(d, envelope.Reply{})
+			s.hangUp("refused", envelope.Reply{})
 		}
 		return
 	}
-	if f.verb == "connect" && !f.xclient {
-		f.listen(snap.Greet())
+	if s.verb == "connect" && !s.xclient {
+		s.listen(snap.Greet())
 	}
-	if f.over {
+	if s.over {
 		return
 	}
-	if v := f.screen(); refused(v) {
-		f.refuse(v)
-		f.hangUp("refused", envelope.Reply{})
+	if v := s.screen(); refused(v) {
+		s.answer(Decision{Verdict: v}, envelope.Reply{})
+		s.hangUp("refused", envelope.Reply{})
 		return
 	}
-	if f.verb == "connect" && f.spokeFirst() && f.outOfTurn() {
+	if s.verb == "connect" && s.spokeFirst() && s.outOfTurn() {
 		return
 	}
-	if !f.policy.Screened() && !f.admitted() { // whom postscreen keeps never comes to smtpd
+	if !s.policy.Screened() && !s.admitted() { // whom postscreen keeps never comes to smtpd
 		return
 	}
-	f.reply(envelope.NewReply(220, "", "%s ESMTP Understudy", f.srv.Hostname))
+	s.reply(envelope.NewReply(220, "", "%s ESMTP Understudy", s.srv.Hostname))
 }
 
 // moment is how long a client is watched where the policy minds that it speaks
@@ -86,23 +93,24 @@ const moment = 5 * time.Millisecond
 
 // spokeFirst says that the client spoke before the greeting, where the policy
 // counts that as speaking out of turn.
-func (f *front) spokeFirst() bool {
-	if f.snap.Spec().Postscreen != nil || !f.snap.MindsPipelining() {
+func (s *session) spokeFirst() bool {
+	if s.snap.Spec().Postscreen != nil || !s.snap.MindsPipelining() {
 		return false
 	}
-	if !f.early {
-		_ = f.fill(time.Now().Add(moment), true) // a client that has gone is noticed soon
+	if !s.early {
+		s.conn.await(moment, time.Time{})
+		_ = s.conn.fill(true) // a client that has gone is noticed soon
 	}
-	return len(f.in.pending()) > 0
+	return len(s.conn.in.pending()) > 0
 }
 
 // screen asks the policy for its postscreen's verdict, if it has one.
-func (f *front) screen() policy.Verdict {
-	if f.snap.Spec().Postscreen == nil {
+func (s *session) screen() policy.Verdict {
+	if s.snap.Spec().Postscreen == nil {
 		return policy.Verdict{}
 	}
-	v := f.policy.Screen(f.ctx, f.early)
-	f.judged(policy.Connect, v)
+	v := s.policy.Screen(s.ctx, s.early)
+	s.judged(policy.Connect, v)
 	return v
 }
 
@@ -110,35 +118,36 @@ func (f *front) screen() policy.Verdict {
 // first is no mail server (RFC 5321 §3.1). A first line of the greeting lures
 // those who don't wait for its last. The DNS is asked about the client
 // meanwhile. The policy's postscreen goes before our own configuration.
-func (f *front) listen(greet policy.Greet) {
+func (s *session) listen(greet policy.Greet) {
 	own := greet.Wait == 0
 	if own {
-		greet = policy.Greet{Wait: f.srv.GreetWait, Teaser: f.srv.Hostname + " ESMTP Understudy", Early: true}
+		greet = policy.Greet{Wait: s.srv.GreetWait, Teaser: s.srv.Hostname + " ESMTP Understudy", Early: true}
 	}
-	if greet.Wait == 0 || f.knownToWait(own, greet.TTL) {
+	if greet.Wait == 0 || s.knownToWait(own, greet.TTL) {
 		return
 	}
 	if greet.Teaser != "" {
-		f.out = appendLine(f.out, 220, '-', "", greet.Teaser)
+		s.conn.out = appendLine(s.conn.out, 220, '-', "", greet.Teaser)
 	}
-	if f.srv.crowd.stressed.Load() {
+	if s.srv.crowd.stressed.Load() {
 		greet.Wait = min(greet.Wait, max(greet.Wait/3, time.Second))
 	}
-	until := time.Now().Add(greet.Wait)
-	err := f.fill(until, true)
-	for err == nil && !greet.Early && len(f.in.pending()) < len(f.in.buf) {
-		err = f.fill(until, true)
+	s.conn.await(greet.Wait, time.Time{})
+	err := s.conn.fill(true)
+	for err == nil && !greet.Early && len(s.conn.in.pending()) < len(s.conn.in.buf) {
+		err = s.conn.fill(true)
 	}
-	f.early = len(f.in.pending()) > 0
+	s.early = len(s.conn.in.pending()) > 0
 	switch {
-	case f.isDraining():
-		f.hangUp("aborted", f.closing421())
+	case errors.Is(err, errDraining):
+		s.hangUp("aborted", s.closing421())
+	case errors.Is(err, errBusy): // the next command is answered with that
 	case err != nil && !errors.Is(err, os.ErrDeadlineExceeded):
-		f.over = true // the client has gone
-	case f.early:
-		f.spokeEarly(own)
+		s.over = true // the client has gone
+	case s.early:
+		s.spokeEarly(own)
 	case !own && greet.Early:
-		f.srv.crowd.passed.add(alone(f.client.Addr))
+		s.srv.crowd.passed.add(alone(s.client.Addr))
 	}
 }
 
@@ -146,64 +155,64 @@ func (f *front) listen(greet policy.Greet) {
 // brought mail before. That is no reason to the policy's postscreen, which may
 // have let that mail in untested: it spares those of its access list and, for
 // ttl, who passed this test.
-func (f *front) knownToWait(own bool, ttl time.Duration) bool {
+func (s *session) knownToWait(own bool, ttl time.Duration) bool {
 	if own {
-		return f.srv.crowd.good.has(group(f.client.Addr), 0)
+		return s.srv.crowd.good.has(group(s.client.Addr), 0)
 	}
-	return !f.policy.Waits() || ttl > 0 && f.srv.crowd.passed.has(alone(f.client.Addr), ttl)
+	return !s.policy.Waits() || ttl > 0 && s.srv.crowd.passed.has(alone(s.client.Addr), ttl)
 }
 
 // spokeEarly counts a client that spoke before the greeting, and does what our
 // own configuration wants unless the policy decides.
-func (f *front) spokeEarly(own bool) {
-	f.limit("pregreet")
-	action := f.srv.GreetAction
+func (s *session) spokeEarly(own bool) {
+	s.limit("pregreet")
+	action := s.srv.GreetAction
 	if !own {
 		action = "policy"
 	}
-	f.srv.Log.LogAttrs(f.ctx, slog.LevelInfo, "spoke before the greeting", slog.String("client", f.client.Addr.String()),
-		peer("said", string(f.in.pending())), slog.String("action", action))
+	s.srv.Log.LogAttrs(s.ctx, slog.LevelInfo, "spoke before the greeting", slog.String("client", s.client.Addr.String()),
+		peer("said", string(s.conn.in.pending())), slog.String("action", action))
 	switch action {
 	case "drop":
-		f.hangUp("refused", envelope.NewReply(521, "5.5.1", "Protocol error"))
+		s.hangUp("refused", envelope.NewReply(521, "5.5.1", "Protocol error"))
 	case "enforce":
-		f.pregreeted = true
+		s.pregreeted = true
 	}
 }
 
-// adopt makes snap the session's policy and asks it about the client.
-func (f *front) adopt(snap *policy.Snapshot) policy.Verdict {
-	if f.policy != nil {
-		f.policy.Close()
+// adopt makes snap the session's policy.
+func (s *session) adopt(snap *policy.Snapshot) {
+	if s.policy != nil {
+		s.policy.Close()
 	}
-	f.snap, f.lim = snap, snap.Limits()
-	f.policy = snap.Session(f.srv.Resolver, f.client)
-	if f.hasty {
-		f.policy.Pipelined()
+	s.snap, s.lim = snap, snap.Limits()
+	s.policy = snap.Session(s.srv.Resolver, s.client)
+	if s.hasty {
+		s.policy.Pipelined()
 	}
-	if f.srv.DeferUnanswered {
-		f.policy.DeferUnanswered()
+	if s.srv.DeferUnanswered {
+		s.policy.DeferUnanswered()
 	}
-	v := f.policy.Connect(f.ctx)
-	f.judged(policy.Connect, v)
-	return v
 }
 
 // pin makes the transaction that begins use the snapshot that is in force now.
-// What is known of the client is judged again when that is another one.
-func (f *front) pin() policy.Verdict {
-	snap := f.srv.Policy()
-	if snap == nil || snap == f.snap && !f.forgot {
+// What is known of the client is judged again when that is another one; the
+// Decider has decided about it and isn't asked again.
+func (s *session) pin() policy.Verdict {
+	snap := s.srv.Policy()
+	if snap == nil || snap == s.snap && !s.forgot {
 		return policy.Verdict{}
 	}
-	f.forgot = false
-	v := f.adopt(snap)
+	s.forgot = false
+	s.adopt(snap)
+	v := s.policy.Connect(s.ctx)
+	s.judged(policy.Connect, v)
 	if !refused(v) {
-		v = f.screen()
+		v = s.screen()
 	}
-	if !refused(v) && f.client.Helo != "" {
-		v = f.policy.Helo(f.ctx, f.client.Helo)
-		f.judged(policy.Helo, v)
+	if !refused(v) && s.client.Helo != "" {
+		v = s.policy.Helo(s.ctx, s.client.Helo)
+		s.judged(policy.Helo, v)
 	}
 	return v
 }

@@ -178,7 +178,7 @@ func newServer(t testing.TB) (*Server, *fakeSpool) {
 		}
 	})
 	return &Server{
-		Hostname: "mx.test", Policy: func() *policy.Snapshot { return snap }, Resolver: new(testmx.MapResolver), Spool: spool,
+		Hostname: "mx.test", Policy: func() *policy.Snapshot { return snap }, Resolver: new(testmx.MapResolver), Keep: spool,
 		ShutdownTimeout: 5 * time.Second,
 	}, spool
 }

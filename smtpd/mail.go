@@ -12,94 +12,75 @@ import (
 	"github.com/understudy-mx/understudy/policy"
 )
 
-// allow notes a verdict that lets the message in but changes what becomes of
-// it. It holds for the whole message, whichever recipient it was about.
-func (tx *transaction) allow(v policy.Verdict) {
-	tx.discard = tx.discard || v.Action == policy.Discard
-	if v.Action == policy.Hold && !tx.env.Hold {
-		tx.env.Hold, tx.env.HoldRule = true, v.Rule.String()
-	}
-}
-
-// transaction is a mail transaction, from MAIL to the reply that ends it.
-type transaction struct {
-	env     envelope.Envelope
-	size    int64   // SIZE=, 0 when absent
-	discard bool    // the policy wants the message accepted and thrown away
-	draft   Draft   // from DATA on
-	inquiry Inquiry // from the first recipient that the primary was asked about until DATA
-}
-
-// mail reads a MAIL command and hands go-smtp one that opens a transaction;
-// session.Mail judges it.
-func (f *front) mail(arg string) {
+// mail reads a MAIL command; openTransaction has it decided.
+func (s *session) mail(arg string) {
 	rest, isFrom := cutFold(arg, "FROM:")
 	switch {
-	case f.client.Helo == "" && f.snap.Spec().HeloRequired: // before all else, as in Postfix
-		f.reply(envelope.NewReply(503, "5.5.1", "Error: send HELO/EHLO first"))
+	case s.client.Helo == "" && s.snap.Spec().HeloRequired: // before all else, as in Postfix
+		s.reply(envelope.NewReply(503, "5.5.1", "Error: send HELO/EHLO first"))
 		return
-	case f.tx != nil:
-		f.tx.env.UTF8 = false
-		f.policy.Nested()
-		f.reply(envelope.NewReply(503, "5.5.1", "Error: nested MAIL command"))
+	case s.tx != nil:
+		s.tx.env.UTF8 = false
+		s.policy.Nested()
+		s.reply(envelope.NewReply(503, "5.5.1", "Error: nested MAIL command"))
 		return
-	case !(isFrom && rest != "" || f.policy.Screened() && strings.Contains(arg, ":")):
-		f.reply(envelope.NewReply(501, "5.5.4", "Syntax: MAIL FROM:<address>"))
-		return
-	}
-	if f.mails >= f.srv.MaxTransactions {
-		f.limit("transactions")
-		f.hangUp("refused", envelope.NewReply(421, "4.7.0", "%s Error: too many messages in one session", f.srv.Hostname))
+	case !(isFrom && rest != "" || s.policy.Screened() && strings.Contains(arg, ":")):
+		s.reply(envelope.NewReply(501, "5.5.4", "Syntax: MAIL FROM:<address>"))
 		return
 	}
-	if v := f.pin(); refused(v) {
-		f.refuse(v)
+	if s.mails >= s.srv.MaxTransactions {
+		s.limit("transactions")
+		s.hangUp("refused", envelope.NewReply(421, "4.7.0", "%s Error: too many messages in one session", s.srv.Hostname))
 		return
 	}
-	p := f.snap.Protocol()
-	if slices.ContainsFunc(f.offered, func(ext string) bool { return !p.Offers(ext) }) {
+	if v := s.pin(); refused(v) {
+		s.answer(Decision{Verdict: v}, envelope.Reply{})
+		return
+	}
+	p := s.snap.Protocol()
+	if slices.ContainsFunc(s.offered, func(ext string) bool { return !p.Offers(ext) }) {
 		// The policy has changed since EHLO, which isn't the client's fault.
-		f.hangUp("refused", envelope.NewReply(421, "4.3.2", "%s Service extensions have changed, connect again", f.srv.Hostname))
+		s.hangUp("refused", envelope.NewReply(421, "4.3.2", "%s Service extensions have changed, connect again", s.srv.Hostname))
 		return
 	}
-	if f.policy.Screened() {
-		f.tx = &transaction{}
-		f.tx.env.From, _, _ = envelope.ParseReversePath(rest) // for the log
-		f.mails++
-		f.ours, f.feed = false, "MAIL FROM:<>\r\n"
+	if s.policy.Screened() {
+		s.tx = &transaction{}
+		s.tx.env.From, _, _ = envelope.ParseReversePath(rest) // for the log
+		s.mails++
+		s.library.hand("MAIL FROM:<>", s.openTransaction)
 		return
 	}
-	if f.tooMuchMail() {
+	if s.tooMuchMail() {
 		return
 	}
 	path, params, err := envelope.ParseReversePath(rest)
-	utf8 := p.Offers("SMTPUTF8") && wantsUTF8(params)
-	if err != nil || f.tooLax(rest) || !path.Null() && !f.policy.Valid(path.Mailbox, path.Dot, utf8) {
-		f.reply(envelope.NewReply(501, "5.1.7", "Bad sender address syntax"))
+	utf8 := s.offers("SMTPUTF8") && wantsUTF8(params)
+	if err != nil || s.tooLax(rest) || !path.Null() && !s.policy.Valid(path.Mailbox, path.Dot, utf8) {
+		s.reply(envelope.NewReply(501, "5.1.7", "Bad sender address syntax"))
 		return
 	}
-	tx := &transaction{env: envelope.Envelope{From: path, UTF8: utf8}, size: f.size}
-	r := f.mailParams(tx, params)
-	if f.size = tx.size; !r.Zero() {
-		f.reply(r)
+	tx := &transaction{env: envelope.Envelope{From: path, UTF8: utf8}, size: s.size}
+	r := s.mailParams(tx, params)
+	if s.size = tx.size; !r.Zero() {
+		s.reply(r)
 		return
 	}
-	if f.lim.MessageSize > 0 && tx.size > f.lim.MessageSize {
-		f.limit("message_size")
-		f.reply(envelope.NewReply(552, "5.3.4", "Message size exceeds fixed limit"))
+	if limit := s.maxSize(); limit > 0 && tx.size > limit {
+		s.limit("message_size")
+		s.reply(envelope.NewReply(552, "5.3.4", "Message size exceeds fixed limit"))
 		return
 	}
-	f.tx = tx
-	f.mails++
-	f.ours, f.feed = false, "MAIL FROM:<>\r\n"
+	s.tx = tx
+	s.mails++
+	s.library.hand("MAIL FROM:<>", s.openTransaction)
 }
 
 var tooLarge = envelope.NewReply(552, "5.3.4", "Error: message file too big")
 
 // tooLax says that the policy wants paths as RFC 5321 has them, and that this
 // one isn't.
-func (f *front) tooLax(path string) bool {
-	return f.snap.Spec().Protocol.StrictEnvelopes && envelope.Lax(path)
+func (s *session) tooLax(path string) bool {
+	return s.snap.Spec().Protocol.StrictEnvelopes && envelope.Lax(path)
 }
 
 // words are the parameters behind a path. In brackets or quotes they may hold
@@ -127,12 +108,11 @@ func wantsUTF8(list string) bool {
 }
 
 // mailParams reads MAIL's parameters, but for SMTPUTF8 as the policy has them.
-func (f *front) mailParams(tx *transaction, list string) envelope.Reply {
-	p := f.snap.Protocol()
+func (s *session) mailParams(tx *transaction, list string) envelope.Reply {
 	for param := range words(list) {
 		key, value, assigned := strings.Cut(param, "=")
 		valid := true
-		if slices.Contains([]string{"RET", "ENVID"}, upper(key)) && assigned && !p.Offers("DSN") {
+		if slices.Contains([]string{"RET", "ENVID"}, upper(key)) && assigned && !s.offers("DSN") {
 			return noDSN
 		}
 		switch key = upper(key); {
@@ -148,16 +128,16 @@ func (f *front) mailParams(tx *transaction, list string) envelope.Reply {
 				tx.size = 0
 				return envelope.NewReply(552, "5.3.4", "Message size exceeds file system imposed limit")
 			}
-		case key == "BODY": // RFC 6152
+		case key == "BODY" && !slices.Contains(s.cut, "8BITMIME"): // RFC 6152
 			tx.env.EightBit = strings.EqualFold(value, "8BITMIME")
 			if !tx.env.EightBit && !strings.EqualFold(value, "7BIT") {
 				return unsupported(param)
 			}
 		case key == "AUTH": // RFC 4954 §5, for who may log in elsewhere
-			if f.author {
+			if s.author {
 				return envelope.NewReply(503, "5.5.4", "Error: multiple AUTH= options")
 			}
-			f.author = value != "<>"
+			s.author = value != "<>"
 		case key == "RET": // RFC 3461 §4.3
 			valid = tx.env.Ret == "" && (strings.EqualFold(value, "FULL") || strings.EqualFold(value, "HDRS"))
 			tx.env.Ret = strings.ToUpper(value)
@@ -180,61 +160,61 @@ func unsupported(param string) envelope.Reply {
 	return envelope.NewReply(555, "5.5.4", "Unsupported option: %s", param)
 }
 
-// recipient reads a RCPT command; session.Rcpt judges it.
-func (f *front) recipient(arg string) {
+// recipient reads a RCPT command; addRecipient has it decided.
+func (s *session) recipient(arg string) {
 	rest, isTo := cutFold(arg, "TO:")
 	switch {
-	case f.tx == nil:
-		f.reply(envelope.NewReply(503, "5.5.1", "Error: need MAIL command"))
+	case s.tx == nil:
+		s.reply(envelope.NewReply(503, "5.5.1", "Error: need MAIL command"))
 		return
-	case !(isTo && rest != "" || f.policy.Screened() && strings.Contains(arg, ":")):
-		f.reply(envelope.NewReply(501, "5.5.4", "Syntax: RCPT TO:<address>"))
+	case !(isTo && rest != "" || s.policy.Screened() && strings.Contains(arg, ":")):
+		s.reply(envelope.NewReply(501, "5.5.4", "Syntax: RCPT TO:<address>"))
 		return
 	}
 	path, params, err := envelope.ParseForwardPath(rest)
-	if f.policy.Screened() {
-		f.rcpt = envelope.Recipient{Path: path}
-		f.ours, f.feed = false, "RCPT TO:<r@x>\r\n"
+	if s.policy.Screened() {
+		s.rcpt = envelope.Recipient{Path: path}
+		s.library.hand("RCPT TO:<r@x>", s.addRecipient)
 		return
 	}
-	if f.tooManyRecipients() {
+	if s.tooManyRecipients() {
 		return
 	}
-	if err != nil || f.tooLax(rest) || !path.Postmaster() && !f.policy.Valid(path.Mailbox, path.Dot, f.tx.env.UTF8) {
-		f.reply(envelope.NewReply(501, "5.1.3", "Bad recipient address syntax"))
+	if err != nil || s.tooLax(rest) || !path.Postmaster() && !s.policy.Valid(path.Mailbox, path.Dot, s.tx.env.UTF8) {
+		s.reply(envelope.NewReply(501, "5.1.3", "Bad recipient address syntax"))
 		return
 	}
 	rcpt := envelope.Recipient{Path: path}
-	if r := rcptParams(&rcpt, params, f.snap.Protocol()); !r.Zero() {
-		f.reply(r)
+	if r := rcptParams(&rcpt, params, s.offers("DSN")); !r.Zero() {
+		s.reply(r)
 		return
 	}
-	if f.pregreeted {
-		f.srv.Log.LogAttrs(f.ctx, slog.LevelInfo, "refused for speaking before the greeting",
-			append(f.who(policy.Mail), peer("to", path.String()))...)
-		f.reply(envelope.NewReply(550, "5.5.1", "Protocol error"))
+	if s.pregreeted {
+		s.srv.Log.LogAttrs(s.ctx, slog.LevelInfo, "refused for speaking before the greeting",
+			append(s.who(policy.Mail), peer("to", path.String()))...)
+		s.reply(envelope.NewReply(550, "5.5.1", "Protocol error"))
 		return
 	}
-	if f.lim.Recipients > 0 && len(f.tx.env.To) >= f.lim.Recipients {
-		f.limit("recipients")
-		f.reply(envelope.NewReply(452, "4.5.3", "Error: too many recipients"))
-		if f.overshoot++; f.overshoot <= f.lim.RcptOvershoot {
-			f.errs-- // not the client's fault: it can't know until now
+	if s.lim.Recipients > 0 && len(s.tx.env.To) >= s.lim.Recipients {
+		s.limit("recipients")
+		s.reply(envelope.NewReply(452, "4.5.3", "Error: too many recipients"))
+		if s.overshoot++; s.overshoot <= s.lim.RcptOvershoot {
+			s.errs-- // not the client's fault: it can't know until now
 		}
 		return
 	}
-	f.rcpt = rcpt
-	f.ours, f.feed = false, "RCPT TO:<r@x>\r\n"
+	s.rcpt = rcpt
+	s.library.hand("RCPT TO:<r@x>", s.addRecipient)
 }
 
 // rcptParams reads RCPT's parameters. They are kept as the client wrote them.
-func rcptParams(rcpt *envelope.Recipient, list string, p *policy.Protocol) envelope.Reply {
+func rcptParams(rcpt *envelope.Recipient, list string, dsn bool) envelope.Reply {
 	for param := range words(list) {
 		key, value, assigned := strings.Cut(param, "=")
 		if key = upper(key); !assigned || key != "NOTIFY" && key != "ORCPT" {
 			return unsupported(param)
 		}
-		if !p.Offers("DSN") {
+		if !dsn {
 			return noDSN
 		}
 		switch key {

@@ -3,6 +3,8 @@ package smtpd
 import (
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
 	"github.com/understudy-mx/understudy/policy"
 )
 
@@ -96,5 +98,25 @@ func TestExtensionsWithdrawn(t *testing.T) {
 			}
 			talk(t, srv, tt.script)
 		})
+	}
+}
+
+// TestRefusedSessions: a session that a policy's 421 ends was refused.
+func TestRefusedSessions(t *testing.T) {
+	for _, reply := range []string{"421 4.7.0 not now", "521 5.7.0 never"} {
+		s, _ := newServer(t)
+		snap := snapshot(t, func(spec *policy.Spec) {
+			table, err := policy.NewHash(map[string]string{"alice@corp.example": reply})
+			if err != nil {
+				t.Fatal(err)
+			}
+			spec.Tables["who"] = table
+			spec.Restrictions.Recipient = []policy.Restriction{{Kind: "check_recipient_access", Arg: "who"}}
+		})
+		s.Policy = func() *policy.Snapshot { return snap }
+		talk(t, s, "S: 220\nC: MAIL FROM:<>\nS: 250\nC: RCPT TO:<alice@corp.example>\nS: "+reply[:9]+"\nS: CLOSED\n")
+		if n := testutil.ToFloat64(s.Metrics.Sessions.WithLabelValues("refused")); n != 1 {
+			t.Errorf("%s: %v sessions refused", reply, n)
+		}
 	}
 }

@@ -112,22 +112,22 @@ func (r *rates) count(who netip.Prefix, what event, n int32, unit int64) int {
 // its exceptions. Where each address counts for itself, whether it is one of
 // these is asked only once a limit is exceeded, for it may take the client's
 // name.
-func (f *front) counting() (who netip.Prefix, unit int64, counts bool) {
-	l := &f.lim.Client
-	who = prefix(f.client.Addr, cmp.Or(l.IPv4Prefix, 32), cmp.Or(l.IPv6Prefix, 128))
-	counts = !f.xclient && who.IsValid() && (who.IsSingleIP() || !f.policy.Unlimited(f.ctx))
+func (s *session) counting() (who netip.Prefix, unit int64, counts bool) {
+	l := &s.lim.Client
+	who = prefix(s.client.Addr, cmp.Or(l.IPv4Prefix, 32), cmp.Or(l.IPv6Prefix, 128))
+	counts = !s.xclient && who.IsValid() && (who.IsSingleIP() || !s.policy.Unlimited(s.ctx))
 	return who, int64(cmp.Or(l.RateTime, 60)), counts
 }
 
 // admitted counts the session, and sends a client away that has too many.
-func (f *front) admitted() bool {
-	l := &f.lim.Client
-	who, unit, counts := f.counting()
+func (s *session) admitted() bool {
+	l := &s.lim.Client
+	who, unit, counts := s.counting()
 	if !counts || max(l.Connections, l.ConnectionRate, l.MessageRate, l.RecipientRate, l.NewTLSRate) == 0 {
 		return true
 	}
-	open, began := f.srv.crowd.rates.enter(who, unit)
-	f.entered = who
+	open, began := s.srv.crowd.rates.enter(who, unit)
+	s.entered = who
 	limit := ""
 	switch {
 	case l.Connections > 0 && open > l.Connections:
@@ -135,54 +135,54 @@ func (f *front) admitted() bool {
 	case l.ConnectionRate > 0 && began > l.ConnectionRate:
 		limit = "client_connection_rate"
 	}
-	if limit == "" || f.policy.Unlimited(f.ctx) {
+	if limit == "" || s.policy.Unlimited(s.ctx) {
 		return true
 	}
-	f.limit(limit)
-	f.hangUp("refused", f.tooMany(f.client.Addr.String()))
+	s.limit(limit)
+	s.hangUp("refused", s.tooMany(s.client.Addr.String()))
 	return false
 }
 
 // tooMany refuses a connection of client.
-func (f *front) tooMany(client string) envelope.Reply {
-	return envelope.NewReply(421, "4.7.0", "%s Error: too many connections from %s", f.srv.Hostname, client)
+func (s *session) tooMany(client string) envelope.Reply {
+	return envelope.NewReply(421, "4.7.0", "%s Error: too many connections from %s", s.srv.Hostname, client)
 }
 
 // exceeds counts n of what, and says that they are now more than limit allows.
-func (f *front) exceeds(what event, n int32, limit int, name string) bool {
-	who, unit, counts := f.counting()
-	if limit <= 0 || !counts || f.srv.crowd.rates.count(who, what, n, unit) <= limit || f.policy.Unlimited(f.ctx) {
+func (s *session) exceeds(what event, n int32, limit int, name string) bool {
+	who, unit, counts := s.counting()
+	if limit <= 0 || !counts || s.srv.crowd.rates.count(who, what, n, unit) <= limit || s.policy.Unlimited(s.ctx) {
 		return false
 	}
-	f.limit(name)
+	s.limit(name)
 	return true
 }
 
 // tooMuchMail counts a MAIL, and refuses it where the client has sent too many.
-func (f *front) tooMuchMail() bool {
-	over := f.exceeds(newMessage, 1, f.lim.Client.MessageRate, "client_messages")
+func (s *session) tooMuchMail() bool {
+	over := s.exceeds(newMessage, 1, s.lim.Client.MessageRate, "client_messages")
 	if over {
-		f.reply(envelope.NewReply(450, "4.7.1", "Error: too much mail from %s", f.client.Addr))
+		s.reply(envelope.NewReply(450, "4.7.1", "Error: too much mail from %s", s.client.Addr))
 	}
 	return over
 }
 
 // tooManyRecipients does that for RCPT and VRFY.
-func (f *front) tooManyRecipients() bool {
-	over := f.exceeds(newRecipient, 1, f.lim.Client.RecipientRate, "client_recipients")
+func (s *session) tooManyRecipients() bool {
+	over := s.exceeds(newRecipient, 1, s.lim.Client.RecipientRate, "client_recipients")
 	if over {
-		f.reply(envelope.NewReply(450, "4.7.1", "Error: too many recipients from %s", f.client.Addr))
+		s.reply(envelope.NewReply(450, "4.7.1", "Error: too many recipients from %s", s.client.Addr))
 	}
 	return over
 }
 
 // tooManyHandshakes counts n new TLS sessions. It refuses none: STARTTLS and
 // what follows it do that in different ways.
-func (f *front) tooManyHandshakes(n int32) bool {
-	return f.exceeds(newTLS, n, f.lim.Client.NewTLSRate, "client_tls_sessions")
+func (s *session) tooManyHandshakes(n int32) bool {
+	return s.exceeds(newTLS, n, s.lim.Client.NewTLSRate, "client_tls_sessions")
 }
 
-func (f *front) tooManyTLS(code int, status, host string) envelope.Reply {
-	c := f.policy.Client(f.ctx)
+func (s *session) tooManyTLS(code int, status, host string) envelope.Reply {
+	c := s.policy.Client(s.ctx)
 	return envelope.NewReply(code, status, "%sError: too many new TLS sessions from %s[%s]", host, c.Name, c.Addr)
 }

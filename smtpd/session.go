@@ -1,159 +1,216 @@
 package smtpd
 
 import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/tls"
 	"errors"
-	"io"
-	"log/slog"
-	"strings"
+	"net/netip"
+	"os"
+	"sync"
 	"time"
-
-	"github.com/emersion/go-smtp"
+	"unicode/utf8"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/policy"
 )
 
-// session is what go-smtp calls for the commands that front let through. Its
-// arguments are made up and ignored; front holds the real ones. Its errors
-// only tell go-smtp that the command failed: the reply is queued already.
-type session struct{ f *front }
+// session is who the client is and what it said. It runs in the connection's
+// goroutine, which is go-smtp's.
+type session struct {
+	srv     *Server
+	conn    *connection
+	library *library
+	ctx     context.Context
+	end     context.CancelFunc
+	closing sync.Once
 
-var errRefused = errors.New("refused")
+	began   time.Time // zero before the greeting
+	over    bool      // the connection closes
+	result  string    // for the metric
+	verb    string    // the command in hand, for metrics and logs
+	command Command   // … as it is decided
 
-func (s *session) Reset()        {}
-func (s *session) Logout() error { return nil }
+	client envelope.Client
+	tls    *tls.ConnectionState
+	visitor
+	counters
 
-// Mail judges the transaction that front opened.
-func (s *session) Mail(string, *smtp.MailOptions) (err error) {
-	f := s.f
-	f.ours = true
-	defer s.guard(&err)
-	tx := f.tx
-	v := f.policy.Mail(f.ctx, tx.env.From, policy.MailParams{Size: tx.size, UTF8: tx.env.UTF8})
-	f.judged(policy.Mail, v)
-	tx.allow(v)
-	if refused(v) {
-		f.endTransaction()
-		f.refuse(v)
-		return errRefused
-	}
-	if err := f.srv.Spool.Ready(tx.size); err != nil {
-		f.endTransaction()
-		f.failed("ready", err)
-		return errRefused
-	}
-	f.reply(envelope.NewReply(250, "2.1.0", "Ok"))
-	return nil
+	decider Decider
+	policy  *policy.Session
+	snap    *policy.Snapshot
+	lim     policy.Limits
+	offered []string // the extensions of the last EHLO
+	cut     []string // … and those that the Decider took from it
+	cutSize int64    // … and its limit on a message's size, 0 when it has none
+	forgot  bool     // TLS started; the policy still knows the HELO of before
+
+	tx   *transaction
+	rcpt envelope.Recipient // of the RCPT in hand
+	// size is the last SIZE=, until a transaction ends. As in Postfix, a MAIL
+	// without it repeats that of a MAIL that was refused.
+	size int64
+	// author says that there was an AUTH= since then.
+	author bool
 }
 
-// Rcpt judges the recipient that front read.
-func (s *session) Rcpt(string, *smtp.RcptOptions) (err error) {
-	f := s.f
-	f.ours = true
-	defer s.guard(&err)
-	v := f.asked(f.policy.Rcpt(f.ctx, f.rcpt.Path))
-	f.judged(policy.Rcpt, v)
-	if refused(v) {
-		f.countUnknown(v)
-		f.refuse(v)
-		return errRefused
-	}
-	if f.tx.env.From.Hostile() || f.rcpt.Path.Hostile() {
-		f.policy.Withdraw()
-		f.limit("bad_octets")
-		f.reply(envelope.NewReply(501, "5.1.3", "Bad recipient address syntax"))
-		return errRefused
-	}
-	f.tx.allow(v)
-	f.rcpt.Rule = v.Rule.String()
-	f.tx.env.To = append(f.tx.env.To, f.rcpt)
-	f.reply(envelope.NewReply(250, "2.1.5", "Ok"))
-	return nil
+// visitor is what the client's standing is, and how it behaved.
+type visitor struct {
+	counted    netip.Addr   // the client that the connection counts for
+	entered    netip.Prefix // … with the policy's limits
+	xclient    bool         // XCLIENT is allowed
+	early      bool         // it spoke before our greeting
+	pregreeted bool         // … and gets no recipient through
+	hasty      bool         // … or said more than it was its turn to, ever
 }
 
-// countUnknown counts who asks for one unknown recipient after the other.
-func (f *front) countUnknown(v policy.Verdict) {
-	if strings.HasSuffix(v.Rule.Kind, "unlisted_recipient") {
-		f.unknown++
-	}
+func newSession(c *connection) *session {
+	s := &session{srv: c.ln.srv, conn: c, result: "aborted"}
+	s.ctx, s.end = context.WithCancel(c.ln.ctx)
+	s.library = &library{Conn: c.raw, s: s}
+	return s
 }
 
-// data answers DATA: go-smtp has no hook before its 354.
-func (f *front) data(arg string) {
-	if f.policy.Screened() { // postscreen has no more patience
-		defer f.hangUp("refused", envelope.Reply{})
-	}
-	switch {
-	case arg != "" && f.policy.Screened():
-		f.reply(envelope.NewReply(501, "5.5.4", "Syntax: DATA"))
-		return
-	case f.tx == nil:
-		f.reply(envelope.NewReply(503, "5.5.1", "Error: need RCPT command"))
-		return
-	case len(f.tx.env.To) == 0:
-		f.reply(envelope.NewReply(554, "5.5.1", "Error: no valid recipients"))
-		return
-	case arg != "":
-		f.reply(envelope.NewReply(501, "5.5.4", "Syntax: DATA"))
+// next does one thing: greets, or reads one command and deals with it.
+func (s *session) next() {
+	if s.began.IsZero() {
+		s.start()
+		s.library.hand("HELO client", nil) // makes go-smtp's session
 		return
 	}
-	v := f.policy.Data(f.ctx)
-	f.judged(policy.Data, v)
-	if refused(v) {
-		f.refuse(v)
+	s.verb = "other"
+	if s.tooManyErrors() {
 		return
 	}
-	tx := f.tx
-	tx.allow(v)
-	tx.endInquiry()
-	f.identify(tx)
-	tx.env.Received = time.Now()
-	draft, err := f.srv.Spool.Begin(&tx.env)
+	s.conn.await(s.srv.CommandTimeout, s.began.Add(s.srv.SessionTimeout))
+	line, err := s.conn.line()
+	var command string
+	if err == nil {
+		command, err = checkCommand(line, s.bareNewline, s.snap.Protocol().NoUTF8)
+	}
 	if err != nil {
-		f.failed("begin", err)
+		s.noCommand(err)
 		return
 	}
-	tx.draft = draft
-	f.reply(envelope.NewReply(354, "", "End data with <CR><LF>.<CR><LF>"))
-	f.ours, f.feed = true, "DATA\r\n"
-}
-
-// Data takes the message, from the front and not from r: there the library
-// sees only the message's end.
-func (s *session) Data(io.Reader) (err error) {
-	f := s.f
-	defer func() {
-		if f.tx != nil && f.tx.draft != nil {
-			f.tx.draft.Abort() // neither committed nor refused: we panicked
-		}
-		f.feed = ".\r\n"
-		f.endTransaction()
-	}()
-	defer s.guard(&err)
-	f.receive()
-	return nil
-}
-
-// guard turns a panic into a 421.
-func (s *session) guard(err *error) {
-	if r := recover(); r != nil {
-		s.f.panicked(r)
-		*err = errRefused
+	if s.slowDown(); !s.over {
+		s.obey(s.policy.Command(command))
 	}
 }
 
-// failed answers a spool's error and logs it.
-func (f *front) failed(op string, err error) {
-	r := envelope.NewReply(451, "4.3.0", "Error: queue file write error")
-	var named *envelope.ReplyError
-	if errors.As(err, &named) {
-		r = named.Reply
+// noCommand answers what isn't a command line.
+func (s *session) noCommand(err error) {
+	timeout := errors.Is(err, os.ErrDeadlineExceeded)
+	switch {
+	case errors.Is(err, errDraining):
+		s.hangUp("aborted", s.closing421())
+	case errors.Is(err, errBusy):
+		s.limit("stress")
+		s.hangUp("refused", envelope.NewReply(421, "4.7.0", "%s Error: too busy for you", s.srv.Hostname))
+	case timeout && time.Since(s.began) >= s.srv.SessionTimeout:
+		s.limit("session_time")
+		s.hangUp("timeout", envelope.NewReply(421, "4.7.0", "%s Error: session too long", s.srv.Hostname))
+	case errors.Is(err, errTooLong):
+		s.limit("command_length")
+		s.reply(envelope.NewReply(500, "5.5.2", "Error: command too long"))
+	case errors.Is(err, errBadUTF8):
+		s.reply(envelope.NewReply(500, "5.5.2", "Error: bad UTF-8 syntax"))
+	case errors.Is(err, errBadOctet):
+		s.reply(envelope.NewReply(500, "5.5.2", "Error: bad character in command"))
+	case errors.Is(err, errBareLF):
+		_, code := s.bareNewline()
+		s.hangUp("error", bareLF(cmp.Or(code, 500)))
+	case errors.Is(err, errFlood):
+		s.limit("command_length")
+		s.hangUp("error", envelope.NewReply(421, "4.5.2", "%s Error: command too long", s.srv.Hostname))
+	case timeout:
+		s.limit("command_timeout")
+		s.hangUp("timeout", timeoutReply(s.srv.Hostname))
+	default:
+		s.over = true // the client has gone
 	}
-	id := ""
-	if f.tx != nil {
-		id = f.tx.env.ID
+}
+
+func bareLF(code int) envelope.Reply {
+	return envelope.NewReply(code, "5.5.2", "Error: bare <LF> received")
+}
+
+func (s *session) closing421() envelope.Reply {
+	return envelope.NewReply(421, "4.3.2", "%s Service shutting down", s.srv.Hostname)
+}
+
+func timeoutReply(hostname string) envelope.Reply {
+	return envelope.NewReply(421, "4.4.2", "%s Error: timeout exceeded", hostname)
+}
+
+var (
+	errBadOctet = errors.New("control character in command")
+	errBadUTF8  = errors.New("command is not UTF-8")
+	errBareLF   = errors.New("bare line feed")
+)
+
+// checkCommand takes the line's end off and refuses what no command may hold.
+func checkCommand(line []byte, bareNewline func() (bool, int), anyOctet bool) (string, error) {
+	line = line[:len(line)-1]
+	if n := len(line); n > 0 && line[n-1] == '\r' {
+		line = line[:n-1]
+	} else if allowed, _ := bareNewline(); !allowed {
+		return "", errBareLF
 	}
-	f.srv.Log.LogAttrs(f.ctx, slog.LevelError, "spool", slog.String("op", op), slog.String("id", id), slog.Any("error", err))
-	f.reply(r)
-	f.errs-- // ours, not the client's
+	if bytes.ContainsAny(line, "\x00\r") {
+		return "", errBadOctet
+	}
+	if !anyOctet && !utf8.Valid(line) {
+		return "", errBadUTF8
+	}
+	return string(line), nil
+}
+
+// bareNewline says whether a bare line feed ends a line as CRLF does. Where it
+// is the policy that refuses it, code is that of its reply.
+func (s *session) bareNewline() (allowed bool, code int) {
+	switch s.srv.BareNewline {
+	case "reject":
+		return false, 0
+	case "normalize":
+		return true, 0
+	}
+	mode, code := s.policy.BareNewline(s.ctx)
+	if mode == "" {
+		return false, 0
+	}
+	return mode == "normalize", code
+}
+
+// known is the client with all that is known of it.
+func (s *session) known(ctx context.Context) envelope.Client {
+	c := s.policy.Client(ctx)
+	c.Helo, c.Protocol, c.TLS = s.client.Helo, s.client.Protocol, s.client.TLS
+	return c
+}
+
+// close ends the session and its connection.
+func (s *session) close() {
+	_ = s.conn.flush()
+	s.end()
+	if s.tx != nil {
+		s.endTransaction()
+	}
+	if s.entered.IsValid() { // before the client sees the end, and connects again
+		s.srv.crowd.rates.leave(s.entered)
+	}
+	if s.over && (s.result != "completed" || len(s.conn.in.pending()) > 0) {
+		s.conn.linger() // after QUIT a client says nothing more
+	}
+	_ = s.conn.raw.Close()
+	if s.decider != nil {
+		s.decider.Close()
+	}
+	if s.policy != nil {
+		s.policy.Close()
+	}
+	s.conn.in.release()
+	s.srv.crowd.leave(s.conn, s.counted)
+	s.srv.Metrics.SessionsOpen.Dec()
+	s.srv.Metrics.Sessions.WithLabelValues(s.result).Inc()
 }

@@ -1,21 +1,45 @@
 // Package smtpd is the door: the SMTP server that other mail servers talk to.
 //
-// Its job is protocol hygiene and turning verdicts into replies. A front of
-// our own owns every connection, outermost, and is the only one that reads
-// what a client sends: it ends commands and data at CRLF and nowhere else,
-// bounds every length and every wait, parses paths from the raw line, and
-// answers HELO, STARTTLS, XCLIENT and their like itself. Behind it the go-smtp
-// library keeps the order of a mail transaction; it sees commands that the
-// front made anew, never a client's octets, and its replies are replaced.
+// SMTP is a conversation in lines. The server (S) greets, the client (C) gives a
+// command at a time, and each gets a reply, whose first digit says what became
+// of it: 2 done, 3 go on, 4 not now, 5 never.
 //
-// What it doesn't do: it decides nothing about clients, senders and recipients
-// (package policy does), keeps no mail (the Spool does) and never parses a
-// message beyond the borders of its header fields.
+//	S: 220 mx2.example ESMTP Understudy
+//	C: EHLO mail.sender.example
+//	S: 250-mx2.example
+//	S: 250-PIPELINING
+//	S: 250 SIZE 10240000
+//	C: MAIL FROM:<bob@sender.example> SIZE=512
+//	S: 250 2.1.0 Ok
+//	C: RCPT TO:<alice@corp.example>
+//	S: 250 2.1.5 Ok
+//	C: DATA
+//	S: 354 End data with <CR><LF>.<CR><LF>
+//	C: Subject: lunch
+//	C:
+//	C: ..and a line that began with a dot
+//	C: .
+//	S: 250 2.0.0 Ok: queued as 1A2B3C
+//
+// From MAIL to the reply after the dot it is a mail transaction. Each 2yz is a
+// promise, and the last makes us answerable for the message. What goes wrong:
+// two servers that end a line at different octets read different conversations
+// (SMTP smuggling); a client is silent, drips, talks out of turn or without end;
+// a reply quotes a client, and the client chose octets that end a line.
+//
+// A connection carries octets: it ends lines and data at CRLF and nowhere else,
+// keeps replies until the client waits for them, and bounds every wait. A
+// session is who the client is and what it said; it parses, keeps the order,
+// and answers. A transaction is what MAIL began. What a command's answer is, a
+// Decider decides: the policy's snapshot, or somebody around it. Where a message
+// goes, a Keeper knows. The go-smtp library serves the connections and keeps the
+// order of transactions a second time (docs/decisions/0011-go-smtp.md).
 //
 // Invariants:
-//   - 250 to a message is sent only after Draft.Commit returned nil.
-//   - Only CRLF.CRLF ends a message. What goes to the Spool holds no bare CR,
-//     no bare LF, no NUL and no dot-stuffing.
+//   - 250 to a message is sent only after Draft.Commit returned nil, or when the
+//     Decider says that somebody else has answered for it.
+//   - Only CRLF.CRLF ends a message. What goes to the Keeper, or on as it comes,
+//     holds no bare CR, no bare LF, no NUL and no dot-stuffing.
 //   - A mail transaction is judged by one Snapshot from MAIL to its end.
 //   - In doubt the reply is 4yz. No error's text reaches a client.
 //   - A connection owns at most one goroutine and a bounded amount of memory,
@@ -31,7 +55,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -46,26 +69,6 @@ import (
 	"github.com/understudy-mx/understudy/metrics"
 	"github.com/understudy-mx/understudy/policy"
 )
-
-// Spool keeps accepted mail. An error that is or wraps an *envelope.ReplyError
-// names the client's reply; any other is answered 451 4.3.0.
-type Spool interface {
-	// Ready says whether a message of size octets could be kept now.
-	Ready(size int64) error
-	// Begin opens a message and sets env.ID. The Draft reads env at Commit.
-	Begin(env *envelope.Envelope) (Draft, error)
-}
-
-// Draft is a message being written: our Received field, then the content with
-// CRLF line ends and without dot-stuffing. Exactly one of Commit and Abort
-// ends it.
-type Draft interface {
-	io.Writer
-	ID() string
-	// Commit returns nil only when the message would survive a power cut.
-	Commit(ctx context.Context) error
-	Abort()
-}
 
 // Inquiry asks the primary about the recipients of one mail transaction; Close
 // ends it.
@@ -82,7 +85,10 @@ type Server struct {
 	Hostname string
 	Policy   func() *policy.Snapshot // the snapshot in force; nil while there is none
 	Resolver policy.Resolver
-	Spool    Spool
+	Keep     Keeper
+	// Decide, if not nil, puts a Decider around the snapshot's own, one for
+	// each client: after the connection, and after XCLIENT.
+	Decide func(snapshot Decider) Decider
 	// DeferUnanswered puts mail off when a blocklist in the DNS doesn't answer,
 	// see policy.Session.
 	DeferUnanswered bool
@@ -168,7 +174,7 @@ func (s *Server) init() {
 		s.Metrics = metrics.New(prometheus.NewRegistry())
 	}
 	s.crowd.max, s.crowd.perClient, s.crowd.perNetwork = s.MaxConnections, s.MaxConnectionsPerClient, s.MaxConnectionsPerNetwork
-	s.crowd.all, s.crowd.from = make(map[*front]struct{}), make(map[netip.Prefix]int)
+	s.crowd.all, s.crowd.from = make(map[*connection]struct{}), make(map[netip.Prefix]int)
 }
 
 func setDefault[T comparable](field *T, value T) {
@@ -187,15 +193,15 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	s.once.Do(s.init)
 	sessions, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	fronts := &listener{Listener: ln, srv: s, ctx: sessions}
+	doors := &listener{Listener: ln, srv: s, ctx: sessions}
 	lib := smtp.NewServer(smtp.BackendFunc(func(c *smtp.Conn) (smtp.Session, error) {
-		return &session{c.Conn().(*front)}, nil
+		return c.Conn().(*library), nil
 	}))
 	lib.Domain = s.Hostname
 	lib.ErrorLog = slog.NewLogLogger(s.Log.Handler(), slog.LevelWarn)
 
 	failed := make(chan error, 1)
-	go func() { failed <- lib.Serve(fronts) }()
+	go func() { failed <- lib.Serve(doors) }()
 	var err error
 	select {
 	case <-ctx.Done():
@@ -210,20 +216,20 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 		// is that of closing ln, which may be closed already.
 		_ = lib.Shutdown(context.Background())
 	}()
-	fronts.drain()
+	doors.drain()
 	deadline := time.NewTimer(s.ShutdownTimeout)
 	defer deadline.Stop()
 	select {
 	case <-stopped:
 	case <-deadline.C:
 		cancel()
-		fronts.kill()
+		doors.kill()
 		<-stopped
 	}
 	return err
 }
 
-// listener makes a front of every connection. It belongs to one Serve.
+// listener makes a session of every connection. It belongs to one Serve.
 type listener struct {
 	net.Listener
 	srv *Server
@@ -242,23 +248,23 @@ func (l *listener) Accept() (net.Conn, error) {
 			}
 			return nil, err
 		}
-		if f := l.admit(c); f != nil {
-			return f, nil
+		if s := l.admit(c); s != nil {
+			return s.library, nil
 		}
 		l.srv.Metrics.SMTPLimits.WithLabelValues("connections").Inc()
 		_ = c.Close()
 	}
 }
 
-// admit makes a front of c, or returns nil when there is no place for one.
-func (l *listener) admit(c net.Conn) *front {
+// admit makes a session of c, or returns nil when there is no place for one.
+func (l *listener) admit(c net.Conn) *session {
 	if contains(l.srv.ProxyFrom, addrOf(c.RemoteAddr()).Addr()) {
 		c = proxyproto.NewConn(c, proxyproto.WithPolicy(proxyproto.REQUIRE),
 			proxyproto.SetReadHeaderTimeout(min(10*time.Second, l.srv.CommandTimeout)))
 	}
-	f := newFront(l, c)
-	if !l.srv.crowd.add(f) {
-		f.end()
+	s := newSession(openConnection(l, c))
+	if !l.srv.crowd.add(s.conn) {
+		s.end()
 		return nil
 	}
 	l.srv.Metrics.SessionsOpen.Inc()
@@ -266,19 +272,19 @@ func (l *listener) admit(c net.Conn) *front {
 	draining := l.draining
 	l.mu.Unlock()
 	if draining {
-		f.drain()
+		s.conn.drain()
 	}
-	return f
+	return s
 }
 
 func (l *listener) drain() {
 	l.mu.Lock()
 	l.draining = true
 	l.mu.Unlock()
-	l.srv.crowd.each(l, (*front).drain)
+	l.srv.crowd.each(l, (*connection).drain)
 }
 
-func (l *listener) kill() { l.srv.crowd.each(l, func(f *front) { _ = f.raw.Close() }) }
+func (l *listener) kill() { l.srv.crowd.each(l, func(c *connection) { _ = c.raw.Close() }) }
 
 // contains says that a prefix of list holds a.
 func contains(list []netip.Prefix, a netip.Addr) bool {

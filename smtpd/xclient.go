@@ -21,22 +21,22 @@ const (
 //
 // Unlike Postfix, ADDR without NAME makes us look the name up: the name of the
 // client that sent XCLIENT says nothing about the address that it stated.
-func (f *front) xclientCommand(arg string) {
+func (s *session) xclientCommand(arg string) {
 	switch {
-	case f.tx != nil:
-		f.reply(envelope.NewReply(503, "5.5.1", "Error: MAIL transaction in progress"))
+	case s.tx != nil:
+		s.reply(envelope.NewReply(503, "5.5.1", "Error: MAIL transaction in progress"))
 		return
 	case arg == "":
-		f.reply(envelope.NewReply(501, "5.5.4", "Syntax: XCLIENT attribute=value..."))
+		s.reply(envelope.NewReply(501, "5.5.4", "Syntax: XCLIENT attribute=value..."))
 		return
-	case !f.xclient:
-		f.reply(envelope.NewReply(550, "5.7.0", "Error: insufficient authorization"))
+	case !s.xclient:
+		s.reply(envelope.NewReply(550, "5.7.0", "Error: insufficient authorization"))
 		return
 	}
-	x := xclient{Client: f.client}
+	x := xclient{Client: s.client}
 	for attr := range strings.FieldsSeq(arg) {
 		if bad := x.set(attr); bad != "" {
-			f.reply(envelope.NewReply(501, "5.5.4", "%s", bad))
+			s.reply(envelope.NewReply(501, "5.5.4", "%s", bad))
 			return
 		}
 	}
@@ -46,17 +46,15 @@ func (f *front) xclientCommand(arg string) {
 	if !x.proto {
 		x.Protocol = ""
 	}
-	f.client = x.Client
+	s.client = x.Client
 	// The stated client's rights count from here on.
-	f.xclient = contains(f.srv.XClientFrom, f.client.Addr)
-	f.began, f.mails = time.Now(), 0
-	f.mu.Lock()
-	f.listed = false
-	f.mu.Unlock()
-	f.greet()
-	if !f.over && f.client.Helo != "" {
+	s.xclient = contains(s.srv.XClientFrom, s.client.Addr)
+	s.began, s.mails = time.Now(), 0
+	s.conn.setListed(false)
+	s.greet()
+	if !s.over && s.client.Helo != "" {
 		// As in Postfix, a HELO name that came this way is not answered.
-		f.judged(policy.Helo, f.policy.Helo(f.ctx, f.client.Helo))
+		s.decide(Command{At: policy.Helo, Helo: s.client.Helo})
 	}
 }
 

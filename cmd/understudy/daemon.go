@@ -78,7 +78,7 @@ func newDaemon(cfg *config.Config, log *slog.Logger) (_ *daemon, err error) {
 			return nil, err
 		}
 	}
-	d.smtp.Spool = spool{d.queue}
+	d.smtp.Keep = spool{d.queue}
 	if d.doors, err = listenSMTP(cfg.SMTP.Listen); err != nil {
 		return nil, err
 	}

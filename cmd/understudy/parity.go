@@ -92,7 +92,7 @@ func (c *parityCmd) Run(ctx context.Context, out io.Writer) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	srv := &smtpd.Server{
-		Hostname: cfg.Hostname, Policy: func() *policy.Snapshot { return snap }, Resolver: newResolver(cfg, nil), Spool: smtpd.Nowhere{},
+		Hostname: cfg.Hostname, Policy: func() *policy.Snapshot { return snap }, Resolver: newResolver(cfg, nil), Keep: smtpd.Nowhere{},
 		XClientFrom: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}, MaxUnknownRecipients: 1 << 30,
 		ShutdownTimeout: time.Second, Inquire: c.inquire(cfg.Hostname),
 	}

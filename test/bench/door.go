@@ -22,7 +22,7 @@ func serveDoor(ctx context.Context, file, addr, dns string) error {
 		return err
 	}
 	s := &smtpd.Server{
-		Hostname: "mx2.example.org", Policy: func() *policy.Snapshot { return snap }, Spool: smtpd.Nowhere{},
+		Hostname: "mx2.example.org", Policy: func() *policy.Snapshot { return snap }, Keep: smtpd.Nowhere{},
 		Resolver:    resolver.New(resolver.Options{Servers: []string{dns}}),
 		XClientFrom: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}, MaxConnectionsPerClient: 1000,
 	}

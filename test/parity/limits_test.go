@@ -207,7 +207,7 @@ func serveLimited(t *testing.T, spec *policy.Spec, dns *demo.DNS, cert tls.Certi
 	local := []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}
 	srv := &smtpd.Server{
 		Hostname: "mx.example.org", Policy: func() *policy.Snapshot { return snap }, TLS: &tls.Config{Certificates: []tls.Certificate{cert}},
-		Resolver: resolver.New(resolver.Options{Servers: []string{dns.Addr()}, Timeout: 30 * time.Second}), Spool: smtpd.Nowhere{},
+		Resolver: resolver.New(resolver.Options{Servers: []string{dns.Addr()}, Timeout: 30 * time.Second}), Keep: smtpd.Nowhere{},
 		XClientFrom: local, ProxyFrom: local,
 	}
 	ln, err := net.Listen("tcp", "127.0.0.1:0") // TLS writes where the client writes, too: a pipe would hang

@@ -153,7 +153,7 @@ func serve(t *testing.T, spec *policy.Spec, nameserver string, proxy bool) (d pa
 	}
 	srv := &smtpd.Server{
 		Hostname: "secondary.example.org", Policy: func() *policy.Snapshot { return snap },
-		Resolver: resolver.New(resolver.Options{Servers: []string{nameserver}, Timeout: 30 * time.Second}), Spool: smtpd.Nowhere{},
+		Resolver: resolver.New(resolver.Options{Servers: []string{nameserver}, Timeout: 30 * time.Second}), Keep: smtpd.Nowhere{},
 		XClientFrom: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}, MaxUnknownRecipients: 1 << 20,
 	}
 	pipe := parity.NewPipe()

@@ -1,0 +1,194 @@
+package smtpd
+
+import (
+	"errors"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/policy"
+)
+
+// maxHops is the limit on Received fields when the policy has none: RFC 5321
+// §6.3 asks for at least 100.
+const maxHops = 100
+
+// receive reads the message, has it judged and committed, and answers.
+func (s *session) receive() {
+	tx := s.tx
+	b := body{
+		w: tx.draft, copy: tx.copy, lineStart: true, inHeader: true,
+		maxSize: s.maxSize(), maxHeader: s.srv.MaxHeaderBytes, maxFields: s.srv.MaxHeaderFields, maxLine: s.srv.MaxLine,
+		cut: s.lim.LineLength,
+	}
+	b.normalize, b.codeLF = s.bareNewline()
+	b.checks = s.policy.Content()
+	b.put([]byte(received(s.srv.Hostname, &tx.env, s.tls != nil)))
+	if err := s.readBody(&b); err != nil {
+		s.abort()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			s.limit("data_timeout")
+			s.hangUp("timeout", timeoutReply(s.srv.Hostname))
+		}
+		s.over = true
+		return
+	}
+	b.ended = time.Now()
+	s.slowDown()
+	if s.over {
+		s.abort()
+		return
+	}
+	s.conclude(&b)
+	if err := s.conn.flush(); err != nil {
+		s.over = true
+	}
+}
+
+// readBody reads up to the end of data.
+func (s *session) readBody(b *body) error {
+	start := time.Now()
+	for read := 0; ; {
+		if len(s.conn.in.pending()) > len(s.conn.in.buf)/2 {
+			s.conn.in.grow() // not for those who drip
+		}
+		n, done := b.consume(s.conn.in.pending(), len(s.conn.in.pending()) == len(s.conn.in.buf))
+		s.conn.in.r += n
+		read += n
+		if done {
+			return nil
+		}
+		// A client that drips gains no time by it.
+		slowest := start.Add(s.srv.DataTimeout + time.Duration(float64(read)/float64(s.srv.MinRate)*float64(time.Second)))
+		s.conn.await(s.srv.DataTimeout, slowest)
+		if err := s.conn.fill(false); err != nil {
+			return err
+		}
+	}
+}
+
+// abort throws the draft away.
+func (s *session) abort() {
+	s.tx.draft.Abort()
+	s.tx.draft = nil
+}
+
+// conclude answers a message that has been read to its end.
+func (s *session) conclude(b *body) {
+	r := s.fault(b)
+	switch {
+	case !r.Zero():
+		s.abort()
+		s.srv.Log.LogAttrs(s.ctx, slog.LevelInfo, "message refused", append(s.who(policy.EndOfData), slog.String("reply", r.String()))...)
+		s.reply(r)
+		if b.dirty() && (b.nul || b.bareCR || b.codeLF == 0) {
+			// What follows may be a message smuggled past someone else.
+			s.hangUp("error", envelope.Reply{})
+		}
+	case b.err != nil:
+		s.abort()
+		s.failed("write", b.err)
+	default:
+		s.commit(b)
+	}
+}
+
+// fault returns the reply to a message that may not pass, or the zero Reply.
+func (s *session) fault(b *body) envelope.Reply {
+	hops := s.lim.Hops
+	if hops == 0 {
+		hops = maxHops
+	}
+	switch {
+	case b.nul, b.bareCR:
+		s.limit("bad_octets")
+		return envelope.NewReply(550, "5.6.0", "Error: bare <CR> or NUL in message")
+	case b.bareLF && !b.normalize && b.codeLF != 0:
+		s.limit("bare_newline")
+		return bareLF(b.codeLF)
+	case b.bareLF && !b.normalize:
+		s.limit("bare_newline")
+		return envelope.NewReply(550, "5.6.0", "Error: bare <LF> in message")
+	case b.tooBig():
+		s.limit("message_size")
+		return tooLarge
+	case b.headerTooBig:
+		s.limit("header_size")
+		return envelope.NewReply(552, "5.3.4", "Error: message header too big")
+	case b.tooManyFields():
+		s.limit("header_fields")
+		return envelope.NewReply(552, "5.3.4", "Error: too many header fields")
+	case b.lineTooLong:
+		s.limit("line_length")
+		return envelope.NewReply(554, "5.6.0", "Error: line in message too long")
+	case ownTraces(b.header, s.srv.Hostname) >= 2:
+		s.limit("loop")
+		return envelope.NewReply(554, "5.4.6", "Error: mail loop: this message was here twice before")
+	case b.hops+1 >= hops: // our own counts, as in Postfix
+		s.limit("hops")
+		return envelope.NewReply(554, "5.4.0", "Error: too many hops")
+	}
+	return envelope.Reply{}
+}
+
+// commit has a well-formed message judged, and accepts it.
+func (s *session) commit(b *body) {
+	tx := s.tx
+	d := s.decide(Command{At: policy.EndOfData, Message: policy.Message{Size: b.size, Long: b.long, Header: b.header}})
+	if refused(d.Verdict) {
+		s.abort()
+		s.answer(d, envelope.Reply{})
+		return
+	}
+	tx.allow(d.Verdict)
+	switch {
+	case tx.discard:
+		s.abort()
+		s.srv.Log.LogAttrs(s.ctx, slog.LevelWarn, "discarded", s.who(policy.EndOfData)...)
+	case d.Elsewhere:
+		s.abort()
+		s.srv.crowd.good.add(group(s.client.Addr))
+		s.srv.Log.LogAttrs(s.ctx, slog.LevelInfo, "passed on", append(s.who(policy.EndOfData),
+			slog.Int("recipients", len(tx.env.To)), slog.Int64("size", b.size), peer("reply", d.Reply.String()))...)
+	default:
+		draft := tx.draft
+		tx.draft = nil
+		if err := draft.Commit(s.ctx); err != nil {
+			s.failed("commit", err)
+			return
+		}
+		s.accepted(b)
+	}
+	s.errs, s.junk = 0, 0
+	s.answer(d, envelope.NewReply(250, "2.0.0", "Ok: queued as %s", tx.env.ID))
+}
+
+// accepted counts and logs a message that is kept.
+func (s *session) accepted(b *body) {
+	tx, m := s.tx, s.srv.Metrics
+	m.AcceptDuration.Observe(time.Since(b.ended).Seconds())
+	m.Accepted.Inc()
+	m.AcceptedBytes.Add(float64(b.size))
+	m.AcceptedRcpts.Add(float64(len(tx.env.To)))
+	s.srv.crowd.good.add(group(s.client.Addr))
+	s.srv.Log.LogAttrs(s.ctx, slog.LevelInfo, "accepted", append(s.who(policy.EndOfData),
+		slog.Int("recipients", len(tx.env.To)), slog.Int64("size", b.size), peer("name", tx.env.Client.Name),
+		slog.String("tls", tx.env.Client.TLS))...)
+}
+
+// failed answers a spool's error and logs it.
+func (s *session) failed(op string, err error) {
+	r := envelope.NewReply(451, "4.3.0", "Error: queue file write error")
+	var named *envelope.ReplyError
+	if errors.As(err, &named) {
+		r = named.Reply
+	}
+	id := ""
+	if s.tx != nil {
+		id = s.tx.env.ID
+	}
+	s.srv.Log.LogAttrs(s.ctx, slog.LevelError, "spool", slog.String("op", op), slog.String("id", id), slog.Any("error", err))
+	s.reply(r)
+	s.errs-- // ours, not the client's
+}
