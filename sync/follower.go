@@ -86,6 +86,7 @@ type Follower struct {
 	base     *version  // set while a deletion is staged: the version before it
 	rejected bool      // the operator refused the staged deletion
 	gone     *deletion // from base to cur
+	fleeting fleeting  // since base
 	removals *removals // what was deleted without asking; it rests while a deletion is staged
 	changes  changes   // of cur, and of what a crash may bring back
 	sources  []Source  // of the primary, as it told last
@@ -237,14 +238,16 @@ func (f *Follower) loadGuard() (whole bool, err error) {
 		return false, nil
 	}
 	v.veiled = g.Veiled != nil
-	f.stage(v, g.Rejected != "")
+	if f.stage(v, g.Rejected != ""); f.base != nil {
+		f.fleeting = g.Fleeting
+	}
 	return true, nil
 }
 
 // stage compares cur with base. A deletion that is none, or no more, is
 // forgotten, or remembered among the small ones.
 func (f *Follower) stage(base *version, rejected bool) {
-	f.base, f.rejected, f.gone = nil, false, nil
+	f.base, f.rejected, f.gone, f.fleeting = nil, false, nil, fleeting{}
 	if base == nil {
 		f.removals = nil
 		return
@@ -267,7 +270,7 @@ func (f *Follower) swap() error {
 	case f.rejected:
 		spec = milder(f.base.content.spec)
 	case f.base != nil:
-		if spec, err = f.gone.withdraw(spec); err != nil {
+		if spec, err = f.gone.withdraw(f.fleeting.milder(spec)); err != nil {
 			return fmt.Errorf("withdraw the deleted: %w", err)
 		}
 	}

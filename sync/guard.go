@@ -198,6 +198,48 @@ func milder(spec *policy.Spec) *policy.Spec {
 	return &s
 }
 
+// fleeting says what came and went while a deletion was staged. It is in neither
+// version that is compared, and its names aren't kept.
+type fleeting struct {
+	Recipients bool `json:"recipients,omitempty"`
+	Domains    bool `json:"domains,omitempty"`
+}
+
+// milder is a policy that answers 450 to who may have come and gone.
+func (g fleeting) milder(spec *policy.Spec) *policy.Spec {
+	if g.Recipients || g.Domains {
+		spec = milder(spec)
+	}
+	if g.Domains {
+		spec.Codes.RelayDomains = 450
+	}
+	return spec
+}
+
+// between looks at the step from a version that was in force while a deletion
+// was staged, which earlier is about, to cur. One that takes the deletion back
+// may be a deletion itself; what little a broken list had doesn't count.
+func (f *Follower) between(before *version, earlier fleeting) {
+	step := deleted(before.content, f.cur.content, before.foreign)
+	if f.base == nil {
+		if 2*step.recipients >= f.cur.content.recipients || len(step.dropped) > 0 {
+			f.stage(before, false)
+		}
+		return
+	}
+	f.fleeting = earlier
+	known := make(map[string]bool, len(f.gone.keys))
+	for _, k := range f.gone.keys {
+		known[k.key] = true
+	}
+	if slices.ContainsFunc(step.keys, func(k lostKey) bool { return !known[k.key] }) {
+		f.fleeting.Recipients = true
+	}
+	if slices.ContainsFunc(step.dropped, func(n string) bool { return !slices.Contains(f.gone.dropped, n) }) {
+		f.fleeting.Domains = true
+	}
+}
+
 // withdraw is a policy that answers the deleted 450. They stay out of the
 // tables, so that none of them can be accepted.
 func (d *deletion) withdraw(spec *policy.Spec) (*policy.Spec, error) {

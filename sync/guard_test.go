@@ -23,6 +23,19 @@ func (e *evil) step(t *testing.T, f *Follower, n uint64, spec *policy.Spec) {
 	poll(t, f)
 }
 
+// restart opens what f has on its disk.
+func (e *evil) restart(t *testing.T, f *Follower) *Follower {
+	t.Helper()
+	o := f.o
+	o.Metrics = newMetrics()
+	again, err := OpenFollower(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { again.http.close(); again.Close() })
+	return again
+}
+
 type answers map[string]int
 
 func (a answers) check(t *testing.T, f *Follower, when string) {
@@ -73,6 +86,60 @@ func TestMassDeletion(t *testing.T) {
 	answers{many[0]: 250, "nobody@example.org": 550}.check(t, f, "taken back")
 	if f.Pending() != nil {
 		t.Error("what was taken back is pending")
+	}
+}
+
+// TestComeAndGone: who was listed while a deletion was pending, and is no more,
+// is in neither version that is compared.
+func TestComeAndGone(t *testing.T) {
+	e := newEvil(t)
+	org := []string{"example.org"}
+	many := names(10, "example.org")
+	f := e.follower(t, newSpec(t, org, many...))
+	e.step(t, f, 2, newSpec(t, append(org, "example.com"), append(many[:4:4], "new@example.org", "a@example.com")...))
+	answers{"new@example.org": 250, "a@example.com": 250, many[9]: 450, "nobody@example.org": 550, "b@example.com": 550}.check(t, f, "come")
+	e.step(t, f, 3, newSpec(t, org, many[:3]...)) // one more of the old is nothing new
+	gone := answers{"new@example.org": 450, "a@example.com": 450, many[0]: 250, many[3]: 450, many[9]: 450}
+	gone.check(t, f, "gone")
+	f = e.restart(t, f)
+	gone.check(t, f, "after a restart")
+	e.step(t, f, 4, newSpec(t, org, many[:2]...))
+	gone.check(t, f, "with one more version")
+	if err := f.Reject(4); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Approve(4); err != nil {
+		t.Fatal(err)
+	}
+	decided := answers{"new@example.org": 550, "a@example.com": 554, many[0]: 250, many[9]: 550}
+	decided.check(t, f, "approved")
+	f = e.restart(t, f)
+	decided.check(t, f, "approved, after a restart")
+	// What is compared with afterwards is known by name again.
+	e.step(t, f, 5, newSpec(t, org, many[:1]...))
+	answers{many[1]: 450, "nobody@example.org": 550}.check(t, f, "the next deletion")
+	e.step(t, f, 6, newSpec(t, org))
+	answers{many[0]: 450, "nobody@example.org": 550}.check(t, f, "more of it")
+}
+
+// TestTakenBackForMore: a version that takes a staged deletion back is compared
+// with the version that it replaces, too.
+func TestTakenBackForMore(t *testing.T) {
+	e := newEvil(t)
+	org := []string{"example.org"}
+	many, others := names(10, "example.org"), names(20, "x.example.org")
+	for i := range others {
+		others[i] = strings.Replace(others[i], "@x.", "x@", 1)
+	}
+	f := e.follower(t, newSpec(t, org, many...))
+	e.step(t, f, 2, newSpec(t, org, append(many[:3:3], others...)...))
+	e.step(t, f, 3, newSpec(t, org, many...))
+	want := answers{others[0]: 450, many[9]: 250, "nobody@example.org": 550}
+	want.check(t, f, "taken back")
+	f = e.restart(t, f)
+	want.check(t, f, "after a restart")
+	if p := f.Pending(); p == nil || p.Since != 2 || p.Recipients != 20 {
+		t.Errorf("pending %+v", p)
 	}
 }
 
@@ -272,14 +339,7 @@ func (l *less) step(t *testing.T, remove int, add ...string) bool {
 
 func (l *less) restart(t *testing.T) {
 	t.Helper()
-	o := l.f.o
-	o.Metrics = newMetrics()
-	f, err := OpenFollower(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { f.http.close(); f.Close() })
-	l.f = f
+	l.f = l.e.restart(t, l.f)
 }
 
 // TestDeletionWindow: what goes in slices is asked about when they are half of

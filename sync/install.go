@@ -175,11 +175,15 @@ func (f *Follower) commit(v *version) error {
 		base, f.removals = f.cur, f.removals.since(f.o.now())
 	}
 	f.changes = f.changes.after(f.cur, v, f.o.now())
+	before := f.cur
 	f.prev, f.cur = f.cur.outline(), v
 	if v.content.secret != nil && f.prev != nil && f.prev.content.secret == nil {
 		f.prev = nil // it would keep plain recipients on the disk
 	}
 	f.stage(base, f.rejected)
+	if old.base != nil {
+		f.between(before, old.fleeting)
+	}
 	err := f.veil(v.content.secret)
 	if err == nil {
 		err = f.save(v, &old)
@@ -202,7 +206,7 @@ func (f *Follower) commit(v *version) error {
 
 func (f *Follower) save(v *version, old *kept) error {
 	var err error
-	if f.base != nil && f.base != old.base {
+	if f.base != nil && (f.base != old.base || f.fleeting != old.fleeting) {
 		err = f.store.saveGuard(f.guard())
 	}
 	if err == nil && f.removals != old.removals {
@@ -225,7 +229,7 @@ func (f *Follower) save(v *version, old *kept) error {
 
 // guard is what a restart must know of the staged deletion.
 func (f *Follower) guard() *guardFile {
-	g := &guardFile{Baseline: headName(f.base.head)}
+	g := &guardFile{Baseline: headName(f.base.head), Fleeting: f.fleeting}
 	if f.base.veiled {
 		g.Veiled = f.base.raw
 	}
@@ -267,17 +271,18 @@ type kept struct {
 	cur, prev, base *version
 	rejected        bool
 	gone            *deletion
+	fleeting        fleeting
 	removals        *removals
 	changes         changes
 }
 
 func (f *Follower) keep() *kept {
-	return &kept{f.newest, f.cur, f.prev, f.base, f.rejected, f.gone, f.removals, f.changes}
+	return &kept{f.newest, f.cur, f.prev, f.base, f.rejected, f.gone, f.fleeting, f.removals, f.changes}
 }
 
 func (f *Follower) restore(k *kept) {
 	f.newest, f.cur, f.prev, f.base, f.rejected, f.gone = k.newest, k.cur, k.prev, k.base, k.rejected, k.gone
-	f.removals, f.changes = k.removals, k.changes
+	f.fleeting, f.removals, f.changes = k.fleeting, k.removals, k.changes
 }
 
 // fetch gets the chunks that the store lacks, the index first. Each is stored

@@ -260,9 +260,10 @@ func (s *store) collect(keep ...*version) {
 // guardFile is what guard.json holds. The file exists while a deletion is
 // staged.
 type guardFile struct {
-	Baseline string `json:"baseline"`           // head file of the last version whose deletions were all taken
-	Veiled   []byte `json:"veiled,omitempty"`   // its head in place of that file, when it was hashed here
-	Rejected string `json:"rejected,omitempty"` // identity of the version whose deletion the operator refused
+	Baseline string   `json:"baseline"`           // head file of the last version whose deletions were all taken
+	Veiled   []byte   `json:"veiled,omitempty"`   // its head in place of that file, when it was hashed here
+	Rejected string   `json:"rejected,omitempty"` // identity of the version whose deletion the operator refused
+	Fleeting fleeting `json:"fleeting,omitzero"`
 }
 
 func (s *store) loadGuard() (*guardFile, error) {
