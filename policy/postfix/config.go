@@ -32,6 +32,7 @@ type settings map[string]string
 type config struct {
 	version    string
 	service    string // name/type of the service to stand in for
+	off        bool   // it is in master_service_disable
 	instead    bool   // it doesn't listen on port 25, as none does
 	others     []other
 	smtpd      settings
@@ -39,11 +40,6 @@ type config struct {
 	postscreen settings // nil when smtpd itself listens
 	warnings   []string
 }
-
-// service is a line of master.cf.
-type service struct{ name, typ, command string }
-
-func (s service) key() string { return s.name + "/" + s.typ }
 
 func readConfig(ctx context.Context, src *Source) (*config, error) {
 	c := &config{}
@@ -61,42 +57,25 @@ func readConfig(ctx context.Context, src *Source) (*config, error) {
 	}
 	l := listeners[0]
 	c.service, c.instead = l.key(), !l.mx() && src.Service == ""
-	if c.smtpd, err = readSettings(ctx, src, l, &c.warnings); err != nil {
+	d, err := readDoor(ctx, src, services, l, &c.warnings)
+	if err != nil {
 		return nil, err
 	}
 	slices.Sort(c.warnings) // postconf names unused parameters as its hash table has them
+	c.off = l.off || d.behind.off
 	for _, o := range listeners[1:] {
-		unlike, err := c.differences(ctx, src, l, o)
+		unlike, err := d.unlike(ctx, src, services, o)
 		if err != nil {
 			return nil, err
 		}
 		c.others = append(c.others, other{o.key(), unlike})
 	}
-	if l.command == "postscreen" {
-		c.postscreen = c.smtpd
-		name := c.postscreen["smtpd_service_name"]
-		behind := -1
-		for i, s := range services {
-			if s.typ == "pass" && s.name == name {
-				behind = i
-			}
-		}
-		if behind < 0 {
-			return nil, fmt.Errorf("master.cf: postscreen on %s hands clients to %s/pass, which isn't there", c.service, name)
-		}
-		l = services[behind]
-		if c.smtpd, err = readSettings(ctx, src, l, new([]string)); err != nil {
-			return nil, err
-		}
-	}
-	if l.command != "smtpd" {
-		return nil, fmt.Errorf("master.cf: service %s runs %s, not smtpd or postscreen", l.key(), l.command)
-	}
-	if c.stressed, err = readStressed(ctx, src, l); err != nil {
+	c.smtpd, c.postscreen = d.smtpd, d.postscreen
+	if c.stressed, err = readStressed(ctx, src, d.behind); err != nil {
 		return nil, err
 	}
 	c.version = c.smtpd["mail_version"]
-	return c, c.readCleanup(ctx, src, services)
+	return c, nil
 }
 
 // checkMain lets Postfix itself read main.cf: postconf prints values that no
@@ -113,42 +92,10 @@ func checkMain(ctx context.Context, src *Source) error {
 	return nil
 }
 
-// readCleanup puts the settings that smtpd's cleanup service goes by in place
-// of smtpd's own.
-func (c *config) readCleanup(ctx context.Context, src *Source, services []service) error {
-	l := service{name: c.smtpd["cleanup_service_name"], typ: "unix"}
-	if !slices.Contains(services, service{l.name, l.typ, "cleanup"}) {
-		l = service{} // no overrides
-	}
-	set, err := readSettings(ctx, src, l, new([]string))
-	for _, name := range cleanups {
-		if v, known := set[name]; known {
-			c.smtpd[name] = v
-		}
-	}
-	return err
-}
-
-func readServices(ctx context.Context, src *Source) ([]service, error) {
-	var all []service
-	err := src.postconf(ctx, nil, func(line string) error {
-		f := strings.Fields(line)
-		if len(f) >= 8 {
-			all = append(all, service{f[0], f[1], path.Base(f[7])})
-		}
-		return nil
-	}, "-M")
-	return all, err
-}
-
 // readSettings evaluates all parameters as the service sees them: with its
 // overrides, and with what other parameters make of those.
 func readSettings(ctx context.Context, src *Source, s service, warnings *[]string) (settings, error) {
-	overrides, err := readOverrides(ctx, src, s)
-	if err != nil {
-		return nil, err
-	}
-	set, err := readValues(ctx, src, warnings, append([]string{"-x"}, overrides...)...)
+	set, err := readValues(ctx, src, warnings, append([]string{"-x"}, s.overrides()...)...)
 	if err == nil && set["mail_version"] == "" {
 		err = errors.New("postconf -x prints no mail_version; is this Postfix 2.10 or later?")
 	}
@@ -162,23 +109,7 @@ var stressLimits = []string{"smtpd_soft_error_limit", "smtpd_hard_error_limit", 
 // readStressed evaluates stressLimits as a service under stress sees them:
 // master(8) says so before the overrides of master.cf.
 func readStressed(ctx context.Context, src *Source, s service) (settings, error) {
-	overrides, err := readOverrides(ctx, src, s)
-	if err != nil {
-		return nil, err
-	}
-	return readValues(ctx, src, nil, slices.Concat([]string{"-x", "-o", "stress=yes"}, overrides, stressLimits)...)
-}
-
-func readOverrides(ctx context.Context, src *Source, s service) (args []string, err error) {
-	prefix := s.key() + "/"
-	err = src.postconf(ctx, nil, func(line string) error {
-		if rest, ok := strings.CutPrefix(line, prefix); ok {
-			name, value, _ := strings.Cut(rest, " =")
-			args = append(args, "-o", name+"="+strings.TrimPrefix(value, " "))
-		}
-		return nil
-	}, "-P")
-	return args, err
+	return readValues(ctx, src, nil, slices.Concat([]string{"-x", "-o", "stress=yes"}, s.overrides(), stressLimits)...)
 }
 
 func readValues(ctx context.Context, src *Source, warnings *[]string, args ...string) (settings, error) {

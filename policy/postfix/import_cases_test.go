@@ -78,7 +78,7 @@ func TestRefused(t *testing.T) {
 
 // TestService finds the service that counts and what it overrides.
 func TestService(t *testing.T) {
-	const main = base + "my_helo = permit_mynetworks, reject_invalid_helo_hostname\nsmtpd_helo_restrictions = permit\n"
+	const main = base + "header_checks = static:IGNORE\nmy_helo = permit_mynetworks, reject_invalid_helo_hostname\nsmtpd_helo_restrictions = permit\n"
 	for _, tt := range []struct {
 		name, master, service string
 		helo                  []string
@@ -100,6 +100,18 @@ func TestService(t *testing.T) {
 			"approximated 10025/inet no service listens on port 25"},
 		{"submission only", "127.0.0.1:10026 inet n - - - - smtpd\n[::1]:587 inet n - - - - smtpd\n192.0.2.1:587 inet n - - - - smtpd\n -o smtpd_hard_error_limit=6\n", "", []string{"permit"}, 6,
 			"approximated 192.0.2.1:587/inet no service listens on port 25"},
+		{"a line twice", "smtp inet n - - - - smtpd\n -o smtpd_hard_error_limit=9\nsmtp inet n - - - - smtpd\n -o {smtpd_helo_restrictions = permit_mynetworks}\n", "", []string{"permit_mynetworks"}, 20, ""},
+		{"a proxy beside", "192.0.2.1:25 inet n - - - - spawn user=x argv=/bin/y\n192.0.2.2:25 inet n - - - - smtpd\n", "", []string{"permit"}, 20, "not-replicated 192.0.2.1:25/inet it runs spawn"},
+		{"two postscreens", "192.0.2.1:25 inet n - - - 1 postscreen\n192.0.2.2:25 inet n - - - 1 postscreen\n -o smtpd_service_name=other\n" +
+			"smtpd pass - - - - - smtpd\nother pass - - - - - smtpd\n -o smtpd_hard_error_limit=9\n", "", []string{"permit"}, 20, "not-replicated 192.0.2.2:25/inet otherwise: smtpd_hard_error_limit"},
+		{"two like postscreens", "192.0.2.1:25 inet n - - - 1 postscreen\n192.0.2.2:25 inet n - - - 1 postscreen\nsmtpd pass - - - - - smtpd\n", "", []string{"permit"}, 20,
+			"exact 192.0.2.2:25/inet decides as 192.0.2.1:25/inet"},
+		{"unlike in postscreen", "192.0.2.1:25 inet n - - - 1 postscreen\n192.0.2.2:25 inet n - - - 1 postscreen\n -o postscreen_greet_action=drop\nsmtpd pass - - - - - smtpd\n", "", []string{"permit"}, 20,
+			"not-replicated 192.0.2.2:25/inet otherwise: postscreen_greet_action"},
+		{"unlike in cleanup", "192.0.2.1:25 inet n - - - - smtpd\n192.0.2.2:25 inet n - - - - smtpd\n -o cleanup_service_name=other\n" +
+			"other unix n - - - 0 cleanup\n -o header_checks=\n", "", []string{"permit"}, 20, "not-replicated 192.0.2.2:25/inet otherwise: header_checks"},
+		{"unlike in what doesn't decide", "192.0.2.1:25 inet n - - - - smtpd\n192.0.2.2:25 inet n - - - - smtpd\n -o smtpd_banner=hi -o syslog_name=x\n", "", []string{"permit"}, 20,
+			"exact 192.0.2.2:25/inet decides as 192.0.2.1:25/inet"},
 		{"named", "smtp inet n - - - - smtpd\n10025 inet n - - - - smtpd\n -o smtpd_hard_error_limit=7\n", "10025/inet", []string{"permit"}, 7, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -121,6 +133,40 @@ func TestService(t *testing.T) {
 			service, why, _ := strings.Cut(tt.others, "inet ")
 			if !strings.HasPrefix(got, service) || !strings.Contains(got, why) || (got == "") != (tt.others == "") || strings.Count(got, "\n") > 1 {
 				t.Errorf("the report says %q, want %q", got, tt.others)
+			}
+		})
+	}
+}
+
+// TestServicesByMain finds the service where main.cf says which ones there are.
+func TestServicesByMain(t *testing.T) {
+	const off = "master_service_disable keeps Postfix from starting it"
+	for _, tt := range []struct {
+		name, main, master, service, why string
+	}{
+		{"one is off", "master_service_disable = smtp/inet", "smtp inet n - - - - smtpd\n192.0.2.1:25 inet n - - - - smtpd\n", "192.0.2.1:25/inet", ""},
+		{"all are off", "master_service_disable = inet", "submission inet n - - - - smtpd\nsmtp inet n - - - - smtpd\n", "submission/inet", off},
+		{"all but one", "master_service_disable = !smtp.inet, inet", "192.0.2.1:25 inet n - - - - smtpd\nsmtp inet n - - - - smtpd\n", "smtp/inet", ""},
+		{"another type", "master_service_disable = unix", "smtp inet n - - - - smtpd\n", "smtp/inet", ""},
+		{"port 25 is off", "master_service_disable = smtp/inet", "smtp inet n - - - - smtpd\n2525 inet n - - - - smtpd\n", "2525/inet", "no service listens on port 25"},
+		{"behind postscreen", "master_service_disable = pass", "smtp inet n - - - 1 postscreen\nsmtpd pass - - - - - smtpd\n", "smtp/inet", off},
+		{"on loopback", "inet_interfaces = loopback-only", "smtp inet n - - - - smtpd\n192.0.2.1:25 inet n - - - - smtpd\n", "192.0.2.1:25/inet", ""},
+		{"on loopback alone", "inet_interfaces = 127.0.0.1, [::1], localhost", "smtp inet n - - - - smtpd\n587 inet n - - - - smtpd\n", "smtp/inet", ""},
+		{"on all", "inet_interfaces = all", "smtp inet n - - - - smtpd\n192.0.2.1:25 inet n - - - - smtpd\n", "smtp/inet", ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			_, report := load(t, install(t, map[string]string{"main.cf": base + tt.main + "\n", "master.cf": tt.master}))
+			if report.Service != tt.service {
+				t.Errorf("%s was taken", report.Service)
+			}
+			why := ""
+			for _, it := range report.Items {
+				if it.Parameter == "master.cf" && it.Class != fidelity.Exact {
+					why += it.Why
+				}
+			}
+			if (why == "") != (tt.why == "") || !strings.Contains(why, tt.why) {
+				t.Errorf("the report says %q", why)
 			}
 		})
 	}

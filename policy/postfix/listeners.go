@@ -1,10 +1,10 @@
 package postfix
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 
@@ -18,39 +18,6 @@ type other struct {
 	unlike  []string
 }
 
-func (s service) hostPort() (host, port string) {
-	if i := strings.LastIndexByte(s.name, ':'); i >= 0 {
-		return strings.Trim(s.name[:i], "[]"), s.name[i+1:]
-	}
-	return "", s.name
-}
-
-// mx says that other hosts deliver to the service.
-func (s service) mx() bool {
-	_, port := s.hostPort()
-	return s.typ == "inet" && (port == "25" || port == "smtp")
-}
-
-// rank orders services by how likely mail from outside comes to them: on port 25,
-// then others, submission after them, and last what only this host reaches, such
-// as the way back from a content filter.
-func (s service) rank() int {
-	host, port := s.hostPort()
-	a, err := netip.ParseAddr(host)
-	local := host == "localhost" || err == nil && a.IsLoopback()
-	switch {
-	case s.mx() && !local:
-		return 0
-	case s.mx():
-		return 1
-	case local:
-		return 4
-	case slices.Contains([]string{"587", "submission", "465", "smtps", "submissions"}, port):
-		return 3
-	}
-	return 2
-}
-
 // findListeners returns the services to stand in for, the first before all:
 // those on port 25 that the outside reaches or, if there are none, one where
 // smtpd listens.
@@ -61,7 +28,7 @@ func findListeners(services []service, name string) ([]service, error) {
 		case name != "" && (s.name == name || s.key() == name):
 			return []service{s}, nil
 		case name != "":
-		case s.mx() || s.typ == "inet" && (s.command == "smtpd" || s.command == "postscreen"):
+		case s.typ == "inet" && (s.mx() || s.takesMail()):
 			found = append(found, s)
 		}
 	}
@@ -71,36 +38,105 @@ func findListeners(services []service, name string) ([]service, error) {
 	if len(found) == 0 {
 		return nil, errors.New("master.cf: no service of type inet runs smtpd or postscreen, on port 25 or any other; Postfix takes no mail from outside")
 	}
-	slices.SortStableFunc(found, func(a, b service) int { return a.rank() - b.rank() })
+	order := func(s service) int {
+		n := 4 * s.rank()
+		if s.inside {
+			n += 2
+		}
+		if !s.takesMail() { // a proxy's
+			n++
+		}
+		return n
+	}
+	slices.SortStableFunc(found, func(a, b service) int { return cmp.Compare(order(a), order(b)) })
 	first := found[0]
-	return slices.DeleteFunc(found, func(s service) bool { return s != first && (!s.mx() || s.rank() != first.rank()) }), nil
+	last := slices.IndexFunc(found, func(s service) bool { return s.off || !s.mx() || s.rank() != first.rank() || s.inside != first.inside })
+	if last >= 0 {
+		found = found[:max(last, 1)]
+	}
+	return found, nil
 }
 
-// differences are the parameters that decide and that a further service has other
-// values of.
-func (c *config) differences(ctx context.Context, src *Source, taken, further service) (unlike []string, err error) {
-	if taken.command != further.command {
-		return []string{"it runs " + further.command}, nil
-	}
-	set, err := readSettings(ctx, src, further, new([]string))
+// door is how a listener decides.
+type door struct {
+	service
+	behind     service  // the smtpd: the listener itself, or what postscreen hands clients to
+	postscreen settings // nil when smtpd listens
+	smtpd      settings // with those of its cleanup service
+}
+
+func readDoor(ctx context.Context, src *Source, services []service, l service, warnings *[]string) (*door, error) {
+	d := &door{service: l, behind: l}
+	set, err := readSettings(ctx, src, l, warnings)
 	if err != nil {
 		return nil, err
 	}
-	for _, p := range Parameters {
-		if further.command != "postscreen" && strings.HasPrefix(p.Name, "postscreen_") {
-			continue // derived from smtpd's
+	if d.smtpd = set; l.command == "postscreen" {
+		d.postscreen = set
+		name := set["smtpd_service_name"]
+		at := slices.IndexFunc(services, func(s service) bool { return s.typ == "pass" && s.name == name })
+		if at < 0 {
+			return nil, fmt.Errorf("master.cf: postscreen on %s hands clients to %s/pass, which isn't there", l.key(), name)
 		}
-		if p.Class != fidelity.NoDecision && set[p.Name] != c.smtpd[p.Name] {
-			unlike = append(unlike, p.Name)
+		d.behind = services[at]
+		if d.smtpd, err = readSettings(ctx, src, d.behind, new([]string)); err != nil {
+			return nil, err
 		}
 	}
-	slices.Sort(unlike)
-	return unlike, nil
+	if d.behind.command != "smtpd" {
+		return nil, fmt.Errorf("master.cf: service %s runs %s, not smtpd or postscreen", d.behind.key(), d.behind.command)
+	}
+	return d, d.readCleanup(ctx, src, services)
+}
+
+// readCleanup puts the settings that smtpd's cleanup service goes by in place
+// of smtpd's own.
+func (d *door) readCleanup(ctx context.Context, src *Source, services []service) error {
+	cleanup := service{} // no overrides
+	for _, s := range services {
+		if s.name == d.smtpd["cleanup_service_name"] && s.typ == "unix" && s.command == "cleanup" {
+			cleanup = s
+		}
+	}
+	set, err := readSettings(ctx, src, cleanup, new([]string))
+	for _, name := range cleanups {
+		if v, known := set[name]; known {
+			d.smtpd[name] = v
+		}
+	}
+	return err
+}
+
+// unlike lists the parameters that decide and that a further service has other
+// values of.
+func (d *door) unlike(ctx context.Context, src *Source, services []service, further service) ([]string, error) {
+	if d.command != further.command {
+		return []string{"it runs " + further.command}, nil
+	}
+	f, err := readDoor(ctx, src, services, further, new([]string))
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, p := range Parameters {
+		mine, its := d.smtpd, f.smtpd
+		if strings.HasPrefix(p.Name, "postscreen_") { // they are derived from smtpd's, too
+			mine, its = d.postscreen, f.postscreen
+		}
+		if p.Class != fidelity.NoDecision && mine[p.Name] != its[p.Name] {
+			names = append(names, p.Name)
+		}
+	}
+	slices.Sort(names)
+	return names, nil
 }
 
 // listeners reports which service was taken.
 func (i *importer) listeners() {
-	if i.conf.instead {
+	switch {
+	case i.conf.off:
+		i.item("master.cf", i.conf.service, fidelity.Approximated, "master_service_disable keeps Postfix from starting it, so this may be the wrong instance", "--service NAME takes another service, --config-dir another instance")
+	case i.conf.instead:
 		i.item("master.cf", i.conf.service, fidelity.Approximated, "no service listens on port 25, so this one is taken", "--service NAME takes another")
 	}
 	for _, o := range i.conf.others {

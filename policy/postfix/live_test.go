@@ -20,6 +20,7 @@ import (
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/internal/testmx"
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/fidelity"
 	"github.com/understudy-mx/understudy/policy/postfix"
 )
 
@@ -273,6 +274,42 @@ func startServices(t *testing.T, master, extra string) (addr string, src postfix
 		}
 	})
 	return addr, src
+}
+
+// TestServicesLikePostfix: what master(8) starts of what is said twice or in
+// master_service_disable. A, B and C are services.
+func TestServicesLikePostfix(t *testing.T) {
+	for n, disable := range []string{"", "A.inet", "B/INET, pass", "!C/inet !!B.inet", "A/inet B/unix !B/inet, B/inet,C/inet", "!A/inet, ./inet"} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			a, b, c := testmx.FreeAddr(), testmx.FreeAddr(), testmx.FreeAddr()
+			disable := strings.NewReplacer("A", a, "B", b, "C", c).Replace(disable)
+			const line = " inet n - n - - smtpd\n"
+			master := a + line + " -o smtpd_helo_required=yes\n" + b + line + c + line + a + line + b + line + " -o smtpd_helo_required=yes\n" + liveMaster
+			first, src := startServices(t, master, "master_service_disable = "+disable+"\n")
+			dialLive(t, first)
+			for _, service := range []string{a, b, c} {
+				conn, err := net.Dial("tcp", service)
+				src.Service = service
+				spec, report := load(t, src)
+				off := slices.ContainsFunc(report.Items, func(it fidelity.Item) bool { return strings.HasPrefix(it.Why, "master_service_disable") })
+				if off != (err != nil) {
+					t.Errorf("%s = %s: dialled with %v, but it is off: %v", service, disable, err, off)
+				}
+				if err != nil {
+					continue
+				}
+				conn.Close()
+				live, required := dialLive(t, service), "250"
+				if spec.HeloRequired {
+					required = "503"
+				}
+				live.say("")
+				if got := live.say("MAIL FROM:<>"); !strings.HasPrefix(got, required) {
+					t.Errorf("%s: smtpd_helo_required is %v, and Postfix says %s", service, spec.HeloRequired, got)
+				}
+			}
+		})
+	}
 }
 
 // live is a session with a Postfix that believes what XCLIENT says.
