@@ -39,6 +39,9 @@ type Metrics struct {
 	RelayedBytes   prometheus.Counter     // content of messages that the next hop took
 	RelaySessions  *prometheus.CounterVec // sessions to the next hop by result: "ok", "failed"
 	RelayDuration  prometheus.Histogram   // one message: MAIL to the final reply
+	LiveOpen       prometheus.Gauge       // sessions to the primary for clients' sessions that are played through
+	LiveMessages   *prometheus.CounterVec // mail transactions that were played through, by ending
+	LiveUnused     *prometheus.CounterVec // mail transactions that weren't, by reason
 	PrimaryUp      *prometheus.GaugeVec   // by route (configured name)
 	OutageStart    *prometheus.GaugeVec   // by route, Unix time, 0 when up
 	WithoutXClient *prometheus.GaugeVec   // by route, 1 while it isn't told the clients, though it should be
@@ -116,6 +119,9 @@ func New(reg prometheus.Registerer) *Metrics {
 		RelayReplies:   counters("relay_recipients_total", "Recipients settled by an attempt to relay, by result.", "result"),
 		RelayedBytes:   counter("relayed_bytes_total", "Content octets of messages that the next hop took."),
 		RelaySessions:  counters("relay_sessions_total", "SMTP sessions to the next hop, by result.", "result"),
+		LiveOpen:       gauge("live_sessions_open", "Sessions to the primary open now to play clients' sessions through."),
+		LiveMessages:   counters("live_transactions_total", "Mail transactions played through to the primary, by ending: its reply to the message, or where it was lost; after_dot and late are kept and relayed, and may arrive twice.", "ending"),
+		LiveUnused:     counters("live_unused_total", "Mail transactions that were judged by the snapshot, though live is on, by reason.", "reason"),
 		RelayDuration:  histogram("relay_duration_seconds", "Time from MAIL to the next hop's final reply, one message."),
 		PrimaryUp:      gauges("primary_up", "Whether the primary answers: 1 or 0, by route.", "route"),
 		OutageStart:    gauges("primary_outage_start_timestamp_seconds", "Unix time at which the current outage began, 0 when there is none, by route.", "route"),

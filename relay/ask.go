@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -14,13 +13,11 @@ import (
 
 const (
 	askTime = 10 * time.Second // for one question, a new session included
-	askRest = 5 * time.Second  // how long a session waits for the next question
 	askQuit = time.Second      // for the reply to its QUIT
 )
 
 var (
 	errDown      = errors.New("next hop is down")
-	errNoSeat    = errors.New("too many questions at once")
 	errNoName    = errors.New("the client's address is unknown")
 	errUnsayable = errors.New("the address can't be put into a command that the next hop takes")
 	errXClient   = errors.New("it would judge us instead of the clients, since it doesn't offer us XCLIENT: add our address to smtpd_authorized_xclient_hosts there, and leave xclient on here")
@@ -47,11 +44,10 @@ func (c *Client) Inquire(dest func(domain string) string, env *envelope.Envelope
 
 // asking is what one next hop is asked, and what came of it.
 type asking struct {
+	seat
 	r       *route
-	s       *session       // nil: none is open
 	refused envelope.Reply // to the client, its HELO name or the reverse-path: counts for every recipient
 	failed  error          // it can't be asked, for the rest of the transaction
-	timer   *time.Timer    // ends the rest
 }
 
 // Ask returns what to's next hop answers to RCPT, or before that to the client.
@@ -64,7 +60,7 @@ func (q *Inquiry) Ask(ctx context.Context, to *envelope.Recipient) (envelope.Rep
 	}
 	a := q.asking[r]
 	if a == nil {
-		a = &asking{r: r}
+		a = &asking{seat: seat{pool: r.asking}, r: r}
 		q.asking[r] = a
 	}
 	if a.failed != nil || !a.refused.Zero() {
@@ -134,7 +130,7 @@ func (a *asking) open(ctx context.Context, c *Client) (err error) {
 		err = c.mayAsk(r, "")
 	}
 	if err == nil {
-		err = r.sit(ctx)
+		err = r.asking.sit(ctx)
 	}
 	if err != nil {
 		return err
@@ -145,7 +141,7 @@ func (a *asking) open(ctx context.Context, c *Client) (err error) {
 	}
 	t.Quit = min(t.Quit, askQuit)
 	if a.s, err = c.connect(ctx, r, r.TLS, t); err != nil {
-		<-r.seats
+		a.leave()
 	}
 	return err
 }
@@ -153,8 +149,26 @@ func (a *asking) open(ctx context.Context, c *Client) (err error) {
 // introduce says who the client is and what it said. A refusal is the reply to
 // that.
 func (q *Inquiry) introduce(a *asking, to *envelope.Recipient) error {
-	s, client := a.s, &q.env.Client
-	if err := q.c.mayAsk(a.r, s.caps.xclient); err != nil {
+	s := a.s
+	if err := s.become(&q.env.Client); err != nil {
+		return err
+	}
+	e := *q.env
+	e.To = []envelope.Recipient{*to}
+	if e.UTF8 && !s.caps.utf8 {
+		return errUnsayable
+	}
+	reply, err := s.call(stepMail, nil, "MAIL FROM:<", e.From.String(), ">", s.mailParams(&envelope.Transfer{Envelope: &e, Size: cmp.Or(q.size, -1)}))
+	if err == nil && !reply.Positive() {
+		err = &refusal{stepMail, reply}
+	}
+	return err
+}
+
+// become makes the next hop take us for client, once in a session. A refusal is
+// its reply to that.
+func (s *session) become(client *envelope.Client) error {
+	if err := s.c.mayAsk(s.r, s.caps.xclient); err != nil {
 		return err
 	}
 	if !client.Addr.IsValid() {
@@ -166,18 +180,6 @@ func (q *Inquiry) introduce(a *asking, to *envelope.Recipient) error {
 	}
 	if err == nil && client.Helo != "" { // our own name must not be judged
 		err = s.ehlo(heloName(client.Helo))
-	}
-	if err != nil {
-		return err
-	}
-	e := *q.env
-	e.To = []envelope.Recipient{*to}
-	if e.UTF8 && !s.caps.utf8 {
-		return errUnsayable
-	}
-	reply, err = s.call(stepMail, nil, "MAIL FROM:<", e.From.String(), ">", s.mailParams(&envelope.Transfer{Envelope: &e, Size: cmp.Or(q.size, -1)}))
-	if err == nil && !reply.Positive() {
-		err = &refusal{stepMail, reply}
 	}
 	return err
 }
@@ -210,81 +212,6 @@ func (r *route) unwilling() error {
 		return errXClient
 	}
 	return nil
-}
-
-// sit waits for a place among the sessions that ask. One that rests has to
-// give up its own.
-func (r *route) sit(ctx context.Context) error {
-	select {
-	case r.seats <- struct{}{}:
-		return nil
-	default:
-	}
-	r.mu.Lock()
-	r.wanted++
-	if len(r.resting) > 0 {
-		r.oust(r.resting[0])
-	}
-	r.mu.Unlock()
-	defer func() {
-		r.mu.Lock()
-		r.wanted--
-		r.mu.Unlock()
-	}()
-	select {
-	case r.seats <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return errNoSeat
-	}
-}
-
-// oust ends a session that rests, if it still does. The caller holds mu.
-func (r *route) oust(a *asking) {
-	if i := slices.Index(r.resting, a); i >= 0 {
-		r.resting = slices.Delete(r.resting, i, i+1)
-		a.timer.Stop()
-		a.s.raw.Close()
-		<-r.seats
-	}
-}
-
-// rest keeps the session for the next question, unless its place is wanted.
-func (a *asking) rest() {
-	a.r.mu.Lock()
-	defer a.r.mu.Unlock()
-	a.r.resting = append(a.r.resting, a)
-	a.timer = time.AfterFunc(askRest, func() {
-		a.r.mu.Lock()
-		defer a.r.mu.Unlock()
-		a.r.oust(a)
-	})
-	if a.r.wanted > 0 {
-		a.r.oust(a)
-	}
-}
-
-// wake says whether the session is still there after its rest.
-func (a *asking) wake() bool {
-	a.r.mu.Lock()
-	defer a.r.mu.Unlock()
-	i := slices.Index(a.r.resting, a)
-	if i < 0 {
-		a.s = nil
-		return false
-	}
-	a.r.resting = slices.Delete(a.r.resting, i, i+1)
-	a.timer.Stop()
-	return true
-}
-
-// end ends the session, tidily or at once.
-func (a *asking) end(tidily bool) {
-	if tidily {
-		a.s.quit()
-	}
-	a.s.raw.Close()
-	<-a.r.seats
 }
 
 // Close ends the sessions.

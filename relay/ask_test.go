@@ -123,7 +123,7 @@ func TestAsk(t *testing.T) {
 					t.Errorf("answers %q, want %q", got, tt.want)
 				}
 			}
-			if n := len(c.routes[dest].seats); n != 0 {
+			if n := len(c.routes[dest].asking.seats); n != 0 {
 				t.Errorf("%d seats are taken at the end", n)
 			}
 		})
@@ -240,7 +240,7 @@ func TestAskHostile(t *testing.T) {
 				if took := time.Since(start); took > askTime+askQuit {
 					t.Errorf("it took %v", took)
 				}
-				if n := len(c.routes[dest].seats); n != 0 {
+				if n := len(c.routes[dest].asking.seats); n != 0 {
 					t.Errorf("%d seats are taken at the end", n)
 				}
 			})
@@ -298,11 +298,11 @@ func TestAskSeats(t *testing.T) {
 		if took := time.Since(start); took != 0 {
 			t.Errorf("it took %v", took)
 		}
-		if n := len(c.routes[dest].seats); n != 2 {
+		if n := len(c.routes[dest].asking.seats); n != 2 {
 			t.Errorf("%d sessions are open, want 2", n)
 		}
-		time.Sleep(askRest + time.Second)
-		if n := len(c.routes[dest].seats); n != 0 {
+		time.Sleep(seatRest + time.Second)
+		if n := len(c.routes[dest].asking.seats); n != 0 {
 			t.Errorf("%d sessions are open after a long rest", n)
 		}
 		for _, q := range all {
@@ -344,13 +344,13 @@ func TestAskFull(t *testing.T) {
 		go func() { first <- inquire(t, c, asked("h"), 0, "b@y.example") }()
 		synctest.Wait()
 		time.Sleep(time.Second)
-		c.routes[dest].seats <- struct{}{} // as soon as the first is through, somebody else is quicker
+		c.routes[dest].asking.seats <- struct{}{} // as soon as the first is through, somebody else is quicker
 		got := inquire(t, c, asked("h"), 0, "b@y.example")
 		<-first
-		if diff := cmp.Diff([]string{"error: too many questions at once"}, got); diff != "" {
+		if diff := cmp.Diff([]string{"error: too many sessions at once"}, got); diff != "" {
 			t.Error(diff)
 		}
-		<-c.routes[dest].seats
+		<-c.routes[dest].asking.seats
 	})
 }
 

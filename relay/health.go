@@ -56,10 +56,10 @@ type route struct {
 	sessions map[*session]struct{} // open for mail
 	openings map[*opening]struct{} // sessions for mail to be
 
-	seats   chan struct{} // a token for each session that asks
-	wanted  int           // how many wait for a seat; mu guards this and the rest
-	resting []*asking     // the one that rests longest first
-	mute    bool          // it doesn't take us for others; the log says so already
+	mute bool // it doesn't take us for others; the log says so already
+	pace pace // of live sessions
+
+	asking, live *pool
 }
 
 func newRoute(dest string, r Route, m *metrics.Metrics) *route {
@@ -72,12 +72,16 @@ func newRoute(dest string, r Route, m *metrics.Metrics) *route {
 	if r.MaxAsking <= 0 {
 		r.MaxAsking = 10
 	}
+	if r.MaxLive <= 0 {
+		r.MaxLive = 50
+	}
 	r.Timeouts.defaults()
 	m.PrimaryUp.WithLabelValues(r.Name).Set(0)
 	m.OutageStart.WithLabelValues(r.Name).Set(0)
 	m.WithoutXClient.WithLabelValues(r.Name).Set(0)
 	return &route{Route: r, dest: dest, metrics: m, kick: make(chan struct{}, 1), since: time.Now(),
-		sessions: make(map[*session]struct{}), openings: make(map[*opening]struct{}), seats: make(chan struct{}, r.MaxAsking)}
+		sessions: make(map[*session]struct{}), openings: make(map[*opening]struct{}),
+		asking: newPool(r.MaxAsking, 0, nil), live: newPool(r.MaxLive, max(1, r.MaxLive/5), m.LiveOpen)}
 }
 
 // opening is a session that is being opened.
@@ -228,6 +232,13 @@ func (c *Client) noteOffer(r *route, offered string) {
 	}
 }
 
+// noteOffers takes over what a next hop offers.
+func (r *route) noteOffers(offered caps) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.pace.caps, r.pace.known = offered, true
+}
+
 // noteXClient takes over why a next hop can't be told who the clients are, "" if
 // it can, and logs what is new.
 func (c *Client) noteXClient(r *route, why string) {
@@ -317,6 +328,7 @@ func (c *Client) probe(ctx context.Context, r *route) {
 	if err == nil {
 		if mode == r.TLS || !s.caps.startTLS { // else it may be offered in TLS
 			c.noteOffer(r, s.caps.xclient)
+			r.noteOffers(s.caps)
 		}
 		if thorough {
 			err = s.takesMail()
@@ -338,7 +350,7 @@ func (c *Client) probe(ctx context.Context, r *route) {
 	c.metrics.Probes.WithLabelValues(result).Inc()
 	c.note(r, err)
 	if err == nil {
-		if c.asks() {
+		if c.asks() || r.Live {
 			_ = c.mayAsk(r, s.caps.xclient) // for the log
 		}
 		s.quit()

@@ -1,6 +1,7 @@
 // Package relay is the SMTP client to the primary: it carries what the queue
 // hands it to the next hop, and knows whether the next hop answers. On behalf of
-// the door it asks the next hop about recipients (Inquire).
+// the door it asks the next hop about recipients (Inquire), and plays clients'
+// sessions through to it (Live).
 //
 // It does not decide what is due, retry, or bounce; that is the queue's job.
 // It looks up no MX: a route names its host.
@@ -14,10 +15,12 @@
 //     length that the Transfer states; else the connection is closed without
 //     it. Content goes out as it is, but for dot-stuffing.
 //   - No text of a client's ends a command, and no text of the next hop's leaves
-//     here uncleaned or longer than 256 octets.
+//     here uncleaned or longer than 256 octets, or in a live session 8 KiB.
 //   - Every read and every write has a deadline.
 //   - An Inquiry never sends DATA, and never hands out a reply that may be about
 //     us instead of the client.
+//   - A Live session says for certain, when it loses the next hop, whether that
+//     can have the message. Only the reply to the dot is taken for one.
 //   - What goes wrong before the first MAIL concerns the route, never a message;
 //     so does a refusal of MAIL that any other MAIL meets with, too ("530 Must
 //     issue STARTTLS"). Only a client that the next hop refuses at XCLIENT has
@@ -66,12 +69,15 @@ type Route struct {
 	XClient bool
 	// MaxAsking bounds the sessions that ask about recipients at a time, 10 if 0.
 	MaxAsking int
+	// Live lets clients' sessions be played through, MaxLive at a time, 50 if 0.
+	Live    bool
+	MaxLive int
 	// Timeouts that are 0 have the defaults of RFC 5321 §4.5.3.2.
 	Timeouts Timeouts
 }
 
-// Timeouts bound each wait for the next hop. All but the first and the last two
-// are RFC 5321 §4.5.3.2's.
+// Timeouts bound each wait for the next hop. All but the first, LiveEnd and the last
+// two are RFC 5321 §4.5.3.2's.
 type Timeouts struct {
 	Connect  time.Duration // TCP connect; 30 s
 	Greeting time.Duration // initial 220; 5 min
@@ -79,6 +85,7 @@ type Timeouts struct {
 	DataInit time.Duration // 354; 2 min
 	Block    time.Duration // writing up to 64 KiB; 3 min
 	DataEnd  time.Duration // reply to the final dot; 10 min
+	LiveEnd  time.Duration // the same while a client waits for it; 4 min
 	Quit     time.Duration // reply to QUIT; 5 s
 	Idle     time.Duration // how long an idle session waits for another message; 5 s
 }
@@ -94,6 +101,7 @@ func (t *Timeouts) defaults() {
 		{&t.DataInit, 2 * time.Minute},
 		{&t.Block, 3 * time.Minute},
 		{&t.DataEnd, 10 * time.Minute},
+		{&t.LiveEnd, 4 * time.Minute},
 		{&t.Quit, 5 * time.Second},
 		{&t.Idle, 5 * time.Second},
 	} {
@@ -216,5 +224,6 @@ func (c *Client) open(ctx context.Context, r *route) (*session, error) {
 	r.opened(s)
 	c.note(r, nil)
 	c.noteOffer(r, s.caps.xclient)
+	r.noteOffers(s.caps)
 	return s, nil
 }

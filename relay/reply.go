@@ -18,6 +18,10 @@ const (
 	maxReplyLine = 2048
 	maxReply     = 64 << 10 // all lines together
 	maxReplyText = 256
+	// What a client gets of the next hop's reply in a live session. Our own door
+	// cuts lines at 512 octets.
+	maxLiveText  = 8 << 10
+	maxLiveLines = 50
 )
 
 var (
@@ -30,45 +34,85 @@ func newReplyReader(r io.Reader) *bufio.Reader { return bufio.NewReaderSize(r, m
 
 // readReply reads one reply, RFC 5321 §4.2: lines of a code, "-" on all but the
 // last, and text. A line may end in a bare LF. Codes are 200 to 599 and the
-// same on all lines. Text and status code come back clean (see clean); each, if
-// not nil, sees the clean text of each line in full.
+// same on all lines. Text and status code come back clean (see clean), the text
+// cut at maxReplyText; each, if not nil, sees the clean text of each line in full.
 func readReply(br *bufio.Reader, each func(line string)) (envelope.Reply, error) {
 	var r envelope.Reply
 	var text strings.Builder
+	code, err := readLines(br, func(n, class int, line string) {
+		if each != nil {
+			each(line)
+		}
+		enhanced, rest := cutStatus(line, class)
+		if enhanced != "" {
+			r.Enhanced, line = enhanced, rest
+		}
+		if n > 0 && text.Len() < maxReplyText {
+			text.WriteByte('\n')
+		}
+		text.WriteString(line[:min(len(line), maxReplyText-text.Len())])
+	})
+	if err != nil {
+		return envelope.Reply{}, err
+	}
+	r.Code, r.Text = code, text.String()
+	return r, nil
+}
+
+// readWhole is readReply for a reply that is passed on: all lines, within
+// maxLiveText and maxLiveLines. Where the lines don't all begin with the same
+// status code, the codes stay in the text.
+func readWhole(br *bufio.Reader) (envelope.Reply, error) {
+	var all, bare []string
+	status, left := "", maxLiveText
+	code, err := readLines(br, func(n, class int, line string) {
+		if len(all) == maxLiveLines || len(line) > left {
+			return
+		}
+		left -= len(line)
+		s, rest := cutStatus(line, class)
+		if n == 0 {
+			status = s
+		} else if s != status {
+			status = ""
+		}
+		all, bare = append(all, line), append(bare, rest)
+	})
+	if err != nil {
+		return envelope.Reply{}, err
+	}
+	if status == "" {
+		bare = all
+	}
+	return envelope.Reply{Code: code, Enhanced: status, Text: strings.Join(bare, "\n")}, nil
+}
+
+// readLines hands the clean text of each line of a reply to each, with the line's
+// number and the class of the code.
+func readLines(br *bufio.Reader, each func(n, class int, line string)) (code int, err error) {
 	left := maxReply
 	for n := 0; ; n++ {
 		b, err := br.ReadSlice('\n')
 		left -= len(b)
 		switch {
 		case left < 0:
-			return envelope.Reply{}, errReplyLong
+			return 0, errReplyLong
 		case err == io.EOF && (n > 0 || len(b) > 0):
-			return envelope.Reply{}, io.ErrUnexpectedEOF
+			return 0, io.ErrUnexpectedEOF
 		case err != nil && !errors.Is(err, bufio.ErrBufferFull):
-			return envelope.Reply{}, err
+			return 0, err
 		}
-		code, more, line, ok := parseLine(b)
+		c, more, line, ok := parseLine(b)
 		if err := passOver(br, err, &left); err != nil {
-			return envelope.Reply{}, err
+			return 0, err
 		}
-		if !ok || n > 0 && code != r.Code {
-			return envelope.Reply{}, errReplySyntax
+		if !ok || n > 0 && c != code {
+			return 0, errReplySyntax
 		}
-		if each != nil {
-			each(line)
-		}
-		enhanced, rest := cutStatus(line, code/100)
-		if enhanced != "" {
-			r.Enhanced, line = enhanced, rest
-		}
-		r.Code = code
-		if n > 0 && text.Len() < maxReplyText {
-			text.WriteByte('\n')
-		}
-		text.WriteString(line[:min(len(line), maxReplyText-text.Len())])
+		code = c
+		each(n, code/100, line)
 		if !more {
-			r.Text = text.String()
-			return r, nil
+			return code, nil
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -48,6 +49,7 @@ func (e *handshakeError) Unwrap() error { return e.err }
 // caps are the service extensions of the last EHLO reply that we use.
 type caps struct {
 	pipelining, size, eightBit, utf8, dsn, startTLS bool
+	maxSize                                         int64  // SIZE's, 0 when it has none
 	xclient                                         string // " NAME ADDR … ", "" when not offered
 }
 
@@ -59,6 +61,8 @@ func (c *caps) add(line string) {
 		c.pipelining = true
 	case "SIZE":
 		c.size = true
+		n, _ := strconv.ParseInt(params, 10, 64)
+		c.maxSize = max(0, n)
 	case "8BITMIME":
 		c.eightBit = true
 	case "SMTPUTF8":
@@ -92,6 +96,7 @@ type session struct {
 	waiting   *envelope.Transfer // taken, to be begun when active is empty
 	done      int                // messages that got their final reply
 	dirty     bool               // a transaction is open that needs RSET
+	whole     bool               // replies are passed on, all lines of them
 	buf       []byte             // scratch for content
 }
 
@@ -135,6 +140,7 @@ func (c *Client) connectOnce(ctx context.Context, r *route, mode string, t Timeo
 	if err != nil {
 		return nil, err
 	}
+	r.noteHost(conn.RemoteAddr())
 	conn = timedConn{conn, t.Block}
 	s := &session{
 		c: c, r: r, t: t, raw: conn, conn: conn,
@@ -306,11 +312,17 @@ func (s *session) write(parts ...string) error {
 func (s *session) read(at step, each func(line string) error) (envelope.Reply, error) {
 	s.conn.SetReadDeadline(time.Now().Add(s.timeout(at))) // fails on a closed connection only, as the read will
 	var objection error
-	reply, err := readReply(s.br, func(line string) {
-		if each != nil && objection == nil {
-			objection = each(line)
-		}
-	})
+	var reply envelope.Reply
+	var err error
+	if s.whole && each == nil {
+		reply, err = readWhole(s.br)
+	} else {
+		reply, err = readReply(s.br, func(line string) {
+			if each != nil && objection == nil {
+				objection = each(line)
+			}
+		})
+	}
 	if err != nil {
 		return envelope.Reply{}, fmt.Errorf("wait for the reply to %s: %w", at, err)
 	}

@@ -1,0 +1,358 @@
+package relay
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+)
+
+// begin says MAIL, in a session that takes us for the client: the one that rests,
+// or a new one.
+func (l *Live) begin(ctx context.Context) (envelope.Reply, error) {
+	if l.r == nil || !l.r.Live {
+		return l.lose(NotBegun, errNotLive)
+	}
+	if err := l.r.willing(l.peer, l.env.Client.Addr); err != nil {
+		return l.lose(NotBegun, err)
+	}
+	if l.goOn(ctx) {
+		return l.mail(ctx)
+	}
+	err := l.connect(ctx)
+	var no *refusal
+	switch {
+	case l.s != nil && errors.As(err, &no): // become's: its word on the client
+		l.close(false)
+		return no.reply, nil
+	case err != nil:
+		return l.lose(NotBegun, err)
+	}
+	return l.mail(ctx)
+}
+
+// goOn takes up the session that rests, if that is the same client's. A client
+// that has said another HELO since is another one to the next hop.
+func (l *Live) goOn(ctx context.Context) bool {
+	if l.pool == nil || !l.wake() {
+		return false
+	}
+	if l.s.r != l.r || l.identity != xclient(l.env.Client, l.s.xclient) {
+		l.close(true)
+		return false
+	}
+	// RSET also tells whether the session is still there.
+	reply, err := l.call(ctx, stepRset, "RSET")
+	if err != nil || !reply.Positive() {
+		l.close(false)
+		return false
+	}
+	return true
+}
+
+// connect opens a session in the client's name.
+func (l *Live) connect(ctx context.Context) error {
+	l.pool, l.client = l.r.live, l.env.Client.Addr
+	if err := l.pool.sitNow(l.client); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, liveOpen)
+	defer cancel()
+	t := l.r.Timeouts
+	t.Connect, t.Quit = min(t.Connect, liveConnect), min(t.Quit, liveQuit)
+	t.Greeting, t.Command, t.DataInit = min(t.Greeting, liveOpen), min(t.Command, liveCommand), min(t.DataInit, liveCommand)
+	t.Block, t.DataEnd = min(t.Block, liveBlock), t.LiveEnd
+	s, err := l.c.connect(ctx, l.r, l.r.TLS, t)
+	if err != nil {
+		l.leave()
+		l.r.pauseLive(ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded))
+		return err
+	}
+	l.s = s
+	l.r.noteOffers(s.caps)
+	stop := context.AfterFunc(ctx, func() { s.raw.Close() })
+	err = s.become(&l.env.Client)
+	if !stop() {
+		err = cmp.Or(err, ctx.Err())
+	}
+	var no *refusal
+	switch {
+	case err == nil:
+		l.identity, s.whole = xclient(l.env.Client, s.xclient), true
+		l.r.noteOffers(s.caps)
+	case !errors.As(err, &no) || !no.judges():
+		l.close(false)
+		l.r.pauseLive(ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded))
+	}
+	return err
+}
+
+// mail says MAIL. What the client said in it by extensions that aren't there any
+// more can't be said, and must not be left out.
+func (l *Live) mail(ctx context.Context) (envelope.Reply, error) {
+	e, caps := l.env, &l.s.caps
+	if !sayable(e.From.Mailbox) || e.UTF8 && !caps.utf8 || e.EightBit && !caps.eightBit || e.Ret+e.EnvID != "" && !caps.dsn {
+		l.pause()
+		return extChanged, nil
+	}
+	said := *e
+	said.To = nil
+	params := l.s.mailParams(&envelope.Transfer{Envelope: &said, Size: cmp.Or(l.size, -1)})
+	reply, err := l.say(ctx, stepMail, "MAIL FROM:<", e.From.String(), ">", params)
+	switch {
+	case err != nil:
+	case ofSession(reply.Code): // about us, not about the client
+		return l.lose(BeforeReply, &refusal{stepMail, reply})
+	case reply.Positive():
+		l.open = true
+	default:
+		l.pause()
+	}
+	return reply, err
+}
+
+// say is call, but that a failure loses the next hop. A 421 says that it goes.
+func (l *Live) say(ctx context.Context, at step, command ...string) (envelope.Reply, error) {
+	reply, err := l.call(ctx, at, command...)
+	if err != nil {
+		return l.lose(BeforeReply, err)
+	}
+	return reply, nil
+}
+
+// call says a command and returns the reply, one that makes sense. What the next
+// hop has said before it was asked is no reply to this.
+func (l *Live) call(ctx context.Context, at step, command ...string) (reply envelope.Reply, err error) {
+	s := l.s
+	stop := context.AfterFunc(ctx, func() { s.raw.Close() })
+	defer stop()
+	if err := s.silent(); err != nil {
+		return reply, err
+	}
+	began := time.Now()
+	reply, err = s.call(at, nil, command...)
+	l.r.notePace(time.Since(began))
+	switch c := reply.Code; {
+	case err != nil:
+	case c == 421, c/100 == 3 && at != stepData, at == stepData && c < 400 && c != 354:
+		err = &refusal{at, reply}
+	}
+	return reply, err
+}
+
+// finish sends the dot and waits for the reply to it.
+func (l *Live) finish() {
+	s := l.s
+	err := s.silent() // else its reply to the dot couldn't be told from what it said before
+	if l.cr {
+		err = errOctets
+	}
+	if err != nil {
+		l.lastWord(InMessage, err)
+		return
+	}
+	if err = l.stuff.end(); err == nil {
+		err = s.bw.Flush()
+	}
+	if err != nil {
+		l.lastWord(AfterDot, err)
+		return
+	}
+	reply, err := s.read(stepEnd, nil)
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		l.lose(Late, err)
+	case err != nil:
+		l.lose(AfterDot, err)
+	case reply.Code/100 == 3:
+		l.lose(AfterDot, &refusal{stepEnd, reply})
+	default:
+		l.final = reply
+		l.goAhead, l.open = false, false
+		if s.done++; reply.Code == 421 {
+			l.close(false)
+			return
+		}
+		l.pause()
+	}
+}
+
+// lastWord looks why the next hop hung up. A refusal that it sent before is its
+// reply to the message; 421 only says that it goes.
+func (l *Live) lastWord(ending Ending, err error) {
+	if errors.Is(err, errOctets) {
+		l.lose(ending, err)
+		return
+	}
+	l.s.conn.SetReadDeadline(time.Now().Add(l.s.t.Quit))
+	r, rerr := readWhole(l.s.br)
+	if rerr != nil || r.Code < 400 || r.Code == 421 {
+		l.lose(ending, err)
+		return
+	}
+	l.final = r
+	l.close(false)
+}
+
+// lose gives up the next hop for the rest of the transaction.
+func (l *Live) lose(ending Ending, err error) (envelope.Reply, error) {
+	l.lost = &LostError{ending, err}
+	if ending == NotBegun {
+		l.c.metrics.LiveUnused.WithLabelValues(unusedReason(err)).Inc()
+		return envelope.Reply{}, l.lost
+	}
+	l.c.metrics.LiveMessages.WithLabelValues(string(ending)).Inc()
+	l.c.log.Warn("next hop lost in a live session", "route", l.r.Name, "ending", string(ending), "id", l.env.ID, "err", err)
+	l.r.pauseLive(errors.Is(err, os.ErrDeadlineExceeded))
+	l.close(false)
+	return envelope.Reply{}, l.lost
+}
+
+// pause lets the session rest: no transaction is open.
+func (l *Live) pause() {
+	l.open = false
+	l.rest()
+}
+
+// close ends the session, tidily or at once.
+func (l *Live) close(tidily bool) {
+	l.open, l.goAhead = false, false
+	l.end(tidily)
+}
+
+// silent returns an error if the next hop has sent something that nothing was
+// asked for, or has closed the connection, as far as that has come here.
+func (s *session) silent() (err error) {
+	n := s.br.Buffered()
+	if raw, ok := s.plainTCP(); ok && n == 0 {
+		err = raw.Control(func(fd uintptr) {
+			var e error
+			n, _, e = syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+			if n == 0 && e == nil {
+				n = -1
+			} else if e != nil {
+				n = 0
+			}
+		})
+	} else if n == 0 {
+		s.conn.SetReadDeadline(time.Now().Add(time.Millisecond))
+		if _, err = s.br.Peek(1); err == nil {
+			n = 1
+		} else if errors.Is(err, os.ErrDeadlineExceeded) {
+			err = nil
+		}
+	}
+	switch {
+	case err == nil && n > 0:
+		err = errUnsolicited
+	case err == nil && n < 0:
+		err = io.EOF
+	}
+	return err
+}
+
+// plainTCP is the connection where what the kernel has received is what a read
+// would return.
+func (s *session) plainTCP() (syscall.RawConn, bool) {
+	t, ok := s.conn.(timedConn)
+	if !ok {
+		return nil, false
+	}
+	c, ok := t.Conn.(syscall.Conn)
+	if !ok {
+		return nil, false
+	}
+	raw, err := c.SyscallConn()
+	return raw, err == nil
+}
+
+// unusedReason is the metric's label.
+func unusedReason(err error) string {
+	switch {
+	case errors.Is(err, errNotLive):
+		return "route"
+	case errors.Is(err, errDown):
+		return "down"
+	case errors.Is(err, errNoSeat):
+		return "full"
+	case errors.Is(err, errSlow):
+		return "slow"
+	case errors.Is(err, errLoop):
+		return "loop"
+	case errors.Is(err, errXClient), errors.Is(err, errNoName):
+		return "unnamed"
+	}
+	return "failed"
+}
+
+// pace is what a route knows of its live sessions' replies. The route's mu
+// guards it.
+type pace struct {
+	slow  int       // slow replies in a row
+	until time.Time // the next hop is left alone
+	host  netip.Addr
+	caps  caps
+	known bool // caps are
+}
+
+// willing says why no live session should begin now, for a client with either of
+// these addresses.
+func (r *route) willing(of ...netip.Addr) error {
+	if err := r.unwilling(); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.health != up {
+		return errDown
+	}
+	if time.Now().Before(r.pace.until) {
+		return errSlow
+	}
+	for _, a := range of {
+		if a == r.pace.host && !a.IsLoopback() && a.IsValid() {
+			return errLoop
+		}
+	}
+	return nil
+}
+
+// notePace takes over how long a reply took.
+func (r *route) notePace(took time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if took < liveSlow {
+		r.pace.slow = 0
+		return
+	}
+	if r.pace.slow++; r.pace.slow >= liveSlows {
+		r.pace.slow, r.pace.until = 0, time.Now().Add(livePaused)
+	}
+}
+
+// pauseLive leaves the next hop alone for a while, if it didn't answer in time:
+// probes find out whether it is down.
+func (r *route) pauseLive(late bool) {
+	if !late {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.pace.until = time.Now().Add(livePaused)
+}
+
+// noteHost takes over where the next hop is.
+func (r *route) noteHost(a net.Addr) {
+	if tcp, ok := a.(*net.TCPAddr); ok {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.pace.host = tcp.AddrPort().Addr().Unmap().WithZone("")
+	}
+}
