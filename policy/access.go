@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 )
@@ -112,6 +113,25 @@ func allDigits(s string) bool {
 	}
 	return s != ""
 }
+
+// BlockAction is the access(5) action that refuses with an operator's reply: a
+// code with text, text, or nothing.
+func BlockAction(reply string) (string, error) {
+	code, text, _ := strings.Cut(reply, " ")
+	switch {
+	case reply == "":
+		return "REJECT", nil
+	case !validText(reply):
+		return "", errors.New("reply must be one line of at most 400 characters, without control characters")
+	case isReplyCode(code) && strings.TrimSpace(text) != "":
+		return reply, nil
+	case len(code) == 3 && allDigits(code):
+		return "", fmt.Errorf("reply %q needs a code from 400 to 599 and a text; write \"550 5.7.1 Go away\" or only the text", reply)
+	}
+	return "REJECT " + reply, nil
+}
+
+func validText(s string) bool { return len(s) <= 400 && printable(s, true) == s }
 
 // access applies the action that a table's entry asks for.
 func (e *eval) access(c *check, h hit, what, class string) status {

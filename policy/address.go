@@ -2,13 +2,14 @@ package policy
 
 import (
 	"cmp"
-	"net/netip"
+	"slices"
 	"strings"
 	"unicode"
 
 	"golang.org/x/net/idna"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // addressClass is the kind of domain that an address belongs to.
@@ -43,39 +44,18 @@ func (a *address) key() string { return a.local + "@" + a.domain }
 
 // domainSet answers whether a domain is listed.
 type domainSet struct {
-	exact, sub store       // sub holds the names whose subdomains are listed, without the leading dot
-	list       []matchItem // an ordered list, which then is all that counts
-}
-
-func newDomainSet(domains []string) (d domainSet, dup string, err error) {
-	var exact, sub []string
-	for _, name := range domains {
-		if rest, ok := strings.CutPrefix(fold(name), "."); ok {
-			sub = append(sub, rest)
-		} else {
-			exact = append(exact, fold(name))
-		}
-	}
-	if d.exact, dup, err = newStore(exact); err == nil {
-		d.sub, dup, err = newStore(sub)
-	}
-	return d, dup, err
+	names []string    // sorted; ".example.org" stands for the subdomains
+	list  []matchItem // an ordered list, which then is all that counts
 }
 
 func (d *domainSet) has(domain string) bool {
-	if d.exact.find([]byte(domain)) >= 0 {
-		return true
-	}
-	for d.sub.len() > 0 {
-		_, rest, ok := strings.Cut(domain, ".")
-		if !ok {
-			return false
-		}
-		if domain = rest; d.sub.find([]byte(domain)) >= 0 {
-			return true
+	_, found := slices.BinarySearch(d.names, domain)
+	for i := 0; i < len(domain) && !found; i++ {
+		if domain[i] == '.' {
+			_, found = slices.BinarySearch(d.names, domain[i:])
 		}
 	}
-	return false
+	return found
 }
 
 // resolve finds out which domain an address really goes to, and whether mail
@@ -86,18 +66,18 @@ func (s *Snapshot) resolve(f *finder, m envelope.Mailbox, utf8 bool) address {
 		a.raw += "@" + m.Domain
 	}
 	if isPlain(m) {
-		a.local, a.domain = fold(m.Local), fold(s.completed(trimDot(m.Domain)))
+		a.local, a.domain = table.Fold(m.Local), table.Fold(s.completed(trimDot(m.Domain)))
 	} else {
 		all := s.route(f, a.raw)
 		at := strings.LastIndexByte(all, '@')
-		a.local, a.domain = fold(all[:max(at, 0)]), fold(all[at+1:])
+		a.local, a.domain = table.Fold(all[:max(at, 0)]), table.Fold(all[at+1:])
 		if at < 0 { // a policy that has no name for its primary
 			a.local, a.domain = a.domain, ""
 		} else {
 			a.bad = a.domain == ""
 		}
 	}
-	if s.spec.Addresses.NumericDomain && validHostaddr(a.domain) {
+	if s.spec.Addresses.NumericDomain && envelope.ValidHostaddr(a.domain) {
 		a.domain = "[" + a.domain + "]"
 	}
 	for _, c := range []addressClass{classLocal, classVirtualAlias, classVirtualMailbox, classRelay} {
@@ -144,129 +124,21 @@ func validMailDomain(d string, utf8 bool) bool {
 	if !isASCII(d) && !utf8 {
 		return false
 	}
-	return validHostname(toASCII(d))
+	return envelope.ValidHostname(toASCII(d))
 }
-
-// literalAddr reads an address literal, RFC 5321 §4.1.3.
-func literalAddr(s string) (netip.Addr, bool) {
-	s, ok := strings.CutPrefix(s, "[")
-	s, ok2 := strings.CutSuffix(s, "]")
-	if !ok || !ok2 {
-		return netip.Addr{}, false
-	}
-	return mailhostAddr(s)
-}
-
-// mailhostAddr reads an address as it stands inside of a literal.
-func mailhostAddr(s string) (netip.Addr, bool) {
-	v6 := len(s) > 5 && strings.EqualFold(s[:5], "IPv6:")
-	if v6 {
-		s = s[5:]
-	}
-	a, err := netip.ParseAddr(s)
-	if err != nil || a.Zone() != "" || a.Is4() == v6 {
-		return netip.Addr{}, false
-	}
-	return a.Unmap(), true
-}
-
-// validHostname is Postfix's test: letters, digits, "-", "_", labels of at
-// most 63 octets, not all numeric, no trailing dot.
-func validHostname(s string) bool {
-	if s == "" || len(s) > 255 {
-		return false
-	}
-	label, numeric := 0, true
-	for i := range len(s) {
-		c := s[i]
-		last := i+1 == len(s)
-		switch {
-		case c >= '0' && c <= '9':
-			label++
-		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c == '_':
-			label++
-			numeric = false
-		case c == '.':
-			if label == 0 || last {
-				return false
-			}
-			label = 0
-			continue
-		case c == '-':
-			if label == 0 || last || s[i+1] == '.' {
-				return false
-			}
-			label++
-			numeric = false
-		default:
-			return false
-		}
-		if label > 63 {
-			return false
-		}
-	}
-	return !numeric
-}
-
-// validHostaddr says that s is a bare IP address.
-func validHostaddr(s string) bool { return validIPv4(s) || strings.Contains(s, ":") && validIPv6(s) }
 
 // validLiteral is Postfix's test of an address literal, which takes some that
 // are none, as [IPv6:1:2:3].
 func validLiteral(s string) bool {
-	s, closed := strings.CutSuffix(s[1:], "]")
-	switch {
-	case !closed:
+	inner, closed := strings.CutSuffix(s[1:], "]")
+	v6 := len(inner) >= 5 && strings.EqualFold(inner[:5], "IPv6:")
+	if len(inner) >= 46 || !closed {
 		return false
-	case len(s) >= 5 && strings.EqualFold(s[:5], "IPv6:"):
-		return len(s) < 46 && validIPv6(s[5:])
 	}
-	return len(s) < 46 && validIPv4(s)
-}
-
-// validIPv4 is Postfix's test: leading zeros don't matter, and of 0.0.0.0/8
-// only 0.0.0.0 is an address.
-func validIPv4(s string) bool {
-	fields := strings.Split(s, ".")
-	for i, f := range fields {
-		n := strings.TrimLeft(f, "0")
-		if f == "" || len(n) > 3 || len(n) == 3 && n > "255" || strings.Trim(n, "0123456789") != "" || i == 0 && n == "" && strings.Trim(s, "0.") != "" {
-			return false
-		}
+	if v6 {
+		inner = inner[5:]
 	}
-	return len(fields) == 4
-}
-
-// validIPv6 is Postfix's test, which doesn't count the fields.
-func validIPv6(s string) bool {
-	colons, gap, n := 0, 0, 0 // n: digits of the field in hand
-	for i := 0; i < len(s); {
-		switch c := s[i]; {
-		case c == '.':
-			return colons >= 2 && colons <= 6 && validIPv4(s[i-n:])
-		case c == ':':
-			if colons == 0 && n == 0 && i+1 < len(s) && s[i+1] != ':' {
-				return false
-			}
-			if colons++; colons > 7 {
-				return false
-			}
-			i, n = i+1, 0
-			if i < len(s) && s[i] == ':' {
-				if gap > 0 {
-					return false
-				}
-				gap = colons
-			}
-		default:
-			n = len(s[i:]) - len(strings.TrimLeft(s[i:], "0123456789abcdefABCDEF"))
-			if n == 0 || n > 4 {
-				return false
-			}
-			i += n
-		}
-	}
-	return colons >= 2 && (n > 0 || gap == colons-1)
+	return strings.Contains(inner, ":") == v6 && envelope.ValidHostaddr(inner)
 }
 
 func isASCII(s string) bool {
@@ -311,7 +183,7 @@ func trimDot(s string) string {
 
 // doubleBounce is the local-part of the primary's own bounces' sender.
 func (s *Snapshot) doubleBounce() string {
-	return cmp.Or(fold(s.spec.Addresses.DoubleBounce), "double-bounce")
+	return cmp.Or(table.Fold(s.spec.Addresses.DoubleBounce), "double-bounce")
 }
 
 // splitExtension returns the user of a local-part without its address

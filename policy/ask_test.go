@@ -6,6 +6,7 @@ import (
 
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/internal/testmx"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // TestAsk: the primary is asked about a recipient exactly when the evaluation
@@ -47,11 +48,11 @@ func TestAsk(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			spec := NewSpec()
-			nobody, err := NewSet([]string{"nobody@example.org"})
+			nobody, err := table.NewSet([]string{"nobody@example.org"})
 			if err != nil {
 				t.Fatal(err)
 			}
-			spec.Tables = map[string]*Table{"nobody": nobody}
+			spec.Tables = map[string]*table.Table{"nobody": nobody}
 			spec.MyNetworks = []string{"192.0.2.0/24"}
 			spec.Addresses.Relay.Domains = []string{"example.org"}
 			spec.Restrictions.Relay = []Restriction{{Kind: "reject_unauth_destination"}}
@@ -110,11 +111,11 @@ func TestAskAtData(t *testing.T) {
 // TestAskEach: who needs no asking isn't asked about because another did.
 func TestAskEach(t *testing.T) {
 	spec := NewSpec()
-	table, err := NewHash(map[string]string{"alice@example.org": "ask_primary service"})
+	some, err := table.NewHash(map[string]string{"alice@example.org": "ask_primary service"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	spec.Tables = map[string]*Table{"some": table}
+	spec.Tables = map[string]*table.Table{"some": some}
 	spec.Addresses.Relay.Domains = []string{"example.org"}
 	spec.Restrictions.Relay = []Restriction{{Kind: "reject_unauth_destination"}}
 	spec.Restrictions.Recipient = []Restriction{{"check_recipient_access", "some"}}

@@ -8,44 +8,58 @@ import (
 
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/internal/testmx"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // everyList is a policy with each kind of list and n recipients.
 func everyList(b *testing.B, n int) *Snapshot {
-	text := `domains = ["example.org"]
-recipients_file = "r"
-recipient_delimiter = "+-"
-[client]
-allow = ["203.0.113.0/24", "partner.example"]
-block = ["198.51.100.0/24", "dialup.example"]
-[helo]
-block = ["localhost", "blocked.example"]
-[sender]
-block = ["spam.example", "eve@example.com"]
-[checks]
-reject_unknown_client_hostname = true
-reject_invalid_helo_hostname = true
-reject_non_fqdn_helo_hostname = true
-reject_unknown_helo_hostname = true
-reject_non_fqdn_sender = true
-reject_unknown_sender_domain = true
-[[dnsbl]]
-zone = "a.example"
-codes = "127.0.0.[2..11]"
-[[dnsbl]]
-zone = "b.example"
-[[dnsbl]]
-zone = "c.example"
-`
-	var list []byte
-	for i := range n {
-		list = fmt.Appendf(list, "user%07d@example.org\n", i)
+	access := func(keys ...string) *table.Table {
+		entries := map[string]string{}
+		for _, k := range keys {
+			entries[k] = "REJECT"
+		}
+		t, err := table.NewHash(entries)
+		if err != nil {
+			b.Fatal(err)
+		}
+		return t
 	}
-	s, err := Parse("p", []byte(text), func(string) ([]byte, error) { return list, nil })
+	networks, err := table.NewCIDR([][2]string{{"203.0.113.0/24", "OK"}, {"198.51.100.0/24", "REJECT"}})
 	if err != nil {
 		b.Fatal(err)
 	}
-	return s
+	keys := make([]string, n)
+	for i := range keys {
+		keys[i] = fmt.Sprintf("user%07d@example.org", i)
+	}
+	recipients, err := table.NewSet(keys)
+	if err != nil {
+		b.Fatal(err)
+	}
+	spec := NewSpec()
+	spec.RelayBeforeRecipient = true
+	spec.Tables = map[string]*table.Table{
+		"networks": networks, "names": access("partner.example", "dialup.example"), "recipients": recipients,
+		"helo": access("localhost", "blocked.example"), "sender": access("spam.example", "eve@example.com"),
+	}
+	spec.Addresses.RecipientDelimiter = "+-"
+	spec.Addresses.VirtualMailbox = AddressClass{Domains: []string{"example.org"}, Recipients: []string{"recipients"}}
+	r := &spec.Restrictions
+	r.Client = []Restriction{
+		{"check_client_access", "networks"}, {"check_client_access", "names"}, {"reject_rbl_client", "a.example=127.0.0.[2..11]"},
+		{"reject_rbl_client", "b.example"}, {"reject_rbl_client", "c.example"}, {"reject_unknown_client_hostname", ""},
+	}
+	r.Helo = []Restriction{
+		{"check_client_access", "networks"}, {"check_client_access", "names"}, {"check_helo_access", "helo"},
+		{"reject_invalid_helo_hostname", ""}, {"reject_non_fqdn_helo_hostname", ""}, {"reject_unknown_helo_hostname", ""},
+	}
+	r.Sender = []Restriction{{"check_sender_access", "sender"}, {"reject_non_fqdn_sender", ""}, {"reject_unknown_sender_domain", ""}}
+	r.Relay = []Restriction{{"reject_unauth_destination", ""}}
+	snap, err := Compile(spec)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return snap
 }
 
 var benchResolver = &testmx.MapResolver{
@@ -96,7 +110,7 @@ func BenchmarkSession(b *testing.B) {
 // hashed.
 func BenchmarkStore(b *testing.B) {
 	plain := everyList(b, 1_000_000)
-	hashed, err := Compile(hashedSpec(b, plain.Spec(), &Secret{1}))
+	hashed, err := Compile(hashedSpec(b, plain.Spec(), &table.Secret{1}))
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -131,15 +145,15 @@ func everyKind(b *testing.B, recipients, networks, patterns int) *Snapshot {
 	for i := range rules {
 		rules[i] = [2]string{fmt.Sprintf(`/^(dyn|pool)%d[-.]\d+\.isp%d\.example$/is`, i, i), "REJECT dynamic $1"}
 	}
-	set, err := NewSet(keys)
+	set, err := table.NewSet(keys)
 	if err != nil {
 		b.Fatal(err)
 	}
-	cidr, err := NewCIDR(nets)
+	cidr, err := table.NewCIDR(nets)
 	if err != nil {
 		b.Fatal(err)
 	}
-	spec.Tables = map[string]*Table{"rcpt": set, "nets": cidr}
+	spec.Tables = map[string]*table.Table{"rcpt": set, "nets": cidr}
 	r := &spec.Restrictions
 	r.Client = []Restriction{{"permit_mynetworks", ""}, {"check_client_access", "nets"}, {"reject_unknown_client_hostname", ""}, {"reject_rbl_client", "a.example=127.0.0.[2..11]"}}
 	r.Helo = []Restriction{{"reject_invalid_helo_hostname", ""}, {"reject_non_fqdn_helo_hostname", ""}, {"reject_unknown_helo_hostname", ""}}
@@ -147,7 +161,7 @@ func everyKind(b *testing.B, recipients, networks, patterns int) *Snapshot {
 	r.Relay = []Restriction{{"permit_mynetworks", ""}, {"reject_unauth_destination", ""}}
 	r.Recipient = []Restriction{{"reject_rbl_client", "b.example"}, {"reject_unlisted_recipient", ""}}
 	if patterns > 0 {
-		pcre, err := NewPCRE(rules)
+		pcre, err := table.NewPCRE(rules)
 		if err != nil {
 			b.Fatal(err)
 		}

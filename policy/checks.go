@@ -125,11 +125,7 @@ func rejectHelo(test func(e *eval, c *check, name string) status) checkFunc {
 		if !strings.HasPrefix(name, "[") {
 			return test(e, c, name)
 		}
-		inside := name
-		if len(name) > 2 && name[len(name)-1] == ']' {
-			inside = name[1 : len(name)-1]
-		}
-		if _, valid := mailhostAddr(inside); valid {
+		if _, valid := envelope.LiteralAddr(name); valid {
 			return dunno
 		}
 		return e.reject(e.ruleKey(c, name), e.snap.spec.Codes.InvalidHostname, "5.5.2",
@@ -138,7 +134,7 @@ func rejectHelo(test func(e *eval, c *check, name string) status) checkFunc {
 }
 
 func invalidHelo(e *eval, c *check, name string) status {
-	if n := trimDot(name); validHostname(n) || validHostaddr(n) {
+	if n := trimDot(name); envelope.ValidHostname(n) || envelope.ValidHostaddr(n) {
 		return dunno
 	}
 	return e.reject(e.ruleKey(c, name), e.snap.spec.Codes.InvalidHostname, "5.5.2",
@@ -172,7 +168,7 @@ func unknownHelo(e *eval, c *check, name string) status {
 // validName admits an internationalized name only where the client asked for
 // SMTPUTF8.
 func (e *eval) validName(name string) bool {
-	return (isASCII(name) || e.utf8) && validHostname(toASCII(name))
+	return (isASCII(name) || e.utf8) && envelope.ValidHostname(toASCII(name))
 }
 
 func nonFQDN(subject func(*eval) (string, string)) checkFunc {
@@ -202,7 +198,7 @@ func checkSenderAccess(e *eval, c *check) status {
 	}
 	var h hit
 	if e.sender.raw == "" {
-		h = e.find.one([]*table{c.table}, cmp.Or(e.snap.spec.NullSenderKey, "<>"), "", netip.Addr{}, true)
+		h = e.find.one([]*dict{c.table}, cmp.Or(e.snap.spec.NullSenderKey, "<>"), "", netip.Addr{}, true)
 	} else {
 		h = e.find.mailAccess(c.table, &e.sender)
 	}
@@ -307,7 +303,7 @@ func (e *eval) unlisted(a *address, class, kind string) status {
 	*checked = e.warnIfReject == 0
 	e.find.unsure = false
 	s := e.snap
-	aliases := [][]*table{s.rcptCanonical, nil, s.canonical, s.virtualAlias}
+	aliases := [][]*dict{s.rcptCanonical, nil, s.canonical, s.virtualAlias}
 	if class == classSender {
 		aliases[1] = s.senderCanonical
 	}

@@ -1,6 +1,10 @@
 package policy
 
-import "strings"
+import (
+	"strings"
+
+	"github.com/understudy-mx/understudy/policy/table"
+)
 
 // Confine returns s for a server that accepts mail for certain domains only,
 // whatever s itself accepts: for all others a permission becomes a temporary
@@ -13,7 +17,7 @@ func (s *Snapshot) Confine(domains []string) *Snapshot {
 	confined := *s
 	confined.allowed = make(map[string]bool, len(domains))
 	for _, d := range domains {
-		confined.allowed[fold(d)] = true
+		confined.allowed[table.Fold(d)] = true
 	}
 	return &confined
 }

@@ -7,12 +7,13 @@ import (
 
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/internal/testmx"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // TestConfine: whatever a policy opens, only the allowed domains are let in.
 func TestConfine(t *testing.T) {
 	permit := []Restriction{{Kind: "permit"}}
-	all, err := NewRegexp([][2]string{{"/./x", "OK"}})
+	all, err := table.NewRegexp([][2]string{{"/./x", "OK"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -25,7 +26,7 @@ func TestConfine(t *testing.T) {
 		}},
 		{"names that match", func(s *Spec) { s.Addresses.Relay.Match = []string{"victim.example"} }},
 		{"patterns that match", func(s *Spec) {
-			s.Tables = map[string]*Table{"all": all}
+			s.Tables = map[string]*table.Table{"all": all}
 			s.Addresses.VirtualMailbox.Match = []string{"table:all"}
 		}},
 		{"mynetworks", func(s *Spec) {

@@ -3,7 +3,6 @@ package policy
 import (
 	"bytes"
 	"io"
-	"net/netip"
 	"strings"
 )
 
@@ -63,7 +62,7 @@ func (s *Session) Content() io.Writer {
 
 // contentChecks are the ContentChecks compiled.
 type contentChecks struct {
-	header, mime, nested, body []*table
+	header, mime, nested, body []*dict
 	reject, strip              *[256]bool // nil: no octet
 	nesting                    bool       // a message of too many parts in parts is refused
 }
@@ -222,7 +221,7 @@ func (c *content) octets(rec []byte) []byte {
 }
 
 // act looks a header or a line of the body up and does what the table says.
-func (c *content) act(kind string, tables []*table, key []byte) (dropped bool) {
+func (c *content) act(kind string, tables []*dict, key []byte) (dropped bool) {
 	if end := bytes.IndexByte(key, 0); end >= 0 {
 		key = key[:end] // Postfix looks strings up
 	}
@@ -277,17 +276,6 @@ func (c *content) act(kind string, tables []*table, key []byte) (dropped bool) {
 
 // maxWarnings bounds what one message's WARN actions can pile up.
 const maxWarnings = 20
-
-// lookup asks tables for a whole key in the case that it has.
-func (f *finder) lookup(tables []*table, key []byte) hit {
-	for _, t := range tables {
-		f.buf = append(f.buf[:0], key...)
-		if h := f.query(t, f.buf, netip.Addr{}, true); h.ok() {
-			return h
-		}
-	}
-	return hit{}
-}
 
 // contentVerdict applies what the content was found to be. hops says that it
 // has been through too many servers, which is less than a deferral and more

@@ -5,16 +5,17 @@ import (
 	"testing"
 
 	"github.com/understudy-mx/understudy/internal/testmx"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 func contentSnapshot(t testing.TB) *Snapshot {
 	t.Helper()
-	table, err := NewPCRE([][2]string{{`/^X-(Bad|Evil):/is`, "REJECT $1"}, {`/click here/is`, "REJECT"}})
+	pcre, err := table.NewPCRE([][2]string{{`/^X-(Bad|Evil):/is`, "REJECT $1"}, {`/click here/is`, "REJECT"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	spec := NewSpec()
-	spec.Tables = map[string]*Table{"t": table}
+	spec.Tables = map[string]*table.Table{"t": pcre}
 	spec.Addresses.Relay.Domains = []string{"example.org"}
 	spec.Content = ContentChecks{
 		Header: []string{"t"}, MIMEHeader: []string{"t"}, NestedHeader: []string{"t"}, Body: []string{"t"},

@@ -1,4 +1,4 @@
-package policy
+package policy_test
 
 import (
 	"bytes"
@@ -13,10 +13,13 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/txtar"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/internal/testmx"
+	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/handwritten"
 )
 
 // TestDecisions plays the sessions of testdata/decisions. A file is a txtar
@@ -72,10 +75,10 @@ func fileBefore(t *testing.T, file string) string {
 	return before + "\n"
 }
 
-func loadParts(t *testing.T, parts map[string][]byte) *Snapshot {
+func loadParts(t *testing.T, parts map[string][]byte) *policy.Snapshot {
 	t.Helper()
 	if b, found := parts["policy.toml"]; found {
-		s, err := Parse("policy.toml", b, func(name string) ([]byte, error) {
+		s, err := handwritten.Parse("policy.toml", b, func(name string) ([]byte, error) {
 			b, found := parts[name]
 			if !found {
 				return nil, os.ErrNotExist
@@ -87,11 +90,11 @@ func loadParts(t *testing.T, parts map[string][]byte) *Snapshot {
 		}
 		return s
 	}
-	spec := NewSpec()
-	if err := strictJSON(parts["spec.json"], spec); err != nil {
+	spec := policy.NewSpec()
+	if err := policy.StrictJSON(parts["spec.json"], spec); err != nil {
 		t.Fatal(err)
 	}
-	s, err := Compile(spec)
+	s, err := policy.Compile(spec)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,9 +140,9 @@ func parseDNS(t *testing.T, text string) *testmx.MapResolver {
 
 type player struct {
 	t     *testing.T
-	snap  *Snapshot
-	r     Resolver
-	s     *Session
+	snap  *policy.Snapshot
+	r     policy.Resolver
+	s     *policy.Session
 	where string
 
 	bodies map[string][]byte // "body NAME"
@@ -186,7 +189,7 @@ func (p *player) line(line string) {
 	}
 }
 
-func (p *player) command(verb, arg string) Verdict {
+func (p *player) command(verb, arg string) policy.Verdict {
 	ctx := context.Background()
 	switch verb { // smtpd_command_filter sees the whole command
 	case "mail":
@@ -202,20 +205,20 @@ func (p *player) command(verb, arg string) Verdict {
 		if p.deferUnanswered {
 			p.s.DeferUnanswered()
 		}
-		if early && p.snap.MindsPipelining() && p.snap.spec.Postscreen == nil {
+		if early && p.snap.MindsPipelining() && p.snap.Spec().Postscreen == nil {
 			p.s.Pipelined()
 		}
-		if v := p.s.Connect(ctx); v.Action != Permit || p.snap.spec.Postscreen == nil {
+		if v := p.s.Connect(ctx); v.Action != policy.Permit || p.snap.Spec().Postscreen == nil {
 			return v
 		}
 		return p.s.Screen(ctx, early)
 	case "helo":
 		return p.s.Helo(ctx, arg)
 	case "mail":
-		var params MailParams
+		var params policy.MailParams
 		path, rest, err := envelope.ParseReversePath(arg)
 		if err != nil {
-			return Verdict{Action: Reject, Reply: envelope.NewReply(501, "5.1.7", "Bad sender address syntax")}
+			return policy.Verdict{Action: policy.Reject, Reply: envelope.NewReply(501, "5.1.7", "Bad sender address syntax")}
 		}
 		for o := range strings.FieldsSeq(rest) {
 			if o == "SMTPUTF8" {
@@ -228,7 +231,7 @@ func (p *player) command(verb, arg string) Verdict {
 	case "rcpt":
 		path, _, err := envelope.ParseForwardPath(arg)
 		if err != nil {
-			return Verdict{Action: Reject, Reply: envelope.NewReply(501, "5.1.3", "Bad recipient address syntax")}
+			return policy.Verdict{Action: policy.Reject, Reply: envelope.NewReply(501, "5.1.3", "Bad recipient address syntax")}
 		}
 		return p.s.Rcpt(ctx, path)
 	case "data":
@@ -236,15 +239,15 @@ func (p *player) command(verb, arg string) Verdict {
 	case "message":
 		hops, size, _ := strings.Cut(arg, " ")
 		n, _ := strconv.Atoi(hops)
-		m := Message{Header: []byte(strings.Repeat("Received: from a\r\n by b\r\n", n) + "Subject: x\r\n")}
+		m := policy.Message{Header: []byte(strings.Repeat("Received: from a\r\n by b\r\n", n) + "Subject: x\r\n")}
 		m.Size, _ = strconv.ParseInt(size, 10, 64)
 		return p.s.Message(ctx, m)
 	case "content":
 		text := bytes.ReplaceAll(p.bodies["body "+arg], []byte("\n"), []byte("\r\n"))
 		text = bytes.ReplaceAll(text, []byte("\\0"), []byte{0})
-		m := Message{Size: int64(len(text))}
+		m := policy.Message{Size: int64(len(text))}
 		for line := range bytes.SplitSeq(text, []byte("\r\n")) {
-			m.Long += LongLine(len(line), p.snap.spec.Limits.LineLength)
+			m.Long += policy.LongLine(len(line), p.snap.Spec().Limits.LineLength)
 		}
 		if w := p.s.Content(); w != nil {
 			for len(text) > 0 { // in pieces, as they come from a network
@@ -256,10 +259,10 @@ func (p *player) command(verb, arg string) Verdict {
 		return p.s.Message(ctx, m)
 	case "reset":
 		p.s.Reset()
-		return Verdict{}
+		return policy.Verdict{}
 	}
 	p.t.Fatalf("%s: unknown command %q", p.where, verb)
-	return Verdict{}
+	return policy.Verdict{}
 }
 
 func parseClient(t *testing.T, arg string) envelope.Client {
@@ -281,13 +284,13 @@ func parseClient(t *testing.T, arg string) envelope.Client {
 }
 
 func TestSpecRoundTrip(t *testing.T) {
-	spec := NewSpec()
+	spec := policy.NewSpec()
 	b, err := json.Marshal(spec)
 	if err != nil {
 		t.Fatal(err)
 	}
-	back := new(Spec)
-	if err := strictJSON(b, back); err != nil {
+	back := new(policy.Spec)
+	if err := policy.StrictJSON(b, back); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -296,20 +299,49 @@ func TestSpecRoundTrip(t *testing.T) {
 // permitted on the ground that it isn't among the best exchangers.
 func TestMXBackupInDoubt(t *testing.T) {
 	for doubt, want := range map[bool]int{false: 250, true: 454} {
-		spec := NewSpec()
+		spec := policy.NewSpec()
 		spec.DomainsIncomplete = doubt
 		spec.MXBackup.Addresses = []netip.Addr{netip.MustParseAddr("192.0.2.77")}
-		spec.Restrictions.Relay = []Restriction{{Kind: "permit_mx_backup"}, {Kind: "reject_unauth_destination"}}
-		snap, err := Compile(spec)
+		spec.Restrictions.Relay = []policy.Restriction{{Kind: "permit_mx_backup"}, {Kind: "reject_unauth_destination"}}
+		snap, err := policy.Compile(spec)
 		if err != nil {
 			t.Fatal(err)
 		}
 		r := parseDNS(t, "mx backup.example 10:best.example 20:own.example\na own.example 192.0.2.77\na best.example 192.0.2.1\n")
 		s := snap.Session(r, parseClient(t, "192.0.2.9"))
-		s.Mail(t.Context(), envelope.ReversePath{Mailbox: envelope.Mailbox{Local: "a", Domain: "b.example"}}, MailParams{})
+		s.Mail(t.Context(), envelope.ReversePath{Mailbox: envelope.Mailbox{Local: "a", Domain: "b.example"}}, policy.MailParams{})
 		if v := s.Rcpt(t.Context(), envelope.ForwardPath{Mailbox: envelope.Mailbox{Local: "a", Domain: "backup.example"}}); max(v.Reply.Code, 250) != want {
 			t.Errorf("doubt %t: %s", doubt, v.Reply)
 		}
 		s.Close()
+	}
+}
+
+func TestEncodeIsCanonical(t *testing.T) {
+	files, err := filepath.Glob("testdata/decisions/*.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		ar, err := txtar.ParseFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		parts := map[string][]byte{}
+		for _, f := range ar.Files {
+			parts[f.Name] = f.Data
+		}
+		s := loadParts(t, parts)
+		back, err := policy.Decode("s.json", bytes.NewReader(s.Encode()), nil)
+		if err != nil {
+			t.Fatalf("%s: %v", file, err)
+		}
+		if !bytes.Equal(s.Encode(), back.Encode()) {
+			t.Errorf("%s: encoding again differs\n%s", file, cmp.Diff(string(s.Encode()), string(back.Encode())))
+		}
+		streamed, err := policy.Streamed(string(s.Encode()))
+		if err != nil || !bytes.Equal(s.Encode(), streamed.Encode()) || s.Digest() != streamed.Digest() {
+			t.Errorf("%s: read token by token it differs: %v", file, err)
+		}
 	}
 }

@@ -1,27 +1,34 @@
 package policy
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
 	"io"
+
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // errUnusual says that an encoding isn't the canonical one, or none at all.
 var errUnusual = errors.New("not a canonical encoding")
 
-// decodeFrom reads a canonical encoding without holding it in memory, where a
-// million recipients would be ten times the policy. Any other encoding, and one
-// with a mistake, whole returns to be read by decode: it accepts the former and
-// tells the place of the latter.
-func decodeFrom(name string, r io.Reader, whole func() ([]byte, error), before *Snapshot) (*Snapshot, error) {
-	d := specReader{d: json.NewDecoder(r)}
+// Decode reads a canonical encoding, called name in errors, without holding it
+// in memory, where a million recipients would be ten times the policy. Any other
+// encoding, and one with a mistake, is read once more as a whole: that accepts
+// the former and tells the place of the latter. The Snapshot shares memory with
+// before, which may be nil, where both list the same recipients.
+func Decode(name string, r io.ReadSeeker, before *Snapshot) (*Snapshot, error) {
+	d := specReader{d: json.NewDecoder(bufio.NewReader(r))}
 	if before != nil {
 		d.before = before.spec.Tables
 	}
 	spec, err := d.spec()
 	if err != nil {
-		b, err := whole()
+		if _, err := r.Seek(0, io.SeekStart); err != nil {
+			return nil, err
+		}
+		b, err := io.ReadAll(r)
 		if err != nil {
 			return nil, err
 		}
@@ -37,17 +44,17 @@ func decodeFrom(name string, r io.Reader, whole func() ([]byte, error), before *
 // specReader reads a Spec's encoding token by token.
 type specReader struct {
 	d      *json.Decoder
-	before map[string]*Table // tables to share memory with
+	before map[string]*table.Table // tables to share memory with
 }
 
 func (r *specReader) spec() (*Spec, error) {
 	var rest rawObject
-	var tables map[string]*Table
+	var tables map[string]*table.Table
 	err := r.object(func(key string) error {
 		if key != "tables" {
 			return rest.add(key, r.d)
 		}
-		tables = map[string]*Table{}
+		tables = map[string]*table.Table{}
 		return r.object(func(name string) (err error) {
 			tables[name], err = r.table(name)
 			return err
@@ -71,18 +78,17 @@ func (r *specReader) spec() (*Spec, error) {
 }
 
 // table reads one. Its type stands first.
-func (r *specReader) table(name string) (*Table, error) {
+func (r *specReader) table(name string) (t *table.Table, err error) {
 	var rest rawObject
-	t, keyed := &Table{}, false
-	err := r.object(func(key string) (err error) {
+	typ := ""
+	err = r.object(func(key string) (err error) {
 		switch {
 		case key == "type" && rest.n == 0:
-			t.typ, err = r.text()
-			name, _ := json.Marshal(t.typ) // a string always can be
+			typ, err = r.text()
+			name, _ := json.Marshal(typ) // a string always can be
 			return errors.Join(err, rest.put(key, name))
-		case rest.n == 1 && (key == "keys" && t.typ == typeSet || key == "entries" && t.typ == typeHash):
-			keyed = true
-			t.keys, err = r.entries(t.typ, r.before[name])
+		case rest.n == 1 && (key == "keys" && typ == table.TypeSet || key == "entries" && typ == table.TypeHash):
+			t, err = r.entries(typ, r.before[name])
 			return err
 		}
 		return rest.add(key, r.d)
@@ -90,37 +96,40 @@ func (r *specReader) table(name string) (*Table, error) {
 	switch {
 	case err != nil:
 		return nil, err
-	case keyed && rest.n > 1:
+	case t != nil && rest.n > 1:
 		return nil, errUnusual
-	case keyed:
+	case t != nil:
 		return t, nil
 	}
+	t = new(table.Table)
 	return t, t.UnmarshalJSON(rest.bytes())
 }
 
 // entries reads the keys of a set or the entries of a hash. They ascend, but for
 // some keys of a set that somebody added by hand.
-func (r *specReader) entries(typ string, before *Table) (segments, error) {
-	b := segmentsBuilder{valued: typ == typeHash}
-	if before != nil && before.Type() == typ && !b.valued {
-		b.like = &before.keys
+func (r *specReader) entries(typ string, before *table.Table) (*table.Table, error) {
+	b, err := table.NewBuilder(typ, nil)
+	if err != nil {
+		return nil, err
 	}
+	b.Like(before)
 	var k []byte
-	var late []string
+	var late *table.Run
+	n := 0
 	add := func(key, value string) error {
-		k = append(k[:0], fold(key)...)
-		if last := b.last(); !b.valued && last != nil && bytes.Compare(k, last) < 0 {
-			late = append(late, string(k))
+		k = append(k[:0], table.Fold(key)...)
+		n++
+		err := b.Add(k, []byte(value))
+		if typ == table.TypeSet && errors.Is(err, table.ErrOrder) {
+			if late == nil {
+				late = b.Run()
+			}
+			late.Add(key)
 			return nil
 		}
-		if err := b.add(k, []byte(value)); err != nil {
-			return err
-		}
-		b.cutBehind(k)
-		return nil
+		return err
 	}
-	var err error
-	if b.valued {
+	if typ == table.TypeHash {
 		err = r.object(func(key string) error {
 			value, err := r.text()
 			return errors.Join(err, add(key, value))
@@ -132,31 +141,16 @@ func (r *specReader) entries(typ string, before *Table) (segments, error) {
 		})
 	}
 	if err != nil {
-		return segments{}, err
+		return nil, err
 	}
-	b.cut()
-	x, err := newSegments(b.segs)
-	if err != nil || len(late) == 0 {
-		return x, err
+	t, err := b.Table()
+	if err == nil && t.Len() != n {
+		err = errUnusual // a key twice
 	}
-	return withLate(x, late)
+	return t, err
 }
 
-// withLate adds keys that x must not have.
-func withLate(x segments, late []string) (segments, error) {
-	n := x.len() + len(late)
-	more, err := sorted(late, nil)
-	if err != nil {
-		return x, err
-	}
-	x, err = merge([]*piece{{run: x}, {run: more}})
-	if err == nil && x.len() != n {
-		err = errUnusual // one of them twice
-	}
-	return x, err
-}
-
-// object calls field behind each key.
+// object calls field after each key.
 func (r *specReader) object(field func(key string) error) error {
 	return r.each('{', '}', func() error {
 		key, err := r.text()
@@ -221,4 +215,11 @@ func (o *rawObject) bytes() []byte {
 		return []byte("{}")
 	}
 	return append(o.buf.Bytes(), '}')
+}
+
+// strictJSON refuses fields that v doesn't know.
+func strictJSON(b []byte, v any) error {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	return d.Decode(v)
 }

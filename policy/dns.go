@@ -208,7 +208,7 @@ func (l *lookups) clientNames(addr netip.Addr) question {
 			a.reverseStatus = a.nameStatus
 			return
 		}
-		if !validHostname(ptr) { // a bare address included
+		if !envelope.ValidHostname(ptr) { // a bare address included
 			a.nameStatus, a.reverseStatus = envelope.NameNotFound, envelope.NameNotFound
 			return
 		}
@@ -268,7 +268,7 @@ func (l *lookups) exists(name string, mxFirst bool) question {
 	}
 	return question{key, func(ctx context.Context, a *answer) {
 		a.status = dnsNotFound
-		if !validHostname(name) {
+		if !envelope.ValidHostname(name) {
 			return
 		}
 		mx := func() dnsStatus {

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
 )
 
 // zone is a DNS list with its filter. Without a filter any answer counts, but
@@ -30,7 +32,7 @@ func parseZone(s string) (*zone, error) {
 	z := &zone{name: s, weight: 1}
 	suffix, filter, filtered := strings.Cut(s, "=")
 	z.suffix = strings.TrimSuffix(suffix, ".")
-	if !validHostname(z.suffix) {
+	if !envelope.ValidHostname(z.suffix) {
 		return nil, fmt.Errorf("%q is not a DNS zone", suffix)
 	}
 	if filtered {
@@ -41,6 +43,13 @@ func parseZone(s string) (*zone, error) {
 		z.filter = f
 	}
 	return z, nil
+}
+
+// CheckZone says what is wrong with "zone" or "zone=filter", a DNS list as
+// restrictions name it.
+func CheckZone(s string) error {
+	_, err := parseZone(s)
+	return err
 }
 
 // parseCodes reads a filter of return codes: four fields with dots between,
@@ -167,7 +176,7 @@ func (e *eval) listedDomain(z *zone, what string) (a *answer, listed, temp bool)
 	if d == "" || d[0] == '[' || allDigits(d[strings.LastIndexByte(d, '.')+1:]) {
 		return nil, false, false
 	}
-	if d = toASCII(d); !validHostname(d) {
+	if d = toASCII(d); !envelope.ValidHostname(d) {
 		return nil, false, false
 	}
 	return e.query(z, d+".")

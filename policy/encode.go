@@ -51,7 +51,7 @@ func (s *Snapshot) sum() (sum [32]byte) {
 	put(spec)
 	for _, name := range slices.Sorted(maps.Keys(s.spec.Tables)) {
 		t := s.spec.Tables[name]
-		put([]any{name, t.Type(), t.secret, t.Len()})
+		put([]any{name, t.Type(), t.Secret(), t.Len()})
 		for key, value := range t.Entries(0, t.Len()) {
 			field(len(key))
 			w.Write(key)

@@ -50,7 +50,7 @@ type deferral struct {
 // check is a restriction, compiled.
 type check struct {
 	*kind
-	table *table
+	table *dict
 	zone  *zone
 	note  string
 	list  *[]check // restriction class

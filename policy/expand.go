@@ -1,6 +1,25 @@
 package policy
 
-import "strings"
+import (
+	"fmt"
+	"strings"
+)
+
+// ReplyTemplate is the template for DNSBL.Replies that an operator's reply
+// stands for: it may lack the code.
+func ReplyTemplate(reply string) (template string, err error) {
+	template = reply
+	if code, _, _ := strings.Cut(reply, " "); !isReplyCode(code) && code != "$rbl_code" {
+		if len(code) == 3 && allDigits(code) {
+			return "", fmt.Errorf("reply code %s refuses nothing; use 4xx or 5xx", code)
+		}
+		template = "$rbl_code " + reply
+	}
+	if _, ok := expand(template, func(string) string { return "" }); !ok || !validText(template) {
+		return "", fmt.Errorf("reply %q can't be read; write text on one line, with names such as $rbl_domain, $rbl_reason, $client_address, and $$ for a dollar sign", reply)
+	}
+	return template, nil
+}
 
 // expand fills in a template of postconf(5)'s rbl_reply_maps: $name, ${name},
 // ${name?text} and ${name:text}, also with the text in braces. ok is false for

@@ -1,6 +1,8 @@
 package policy
 
-import "testing"
+import (
+	"testing"
+)
 
 func TestExpand(t *testing.T) {
 	value := func(name string) string {

@@ -2,10 +2,7 @@ package policy
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
 	"math/rand/v2"
-	"slices"
 	"strings"
 	"testing"
 
@@ -13,22 +10,23 @@ import (
 
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/internal/testmx"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // hashedSpec is spec with all its sets and hashes hashed, as a publisher does
 // it, but that every table keeps its values.
-func hashedSpec(t testing.TB, spec *Spec, s *Secret) *Spec {
+func hashedSpec(t testing.TB, spec *Spec, s *table.Secret) *Spec {
 	t.Helper()
 	h := *spec
-	h.Tables = map[string]*Table{}
-	for name, table := range spec.Tables {
-		if table.Keyed() {
+	h.Tables = map[string]*table.Table{}
+	for name, was := range spec.Tables {
+		if was.Keyed() {
 			var err error
-			if table, err = table.Hashed(s, true, nil, nil); err != nil {
+			if was, err = was.Hashed(s, true, nil, nil); err != nil {
 				t.Fatal(err)
 			}
 		}
-		h.Tables[name] = table
+		h.Tables[name] = was
 	}
 	return &h
 }
@@ -74,46 +72,46 @@ func randomKey(r *rand.Rand) string {
 }
 
 // randomHash is a table of n random keys.
-func randomHash(t testing.TB, r *rand.Rand, n int, values ...string) *Table {
+func randomHash(t testing.TB, r *rand.Rand, n int, values ...string) *table.Table {
 	entries := map[string]string{}
 	for range n {
-		entries[fold(randomKey(r))] = values[r.IntN(len(values))]
+		entries[table.Fold(randomKey(r))] = values[r.IntN(len(values))]
 	}
-	table, err := NewHash(entries)
+	hash, err := table.NewHash(entries)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return table
+	return hash
 }
 
 // randomSpec has each kind of look-up, in random tables.
 func randomSpec(t testing.TB, r *rand.Rand) *Spec {
 	s := NewSpec()
-	set := func(n int) *Table {
+	set := func(n int) *table.Table {
 		keys := map[string]bool{}
 		for range n {
-			keys[fold(randomKey(r))] = true
+			keys[table.Fold(randomKey(r))] = true
 		}
 		var list []string
 		for k := range keys {
 			list = append(list, k)
 		}
-		table, err := NewSet(list)
+		set, err := table.NewSet(list)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return table
+		return set
 	}
-	pcre, err := NewPCRE([][2]string{{"/^pat.*@alias/i", "x@other.example"}})
+	pcre, err := table.NewPCRE([][2]string{{"/^pat.*@alias/i", "x@other.example"}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.Tables = map[string]*Table{
+	s.Tables = map[string]*table.Table{
 		"alias": randomHash(t, r, r.IntN(20), "x@other.example", "y@mailbox.example"), "local": set(r.IntN(10)), "mailbox": set(r.IntN(20)),
 		"relay": set(r.IntN(20)), "canonical": randomHash(t, r, r.IntN(3), "z@relay.example"), "login": set(r.IntN(3)),
 		"access": randomHash(t, r, r.IntN(8), "REJECT", "OK", "450 later", "DUNNO", "check_recipient_access more"), "more": randomHash(t, r, 4, "REJECT 5.7.9 no", "OK"),
 		"transport": randomHash(t, r, r.IntN(4), "error:5.1.1 gone", "smtp:[192.0.2.1]", ":"), "relocated": randomHash(t, r, r.IntN(3), "new@other.example"),
-		"patterns": pcre, "both": NewUnion([]string{"alias", "patterns"}), "chain": NewPipe([]string{"canonical", "alias"}), "match": set(r.IntN(4)),
+		"patterns": pcre, "both": table.NewUnion([]string{"alias", "patterns"}), "chain": table.NewPipe([]string{"canonical", "alias"}), "match": set(r.IntN(4)),
 	}
 	a := &s.Addresses
 	a.RecipientDelimiter = []string{"", "+", "+-", "-"}[r.IntN(4)]
@@ -139,7 +137,7 @@ func randomSpec(t testing.TB, r *rand.Rand) *Spec {
 // recipients what the plain one says, to the letter and by the same rule.
 func TestHashedDecidesAlike(t *testing.T) {
 	r := rand.New(rand.NewPCG(8, 9))
-	secret := Secret{1, 2, 3}
+	secret := table.Secret{1, 2, 3}
 	permitted, refused := 0, 0
 	for n := range 150 {
 		spec := randomSpec(t, r)
@@ -178,112 +176,4 @@ func judgeRcpt(t *testing.T, snap *Snapshot, from envelope.ReversePath, to envel
 	s.Helo(ctx, "mx.sender.example")
 	s.Mail(ctx, from, MailParams{UTF8: true})
 	return s.Rcpt(ctx, to)
-}
-
-// TestHashedTable: a table hashed step by step is the one hashed at once, it
-// comes through JSON, and it holds no key.
-func TestHashedTable(t *testing.T) {
-	r := rand.New(rand.NewPCG(1, 1))
-	secret, other := &Secret{7}, &Secret{8}
-	keys := make([]string, 5000)
-	for i := range keys {
-		keys[i] = fmt.Sprintf("user%d@d%d.example", i, i%7)
-	}
-	at := func(n int) *Table {
-		list := slices.Clone(keys[:n])
-		r.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
-		table, err := NewSet(list)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return table
-	}
-	var before, hashed *Table
-	for _, n := range []int{0, 1, 4000, 4001, 3990, 5000, 0, 10} {
-		now := at(n)
-		next, err := now.Hashed(secret, false, before, hashed)
-		if err != nil {
-			t.Fatal(err)
-		}
-		whole, err := now.Hashed(secret, false, nil, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		want, _ := json.Marshal(whole)
-		got, _ := json.Marshal(next)
-		if next.Len() != n || string(want) != string(got) {
-			t.Fatalf("%d keys: hashed step by step there are %d, and they differ", n, next.Len())
-		}
-		back := new(Table)
-		if err := json.Unmarshal(got, back); err != nil || back.Len() != n {
-			t.Fatalf("back from JSON: %d entries, %v", back.Len(), err)
-		}
-		if strings.Contains(string(got), "user") {
-			t.Error("an address is left in the table")
-		}
-		before, hashed = now, next
-	}
-	a, _ := before.Hashed(other, false, before, hashed)
-	if a.Find(NewHasher(secret).Digest([]byte(keys[0]))) >= 0 || a.Find(NewHasher(other).Digest([]byte(keys[0]))) < 0 {
-		t.Error("the secret makes no difference")
-	}
-}
-
-// TestDiff compares random tables with what maps say, and looks whether what
-// they share is shared in memory too.
-func TestDiff(t *testing.T) {
-	r := rand.New(rand.NewPCG(3, 3))
-	for range 200 {
-		old, now := map[string]string{}, map[string]string{}
-		for i := range r.IntN(3000) {
-			k := fmt.Sprintf("key%05d", i*7)
-			if old[k] = "1"; r.IntN(100) > 0 {
-				now[k] = "1"
-			}
-			if r.IntN(100) == 0 {
-				now[k+"x"] = "1"
-			}
-		}
-		a, err := NewHash(old)
-		if err != nil {
-			t.Fatal(err)
-		}
-		b, err := NewHash(now)
-		if err != nil {
-			t.Fatal(err)
-		}
-		removed, added := map[string]bool{}, map[string]bool{}
-		Diff(a, b, func(key []byte) { removed[string(key)] = true }, func(key []byte) { added[string(key)] = true })
-		for k := range old {
-			if _, kept := now[k]; removed[k] == kept {
-				t.Fatalf("%s: removed %v, kept %v", k, removed[k], kept)
-			}
-		}
-		for k := range now {
-			if _, was := old[k]; added[k] == was {
-				t.Fatalf("%s: added %v, was %v", k, added[k], was)
-			}
-		}
-		if len(removed) > len(old) || len(added) > len(now) {
-			t.Fatal("more was reported than there is")
-		}
-	}
-	big, _ := NewSet(strings.Fields(strings.Repeat("x ", 1)))
-	for i := range 5 {
-		b, _ := NewTableBuilder("set", nil)
-		if err := b.AddRange(big, 0, big.Len()); err != nil {
-			t.Fatal(err)
-		}
-		if err := b.Add(fmt.Appendf(nil, "y%d", i), nil); err != nil {
-			t.Fatal(err)
-		}
-		next, err := b.Table()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if next.keys.segs[0] != big.keys.segs[0] {
-			t.Fatal("a segment was copied that could be shared")
-		}
-		big = next
-	}
 }

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // learned finds the tables of keys that learned tables don't have.
@@ -16,11 +17,11 @@ func (c *compiler) learned() {
 			t.unsure, t.unless = spec.Learned[name].Unsure, spec.Learned[name].Unless
 		}
 		switch {
-		case t == nil || t.typ != typeSet && t.typ != typeHash:
+		case t == nil || !t.Keyed():
 			c.errorf("learned.%s: no set or hash is called so", name)
 		case spec.Learned[name].Absent == "":
 			t.wholes = spec.Learned[name].Whole
-		case absent == nil || absent.typ != typeSet || absent == t:
+		case absent == nil || !absent.Is(table.TypeSet) || absent == t:
 			c.errorf("learned.%s: no set is called %q", name, spec.Learned[name].Absent)
 		default:
 			t.absent, t.wholes = absent, spec.Learned[name].Whole
@@ -43,7 +44,7 @@ func (s *Snapshot) Unasked(recipients []string) map[string][]string {
 		if a.bad || a.class == classDefault {
 			continue
 		}
-		for _, tables := range [][]*table{s.rcptCanonical, s.canonical, s.virtualAlias, s.recipients[a.class]} {
+		for _, tables := range [][]*dict{s.rcptCanonical, s.canonical, s.virtualAlias, s.recipients[a.class]} {
 			if f.recipient(tables, &a).ok() {
 				break
 			}

@@ -8,14 +8,15 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // learnedSnapshot lists alice; a table that can't be listed was asked for bob,
 // who is there, and carol, who isn't.
 func learnedSnapshot(t *testing.T) *Snapshot {
 	t.Helper()
-	set := func(keys ...string) *Table {
-		s, err := NewSet(keys)
+	set := func(keys ...string) *table.Table {
+		s, err := table.NewSet(keys)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -25,7 +26,7 @@ func learnedSnapshot(t *testing.T) *Snapshot {
 	spec.Addresses.RecipientDelimiter = "+"
 	spec.Addresses.VirtualMailbox = AddressClass{Domains: []string{"example.org"}, Recipients: []string{"listed", "tcp:x"}}
 	spec.Restrictions.Relay = []Restriction{{Kind: "reject_unauth_destination"}}
-	spec.Tables = map[string]*Table{
+	spec.Tables = map[string]*table.Table{
 		"listed": set("alice@example.org"), "tcp:x": set("bob@example.org"), "tcp:x#absent": set("carol@example.org", "@example.org"),
 	}
 	spec.Learned = map[string]Learned{"tcp:x": {Absent: "tcp:x#absent"}}
@@ -67,13 +68,13 @@ func TestLearned(t *testing.T) {
 // another may be there.
 func TestUnsure(t *testing.T) {
 	spec := NewSpec()
-	set, err := NewSet([]string{"j_smith@example.org", "andre@example.org"})
+	set, err := table.NewSet([]string{"j_smith@example.org", "andre@example.org"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	spec.Addresses.VirtualMailbox = AddressClass{Domains: []string{"example.org"}, Recipients: []string{"sql"}}
 	spec.Restrictions.Relay = []Restriction{{Kind: "reject_unauth_destination"}}
-	spec.Tables = map[string]*Table{"sql": set}
+	spec.Tables = map[string]*table.Table{"sql": set}
 	for unsure, want := range map[string]map[string]int{
 		"":    {"j_smith@example.org": 0, "x_y@example.org": 550, "andré@example.org": 550, "xy@example.org": 550},
 		"_%":  {"j_smith@example.org": 0, "x_y@example.org": 450, "andré@example.org": 550, "xy@example.org": 550},
@@ -101,7 +102,7 @@ func TestUnsure(t *testing.T) {
 func TestMovedInDoubt(t *testing.T) {
 	for name, incomplete := range map[string]bool{"learned": false, "incomplete": true} {
 		spec := learnedSnapshot(t).Spec()
-		moved, err := NewHash(map[string]string{"carol@example.org": "error:5.1.6 moved", "dave@example.org": "error:5.1.6 moved"})
+		moved, err := table.NewHash(map[string]string{"carol@example.org": "error:5.1.6 moved", "dave@example.org": "error:5.1.6 moved"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -145,7 +146,7 @@ func TestLearnedIsChecked(t *testing.T) {
 		"no plain set": {"tcp:x": {Absent: "static"}},
 	} {
 		spec := *learnedSnapshot(t).Spec()
-		spec.Tables["static"] = NewStatic("x")
+		spec.Tables["static"] = table.NewStatic("x")
 		spec.Learned = learned
 		if _, err := Compile(&spec); err == nil {
 			t.Errorf("%s: compiled", name)

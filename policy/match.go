@@ -5,6 +5,9 @@ import (
 	"strings"
 
 	"github.com/gaissmai/bart"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // Lists of networks and of domains whose elements are looked at in order, as
@@ -14,7 +17,7 @@ import (
 // matchItem is an element of such a list.
 type matchItem struct {
 	not   bool
-	table *table
+	table *dict
 	name  string // a domain; ".name" stands for its subdomains
 	net   netip.Prefix
 }
@@ -35,7 +38,7 @@ func (c *compiler) networks(where string, list []string, subdomains bool) networ
 	for _, n := range list {
 		rest, excluded := strings.CutPrefix(n, "!")
 		item := matchItem{not: excluded}
-		p, err := parsePrefix(rest)
+		p, err := table.ParsePrefix(rest)
 		switch name, isTable := strings.CutPrefix(rest, tablePrefix); {
 		case isTable:
 			ordered = true
@@ -48,9 +51,9 @@ func (c *compiler) networks(where string, list []string, subdomains bool) networ
 			if _, covered := l.trie.LookupPrefix(p); !covered { // the first match wins
 				l.trie.Insert(p, !excluded)
 			}
-		case validHostname(strings.TrimPrefix(rest, ".")):
+		case envelope.ValidHostname(strings.TrimPrefix(rest, ".")):
 			ordered = true
-			item.name = fold(rest)
+			item.name = table.Fold(rest)
 		default:
 			c.errorf("%s: %w", where, err)
 			continue
@@ -76,7 +79,7 @@ func (l *networkList) has(f *finder, a netip.Addr, name string) bool {
 	if l.items == nil {
 		return l.hasAddr(a)
 	}
-	name = fold(name)
+	name = table.Fold(name)
 	for i := range l.items {
 		m := &l.items[i]
 		found := false
@@ -90,26 +93,6 @@ func (l *networkList) has(f *finder, a netip.Addr, name string) bool {
 		}
 		if found {
 			return !m.not
-		}
-	}
-	return false
-}
-
-// listed asks a table about a domain, and where it is indexed about the
-// domain's parents: by their names, or by ".name".
-func (f *finder) listed(t *table, domain string, subdomains bool) bool {
-	for whole := true; domain != ""; whole = false {
-		f.buf = append(f.buf[:0], domain...)
-		if f.query(t, f.buf, netip.Addr{}, whole).ok() {
-			return true
-		}
-		i := strings.IndexByte(domain[1:], '.')
-		if i < 0 {
-			break
-		}
-		domain = domain[i+1:]
-		if subdomains {
-			domain = domain[1:]
 		}
 	}
 	return false
@@ -146,7 +129,7 @@ func (c *compiler) names(where string, elements []string) []matchItem {
 	var list []matchItem
 	for _, d := range elements {
 		rest, not := strings.CutPrefix(d, "!")
-		item := matchItem{not: not, name: fold(rest)}
+		item := matchItem{not: not, name: table.Fold(rest)}
 		if name, isTable := strings.CutPrefix(rest, tablePrefix); isTable {
 			item.name = ""
 			if item.table = c.tables[name]; item.table == nil {

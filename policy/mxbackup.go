@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // permitMXBackup permits a recipient at our domains, and one at a domain that
@@ -44,7 +46,7 @@ func (e *eval) noBackup(c *check, why string) status {
 // primaryIn says that one of the hosts is the primary, by its name or else by
 // its address.
 func (e *eval) primaryIn(c *check, hosts []string) bool {
-	if slices.ContainsFunc(hosts, func(host string) bool { return e.snap.inClass(&e.find, classLocal, fold(host)) }) {
+	if slices.ContainsFunc(hosts, func(host string) bool { return e.snap.inClass(&e.find, classLocal, table.Fold(host)) }) {
 		return true
 	}
 	for _, host := range hosts {

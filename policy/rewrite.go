@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // parts is an address taken apart.
@@ -85,7 +86,7 @@ func (s *Snapshot) route(f *finder, raw string) string {
 // isLocal says that a domain is the primary's own, one trailing dot aside.
 func (s *Snapshot) isLocal(f *finder, domain string) bool {
 	domain = strings.TrimSuffix(domain, ".")
-	return domain != "" && domain[len(domain)-1] != '.' && s.inClass(f, classLocal, fold(domain))
+	return domain != "" && domain[len(domain)-1] != '.' && s.inClass(f, classLocal, table.Fold(domain))
 }
 
 // operator is the routing operator besides "@" that an address has, 0 for

@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
 )
 
 // Texts of Postfix's error transport.
@@ -38,19 +40,6 @@ func (e *eval) transportOf(a *address) (transport, table string) {
 		return errorTransport + "5.1.6 User has moved to " + e.find.value(h), h.t.name
 	}
 	return transport, table
-}
-
-// transport looks an address up as in transport_maps: the address, without its
-// extension, the domain and its parents, "*".
-func (f *finder) transport(tables []*table, a *address) hit {
-	if len(tables) == 0 {
-		return hit{}
-	}
-	h := f.addressOrDomain(tables, a, f.snap.spec.Addresses.TransportMatchesSubdomain)
-	if !h.ok() {
-		h = f.one(tables, "*", "", netip.Addr{}, true)
-	}
-	return h
 }
 
 // undeliverable refuses an address whose transport is one of errors.
@@ -108,7 +97,7 @@ func permitNakedIP(e *eval, c *check) status {
 	if !e.heloGiven || strings.Trim(name, "0123456789.:") != "" {
 		return dunno
 	}
-	if !validHostaddr(name) {
+	if !envelope.ValidHostaddr(name) {
 		return e.reject(e.ruleKey(c, name), e.snap.spec.Codes.InvalidHostname, "5.5.2",
 			rejectedText(name, classHelo, "invalid ip address"))
 	}
@@ -168,7 +157,7 @@ func (s *Session) hasWord(list []matchItem, word string) bool {
 	word = strings.ToLower(word)
 	for i := range list {
 		m := &list[i]
-		if m.name == word || m.table != nil && s.find.one([]*table{m.table}, word, "", netip.Addr{}, true).ok() {
+		if m.name == word || m.table != nil && s.find.one([]*dict{m.table}, word, "", netip.Addr{}, true).ok() {
 			return !m.not
 		}
 	}

@@ -192,7 +192,7 @@ func (c *compiler) postscreen() {
 	if p.GreetTTL < 0 {
 		c.errorf("postscreen.greet_ttl: %d is no number of seconds", p.GreetTTL)
 	}
-	c.s.screenAccess = make([]*table, len(p.Access))
+	c.s.screenAccess = make([]*dict, len(p.Access))
 	for i, name := range p.Access {
 		if rest, isTable := strings.CutPrefix(name, tablePrefix); isTable && c.tables[rest] != nil {
 			c.s.screenAccess[i] = c.tables[rest]

@@ -4,6 +4,8 @@ import (
 	"context"
 	"net/netip"
 	"strings"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
 )
 
 // serverType is which servers of a domain an access table is asked about.
@@ -50,10 +52,10 @@ func serverAccess(typ serverType, subj subject) checkFunc {
 	}
 }
 
-func (e *eval) findServer(typ serverType, t *table, name string) hit {
+func (e *eval) findServer(typ serverType, t *dict, name string) hit {
 	domain := name[strings.LastIndexByte(name, '@')+1:]
 	if strings.HasPrefix(domain, "[") {
-		if a, valid := literalAddr(domain); valid && typ != serverNS {
+		if a, valid := envelope.LiteralAddr(domain); valid && typ != serverNS {
 			return e.find.addr(t, a)
 		}
 		return hit{}

@@ -14,24 +14,26 @@ import (
 
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/internal/testmx"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
-func mustParse(t testing.TB, toml string) *Snapshot {
+// manyLists is a policy with n DNS lists, perhaps changed.
+func manyLists(t testing.TB, n int, change ...func(*Spec)) *Snapshot {
 	t.Helper()
-	s, err := Parse("policy.toml", []byte(toml), nil)
+	spec := NewSpec()
+	spec.Addresses.VirtualMailbox.Domains = []string{"example.org"}
+	spec.Restrictions.Relay = []Restriction{{Kind: "reject_unauth_destination"}}
+	for i := range n {
+		spec.Restrictions.Client = append(spec.Restrictions.Client, Restriction{"reject_rbl_client", fmt.Sprintf("l%d.example", i)})
+	}
+	for _, c := range change {
+		c(spec)
+	}
+	s, err := Compile(spec)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return s
-}
-
-// manyLists is a policy with n DNS lists.
-func manyLists(t testing.TB, n int) *Snapshot {
-	text := "domains = [\"example.org\"]\nrecipients = [\"@example.org\"]\n"
-	for i := range n {
-		text += fmt.Sprintf("[[dnsbl]]\nzone = \"l%d.example\"\n", i)
-	}
-	return mustParse(t, text)
 }
 
 var (
@@ -145,8 +147,7 @@ func TestCloseCancelsLookups(t *testing.T) {
 func TestCommandTimesOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &testmx.MapResolver{Block: make(chan struct{}), IP: map[string][]string{"sender.example": {"192.0.2.9"}}}
-		s := mustParse(t, "domains = [\"example.org\"]\nrecipients = [\"@example.org\"]\n[checks]\nreject_unknown_sender_domain = true").
-			Session(r, client)
+		s := manyLists(t, 0, func(s *Spec) { s.Restrictions.Sender = []Restriction{{Kind: "reject_unknown_sender_domain"}} }).Session(r, client)
 		defer s.Close()
 		s.Connect(t.Context())
 		s.Mail(t.Context(), from, MailParams{})
@@ -245,7 +246,7 @@ func TestRecursionIsBounded(t *testing.T) {
 	spec.Classes = map[string][]Restriction{"again": {{"check_client_access", "loop"}}}
 	spec.Restrictions.Client = []Restriction{{Kind: "again"}}
 	spec.Addresses.Relay.Domains = []string{"example.org"}
-	spec.Tables = map[string]*Table{"loop": NewStatic("again")}
+	spec.Tables = map[string]*table.Table{"loop": table.NewStatic("again")}
 	snap, err := Compile(spec)
 	if err != nil {
 		t.Fatal(err)

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/internal/testmx"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // endless is a pattern that takes too long on a name such as slow.
@@ -56,12 +58,12 @@ func TestSlowNetworkList(t *testing.T) {
 }
 
 func slowSession(t *testing.T, change func(*Spec)) *Session {
-	table, err := NewPCRE([][2]string{{endless, "OK"}})
+	pcre, err := table.NewPCRE([][2]string{{endless, "OK"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	spec := NewSpec()
-	spec.Tables = map[string]*Table{"slow": table}
+	spec.Tables = map[string]*table.Table{"slow": pcre}
 	spec.Addresses.Relay.Domains = []string{"relay.example"}
 	change(spec)
 	snap, err := Compile(spec)
@@ -70,4 +72,31 @@ func slowSession(t *testing.T, change func(*Spec)) *Session {
 	}
 	client := envelope.Client{Addr: netip.MustParseAddr("192.0.2.1"), Name: slow + ".example", NameStatus: envelope.NameOK}
 	return snap.Session(nil, client)
+}
+
+// TestPatternTakesTooLong: a pattern that would take years is answered later.
+func TestPatternTakesTooLong(t *testing.T) {
+	spec := NewSpec()
+	evil, err := table.NewPCRE([][2]string{{`/^(?=a)(a+)+$/s`, "REJECT"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec.Tables = map[string]*table.Table{"evil": evil}
+	spec.Restrictions.Sender = []Restriction{{"check_sender_access", "evil"}}
+	spec.Addresses.Relay.Domains = []string{"example.org"}
+	snap, err := Compile(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := snap.Session(&testmx.MapResolver{}, client)
+	defer s.Close()
+	slowly := envelope.ReversePath{Mailbox: envelope.Mailbox{Local: strings.Repeat("a", 60), Domain: "x.example"}}
+	s.Mail(t.Context(), slowly, MailParams{})
+	if v := s.Rcpt(t.Context(), to); v.Reply.Code != 451 || v.Reply.Enhanced != "4.3.0" {
+		t.Errorf("got %v", v.Reply)
+	}
+	s.Mail(t.Context(), from, MailParams{})
+	if v := s.Rcpt(t.Context(), to); v.Action != Permit {
+		t.Errorf("got %v, the failure outlived its look-up", v.Reply)
+	}
 }

@@ -8,7 +8,7 @@ import (
 	"sync"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
-	"github.com/understudy-mx/understudy/policy/pattern"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // Snapshot is one version of the whole policy, compiled. It is immutable.
@@ -30,12 +30,12 @@ type Snapshot struct {
 	noop           []matchItem
 	content        contentChecks
 	domains        [classRelay + 1]domainSet
-	recipients     [classRelay + 1][]*table
+	recipients     [classRelay + 1][]*dict
 
-	rcptCanonical, senderCanonical, canonical, virtualAlias []*table
-	transport, relocated, senderLogin, commandFilter        []*table
+	rcptCanonical, senderCanonical, canonical, virtualAlias []*dict
+	transport, relocated, senderLogin, commandFilter        []*dict
 
-	screenAccess, screenReply []*table // of postscreen; nil is permit_mynetworks
+	screenAccess, screenReply []*dict // of postscreen; nil is permit_mynetworks
 
 	sites    []*zone  // of reject_dnsbl_score and postscreen
 	prefetch []string // DNS lists that every client is looked up in
@@ -54,7 +54,7 @@ func Compile(spec *Spec) (_ *Snapshot, err error) {
 	}()
 	c := &compiler{
 		s:       &Snapshot{spec: spec},
-		tables:  map[string]*table{},
+		tables:  map[string]*dict{},
 		classes: map[string]*[]check{},
 	}
 	c.settings()
@@ -102,7 +102,7 @@ const (
 type compiler struct {
 	s       *Snapshot
 	errs    []error
-	tables  map[string]*table
+	tables  map[string]*dict
 	classes map[string]*[]check
 }
 
@@ -139,10 +139,10 @@ func (c *compiler) settings() {
 		c.errorf("limits.client: no network has the prefix length %d or %d", client.IPv4Prefix, client.IPv6Prefix)
 	}
 	for _, name := range slices.Sorted(maps.Keys(spec.Tables)) {
-		if t := spec.Tables[name]; t == nil || t.typ == "" {
+		if t := spec.Tables[name]; t == nil || t.Type() == "" {
 			c.errorf("tables.%s: is empty", name)
 		} else {
-			c.tables[name] = newTable(name, t)
+			c.tables[name] = &dict{Table: t, name: name}
 		}
 	}
 	c.members()
@@ -199,15 +199,15 @@ func (c *compiler) addresses() {
 		classVirtualMailbox: &a.VirtualMailbox, classRelay: &a.Relay,
 	} {
 		for i := range ac.Domains {
-			ac.Domains[i] = fold(ac.Domains[i])
+			ac.Domains[i] = table.Fold(ac.Domains[i])
 		}
 		slices.Sort(ac.Domains) // for the canonical encoding
-		set, _, err := newDomainSet(ac.Domains)
-		if err != nil {
-			c.errorf("addresses: domains: %w", err)
+		for i := 1; i < len(ac.Domains); i++ {
+			if ac.Domains[i] == ac.Domains[i-1] {
+				c.errorf("addresses: domains: %q appears twice", ac.Domains[i])
+			}
 		}
-		s.domains[class] = set
-		s.domains[class].list = c.domainList(ac)
+		s.domains[class] = domainSet{ac.Domains, c.domainList(ac)}
 		s.recipients[class] = c.named("addresses: recipients", ac.Recipients)
 		s.stats.Domains += len(ac.Domains)
 		for _, t := range s.recipients[class] {
@@ -232,22 +232,22 @@ func (c *compiler) addresses() {
 func (c *compiler) members() {
 	for _, name := range slices.Sorted(maps.Keys(c.tables)) {
 		t := c.tables[name]
-		if t.typ != typeUnion && t.typ != typePipe {
+		if !t.Is(table.TypeUnion, table.TypePipe) {
 			continue
 		}
-		if len(t.tables) == 0 || len(t.tables) > maxMembers {
+		if n := len(t.Members()); n == 0 || n > maxMembers {
 			c.errorf("tables.%s: names no table, or more than %d", name, maxMembers)
 		}
-		t.members = c.named("tables."+name, t.tables)
+		t.members = c.named("tables."+name, t.Members())
 		for _, m := range t.members {
-			if t.typ == typePipe && m.typ == typeSet {
+			if t.Is(table.TypePipe) && m.Is(table.TypeSet) {
 				c.errorf("tables.%s: %q has no values", name, m.name)
 			}
 		}
 	}
-	var nested func(t *table, depth int) bool
-	nested = func(t *table, depth int) bool {
-		return depth > maxUnions || slices.ContainsFunc(t.members, func(m *table) bool { return nested(m, depth+1) })
+	var nested func(t *dict, depth int) bool
+	nested = func(t *dict, depth int) bool {
+		return depth > maxUnions || slices.ContainsFunc(t.members, func(m *dict) bool { return nested(m, depth+1) })
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.tables)) {
 		if t := c.tables[name]; len(t.members) > 0 && nested(t, 0) {
@@ -257,8 +257,8 @@ func (c *compiler) members() {
 	}
 }
 
-func (c *compiler) named(where string, names []string) []*table {
-	var list []*table
+func (c *compiler) named(where string, names []string) []*dict {
+	var list []*dict
 	for _, n := range names {
 		if t := c.tables[n]; t != nil {
 			list = append(list, t)
@@ -356,55 +356,36 @@ func (c *compiler) check(where string, r Restriction) (check, bool) {
 
 func evalClass(e *eval, c *check) status { return e.list(*c.list) }
 
-// actions reads a table's values as access(5) actions, once. A value that
+// actions reads a table's values as access(5) actions, each once. A value that
 // Postfix would stumble over at run time is refused by the same reply there.
-func (c *compiler) actions(t *table) {
+func (c *compiler) actions(t *dict) {
 	if t.actions != nil {
 		return
 	}
-	if t.typ == typeSet {
+	if t.Is(table.TypeSet) {
 		c.errorf("table %s: a set has no actions", t.name)
 		return
 	}
 	c.s.stats.Rules += t.Len()
-	if t.typ == typeHash {
-		c.hashActions(t)
-		return
-	}
-	t.actions = make([]access, len(t.values))
-	for i, v := range t.values {
-		if isPatterns(t.typ) {
-			parts, _ := parseTemplate(v, pattern.MaxLen)
-			fixed, ok := fixedValue(parts)
-			if v = fixed; !ok {
-				t.actions[i].op = opTemplate
-				continue
+	known := map[string]int{}
+	t.actions, t.action = []access{{op: opTemplate}}, make([][]int, t.Parts())
+	for part := range t.action {
+		for v, fixed := range t.Values(part) {
+			i, ok := known[v]
+			switch {
+			case !fixed:
+				i = 0
+			case !ok:
+				i = len(t.actions)
+				known[v] = i
+				t.actions = append(t.actions, c.action(t, v))
 			}
-		}
-		t.actions[i] = c.action(t, v)
-	}
-}
-
-// hashActions reads each distinct value of a hash once.
-func (c *compiler) hashActions(t *table) {
-	known := map[string]uint32{}
-	t.actions, t.action = []access{}, make([][]uint32, len(t.keys.segs))
-	for n, s := range t.keys.segs {
-		t.action[n] = make([]uint32, len(s.starts)-1)
-		for v := range t.action[n] {
-			value := s.distinct(v)
-			i, ok := known[string(value)]
-			if !ok {
-				i = uint32(len(t.actions))
-				known[string(value)] = i
-				t.actions = append(t.actions, c.action(t, string(value)))
-			}
-			t.action[n][v] = i
+			t.action[part] = append(t.action[part], i)
 		}
 	}
 }
 
-func (c *compiler) action(t *table, v string) access {
+func (c *compiler) action(t *dict, v string) access {
 	a := parseAccess(v)
 	if a.op == opList {
 		if a.list = c.valueList(t.name, v); a.list == nil {

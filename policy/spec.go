@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // SpecVersion is the version of the Spec that this package writes and reads.
@@ -41,15 +43,15 @@ type Spec struct {
 	MyNetworks             []string `json:"mynetworks,omitempty"`
 	NetworksMatchSubdomain bool     `json:"mynetworks_matches_subdomains,omitempty"` // mynetworks in parent_domain_matches_subdomains
 
-	Addresses  Addresses         `json:"addresses"`
-	MXBackup   MXBackup          `json:"mx_backup,omitzero"`
-	DNSBL      DNSBL             `json:"dnsbl"`
-	Content    ContentChecks     `json:"content,omitzero"`
-	Postscreen *Postscreen       `json:"postscreen,omitempty"`
-	Limits     Limits            `json:"limits"`
-	Protocol   Protocol          `json:"protocol,omitzero"`
-	Codes      Codes             `json:"codes"`
-	Tables     map[string]*Table `json:"tables,omitempty"`
+	Addresses  Addresses               `json:"addresses"`
+	MXBackup   MXBackup                `json:"mx_backup,omitzero"`
+	DNSBL      DNSBL                   `json:"dnsbl"`
+	Content    ContentChecks           `json:"content,omitzero"`
+	Postscreen *Postscreen             `json:"postscreen,omitempty"`
+	Limits     Limits                  `json:"limits"`
+	Protocol   Protocol                `json:"protocol,omitzero"`
+	Codes      Codes                   `json:"codes"`
+	Tables     map[string]*table.Table `json:"tables,omitempty"`
 	// Learned names tables that can't be listed: they hold the keys that the
 	// primary was asked for and has.
 	Learned map[string]Learned `json:"learned,omitempty"`

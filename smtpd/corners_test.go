@@ -13,6 +13,7 @@ import (
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/internal/testmx"
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // Corners that the dialogues don't reach, or whose effect no reply shows.
@@ -59,7 +60,7 @@ func TestSizeCounted(t *testing.T) {
 func TestScreenCounted(t *testing.T) {
 	snap := snapshot(t, func(spec *policy.Spec) {
 		spec.Postscreen = &policy.Postscreen{Access: []string{"table:screen"}, DenylistAction: "drop", GreetAction: "ignore", DNSBLAction: "ignore"}
-		table, err := policy.NewHash(map[string]string{"192.0.2.1": "reject"})
+		table, err := table.NewHash(map[string]string{"192.0.2.1": "reject"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -92,11 +93,11 @@ func TestUnsure(t *testing.T) {
 	for _, told := range []bool{true, false} {
 		s, _ := newServer(t)
 		snap := snapshot(t, func(spec *policy.Spec) {
-			there, err := policy.NewSet([]string{"bob@corp.example"})
+			there, err := table.NewSet([]string{"bob@corp.example"})
 			if err != nil {
 				t.Fatal(err)
 			}
-			absent, err := policy.NewSet([]string{"erin@corp.example", "@corp.example"})
+			absent, err := table.NewSet([]string{"erin@corp.example", "@corp.example"})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // bubble runs do against s in a synctest bubble.
@@ -389,7 +390,7 @@ func TestPostscreenSpares(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			snap := snapshot(t, func(spec *policy.Spec) {
-				spec.Tables["screen"], _ = policy.NewHash(map[string]string{"198.51.100.1": "permit"})
+				spec.Tables["screen"], _ = table.NewHash(map[string]string{"198.51.100.1": "permit"})
 				spec.Postscreen = &policy.Postscreen{GreetAction: "enforce", GreetWait: 4, GreetTTL: tt.ttl, Access: []string{"table:screen"}}
 			})
 			bubble(t, func(s *Server) {
@@ -470,7 +471,7 @@ func TestHold(t *testing.T) {
 		s, spool := newServer(t)
 		hold := []policy.Restriction{{Kind: "check_client_access", Arg: "held"}}
 		snap := snapshot(t, func(spec *policy.Spec) {
-			table, err := policy.NewHash(map[string]string{"127.0.0.1": "HOLD"})
+			table, err := table.NewHash(map[string]string{"127.0.0.1": "HOLD"})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // oneMessage sends a message as a client, and returns the reply to it.
@@ -24,7 +25,7 @@ func TestEndOfDataActions(t *testing.T) {
 	for _, action := range []string{"HOLD", "DISCARD", "OK"} {
 		s, spool := newServer(t)
 		snap := snapshot(t, func(spec *policy.Spec) {
-			table, err := policy.NewHash(map[string]string{"192.0.2.9": action})
+			table, err := table.NewHash(map[string]string{"192.0.2.9": action})
 			if err != nil {
 				t.Fatal(err)
 			}

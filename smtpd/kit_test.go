@@ -28,6 +28,7 @@ import (
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/internal/testmx"
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -187,18 +188,18 @@ func newServer(t testing.TB) (*Server, *fakeSpool) {
 // accepted; so is any client but 192.0.2.66, whose refusal is told at RCPT.
 func snapshot(t testing.TB, change func(*policy.Spec)) *policy.Snapshot {
 	t.Helper()
-	listed, err := policy.NewSet([]string{"alice@corp.example", "carol@corp.example", "x@bücher.example"})
+	listed, err := table.NewSet([]string{"alice@corp.example", "carol@corp.example", "x@bücher.example"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	clients, err := policy.NewHash(map[string]string{
+	clients, err := table.NewHash(map[string]string{
 		"192.0.2.66": "REJECT go away", "192.0.2.67": "521 hang up", "192.0.2.68": "DISCARD", "192.0.2.69": "HOLD", "192.0.2.70": "DEFER later",
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	spec := policy.NewSpec()
-	spec.Tables = map[string]*policy.Table{"recipients": listed, "clients": clients}
+	spec.Tables = map[string]*table.Table{"recipients": listed, "clients": clients}
 	spec.Addresses.Relay = policy.AddressClass{Domains: []string{"bücher.example", "corp.example"}, Recipients: []string{"recipients"}}
 	spec.Restrictions.Client = []policy.Restriction{{Kind: "check_client_access", Arg: "clients"}}
 	spec.Restrictions.Relay = []policy.Restriction{{Kind: "reject_unauth_destination"}}

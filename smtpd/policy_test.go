@@ -6,12 +6,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // TestPolicyInTheDoor: what a policy says about content, commands and their
 // order is asked and obeyed.
 func TestPolicyInTheDoor(t *testing.T) {
-	patterns, err := policy.NewPCRE([][2]string{{`/^(Subject: spam|buy now)/is`, "REJECT"}, {`/^LHLO (.*)/is`, "EHLO $1"}})
+	patterns, err := table.NewPCRE([][2]string{{`/^(Subject: spam|buy now)/is`, "REJECT"}, {`/^LHLO (.*)/is`, "EHLO $1"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,7 +107,7 @@ func TestRefusedSessions(t *testing.T) {
 	for _, reply := range []string{"421 4.7.0 not now", "521 5.7.0 never"} {
 		s, _ := newServer(t)
 		snap := snapshot(t, func(spec *policy.Spec) {
-			table, err := policy.NewHash(map[string]string{"alice@corp.example": reply})
+			table, err := table.NewHash(map[string]string{"alice@corp.example": reply})
 			if err != nil {
 				t.Fatal(err)
 			}

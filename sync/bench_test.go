@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 func million(b *testing.B) (before, after *policy.Spec) {
@@ -121,7 +122,7 @@ func held1(b *testing.B, before *runtime.MemStats) (*content, *held) {
 // recipients are hashed: for all of 1 M at first, then for a change of one.
 func BenchmarkHashMillion(b *testing.B) {
 	one, two := million(b)
-	before, after, secret := source1(b, one), source1(b, two), &policy.Secret{1}
+	before, after, secret := source1(b, one), source1(b, two), &table.Secret{1}
 	hashed, err := hashSource(before, secret, nil, nil)
 	if err != nil {
 		b.Fatal(err)
@@ -172,7 +173,7 @@ func plusOne(b *testing.B, spec *policy.Spec, i int) *policy.Spec {
 	t := spec.Tables["recipients"]
 	at := (i + 1) * 7919 % t.Len()
 	k, _ := t.Entry(at)
-	tb, err := policy.NewTableBuilder(t.Type(), t.Secret())
+	tb, err := table.NewBuilder(t.Type(), t.Secret())
 	if err == nil {
 		err = tb.AddRange(t, 0, at+1)
 	}
@@ -186,7 +187,7 @@ func plusOne(b *testing.B, spec *policy.Spec, i int) *policy.Spec {
 		b.Fatal(err)
 	}
 	next := *spec
-	next.Tables = map[string]*policy.Table{}
+	next.Tables = map[string]*table.Table{}
 	if next.Tables["recipients"], err = tb.Table(); err != nil {
 		b.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // build makes the content that a head and its layout describe. Chunks that old
@@ -77,14 +78,14 @@ func eachRecord(r ref, load func(ref) ([]byte, error), fn func(key, value []byte
 }
 
 func (c *content) buildTable(s *section, old *content, load func(ref) ([]byte, error)) error {
-	b, err := policy.NewTableBuilder(kindNames[s.kind], c.secret)
+	b, err := table.NewBuilder(kindNames[s.kind], c.secret)
 	if err != nil {
 		return alarm(AlarmContent, "table %s: %w", s.name, err)
 	}
-	table, starts := old.known(s, c.secret)
+	was, starts := old.known(s, c.secret)
 	for _, r := range s.chunks {
 		if from, ok := starts[r.hash]; ok {
-			err = b.AddRange(table, from, from+int(r.records))
+			err = b.AddRange(was, from, from+int(r.records))
 		} else {
 			err = eachRecord(r, load, b.Add)
 			b.Cut()
@@ -98,7 +99,7 @@ func (c *content) buildTable(s *section, old *content, load func(ref) ([]byte, e
 		return alarm(AlarmContent, "table %s: %w", s.name, err)
 	}
 	if c.spec.Tables == nil {
-		c.spec.Tables = map[string]*policy.Table{}
+		c.spec.Tables = map[string]*table.Table{}
 	}
 	c.spec.Tables[s.name] = t
 	return nil
@@ -106,7 +107,7 @@ func (c *content) buildTable(s *section, old *content, load func(ref) ([]byte, e
 
 // known says where in a table of c each chunk of a section of the same name
 // begins.
-func (c *content) known(s *section, secret *policy.Secret) (*policy.Table, map[hash]int) {
+func (c *content) known(s *section, secret *table.Secret) (*table.Table, map[hash]int) {
 	if c == nil || !sameSecret(c.secret, secret) {
 		return nil, nil
 	}

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // TestForeignDoors: a primary in wrong hands opens doors that name no domain.
@@ -14,7 +15,7 @@ import (
 func TestForeignDoors(t *testing.T) {
 	for name, open := range map[string]func(s *policy.Spec){
 		"pattern of domains": func(s *policy.Spec) {
-			all, err := policy.NewRegexp([][2]string{{"/./x", "OK"}})
+			all, err := table.NewRegexp([][2]string{{"/./x", "OK"}})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -13,13 +13,14 @@ import (
 	"slices"
 
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // content is a policy with the layout that it travels in.
 type content struct {
 	spec       *policy.Spec
 	layout     layout
-	secret     *policy.Secret // what keys are hashed under, nil: they are plain
+	secret     *table.Secret // what keys are hashed under, nil: they are plain
 	recipients uint64
 	domains    map[string]*uint64 // recipients counted by domain, "" for those without; by its tag where keys are hashed
 }
@@ -92,16 +93,16 @@ func acceptedDomains(spec *policy.Spec) []string {
 
 // domainOf is the domain of a recipient table's key: "" for a bare local-part,
 // the domain's tag for a digest.
-func domainOf(t *policy.Table, key []byte) []byte {
+func domainOf(t *table.Table, key []byte) []byte {
 	if t.Secret() != nil {
-		return key[:policy.TagSize]
+		return key[:table.TagSize]
 	}
-	return policy.DomainOf(key)
+	return table.DomainOf(key)
 }
 
 // diffTables calls removed and added with the keys that only one of two tables
 // has. Either table may be nil.
-func diffTables(old, now *policy.Table, removed, added func(t *policy.Table, key []byte)) {
+func diffTables(old, now *table.Table, removed, added func(t *table.Table, key []byte)) {
 	r, a := func(key []byte) { removed(old, key) }, func(key []byte) { added(now, key) }
 	if removed == nil {
 		r = nil
@@ -110,14 +111,14 @@ func diffTables(old, now *policy.Table, removed, added func(t *policy.Table, key
 		a = nil
 	}
 	if old != nil && now != nil && !sameSecret(old.Secret(), now.Secret()) { // no key of one means anything in the other
-		policy.Diff(old, nil, r, nil)
-		policy.Diff(nil, now, nil, a)
+		table.Diff(old, nil, r, nil)
+		table.Diff(nil, now, nil, a)
 		return
 	}
-	policy.Diff(old, now, r, a)
+	table.Diff(old, now, r, a)
 }
 
-func sameSecret(a, b *policy.Secret) bool { return a == b || a != nil && b != nil && *a == *b }
+func sameSecret(a, b *table.Secret) bool { return a == b || a != nil && b != nil && *a == *b }
 
 // count fills in the numbers that a head commits to. What old (nil: none)
 // shares with c isn't counted again.
@@ -132,8 +133,8 @@ func (c *content) count(old *content) {
 			c.domains[d] = &v
 		}
 	}
-	add := func(by uint64) func(*policy.Table, []byte) {
-		return func(t *policy.Table, key []byte) {
+	add := func(by uint64) func(*table.Table, []byte) {
+		return func(t *table.Table, key []byte) {
 			d := domainOf(t, key)
 			n := c.domains[string(d)]
 			if n == nil {
@@ -146,7 +147,7 @@ func (c *content) count(old *content) {
 	names := slices.Concat(before, now)
 	slices.Sort(names)
 	for _, name := range slices.Compact(names) {
-		var o, t *policy.Table
+		var o, t *table.Table
 		if _, was := slices.BinarySearch(before, name); was {
 			o = old.spec.Tables[name]
 		}
@@ -197,7 +198,7 @@ func newSource(spec *policy.Spec, old *source) (*source, error) {
 	return layOut(spec, pieces, nil, old)
 }
 
-func layOut(spec *policy.Spec, pieces [][]byte, secret *policy.Secret, old *source) (*source, error) {
+func layOut(spec *policy.Spec, pieces [][]byte, secret *table.Secret, old *source) (*source, error) {
 	s := &source{content: content{spec: spec, secret: secret}, pieces: pieces, places: map[hash]place{}, index: map[hash][]byte{}}
 	if err := s.addSection(kindSettings, ""); err != nil {
 		return nil, err

@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // richSpec has a table of every kind.
@@ -20,26 +21,26 @@ func richSpec(t testing.TB) *policy.Spec {
 	for i := range 500 {
 		access[fmt.Sprintf("spammer%d@example.net", i)] = []string{"REJECT", "OK", "450 4.7.1 later"}[i%3]
 	}
-	h, err := policy.NewHash(access)
+	h, err := table.NewHash(access)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := policy.NewCIDR([][2]string{{"192.0.2.0/24", "OK"}, {"10.0.0.1", "REJECT"}, {"2001:db8::/32", "REJECT"}})
+	c, err := table.NewCIDR([][2]string{{"192.0.2.0/24", "OK"}, {"10.0.0.1", "REJECT"}, {"2001:db8::/32", "REJECT"}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	empty, err := policy.NewSet(nil)
+	empty, err := table.NewSet(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.Tables["access"], s.Tables["nets"], s.Tables["static"], s.Tables["empty"] = h, c, policy.NewStatic("DUNNO"), empty
-	if s.Tables["regexp"], err = policy.NewRegexp([][2]string{{"/^bounce-/xi", "DUNNO"}, {"!/@/xi", "REJECT"}}); err != nil {
+	s.Tables["access"], s.Tables["nets"], s.Tables["static"], s.Tables["empty"] = h, c, table.NewStatic("DUNNO"), empty
+	if s.Tables["regexp"], err = table.NewRegexp([][2]string{{"/^bounce-/xi", "DUNNO"}, {"!/@/xi", "REJECT"}}); err != nil {
 		t.Fatal(err)
 	}
-	if s.Tables["pcre"], err = policy.NewPCRE([][2]string{{"if /^list-/", ""}, {"/(?<=x)y/i", "450 later"}, {"endif", ""}}); err != nil {
+	if s.Tables["pcre"], err = table.NewPCRE([][2]string{{"if /^list-/", ""}, {"/(?<=x)y/i", "450 later"}, {"endif", ""}}); err != nil {
 		t.Fatal(err)
 	}
-	s.Tables["union"], s.Tables["pipe"] = policy.NewUnion([]string{"access", "regexp"}), policy.NewPipe([]string{"access", "static"})
+	s.Tables["union"], s.Tables["pipe"] = table.NewUnion([]string{"access", "regexp"}), table.NewPipe([]string{"access", "static"})
 	s.Restrictions.Sender = []policy.Restriction{{Kind: "check_sender_access", Arg: "access"}, {Kind: "check_client_access", Arg: "nets"}}
 	for i := range 3000 {
 		s.Addresses.VirtualAliases.Domains = append(s.Addresses.VirtualAliases.Domains, fmt.Sprintf("d%04d.example.net", i))
@@ -113,12 +114,12 @@ func TestBuild(t *testing.T) {
 		access[string(k)] = v
 	}
 	next := *spec
-	next.Tables = map[string]*policy.Table{}
+	next.Tables = map[string]*table.Table{}
 	for k, v := range spec.Tables {
 		next.Tables[k] = v
 	}
-	next.Tables["access"], _ = policy.NewHash(access)
-	next.Tables["nets"], _ = policy.NewCIDR([][2]string{{"10.0.0.1", "OK"}})
+	next.Tables["access"], _ = table.NewHash(access)
+	next.Tables["nets"], _ = table.NewCIDR([][2]string{{"10.0.0.1", "OK"}})
 	src2 := source1(t, &next)
 	h2, l2 := layoutOf(t, src2)
 	n = 0
@@ -230,7 +231,7 @@ func TestPublisherRefuses(t *testing.T) {
 		t.Error("a key that is too long was taken")
 	}
 	named := newSpec(t, []string{"example.org"})
-	named.Tables[string(bytes.Repeat([]byte("n"), 256))] = policy.NewStatic("x")
+	named.Tables[string(bytes.Repeat([]byte("n"), 256))] = table.NewStatic("x")
 	if _, err := newSource(named, nil); err == nil {
 		t.Error("a table's name that is too long was taken")
 	}

@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 var errKilled = errors.New("killed")
@@ -239,7 +239,7 @@ type offered struct {
 }
 
 // crashSecret is what the hashed offers are hashed under.
-var crashSecret = &policy.Secret{1}
+var crashSecret = &table.Secret{1}
 
 // pollOn lets f see an offer.
 func (c *crashRig) pollOn(t *testing.T, f *Follower, o offered) error {
@@ -416,7 +416,7 @@ func TestRemovalsCrash(t *testing.T) {
 func (c *crashRig) disk(t *testing.T, before []offered, prep func(*testing.T, *Follower) error) *memFS {
 	t.Helper()
 	m := newMemFS()
-	p := &pairing{Address: "primary:1", Name: "mx2", Stream: evilStream, Secrets: []*policy.Secret{crashSecret}, ServerPins: c.e.head(1, hash{}).ServerPins, PolicyKeys: c.e.head(1, hash{}).PolicyKeys}
+	p := &pairing{Address: "primary:1", Name: "mx2", Stream: evilStream, Secrets: []*table.Secret{crashSecret}, ServerPins: c.e.head(1, hash{}).ServerPins, PolicyKeys: c.e.head(1, hash{}).PolicyKeys}
 	err := errors.Join(m.MkdirAll("/var/sync"), m.SyncDir("/"), m.SyncDir("/var"),
 		saveKey(m, "/var/sync/"+clientKeyFile, testKey('c')), p.save(m, "/var/sync"))
 	if err != nil {

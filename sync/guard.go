@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // A deletion is staged when it takes half of a list, of whatever size, a whole
@@ -93,7 +94,7 @@ func deleted(old, now *content, foreign []string) *deletion {
 	left := unmoved(old.spec, now.spec)
 	for _, name := range recipientTables(old.spec) {
 		t := old.spec.Tables[name]
-		diffTables(t, left[name], func(_ *policy.Table, key []byte) {
+		diffTables(t, left[name], func(_ *table.Table, key []byte) {
 			if domain := d.listing.domain(key); !ignored[domain] && !d.listing.lists(key) && before.serves(domain, t) {
 				d.lose(old, lostKey{name, string(key)}, domain)
 			}
@@ -133,8 +134,8 @@ func (d *deletion) lose(old *content, k lostKey, domain string) {
 
 // unmoved returns the recipient tables of now whose entries mean what they did
 // in old. One that another class of domains looks into now is not among them.
-func unmoved(old, now *policy.Spec) map[string]*policy.Table {
-	same := map[string]*policy.Table{}
+func unmoved(old, now *policy.Spec) map[string]*table.Table {
+	same := map[string]*table.Table{}
 	for _, name := range recipientTables(now) {
 		same[name] = now.Tables[name]
 	}
@@ -171,7 +172,7 @@ func alike(old, now *content) (o, n *content, ok bool) {
 }
 
 // hashed is a plain content with the keys of its recipients hashed.
-func (c *content) hashed(s *policy.Secret) (*content, error) {
+func (c *content) hashed(s *table.Secret) (*content, error) {
 	spec := *c.spec
 	spec.Tables = maps.Clone(spec.Tables)
 	for _, name := range recipientTables(&spec) {
@@ -259,7 +260,7 @@ func (d *deletion) withdraw(spec *policy.Spec) (*policy.Spec, error) {
 	if d.listing.secret != nil {
 		kind = kindNames[kindHashedHash]
 	}
-	b, err := policy.NewTableBuilder(kind, d.listing.secret)
+	b, err := table.NewBuilder(kind, d.listing.secret)
 	for _, k := range slices.Sorted(maps.Keys(actions)) {
 		if err == nil {
 			err = b.Add([]byte(k), []byte(actions[k]))
@@ -272,7 +273,7 @@ func (d *deletion) withdraw(spec *policy.Spec) (*policy.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.Tables = make(map[string]*policy.Table, len(spec.Tables)+1)
+	s.Tables = make(map[string]*table.Table, len(spec.Tables)+1)
 	for name, old := range spec.Tables {
 		s.Tables[name] = old
 	}
@@ -295,7 +296,7 @@ func (d *deletion) accessKeys() (keys []string, exact bool) {
 		k := lost.key
 		switch i := strings.LastIndexByte(k, '@'); {
 		case d.listing.hasher != nil:
-			if _, known := d.listing.names[k[:policy.TagSize]]; !known || d.listing.special(k) {
+			if _, known := d.listing.names[k[:table.TagSize]]; !known || d.listing.special(k) {
 				exact = false
 			} else {
 				keys = append(keys, k)

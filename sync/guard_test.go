@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // step publishes spec as version n and lets f see it.
@@ -191,7 +192,7 @@ func TestDeletionLimits(t *testing.T) {
 	local := func(users ...string) *policy.Spec {
 		s := newSpec(t, nil)
 		s.Addresses.Local = policy.AddressClass{Domains: both, Recipients: []string{"users"}}
-		s.Tables["users"], _ = policy.NewSet(users)
+		s.Tables["users"], _ = table.NewSet(users)
 		return s
 	}
 	bare := make([]string, 300)
@@ -200,21 +201,21 @@ func TestDeletionLimits(t *testing.T) {
 	}
 	renamed := newSpec(t, both, org...)
 	renamed.Addresses.Relay.Recipients = []string{"lmdb"}
-	renamed.Tables = map[string]*policy.Table{"lmdb": renamed.Tables["recipients"]}
+	renamed.Tables = map[string]*table.Table{"lmdb": renamed.Tables["recipients"]}
 	catchAll := newSpec(t, both, "@example.org")
 	open := newSpec(t, both)
 	open.Addresses.Relay.Recipients = nil
 	twoTables := func(mailboxes, aliases []string) *policy.Spec {
 		s := newSpec(t, both, mailboxes...)
-		s.Tables["aliases"], _ = policy.NewSet(slices.Clone(aliases))
+		s.Tables["aliases"], _ = table.NewSet(slices.Clone(aliases))
 		s.Addresses.VirtualAlias = []string{"aliases"}
 		return s
 	}
 	classes := func(mailbox, relay string) *policy.Spec {
 		s := newSpec(t, []string{"example.com"})
-		s.Tables["a"], _ = policy.NewSet(slices.Clone(org[:100]))
-		s.Tables["b"], _ = policy.NewSet(slices.Clone(com))
-		s.Tables["c"], _ = policy.NewSet([]string{"x@example.com"})
+		s.Tables["a"], _ = table.NewSet(slices.Clone(org[:100]))
+		s.Tables["b"], _ = table.NewSet(slices.Clone(com))
+		s.Tables["c"], _ = table.NewSet([]string{"x@example.com"})
 		s.Addresses.Relay.Recipients = []string{relay}
 		s.Addresses.VirtualMailbox = policy.AddressClass{Domains: []string{"example.org"}, Recipients: []string{mailbox}}
 		return s
@@ -271,12 +272,12 @@ func TestWithdrawn(t *testing.T) {
 	spec := func(edit func(s *policy.Spec)) *policy.Spec {
 		s := newSpec(t, []string{"example.org"}, names(200, "example.org")...)
 		s.Addresses.Local = policy.AddressClass{Domains: []string{"example.com"}, Recipients: []string{"users"}}
-		s.Tables["users"], _ = policy.NewSet([]string{"alice", "bob"})
+		s.Tables["users"], _ = table.NewSet([]string{"alice", "bob"})
 		s.Addresses.RecipientDelimiter = "+"
 		edit(s)
 		return s
 	}
-	none := func(s *policy.Spec) { s.Tables["recipients"], _ = policy.NewSet(nil) }
+	none := func(s *policy.Spec) { s.Tables["recipients"], _ = table.NewSet(nil) }
 	for _, tt := range []struct {
 		name     string
 		old, now func(s *policy.Spec)
@@ -284,9 +285,9 @@ func TestWithdrawn(t *testing.T) {
 	}{
 		{"address", func(*policy.Spec) {}, none,
 			answers{"user0000001@example.org": 450, "user0000001+x@example.org": 450, "alice@example.com": 250, "nobody@example.org": 550}},
-		{"local user", func(*policy.Spec) {}, func(s *policy.Spec) { none(s); s.Tables["users"], _ = policy.NewSet([]string{"bob"}) },
+		{"local user", func(*policy.Spec) {}, func(s *policy.Spec) { none(s); s.Tables["users"], _ = table.NewSet([]string{"bob"}) },
 			answers{"alice@example.com": 450, "alice+x@example.com": 450, "bob@example.com": 250, "carol@example.com": 550}},
-		{"catch-all", func(s *policy.Spec) { s.Tables["recipients"], _ = policy.NewSet([]string{"@example.org"}) },
+		{"catch-all", func(s *policy.Spec) { s.Tables["recipients"], _ = table.NewSet([]string{"@example.org"}) },
 			func(s *policy.Spec) { s.Addresses.Local.Domains = nil; none(s) },
 			answers{"anybody@example.org": 450, "alice@example.com": 450, "alice@example.net": 554}},
 		{"domain above another", func(s *policy.Spec) {
@@ -294,7 +295,7 @@ func TestWithdrawn(t *testing.T) {
 		},
 			func(s *policy.Spec) {
 				s.Addresses.Relay.Domains = []string{"sub.example.org"}
-				s.Tables["recipients"], _ = policy.NewSet([]string{"u@sub.example.org"})
+				s.Tables["recipients"], _ = table.NewSet([]string{"u@sub.example.org"})
 			},
 			answers{"user0000001@example.org": 450, "u@sub.example.org": 250, "x@a.sub.example.org": 450, "u@b.example.org": 450}},
 		{"domain", func(*policy.Spec) {}, func(s *policy.Spec) { s.Addresses.Relay.Domains = nil },
@@ -553,7 +554,7 @@ func TestDiff(t *testing.T) {
 	}
 	s := newSpec(t, []string{"example.org"}, "b@example.org", "c@example.org", "d@example.org")
 	s.HeloRequired = true
-	senders, err := policy.NewTableBuilder("hash", nil)
+	senders, err := table.NewBuilder("hash", nil)
 	for _, entry := range [][2]string{{"partner.example", "OK"}, {"spam.example", "REJECT"}} {
 		if err == nil {
 			err = senders.Add([]byte(entry[0]), []byte(entry[1]))

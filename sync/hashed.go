@@ -13,9 +13,10 @@ import (
 	"time"
 
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
-// Purposes of a secret besides those of policy.Hasher.
+// Purposes of a secret besides those of table.Hasher.
 const (
 	purposeID      = "i"
 	purposeVersion = "v"
@@ -24,32 +25,32 @@ const (
 // exportSecret derives what a pairing's recipients will be hashed under from
 // the TLS session in which it is made. It never travels, and each pairing has
 // its own.
-func exportSecret(cs *tls.ConnectionState) (*policy.Secret, error) {
-	b, err := cs.ExportKeyingMaterial("EXPORTER-understudy-recipients", nil, len(policy.Secret{}))
+func exportSecret(cs *tls.ConnectionState) (*table.Secret, error) {
+	b, err := cs.ExportKeyingMaterial("EXPORTER-understudy-recipients", nil, len(table.Secret{}))
 	if err != nil {
 		return nil, fmt.Errorf("derive the pairing's secret: %w", err)
 	}
-	s := policy.Secret(b)
+	s := table.Secret(b)
 	return &s, nil
 }
 
 // secretID names a secret.
-func secretID(s *policy.Secret) (id [8]byte) {
-	copy(id[:], policy.NewHasher(s).Sum(purposeID, nil))
+func secretID(s *table.Secret) (id [8]byte) {
+	copy(id[:], table.NewHasher(s).Sum(purposeID, nil))
 	return id
 }
 
 // sourceOf stands for the identity of a plain version, which would let guesses
 // of the whole list be tested.
-func sourceOf(s *policy.Secret, identity hash) hash {
-	return hash(policy.NewHasher(s).Sum(purposeVersion, identity[:]))
+func sourceOf(s *table.Secret, identity hash) hash {
+	return hash(table.NewHasher(s).Sum(purposeVersion, identity[:]))
 }
 
 // hashed says whether the content's keys are.
 func (h *Head) hashed() bool { return h.SecretID != [8]byte{} }
 
 // unlock finds the secret of a head among those of the pairing.
-func (h *Head) unlock(secrets []*policy.Secret) error {
+func (h *Head) unlock(secrets []*table.Secret) error {
 	if !h.hashed() {
 		return nil
 	}
@@ -168,25 +169,25 @@ func (p *Publisher) sourceFor(q *peer) *source {
 // dropOffers frees what was hashed for followers that have gone. The caller
 // holds mu.
 func (p *Publisher) dropOffers() {
-	live := map[policy.Secret]bool{}
+	live := map[table.Secret]bool{}
 	for _, q := range p.peers.list() {
 		if s := p.seen[q.Name]; q.Secret != nil && s != nil && p.o.now().Sub(s.polled) < 5*time.Minute {
 			live[*q.Secret] = true
 		}
 	}
-	maps.DeleteFunc(p.offers, func(s policy.Secret, _ *offer) bool { return !live[s] })
+	maps.DeleteFunc(p.offers, func(s table.Secret, _ *offer) bool { return !live[s] })
 }
 
 // hashSource hashes a policy's tables and lays it out. before and hashed are
 // an older one and what was made of it, or nil: what they share isn't hashed
 // again.
-func hashSource(plain *source, s *policy.Secret, before, hashed *source) (*source, error) {
+func hashSource(plain *source, s *table.Secret, before, hashed *source) (*source, error) {
 	spec := *plain.spec
-	spec.Tables = make(map[string]*policy.Table, len(plain.spec.Tables))
+	spec.Tables = make(map[string]*table.Table, len(plain.spec.Tables))
 	bare := presenceOnly(plain.spec)
 	for name, t := range plain.spec.Tables {
 		if t.Keyed() {
-			var old, was *policy.Table
+			var old, was *table.Table
 			if before != nil && hashed != nil {
 				old, was = before.spec.Tables[name], hashed.spec.Tables[name]
 			}

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // hash begins or ends hashing, as a restart with another configuration does.
@@ -63,7 +64,7 @@ func TestHashed(t *testing.T) {
 	many := names(2000, "example.org")
 	spec := func(more ...string) *policy.Spec {
 		s := newSpec(t, []string{"example.org", "example.com"}, append(slices.Clone(many), more...)...)
-		s.Tables["aliases"], _ = policy.NewHash(map[string]string{"alias@example.org": "secretary@example.com"})
+		s.Tables["aliases"], _ = table.NewHash(map[string]string{"alias@example.org": "secretary@example.com"})
 		s.Addresses.VirtualAlias = []string{"aliases"}
 		return s
 	}
@@ -225,7 +226,7 @@ func TestHashedNeedsPairing(t *testing.T) {
 	dir := p.join(t, "mx2")
 	p.publish(t, newSpec(t, []string{"example.org"}, "a@example.org"))
 	f := p.follow(t, dir, "example.org")
-	f.pair.Secrets = []*policy.Secret{{1}}
+	f.pair.Secrets = []*table.Secret{{1}}
 	if err := f.poll(t.Context()); alarmOf(err, "") != AlarmSecret {
 		t.Errorf("a head under another secret: %v", err)
 	}
@@ -243,10 +244,10 @@ func TestHashedNeedsPairing(t *testing.T) {
 // TestHashedChain is what judge makes of heads across the change from plain to
 // hashed and back.
 func TestHashedChain(t *testing.T) {
-	s, other := &policy.Secret{1}, &policy.Secret{2}
+	s, other := &table.Secret{1}, &table.Secret{2}
 	id := func(n byte) hash { return hash{n} }
 	plain := func(n byte) *Head { return &Head{Prev: id(n - 1), identity: id(n)} }
-	hashed := func(s *policy.Secret, n byte) *Head {
+	hashed := func(s *table.Secret, n byte) *Head {
 		return &Head{Prev: sourceOf(s, id(n-1)), Source: sourceOf(s, id(n)), SecretID: secretID(s), secret: s, identity: id(100 + n)}
 	}
 	for i, tt := range []struct {
@@ -281,16 +282,16 @@ func TestPresenceOnly(t *testing.T) {
 		"postscreen": func(s *policy.Spec) {
 			s.Postscreen = &policy.Postscreen{Access: []string{"permit_mynetworks", "table:map"}}
 		},
-		"pipe": func(s *policy.Spec) { s.Tables["p"] = policy.NewPipe([]string{"map"}) },
+		"pipe": func(s *policy.Spec) { s.Tables["p"] = table.NewPipe([]string{"map"}) },
 		"value": func(s *policy.Spec) {
 			s.Restrictions.Client = []policy.Restriction{{Kind: "check_client_access", Arg: "access"}}
-			s.Tables["access"], _ = policy.NewHash(map[string]string{"x": "check_sender_access map, permit"})
+			s.Tables["access"], _ = table.NewHash(map[string]string{"x": "check_sender_access map, permit"})
 		},
 		"": func(*policy.Spec) {},
 	} {
 		s := newSpec(t, []string{"example.org"}, "a@example.org")
 		s.Addresses.VirtualAlias = []string{"map"}
-		s.Tables["map"], _ = policy.NewHash(map[string]string{"x@example.org": "OK"})
+		s.Tables["map"], _ = table.NewHash(map[string]string{"x@example.org": "OK"})
 		edit(s)
 		if bare := presenceOnly(s); bare["map"] != (name == "") || !bare["recipients"] {
 			t.Errorf("%s: %v", name, bare)

@@ -10,7 +10,7 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // headMagic starts every head. What is signed starts with it too, so that no
@@ -60,7 +60,7 @@ type Head struct {
 
 	// secret is what Source and the content's keys are hashed under, nil when
 	// nothing is.
-	secret *policy.Secret
+	secret *table.Secret
 }
 
 // Identity names the version: SHA-256 of the head's bytes up to Created.

@@ -12,6 +12,7 @@ import (
 	"unicode"
 
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // hostile are strings that do harm where they are shown as they are. Each
@@ -83,8 +84,8 @@ func logged(t *testing.T, log *bytes.Buffer) {
 // shown harmless; what the operator sees and the log are looked at either way.
 func TestHostilePrimary(t *testing.T) {
 	rcpts := names(300, "example.org")
-	table := func(t *testing.T, kind string, entries ...string) *policy.Table {
-		b, err := policy.NewTableBuilder(kind, nil)
+	table := func(t *testing.T, kind string, entries ...string) *table.Table {
+		b, err := table.NewBuilder(kind, nil)
 		for i := 0; i < len(entries) && err == nil; i += 2 {
 			err = b.Add([]byte(entries[i]), []byte(entries[i+1]))
 		}

@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // parallel is how many chunks are on their way at once.
@@ -69,7 +69,7 @@ func (f *Follower) pollOnce(ctx context.Context) error {
 
 // take verifies a head and does what it asks for. The error may be about a
 // version that is in force.
-func (f *Follower) take(ctx context.Context, newest *Head, cur *version, self Pin, secrets []*policy.Secret, raw []byte) error {
+func (f *Follower) take(ctx context.Context, newest *Head, cur *version, self Pin, secrets []*table.Secret, raw []byte) error {
 	h, err := openHead(raw, f.pair.keys())
 	switch {
 	case errors.Is(err, errSignature):
@@ -243,7 +243,7 @@ func (f *Follower) guard() *guardFile {
 // hashed form: once the primary hashes, no address is to rest here. The primary
 // hasn't signed that form, so the guard keeps its head, and a crash before it
 // does leaves the plain one.
-func (f *Follower) veil(s *policy.Secret) error {
+func (f *Follower) veil(s *table.Secret) error {
 	if s == nil || f.base == nil || f.base.content.secret != nil {
 		return nil
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/understudy-mx/understudy/metrics"
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // newSpec is a policy that relays for domains and lists rcpts.
@@ -21,11 +22,11 @@ func newSpec(t testing.TB, domains []string, rcpts ...string) *policy.Spec {
 	s := policy.NewSpec()
 	s.Restrictions.Recipient = []policy.Restriction{{Kind: "reject_unauth_destination"}}
 	s.Addresses.Relay = policy.AddressClass{Domains: domains, Recipients: []string{"recipients"}}
-	set, err := policy.NewSet(slices.Clone(rcpts))
+	set, err := table.NewSet(slices.Clone(rcpts))
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.Tables = map[string]*policy.Table{"recipients": set}
+	s.Tables = map[string]*table.Table{"recipients": set}
 	return s
 }
 

@@ -4,19 +4,20 @@ import (
 	"slices"
 
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // listing says whether a policy still has a recipient, in whatever table.
 type listing struct {
 	spec   *policy.Spec
-	tables []*policy.Table
-	by     map[string][]*policy.Table // tables that count, by domain or its tag; nil: not asked for yet
-	all    bool                       // there is a table with one answer for everyone
-	open   []string                   // domains in which every recipient exists
-	whole  map[string]bool            // what everyone said, by domain or its tag
+	tables []*table.Table
+	by     map[string][]*table.Table // tables that count, by domain or its tag; nil: not asked for yet
+	all    bool                      // there is a table with one answer for everyone
+	open   []string                  // domains in which every recipient exists
+	whole  map[string]bool           // what everyone said, by domain or its tag
 
-	hasher *policy.Hasher    // nil: keys are plain
-	secret *policy.Secret    // of hasher
+	hasher *table.Hasher     // nil: keys are plain
+	secret *table.Secret     // of hasher
 	names  map[string]string // domains by their tags, as far as the policy names them
 }
 
@@ -40,7 +41,7 @@ func newListing(c *content, other *policy.Spec) *listing {
 		}
 	}
 	if l.secret = c.secret; l.secret != nil {
-		l.hasher, l.names = policy.NewHasher(l.secret), map[string]string{}
+		l.hasher, l.names = table.NewHasher(l.secret), map[string]string{}
 		for _, spec := range []*policy.Spec{c.spec, other} {
 			for _, name := range append(acceptedDomains(spec), "") {
 				l.names[l.tag(name)] = name
@@ -77,7 +78,7 @@ func (l *listing) spell(key string) string {
 	if l.hasher == nil {
 		return clipText(key, maxShown)
 	}
-	switch name := l.name(key[:policy.TagSize]); name {
+	switch name := l.name(key[:table.TagSize]); name {
 	case "", hiddenName:
 		return hiddenName
 	default:
@@ -87,7 +88,7 @@ func (l *listing) spell(key string) string {
 
 // special says that a digest is of a bare local-part or of a catch-all.
 func (l *listing) special(digest string) bool {
-	name := l.name(digest[:policy.TagSize])
+	name := l.name(digest[:table.TagSize])
 	return name == "" || l.key("@"+name) == digest
 }
 
@@ -118,18 +119,18 @@ func (l *listing) everyone(tag string) bool {
 // domain is the domain of a key, or its tag.
 func (l *listing) domain(key []byte) string {
 	if l.hasher != nil {
-		return string(key[:policy.TagSize])
+		return string(key[:table.TagSize])
 	}
-	return string(policy.DomainOf(key))
+	return string(table.DomainOf(key))
 }
 
 // of returns the tables that list the recipients of a domain: all of them where
 // a pattern may name it.
-func (l *listing) of(tag string) []*policy.Table {
+func (l *listing) of(tag string) []*table.Table {
 	if l.by == nil {
-		l.by = map[string][]*policy.Table{}
+		l.by = map[string][]*table.Table{}
 		for domain, names := range tablesByDomain(l.spec) {
-			tables := slices.DeleteFunc(slices.Clone(l.tables), func(t *policy.Table) bool {
+			tables := slices.DeleteFunc(slices.Clone(l.tables), func(t *table.Table) bool {
 				return !slices.ContainsFunc(names, func(n string) bool { return l.spec.Tables[n] == t })
 			})
 			l.by[l.tag(domain)] = tables
@@ -142,7 +143,7 @@ func (l *listing) of(tag string) []*policy.Table {
 }
 
 // serves says whether a table counts in a domain.
-func (l *listing) serves(tag string, t *policy.Table) bool { return slices.Contains(l.of(tag), t) }
+func (l *listing) serves(tag string, t *table.Table) bool { return slices.Contains(l.of(tag), t) }
 
 func (l *listing) lists(key []byte) bool {
 	if l.all {

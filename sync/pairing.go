@@ -21,7 +21,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // Files of a follower's directory.
@@ -54,7 +54,7 @@ type pairing struct {
 	// Secrets are what recipients may be hashed under: the first is this
 	// pairing's, a second that of the one before, of which there may be
 	// versions on the disk.
-	Secrets []*policy.Secret `json:"secrets,omitempty"`
+	Secrets []*table.Secret `json:"secrets,omitempty"`
 
 	mu         sync.Mutex // guards both lists
 	ServerPins []Pin      `json:"server_pins"`
@@ -246,7 +246,7 @@ func join(ctx context.Context, fsys fileSystem, dir, invitation string) (*Joined
 	if err != nil {
 		return nil, fmt.Errorf("join %s: %w", t.address, err)
 	}
-	secrets := []*policy.Secret{secret}
+	secrets := []*table.Secret{secret}
 	if old, err := loadPairing(fsys, dir); err == nil && old.Stream == a.Stream && len(old.Secrets) > 0 {
 		secrets = append(secrets, old.Secrets[0])
 	}
@@ -262,7 +262,7 @@ func join(ctx context.Context, fsys fileSystem, dir, invitation string) (*Joined
 
 // ask proves the invitation's secret over one connection. It also returns what
 // recipients may be hashed under.
-func (t *token) ask(ctx context.Context, key ed25519.PrivateKey) (*joinAnswer, *policy.Secret, error) {
+func (t *token) ask(ctx context.Context, key ed25519.PrivateKey) (*joinAnswer, *table.Secret, error) {
 	cfg, err := tlsConfig(key, func(pin Pin) error {
 		if pin != t.server {
 			return alarm(AlarmPin, "the machine that answers is not the one that made the invitation (its key is %s); correct publish.address there, or invite again", pin)

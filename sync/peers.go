@@ -14,7 +14,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // Bounds of pairing.
@@ -36,7 +36,7 @@ type peer struct {
 
 	// Secret is what its recipients are hashed under; nil when it was paired
 	// by a program that didn't know of that.
-	Secret *policy.Secret `json:"secret,omitempty"`
+	Secret *table.Secret `json:"secret,omitempty"`
 }
 
 // invite is an invitation that nobody has used. Its secret is kept as the
@@ -162,7 +162,7 @@ var errInvite = errors.New("no such invitation, or a wrong proof")
 
 // redeem makes a peer of whoever proves an invitation's secret. Everything
 // that can be wrong is the same error.
-func (p *peers) redeem(id string, proof, msg []byte, pin Pin, now time.Time, fingerprint string, secret *policy.Secret) (*peer, error) {
+func (p *peers) redeem(id string, proof, msg []byte, pin Pin, now time.Time, fingerprint string, secret *table.Secret) (*peer, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := p.file

@@ -18,6 +18,7 @@ import (
 
 	"github.com/understudy-mx/understudy/metrics"
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // stateFile is the part of a publisher's directory that holds its pubState.
@@ -63,7 +64,7 @@ type Publisher struct {
 	changes changes
 	changed chan struct{} // closed and replaced at each signature
 	seen    map[string]*seen
-	offers  map[policy.Secret]*offer // when recipients are hashed
+	offers  map[table.Secret]*offer // when recipients are hashed
 }
 
 // pubState is what a publisher must not forget: a version's number names one
@@ -101,7 +102,7 @@ func OpenPublisher(o PublisherOptions) (*Publisher, error) {
 	if err := makeDir(o.fs, o.Dir); err != nil {
 		return nil, fmt.Errorf("open publisher: %w", err)
 	}
-	p := &Publisher{o: o, changed: make(chan struct{}), seen: map[string]*seen{}, offers: map[policy.Secret]*offer{}, joins: rate.NewLimiter(rate.Every(2*time.Second), 5)}
+	p := &Publisher{o: o, changed: make(chan struct{}), seen: map[string]*seen{}, offers: map[table.Secret]*offer{}, joins: rate.NewLimiter(rate.Every(2*time.Second), 5)}
 	err := p.loadKeys()
 	if err == nil {
 		if p.peers, err = openPeers(o.fs, o.Dir); err == nil {

@@ -9,7 +9,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // window is how long a deletion is remembered about which nobody was asked.
@@ -27,8 +27,8 @@ const (
 // being staged. Who came back counts no more. It is never changed, only
 // replaced; nil is an empty one.
 type removals struct {
-	secret *policy.Secret // what keys and domains are hashed under, nil: they are plain
-	hours  []removedHour  // the oldest first
+	secret *table.Secret // what keys and domains are hashed under, nil: they are plain
+	hours  []removedHour // the oldest first
 }
 
 // removedHour is what the versions of an hour removed.
@@ -62,14 +62,14 @@ func (r *removals) since(now time.Time) *removals {
 // under spells what is remembered as a listing does. What was hashed for
 // another pairing, or before the primary ended hashing, can't be: it is
 // forgotten.
-func (r *removals) under(s *policy.Secret) *removals {
+func (r *removals) under(s *table.Secret) *removals {
 	switch {
 	case r == nil || sameSecret(r.secret, s):
 		return r
 	case r.secret != nil:
 		return nil
 	}
-	hasher := policy.NewHasher(s)
+	hasher := table.NewHasher(s)
 	list := func(name string) string {
 		if name != allLists && name[0] == domainList("")[0] {
 			return domainList(string(hasher.Tag([]byte(name[1:]))))
@@ -241,7 +241,7 @@ func (s *store) saveRemovals(r *removals) error {
 
 // loadRemovals reads what saveRemovals wrote. What is under none of the secrets
 // is of another pairing.
-func (s *store) loadRemovals(secrets []*policy.Secret) (*removals, error) {
+func (s *store) loadRemovals(secrets []*table.Secret) (*removals, error) {
 	b, err := s.fs.ReadFile(s.path(removalsFile), maxRemovalsFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -255,7 +255,7 @@ func (s *store) loadRemovals(secrets []*policy.Secret) (*removals, error) {
 	}
 	r := new(removals)
 	if len(d.Secret) > 0 {
-		i := slices.IndexFunc(secrets, func(s *policy.Secret) bool { id := secretID(s); return string(id[:]) == string(d.Secret) })
+		i := slices.IndexFunc(secrets, func(s *table.Secret) bool { id := secretID(s); return string(id[:]) == string(d.Secret) })
 		if i < 0 {
 			return nil, nil
 		}
@@ -263,12 +263,12 @@ func (s *store) loadRemovals(secrets []*policy.Secret) (*removals, error) {
 	}
 	for _, o := range d.Hours {
 		h := newRemovedHour(o.At)
-		for table, keys := range o.Keys {
+		for name, keys := range o.Keys {
 			for _, k := range keys {
-				if r.secret != nil && len(k) != policy.DigestSize {
+				if r.secret != nil && len(k) != table.DigestSize {
 					return nil, fmt.Errorf("read removals (the last days' small deletions are forgotten): a digest has %d octets", len(k))
 				}
-				h.keys[lostKey{table, string(k)}] = true
+				h.keys[lostKey{name, string(k)}] = true
 			}
 		}
 		for _, l := range o.Lists {

@@ -20,7 +20,7 @@ import (
 	"golang.org/x/net/netutil"
 	"golang.org/x/time/rate"
 
-	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // Bounds of the publisher's server.
@@ -344,7 +344,7 @@ func (p *Publisher) serveJoin(w http.ResponseWriter, r *http.Request) {
 	}
 	pin, err := peerPin(r.TLS)
 	var msg []byte
-	var secret *policy.Secret
+	var secret *table.Secret
 	if err == nil {
 		msg, err = joinMessage(r.TLS, pin)
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/understudy-mx/understudy/metrics"
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // States of a follower's policy by age.
@@ -245,8 +246,8 @@ func diff(a, b *version, limit int) (*Change, error) {
 	}
 	l := newListing(y, x.spec)
 	c.Hashed = l.secret != nil
-	some := func(list *[]string, n *uint64) func(*policy.Table, []byte) {
-		return func(_ *policy.Table, key []byte) {
+	some := func(list *[]string, n *uint64) func(*table.Table, []byte) {
+		return func(_ *table.Table, key []byte) {
 			if *n++; len(*list) < limit {
 				*list = append(*list, l.spell(string(key)))
 			}
@@ -293,11 +294,11 @@ const maxEntries = 100_000
 
 // diffEntries appends the entries that only one of two tables (either may be
 // nil) has, until there are limit.
-func diffEntries(out []string, name string, a, b *policy.Table, limit int) []string {
+func diffEntries(out []string, name string, a, b *table.Table, limit int) []string {
 	if len(out) >= limit || a != nil && a.Len() > maxEntries || b != nil && b.Len() > maxEntries {
 		return out
 	}
-	entries := func(t *policy.Table) map[string]bool {
+	entries := func(t *table.Table) map[string]bool {
 		set := map[string]bool{}
 		if t == nil {
 			return set

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 const (
@@ -41,10 +42,10 @@ const vectorSettings = `{
 func vectorSource(t *testing.T) *source {
 	s := newSpec(t, []string{"example.org"}, "alice@example.org", "bob@example.org", "@sub.example.org")
 	s.Addresses.Local = policy.AddressClass{Domains: []string{"mx1.example.org"}, Recipients: []string{"users"}}
-	s.Tables["users"], _ = policy.NewSet([]string{"root", "postmaster"})
-	s.Tables["senders"], _ = policy.NewHash(map[string]string{"spam.example": "REJECT", "ham.example": "OK"})
-	s.Tables["clients"], _ = policy.NewCIDR([][2]string{{"192.0.2.0/24", "OK"}, {"2001:db8::1", "REJECT 5.7.1 no"}})
-	s.Tables["nobody"] = policy.NewStatic("DUNNO")
+	s.Tables["users"], _ = table.NewSet([]string{"root", "postmaster"})
+	s.Tables["senders"], _ = table.NewHash(map[string]string{"spam.example": "REJECT", "ham.example": "OK"})
+	s.Tables["clients"], _ = table.NewCIDR([][2]string{{"192.0.2.0/24", "OK"}, {"2001:db8::1", "REJECT 5.7.1 no"}})
+	s.Tables["nobody"] = table.NewStatic("DUNNO")
 	src, err := layOut(s, cutSettings([]byte(vectorSettings)), nil, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -93,7 +94,7 @@ func vectorFiles(src *source, h *Head, raw []byte) map[string][]byte {
 
 // hashedVectorFiles are the same policy hashed.
 func hashedVectorFiles(t *testing.T) map[string][]byte {
-	var secret policy.Secret
+	var secret table.Secret
 	for i := range secret {
 		secret[i] = byte(i)
 	}

@@ -17,7 +17,7 @@ import (
 	"time"
 
 	"github.com/understudy-mx/understudy/internal/testmx"
-	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/handwritten"
 )
 
 // TestMemory follows a primary with many recipients, plain and hashed, and
@@ -124,7 +124,7 @@ func testMemoryFile(t *testing.T, kind string, recipients int, limit float64) {
 			return
 		}
 		slices.Sort(addresses)
-		snapshot, err := policy.Parse("p", []byte("domains = [\"example.org\"]\nrecipients_file = \"list\"\n"),
+		snapshot, err := handwritten.Parse("p", []byte("domains = [\"example.org\"]\nrecipients_file = \"list\"\n"),
 			func(string) ([]byte, error) { return []byte(strings.Join(addresses, "\n")), nil })
 		if err != nil {
 			t.Fatal(err)

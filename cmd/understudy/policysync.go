@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -129,7 +130,7 @@ func fetchPolicy(ctx context.Context, cfg *config.Config) (*policy.Snapshot, err
 	if err != nil {
 		return nil, fmt.Errorf("read the policy in force: %w", err)
 	}
-	return policy.Parse("policy in force", b, nil)
+	return policy.Decode("policy in force", bytes.NewReader(b), nil)
 }
 
 type policyStatusCmd struct {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/understudy-mx/understudy/metrics"
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/handwritten"
 )
 
 // How changes of files are noticed.
@@ -54,7 +55,7 @@ func loadPolicy(path string, log *slog.Logger, m *metrics.Metrics) (*policyFile,
 
 // readPolicy is policy.Reload; an error that is the system's says what it is about.
 func readPolicy(path string, before *policy.Snapshot) (*policy.Snapshot, []string, error) {
-	s, files, err := policy.Load(path, before)
+	s, files, err := handwritten.Load(path, before)
 	if _, ok := err.(*fs.PathError); ok {
 		err = fmt.Errorf("read policy: %w", err)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/fidelity"
 	"github.com/understudy-mx/understudy/policy/postfix"
+	"github.com/understudy-mx/understudy/policy/table"
 	policysync "github.com/understudy-mx/understudy/sync"
 )
 
@@ -169,7 +170,7 @@ func listerOf(c *config.Source) (src *lister.Source, polled bool, files []string
 func copySpec(old *policy.Spec) *policy.Spec {
 	s := *old
 	if s.Tables = maps.Clone(old.Tables); s.Tables == nil {
-		s.Tables = map[string]*policy.Table{}
+		s.Tables = map[string]*table.Table{}
 	}
 	for _, c := range classes(&s) {
 		c.Recipients = slices.Clone(c.Recipients)
@@ -213,7 +214,7 @@ func (r *reading) addRecipients(ctx context.Context, spec *policy.Spec, src *lis
 		r.useless = append(r.useless, src.Name)
 	}
 	slices.Sort(keys)
-	t, err := policy.NewSet(slices.Compact(keys))
+	t, err := table.NewSet(slices.Compact(keys))
 	if err != nil {
 		return fmt.Errorf("%s: %w", src.Name, err)
 	}

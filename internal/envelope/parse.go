@@ -2,7 +2,6 @@ package envelope
 
 import (
 	"errors"
-	"net/netip"
 	"strings"
 	"unicode/utf8"
 )
@@ -79,7 +78,7 @@ func ParseMailbox(s string) (Mailbox, error) {
 	case err != nil:
 	case m.Local == "" || len(m.Local) > maxLocal:
 		err = errLocal
-	case !ValidDomain(m.Domain) && !validLiteral(m.Domain):
+	case !ValidDomain(m.Domain) && !isLiteral(m.Domain):
 		err = errDomain
 	}
 	if err != nil {
@@ -157,22 +156,6 @@ func split(path string) (m Mailbox, dot bool, err error) {
 	return m, dot, nil
 }
 
-// validLiteral says that s is an address literal, RFC 5321 §4.1.3, of IPv4 or
-// IPv6 without a zone.
-func validLiteral(s string) bool {
-	if len(s) < 2 || s[0] != '[' || s[len(s)-1] != ']' {
-		return false
-	}
-	s = s[1 : len(s)-1]
-	const tag = "IPv6:"
-	if len(s) > len(tag) && strings.EqualFold(s[:len(tag)], tag) {
-		ip, err := netip.ParseAddr(s[len(tag):])
-		return err == nil && ip.Is6() && ip.Zone() == ""
-	}
-	ip, err := netip.ParseAddr(s)
-	return err == nil && ip.Is4()
-}
-
 // ValidDomain says that s is a host name as Postfix's valid_hostname takes it:
 // labels of 1 to 63 letters, digits, hyphens and underscores, no hyphen at a
 // label's end, and not all digits and dots. Octets above 127 count as letters.
@@ -196,4 +179,9 @@ func ValidDomain(s string) bool {
 		}
 	}
 	return letters
+}
+
+// ValidHostname is ValidDomain of a name in ASCII.
+func ValidHostname(s string) bool {
+	return ValidDomain(s) && strings.IndexFunc(s, func(r rune) bool { return r >= 0x80 }) < 0
 }

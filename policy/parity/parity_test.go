@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // scripted is a server that answers by a function.
@@ -46,11 +47,11 @@ func material() *Material {
 	spec := policy.NewSpec()
 	spec.MyNetworks = []string{"192.0.2.0/30", "!2001:db8::/32"}
 	spec.Addresses.VirtualMailbox.Domains = []string{"example.org", ".wild.example"}
-	table, err := policy.NewHash(map[string]string{"boss@example.org": "OK", "spam.example": "REJECT", "198.51": "OK", "news@": "OK", "bare": "x"})
+	access, err := table.NewHash(map[string]string{"boss@example.org": "OK", "spam.example": "REJECT", "198.51": "OK", "news@": "OK", "bare": "x"})
 	if err != nil {
 		panic(err)
 	}
-	spec.Tables = map[string]*policy.Table{"hash:access": table}
+	spec.Tables = map[string]*table.Table{"hash:access": access}
 	return NewMaterial(spec, Material{
 		Clients: []Client{{Addr: netip.MustParseAddr("198.18.0.1"), Name: "mail.example.com", Reverse: "mail.example.com"}},
 		Helos:   []string{"mail.example.com"}, Senders: []string{"example.com"},

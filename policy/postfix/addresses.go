@@ -10,6 +10,7 @@ import (
 
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/fidelity"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // addressTables say which addresses exist.
@@ -205,14 +206,14 @@ func (i *importer) mxBackup() {
 
 // ownClients permits the clients that permit_inet_interfaces does.
 func (i *importer) ownClients() []policy.Restriction {
-	const table = "inet_interfaces"
+	const own = "inet_interfaces"
 	var rules [][2]string
-	for _, a := range i.own(table) {
+	for _, a := range i.own(own) {
 		rules = append(rules, [2]string{a.String(), "OK"})
 	}
 	var err error
-	if i.spec.Tables[table], err = policy.NewCIDR(rules); err != nil {
-		i.errorf("%s: %w", table, err)
+	if i.spec.Tables[own], err = table.NewCIDR(rules); err != nil {
+		i.errorf("%s: %w", own, err)
 	}
-	return []policy.Restriction{{Kind: "check_client_access", Arg: table}}
+	return []policy.Restriction{{Kind: "check_client_access", Arg: own}}
 }

@@ -6,7 +6,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // Member is a table that a unionmap or pipemap asks.
@@ -123,7 +123,7 @@ func ask(typ string, members []Member, key string) (value string, found bool) {
 }
 
 // useMembers puts the members into the Spec.
-func (i *importer) useMembers(t *Table) (*policy.Table, error) {
+func (i *importer) useMembers(t *Table) (*table.Table, error) {
 	const most = 16 // see policy.Compile
 	if len(t.Members) > most {
 		return nil, fmt.Errorf("more than %d tables in one %s", most, t.Type)
@@ -136,9 +136,9 @@ func (i *importer) useMembers(t *Table) (*policy.Table, error) {
 		names = append(names, specName(m.Name))
 	}
 	if t.Type == "pipemap" {
-		return policy.NewPipe(names), nil
+		return table.NewPipe(names), nil
 	}
-	return policy.NewUnion(names), nil
+	return table.NewUnion(names), nil
 }
 
 // any says whether a value of the table is such.

@@ -31,6 +31,7 @@ import (
 
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/fidelity"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // Source says where a Postfix is and how to ask it.
@@ -121,7 +122,7 @@ func Import(ctx context.Context, src Source) (*policy.Spec, fidelity.Report, err
 		ctx: ctx, src: &src, conf: conf, set: conf.smtpd, spec: policy.NewSpec(),
 		files: map[string]bool{}, polled: map[string]bool{}, read: map[string]reading{}, classes: map[string]bool{}, implied: map[string]string{},
 	}
-	i.spec.Tables = map[string]*policy.Table{}
+	i.spec.Tables = map[string]*table.Table{}
 	i.spec.Classes = map[string][]policy.Restriction{}
 	i.spec.Learned = map[string]policy.Learned{}
 	i.report = fidelity.Report{Server: "Postfix", MailVersion: conf.version, CompatibilityLevel: i.set["compatibility_level"], Service: conf.service, Warnings: conf.warnings}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/fidelity"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // postscreen translates what stands before smtpd.
@@ -115,7 +116,7 @@ const screened = "#postscreen"
 // screenEvery decides about all clients alike.
 func (i *importer) screenEvery(to *policy.Postscreen, value string) {
 	name := "static:" + value
-	i.spec.Tables[name] = policy.NewStatic(value)
+	i.spec.Tables[name] = table.NewStatic(value)
 	to.Access = append(to.Access, "table:"+name)
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/fidelity"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // Kind is what a Table is made of.
@@ -241,30 +242,30 @@ func specName(name string) string {
 
 // spec makes a table of the engine. withValues is false for tables that are
 // only asked whether a key is there.
-func (t *Table) spec(withValues bool) (*policy.Table, error) {
+func (t *Table) spec(withValues bool) (*table.Table, error) {
 	switch {
 	case t.Kind == Constant:
-		return policy.NewStatic(t.Value), nil
+		return table.NewStatic(t.Value), nil
 	case t.Kind == Patterns && t.Type == "pcre":
 		rules, err := canonical(t.Rules)
-		return orReason(rules, err, policy.NewPCRE)
+		return orReason(rules, err, table.NewPCRE)
 	case t.Kind == Patterns:
 		rules, err := canonical(t.Rules)
-		return orReason(rules, err, policy.NewRegexp)
+		return orReason(rules, err, table.NewRegexp)
 	case t.Kind == Networks:
 		rules, err := flatten(t.Rules)
-		return orReason(rules, err, policy.NewCIDR)
+		return orReason(rules, err, table.NewCIDR)
 	case withValues:
-		return policy.NewHash(t.Entries)
+		return table.NewHash(t.Entries)
 	}
 	keys := make([]string, 0, len(t.Entries))
 	for k := range t.Entries {
 		keys = append(keys, k)
 	}
-	return policy.NewSet(keys)
+	return table.NewSet(keys)
 }
 
-func orReason(rules [][2]string, err error, table func([][2]string) (*policy.Table, error)) (*policy.Table, error) {
+func orReason(rules [][2]string, err error, table func([][2]string) (*table.Table, error)) (*table.Table, error) {
 	if err != nil {
 		return nil, err
 	}
@@ -289,7 +290,7 @@ func (i *importer) use(name string, t *Table, withValues bool) (reason error) {
 	if old := i.spec.Tables[key]; old != nil && !withValues {
 		return nil
 	}
-	var pt *policy.Table
+	var pt *table.Table
 	if t.Kind == Combined {
 		pt, reason = i.useMembers(t)
 	} else {

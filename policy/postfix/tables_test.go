@@ -7,6 +7,7 @@ import (
 
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/fidelity"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 const sssd = "sss in nsswitch.conf need not list everybody"
@@ -17,7 +18,7 @@ func reader(set settings, tables map[string]*Table) *importer {
 		ctx: context.Background(), src: &Source{}, set: set, spec: policy.NewSpec(),
 		read: map[string]reading{}, files: map[string]bool{}, polled: map[string]bool{}, implied: map[string]string{},
 	}
-	i.spec.Tables = map[string]*policy.Table{}
+	i.spec.Tables = map[string]*table.Table{}
 	i.spec.Learned = map[string]policy.Learned{}
 	for name, t := range tables {
 		i.read[name] = reading{table: t}

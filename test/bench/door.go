@@ -7,13 +7,14 @@ import (
 
 	"github.com/understudy-mx/understudy/internal/resolver"
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/handwritten"
 	"github.com/understudy-mx/understudy/smtpd"
 )
 
 // serveDoor is the ceiling of accepting: our door with the policy in file, and a
 // spool that forgets what it gets. It keeps no log.
 func serveDoor(ctx context.Context, file, addr, dns string) error {
-	snap, _, err := policy.Load(file, nil)
+	snap, _, err := handwritten.Load(file, nil)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package parity
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -136,7 +137,7 @@ func (r *run) mutations(t *testing.T, step int, same map[string]string) {
 	var seen, unseen, excused, invalid int
 	used := map[string]bool{}
 	try := func(m mutant) {
-		snap, err := policy.Parse("mutant", m.spec, nil)
+		snap, err := policy.Decode("mutant", bytes.NewReader(m.spec), nil)
 		var d *parity.Difference
 		if err == nil {
 			d = r.find(t, snap.Spec())

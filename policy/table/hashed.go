@@ -1,4 +1,4 @@
-package policy
+package table
 
 import (
 	"bytes"
@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"hash"
-	"maps"
 	"slices"
 )
 
@@ -103,7 +102,7 @@ type change struct {
 // values, as a set. before and hashed, if not nil, are an older version of the
 // table and what Hashed made of it: then only the difference is hashed.
 func (t *Table) Hashed(s *Secret, values bool, before, hashed *Table) (*Table, error) {
-	n := &Table{typ: typeSet, secret: s}
+	n := &Table{typ: TypeSet, secret: s}
 	if values {
 		n.typ = t.typ
 	}
@@ -123,7 +122,7 @@ func (t *Table) Hashed(s *Secret, values bool, before, hashed *Table) (*Table, e
 		}
 		copy(c.digest[:], tag[:])
 		copy(c.digest[TagSize:], h.Sum(purposeKey, key))
-		if n.typ == typeHash && !left {
+		if n.typ == TypeHash && !left {
 			c.value = uint32(len(texts))
 			texts = append(texts, string(value))
 		}
@@ -138,39 +137,13 @@ func (t *Table) Hashed(s *Secret, values bool, before, hashed *Table) (*Table, e
 		return 1
 	})
 	var err error
-	n.keys, err = hashed.keys.apply(changes, texts, n.typ == typeHash)
+	n.keys, err = hashed.keys.apply(changes, texts, n.typ == TypeHash)
 	return n, err
-}
-
-// unmarshalDigests reads a table of digests.
-func unmarshalDigests(j *tableJSON) (*Table, error) {
-	b, err := NewTableBuilder(hashedPrefix+j.Type, j.Secret)
-	if err != nil {
-		return nil, err
-	}
-	keys := j.Keys
-	if b.t.typ == typeHash {
-		keys = slices.Collect(maps.Keys(j.Entries))
-	}
-	slices.Sort(keys)
-	for _, k := range keys {
-		digest, err := hex.DecodeString(k)
-		if err == nil {
-			err = b.Add(digest, []byte(j.Entries[k]))
-		}
-		if err != nil {
-			return nil, fmt.Errorf("key %q: %w", k, err)
-		}
-		if len(b.index.open.data) >= segmentSize {
-			b.Cut()
-		}
-	}
-	return b.Table()
 }
 
 // apply makes segments of digests with sorted changes.
 func (x *segments) apply(changes []change, values []string, valued bool) (segments, error) {
-	b, at := segmentsBuilder{fixed: true, valued: valued}, 0
+	b, at := segmentsBuilder{fixed: true, valued: valued, auto: true}, 0
 	for i := range changes {
 		c := &changes[i]
 		to, found := x.search(c.digest[:])
@@ -186,9 +159,6 @@ func (x *segments) apply(changes []change, values []string, valued bool) (segmen
 		}
 		if err := b.add(c.digest[:], []byte(values[c.value])); err != nil {
 			return segments{}, err
-		}
-		if len(b.open.data) >= segmentSize {
-			b.cut()
 		}
 	}
 	if err := b.share(x, at, x.len()); err != nil {

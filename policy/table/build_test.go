@@ -1,4 +1,4 @@
-package policy
+package table
 
 import (
 	"encoding/json"
@@ -8,9 +8,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestTableBuilder takes tables apart and puts them together again, by entries
+// TestBuilder takes tables apart and puts them together again, by entries
 // and by ranges.
-func TestTableBuilder(t *testing.T) {
+func TestBuilder(t *testing.T) {
 	must := func(tb *Table, err error) *Table {
 		t.Helper()
 		if err != nil {
@@ -23,11 +23,14 @@ func TestTableBuilder(t *testing.T) {
 		must(NewSet(nil)),
 		must(NewHash(map[string]string{"x": "REJECT", "a": "OK", "b": "REJECT"})),
 		must(NewCIDR([][2]string{{"10.0.0.0/8", "OK"}, {"2001:db8::1", "REJECT"}, {"0.0.0.0/0", "OK"}})),
-		NewStatic("REJECT no"),
+		must(NewCIDR([][2]string{{"if !10.0.0.0/8", ""}, {"!192.0.2.0/24", "OK"}, {"endif", ""}})),
+		must(NewRegexp([][2]string{{"/^a(b)/ix", "REJECT $1"}, {"if !/c/mx", ""}, {"/./x", "$$"}})),
+		must(NewPCRE([][2]string{{"!/(?=a)b/is", "OK"}, {"/x/", "OK"}})),
+		NewStatic("REJECT no"), NewUnion([]string{"a", "b"}), NewPipe([]string{"b", "a"}),
 	} {
 		for cut := range src.Len() + 1 {
 			t.Run(fmt.Sprintf("%s of %d cut at %d", src.Type(), src.Len(), cut), func(t *testing.T) {
-				b, err := NewTableBuilder(src.Type(), nil)
+				b, err := NewBuilder(src.Type(), nil)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -56,7 +59,7 @@ func TestTableBuilder(t *testing.T) {
 	}
 }
 
-func TestTableBuilderRefuses(t *testing.T) {
+func TestBuilderRefuses(t *testing.T) {
 	for _, tt := range []struct {
 		name, typ string
 		entries   [][2]string
@@ -71,7 +74,7 @@ func TestTableBuilderRefuses(t *testing.T) {
 		{"unknown type", "cdb", nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			b, err := NewTableBuilder(tt.typ, nil)
+			b, err := NewBuilder(tt.typ, nil)
 			for _, e := range tt.entries {
 				if err == nil {
 					err = b.Add([]byte(e[0]), []byte(e[1]))
@@ -86,7 +89,7 @@ func TestTableBuilderRefuses(t *testing.T) {
 		})
 	}
 	set, _ := NewSet([]string{"a", "b"})
-	b, _ := NewTableBuilder("set", nil)
+	b, _ := NewBuilder("set", nil)
 	if b.AddRange(set, 1, 3) == nil || b.AddRange(NewStatic("x"), 0, 1) == nil {
 		t.Error("a range outside of the table, or of another type, was taken")
 	}

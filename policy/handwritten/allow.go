@@ -1,4 +1,4 @@
-package policy
+package handwritten
 
 import (
 	"cmp"
@@ -7,7 +7,10 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/internal/locate"
+	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // entry is one line of an allow- or blocklist: the value of an access table
@@ -21,8 +24,8 @@ type entry struct {
 type entryKind func(s string) (entry, error)
 
 func clientEntry(s string) (entry, error) {
-	if strings.ContainsAny(s, ":/") || validHostaddr(s) {
-		p, err := parsePrefix(s)
+	if strings.ContainsAny(s, ":/") || envelope.ValidHostaddr(s) {
+		p, err := table.ParsePrefix(s)
 		if err != nil {
 			return entry{}, err
 		}
@@ -32,8 +35,8 @@ func clientEntry(s string) (entry, error) {
 }
 
 func heloEntry(s string) (entry, error) {
-	if _, literal := literalAddr(s); literal || validHostaddr(s) {
-		return entry{key: fold(s)}, nil
+	if _, literal := envelope.LiteralAddr(s); literal || envelope.ValidHostaddr(s) {
+		return entry{key: table.Fold(s)}, nil
 	}
 	return domainEntry(s, "a host name or an address literal")
 }
@@ -45,26 +48,26 @@ func senderEntry(s string) (entry, error) {
 		return entry{}, fmt.Errorf("the null sender <> can't be listed: DSNs come from it; remove it")
 	case !found:
 		return domainEntry(s, "an address or a domain")
-	case !validLocal(local) || local == "" || domain != "" && !validHostname(domain):
+	case !validLocal(local) || local == "" || domain != "" && !envelope.ValidHostname(domain):
 		return entry{}, fmt.Errorf("%q is not a sender; write user@example.org, user@ or example.org", s)
 	}
-	return entry{key: fold(s)}, nil
+	return entry{key: table.Fold(s)}, nil
 }
 
 // domainEntry reads a name, which stands for its subdomains as well.
 func domainEntry(s, want string) (entry, error) {
-	if name, dot := strings.CutPrefix(s, "."); dot && validHostname(name) {
+	if name, dot := strings.CutPrefix(s, "."); dot && envelope.ValidHostname(name) {
 		return entry{}, fmt.Errorf("%q: write %q, which covers its subdomains too", s, name)
 	}
-	if !validHostname(s) {
+	if !envelope.ValidHostname(s) {
 		return entry{}, fmt.Errorf("%q is not %s; correct it", s, want)
 	}
-	return entry{key: fold(s)}, nil
+	return entry{key: table.Fold(s)}, nil
 }
 
 // accessLists reads allow and block of one table of the file into access
 // tables and the restrictions that ask them.
-func (p *tomlPolicy) accessLists(n node, kind string, read entryKind) (allow, block []Restriction) {
+func (p *file) accessLists(n node, kind string, read entryKind) (allow, block []policy.Restriction) {
 	n.known(listKeys, elsewhere(listKeys))
 	allowed := map[string]bool{}
 	allow = p.accessList(n, "allow", kind, read, allowed, nil)
@@ -72,7 +75,7 @@ func (p *tomlPolicy) accessLists(n node, kind string, read entryKind) (allow, bl
 	return allow, block
 }
 
-func (p *tomlPolicy) accessList(n node, key, kind string, read entryKind, seen, other map[string]bool) []Restriction {
+func (p *file) accessList(n node, key, kind string, read entryKind, seen, other map[string]bool) []policy.Restriction {
 	names := map[string]string{}
 	var nets [][2]string
 	for i, v := range n.array(key) {
@@ -83,7 +86,7 @@ func (p *tomlPolicy) accessList(n node, key, kind string, read entryKind, seen, 
 		}
 		id := e.key
 		if e.net.IsValid() {
-			id = prefixString(e.net)
+			id = table.PrefixString(e.net)
 		}
 		switch {
 		case seen[id]:
@@ -101,7 +104,7 @@ func (p *tomlPolicy) accessList(n node, key, kind string, read entryKind, seen, 
 }
 
 // entry reads one element: a string, or { match = …, reply = … }.
-func (p *tomlPolicy) entry(n node, v any, block bool, read entryKind) (e entry, value string, ok bool) {
+func (p *file) entry(n node, v any, block bool, read entryKind) (e entry, value string, ok bool) {
 	match, reply, path := "", "", n.path
 	switch v := v.(type) {
 	case string:
@@ -129,58 +132,40 @@ func (p *tomlPolicy) entry(n node, v any, block bool, read entryKind) (e entry, 
 	case !block:
 		value = "OK"
 	default:
-		value = n.blockReply(reply)
+		if value, err = policy.BlockAction(reply); err != nil {
+			n.wrong(n.at("reply"), "%v", err)
+		}
 	}
 	return e, value, true
-}
-
-// blockReply is the access(5) action for a reply: a code with text, or text.
-func (n node) blockReply(reply string) string {
-	code, text, _ := strings.Cut(reply, " ")
-	switch {
-	case reply == "":
-		return "REJECT"
-	case !validText(reply):
-		n.wrong(n.at("reply"), "reply must be one line of at most 400 characters, without control characters")
-	case isReplyCode(code) && strings.TrimSpace(text) != "":
-		return reply
-	case len(code) == 3 && allDigits(code):
-		n.wrong(n.at("reply"), "reply %q needs a code from 400 to 599 and a text; write \"550 5.7.1 Go away\" or only the text", reply)
-	}
-	return "REJECT " + reply
 }
 
 // moreSpecific sorts a network before those around it, since a cidr table's
 // first match wins.
 func moreSpecific(a, b [2]string) int {
-	p, _ := parsePrefix(a[0])
-	q, _ := parsePrefix(b[0])
+	p, _ := table.ParsePrefix(a[0])
+	q, _ := table.ParsePrefix(b[0])
 	return cmp.Compare(q.Bits(), p.Bits())
 }
 
-func validText(s string) bool {
-	return len(s) <= 400 && printable(s, true) == s
-}
-
-func (p *tomlPolicy) accessTables(n node, key, kind string, nets [][2]string, names map[string]string) []Restriction {
-	var list []Restriction
+func (p *file) accessTables(n node, key, kind string, nets [][2]string, names map[string]string) []policy.Restriction {
+	var list []policy.Restriction
 	name := n.at(key)
 	if len(nets) > 0 {
 		slices.SortStableFunc(nets, moreSpecific)
-		t, err := NewCIDR(nets)
+		t, err := table.NewCIDR(nets)
 		if err != nil {
 			n.wrong(name, "%v", err)
 		}
 		p.spec.Tables[name+".networks"] = t
-		list = append(list, Restriction{kind, name + ".networks"})
+		list = append(list, policy.Restriction{Kind: kind, Arg: name + ".networks"})
 	}
 	if len(names) > 0 {
-		t, err := NewHash(names)
+		t, err := table.NewHash(names)
 		if err != nil {
 			n.wrong(name, "%v", err)
 		}
 		p.spec.Tables[name+".names"] = t
-		list = append(list, Restriction{kind, name + ".names"})
+		list = append(list, policy.Restriction{Kind: kind, Arg: name + ".names"})
 	}
 	return list
 }

@@ -1,7 +1,6 @@
-package policy
+package handwritten
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +13,8 @@ import (
 	"testing/iotest"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/understudy-mx/understudy/policy"
 )
 
 // readPlainly is what a list means, without pieces, runs and shared memory.
@@ -101,7 +102,7 @@ func TestReload(t *testing.T) {
 		}
 	}
 	write(path, "domains = [\"a.example\", \"b.example\"]\nrecipients = [\"here@a.example\"]\nrecipients_file = \"list\"\n")
-	var before *Snapshot
+	var before *policy.Snapshot
 	bad := 0
 	for round := range 16 {
 		if round == 5 || round == 10 {
@@ -129,8 +130,8 @@ func TestReload(t *testing.T) {
 		}
 		i, _ := slices.BinarySearch(keys, "here@a.example")
 		keys = slices.Insert(keys, i, "here@a.example")
-		for what, s := range map[string]*Snapshot{"alone": alone, "beside": beside} {
-			table := s.spec.Tables["recipients"]
+		for what, s := range map[string]*policy.Snapshot{"alone": alone, "beside": beside} {
+			table := s.Spec().Tables["recipients"]
 			var got []string
 			for key := range table.Entries(0, table.Len()) {
 				got = append(got, string(key))
@@ -143,48 +144,6 @@ func TestReload(t *testing.T) {
 	}
 	if bad < 3 {
 		t.Errorf("only %d lists had a mistake", bad)
-	}
-}
-
-// TestReloadShares counts the segments that a version with one recipient more
-// has in common with the one before, in a sorted list and in one that isn't.
-func TestReloadShares(t *testing.T) {
-	for _, sort := range []bool{true, false} {
-		r := rand.New(rand.NewPCG(1, 5))
-		var lines []string
-		for range 200_000 {
-			lines = append(lines, fmt.Sprintf("user%d@a.example\n", r.IntN(1<<40)))
-		}
-		if sort {
-			slices.Sort(lines)
-		}
-		dir := t.TempDir()
-		path := filepath.Join(dir, "p")
-		load := func(before *Snapshot) *segments {
-			t.Helper()
-			err := errors.Join(os.WriteFile(path, []byte("domains = [\"a.example\"]\nrecipients_file = \"list\"\n"), 0o600),
-				os.WriteFile(filepath.Join(dir, "list"), []byte(strings.Join(lines, "")), 0o600))
-			s, _, e := Load(path, before)
-			if err = errors.Join(err, e); err != nil {
-				t.Fatal(err)
-			}
-			return &s.spec.Tables["recipients"].keys
-		}
-		one := load(nil)
-		lines = slices.Insert(lines, 100_000, "user5.x@a.example\n")
-		two := load(&Snapshot{spec: &Spec{Tables: map[string]*Table{"recipients": {typ: typeSet, keys: *one}}}})
-		known, shared := map[*segment]bool{}, 0
-		for _, s := range one.segs {
-			known[s] = true
-		}
-		for _, s := range two.segs {
-			if known[s] {
-				shared++
-			}
-		}
-		if shared*10 < 9*len(two.segs) {
-			t.Errorf("sorted %v: of %d segments %d are shared", sort, len(two.segs), shared)
-		}
 	}
 }
 
@@ -214,48 +173,5 @@ func TestEachPiece(t *testing.T) {
 	boom := errors.New("boom")
 	if err := eachPiece(io.MultiReader(strings.NewReader("a\nb"), iotest.ErrReader(boom)), func(string) {}); err != boom {
 		t.Errorf("a reader's error became %v", err)
-	}
-}
-
-// TestSearchWithinAffixes looks for keys near those of segments whose keys
-// begin and end alike: what they end with counts in their order.
-func TestSearchWithinAffixes(t *testing.T) {
-	r := rand.New(rand.NewPCG(1, 6))
-	for round := range 300 {
-		word := func(letters string, n int) string {
-			b := make([]byte, r.IntN(n+1))
-			for i := range b {
-				b[i] = letters[r.IntN(len(letters))]
-			}
-			return string(b)
-		}
-		begin, end := word("ab.", 2), word("@ab.", 3)
-		var keys []string
-		for range 1 + r.IntN(30) {
-			keys = append(keys, begin+word("ab.@", 4)+end)
-		}
-		slices.Sort(keys)
-		keys = slices.Compact(keys)
-		x, err := sorted(slices.Clone(keys), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var got []string
-		for c := (cursor{x: &x}); !c.done(); c.next() {
-			got = append(got, string(c.key()))
-		}
-		if diff := cmp.Diff(keys, got); diff != "" {
-			t.Fatalf("round %d: %s", round, diff)
-		}
-		for range 200 {
-			key := begin[:r.IntN(len(begin)+1)] + word("ab.@", 5) + end[r.IntN(len(end)+1):]
-			at, found := x.search([]byte(key))
-			if want, is := slices.BinarySearch(keys, key); at != want || found != is {
-				t.Fatalf("round %d: %q in %q: got %d, %v, want %d, %v", round, key, keys, at, found, want, is)
-			}
-		}
-		if !bytes.HasSuffix([]byte(keys[0]), x.segs[0].suffix) {
-			t.Fatal("wrong suffix")
-		}
 	}
 }
