@@ -6,27 +6,27 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
-	sd "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/control"
 	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/internal/inforce"
 	"github.com/understudy-mx/understudy/internal/resolver"
+	"github.com/understudy-mx/understudy/internal/service"
 	"github.com/understudy-mx/understudy/metrics"
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/queue"
 	"github.com/understudy-mx/understudy/relay"
 	"github.com/understudy-mx/understudy/smtpd"
+	policysync "github.com/understudy-mx/understudy/sync"
 )
 
 // defaultRoute is the next hop of all domains that no [[route]] names.
@@ -38,17 +38,17 @@ type daemon struct {
 	log      *slog.Logger
 	registry *prometheus.Registry
 	metrics  *metrics.Metrics
-	loaded   time.Time   // when the files were read
-	policy   *policyFile // nil: the policy comes from the primary
-	sync     *following  // nil: from a file
+	loaded   time.Time // when the files were read
+	frame    *service.Frame
+	file     *inforce.File    // nil: the policy comes from the primary
+	primary  *inforce.Primary // nil: from a file
 	queue    *queue.Queue
 	relay    *relay.Client
 	smtp     *smtpd.Server
 	cert     *smtpd.CertFile // nil: no STARTTLS
-	doors    []*door
+	doors    []*service.Door
 	web      net.Listener // nil: no metrics
 	control  net.Listener
-	webPages http.Handler
 	stopping atomic.Bool
 }
 
@@ -56,15 +56,13 @@ type daemon struct {
 // whatever could be in the way of a start has been; mistakes of the operator's
 // are mistakes.
 func newDaemon(cfg *config.Config, log *slog.Logger) (_ *daemon, err error) {
-	d := &daemon{cfg: cfg, log: log, registry: prometheus.NewRegistry(), loaded: time.Now()}
+	d := &daemon{cfg: cfg, log: log, loaded: time.Now(), frame: service.New(log)}
 	defer func() {
 		if err != nil {
 			d.close()
 		}
 	}()
-	d.registry.MustRegister(collectors.NewGoCollector(),
-		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	d.metrics = metrics.New(d.registry)
+	d.registry, d.metrics = newMetrics()
 	if err := d.readFiles(); err != nil {
 		return nil, mistakes{err}
 	}
@@ -73,28 +71,43 @@ func newDaemon(cfg *config.Config, log *slog.Logger) (_ *daemon, err error) {
 	if err := d.openQueue(); err != nil {
 		return nil, err
 	}
-	if d.policy == nil {
-		if d.sync, err = d.follow(); err != nil {
+	if d.file == nil {
+		if d.primary, err = d.follow(); err != nil {
 			return nil, err
 		}
 	}
 	d.smtp.Keep = spool{d.queue}
-	if d.doors, err = listenSMTP(cfg.SMTP.Listen); err != nil {
+	if d.doors, err = service.ListenDoors(cfg.SMTP.Listen); err != nil {
 		return nil, err
 	}
 	if d.control, err = control.Listen(control.SocketPath(cfg.StateDir)); err != nil {
 		return nil, err
 	}
-	if cfg.Metrics.Listen != "" {
-		if d.web, err = listenTCP(cfg.Metrics.Listen); err != nil {
-			return nil, fmt.Errorf("metrics: %w", err)
-		}
+	if d.web, err = listenWeb(cfg); err != nil {
+		return nil, err
 	}
-	d.webPages = metrics.Handler(d.registry, d.ready)
 	if !strings.Contains(cfg.Hostname, ".") {
 		log.Warn("hostname is not a full one, other servers may refuse mail from it; set it in the configuration", "hostname", cfg.Hostname)
 	}
 	return d, nil
+}
+
+func newMetrics() (*prometheus.Registry, *metrics.Metrics) {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return r, metrics.New(r)
+}
+
+// listenWeb opens the door of the metrics, nil when there are none.
+func listenWeb(cfg *config.Config) (net.Listener, error) {
+	if cfg.Metrics.Listen == "" {
+		return nil, nil
+	}
+	l, err := service.Listen(cfg.Metrics.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("metrics: %w", err)
+	}
+	return l, nil
 }
 
 // spool is the queue as the door sees it.
@@ -119,8 +132,8 @@ func (d *daemon) close() {
 	if d.web != nil {
 		d.web.Close()
 	}
-	if d.sync != nil {
-		d.sync.close()
+	if d.primary != nil {
+		d.primary.Close()
 	}
 	if d.queue != nil {
 		if err := d.queue.Close(); err != nil && !errors.Is(err, queue.ErrClosed) {
@@ -134,7 +147,7 @@ func (d *daemon) close() {
 func (d *daemon) readFiles() (err error) {
 	errs := []error{foreignState(d.cfg)}
 	if len(d.cfg.Sync.Domains) == 0 {
-		d.policy, err = loadPolicy(d.cfg.Policy.File, d.log, d.metrics)
+		d.file, err = inforce.OpenFile(d.cfg.Policy.File, d.log, d.metrics)
 		errs = append(errs, policyMistake(d.cfg, err))
 	}
 	return errors.Join(append(errs, d.buildSMTP())...)
@@ -175,10 +188,28 @@ func (d *daemon) buildSMTP() error {
 
 // current is the policy in force, nil before the first.
 func (d *daemon) current() *policy.Snapshot {
-	if d.policy != nil {
-		return d.policy.now.Load()
+	if d.file != nil {
+		return d.file.Current()
 	}
-	return d.sync.current()
+	return d.primary.Current()
+}
+
+// syncDir holds the pairing with the primary, and its policy.
+func syncDir(cfg *config.Config) string { return filepath.Join(cfg.StateDir, "sync") }
+
+func (d *daemon) follow() (*inforce.Primary, error) {
+	return inforce.Follow(policysync.FollowerOptions{
+		Dir: syncDir(d.cfg), Domains: d.cfg.Sync.Domains, StaleAfter: d.cfg.Sync.StaleAfter, MaxOctets: int64(d.cfg.Sync.MaxSize),
+		Report: d.health, Log: d.log, Metrics: d.metrics,
+	})
+}
+
+// unsure notes a recipient whom the primary has to be asked about. A policy
+// from a file has nobody to ask.
+func (d *daemon) unsure(recipient string) {
+	if d.primary != nil {
+		d.primary.Unsure(recipient)
+	}
 }
 
 func (d *daemon) resolver() policy.Resolver {
@@ -279,118 +310,50 @@ func (d *daemon) openQueue() error {
 
 // run works until ctx ends or a part fails; then it stops in an order that
 // loses nothing: no new connections; transactions finish, within their
-// deadline; no more relaying; the queue is closed last. Each value of reload
-// makes it read its files again; reload may be nil.
-func (d *daemon) run(ctx context.Context, reload <-chan os.Signal) error {
+// deadline; no more relaying; the queue is closed last.
+func (d *daemon) run(ctx context.Context) error {
 	defer d.close()
-	ctx, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
-	behind, stopBehind := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopBehind()
-	var front, back sync.WaitGroup
-	start := func(group *sync.WaitGroup, ctx context.Context, what string, work func(context.Context) error) {
-		group.Go(func() {
-			err := work(ctx)
-			if err == nil && ctx.Err() == nil {
-				err = errors.New("ended unasked")
-			}
-			if err != nil {
-				stop(fmt.Errorf("%s: %w", what, err))
-			}
-		})
+	f := d.frame
+	f.Alive, f.Stopping = d.alive, func() { d.stopping.Store(true) }
+	f.Back("queue", d.queue.Run)
+	f.Back("relay", func(ctx context.Context) error { d.relay.Run(ctx); return nil })
+	if d.primary != nil {
+		f.Back("policy sync", d.primary.Run)
 	}
-	start(&back, behind, "queue", d.queue.Run)
-	start(&back, behind, "relay", func(ctx context.Context) error { d.relay.Run(ctx); return nil })
-	if d.sync != nil {
-		start(&back, behind, "policy sync", d.sync.run)
-	}
-	start(&back, behind, "control socket", func(ctx context.Context) error {
-		return control.Serve(ctx, d.control, d.pages())
-	})
-	if d.web != nil {
-		d.log.Info("listening", "for", "metrics", "addr", d.web.Addr().String())
-		start(&back, behind, "metrics", d.serveWeb)
-	}
+	f.Back("control socket", func(ctx context.Context) error { return control.Serve(ctx, d.control, d.pages()) })
+	f.Web(d.web, metrics.Handler(d.registry, d.ready))
 	for _, l := range d.doors {
-		d.log.Info("listening", "for", "smtp", "addr", l.Addr().String())
-		start(&front, ctx, "smtp", func(ctx context.Context) error { return d.smtp.Serve(ctx, l) })
+		f.Listening("smtp", l)
+		f.Front("smtp", func(ctx context.Context) error { return d.smtp.Serve(ctx, l) })
 	}
-	d.watchFiles(ctx, &front, reload)
-	start(&front, ctx, "watchdog", d.feedWatchdog)
-	d.notify(sd.SdNotifyReady)
-	d.log.Info("ready", "version", versionLine(), "hostname", d.cfg.Hostname, "state_dir", d.cfg.StateDir)
-
-	<-ctx.Done()
-	d.stopping.Store(true)
-	d.notify(sd.SdNotifyStopping)
-	d.log.Info("stopping")
-	front.Wait()
-	stopBehind()
-	back.Wait()
-	d.log.Info("stopped")
-	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
-		return cause
-	}
-	return nil
+	d.watchFiles()
+	return f.Run(ctx, "version", versionLine(), "hostname", d.cfg.Hostname, "state_dir", d.cfg.StateDir)
 }
 
 // watchFiles has the policy and the certificate read again when they change,
-// or when reload says so.
-func (d *daemon) watchFiles(ctx context.Context, group *sync.WaitGroup, reload <-chan os.Signal) {
-	var watchers []*watcher
-	if d.policy != nil {
-		watchers = append(watchers, &watcher{files: d.policy.watched, reload: d.policy.reload})
+// or when the operator says so.
+func (d *daemon) watchFiles() {
+	var watchers []*service.Watcher
+	if d.file != nil {
+		watchers = append(watchers, service.Watch(d.file.Files, d.file.Reload, service.RestFor, d.log))
 	}
 	if d.cert != nil {
-		watchers = append(watchers, &watcher{files: d.certFiles, reload: d.reloadCert})
+		watchers = append(watchers, service.Watch(d.certFiles, d.reloadCert, service.RestFor, d.log))
 	}
 	for _, w := range watchers {
-		w.force, w.log, w.rest = make(chan chan struct{}), d.log, restFor
-		group.Go(func() { w.run(ctx, d.loaded) })
+		d.frame.Front("files", func(ctx context.Context) error { return w.Run(ctx, d.loaded) })
 	}
-	group.Go(func() {
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-reload:
-				d.log.Info("asked to read the policy and the certificate again")
-				d.notify(sd.SdNotifyReloading + "\n" + sd.SdNotifyMonotonicUsec())
-				for _, w := range watchers {
-					w.now(ctx)
-				}
-				d.notify(sd.SdNotifyReady)
-			}
+	d.frame.Reload = func(ctx context.Context) {
+		for _, w := range watchers {
+			w.Now(ctx)
 		}
-	})
+	}
 }
 
 func (d *daemon) certFiles() []string { return []string{d.cfg.SMTP.TLSCert, d.cfg.SMTP.TLSKey} }
 
-func (d *daemon) reloadCert() {
+func (d *daemon) reloadCert(context.Context) {
 	if err := d.cert.Reload(); err != nil {
 		d.log.Error("certificate refused, the last good one stays in use", "err", err)
 	}
-}
-
-func (d *daemon) serveWeb(ctx context.Context) error {
-	return serveWeb(ctx, d.log, d.web, d.webPages)
-}
-
-// serveWeb serves the metrics until ctx ends.
-func serveWeb(ctx context.Context, log *slog.Logger, l net.Listener, pages http.Handler) error {
-	s := &http.Server{
-		Handler:           pages,
-		ReadHeaderTimeout: 10 * time.Second,
-		ReadTimeout:       10 * time.Second,
-		WriteTimeout:      time.Minute,
-		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-	}
-	stop := context.AfterFunc(ctx, func() { s.Close() })
-	defer stop()
-	if err := s.Serve(l); ctx.Err() == nil {
-		return err
-	}
-	return nil
 }

@@ -114,7 +114,7 @@ func (s *show) open(ctx context.Context) (err error) {
 	}
 	ctx, s.stop = context.WithCancel(context.WithoutCancel(ctx))
 	s.ended = make(chan error, 1)
-	go func() { s.ended <- s.daemon.run(ctx, nil) }()
+	go func() { s.ended <- s.daemon.run(ctx) }()
 	return s.knock(ctx)
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/internal/resolver"
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/handwritten"
 )
 
 type policyExplainCmd struct {
@@ -92,7 +93,7 @@ func (c *policyExplainCmd) snapshot(ctx context.Context, cfg *config.Config) (*p
 	if file == "" {
 		return fetchPolicy(ctx, cfg)
 	}
-	snap, _, err := readPolicy(file, nil)
+	snap, _, err := handwritten.Load(file, nil)
 	if err != nil {
 		return nil, mistakes{err}
 	}

@@ -3,12 +3,11 @@ package main
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"time"
 
-	sd "github.com/coreos/go-systemd/v22/daemon"
-
 	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/metrics"
+	policysync "github.com/understudy-mx/understudy/sync"
 )
 
 // knockTimeout is how long an accept loop may take in good health.
@@ -33,7 +32,7 @@ func (d *daemon) alive(ctx context.Context) error {
 		return err
 	}
 	for _, door := range d.doors {
-		if err := door.knock(ctx, knockTimeout); err != nil {
+		if err := door.Knock(ctx, knockTimeout); err != nil {
 			return err
 		}
 	}
@@ -45,39 +44,25 @@ func (d *daemon) noSpace() bool {
 	return errors.As(d.queue.Ready(0), &r) && r.Reply.Code == 452
 }
 
-func (d *daemon) feedWatchdog(ctx context.Context) error { return feedWatchdog(ctx, d.log, d.alive) }
-
-func (d *daemon) notify(state string) { notify(d.log, state) }
-
-// feedWatchdog tells systemd that we live for as long as that is true.
-func feedWatchdog(ctx context.Context, log *slog.Logger, alive func(context.Context) error) error {
-	interval, err := sd.SdWatchdogEnabled(false)
-	if err != nil {
-		log.Warn("watchdog of systemd is not fed", "err", err)
+// health is what the primary's operator is told about us.
+func (d *daemon) health() policysync.Health {
+	q := d.queue.Stats()
+	h := policysync.Health{Software: versionLine(), QueueMessages: q.Messages, Problem: problem(d.ready(), q)}
+	if !q.Oldest.IsZero() {
+		h.QueueOldest = int64(max(0, time.Since(q.Oldest).Seconds()))
 	}
-	if interval <= 0 {
-		<-ctx.Done()
-		return nil
-	}
-	tick := time.NewTicker(interval / 3)
-	defer tick.Stop()
-	for {
-		if err := alive(ctx); err == nil {
-			notify(log, sd.SdNotifyWatchdog)
-		} else if ctx.Err() == nil {
-			log.Error("not alive, the watchdog of systemd is not fed", "err", err)
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-	}
+	return h
 }
 
-// notify tells systemd something, if systemd is there.
-func notify(log *slog.Logger, state string) {
-	if _, err := sd.SdNotify(false, state); err != nil {
-		log.Warn("notify systemd", "state", state, "err", err)
+// problem is the worst of what is wrong, "" when all is well.
+func problem(ready error, q metrics.QueueStats) string {
+	switch {
+	case ready != nil:
+		return ready.Error()
+	case q.Damaged:
+		return "the queue's store is " + storeDamaged
+	case q.Held > 0:
+		return plural(q.Held, "message") + " held"
 	}
+	return ""
 }

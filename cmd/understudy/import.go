@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
+	"github.com/understudy-mx/understudy/internal/inforce"
 	"github.com/understudy-mx/understudy/internal/lister"
+	"github.com/understudy-mx/understudy/internal/service"
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/fidelity"
 	"github.com/understudy-mx/understudy/policy/postfix"
@@ -86,7 +86,7 @@ func (c *importPostfixCmd) Run(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return mistakes{err}
 	}
-	if err := writeFile(c.Output, snap.Encode()); err != nil {
+	if err := service.ReplaceFile(c.Output, snap.Encode()); err != nil {
 		return err
 	}
 	if c.JSON {
@@ -97,7 +97,7 @@ func (c *importPostfixCmd) Run(ctx context.Context, out io.Writer) error {
 	}
 	stats := snap.Stats()
 	_, err = fmt.Fprintf(out, "\n%s: domains %d, recipients %d, rules %d, %s\n",
-		c.Output, stats.Domains, stats.Recipients, stats.Rules, digest(snap))
+		c.Output, stats.Domains, stats.Recipients, stats.Rules, inforce.Digest(snap))
 	return err
 }
 
@@ -107,34 +107,4 @@ func importError(ctx context.Context, err error) error {
 		return errors.New("interrupted; nothing is written")
 	}
 	return mistakes{err}
-}
-
-// writeFile replaces a file as a whole or not at all, a power cut included. Only
-// its owner may read it: a snapshot lists every recipient.
-func writeFile(name string, b []byte) error {
-	dir := filepath.Dir(name)
-	f, err := os.CreateTemp(dir, "."+filepath.Base(name)+".*") // mode 0600
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // fails once it is renamed
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), name)
-	}
-	if err != nil {
-		return err
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }

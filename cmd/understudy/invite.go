@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/understudy-mx/understudy/internal/control"
+	"github.com/understudy-mx/understudy/internal/publisher"
 	policysync "github.com/understudy-mx/understudy/sync"
 )
 
@@ -19,7 +20,7 @@ func (f publishFlag) dial() (*control.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := control.Dial(control.SocketPath(publishDir(cfg)))
+	c := control.Dial(control.SocketPath(publisher.Dir(cfg)))
 	c.Program = "understudy publish"
 	return c, nil
 }

@@ -16,7 +16,7 @@ func (d *daemon) pages() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", queuePages(d.queue))
 	mux.HandleFunc("GET /v1/status", serveStatus(d.queue, d.relay))
-	mux.Handle("/v1/sync/", syncPages(d.sync))
+	mux.Handle("/v1/sync/", syncPages(d.primary))
 	return mux
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/metrics"
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/handwritten"
 	"github.com/understudy-mx/understudy/policy/parity"
 	"github.com/understudy-mx/understudy/relay"
 	"github.com/understudy-mx/understudy/smtpd"
@@ -212,7 +213,7 @@ func (c *parityCmd) load() (*policy.Snapshot, *config.Config, error) {
 	if c.Sessions < 1 || c.Parallel < 1 {
 		return nil, nil, mistakes{errors.New("--sessions and --parallel: at least 1")}
 	}
-	snap, _, err := readPolicy(c.File, nil)
+	snap, _, err := handwritten.Load(c.File, nil)
 	if err != nil {
 		return nil, nil, mistakes{err}
 	}

@@ -3,6 +3,9 @@ package main
 import (
 	"fmt"
 	"io"
+
+	"github.com/understudy-mx/understudy/internal/inforce"
+	"github.com/understudy-mx/understudy/policy/handwritten"
 )
 
 type policyCmd struct {
@@ -35,12 +38,12 @@ Examples:
 }
 
 func (c *policyCheckCmd) Run(out io.Writer) error {
-	s, _, err := readPolicy(c.File, nil)
+	s, _, err := handwritten.Load(c.File, nil)
 	if err != nil {
 		return mistakes{err}
 	}
 	stats := s.Stats()
 	_, err = fmt.Fprintf(out, "%s is right: domains %d, recipients %d, rules %d, %s\n",
-		c.File, stats.Domains, stats.Recipients, stats.Rules, digest(s))
+		c.File, stats.Domains, stats.Recipients, stats.Rules, inforce.Digest(s))
 	return err
 }

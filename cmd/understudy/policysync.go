@@ -17,6 +17,7 @@ import (
 
 	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/control"
+	"github.com/understudy-mx/understudy/internal/inforce"
 	"github.com/understudy-mx/understudy/policy"
 	policysync "github.com/understudy-mx/understudy/sync"
 )
@@ -50,14 +51,14 @@ func boundCounts(counts map[string]uint64) {
 
 // syncPages is what the control socket serves about the primary's policy. f is
 // nil when the policy comes from a file.
-func syncPages(f *following) http.Handler {
+func syncPages(f *inforce.Primary) http.Handler {
 	mux := http.NewServeMux()
 	handle := func(pattern string, do func(r *http.Request, p *policysync.Follower) (any, error)) {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			var v any
 			err := errors.New("the policy comes from policy.file, not from a primary; put domains = [...] under [sync] in its place and restart `understudy serve`")
 			if f != nil {
-				err = f.use(func(p *policysync.Follower) (err error) {
+				err = f.Use(func(p *policysync.Follower) (err error) {
 					v, err = do(r, p)
 					return err
 				})
@@ -88,7 +89,7 @@ func syncPages(f *following) http.Handler {
 			control.Fail(w, http.StatusConflict, errors.New("the daemon was started without [sync]; restart `understudy serve`, then join"))
 			return
 		}
-		joined, err := f.join(r.Context(), r.URL.Query().Get("token"))
+		joined, err := f.Join(r.Context(), r.URL.Query().Get("token"))
 		answer(w, joined, err)
 	})
 	return mux
@@ -104,10 +105,10 @@ func decide(do func(*policysync.Follower, uint64) error) func(*http.Request, *po
 	}
 }
 
-func serveSnapshot(w http.ResponseWriter, f *following) {
+func serveSnapshot(w http.ResponseWriter, f *inforce.Primary) {
 	var s *policy.Snapshot
 	if f != nil {
-		s = f.current()
+		s = f.Current()
 	}
 	if s == nil {
 		control.Fail(w, http.StatusConflict, errors.New("the daemon has no policy from a primary"))

@@ -7,13 +7,13 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"github.com/understudy-mx/understudy/internal/config"
+	"github.com/understudy-mx/understudy/internal/inforce"
+	"github.com/understudy-mx/understudy/internal/publisher"
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/fidelity"
 )
@@ -65,49 +65,50 @@ func (c *publishCmd) Run(ctx context.Context, out io.Writer) error {
 		return checkSources(ctx, cfg, c.All, out)
 	}
 	boundGarbage()
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
-	p, err := newPublisher(cfg, newLogger(cfg.Log, os.Stderr))
+	p, err := newPublication(cfg, newLogger(cfg.Log, os.Stderr))
 	if err != nil {
 		return err
 	}
-	return p.run(ctx, hup)
+	return p.run(ctx)
 }
 
 func checkSources(ctx context.Context, cfg *config.Config, all bool, out io.Writer) error {
-	learned, err := loadLearned(cfg)
-	if err != nil {
-		return err
-	}
-	r, err := readSources(ctx, cfg, before{learned: learned})
+	r, err := publisher.Check(ctx, cfg)
 	if err != nil {
 		return mistakes{err}
 	}
-	if r.report != nil {
-		if err := r.report.Print(out, all); err != nil {
+	if r.Report != nil {
+		if err := r.Report.Print(out, all); err != nil {
 			return err
 		}
-		if r.report.HasOptions() {
+		if r.Report.HasOptions() {
 			fmt.Fprintf(out, "\nTo choose or list: postfix_choose = [\"ITEM=CHOICE\", ...], postfix_list = [\"TABLE=COMMAND\", ...] under [policy] of %s\n", cfg.File)
 		}
 		fmt.Fprintln(out)
 	}
-	for _, name := range r.useless {
+	for _, name := range r.Useless {
 		fmt.Fprintf(out, "%s adds nobody: the policy lists no recipients in the domains of its addresses\n", name)
 	}
 	domains := make([]string, 0, 8)
-	for _, d := range acceptedDomains(r.snapshot.Spec()) {
+	for _, d := range acceptedDomains(r.Snapshot.Spec()) {
 		domains = append(domains, strconv.Quote(d))
 	}
 	fmt.Fprintf(out, "The secondary's configuration must allow these domains:\n\n    [sync]\n    domains = [%s]\n\n", strings.Join(domains, ", "))
-	if tables := domainPatterns(r.snapshot.Spec()); len(tables) > 0 {
+	if tables := domainPatterns(r.Snapshot.Spec()); len(tables) > 0 {
 		fmt.Fprintf(out, "Add those that only a pattern names: %s\n\n", strings.Join(tables, ", "))
 	}
-	stats := r.snapshot.Stats()
+	stats := r.Snapshot.Stats()
 	_, err = fmt.Fprintf(out, "%s is right: domains %d, recipients %d, rules %d, %s\n",
-		cfg.File, stats.Domains, stats.Recipients, stats.Rules, digest(r.snapshot))
+		cfg.File, stats.Domains, stats.Recipients, stats.Rules, inforce.Digest(r.Snapshot))
 	return cmp.Or(err, turnedAway(r))
+}
+
+// acceptedDomains are those that the policy accepts mail for, sorted.
+func acceptedDomains(spec *policy.Spec) []string {
+	a := &spec.Addresses
+	all := slices.Concat(a.Local.Domains, a.VirtualAliases.Domains, a.VirtualMailbox.Domains, a.Relay.Domains)
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // domainPatterns are the tables that say by patterns which domains are served;
@@ -126,15 +127,15 @@ func domainPatterns(spec *policy.Spec) (tables []string) {
 }
 
 // turnedAway is an error when the policy puts off all mail for a domain.
-func turnedAway(r *reading) error {
+func turnedAway(r *publisher.Reading) error {
 	var errs []error
-	if r.report != nil {
-		for _, list := range r.report.DomainsUnknown() {
+	if r.Report != nil {
+		for _, list := range r.Report.DomainsUnknown() {
 			errs = append(errs, fmt.Errorf("all mail for the domains of %s would be turned away (450): they can't be known", list))
 		}
 	}
 	const most = 20
-	domains := fidelity.TurnedAway(r.snapshot.Spec())
+	domains := fidelity.TurnedAway(r.Snapshot.Spec())
 	for n, d := range domains {
 		if n == most {
 			errs = append(errs, fmt.Errorf("and so would all mail for %d more domains", len(domains)-most))

@@ -15,6 +15,7 @@ import (
 	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/internal/lister/listertest"
+	"github.com/understudy-mx/understudy/internal/publisher"
 	"github.com/understudy-mx/understudy/internal/testmx"
 	"github.com/understudy-mx/understudy/policy"
 )
@@ -39,7 +40,7 @@ func (l *logged) count(s string) int {
 
 // publishing starts a publisher that polls once a day, whose mailboxes in
 // box.example are in a table of the type typ.
-func publishing(t *testing.T, typ, cf, more string) (*publisher, *logged) {
+func publishing(t *testing.T, typ, cf, more string) (*publication, *logged) {
 	t.Helper()
 	dir := t.TempDir()
 	put := func(name, text string) {
@@ -75,13 +76,13 @@ listen = ""
 		t.Fatal(err)
 	}
 	log := &logged{}
-	p, err := newPublisher(cfg, newLogger(config.Log{Format: "json"}, log))
+	p, err := newPublication(cfg, newLogger(config.Log{Format: "json"}, log))
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- p.run(ctx, nil) }()
+	go func() { done <- p.run(ctx) }()
 	t.Cleanup(func() {
 		stop()
 		if err := <-done; err != nil {
@@ -195,7 +196,7 @@ func TestUnlisted(t *testing.T) {
 			}
 			const metric, begins, ends = "understudy_publish_tables_wrong", "a listing is contradicted by its database", "isn't contradicted any more"
 			wantMetric(t, p, metric, tt.wrong)
-			p.read(t.Context())
+			p.publisher.Read(t.Context())
 			if got := log.count(begins); got != int(tt.wrong) {
 				t.Errorf("logged %d times", got)
 			}
@@ -222,13 +223,13 @@ func TestUnlisted(t *testing.T) {
 }
 
 // read returns the policy as the publisher's configuration makes it.
-func read(t *testing.T, p *publisher) *policy.Snapshot {
+func read(t *testing.T, p *publication) *policy.Snapshot {
 	t.Helper()
-	r, err := readSources(t.Context(), p.cfg, before{})
+	r, err := publisher.Check(t.Context(), p.cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return r.snapshot
+	return r.Snapshot
 }
 
 // rcpt is the reply's code to a recipient.
@@ -250,7 +251,7 @@ func rcpt(t *testing.T, snap *policy.Snapshot, to string) int {
 	return v.Reply.Code
 }
 
-func wantMetric(t *testing.T, p *publisher, name string, want float64) {
+func wantMetric(t *testing.T, p *publication, name string, want float64) {
 	t.Helper()
 	families, err := p.registry.Gather()
 	if err != nil {

@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/signal"
-	"syscall"
 )
 
 type serveCmd struct{ confFlag }
@@ -32,14 +30,11 @@ func (c *serveCmd) Run(ctx context.Context) error {
 		return mistakes{fmt.Errorf("%s: has a section [publish], so it is the primary's; start `understudy publish` with it", c.Conf)}
 	}
 	boundGarbage()
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
 	lines := &gatherer{w: os.Stderr}
 	defer lines.flush()
 	d, err := newDaemon(cfg, newLogger(cfg.Log, lines))
 	if err != nil {
 		return err
 	}
-	return d.run(ctx, hup)
+	return d.run(ctx)
 }

@@ -4,20 +4,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"strings"
 	"time"
-	"unicode"
+
+	"github.com/understudy-mx/understudy/internal/service"
 )
 
-// printable makes foreign text safe for a terminal and one line.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return unicode.ReplacementChar
-	}, s)
-}
+func printable(s string) string { return service.Printable(s) }
 
 // age spells a duration by its largest unit or two: "3d4h", "12m", "5s".
 func age(d time.Duration) string {

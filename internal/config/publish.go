@@ -110,16 +110,40 @@ func (r *reader) checkPolicy() {
 	}
 }
 
+// policyKinds are the keys of [policy] that say what a publisher's policy is made
+// of; it needs one of them.
+var policyKinds = []struct {
+	key string
+	of  func(*Policy) string
+}{
+	{"postfix", func(p *Policy) string { return p.Postfix }},
+	{"file", func(p *Policy) string { return p.File }},
+}
+
+// Kind is the key of [policy] that says what a publisher's policy is made of.
+func (p *Policy) Kind() string {
+	for _, k := range policyKinds {
+		if k.of(p) != "" {
+			return k.key
+		}
+	}
+	return ""
+}
+
 // checkPublisher looks at what a publisher needs.
 func (r *reader) checkPublisher() {
 	c := r.cfg
 	if c.Publish.Address == "" && !r.failed("publish.address") {
 		r.mistake("publish.address", `missing: where do secondaries reach this machine? Add address = "mx1.example.org:9626"`)
 	}
-	switch {
-	case c.Policy.File != "" && c.Policy.Postfix != "":
-		r.mistake("policy.file", "and policy.postfix are both set; remove one")
-	case c.Policy.File == "" && c.Policy.Postfix == "" && !r.failed("policy.file") && !r.failed("policy.postfix"):
+	kind, failed := c.Policy.Kind(), false
+	for _, k := range policyKinds {
+		failed = failed || r.failed("policy."+k.key)
+		if k.key != kind && k.of(&c.Policy) != "" {
+			r.mistake("policy."+k.key, "and policy.%s are both set; remove one", kind)
+		}
+	}
+	if kind == "" && !failed {
 		r.mistake("policy.postfix", `missing: what is the policy? Add postfix = "/etc/postfix", or file = "policy.toml", under [policy]`)
 	}
 	for i, s := range c.Sources {

@@ -178,7 +178,7 @@ var settings = []setting{
 		`The same as the secondaries reach it, host:port, such as "mx1.example.org:9626". It goes into invitations. Must be given.`,
 		func(c *Config) any { return &c.Publish.Address }},
 	{"publish", "poll", duration("1s", "1d"), `"30s"`, nil,
-		"How often sources that announce no change are listed: databases, directories, commands. Files are read as soon as they change. SQL tables of Postfix are listed within a second or so when the database can tell cheaply that a row has changed: MySQL by UPDATE_TIME, PostgreSQL by its counters (track_counts), SQLite by the file's time; a query that looks at a view, a clock or a function of your own has to wait for this. When a look, with the reading that followed, took long, the next one is after 20 times as long.",
+		"How often sources that announce no change are listed: databases, directories, commands. Files are read as soon as they change. SQL tables of Postfix are listed within a second or so when the database can tell cheaply that a row has changed: MySQL by UPDATE_TIME, PostgreSQL by its counters (track_counts), SQLite by the file's time; a query that looks at a view, a clock or a function of your own has to wait for this. A look that took long, with the reading that may have followed, delays the next one: to 20 times as long, up to 5 seconds, but at least to 4 times as long.",
 		func(c *Config) any { return &c.Publish.Poll }},
 	{"publish", "debounce", duration("10ms", "1m"), `"100ms"`, nil,
 		"How long files must have rested before they are read.",

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -26,11 +27,13 @@ func Load(path string, before *policy.Snapshot) (s *policy.Snapshot, files []str
 		return openFile(name)
 	}
 	f, err := open(path)
-	if err != nil {
-		return nil, files, err
+	if err == nil {
+		defer f.Close()
+		s, err = parse(path, f, open, before)
 	}
-	defer f.Close()
-	s, err = parse(path, f, open, before)
+	if _, system := err.(*fs.PathError); system {
+		err = fmt.Errorf("read policy: %w", err)
+	}
 	return s, files, err
 }
 

@@ -1,4 +1,4 @@
-package main
+package publisher
 
 import (
 	"context"
@@ -12,25 +12,21 @@ import (
 	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/lister"
 	"github.com/understudy-mx/understudy/policy"
-	"github.com/understudy-mx/understudy/policy/fidelity"
 	"github.com/understudy-mx/understudy/policy/postfix"
 	"github.com/understudy-mx/understudy/policy/table"
 	policysync "github.com/understudy-mx/understudy/sync"
 )
 
-// reading is one look at all that a publisher's policy is made of.
-type reading struct {
-	snapshot *policy.Snapshot // nil when something failed
-	files    []string         // whose change calls for another reading
-	polled   bool             // something announces no change
-	report   *fidelity.Report // nil without a Postfix
-	useless  []string         // sources without an address in the policy's domains
-	sources  []policysync.Source
+// Reading is one look at all that a publisher's policy is made of.
+type Reading struct {
+	Imported
+	Useless []string // sources without an address in the policy's domains
+	sources []policysync.Source
 }
 
 // note tells how the reading of a source went; skipped says that it wasn't
 // tried, because another had failed.
-func (r *reading) note(name string, err error, skipped bool) {
+func (r *Reading) note(name string, err error, skipped bool) {
 	s := policysync.Source{Name: name, Failing: err != nil && !skipped}
 	if err == nil {
 		s.Read = time.Now().UTC().Truncate(time.Second)
@@ -38,35 +34,29 @@ func (r *reading) note(name string, err error, skipped bool) {
 	r.sources = append(r.sources, s)
 }
 
-// before is what is known when the sources are read. The zero value is nothing.
-type before struct {
-	learned  *postfix.Learned
-	memo     *postfix.Memo
-	ask      []string         // recipients that tables which can't be listed are asked about
-	snapshot *policy.Snapshot // shares memory with what is read
+// Check reads everything once, as a publisher with this configuration would.
+func Check(ctx context.Context, cfg *config.Config) (*Reading, error) {
+	i, err := importers[cfg.Policy.Kind()](cfg, false)
+	if err != nil {
+		return nil, err
+	}
+	return read(ctx, cfg, i, nil)
 }
 
-// readSources reads the policy and the sources of recipients. On an error the
-// reading still names the files to watch.
-func readSources(ctx context.Context, cfg *config.Config, was before) (*reading, error) {
-	r := &reading{}
-	var err error
-	if cfg.Policy.Postfix != "" {
-		err = r.readPostfix(ctx, cfg, was)
-	} else {
-		r.snapshot, r.files, err = readPolicy(cfg.Policy.File, was.snapshot)
-		r.note("policy", err, false)
-	}
+// read reads the policy and the sources of recipients. On an error the reading
+// still names the files to watch.
+func read(ctx context.Context, cfg *config.Config, i Importer, ask []string) (*Reading, error) {
+	r := &Reading{}
+	err := r.policy(ctx, cfg, i, ask)
 	var spec *policy.Spec
 	if err == nil && len(cfg.Sources) > 0 {
-		spec = copySpec(r.snapshot.Spec())
+		spec = copySpec(r.Snapshot.Spec())
 	}
 	for i := range cfg.Sources {
 		if cfg.Sources[i].Ask {
 			continue
 		}
-		src, polled, files, e := listerOf(&cfg.Sources[i])
-		r.files, r.polled = append(r.files, files...), r.polled || polled
+		src, e := r.lister(&cfg.Sources[i])
 		skipped := err != nil
 		if err == nil {
 			err = e
@@ -77,64 +67,38 @@ func readSources(ctx context.Context, cfg *config.Config, was before) (*reading,
 		r.note(src.Name, err, skipped)
 	}
 	if err == nil && spec != nil {
-		r.snapshot, err = policy.Compile(spec)
-	}
-	if err != nil {
-		r.snapshot = nil
+		r.Snapshot, err = policy.Compile(spec)
 	}
 	return r, err
 }
 
-func (r *reading) readPostfix(ctx context.Context, cfg *config.Config, was before) error {
-	ask := was.ask
-	for _, name := range []string{"main.cf", "master.cf"} {
-		r.files = append(r.files, filepath.Join(cfg.Policy.Postfix, name))
-	}
-	for i := range cfg.Sources {
-		if !cfg.Sources[i].Ask {
+// policy imports, once it knows whom else to ask about.
+func (r *Reading) policy(ctx context.Context, cfg *config.Config, i Importer, ask []string) (err error) {
+	for n := range cfg.Sources {
+		if !cfg.Sources[n].Ask || err != nil {
 			continue
 		}
-		src, polled, files, err := listerOf(&cfg.Sources[i])
-		r.files, r.polled = append(r.files, files...), r.polled || polled
-		if err == nil {
+		var src *lister.Source
+		if src, err = r.lister(&cfg.Sources[n]); err == nil {
 			err = src.List(ctx, func(key, _ string) error { ask = append(ask, key); return nil })
 		}
 		r.note(src.Name, err, false)
-		if err != nil {
-			r.note("postfix", err, true)
-			return err
-		}
 	}
-	commands, queries := postfix.ParseLists(cfg.Policy.PostfixList)
-	spec, report, err := postfix.Import(ctx, postfix.Source{
-		ConfigDir: cfg.Policy.Postfix, Service: cfg.Policy.PostfixService, Lister: postfix.Databases{},
-		Learned: was.learned, Memo: was.memo, Ask: ask, Choices: fidelity.ParseChoices(cfg.Policy.PostfixChoose), Commands: commands, Queries: queries,
-		RejectUnlisted: cfg.Policy.PostfixUnlisted == "reject",
-	})
-	r.note("postfix", err, false)
-	if err != nil {
-		return fmt.Errorf("import %s: %w", cfg.Policy.Postfix, err)
+	skipped := err != nil
+	files, polled := r.Files, r.Polled
+	if !skipped {
+		r.Imported, err = i.Import(ctx, ask)
 	}
-	dropLiterals(&spec.Addresses.Local)
-	r.report, r.files, r.polled = &report, merge(r.files, report.Files), r.polled || len(report.Polled) > 0
-	r.snapshot, err = policy.Compile(spec)
+	r.Files, r.Polled = append(files, r.Files...), polled || r.Polled
+	r.note(i.Name(), err, skipped)
 	return err
 }
 
-// dropLiterals takes the primary's own addresses, such as [192.0.2.1], out of
-// its domains. Mail for them goes to that machine; no MX leads it to a secondary,
-// which names by domain what its primary may fill.
-func dropLiterals(c *policy.AddressClass) {
-	literal := func(d string) bool { return strings.HasPrefix(d, "[") }
-	c.Domains, c.Match = slices.DeleteFunc(c.Domains, literal), slices.DeleteFunc(c.Match, literal)
-}
-
-// acceptedDomains are those that the policy accepts mail for, sorted.
-func acceptedDomains(spec *policy.Spec) []string {
-	a := &spec.Addresses
-	all := slices.Concat(a.Local.Domains, a.VirtualAliases.Domains, a.VirtualMailbox.Domains, a.Relay.Domains)
-	slices.Sort(all)
-	return slices.Compact(all)
+// lister notes what a [[source]] depends on, and translates it.
+func (r *Reading) lister(c *config.Source) (*lister.Source, error) {
+	src, polled, files, err := listerOf(c)
+	r.Files, r.Polled = append(r.Files, files...), r.Polled || polled
+	return src, err
 }
 
 // listerOf translates a [[source]].
@@ -188,7 +152,7 @@ const maxAddress = 320
 
 // addRecipients lists a source and adds what it holds to every class that
 // lists its recipients. In the others everybody exists already.
-func (r *reading) addRecipients(ctx context.Context, spec *policy.Spec, src *lister.Source) error {
+func (r *Reading) addRecipients(ctx context.Context, spec *policy.Spec, src *lister.Source) error {
 	listed := map[string]bool{} // domains whose recipients are listed
 	for _, c := range classes(spec) {
 		for _, d := range c.Domains {
@@ -211,7 +175,7 @@ func (r *reading) addRecipients(ctx context.Context, spec *policy.Spec, src *lis
 		return err
 	}
 	if !used && len(keys) > 0 {
-		r.useless = append(r.useless, src.Name)
+		r.Useless = append(r.Useless, src.Name)
 	}
 	slices.Sort(keys)
 	t, err := table.NewSet(slices.Compact(keys))

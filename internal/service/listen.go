@@ -1,4 +1,4 @@
-package main
+package service
 
 import (
 	"context"
@@ -15,14 +15,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// listenSMTP opens the doors: the sockets that systemd passes, or else those
+// ListenDoors opens doors: the sockets that systemd passes, or else those
 // that the configuration names.
-func listenSMTP(addrs []string) ([]*door, error) {
+func ListenDoors(addrs []string) ([]*Door, error) {
 	inherited, err := activation.Listeners()
 	if err != nil {
 		return nil, fmt.Errorf("take sockets from systemd: %w", err)
 	}
-	var doors []*door
+	var doors []*Door
 	for i, l := range inherited {
 		if l == nil {
 			return nil, fmt.Errorf("socket %d from systemd does not accept connections: use ListenStream= in understudy.socket", i)
@@ -33,7 +33,7 @@ func listenSMTP(addrs []string) ([]*door, error) {
 		return doors, nil
 	}
 	for _, addr := range addrs {
-		l, err := listenTCP(addr)
+		l, err := Listen(addr)
 		if err != nil {
 			for _, d := range doors {
 				d.Close()
@@ -45,8 +45,8 @@ func listenSMTP(addrs []string) ([]*door, error) {
 	return doors, nil
 }
 
-// listenTCP says what is in the way, and of which port.
-func listenTCP(addr string) (net.Listener, error) {
+// Listen says what is in the way, and of which port.
+func Listen(addr string) (net.Listener, error) {
 	// No keep-alive: time-outs of our own end dead sessions, and it costs four system
 	// calls a connection. No Multipath TCP: mail servers don't speak it.
 	c := net.ListenConfig{KeepAlive: -1}
@@ -66,21 +66,21 @@ func listenTCP(addr string) (net.Listener, error) {
 	return l, nil
 }
 
-// door is a listener that can be asked whether anybody still accepts at it. A
-// connection of knock's is seen by Accept and goes no further: it costs no
+// Door is a listener that can be asked whether anybody still accepts at it. A
+// connection of Knock's is seen by Accept and goes no further: it costs no
 // session, no log line and no place under a limit.
-type door struct {
+type Door struct {
 	net.Listener
 
 	mu     sync.Mutex
 	knocks map[string]chan struct{} // by the knocking connection's address; closed by Accept
 }
 
-func newDoor(l net.Listener) *door {
-	return &door{Listener: l, knocks: map[string]chan struct{}{}}
+func newDoor(l net.Listener) *Door {
+	return &Door{Listener: l, knocks: map[string]chan struct{}{}}
 }
 
-func (d *door) Accept() (net.Conn, error) {
+func (d *Door) Accept() (net.Conn, error) {
 	for {
 		c, err := d.Listener.Accept()
 		if err != nil || !d.knocked(c) {
@@ -90,7 +90,7 @@ func (d *door) Accept() (net.Conn, error) {
 	}
 }
 
-func (d *door) knocked(c net.Conn) bool {
+func (d *Door) knocked(c net.Conn) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if len(d.knocks) == 0 {
@@ -104,8 +104,8 @@ func (d *door) knocked(c net.Conn) bool {
 	return ok
 }
 
-// knock connects to the door and returns nil once its Accept has seen that.
-func (d *door) knock(ctx context.Context, timeout time.Duration) error {
+// Knock connects to the door and returns nil once its Accept has seen that.
+func (d *Door) Knock(ctx context.Context, timeout time.Duration) error {
 	target, ok := d.Addr().(*net.TCPAddr)
 	if !ok {
 		return nil // a socket of another family has no address to come back to
@@ -123,7 +123,7 @@ func (d *door) knock(ctx context.Context, timeout time.Duration) error {
 
 // knockAt binds its end first, so that Accept knows who knocks, whenever it
 // comes to see the connection.
-func (d *door) knockAt(ctx context.Context, to netip.AddrPort) error {
+func (d *Door) knockAt(ctx context.Context, to netip.AddrPort) error {
 	heard := make(chan struct{})
 	var name string
 	dialer := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {

@@ -1,0 +1,120 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/understudy-mx/understudy/internal/config"
+	"github.com/understudy-mx/understudy/internal/control"
+	"github.com/understudy-mx/understudy/internal/publisher"
+	"github.com/understudy-mx/understudy/internal/service"
+	"github.com/understudy-mx/understudy/metrics"
+	policysync "github.com/understudy-mx/understudy/sync"
+)
+
+// publication is `understudy publish` at work: the rooms, and the wires between
+// them.
+type publication struct {
+	cfg       *config.Config
+	registry  *prometheus.Registry
+	frame     *service.Frame
+	publisher *publisher.Publisher
+	offer     *policysync.Publisher
+	lock      *os.File
+	door      net.Listener
+	control   net.Listener
+	web       net.Listener // nil: no metrics
+}
+
+// newPublication opens and listens; then nothing moves yet.
+func newPublication(cfg *config.Config, log *slog.Logger) (_ *publication, err error) {
+	p := &publication{cfg: cfg, frame: service.New(log)}
+	defer func() {
+		if err != nil {
+			p.close()
+		}
+	}()
+	var m *metrics.Metrics
+	p.registry, m = newMetrics()
+	if err := foreignState(cfg); err != nil {
+		return nil, mistakes{err}
+	}
+	dir := publisher.Dir(cfg)
+	if p.lock, err = lockDir(dir); err != nil {
+		return nil, err
+	}
+	if p.offer, err = policysync.OpenPublisher(policysync.PublisherOptions{
+		Dir: dir, Address: cfg.Publish.Address, Hashed: cfg.Publish.Hashed, Log: log, Metrics: m,
+	}); err != nil {
+		return nil, stateError(cfg.StateDir, err)
+	}
+	if p.publisher, err = publisher.New(cfg, p.offer, log, m); err != nil {
+		return nil, err
+	}
+	if p.door, err = service.Listen(cfg.Publish.Listen); err != nil {
+		return nil, fmt.Errorf("publish: %w", err)
+	}
+	if p.control, err = control.Listen(control.SocketPath(dir)); err != nil {
+		return nil, err
+	}
+	p.web, err = listenWeb(cfg)
+	return p, err
+}
+
+// lockDir makes dir and keeps other publishers out of it for as long as the
+// file is open.
+func lockDir(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, stateError(dir, err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, stateError(dir, err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, fmt.Errorf("state directory %s is in use by another understudy publish; only one may use it at a time", dir)
+		}
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	return f, nil
+}
+
+// close releases what newPublication opened.
+func (p *publication) close() {
+	for _, l := range []net.Listener{p.door, p.control, p.web} {
+		if l != nil {
+			l.Close()
+		}
+	}
+	if p.offer != nil {
+		p.offer.Close()
+	}
+	if p.lock != nil {
+		p.lock.Close()
+	}
+}
+
+// run publishes until ctx ends or a part fails.
+func (p *publication) run(ctx context.Context) error {
+	defer p.close()
+	p.publisher.First(ctx)
+	f := p.frame
+	f.Alive = func(context.Context) error { p.offer.Peers(); return nil } // hangs when the publisher does
+	f.Reload = p.publisher.Reload
+	f.Listening("publish", p.door)
+	f.Front("publish", func(ctx context.Context) error { return p.offer.Serve(ctx, p.door) })
+	f.Front("sources", p.publisher.Run)
+	f.Front("control socket", func(ctx context.Context) error { return control.Serve(ctx, p.control, publishPages(p.offer)) })
+	f.Web(p.web, metrics.Handler(p.registry, p.publisher.Ready))
+	return f.Run(ctx, "version", versionLine(), "address", p.cfg.Publish.Address, "state_dir", p.cfg.StateDir)
+}

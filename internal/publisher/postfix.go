@@ -1,0 +1,81 @@
+package publisher
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/understudy-mx/understudy/internal/config"
+	"github.com/understudy-mx/understudy/internal/service"
+	"github.com/understudy-mx/understudy/policy/fidelity"
+	"github.com/understudy-mx/understudy/policy/postfix"
+)
+
+// postfixImporter reads a live Postfix.
+type postfixImporter struct {
+	src     postfix.Source
+	keep    bool   // what was learned, in the file
+	file    string // has what the tables that can't be listed answered; only a cache: without it they are asked again
+	learned postfix.Learned
+	saved   []byte // of learned, as the disk has it
+	memo    postfix.Memo
+}
+
+func newPostfix(cfg *config.Config, keep bool) (Importer, error) {
+	c := &cfg.Policy
+	i := &postfixImporter{keep: keep, file: filepath.Join(Dir(cfg), "learned.json")}
+	i.src = postfix.Source{
+		ConfigDir: c.Postfix, Service: c.PostfixService, Lister: postfix.Databases{}, Learned: &i.learned, Memo: &i.memo,
+		Choices: fidelity.ParseChoices(c.PostfixChoose), RejectUnlisted: c.PostfixUnlisted == "reject",
+	}
+	i.src.Commands, i.src.Queries = postfix.ParseLists(c.PostfixList)
+	b, err := os.ReadFile(i.file)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) { // a check by anybody else than the publisher
+		return i, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &i.learned)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w; remove it to ask the tables anew", i.file, err)
+	}
+	return i, nil
+}
+
+func (*postfixImporter) Name() string { return "postfix" }
+
+func (i *postfixImporter) Changed(ctx context.Context) bool { return i.memo.Changed(ctx, i.src.Lister) }
+
+func (i *postfixImporter) Import(ctx context.Context, ask []string) (r Imported, err error) {
+	for _, name := range []string{"main.cf", "master.cf"} {
+		r.Files = append(r.Files, filepath.Join(i.src.ConfigDir, name))
+	}
+	src := i.src
+	src.Ask = ask
+	spec, report, err := postfix.Import(ctx, src)
+	if err != nil {
+		return r, fmt.Errorf("import %s: %w", src.ConfigDir, err)
+	}
+	r.Report, r.Files, r.Polled = &report, append(r.Files, report.Files...), len(report.Polled) > 0
+	if r.Snapshot, err = compile(spec); err == nil && i.keep {
+		err = i.save()
+	}
+	return r, err
+}
+
+func (i *postfixImporter) save() error {
+	b, err := json.Marshal(&i.learned)
+	if err != nil || bytes.Equal(b, i.saved) || len(i.learned.Tables) == 0 && i.saved == nil {
+		return err
+	}
+	if err := service.ReplaceFile(i.file, b); err != nil {
+		return fmt.Errorf("keep what was learned: %w", err)
+	}
+	i.saved = b
+	return nil
+}
