@@ -19,14 +19,14 @@ demo:
 test:
 	test/install-peers
 	go test -race -shuffle=on -timeout 30m $$(go list ./... | grep -v /test)
-	go test -timeout 30m ./queue
+	go test -timeout 30m ./queue/...
 	go test -race -p 1 -timeout 40m ./test/...
 
 # Breaks the program in so many places a package, and looks who notices:
 # docs/TESTING.md. Half an hour to two.
 MUTANTS = 65
 mutants:
-	go run ./test/mutants -n $(MUTANTS) ./sync ./relay ./queue ./smtpd ./policy ./policy/table ./policy/handwritten
+	go run ./test/mutants -n $(MUTANTS) ./sync ./relay ./queue ./queue/leveldb ./queue/offline ./queue/store ./smtpd ./policy ./policy/table ./policy/handwritten
 
 # So many power cuts, each looked at: docs/DURABILITY.md.
 STATES = 1000000

@@ -4,10 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
-	"io/fs"
-	"strings"
+	"slices"
 
-	"github.com/syndtr/goleveldb/leveldb"
+	"github.com/understudy-mx/understudy/queue/store"
 )
 
 // fingerprint tells two sets of index keys apart, in any order.
@@ -25,9 +24,9 @@ func (f *fingerprint) add(seed maphash.Seed, key []byte) {
 type auditor struct {
 	q      *Queue
 	seed   maphash.Seed
-	found  totals
+	found  store.Totals
 	want   fingerprint // the index that the records call for
-	batch  leveldb.Batch
+	batch  store.Batch
 	put    int // octets in the batch
 	damage int
 }
@@ -37,17 +36,17 @@ type auditor struct {
 // batch, sees to it that every message is in the line of its present route,
 // and removes body files that no record names (D7).
 func (q *Queue) audit() error {
-	said, err := q.store.loadTotals()
-	if err != nil && !errors.Is(err, errRecord) && !errors.Is(err, leveldb.ErrNotFound) {
+	said, err := store.LoadTotals(q.store)
+	if err != nil && !errors.Is(err, store.ErrRecord) && !errors.Is(err, store.ErrNotFound) {
 		return err
 	}
 	if err != nil {
 		q.alarm("totals", err.Error())
 	}
 	a := &auditor{q: q, seed: maphash.MakeSeed()}
-	a.found = totals{next: said.next, alive: said.alive, quarantined: said.quarantined}
-	q.age = said.alive
-	if err := q.store.scan([]byte{spaceRecord}, a.record); err != nil {
+	a.found = store.Totals{Next: said.Next, Alive: said.Alive, Quarantined: said.Quarantined}
+	q.age = said.Alive
+	if err := store.Scan(q.store, []byte{store.SpaceRecord}, a.record); err != nil {
 		return fmt.Errorf("audit: %w", err)
 	}
 	if err := a.counts(said); err != nil {
@@ -56,7 +55,7 @@ func (q *Queue) audit() error {
 	if err := a.index(); err != nil {
 		return fmt.Errorf("audit index: %w", err)
 	}
-	a.batch.Put([]byte{spaceTotals}, a.found.encode())
+	a.batch.Put([]byte{store.SpaceTotals}, a.found.Encode())
 	if err := a.flush(); err != nil {
 		return err
 	}
@@ -66,17 +65,14 @@ func (q *Queue) audit() error {
 
 // record looks at one record.
 func (a *auditor) record(key, value []byte) error {
-	seq := keySeq(key)
-	a.found.next = max(a.found.next, seq+1)
-	r, err := decodeRecord(value)
-	if err == nil && r.seq != seq {
-		err = fmt.Errorf("%w: number %d under %d", errRecord, r.seq, seq)
-	}
-	if err == nil && !r.inline {
-		err = a.q.checkBodyFile(r)
-		if err != nil && !errors.Is(err, errBody) {
+	seq := store.KeySeq(key)
+	a.found.Next = max(a.found.Next, seq+1)
+	r, err := store.DecodeRecordOf(seq, value)
+	if err == nil && !r.Inline {
+		err = store.CheckBody(a.q.store, r)
+		if err != nil && !errors.Is(err, store.ErrBody) {
 			// The disk fails, not the record: relaying will try again.
-			a.q.log.Error("body not checked", "id", r.env.ID, "err", err)
+			a.q.log.Error("body not checked", "id", r.Env.ID, "err", err)
 			err = nil
 		}
 	}
@@ -84,19 +80,19 @@ func (a *auditor) record(key, value []byte) error {
 		return a.quarantine(seq, value, err)
 	}
 	if a.q.clockWentBack(r) {
-		raw := r.encode()
-		a.batch.Put(key, raw)
-		if a.put += len(raw); a.put > maxBatch {
+		raw := r.Encode()
+		a.batch.Put(slices.Clone(key), raw)
+		if a.put += len(raw); a.put > store.MaxBatch {
 			if err := a.flush(); err != nil {
 				return err
 			}
 		}
 	}
-	a.found.add(r, 1)
-	a.q.ids.raise(r.env.ID)
-	for _, e := range r.index(a.q.o.Route) {
-		a.want.add(a.seed, e.key)
-		if dest, ok := keyDest(e.key); ok {
+	a.found.Add(r, 1)
+	a.q.ids.raise(r.Env.ID)
+	for _, e := range r.Index(a.q.route) {
+		a.want.add(a.seed, e.Key)
+		if dest, ok := store.KeyDest(e.Key); ok {
 			a.q.dest(dest)
 		}
 	}
@@ -105,11 +101,11 @@ func (a *auditor) record(key, value []byte) error {
 
 // clockWentBack makes due what waits for a time further ahead than any wait
 // is: the clock was wrong then, or is now.
-func (q *Queue) clockWentBack(r *record) (changed bool) {
+func (q *Queue) clockWentBack(r *store.Record) (changed bool) {
 	now := q.now()
-	for i := range r.rcpts {
-		if c := &r.rcpts[i]; c.state == deferred && c.next > now.Add(2*backoffMax).UnixNano() {
-			c.next, changed = now.UnixNano(), true
+	for i := range r.Recipients {
+		if c := &r.Recipients[i]; c.State == store.Deferred && c.Next > now.Add(2*backoffMax).UnixNano() {
+			c.Next, changed = now.UnixNano(), true
 		}
 	}
 	return changed
@@ -118,17 +114,17 @@ func (q *Queue) clockWentBack(r *record) (changed bool) {
 // quarantine moves a record aside. Its body, its ID and so its file stay.
 func (a *auditor) quarantine(seq uint64, value []byte, cause error) error {
 	a.q.countQuarantined(seq, cause)
-	a.found.quarantined++
+	a.found.Quarantined++
 	a.damage++
-	a.batch.Put(seqKey(spaceQuarantine, seq), value)
-	a.batch.Delete(seqKey(spaceRecord, seq))
+	a.batch.Put(store.SeqKey(store.SpaceQuarantine, seq), slices.Clone(value))
+	a.batch.Delete(store.SeqKey(store.SpaceRecord, seq))
 	a.put += len(value)
-	return a.flushAbove(maxBatch)
+	return a.flushAbove(store.MaxBatch)
 }
 
 func (q *Queue) countQuarantined(seq uint64, cause error) {
 	q.m.Quarantined.Inc()
-	q.log.Error("queue record quarantined", "seq", seq, "cause", cut(cause.Error()))
+	q.log.Error("queue record quarantined", "seq", seq, "cause", store.Cut(cause.Error()))
 }
 
 func (a *auditor) flushAbove(n int) error {
@@ -139,7 +135,7 @@ func (a *auditor) flushAbove(n int) error {
 }
 
 func (a *auditor) flush() error {
-	err := a.q.store.write(&a.batch)
+	err := a.q.store.Apply(a.batch)
 	a.batch.Reset()
 	a.put = 0
 	return err
@@ -147,13 +143,13 @@ func (a *auditor) flush() error {
 
 // counts compares what is there with what the last batch said. The totals
 // ride in every batch: a batch that vanished before a later one shows here.
-func (a *auditor) counts(said totals) error {
+func (a *auditor) counts(said store.Totals) error {
 	got := a.found
-	got.messages += int64(a.damage)
-	if said.next != 0 && (got.messages != said.messages || got.next != said.next) {
+	got.Messages += int64(a.damage)
+	if said.Next != 0 && (got.Messages != said.Messages || got.Next != said.Next) {
 		a.q.m.StoreAlarms.WithLabelValues("missing").Inc()
 		a.q.log.Error("queue does not hold what its last batch says",
-			"messages", got.messages, "expected", said.messages, "next", got.next, "expected_next", said.next)
+			"messages", got.Messages, "expected", said.Messages, "next", got.Next, "expected_next", said.Next)
 	}
 	return a.flush()
 }
@@ -161,9 +157,9 @@ func (a *auditor) counts(said totals) error {
 // index compares the index with the one called for, and rebuilds it if need be.
 func (a *auditor) index() error {
 	var have fingerprint
-	spaces := []byte{spaceLine, spaceDeferred}
+	spaces := []byte{store.SpaceLine, store.SpaceDeferred}
 	for _, space := range spaces {
-		err := a.q.store.scan([]byte{space}, func(key, _ []byte) error {
+		err := store.Scan(a.q.store, []byte{space}, func(key, _ []byte) error {
 			have.add(a.seed, key)
 			return nil
 		})
@@ -177,10 +173,10 @@ func (a *auditor) index() error {
 	a.q.log.Warn("queue index does not match its messages; building it anew (routes changed, or damage)",
 		"entries", have.n, "expected", a.want.n)
 	for _, space := range spaces {
-		err := a.q.store.scan([]byte{space}, func(key, _ []byte) error {
-			a.batch.Delete(key)
+		err := store.Scan(a.q.store, []byte{space}, func(key, _ []byte) error {
+			a.batch.Delete(slices.Clone(key))
 			a.put += len(key)
-			return a.flushAbove(maxBatch)
+			return a.flushAbove(store.MaxBatch)
 		})
 		if err != nil {
 			return err
@@ -189,16 +185,16 @@ func (a *auditor) index() error {
 	if err := a.flush(); err != nil {
 		return err
 	}
-	return a.q.store.scan([]byte{spaceRecord}, func(_, value []byte) error {
-		r, err := decodeRecord(value)
+	return store.Scan(a.q.store, []byte{store.SpaceRecord}, func(_, value []byte) error {
+		r, err := store.DecodeRecord(value)
 		if err != nil {
 			return err
 		}
-		for _, e := range r.index(a.q.o.Route) {
-			a.batch.Put(e.key, e.value)
-			a.put += len(e.key) + len(e.value)
+		for _, e := range r.Index(a.q.route) {
+			a.batch.Put(e.Key, e.Value)
+			a.put += len(e.Key) + len(e.Value)
 		}
-		return a.flushAbove(maxBatch)
+		return a.flushAbove(store.MaxBatch)
 	})
 }
 
@@ -207,24 +203,16 @@ func (a *auditor) index() error {
 // its file.
 func (q *Queue) sweep() error {
 	removed := 0
-	for _, c := range strings.Split(idAlphabet, "") {
-		names, err := q.disk.List(q.bodyDir(c))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("sweep: %w", err)
-		}
-		for _, name := range names {
-			if validID(name) {
-				if known, err := q.store.has(idKey(name)); err != nil {
-					return fmt.Errorf("sweep: %w", err)
-				} else if known {
-					continue
-				}
-			} else if !strings.HasSuffix(name, ".tmp") {
-				continue // not ours
-			}
-			q.removeBody(q.bodyDir(c) + "/" + name)
+	err := q.store.Bodies(func(id string) error {
+		known, err := store.Has(q.store, store.IDKey(id))
+		if err == nil && !known {
+			q.removeBody(id)
 			removed++
 		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("sweep: %w", err)
 	}
 	if removed > 0 {
 		q.log.Info("removed orphaned body files", "files", removed)
@@ -233,23 +221,23 @@ func (q *Queue) sweep() error {
 }
 
 // quarantineOp moves a message aside that turned out damaged in service.
-func (q *Queue) quarantineOp(r *record, cause error) *op {
+func (q *Queue) quarantineOp(r *store.Record, cause error) *op {
 	return &op{keep: true, size: 512, fill: func(t *tx) error {
-		key := seqKey(spaceRecord, r.seq)
-		raw, err := q.store.get(key)
-		if errors.Is(err, leveldb.ErrNotFound) {
+		key := store.SeqKey(store.SpaceRecord, r.Seq)
+		raw, err := q.store.Get(key)
+		if errors.Is(err, store.ErrNotFound) {
 			return nil // an earlier batch did it
 		}
 		if err != nil {
 			return err
 		}
-		q.countQuarantined(r.seq, cause)
-		t.totals.add(r, -1)
-		t.totals.quarantined++
-		t.put(seqKey(spaceQuarantine, r.seq), raw)
+		q.countQuarantined(r.Seq, cause)
+		t.totals.Add(r, -1)
+		t.totals.Quarantined++
+		t.put(store.SeqKey(store.SpaceQuarantine, r.Seq), raw)
 		t.delete(key)
-		for _, e := range r.index(q.o.Route) {
-			t.delete(e.key)
+		for _, e := range r.Index(q.route) {
+			t.delete(e.Key)
 		}
 		return nil
 	}}
@@ -259,5 +247,5 @@ func (q *Queue) quarantineOp(r *record, cause error) *op {
 func (q *Queue) Quarantined() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return int(q.totals.quarantined)
+	return int(q.totals.Quarantined)
 }

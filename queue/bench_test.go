@@ -18,9 +18,7 @@ func BenchmarkCommit(b *testing.B) {
 	rand.Read(body)
 	for _, sessions := range []int{1, 20, 100} {
 		b.Run(fmt.Sprintf("sessions=%d", sessions), func(b *testing.B) {
-			o := options(nil)
-			o.writeBuffer = 0
-			o.Dir = filepath.Join(b.TempDir(), "q")
+			o := inDir(options(nil), filepath.Join(b.TempDir(), "q"))
 			q := mustOpen(b, o)
 			defer mustClose(b, q)
 			before := testutil.ToFloat64(q.m.Commits)

@@ -8,8 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/syndtr/goleveldb/leveldb"
-	lerrors "github.com/syndtr/goleveldb/leveldb/errors"
+	"github.com/understudy-mx/understudy/queue/store"
 )
 
 // op is one change that waits to be written. Many of them share a batch, and
@@ -34,8 +33,8 @@ type op struct {
 // tx is a batch being filled.
 type tx struct {
 	q       *Queue
-	batch   *leveldb.Batch
-	totals  totals
+	batch   *store.Batch
+	totals  store.Totals
 	again   bool     // the ops were in a batch that failed, before reopening
 	indexed [][]byte // index keys that are new
 	left    int64    // octets that leave the store
@@ -46,39 +45,39 @@ func (t *tx) delete(key []byte)     { t.batch.Delete(key) }
 
 // replace writes what became of a message: was nil for a new one, is nil for
 // one that leaves. Only the holder of the message's claim may call it.
-func (t *tx) replace(was, is *record) error {
+func (t *tx) replace(was, is *store.Record) error {
 	if t.again {
 		if applied, err := t.applied(was, is); err != nil || applied {
 			return err
 		}
 	}
-	t.totals.add(was, -1)
-	t.totals.add(is, 1)
-	var before, now []indexEntry
+	t.totals.Add(was, -1)
+	t.totals.Add(is, 1)
+	var before, now []store.IndexEntry
 	if was != nil {
-		before = was.index(t.q.o.Route)
+		before = was.Index(t.q.route)
 	}
 	if is != nil {
-		t.put(seqKey(spaceRecord, is.seq), is.encode())
-		now = is.index(t.q.o.Route)
+		t.put(store.SeqKey(store.SpaceRecord, is.Seq), is.Encode())
+		now = is.Index(t.q.route)
 	}
 	for _, e := range now {
-		t.put(e.key, e.value)
-		if !hasKey(before, e.key) {
-			t.indexed = append(t.indexed, e.key)
+		t.put(e.Key, e.Value)
+		if !hasKey(before, e.Key) {
+			t.indexed = append(t.indexed, e.Key)
 		}
 	}
 	for _, e := range before {
-		if !hasKey(now, e.key) {
-			t.delete(e.key)
+		if !hasKey(now, e.Key) {
+			t.delete(e.Key)
 		}
 	}
 	if is == nil {
-		t.delete(seqKey(spaceRecord, was.seq))
-		t.delete(idKey(was.env.ID))
-		if was.inline {
-			t.delete(seqKey(spaceBody, was.seq))
-			t.left += was.size
+		t.delete(store.SeqKey(store.SpaceRecord, was.Seq))
+		t.delete(store.IDKey(was.Env.ID))
+		if was.Inline {
+			t.delete(store.SeqKey(store.SpaceBody, was.Seq))
+			t.left += was.Size
 		}
 	}
 	return nil
@@ -86,20 +85,20 @@ func (t *tx) replace(was, is *record) error {
 
 // applied says that the change is in the store already: its batch failed, but
 // reached the disk.
-func (t *tx) applied(was, is *record) (bool, error) {
+func (t *tx) applied(was, is *store.Record) (bool, error) {
 	if was == nil {
 		return false, nil // new messages are never written again
 	}
-	b, err := t.q.store.get(seqKey(spaceRecord, was.seq))
-	if errors.Is(err, leveldb.ErrNotFound) {
+	b, err := t.q.store.Get(store.SeqKey(store.SpaceRecord, was.Seq))
+	if errors.Is(err, store.ErrNotFound) {
 		return true, nil
 	}
-	return err == nil && is != nil && bytes.Equal(b, is.encode()), err
+	return err == nil && is != nil && bytes.Equal(b, is.Encode()), err
 }
 
-func hasKey(entries []indexEntry, key []byte) bool {
+func hasKey(entries []store.IndexEntry, key []byte) bool {
 	for _, e := range entries {
-		if bytes.Equal(e.key, key) {
+		if bytes.Equal(e.Key, key) {
 			return true
 		}
 	}
@@ -107,12 +106,12 @@ func hasKey(entries []indexEntry, key []byte) bool {
 }
 
 // insert gives a new message its number and puts it in line.
-func (t *tx) insert(r *record, body []byte) error {
-	r.seq = t.totals.next
-	t.totals.next++
-	t.put(idKey(r.env.ID), binary.BigEndian.AppendUint64(nil, r.seq))
-	if r.inline {
-		t.put(seqKey(spaceBody, r.seq), body)
+func (t *tx) insert(r *store.Record, body []byte) error {
+	r.Seq = t.totals.Next
+	t.totals.Next++
+	t.put(store.IDKey(r.Env.ID), binary.BigEndian.AppendUint64(nil, r.Seq))
+	if r.Inline {
+		t.put(store.SeqKey(store.SpaceBody, r.Seq), body)
 	}
 	return t.replace(nil, r)
 }
@@ -145,12 +144,12 @@ const (
 // committer is the queue's only writer. It owns totals and everything here.
 type committer struct {
 	q       *Queue
-	totals  totals
+	totals  store.Totals
 	broken  error // why the store must be reopened before another write
 	pending []*op // ops to keep, from batches that failed
 	wait    time.Duration
-	batch   *leveldb.Batch // used again and again
-	spare   *op            // taken from the channel, but too large for the last batch
+	batch   store.Batch // used again and again
+	spare   *op         // taken from the channel, but too large for the last batch
 }
 
 // run writes batches until ops is closed and empty.
@@ -186,7 +185,7 @@ func (c *committer) collect() (batch []*op, open bool) {
 		}
 	}
 	for size := 0; ; {
-		if len(batch) > 0 && size+o.size > maxBatch {
+		if len(batch) > 0 && size+o.size > store.MaxBatch {
 			c.spare = o
 			return batch, true
 		}
@@ -210,10 +209,8 @@ func (c *committer) collect() (batch []*op, open bool) {
 
 // write commits ops in one synced batch and tells each its outcome.
 func (c *committer) write(ops []*op, again bool) {
-	if c.batch.Reset(); cap(c.batch.Dump()) > 4*maxBatch {
-		c.batch = new(leveldb.Batch) // a huge message went through
-	}
-	t := &tx{q: c.q, batch: c.batch, totals: c.totals, again: again}
+	c.batch.Reset()
+	t := &tx{q: c.q, batch: &c.batch, totals: c.totals, again: again}
 	good := ops[:0:0]
 	for _, o := range ops {
 		if err := o.fill(t); err != nil {
@@ -222,9 +219,9 @@ func (c *committer) write(ops []*op, again bool) {
 		}
 		good = append(good, o)
 	}
-	t.totals.alive = c.q.aliveNow()
-	t.put([]byte{spaceTotals}, t.totals.encode())
-	if err := c.q.store.write(t.batch); err != nil {
+	t.totals.Alive = c.q.aliveNow()
+	t.put([]byte{store.SpaceTotals}, t.totals.Encode())
+	if err := c.q.store.Apply(c.batch); err != nil {
 		c.fail(good, err)
 		return
 	}
@@ -309,21 +306,19 @@ func (c *committer) turnAway(o *op, err error) {
 	o.done(poisoned(err))
 }
 
-// reopen closes the store, opens it, takes over the totals that are on disk
+// reopen has the store reopened, takes over the totals that are in it
 // and writes what is pending.
 func (c *committer) reopen() error {
-	s := c.q.store
-	if err := s.close(); err != nil {
-		c.q.log.Warn("close queue store after a failed write", "err", err)
-	}
-	if lerrors.IsCorrupted(c.broken) && !s.damaged.Swap(true) {
+	s, was := c.q.store, c.q.store.Damaged()
+	err := s.Reopen()
+	if s.Damaged() && !was {
 		c.q.log.Error("queue store is damaged; until the next start its tables are not merged, and the space of relayed mail stays taken. "+
 			"Stop understudy when you can, and run `understudy queue repair`", "err", c.broken)
 	}
-	if err := s.open(s.dir); err != nil {
+	if err != nil {
 		return err
 	}
-	t, err := s.loadTotals()
+	t, err := store.LoadTotals(s)
 	if err != nil {
 		return err
 	}
@@ -335,7 +330,7 @@ func (c *committer) reopen() error {
 		return c.broken
 	}
 	c.q.poison.Store(nil)
-	c.q.log.Info("queue store reopened", "messages", c.totals.messages)
+	c.q.log.Info("queue store reopened", "messages", c.totals.Messages)
 	c.q.Wake("")
 	return nil
 }

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/understudy-mx/understudy/queue/store"
 )
 
 // readAhead is how many entries a destination reads from each of its lines at
@@ -63,11 +65,11 @@ func (q *Queue) dest(name string) *dest {
 // cursor (a release, a clock that went back) moves the cursor back.
 func (d *dest) noticed(key []byte) {
 	d.mu.Lock()
-	if key[0] == spaceLine {
+	if key[0] == store.SpaceLine {
 		d.lineAt = before(d.lineAt, key)
 	} else {
 		d.deferredAt = before(d.deferredAt, key)
-		if t := time.Unix(0, keyDue(key)); d.due.IsZero() || t.Before(d.due) {
+		if t := time.Unix(0, store.KeyDue(key)); d.due.IsZero() || t.Before(d.due) {
 			d.due = t
 		}
 	}
@@ -81,7 +83,7 @@ func before(cursor, key []byte) []byte {
 		return cursor
 	}
 	c := slices.Clone(key)
-	binary.BigEndian.PutUint64(c[len(c)-8:], keySeq(c)-1) // numbers begin at 1
+	binary.BigEndian.PutUint64(c[len(c)-8:], store.KeySeq(c)-1) // numbers begin at 1
 	return c
 }
 
@@ -124,14 +126,14 @@ func (d *dest) pop(now time.Time, client string) (e entry, ok bool, err error) {
 // refill reads ahead, as far as the store can be read.
 func (d *dest) refill(now time.Time) error {
 	var deferred, line []entry
-	prefix := destPrefix(spaceDeferred, d.name)
+	prefix := store.DestPrefix(store.SpaceDeferred, d.name)
 	d.due = time.Time{}
-	err := d.q.store.page(from(prefix, d.deferredAt), func(key, _ []byte) bool {
-		if due := time.Unix(0, keyDue(key)); due.After(now) {
+	err := d.q.store.Page(store.From(prefix, d.deferredAt), func(key, _ []byte) bool {
+		if due := time.Unix(0, store.KeyDue(key)); due.After(now) {
 			d.due = due
 			return false
 		}
-		deferred = append(deferred, entry{seq: keySeq(key), key: slices.Clone(key)})
+		deferred = append(deferred, entry{seq: store.KeySeq(key), key: slices.Clone(key)})
 		d.deferredAt = deferred[len(deferred)-1].key
 		return len(deferred) < readAhead
 	})
@@ -139,8 +141,8 @@ func (d *dest) refill(now time.Time) error {
 		deferred, err = d.refillFlush(prefix, deferred)
 	}
 	if err == nil {
-		err = d.q.store.page(from(destPrefix(spaceLine, d.name), d.lineAt), func(key, client []byte) bool {
-			line = append(line, entry{seq: keySeq(key), key: slices.Clone(key), client: string(client)})
+		err = d.q.store.Page(store.From(store.DestPrefix(store.SpaceLine, d.name), d.lineAt), func(key, client []byte) bool {
+			line = append(line, entry{seq: store.KeySeq(key), key: slices.Clone(key), client: string(client)})
 			d.lineAt = line[len(line)-1].key
 			return len(line) < readAhead
 		})
@@ -161,10 +163,10 @@ func (d *dest) refill(now time.Time) error {
 // their time, leaving out those that were tried since.
 func (d *dest) refillFlush(prefix []byte, entries []entry) ([]entry, error) {
 	seen := 0
-	err := d.q.store.page(from(prefix, d.flushAt), func(key, value []byte) bool {
+	err := d.q.store.Page(store.From(prefix, d.flushAt), func(key, value []byte) bool {
 		d.flushAt = slices.Clone(key)
 		if len(value) == 8 && int64(binary.BigEndian.Uint64(value)) < d.flushing {
-			entries = append(entries, entry{seq: keySeq(key), key: d.flushAt, flushed: d.flushing})
+			entries = append(entries, entry{seq: store.KeySeq(key), key: d.flushAt, flushed: d.flushing})
 		}
 		seen++
 		return len(entries) < 2*readAhead && seen < 4096
@@ -196,7 +198,7 @@ func (d *dest) keep(e entry) {
 	defer d.mu.Unlock()
 	if len(d.again) >= maxAgain { // find them again from the index
 		for _, old := range append(d.again, e) {
-			if old.key[0] == spaceLine {
+			if old.key[0] == store.SpaceLine {
 				d.lineAt = before(d.lineAt, old.key)
 			} else {
 				d.deferredAt = before(d.deferredAt, old.key)

@@ -7,11 +7,10 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"path/filepath"
 	"sync"
-	"syscall"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/queue/store"
 )
 
 // maxInline is the largest body that is written into the store, in octets: 64
@@ -26,8 +25,8 @@ const spaceStep = 1 << 20
 type Draft struct {
 	q    *Queue
 	env  *envelope.Envelope
-	buf  []byte // body that is not in the file yet, at most maxInline
-	file File   // nil until the body outgrows maxInline
+	buf  []byte     // body that is not in the file yet, at most maxInline
+	file store.Body // nil until the body outgrows maxInline
 	// pooled is where buf goes at the end.
 	pooled *[]byte
 	size   int64
@@ -105,11 +104,11 @@ func (d *Draft) keep(p []byte) {
 	d.buf = append(d.buf, p...)
 }
 
-// spill writes to the file. It has its final name from the start: a file is
-// nothing until a record names it, and what none names is removed at start-up.
+// spill writes to the store outside of a batch. A body is nothing until a record
+// names it, and what none names is removed at start-up.
 func (d *Draft) spill(p []byte) error {
 	if d.file == nil {
-		f, err := d.q.disk.Create(d.q.bodyFile(d.ID()))
+		f, err := d.q.store.Create(d.ID())
 		if err != nil {
 			return d.q.bodyError("create", err)
 		}
@@ -135,9 +134,6 @@ func shortIf(short bool) error {
 func (q *Queue) bodyError(operation string, err error) error {
 	q.m.StoreErrors.WithLabelValues("body_" + operation).Inc()
 	q.log.Error("message body not stored", "operation", operation, "err", err)
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return &envelope.ReplyError{Reply: replyNoSpace, Err: err}
-	}
 	return poisoned(err)
 }
 
@@ -172,7 +168,7 @@ func (d *Draft) commit(ctx context.Context) error {
 			return err
 		}
 	}
-	o := &op{size: len(d.buf) + 512 + 256*len(r.rcpts)}
+	o := &op{size: len(d.buf) + 512 + 256*len(r.Recipients)}
 	o.fill = func(t *tx) error { return t.insert(r, d.buf) }
 	o.undo = func() *op {
 		d.stored = false
@@ -193,38 +189,31 @@ func (d *Draft) commit(ctx context.Context) error {
 }
 
 // record is the message as it will be stored; fill gives it a number.
-func (d *Draft) record() *record {
-	r := &record{env: *d.env, size: d.size, inline: d.file == nil}
-	r.env.To = nil
-	d.sum.Sum(r.sum[:0])
+func (d *Draft) record() *store.Record {
+	r := &store.Record{Env: *d.env, Size: d.size, Inline: d.file == nil}
+	r.Env.To = nil
+	d.sum.Sum(r.Sum[:0])
 	now, alive := d.q.now().UnixNano(), d.q.aliveNow()
-	r.rcpts = make([]recipient, len(d.env.To))
+	r.Recipients = make([]store.Recipient, len(d.env.To))
 	for i, to := range d.env.To {
-		r.rcpts[i] = recipient{Recipient: to, since: now, alive: alive}
+		r.Recipients[i] = store.Recipient{Recipient: to, Since: now, Alive: alive}
 		if d.env.Hold {
-			r.rcpts[i].state, r.rcpts[i].reason = held, byPolicy
-			r.rcpts[i].reply.Text = cut(d.env.HoldRule)
+			r.Recipients[i].State, r.Recipients[i].Reason = store.Held, store.ByPolicy
+			r.Recipients[i].Reply.Text = store.Cut(d.env.HoldRule)
 		}
 	}
 	return r
 }
 
-// closeFile makes the body's file durable, and its name.
+// closeFile makes the body outside of the batch durable.
 func (d *Draft) closeFile() error {
 	if err := d.spill(d.buf); err != nil {
 		return err
 	}
-	f := d.file
-	if err := f.Sync(); err != nil {
+	if err := d.file.Commit(); err != nil {
 		return d.q.bodyError("sync", err)
 	}
 	d.file = nil
-	if err := f.Close(); err != nil {
-		return d.q.bodyError("close", err)
-	}
-	if err := d.q.disk.SyncDir(filepath.Dir(d.q.bodyFile(d.ID()))); err != nil {
-		return d.q.bodyError("sync_directory", err)
-	}
 	return nil
 }
 
@@ -244,37 +233,38 @@ func (d *Draft) Abort() {
 		d.file = nil
 	}
 	if d.stored {
-		d.q.removeBody(d.q.bodyFile(d.ID()))
+		d.q.removeBody(d.ID())
 	}
 }
 
 // forget takes back a message whose batch failed, in case it reached the disk
 // nevertheless. Its sender was told to come again.
-func (q *Queue) forget(r *record) *op {
+func (q *Queue) forget(r *store.Record) *op {
 	o := &op{keep: true, size: 512}
 	o.fill = func(t *tx) error {
-		seq, err := q.store.seqOf(r.env.ID)
+		seq, err := store.SeqOf(q.store, r.Env.ID)
 		if errors.Is(err, ErrNotFound) {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("look for %s: %w", r.env.ID, err)
+			return fmt.Errorf("look for %s: %w", r.Env.ID, err)
 		}
-		was := r.clone()
-		was.seq = seq
+		was := r.Clone()
+		was.Seq = seq
 		return t.replace(was, nil)
 	}
 	o.done = func(err error) {
-		if err == nil && !r.inline {
-			q.litter <- q.bodyFile(r.env.ID)
+		if err == nil && !r.Inline {
+			q.litter <- r.Env.ID
 		}
 	}
 	return o
 }
 
-// removeBody unlinks a body file. What stays is found by the next start-up.
-func (q *Queue) removeBody(name string) {
-	if err := q.disk.Remove(name); err != nil {
+// removeBody forgets a body outside of the keys. What stays is found by the next
+// start-up.
+func (q *Queue) removeBody(id string) {
+	if err := q.store.Remove(id); err != nil {
 		q.m.StoreErrors.WithLabelValues("body_remove").Inc()
 		q.log.Warn("remove body file", "err", err)
 	}

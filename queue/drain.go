@@ -6,9 +6,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/syndtr/goleveldb/leveldb"
-
 	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/queue/store"
 )
 
 // pollUp is how often a drain looks at Relayer.Up without having been woken.
@@ -176,7 +175,7 @@ func (q *Queue) lane(ctx context.Context, d *dest, first *claim) {
 	d.ring()
 	d.mu.Unlock()
 	if failed {
-		q.log.Warn("relay session failed", "dest", d.name, "err", cut(err.Error()))
+		q.log.Warn("relay session failed", "dest", d.name, "err", store.Cut(err.Error()))
 	}
 }
 
@@ -210,7 +209,7 @@ func (l *lane) next(wait time.Duration) *envelope.Transfer {
 // goOn hands a claim out, and remembers whose mail it is if that matters.
 func (l *lane) goOn(c *claim) *envelope.Transfer {
 	if l.q.o.ByClient(l.d.name) {
-		l.client = string(clientSum(&c.rec.env.Client))
+		l.client = string(store.ClientSum(&c.rec.Env.Client))
 	}
 	return c.transfer()
 }
@@ -307,14 +306,14 @@ func (q *Queue) take(d *dest, client string) *claim {
 			continue
 		}
 		c, err := q.load(d, e, now)
-		if errors.Is(err, errRecord) {
+		if errors.Is(err, store.ErrRecord) {
 			q.quarantineRaw(d, e, err)
 			continue
 		}
 		if err != nil {
 			q.readFailed(err)
 			q.release(e.seq)
-			if errors.Is(err, errClosedStore) {
+			if errors.Is(err, store.ErrReopening) {
 				d.later(e)
 			} else {
 				d.putBack(e, now)
@@ -362,22 +361,22 @@ func (d *dest) later(e entry) {
 // load makes a claim of an entry, or nil when nothing is due of it any more. It
 // fails with errRecord when the record is damaged, or was put aside for that.
 func (q *Queue) load(d *dest, e entry, now time.Time) (*claim, error) {
-	r, err := q.store.load(e.seq)
+	r, err := store.Load(q.store, e.seq)
 	if err != nil {
 		return nil, err
 	}
 	if r == nil { // settled since it was read ahead, or put aside
-		aside, err := q.store.has(seqKey(spaceQuarantine, e.seq))
+		aside, err := store.Has(q.store, store.SeqKey(store.SpaceQuarantine, e.seq))
 		if aside {
-			err = errRecord
+			err = store.ErrRecord
 		}
 		return nil, err
 	}
 	c := &claim{q: q, d: d, e: e, rec: r}
-	for i := range r.rcpts {
-		rc := &r.rcpts[i]
-		due := rc.state == queued || rc.state == deferred && (rc.next <= now.UnixNano() || rc.last < e.flushed)
-		if due && q.o.Route(rc.Path.Domain) == d.name {
+	for i := range r.Recipients {
+		rc := &r.Recipients[i]
+		due := rc.State == store.Queued || rc.State == store.Deferred && (rc.Next <= now.UnixNano() || rc.Last < e.flushed)
+		if due && q.route(rc.Path.Domain) == d.name {
 			c.to = append(c.to, i)
 		}
 	}
@@ -388,7 +387,7 @@ func (q *Queue) load(d *dest, e entry, now time.Time) (*claim, error) {
 }
 
 func (q *Queue) readFailed(err error) {
-	if errors.Is(err, errClosedStore) {
+	if errors.Is(err, store.ErrReopening) {
 		return
 	}
 	q.m.StoreErrors.WithLabelValues("read").Inc()
@@ -404,18 +403,18 @@ func (q *Queue) quarantineRaw(d *dest, e entry, cause error) {
 		size: 1024,
 		fill: func(t *tx) error {
 			t.delete(e.key)
-			key := seqKey(spaceRecord, e.seq)
-			raw, err := q.store.get(key)
-			if errors.Is(err, leveldb.ErrNotFound) {
+			key := store.SeqKey(store.SpaceRecord, e.seq)
+			raw, err := q.store.Get(key)
+			if errors.Is(err, store.ErrNotFound) {
 				return nil
 			}
 			if err != nil {
 				return err
 			}
 			moved = true
-			t.totals.messages-- // its octets can't be known; the next audit counts anew
-			t.totals.quarantined++
-			t.put(seqKey(spaceQuarantine, e.seq), raw)
+			t.totals.Messages-- // its octets can't be known; the next audit counts anew
+			t.totals.Quarantined++
+			t.put(store.SeqKey(store.SpaceQuarantine, e.seq), raw)
 			t.delete(key)
 			return nil
 		},

@@ -9,16 +9,17 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
-	"github.com/syndtr/goleveldb/leveldb"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/internal/testmx"
+	"github.com/understudy-mx/understudy/queue/store"
 )
 
 // bubble runs a subtest in a bubble with its own time.
@@ -583,14 +584,14 @@ func TestDamagedBodyIsQuarantinedNotRelayed(t *testing.T) {
 		inline := mustAccept(t, q, "good", "a@example.com")
 		large := mustAccept(t, q, bodyOf(200_000, 1), "a@example.com")
 		mustAccept(t, q, "another", "a@example.com")
-		var b leveldb.Batch
-		b.Put(seqKey(spaceBody, 1), []byte("evil"))
-		if err := q.store.write(&b); err != nil {
+		var b store.Batch
+		b.Put(store.SeqKey(store.SpaceBody, 1), []byte("evil"))
+		if err := q.store.Apply(b); err != nil {
 			t.Fatal(err)
 		}
-		body := disk.Bytes(q.bodyFile(large))
+		body := disk.Bytes(bodyFile(large))
 		body[0] = 'X'
-		disk.SetBytes(q.bodyFile(large), body)
+		disk.SetBytes(bodyFile(large), body)
 		stop := run(t, q)
 		time.Sleep(time.Minute)
 		if len(h.taken()) != 1 || q.Quarantined() != 2 || q.Stats().Messages != 0 {
@@ -617,14 +618,14 @@ func TestDamagedRecordOfTwoDestinations(t *testing.T) {
 			t.Fatal(err)
 		}
 		mustAccept(t, q, "damaged", "a@example.com", "b@example.net")
-		raw, err := q.store.get(seqKey(spaceRecord, 2))
+		raw, err := q.store.Get(store.SeqKey(store.SpaceRecord, 2))
 		if err != nil {
 			t.Fatal(err)
 		}
 		raw[len(raw)-1] ^= 1
-		var b leveldb.Batch
-		b.Put(seqKey(spaceRecord, 2), raw)
-		if err := q.store.write(&b); err != nil {
+		var b store.Batch
+		b.Put(store.SeqKey(store.SpaceRecord, 2), raw)
+		if err := q.store.Apply(b); err != nil {
 			t.Fatal(err)
 		}
 		disk.Fault(func(op testmx.Op) error {
@@ -650,7 +651,7 @@ func TestDamagedRecordOfTwoDestinations(t *testing.T) {
 			t.Errorf("still claimed: %v", q.flight)
 		}
 		for _, d := range []string{"mx.example.com", "mx.example.net"} {
-			if ok, err := q.store.has(lineKey(d, 2)); ok || err != nil {
+			if ok, err := store.Has(q.store, store.LineKey(d, 2)); ok || err != nil {
 				t.Errorf("still in the line for %s: %v, %v", d, ok, err)
 			}
 		}
@@ -733,7 +734,7 @@ func TestSettleSurvivesPoison(t *testing.T) {
 		if s := q.Stats(); s.Messages != 0 || s.Bytes != 0 || h.attempts[id+" a@example.com"] != 1 {
 			t.Errorf("%+v, %d attempts", s, h.attempts[id+" a@example.com"])
 		}
-		if disk.Bytes(q.bodyFile(id)) != nil {
+		if disk.Bytes(bodyFile(id)) != nil {
 			t.Error("body file left")
 		}
 		if testutil.ToFloat64(q.m.StoreReopens) < 1 {
@@ -746,8 +747,23 @@ func TestSettleSurvivesPoison(t *testing.T) {
 // blinkHop takes everything; the store can't be read while it asks for the second
 // message the first time.
 type blinkHop struct {
-	q   *Queue
-	got int
+	store.Store
+	closed atomic.Bool
+	got    int
+}
+
+func (h *blinkHop) Get(key []byte) ([]byte, error) {
+	if h.closed.Load() {
+		return nil, store.ErrReopening
+	}
+	return h.Store.Get(key)
+}
+
+func (h *blinkHop) Page(r store.Range, fn func(key, value []byte) bool) error {
+	if h.closed.Load() {
+		return store.ErrReopening
+	}
+	return h.Store.Page(r, fn)
 }
 
 func (*blinkHop) Up(string) bool { return true }
@@ -757,15 +773,10 @@ func (h *blinkHop) Relay(_ context.Context, _ string, next func(time.Duration) *
 		blink := h.got == 0
 		h.got++
 		var following *envelope.Transfer
-		if s := h.q.store; blink {
-			s.mu.Lock()
-			db := s.db
-			s.db = nil
-			s.mu.Unlock()
+		if blink {
+			h.closed.Store(true)
 			following = next(0)
-			s.mu.Lock()
-			s.db = db
-			s.mu.Unlock()
+			h.closed.Store(false)
 		}
 		t.Settle([]envelope.Reply{envelope.NewReply(250, "2.0.0", "ok")}, nil)
 		if t = following; t == nil && !blink {
@@ -783,7 +794,8 @@ func TestUnreadableMessageGoesOn(t *testing.T) {
 		o := options(newMemDisk())
 		o.Relayer = h
 		q := mustOpen(t, o)
-		h.q = q
+		h.Store = q.store
+		q.store = h
 		for range 3 {
 			mustAccept(t, q, "body", "a@example.com")
 		}

@@ -19,10 +19,9 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/syndtr/goleveldb/leveldb/util"
-
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/internal/testmx"
+	"github.com/understudy-mx/understudy/queue/store"
 )
 
 // faults are what a disk may do to one operation, or to all for a while. For
@@ -199,8 +198,8 @@ func TestReadOnlyWhileMerging(t *testing.T) {
 			merged := make(chan struct{})
 			go func() {
 				defer close(merged)
-				for _, space := range []byte{spaceBody, spaceRecord} {
-					_ = q.store.compact(util.Range{Start: []byte{space}, Limit: []byte{space + 1}})
+				for _, space := range []byte{store.SpaceBody, store.SpaceRecord} {
+					_ = q.store.Reclaim(store.Range{Start: []byte{space}, Limit: []byte{space + 1}})
 				}
 			}()
 			time.Sleep(time.Minute)

@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/understudy-mx/understudy/queue/store"
 )
 
 var keepFormat = flag.Bool("keep-format", false, "write testdata/format-N for the format of this program")
@@ -20,8 +22,7 @@ var formatMails = []struct{ body, to string }{
 // formatVersion keeps one of the new format with -keep-format.
 func TestFormats(t *testing.T) {
 	if *keepFormat {
-		o := options(nil)
-		o.Dir = "testdata/format-1"
+		o := inDir(options(nil), "testdata/format-1")
 		q := mustOpen(t, o)
 		for _, m := range formatMails {
 			id := mustAccept(t, q, m.body, m.to)
@@ -34,13 +35,12 @@ func TestFormats(t *testing.T) {
 		mustClose(t, q)
 	}
 	kept, err := filepath.Glob("testdata/format-*")
-	if err != nil || len(kept) != formatVersion {
-		t.Fatalf("%d formats kept, this program writes %d: %v", len(kept), formatVersion, err)
+	if err != nil || len(kept) != store.FormatVersion {
+		t.Fatalf("%d formats kept, this program writes %d: %v", len(kept), store.FormatVersion, err)
 	}
 	for _, dir := range kept {
-		o := options(nil)
-		o.Dir = filepath.Join(t.TempDir(), "q")
-		if err := os.CopyFS(o.Dir, os.DirFS(dir)); err != nil {
+		o := inDir(options(nil), filepath.Join(t.TempDir(), "q"))
+		if err := os.CopyFS(o.Store.String(), os.DirFS(dir)); err != nil {
 			t.Fatal(err)
 		}
 		q := mustOpen(t, o)

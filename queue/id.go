@@ -6,14 +6,9 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/understudy-mx/understudy/queue/store"
 )
-
-// idAlphabet is Crockford's base 32 in lower case: sorts like the number it
-// writes, and has no i, l, o, u to misread.
-const idAlphabet = "0123456789abcdefghjkmnpqrstvwxyz"
-
-// idLen is 9 digits of milliseconds since 1970 and 7 of chance.
-const idLen = 16
 
 const idChance = 35 // bits
 
@@ -42,13 +37,13 @@ func (g *ids) next(now time.Time) string {
 	g.ms, g.chances = ms, chance
 	g.mu.Unlock()
 
-	var id [idLen]byte
+	var id [store.IDLen]byte
 	for i := 8; i >= 0; i-- {
-		id[i] = idAlphabet[ms&31]
+		id[i] = store.IDAlphabet[ms&31]
 		ms >>= 5
 	}
-	for i := idLen - 1; i > 8; i-- {
-		id[i] = idAlphabet[chance&31]
+	for i := store.IDLen - 1; i > 8; i-- {
+		id[i] = store.IDAlphabet[chance&31]
 		chance >>= 5
 	}
 	return string(id[:])
@@ -58,7 +53,7 @@ func (g *ids) next(now time.Time) string {
 func (g *ids) raise(id string) {
 	var ms, chance uint64
 	for i := range len(id) {
-		digit := uint64(max(0, strings.IndexByte(idAlphabet, id[i])))
+		digit := uint64(max(0, strings.IndexByte(store.IDAlphabet, id[i])))
 		if i < 9 {
 			ms = ms<<5 | digit
 		} else {
@@ -70,18 +65,4 @@ func (g *ids) raise(id string) {
 		g.ms, g.chances = ms, chance
 	}
 	g.mu.Unlock()
-}
-
-// validID says that s may be an ID: it is safe as a file name and as a key.
-func validID(s string) bool {
-	if len(s) != idLen {
-		return false
-	}
-	for i := range len(s) {
-		c := s[i]
-		if (c < '0' || c > '9') && (c < 'a' || c > 'z') {
-			return false
-		}
-	}
-	return true
 }

@@ -43,9 +43,7 @@ func TestMillion(t *testing.T) {
 	if n == 0 {
 		t.Skip("UNDERSTUDY_QUEUED is not set")
 	}
-	o := options(nil)
-	o.writeBuffer = 0
-	o.Dir = t.TempDir() + "/q"
+	o := inDir(options(nil), t.TempDir()+"/q")
 	q := mustOpen(t, o)
 	runtime.GC()
 	t.Logf("idle: %d MiB", rss())
@@ -70,7 +68,7 @@ func TestMillion(t *testing.T) {
 	mustClose(t, q)
 	for _, how := range []string{"warm", "cold"} {
 		if how == "cold" {
-			forget(t, o.Dir+"/store")
+			forget(t, o.Store.String()+"/store")
 		}
 		start = time.Now()
 		o.Metrics = nil

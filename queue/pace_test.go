@@ -7,6 +7,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/understudy-mx/understudy/queue/store"
 )
 
 // TestPaceSlows: answers that take much longer than they did halve the window,
@@ -66,7 +68,7 @@ func TestPaceAfter(t *testing.T) {
 	} {
 		d := &dest{q: q, name: "mx"}
 		d.pace.window, d.pace.least, d.pace.usual = 4, time.Millisecond, time.Millisecond
-		c := &claim{q: q, d: d, rec: &record{inline: tt.inline}, to: []int{0}, taken: q.now().Add(-tt.took)}
+		c := &claim{q: q, d: d, rec: &store.Record{Inline: tt.inline}, to: []int{0}, taken: q.now().Add(-tt.took)}
 		c.adjust(tt.tally)
 		switch got := d.pace.window; {
 		case tt.less && got != 2, tt.more && (got <= 4 || got > 5), !tt.less && !tt.more && got != 4:
@@ -107,9 +109,7 @@ func TestMaxRate(t *testing.T) {
 func TestSpaceReturns(t *testing.T) {
 	h := newFakeHop()
 	h.took = 0
-	o := options(nil)
-	o.writeBuffer = 0
-	o.Dir = filepath.Join(t.TempDir(), "q")
+	o := inDir(options(nil), filepath.Join(t.TempDir(), "q"))
 	o.Relayer = h
 	q := mustOpen(t, o)
 	const n, size = 1200, 40 << 10
@@ -122,7 +122,7 @@ func TestSpaceReturns(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	full := diskUsage(t, o.Dir)
+	full := diskUsage(t, o.Store.String())
 	if full < n*size {
 		t.Fatalf("%d octets on disk hold %d messages of %d", full, n, size)
 	}
@@ -148,7 +148,7 @@ func TestSpaceReturns(t *testing.T) {
 		}
 	}
 	stop() // LevelDB removes old files behind a compaction's back
-	if left := diskUsage(t, o.Dir); left > full/4 {
+	if left := diskUsage(t, o.Store.String()); left > full/4 {
 		t.Errorf("%d of %d octets still on disk", left, full)
 	}
 }
@@ -168,8 +168,7 @@ func TestReclaim(t *testing.T) {
 		h.took = 0
 		const n, size = 900, 40 << 10
 		for life := range 2 {
-			o := options(disk)
-			o.writeBuffer = 0
+			o := buffered(options(disk), 0)
 			o.Relayer = h
 			q := mustOpen(t, o)
 			stop := run(t, q)

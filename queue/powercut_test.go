@@ -14,9 +14,8 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/syndtr/goleveldb/leveldb/util"
-
 	"github.com/understudy-mx/understudy/internal/testmx"
+	"github.com/understudy-mx/understudy/queue/store"
 )
 
 var crashStates = flag.Int("crash", 3000, "how many power cuts TestPowerCut looks at; see `make crash`")
@@ -36,7 +35,7 @@ func (l *life) options() Options {
 	o := options(l.disk)
 	o.Relayer = hop{l.b}
 	o.MaxAge = 3 * time.Hour
-	o.writeBuffer = 8 << 10 // so that journals rotate and tables are merged
+	o = buffered(o, 8<<10) // so that journals rotate and tables are merged
 	return o
 }
 
@@ -108,7 +107,7 @@ func (l *life) step() {
 		l.q.Flush()
 		l.run(time.Millisecond, func() {})
 	case 12:
-		l.q.store.compact(util.Range{})
+		l.q.store.Reclaim(store.Range{})
 	case 13:
 		l.reopen()
 	}

@@ -19,21 +19,49 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
-	"github.com/syndtr/goleveldb/leveldb"
 	"github.com/syndtr/goleveldb/leveldb/storage"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/internal/testmx"
 	"github.com/understudy-mx/understudy/metrics"
+	"github.com/understudy-mx/understudy/queue/leveldb"
+	"github.com/understudy-mx/understudy/queue/store"
+	"github.com/understudy-mx/understudy/queue/store/storetest"
 )
 
 // routeByDomain sends every domain to a destination of its own name.
 func routeByDomain(domain string) string { return "mx." + domain }
 
-func options(disk Disk) Options {
-	return Options{Dir: "/q", Route: routeByDomain, Disk: disk, writeBuffer: 32 << 10,
+func options(disk leveldb.Disk) Options {
+	return Options{Store: leveldb.Dir{Path: "/q", Disk: disk, WriteBuffer: 32 << 10}, Route: routeByDomain,
 		Metrics: metrics.New(prometheus.NewPedanticRegistry())}
 }
+
+// inDir is o on the file system, with LevelDB's usual buffers.
+func inDir(o Options, path string) Options {
+	o.Store = leveldb.Dir{Path: path}
+	return o
+}
+
+// buffered is o with such a write buffer: a small one has journals rotate and
+// tables merged.
+func buffered(o Options, octets int) Options {
+	d := o.Store.(leveldb.Dir)
+	d.WriteBuffer = octets
+	o.Store = d
+	return o
+}
+
+var errDisk = errors.New("input/output error")
+
+func newMemDisk() *testmx.Disk {
+	d := testmx.NewDisk()
+	d.Locked = ErrLocked
+	return d
+}
+
+// bodyFile is where a large body lies on a disk.
+func bodyFile(id string) string { return "/q/body/" + id[len(id)-1:] + "/" + id }
 
 func mustOpen(t testing.TB, o Options) *Queue {
 	t.Helper()
@@ -131,12 +159,12 @@ func bodyOf(size, seed int) string {
 }
 
 func TestAcceptAndRestart(t *testing.T) {
-	for name, disk := range map[string]Disk{"memory": newMemDisk(), "file system": osDisk{}} {
+	for name, o := range map[string]Options{
+		"disk in memory": options(newMemDisk()),
+		"file system":    inDir(options(nil), filepath.Join(t.TempDir(), "q")),
+		"another store":  {Store: storetest.New(), Route: routeByDomain, Metrics: metrics.New(prometheus.NewPedanticRegistry())},
+	} {
 		t.Run(name, func(t *testing.T) {
-			o := options(disk)
-			if name != "memory" {
-				o.Dir = filepath.Join(t.TempDir(), "q")
-			}
 			q := mustOpen(t, o)
 			ids := map[string]string{}
 			var order []string
@@ -203,9 +231,9 @@ func TestInfo(t *testing.T) {
 }
 
 func TestValidID(t *testing.T) {
-	good := strings.Repeat("0z", idLen)[:idLen]
+	good := strings.Repeat("0z", store.IDLen)[:store.IDLen]
 	for id, want := range map[string]bool{good: true, good[1:]: false, good + "0": false, "": false, "/" + good[1:]: false, ":" + good[1:]: false, "`" + good[1:]: false, "{" + good[1:]: false, "A" + good[1:]: false} {
-		if validID(id) != want {
+		if store.ValidID(id) != want {
 			t.Errorf("%q: %v", id, !want)
 		}
 	}
@@ -217,7 +245,7 @@ func TestIDs(t *testing.T) {
 	last := ""
 	for i := range 100_000 {
 		id := g.next(now.Add(-time.Duration(i%3) * time.Hour)) // the clock goes back
-		if !validID(id) || id <= last {
+		if !store.ValidID(id) || id <= last {
 			t.Fatalf("%q after %q", id, last)
 		}
 		last = id
@@ -268,7 +296,7 @@ func TestHoldReleaseRemove(t *testing.T) {
 	if s := q.Stats(); s.Messages != 0 || s.Bytes != 0 || s.Held != 0 || !s.Oldest.IsZero() {
 		t.Errorf("stats: %+v", s)
 	}
-	if names, _ := disk.List(q.bodyDir(large[idLen-1:])); len(names) != 0 {
+	if names, _ := disk.List("/q/body/" + large[store.IDLen-1:]); len(names) != 0 {
 		t.Errorf("body files left: %v", names)
 	}
 	mustClose(t, q)
@@ -301,7 +329,7 @@ func TestAbortLeavesNothing(t *testing.T) {
 	}
 	io.WriteString(d, bodyOf(300_000, 1))
 	d.Abort()
-	if names, _ := disk.List(q.bodyDir(d.ID()[idLen-1:])); len(names) != 0 {
+	if names, _ := disk.List("/q/body/" + (d.ID()[store.IDLen-1:])); len(names) != 0 {
 		t.Errorf("body files left: %v", names)
 	}
 	if err := d.Commit(t.Context()); err == nil {
@@ -323,15 +351,14 @@ func TestAbortLeavesNothing(t *testing.T) {
 }
 
 func TestLocked(t *testing.T) {
-	o := options(nil)
-	o.Dir = filepath.Join(t.TempDir(), "q")
+	o := inDir(options(nil), filepath.Join(t.TempDir(), "q"))
 	q := mustOpen(t, o)
 	defer mustClose(t, q)
 	o.Metrics = nil
 	if _, err := Open(o); !errors.Is(err, ErrLocked) {
 		t.Errorf("second Open: %v", err)
 	}
-	if fi, err := os.Stat(o.Dir); err != nil || fi.Mode().Perm() != 0o700 {
+	if fi, err := os.Stat(o.Store.String()); err != nil || fi.Mode().Perm() != 0o700 {
 		t.Errorf("directory: %v, %v", fi.Mode(), err)
 	}
 }
@@ -339,17 +366,12 @@ func TestLocked(t *testing.T) {
 func TestNewerVersion(t *testing.T) {
 	o := options(newMemDisk())
 	q := mustOpen(t, o)
-	var b leveldb.Batch
-	b.Put([]byte{spaceFormat}, binary.AppendUvarint(nil, formatVersion+1))
-	if err := q.store.write(&b); err != nil {
+	var b store.Batch
+	b.Put([]byte{store.SpaceFormat}, binary.AppendUvarint(nil, store.FormatVersion+1))
+	if err := q.store.Apply(b); err != nil {
 		t.Fatal(err)
 	}
 	mustClose(t, q)
-	for range 2 { // the first must let go of it
-		if _, err := OpenView(o); err == nil || errors.Is(err, ErrLocked) {
-			t.Errorf("a view: %v", err)
-		}
-	}
 	_, err := Open(o)
 	if !errors.Is(err, ErrNewerVersion) {
 		t.Fatalf("Open: %v", err)
@@ -464,8 +486,7 @@ func TestStoreFails(t *testing.T) {
 
 func TestStoreAlarm(t *testing.T) {
 	disk := newMemDisk()
-	o := options(disk)
-	o.writeBuffer = 1 << 20 // all in one journal
+	o := buffered(options(disk), 1<<20) // all in one journal
 	q := mustOpen(t, o)
 	for i := range 50 {
 		mustAccept(t, q, bodyOf(3000, i), "a@example.com")
@@ -497,23 +518,21 @@ func TestQuarantine(t *testing.T) {
 	for i := range ids {
 		ids[i] = mustAccept(t, q, bodyOf(100_000, i), "a@example.com")
 	}
-	disk.Remove(q.bodyFile(ids[0])) // missing
-	disk.SetBytes(q.bodyFile(ids[1]), disk.Bytes(q.bodyFile(ids[1]))[:99])
-	raw, err := q.store.get(seqKey(spaceRecord, 3)) // flipped
+	disk.Remove(bodyFile(ids[0])) // missing
+	disk.SetBytes(bodyFile(ids[1]), disk.Bytes(bodyFile(ids[1]))[:99])
+	raw, err := q.store.Get(store.SeqKey(store.SpaceRecord, 3)) // flipped
 	flipped := append([]byte(nil), raw...)
 	flipped[len(flipped)-3] ^= 4
-	b := new(leveldb.Batch)
-	b.Put(seqKey(spaceRecord, 3), flipped)
-	b.Put(seqKey(spaceRecord, 4), flipped) // under a foreign number
-	orphan := q.bodyFile("0123456789abcdef")
-	for _, name := range []string{orphan, q.bodyFile(ids[5]) + ".tmp"} {
-		f, cerr := disk.Create(name)
-		if cerr != nil {
-			t.Fatal(cerr)
-		}
-		f.Write([]byte("left by a crash"))
+	var b store.Batch
+	b.Put(store.SeqKey(store.SpaceRecord, 3), flipped)
+	b.Put(store.SeqKey(store.SpaceRecord, 4), flipped) // under a foreign number
+	orphan := bodyFile("0123456789abcdef")
+	f, cerr := disk.Create(orphan)
+	if cerr != nil {
+		t.Fatal(cerr)
 	}
-	if err != nil || q.store.write(b) != nil {
+	f.Write([]byte("left by a crash"))
+	if err != nil || q.store.Apply(b) != nil {
 		t.Fatal(err)
 	}
 	mustClose(t, q)
@@ -530,11 +549,11 @@ func TestQuarantine(t *testing.T) {
 	if n := testutil.ToFloat64(o.Metrics.Quarantined); n != 4 || q.Quarantined() != 4 {
 		t.Errorf("quarantined: %v, %d", n, q.Quarantined())
 	}
-	if raw, err := q.store.get(seqKey(spaceQuarantine, 3)); err != nil || string(raw) != string(flipped) {
+	if raw, err := q.store.Get(store.SeqKey(store.SpaceQuarantine, 3)); err != nil || string(raw) != string(flipped) {
 		t.Errorf("quarantined record not kept: %v", err)
 	}
 	for _, id := range ids[1:] {
-		if disk.Bytes(q.bodyFile(id)) == nil {
+		if disk.Bytes(bodyFile(id)) == nil {
 			t.Errorf("body file of %s is gone", id)
 		}
 	}
@@ -571,9 +590,9 @@ func TestRouteChange(t *testing.T) {
 		d := q.dest("one")
 		var seqs []uint64
 		for c := q.take(d, ""); c != nil; c = q.take(d, "") {
-			seqs = append(seqs, c.rec.seq)
+			seqs = append(seqs, c.rec.Seq)
 			if len(c.to) != 2 {
-				t.Errorf("recipients of %d: %v", c.rec.seq, c.to)
+				t.Errorf("recipients of %d: %v", c.rec.Seq, c.to)
 			}
 		}
 		if diff := cmp.Diff([]uint64{1, 2, 3}, seqs); diff != "" {

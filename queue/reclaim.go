@@ -4,7 +4,7 @@ import (
 	"context"
 	"time"
 
-	"github.com/syndtr/goleveldb/leveldb/util"
+	"github.com/understudy-mx/understudy/queue/store"
 )
 
 // Space of deleted keys comes back by compaction only. It is looked at this
@@ -38,15 +38,15 @@ func (q *Queue) compactDrained() {
 	q.mu.Lock()
 	t := q.totals
 	q.mu.Unlock()
-	oldest := t.next
-	if t.messages > 0 {
+	oldest := t.Next
+	if t.Messages > 0 {
 		q.oldestTime() // finds the oldest
 		q.mu.Lock()
 		oldest = q.oldest.seq
 		q.mu.Unlock()
 	}
-	for _, space := range []byte{spaceBody, spaceRecord} {
-		err := q.store.compact(util.Range{Start: []byte{space}, Limit: seqKey(space, oldest)})
+	for _, space := range []byte{store.SpaceBody, store.SpaceRecord} {
+		err := q.store.Reclaim(store.Range{Start: []byte{space}, Limit: store.SeqKey(space, oldest)})
 		if err != nil {
 			q.readFailed(err)
 		}

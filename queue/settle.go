@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/queue/store"
 )
 
 // Backoff of a deferred recipient.
@@ -31,7 +32,7 @@ type claim struct {
 	q       *Queue
 	d       *dest
 	e       entry
-	rec     *record
+	rec     *store.Record
 	to      []int // recipients of this attempt, as indexes into rec.rcpts
 	lane    *lane
 	taken   time.Time
@@ -42,18 +43,18 @@ type claim struct {
 // transfer is the claim as the relay sees it.
 func (c *claim) transfer() *envelope.Transfer {
 	c.taken = c.q.now()
-	env := c.rec.env
+	env := c.rec.Env
 	env.To = make([]envelope.Recipient, len(c.to))
 	for i, n := range c.to {
-		env.To[i] = c.rec.rcpts[n].Recipient
+		env.To[i] = c.rec.Recipients[n].Recipient
 	}
-	return &envelope.Transfer{Envelope: &env, Size: c.rec.size, Open: c.open, Settle: c.settle}
+	return &envelope.Transfer{Envelope: &env, Size: c.rec.Size, Open: c.open, Settle: c.settle}
 }
 
 // open reads the body and remembers when it is damaged: settle will put the
 // message aside then.
 func (c *claim) open() (io.ReadCloser, error) {
-	f, err := c.q.openBody(c.rec)
+	f, err := store.OpenBody(c.q.store, c.rec)
 	if err != nil {
 		c.noteDamage(err)
 		return nil, err
@@ -75,7 +76,7 @@ func (r *notedReader) Read(p []byte) (int, error) {
 }
 
 func (c *claim) noteDamage(err error) {
-	if errors.Is(err, errBody) {
+	if errors.Is(err, store.ErrBody) {
 		c.damaged.Store(&err)
 	}
 }
@@ -108,8 +109,8 @@ func (c *claim) settleOnce(replies []envelope.Reply, err error) {
 		c.d.putBack(c.e, q.now())
 		return
 	default:
-		o = &op{keep: true, size: 512 + 256*len(is.rcpts), fill: func(t *tx) error {
-			if len(is.rcpts) == 0 {
+		o = &op{keep: true, size: 512 + 256*len(is.Recipients), fill: func(t *tx) error {
+			if len(is.Recipients) == 0 {
 				return t.replace(c.rec, nil)
 			}
 			return t.replace(c.rec, is)
@@ -121,8 +122,8 @@ func (c *claim) settleOnce(replies []envelope.Reply, err error) {
 
 // outcome applies the replies to a copy of the record. Recipients that are
 // done leave it.
-func (c *claim) outcome(replies []envelope.Reply, err error) (*record, tally) {
-	is, now := c.rec.clone(), c.q.now()
+func (c *claim) outcome(replies []envelope.Reply, err error) (*store.Record, tally) {
+	is, now := c.rec.Clone(), c.q.now()
 	var n tally
 	done := make(map[int]bool, len(c.to))
 	for i, k := range c.to {
@@ -137,8 +138,8 @@ func (c *claim) outcome(replies []envelope.Reply, err error) (*record, tally) {
 			done[k] = true
 			n.relayed++
 		case reply.Permanent():
-			r := &is.rcpts[k]
-			r.state, r.reason = held, refused
+			r := &is.Recipients[k]
+			r.State, r.Reason = store.Held, store.Refused
 			c.tried(r, reply, now)
 			n.held++
 		default:
@@ -148,41 +149,41 @@ func (c *claim) outcome(replies []envelope.Reply, err error) (*record, tally) {
 			case reply.Zero():
 				reply = envelope.NewReply(451, "4.3.0", "no reply")
 			}
-			if c.q.put4xx(&is.rcpts[k], now) {
+			if c.q.put4xx(&is.Recipients[k], now) {
 				n.expired++
 			} else {
 				n.deferred++
 			}
-			c.tried(&is.rcpts[k], reply, now)
+			c.tried(&is.Recipients[k], reply, now)
 		}
 	}
-	left := is.rcpts[:0]
-	for k := range is.rcpts {
+	left := is.Recipients[:0]
+	for k := range is.Recipients {
 		if !done[k] {
-			left = append(left, is.rcpts[k])
+			left = append(left, is.Recipients[k])
 		}
 	}
-	is.rcpts = left
+	is.Recipients = left
 	return is, n
 }
 
 // tried notes an answered attempt.
-func (c *claim) tried(r *recipient, reply envelope.Reply, now time.Time) {
-	r.attempts++
-	r.last = now.UnixNano()
-	r.reply = envelope.Reply{Code: min(max(reply.Code, 0), 999), Enhanced: cut(reply.Enhanced), Text: cut(reply.Text)}
+func (c *claim) tried(r *store.Recipient, reply envelope.Reply, now time.Time) {
+	r.Attempts++
+	r.Last = now.UnixNano()
+	r.Reply = envelope.Reply{Code: min(max(reply.Code, 0), 999), Enhanced: store.Cut(reply.Enhanced), Text: store.Cut(reply.Text)}
 }
 
 // put4xx defers a recipient, or holds it when it has been in line for too
 // long by the wall clock and by the queue's own age.
-func (q *Queue) put4xx(r *recipient, now time.Time) (tooOld bool) {
-	old := now.UnixNano()-r.since >= int64(q.o.MaxAge) && q.aliveNow()-r.alive >= int64(q.o.MaxAge)
+func (q *Queue) put4xx(r *store.Recipient, now time.Time) (tooOld bool) {
+	old := now.UnixNano()-r.Since >= int64(q.o.MaxAge) && q.aliveNow()-r.Alive >= int64(q.o.MaxAge)
 	if old {
-		r.state, r.reason, r.next = held, expired, 0
+		r.State, r.Reason, r.Next = store.Held, store.Expired, 0
 		return true
 	}
-	r.state = deferred
-	r.next = now.Add(backoff(r.attempts + 1)).UnixNano()
+	r.State = store.Deferred
+	r.Next = now.Add(backoff(r.Attempts + 1)).UnixNano()
 	return false
 }
 
@@ -195,7 +196,7 @@ func (c *claim) adjust(n tally) {
 	case n.deferred+n.expired > 0:
 		d.pace.bad(c.q.now())
 	case n.untried == len(c.to): // the session's failure counts once, when it ends
-	case c.rec.inline && d.pace.took(c.q.now().Sub(c.taken)): // how long a large one takes is the link's affair
+	case c.rec.Inline && d.pace.took(c.q.now().Sub(c.taken)): // how long a large one takes is the link's affair
 		d.pace.bad(c.q.now())
 	default:
 		d.pace.good(d.q.o.MaxConnections(d.name))
@@ -207,13 +208,13 @@ func (c *claim) adjust(n tally) {
 }
 
 // written runs when the outcome is durable, or can't be made so.
-func (c *claim) written(is *record, n tally, err error) {
+func (c *claim) written(is *store.Record, n tally, err error) {
 	q := c.q
 	q.release(c.e.seq)
 	if err != nil {
 		// Only at shutdown, or when the record could not be read: it stays as
 		// it was, and may be relayed twice.
-		q.log.Error("outcome not stored", "id", c.rec.env.ID, "err", err)
+		q.log.Error("outcome not stored", "id", c.rec.Env.ID, "err", err)
 		c.d.putBack(c.e, q.now())
 		return
 	}
@@ -227,29 +228,29 @@ func (c *claim) written(is *record, n tally, err error) {
 	count("held", n.held)
 	count("expired", n.expired)
 	if n.relayed > 0 {
-		q.m.RelayedBytes.Add(float64(c.rec.size))
+		q.m.RelayedBytes.Add(float64(c.rec.Size))
 	}
 	c.log(is, n)
-	if len(is.rcpts) == 0 && !c.rec.inline {
-		q.litter <- q.bodyFile(c.rec.env.ID)
+	if len(is.Recipients) == 0 && !c.rec.Inline {
+		q.litter <- c.rec.Env.ID
 	}
 	if n.untried > 0 && (n.relayed > 0 || c.damaged.Load() == nil) { // else it was put aside
 		c.d.putBack(c.e, q.now())
 	}
 }
 
-func (c *claim) log(is *record, n tally) {
-	id := c.rec.env.ID
+func (c *claim) log(is *store.Record, n tally) {
+	id := c.rec.Env.ID
 	c.q.log.Info("relay attempt", "id", id, "dest", c.d.name, "relayed", n.relayed,
 		"deferred", n.deferred, "held", n.held, "expired", n.expired, "untried", n.untried)
 	if n.held == 0 {
 		return
 	}
-	for i := range is.rcpts {
-		r := &is.rcpts[i]
-		if r.state == held && r.reason == refused {
+	for i := range is.Recipients {
+		r := &is.Recipients[i]
+		if r.State == store.Held && r.Reason == store.Refused {
 			c.q.log.Error("refused after we accepted it: held (parity incident)", "id", id,
-				"to", cut(r.Path.String()), "reply", cut(r.reply.String()), "rule", cut(r.Rule))
+				"to", store.Cut(r.Path.String()), "reply", store.Cut(r.Reply.String()), "rule", store.Cut(r.Rule))
 		}
 	}
 }

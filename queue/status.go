@@ -4,6 +4,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/understudy-mx/understudy/queue/store"
 )
 
 // Status is the queue at one moment, for an operator who watches it.
@@ -45,8 +47,8 @@ func (q *Queue) Status() Status {
 	t := q.totals
 	q.mu.Unlock()
 	now := Status{
-		At: q.now(), Accepted: t.next - 1, Messages: int(t.messages), Deferred: int(t.deferred), Held: int(t.held),
-		Bytes: t.bytes, Oldest: s.Oldest, FreeBytes: s.FreeBytes, Quarantined: int(t.quarantined),
+		At: q.now(), Accepted: t.Next - 1, Messages: int(t.Messages), Deferred: int(t.Deferred), Held: int(t.Held),
+		Bytes: t.Bytes, Oldest: s.Oldest, FreeBytes: s.FreeBytes, Quarantined: int(t.Quarantined),
 		Waiting: q.waits(t), Broken: q.poison.Load() != nil, Damaged: s.Damaged,
 		Destinations: []DestinationNow{},
 	}
@@ -65,13 +67,13 @@ func (q *Queue) Status() Status {
 
 // waits says that a message has a recipient that is in line or deferred. A
 // message counts as held when only some of its recipients are.
-func (q *Queue) waits(t totals) bool {
-	if t.messages != t.held || t.held == 0 {
-		return t.messages > 0
+func (q *Queue) waits(t store.Totals) bool {
+	if t.Messages != t.Held || t.Held == 0 {
+		return t.Messages > 0
 	}
 	found := false
-	for _, space := range []byte{spaceLine, spaceDeferred} {
-		err := q.store.page(from([]byte{space}, nil), func(_, _ []byte) bool {
+	for _, space := range []byte{store.SpaceLine, store.SpaceDeferred} {
+		err := q.store.Page(store.From([]byte{space}, nil), func(_, _ []byte) bool {
 			found = true
 			return false
 		})

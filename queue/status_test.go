@@ -1,6 +1,10 @@
 package queue
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/understudy-mx/understudy/queue/store"
+)
 
 // TestStatus: what was accepted, and whether something waits when some or all
 // of it is held.
@@ -28,7 +32,7 @@ func TestStatus(t *testing.T) {
 	}
 	want("both held", 2, 2, false)
 	// Held for one recipient, in line for the other.
-	if err := q.change(two, func(r *record) bool { r.rcpts[1].state = queued; return true }); err != nil {
+	if err := q.change(two, func(r *store.Record) bool { r.Recipients[1].State = store.Queued; return true }); err != nil {
 		t.Fatal(err)
 	}
 	want("one in part", 2, 2, true)

@@ -16,6 +16,7 @@ import (
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/internal/testmx"
 	"github.com/understudy-mx/understudy/queue"
+	"github.com/understudy-mx/understudy/queue/leveldb"
 )
 
 var (
@@ -159,7 +160,7 @@ func TestReadyWithLongQueue(t *testing.T) {
 // fillQueue accepts n small messages for alice.
 func fillQueue(t *testing.T, dir string, n int) {
 	t.Helper()
-	q, err := queue.Open(queue.Options{Dir: dir, Route: func(string) string { return "primary" }})
+	q, err := queue.Open(queue.Options{Store: leveldb.Dir{Path: dir}, Route: func(string) string { return "primary" }})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -288,7 +287,7 @@ func (d *daemon) openQueue() error {
 		limit[r.Name], rate[r.Name], byClient[r.Name] = r.MaxConnections, r.MaxRate, r.XClient
 	}
 	q, err := queue.Open(queue.Options{
-		Dir:            filepath.Join(d.cfg.StateDir, "queue"),
+		Store:          queueDir(d.cfg),
 		Route:          routeOf(d.cfg.Routes),
 		Relayer:        d.relay,
 		MaxAge:         d.cfg.Queue.MaxAge,

@@ -25,6 +25,7 @@ import (
 	"github.com/understudy-mx/understudy/internal/testmx"
 	"github.com/understudy-mx/understudy/metrics"
 	"github.com/understudy-mx/understudy/queue"
+	"github.com/understudy-mx/understudy/queue/leveldb"
 	"github.com/understudy-mx/understudy/relay"
 )
 
@@ -243,7 +244,7 @@ func drainInto(t *testing.T, seed uint64, deeds map[string]struct{}) {
 			return here, nil
 		},
 	})
-	q, err := queue.Open(queue.Options{Dir: "/q", Disk: disk, Route: func(string) string { return "primary" },
+	q, err := queue.Open(queue.Options{Store: leveldb.Dir{Path: "/q", Disk: disk}, Route: func(string) string { return "primary" },
 		Relayer: client, Metrics: m, ByClient: func(string) bool { return true }})
 	if err != nil {
 		t.Fatal(err)

@@ -5,9 +5,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"path/filepath"
 
 	"github.com/understudy-mx/understudy/queue"
+	"github.com/understudy-mx/understudy/queue/leveldb"
+	"github.com/understudy-mx/understudy/queue/offline"
 )
 
 type queueRepairCmd struct {
@@ -31,9 +32,9 @@ func (c *queueRepairCmd) Run(out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	done, err := queue.Repair(queue.Options{Dir: filepath.Join(cfg.StateDir, "queue"), Route: routeOf(cfg.Routes)})
+	done, err := offline.Repair(queueDir(cfg), routeOf(cfg.Routes))
 	switch {
-	case errors.Is(err, queue.ErrWhole):
+	case errors.Is(err, leveldb.ErrWhole):
 		_, err = fmt.Fprintln(out, "Nothing to repair: all of the store can be read.")
 		return err
 	case errors.Is(err, queue.ErrLocked):

@@ -11,8 +11,11 @@ import (
 	"path/filepath"
 	"strconv"
 
+	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/control"
 	"github.com/understudy-mx/understudy/queue"
+	"github.com/understudy-mx/understudy/queue/leveldb"
+	"github.com/understudy-mx/understudy/queue/offline"
 )
 
 // mailSource is where commands read mail that only look: the running daemon,
@@ -42,13 +45,18 @@ func (f daemonFlag) source() (mailSource, error) {
 	return viewSource{v}, nil
 }
 
+// queueDir is where the queue of a state directory is.
+func queueDir(cfg *config.Config) leveldb.Dir {
+	return leveldb.Dir{Path: filepath.Join(cfg.StateDir, "queue")}
+}
+
 // view opens the queue's files for reading; no daemon may have them.
-func (f daemonFlag) view() (*queue.View, error) {
+func (f daemonFlag) view() (*offline.View, error) {
 	cfg, err := loadConfig(f.Conf)
 	if err != nil {
 		return nil, err
 	}
-	v, err := queue.OpenView(queue.Options{Dir: filepath.Join(cfg.StateDir, "queue"), Route: routeOf(cfg.Routes)})
+	v, err := offline.OpenView(queueDir(cfg), routeOf(cfg.Routes))
 	switch {
 	case errors.Is(err, queue.ErrLocked):
 		return nil, err
@@ -120,7 +128,7 @@ func (s daemonSource) quarantinePart(ctx context.Context, seq uint64, part strin
 	return s.c.Stream(ctx, "GET", "/v1/quarantine/"+strconv.FormatUint(seq, 10)+"/"+part)
 }
 
-type viewSource struct{ v *queue.View }
+type viewSource struct{ v *offline.View }
 
 func (s viewSource) close() { s.v.Close() }
 

@@ -1,17 +1,14 @@
-package queue
+package offline
 
 import (
 	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
 
-	"github.com/syndtr/goleveldb/leveldb"
+	"github.com/understudy-mx/understudy/queue"
+	"github.com/understudy-mx/understudy/queue/store"
 )
-
-// maxProblems bounds a Report.
-const maxProblems = 1000
 
 // Report is what Verify found.
 type Report struct {
@@ -22,13 +19,7 @@ type Report struct {
 	More        int      `json:"more"`     // problems beyond
 }
 
-func (r *Report) add(format string, args ...any) {
-	if len(r.Problems) >= maxProblems {
-		r.More++
-		return
-	}
-	r.Problems = append(r.Problems, fmt.Sprintf(format, args...))
-}
+func (r *Report) add(format string, args ...any) { add(&r.Problems, &r.More, format, args...) }
 
 // Verify reads everything that the queue holds and compares it with its
 // checksums, its counts and its index. What it finds is in the report; an
@@ -55,42 +46,39 @@ type checker struct {
 	*View
 	Report
 	ctx   context.Context
-	found totals
+	found store.Totals
 	index map[string]bool // keys that the records call for
 }
 
 func (c *checker) records() error {
-	return c.q.store.scan([]byte{spaceRecord}, func(key, value []byte) error {
+	return store.Scan(c.store, []byte{store.SpaceRecord}, func(key, value []byte) error {
 		if err := c.ctx.Err(); err != nil {
 			return err
 		}
-		seq := keySeq(key)
-		r, err := decodeRecord(value)
-		if err == nil && r.seq != seq {
-			err = fmt.Errorf("%w: number %d", errRecord, r.seq)
-		}
+		seq := store.KeySeq(key)
+		r, err := store.DecodeRecordOf(seq, value)
 		if err != nil {
 			c.add("message number %d: %v", seq, err)
 			return nil
 		}
-		if err := c.q.whole(r); err != nil {
-			c.add("message %s: %v", r.env.ID, err)
+		if err := store.ReadWhole(c.store, r); err != nil {
+			c.add("message %s: %v", r.Env.ID, err)
 		}
-		if at, err := c.q.store.seqOf(r.env.ID); err != nil || at != seq {
-			c.add("message %s: not found by its ID", r.env.ID)
+		if at, err := store.SeqOf(c.store, r.Env.ID); err != nil || at != seq {
+			c.add("message %s: not found by its ID", r.Env.ID)
 		}
-		for _, e := range r.index(c.q.o.Route) {
-			c.index[string(e.key)] = true
+		for _, e := range r.Index(c.route) {
+			c.index[string(e.Key)] = true
 		}
-		c.found.add(r, 1)
+		c.found.Add(r, 1)
 		c.Messages++
-		c.Bytes += r.size
+		c.Bytes += r.Size
 		return nil
 	})
 }
 
 func (c *checker) quarantine() error {
-	return c.WalkQuarantine(c.ctx, func(i Quarantine) error {
+	return c.WalkQuarantine(c.ctx, func(queue.Quarantine) error {
 		c.Quarantined++
 		return nil
 	})
@@ -98,8 +86,8 @@ func (c *checker) quarantine() error {
 
 // known says that a sequence number is a message's, or a quarantined one's.
 func (c *checker) known(seq uint64) (bool, error) {
-	for _, space := range []byte{spaceRecord, spaceQuarantine} {
-		if ok, err := c.q.store.has(seqKey(space, seq)); ok || err != nil {
+	for _, space := range []byte{store.SpaceRecord, store.SpaceQuarantine} {
+		if ok, err := store.Has(c.store, store.SeqKey(space, seq)); ok || err != nil {
 			return ok, err
 		}
 	}
@@ -107,9 +95,9 @@ func (c *checker) known(seq uint64) (bool, error) {
 }
 
 func (c *checker) ids() error {
-	return c.q.store.scan([]byte{spaceID}, func(key, value []byte) error {
+	return store.Scan(c.store, []byte{store.SpaceID}, func(key, value []byte) error {
 		id := string(key[1:])
-		if len(value) != 8 || !validID(id) {
+		if len(value) != 8 || !store.ValidID(id) {
 			c.add("ID %q: damaged entry", id)
 			return nil
 		}
@@ -122,10 +110,10 @@ func (c *checker) ids() error {
 }
 
 func (c *checker) bodies() error {
-	return c.q.store.scan([]byte{spaceBody}, func(key, _ []byte) error {
-		ok, err := c.known(keySeq(key))
+	return store.Scan(c.store, []byte{store.SpaceBody}, func(key, _ []byte) error {
+		ok, err := c.known(store.KeySeq(key))
 		if !ok && err == nil {
-			c.add("body of number %d: there is no such message", keySeq(key))
+			c.add("body of number %d: there is no such message", store.KeySeq(key))
 		}
 		return err
 	})
@@ -134,8 +122,8 @@ func (c *checker) bodies() error {
 // lines compares the index. A changed route makes the next start build it anew.
 func (c *checker) lines() error {
 	stray := 0
-	for _, space := range []byte{spaceLine, spaceDeferred} {
-		err := c.q.store.scan([]byte{space}, func(key, _ []byte) error {
+	for _, space := range []byte{store.SpaceLine, store.SpaceDeferred} {
+		err := store.Scan(c.store, []byte{space}, func(key, _ []byte) error {
 			if !c.index[string(key)] {
 				stray++
 			}
@@ -153,8 +141,8 @@ func (c *checker) lines() error {
 }
 
 func (c *checker) counts() error {
-	said, err := c.q.store.loadTotals()
-	if errors.Is(err, errRecord) || errors.Is(err, leveldb.ErrNotFound) {
+	said, err := store.LoadTotals(c.store)
+	if errors.Is(err, store.ErrRecord) || errors.Is(err, store.ErrNotFound) {
 		c.add("counts: %v", err)
 		return nil
 	}
@@ -162,12 +150,12 @@ func (c *checker) counts() error {
 		return err
 	}
 	want := said
-	want.messages, want.held, want.deferred, want.bytes = c.found.messages, c.found.held, c.found.deferred, c.found.bytes
-	want.quarantined = int64(c.Quarantined)
-	if !bytes.Equal(want.encode(), said.encode()) {
+	want.Messages, want.Held, want.Deferred, want.Bytes = c.found.Messages, c.found.Held, c.found.Deferred, c.found.Bytes
+	want.Quarantined = int64(c.Quarantined)
+	if !bytes.Equal(want.Encode(), said.Encode()) {
 		c.add("counts: %d messages of %d octets, %d held, %d deferred, %d quarantined are here; the last batch says %d of %d, %d, %d, %d",
-			want.messages, want.bytes, want.held, want.deferred, want.quarantined,
-			said.messages, said.bytes, said.held, said.deferred, said.quarantined)
+			want.Messages, want.Bytes, want.Held, want.Deferred, want.Quarantined,
+			said.Messages, said.Bytes, said.Held, said.Deferred, said.Quarantined)
 	}
 	return nil
 }

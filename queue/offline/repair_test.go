@@ -1,43 +1,36 @@
-package queue
+package offline
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
 
-	"github.com/prometheus/client_golang/prometheus/testutil"
-	"github.com/syndtr/goleveldb/leveldb"
-	"github.com/syndtr/goleveldb/leveldb/storage"
-	"github.com/syndtr/goleveldb/leveldb/table"
-
 	"github.com/understudy-mx/understudy/internal/testmx"
+	"github.com/understudy-mx/understudy/queue"
+	"github.com/understudy-mx/understudy/queue/leveldb"
+	"github.com/understudy-mx/understudy/queue/store"
 )
 
 // kept is a store with a past, and what is in it: tables at several levels,
 // messages that have left, held ones, body files.
 func kept(t *testing.T) (disk *testmx.Disk, want map[string]string, held string) {
 	disk = newMemDisk()
-	o := options(disk)
-	o.writeBuffer = 8 << 10
 	want = map[string]string{}
 	for life := range 3 {
-		q := mustOpen(t, o)
+		q := mustOpen(t, small(disk))
 		var ids []string
 		for i := range 30 {
 			size := 900 + i
 			if i == 7 {
-				size = maxInline + 1000
+				size = large + 1000
 			}
 			body := bodyOf(size, 100*life+i)
-			id := mustAccept(t, q, body, "a@example.com")
+			id := mustAccept(t, q, body)
 			want[id] = body
 			ids = append(ids, id)
 		}
@@ -51,11 +44,14 @@ func kept(t *testing.T) (disk *testmx.Disk, want map[string]string, held string)
 		if err := q.Hold(held); err != nil {
 			t.Fatal(err)
 		}
-		if life == 1 {
-			q.compactDrained()
-		}
 		mustClose(t, q)
-		o.Metrics = nil
+		if life == 1 {
+			meddle(t, small(disk), func(s store.Store, _ *store.Batch) {
+				if err := s.Reclaim(store.Range{}); err != nil {
+					t.Fatal(err)
+				}
+			})
+		}
 	}
 	return disk, want, held
 }
@@ -82,11 +78,11 @@ func TestRepair(t *testing.T) {
 		for bit := 0; bit < len(disk.Bytes(name))*8; bit += 29 {
 			c := flipped(disk, name, bit)
 			what := fmt.Sprintf("%s bit %d", name, bit)
-			q, err := Open(options(c))
+			q, err := openDir(dirOn(c))
 			switch {
 			case err == nil:
 				opened++
-			case errors.Is(err, ErrDamaged):
+			case errors.Is(err, queue.ErrDamaged):
 				repaired++
 				q = mustRepair(t, what, c, name)
 			default:
@@ -99,7 +95,7 @@ func TestRepair(t *testing.T) {
 				t.Errorf("%s: the held one is %+v, %v", what, i.Recipients, err)
 			}
 			mustClose(t, q)
-			if r := verify(t, mustView(t, options(c))); len(r.Problems) > 0 {
+			if r := verify(t, mustView(t, dirOn(c))); len(r.Problems) > 0 {
 				t.Errorf("%s: %q", what, r.Problems)
 			}
 			if t.Failed() {
@@ -114,10 +110,10 @@ func TestRepair(t *testing.T) {
 }
 
 // mustRepair repairs and opens.
-func mustRepair(t *testing.T, what string, disk *testmx.Disk, damagedFile string) *Queue {
+func mustRepair(t *testing.T, what string, disk *testmx.Disk, damagedFile string) *queue.Queue {
 	t.Helper()
 	before := disk.Bytes(damagedFile)
-	done, err := Repair(options(disk))
+	done, err := Repair(dirOn(disk), routeByDomain)
 	if err != nil {
 		t.Fatalf("%s: %v", what, err)
 	}
@@ -127,11 +123,11 @@ func mustRepair(t *testing.T, what string, disk *testmx.Disk, damagedFile string
 	if aside := filepath.Join(done.Aside, filepath.Base(damagedFile)); !bytes.Equal(disk.Bytes(aside), before) {
 		t.Errorf("%s: %s is not what it was", what, aside)
 	}
-	return mustOpen(t, options(disk))
+	return mustOpen(t, dirOn(disk))
 }
 
 // whole counts the messages, all of which must be what they were.
-func whole(t *testing.T, what string, q *Queue, want map[string]string) (n int) {
+func whole(t *testing.T, what string, q *queue.Queue, want map[string]string) (n int) {
 	t.Helper()
 	for _, i := range walk(t, q) {
 		body, known := want[i.ID]
@@ -161,16 +157,15 @@ func TestRepairTables(t *testing.T) {
 		for bit := 0; bit < size; bit += max(1, size/23) {
 			c := flipped(disk, name, bit)
 			what := fmt.Sprintf("%s bit %d", name, bit)
-			done, err := Repair(options(c))
-			if errors.Is(err, ErrWhole) {
+			done, err := Repair(dirOn(c), routeByDomain)
+			if errors.Is(err, leveldb.ErrWhole) {
 				continue // of no consequence, as in a filter
 			}
 			refused++
 			if err != nil {
 				t.Fatalf("%s: %v", what, err)
 			}
-			o := options(c)
-			q := mustOpen(t, o)
+			q := mustOpen(t, dirOn(c))
 			good, seen := 0, map[string]bool{}
 			for _, i := range walk(t, q) {
 				seen[i.ID] = true
@@ -185,18 +180,23 @@ func TestRepairTables(t *testing.T) {
 				t.Errorf("%s: %d of %d messages lost, quarantined %d: %q", what, lost, len(want), done.Quarantined, done.Notes)
 			}
 			for id := range want {
-				if !seen[id] && len(want[id]) > maxInline && len(c.Files("/q/body/aside")) == 0 && q.Quarantined() == 0 {
+				if !seen[id] && len(want[id]) > large && len(c.Files("/q/body/aside")) == 0 && q.Quarantined() == 0 {
 					t.Errorf("%s: nothing is left of %s", what, id)
 				}
 			}
-			id := mustAccept(t, q, "new", "a@example.com")
+			id := mustAccept(t, q, "new")
 			if got, err := readBody(q, id); err != nil || got != "new" {
 				t.Errorf("%s: a new message is %q, %v", what, got, err)
 			}
-			if n := testutil.ToFloat64(o.Metrics.Quarantined); n != 0 {
-				t.Errorf("%s: the second start quarantined %v", what, n)
+			if n := q.Quarantined() - done.Quarantined; n != 0 {
+				t.Errorf("%s: the second start quarantined %d", what, n)
 			}
 			mustClose(t, q)
+			meddle(t, small(c), func(s store.Store, _ *store.Batch) { // what can be read can be merged
+				if err := s.Reclaim(store.Range{}); err != nil || s.Damaged() {
+					t.Errorf("%s: merging: %v", what, err)
+				}
+			})
 		}
 	}
 	if refused == 0 {
@@ -219,14 +219,14 @@ func TestRepairCrash(t *testing.T) {
 		c.Journaling = !strict
 		var cuts []*testmx.Disk
 		c.Watch(func(testmx.Op) { cuts = append(cuts, c.Cut(testmx.LeftNothing, nil), c.Cut(testmx.LeftAll, nil)) })
-		if _, err := Repair(options(c)); err != nil {
+		if _, err := Repair(dirOn(c), routeByDomain); err != nil {
 			t.Fatal(err)
 		}
 		c.Watch(nil)
 		for n, cut := range cuts {
 			what := fmt.Sprintf("cut %d, strict %v", n, strict)
-			q, err := Open(options(cut))
-			if errors.Is(err, ErrDamaged) {
+			q, err := openDir(dirOn(cut))
+			if errors.Is(err, queue.ErrDamaged) {
 				q = mustRepair(t, what, cut, manifest)
 			} else if err != nil {
 				t.Fatalf("%s: %v", what, err)
@@ -245,7 +245,7 @@ func TestRepairCrash(t *testing.T) {
 // back.
 func TestRepairFaults(t *testing.T) {
 	disk, want, _ := kept(t)
-	stray := "/q/body/z/" + strings.Repeat("z", idLen)
+	stray := "/q/body/z/" + strings.Repeat("z", store.IDLen)
 	disk.Mkdir(filepath.Dir(stray))
 	disk.SetBytes(stray, []byte("stray"))
 	manifest := ""
@@ -267,21 +267,21 @@ func TestRepairFaults(t *testing.T) {
 			}
 			return nil
 		})
-		_, err := Repair(options(c))
+		_, err := Repair(dirOn(c), routeByDomain)
 		more = at >= n
 		c.Fault(nil)
 		what := fmt.Sprintf("operation %d", n)
 		if err != nil {
 			failed++
-			done, err := Repair(options(c))
-			if err != nil && !errors.Is(err, ErrWhole) {
+			done, err := Repair(dirOn(c), routeByDomain)
+			if err != nil && !errors.Is(err, leveldb.ErrWhole) {
 				t.Fatalf("%s: the next repair: %v", what, err)
 			}
 			if err == nil && c.Bytes(filepath.Join(done.Aside, filepath.Base(manifest))) == nil {
 				t.Errorf("%s: the damaged store isn't in %q", what, done.Aside)
 			}
 		}
-		q := mustOpen(t, options(c))
+		q := mustOpen(t, dirOn(c))
 		if n := whole(t, what, q, want); n != len(want) {
 			t.Fatalf("%s: %d messages of %d, the repair said %v", what, n, len(want), err)
 		}
@@ -299,20 +299,11 @@ func TestRepairFaults(t *testing.T) {
 // repaired, and is put aside at the next start.
 func TestRepairDamagedRecord(t *testing.T) {
 	disk := newMemDisk()
-	q := mustOpen(t, options(disk))
-	mustAccept(t, q, "good", "a@example.com")
-	mustAccept(t, q, "bad", "a@example.com")
-	raw, err := q.store.get(seqKey(spaceRecord, 2))
-	if err != nil {
-		t.Fatal(err)
-	}
-	raw[len(raw)-1] ^= 1
-	b := new(leveldb.Batch)
-	b.Put(seqKey(spaceRecord, 2), raw)
-	if err := q.store.write(b); err != nil {
-		t.Fatal(err)
-	}
+	q := mustOpen(t, dirOn(disk))
+	mustAccept(t, q, "good")
+	mustAccept(t, q, "bad")
 	mustClose(t, q)
+	damageRecord(t, dirOn(disk), 2)
 	disk.SetBytes("/q/store/CURRENT", []byte("nonsense"))
 	q = mustRepair(t, "CURRENT", disk, "/q/store/CURRENT")
 	if n := len(walk(t, q)); n != 1 || q.Quarantined() != 1 {
@@ -321,61 +312,24 @@ func TestRepairDamagedRecord(t *testing.T) {
 	mustClose(t, q)
 }
 
-// TestEachKey: what fails for one key ends the reading of a table.
-func TestEachKey(t *testing.T) {
-	stor := storage.NewMemStorage()
-	w, err := stor.Create(storage.FileDesc{Type: storage.TypeTable, Num: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	tw := table.NewWriter(w, nil, nil, 0)
-	for _, k := range []string{"key 1...", "key 2...", "key 3..."} {
-		if err := tw.Append([]byte(k), nil); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := errors.Join(tw.Close(), w.Close()); err != nil {
-		t.Fatal(err)
-	}
-	r, err := stor.Open(storage.FileDesc{Type: storage.TypeTable, Num: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	size, err := r.Seek(0, io.SeekEnd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tr, err := table.NewReader(r, size, storage.FileDesc{}, nil, nil, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tr.Release()
-	full := errors.New("no space")
-	if good, bad, err := eachKey(tr, func(key, _ []byte) error {
-		if string(key) == "key 2..." {
-			return full
-		}
-		return nil
-	}); good != 2 || bad != 0 || err != full {
-		t.Errorf("%d read, %d bad, %v", good, bad, err)
-	}
-}
-
 // TestRepairNewer: a store of a newer version is left as it is, even if it is
 // damaged.
 func TestRepairNewer(t *testing.T) {
 	disk := newMemDisk()
-	q := mustOpen(t, options(disk))
-	mustAccept(t, q, "body", "a@example.com")
-	b := new(leveldb.Batch)
-	b.Put([]byte{spaceFormat}, binary.AppendUvarint(nil, formatVersion+1))
-	if err := q.store.write(b); err != nil {
-		t.Fatal(err)
-	}
+	q := mustOpen(t, dirOn(disk))
+	mustAccept(t, q, "body")
 	mustClose(t, q)
+	meddle(t, dirOn(disk), func(_ store.Store, b *store.Batch) {
+		b.Put([]byte{store.SpaceFormat}, store.FormatValue(store.FormatVersion+1))
+	})
+	for range 2 { // the first must let go of it
+		if _, err := OpenView(dirOn(disk), routeByDomain); !errors.Is(err, queue.ErrNewerVersion) {
+			t.Errorf("a view: %v", err)
+		}
+	}
 	disk.SetBytes("/q/store/CURRENT", []byte("nonsense"))
 	for range 2 {
-		if _, err := Repair(options(disk)); !errors.Is(err, ErrNewerVersion) {
+		if _, err := Repair(dirOn(disk), routeByDomain); !errors.Is(err, queue.ErrNewerVersion) {
 			t.Errorf("Repair: %v", err)
 		}
 		if got := string(disk.Bytes("/q/store/CURRENT")); got != "nonsense" {
@@ -384,88 +338,24 @@ func TestRepairNewer(t *testing.T) {
 	}
 }
 
-// fullStorage takes no table to the end.
-type fullStorage struct{ storage.Storage }
-
-func (s fullStorage) Create(fd storage.FileDesc) (storage.Writer, error) {
-	w, err := s.Storage.Create(fd)
-	return fullFile{w}, err
-}
-
-type fullFile struct{ storage.Writer }
-
-func (fullFile) Sync() error { return syscall.ENOSPC }
-
-// TestRewriteFails: a table that couldn't be written to its end takes no one's
-// place.
-func TestRewriteFails(t *testing.T) {
-	stor := storage.NewMemStorage()
-	fd := storage.FileDesc{Type: storage.TypeTable, Num: 1}
-	w, err := stor.Create(fd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tw := table.NewWriter(w, nil, nil, 0)
-	if err := errors.Join(tw.Append([]byte("key 1..."), nil), tw.Close(), w.Close()); err != nil {
-		t.Fatal(err)
-	}
-	var rerr error
-	if err := withTable(stor, fd, func(t *table.Reader) { rerr = rewrite(fullStorage{stor}, fd, t) }); err != nil {
-		t.Fatal(err)
-	}
-	tmp, err := stor.List(storage.TypeTemp)
-	if !errors.Is(rerr, syscall.ENOSPC) || err != nil || len(tmp) != 1 {
-		t.Errorf("%v; %v left, %v", rerr, tmp, err)
-	}
-}
-
-// TestOverlayRemoves: what a view's LevelDB has removed is gone for it.
-func TestOverlayRemoves(t *testing.T) {
-	base := storage.NewMemStorage()
-	fd := storage.FileDesc{Type: storage.TypeTable, Num: 1}
-	w, err := base.Create(fd)
-	if err == nil {
-		err = w.Close()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := newOverlay(base, nil)
-	if r, err := s.Open(fd); err != nil {
-		t.Error(err)
-	} else {
-		r.Close()
-	}
-	if err := s.Remove(fd); err != nil {
-		t.Error(err)
-	}
-	if _, err := s.Open(fd); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("a removed file: %v", err)
-	}
-	if r, err := base.Open(fd); err != nil {
-		t.Errorf("below: %v", err)
-	} else {
-		r.Close()
-	}
-}
-
 // TestRepairRefuses: what is whole, in use, newer or not there.
 func TestRepairRefuses(t *testing.T) {
-	o := options(newMemDisk())
-	if _, err := Repair(o); err == nil {
+	disk := newMemDisk()
+	dir := dirOn(disk)
+	if _, err := Repair(dir, routeByDomain); err == nil {
 		t.Error("nothing was repaired")
 	}
-	q := mustOpen(t, o)
-	mustAccept(t, q, "body", "a@example.com")
-	if _, err := Repair(o); !errors.Is(err, o.Disk.(*testmx.Disk).Locked) {
+	q := mustOpen(t, dir)
+	mustAccept(t, q, "body")
+	if _, err := Repair(dir, routeByDomain); !errors.Is(err, queue.ErrLocked) {
 		t.Errorf("in use: %v", err)
 	}
 	mustClose(t, q)
-	before := o.Disk.(*testmx.Disk).Files("/q")
-	if _, err := Repair(o); !errors.Is(err, ErrWhole) {
+	before := disk.Files("/q")
+	if _, err := Repair(dir, routeByDomain); !errors.Is(err, leveldb.ErrWhole) {
 		t.Errorf("whole: %v", err)
 	}
-	if after := o.Disk.(*testmx.Disk).Files("/q"); len(after) != len(before) {
+	if after := disk.Files("/q"); len(after) != len(before) {
 		t.Errorf("files %q became %q", before, after)
 	}
 }

@@ -1,4 +1,4 @@
-package queue
+package leveldb
 
 import (
 	"errors"
@@ -13,7 +13,7 @@ import (
 // rest, for leveldb.Recover: its own rebuilding orders keys without their
 // versions, and fails on a table that has a key twice, as all of ours have.
 // To be removed when TestRepairTables passes without.
-func (r *repair) salvage(stor storage.Storage) error {
+func (r *Rebuild) salvage(stor storage.Storage) error {
 	fds, err := stor.List(storage.TypeTable)
 	if err != nil {
 		return err
@@ -24,7 +24,7 @@ func (r *repair) salvage(stor storage.Storage) error {
 			return err
 		}
 		if bad > 0 {
-			r.done.add("%d parts of table %s can't be read", bad, fd)
+			r.note("%d parts of table %s can't be read", bad, fd)
 		}
 	}
 	return nil

@@ -1,4 +1,4 @@
-package queue
+package leveldb
 
 import (
 	"bytes"
@@ -15,22 +15,20 @@ import (
 	"github.com/syndtr/goleveldb/leveldb/storage"
 	"github.com/syndtr/goleveldb/leveldb/table"
 	"github.com/syndtr/goleveldb/leveldb/util"
+
+	"github.com/understudy-mx/understudy/queue/store"
 )
 
-// ErrDamaged means that the store can't be opened, or only with a part of what
-// is in it. Nothing was changed; Repair may help.
-var ErrDamaged = errors.New("queue store is damaged")
-
-// damaged makes what LevelDB calls corruption an ErrDamaged.
+// damaged makes what LevelDB calls corruption store.ErrDamaged.
 func damaged(err error) error {
 	var file *storage.ErrCorrupted
 	var data *lerrors.ErrCorrupted
-	if errors.Is(err, ErrDamaged) {
+	if err == nil || errors.Is(err, store.ErrDamaged) {
 		return err
 	}
 	// A record of the manifest that ends early is a plain EOF.
 	if errors.As(err, &file) || errors.As(err, &data) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return fmt.Errorf("%w: %w", ErrDamaged, err)
+		return fmt.Errorf("%w: %w", store.ErrDamaged, err)
 	}
 	return err
 }
@@ -53,7 +51,7 @@ func checkManifest(stor storage.Storage, o opt.Options) error {
 	}
 	whole, err := nothingMissing(db, stor)
 	if err = errors.Join(err, db.Close()); err == nil && !whole {
-		err = fmt.Errorf("%w: tables are missing in its list of them (MANIFEST)", ErrDamaged)
+		err = fmt.Errorf("%w: tables are missing in its list of them (MANIFEST)", store.ErrDamaged)
 	}
 	return err
 }
@@ -62,26 +60,26 @@ func checkManifest(stor storage.Storage, o opt.Options) error {
 // with all tables: none may know of a later batch, or of a message that has
 // left and is back. Numbers are never given twice.
 func nothingMissing(db *leveldb.DB, stor storage.Storage) (bool, error) {
-	b, err := db.Get([]byte{spaceTotals}, nil)
+	b, err := db.Get([]byte{store.SpaceTotals}, nil)
 	if err != nil {
 		return false, ignoreNotFound(err)
 	}
-	said, err := decodeTotals(b)
+	said, err := store.DecodeTotals(b)
 	if err != nil {
 		return false, nil
 	}
-	var found totals
-	it := db.NewIterator(from([]byte{spaceRecord}, nil), nil)
+	var found store.Totals
+	it := db.NewIterator(util.BytesPrefix([]byte{store.SpaceRecord}), nil)
 	defer it.Release()
 	for it.Next() {
-		r, err := decodeRecord(it.Value())
+		r, err := store.DecodeRecord(it.Value())
 		if err != nil {
-			found.messages++
+			found.Messages++
 			continue
 		}
-		found.add(r, 1)
+		found.Add(r, 1)
 	}
-	if found.messages != said.messages || found.held != said.held || found.deferred != said.deferred {
+	if found.Messages != said.Messages || found.Held != said.Held || found.Deferred != said.Deferred {
 		return false, it.Error()
 	}
 	fds, err := stor.List(storage.TypeTable)
@@ -105,15 +103,15 @@ func ignoreNotFound(err error) error {
 
 // tableIsOlder says that a table knows of nothing that the store doesn't. One
 // that can't be read was never finished, or is the business of whoever reads it.
-func tableIsOlder(db *leveldb.DB, said totals, stor storage.Storage, fd storage.FileDesc) (older bool, err error) {
+func tableIsOlder(db *leveldb.DB, said store.Totals, stor storage.Storage, fd storage.FileDesc) (older bool, err error) {
 	older = true
 	terr := withTable(stor, fd, func(t *table.Reader) {
 		first := func(space byte) []byte { return append([]byte{space}, bytes.Repeat([]byte{0xff}, 8)...) }
-		if key, value, ferr := t.Find(first(spaceTotals), false, nil); ferr == nil && len(key) == 9 && key[0] == spaceTotals {
-			is, derr := decodeTotals(value)
-			older = derr == nil && is.next <= said.next && is.alive <= said.alive
+		if key, value, ferr := t.Find(first(store.SpaceTotals), false, nil); ferr == nil && len(key) == 9 && key[0] == store.SpaceTotals {
+			is, derr := store.DecodeTotals(value)
+			older = derr == nil && is.Next <= said.Next && is.Alive <= said.Alive
 		}
-		it := t.NewIterator(&util.Range{Start: first(spaceRecord), Limit: first(spaceRecord + 1)}, nil)
+		it := t.NewIterator(&util.Range{Start: first(store.SpaceRecord), Limit: first(store.SpaceRecord + 1)}, nil)
 		defer it.Release()
 		for older && err == nil && it.Next() {
 			if key := it.Key(); isTombstone(key) {

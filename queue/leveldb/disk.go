@@ -1,4 +1,4 @@
-package queue
+package leveldb
 
 import (
 	"errors"
@@ -10,13 +10,15 @@ import (
 
 	"github.com/syndtr/goleveldb/leveldb/storage"
 	"golang.org/x/sys/unix"
+
+	"github.com/understudy-mx/understudy/queue/store"
 )
 
 // Disk is everything that the queue asks of a file system. It is one
 // interface, and larger than most here, so that a test can stand in for the
-// whole disk: fail any operation, or cut the power behind it.
+// whole disk: fail any operation, or cut the power after it.
 type Disk interface {
-	// Lock takes the directory for this process, or fails with ErrLocked.
+	// Lock takes the directory for this process, or fails with store.ErrLocked.
 	Lock(dir string) (io.Closer, error)
 	// Store is LevelDB's directory. readOnly changes nothing in it.
 	Store(dir string, readOnly bool) (storage.Storage, error)
@@ -55,7 +57,7 @@ func (osDisk) Lock(dir string) (io.Closer, error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			err = ErrLocked
+			err = store.ErrLocked
 		}
 		return nil, err
 	}

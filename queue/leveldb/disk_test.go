@@ -1,4 +1,4 @@
-package queue
+package leveldb
 
 import (
 	"errors"
@@ -9,13 +9,14 @@ import (
 	"github.com/syndtr/goleveldb/leveldb/storage"
 
 	"github.com/understudy-mx/understudy/internal/testmx"
+	"github.com/understudy-mx/understudy/queue/store"
 )
 
 var errDisk = errors.New("input/output error")
 
 func newMemDisk() *testmx.Disk {
 	d := testmx.NewDisk()
-	d.Locked = ErrLocked
+	d.Locked = store.ErrLocked
 	return d
 }
 

@@ -1,4 +1,4 @@
-package queue
+package offline
 
 import (
 	"errors"
@@ -8,16 +8,15 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
-
-	"github.com/syndtr/goleveldb/leveldb"
 
 	"github.com/understudy-mx/understudy/internal/testmx"
+	"github.com/understudy-mx/understudy/queue"
+	"github.com/understudy-mx/understudy/queue/leveldb"
 )
 
-func mustView(t *testing.T, o Options) *View {
+func mustView(t *testing.T, dir leveldb.Dir) *View {
 	t.Helper()
-	v, err := OpenView(o)
+	v, err := OpenView(dir, routeByDomain)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,25 +35,24 @@ func verify(t *testing.T, v *View) Report {
 
 // TestVerifyChangesNothing reads a queue that a crash left, on a real disk.
 func TestVerifyChangesNothing(t *testing.T) {
-	o := options(nil)
-	o.Dir = filepath.Join(t.TempDir(), "q")
-	if _, err := OpenView(o); !errors.Is(err, fs.ErrNotExist) {
+	dir := leveldb.Dir{Path: filepath.Join(t.TempDir(), "q")}
+	if _, err := OpenView(dir, routeByDomain); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no queue: %v", err)
 	}
-	q := mustOpen(t, o)
-	small := mustAccept(t, q, "small", "a@example.com")
-	mustAccept(t, q, bodyOf(200_000, 1), "a@example.com")
-	if _, err := OpenView(o); !errors.Is(err, ErrLocked) {
+	q := mustOpen(t, dir)
+	small := mustAccept(t, q, "small")
+	mustAccept(t, q, bodyOf(200_000, 1))
+	if _, err := OpenView(dir, routeByDomain); !errors.Is(err, queue.ErrLocked) {
 		t.Errorf("while it runs: %v", err)
 	}
 	copied := filepath.Join(t.TempDir(), "copy") // as a crash leaves it
-	if err := os.CopyFS(copied, os.DirFS(o.Dir)); err != nil {
+	if err := os.CopyFS(copied, os.DirFS(dir.Path)); err != nil {
 		t.Fatal(err)
 	}
 	mustClose(t, q)
-	o.Dir = copied
+	dir.Path = copied
 	before := contents(t, copied)
-	v := mustView(t, o)
+	v := mustView(t, dir)
 	if r := verify(t, v); r.Messages != 2 || r.Bytes != 200_005 || len(r.Problems) != 0 {
 		t.Errorf("%+v", r)
 	}
@@ -89,32 +87,23 @@ func contents(t *testing.T, dir string) string {
 // TestQuarantineExport puts three messages aside and gets what is left of each.
 func TestQuarantineExport(t *testing.T) {
 	disk := newMemDisk()
-	q := mustOpen(t, options(disk))
-	mustAccept(t, q, "inline", "a@example.com")
-	mustAccept(t, q, bodyOf(100_000, 1), "a@example.com")
-	gone := mustAccept(t, q, bodyOf(100_000, 2), "a@example.com")
-	for _, seq := range []uint64{1, 2} { // records that can't be read
-		raw, err := q.store.get(seqKey(spaceRecord, seq))
-		if err != nil {
-			t.Fatal(err)
-		}
-		raw[len(raw)-1] ^= 1
-		b := new(leveldb.Batch)
-		b.Put(seqKey(spaceRecord, seq), raw)
-		if err := q.store.write(b); err != nil {
-			t.Fatal(err)
-		}
-	}
-	disk.Remove(q.bodyFile(gone))
+	q := mustOpen(t, dirOn(disk))
+	mustAccept(t, q, "inline")
+	mustAccept(t, q, bodyOf(100_000, 1))
+	gone := mustAccept(t, q, bodyOf(100_000, 2))
 	mustClose(t, q)
-	v := mustView(t, options(disk))
+	for _, seq := range []uint64{1, 2} { // records that can't be read
+		damageRecord(t, dirOn(disk), seq)
+	}
+	disk.Remove(bodyFile(gone))
+	v := mustView(t, dirOn(disk))
 	if r := verify(t, v); len(r.Problems) < 3 {
 		t.Errorf("%+v", r)
 	}
 	v.Close()
-	q = mustOpen(t, options(disk))
-	var all []Quarantine
-	q.WalkQuarantine(t.Context(), func(i Quarantine) error { all = append(all, i); return nil })
+	q = mustOpen(t, dirOn(disk))
+	var all []queue.Quarantine
+	q.WalkQuarantine(t.Context(), func(i queue.Quarantine) error { all = append(all, i); return nil })
 	if len(all) != 3 || all[2].ID != gone || all[2].Message == nil || all[0].Cause == "" {
 		t.Fatalf("%+v", all)
 	}
@@ -129,19 +118,19 @@ func TestQuarantineExport(t *testing.T) {
 		}
 		f.Close()
 	}
-	if _, err := q.QuarantineBody(3); !errors.Is(err, ErrNotFound) {
+	if _, err := q.QuarantineBody(3); !errors.Is(err, queue.ErrNotFound) {
 		t.Errorf("body of 3: %v", err)
 	}
 	if raw, err := q.QuarantineRecord(3); err != nil || len(raw) == 0 {
 		t.Errorf("record: %v", err)
 	}
 	mustClose(t, q)
-	v = mustView(t, options(disk))
+	v = mustView(t, dirOn(disk))
 	if raw, err := v.QuarantineRecord(3); err != nil || len(raw) == 0 {
 		t.Errorf("record, without a daemon: %v", err)
 	}
 	v.Close()
-	if r := verify(t, mustView(t, options(disk))); r.Quarantined != 3 || len(r.Problems) != 0 {
+	if r := verify(t, mustView(t, dirOn(disk))); r.Quarantined != 3 || len(r.Problems) != 0 {
 		t.Errorf("after they were put aside: %+v", r)
 	}
 }
@@ -150,10 +139,10 @@ func TestQuarantineExport(t *testing.T) {
 // that costs a message.
 func TestVerifyNoticesBitFlips(t *testing.T) {
 	disk := newMemDisk()
-	q := mustOpen(t, options(disk))
+	q := mustOpen(t, dirOn(disk))
 	n := 30
 	for i := range n {
-		mustAccept(t, q, bodyOf(500+i%10*8000, i), "a@example.com")
+		mustAccept(t, q, bodyOf(500+i%10*8000, i))
 	}
 	mustClose(t, q)
 	for _, name := range disk.Files("/q") {
@@ -170,15 +159,15 @@ func TestVerifyNoticesBitFlips(t *testing.T) {
 
 func noticesFlip(t *testing.T, c *testmx.Disk, name string, bit, n int) {
 	t.Helper()
-	v, err := OpenView(options(c))
+	v, err := OpenView(dirOn(c), routeByDomain)
 	if err != nil {
 		return // noticed
 	}
 	defer v.Close()
 	r := verify(t, v)
 	whole := 0
-	v.Walk(t.Context(), func(i Info) error {
-		if _, err := readBody(v.q, i.ID); err == nil {
+	v.Walk(t.Context(), func(i queue.Info) error {
+		if _, err := readBody(v, i.ID); err == nil {
 			whole++
 		}
 		return nil
@@ -192,8 +181,6 @@ func noticesFlip(t *testing.T, c *testmx.Disk, name string, bit, n int) {
 // full journal whose table is not written yet, and the next one.
 func TestViewOfTwoJournals(t *testing.T) {
 	disk := newMemDisk()
-	o := options(disk)
-	o.writeBuffer = 8 << 10
 	var images []*testmx.Disk
 	disk.Watch(func(testmx.Op) {
 		image := disk.Cut(testmx.LeftAll, nil)
@@ -207,9 +194,9 @@ func TestViewOfTwoJournals(t *testing.T) {
 			images = append(images, image)
 		}
 	})
-	q := mustOpen(t, o)
+	q := mustOpen(t, small(disk))
 	for i := range 60 {
-		mustAccept(t, q, bodyOf(1000, i), "a@example.com")
+		mustAccept(t, q, bodyOf(1000, i))
 	}
 	disk.Watch(nil)
 	mustClose(t, q)
@@ -217,60 +204,12 @@ func TestViewOfTwoJournals(t *testing.T) {
 		t.Fatal("there never were two journals")
 	}
 	for _, image := range images {
-		v := mustView(t, options(image))
+		v := mustView(t, dirOn(image))
 		if r := verify(t, v); len(r.Problems) > 0 {
 			t.Fatalf("%q", r.Problems)
 		}
 		if err := v.Close(); err != nil {
 			t.Fatal(err)
 		}
-	}
-}
-
-// TestListingHoldsUpNobody has an operator stop reading in the middle of a list.
-// The store is reopened meanwhile, which closes it first.
-func TestListingHoldsUpNobody(t *testing.T) {
-	for name, list := range map[string]func(*Queue, func() error) error{
-		"messages": func(q *Queue, stalled func() error) error {
-			return q.Walk(t.Context(), func(Info) error { return stalled() })
-		},
-		"quarantine": func(q *Queue, stalled func() error) error {
-			return q.WalkQuarantine(t.Context(), func(Quarantine) error { return stalled() })
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			disk := newMemDisk()
-			q := mustOpen(t, options(disk))
-			gone := mustAccept(t, q, bodyOf(100_000, 1), "a@example.com")
-			mustAccept(t, q, "whole", "a@example.com")
-			disk.Remove(q.bodyFile(gone))
-			mustClose(t, q)
-			q = mustOpen(t, options(disk))
-			listed := 0
-			err := list(q, func() error {
-				listed++
-				disk.Fault(func(op testmx.Op) error {
-					if op.Kind == testmx.OpSync {
-						return errDisk
-					}
-					return nil
-				})
-				_, err := accept(q, "while the disk fails", "a@example.com")
-				wantReply(t, err, 451, "4.3.0")
-				disk.Fault(nil)
-				reopened := make(chan error, 1)
-				go func() { reopened <- q.do(&op{keep: true, fill: func(*tx) error { return nil }}) }()
-				select {
-				case err := <-reopened:
-					return err
-				case <-time.After(10 * time.Second):
-					return errors.New("the store is not reopened while somebody lists")
-				}
-			})
-			if err != nil || listed != 1 {
-				t.Fatalf("%d listed, %v", listed, err)
-			}
-			mustClose(t, q)
-		})
 	}
 }

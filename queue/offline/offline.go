@@ -1,0 +1,57 @@
+// Package offline is for a queue whose daemon is stopped: it looks at it without
+// changing anything (View), reads all of it and compares (Verify), and makes a
+// damaged one usable again (Repair).
+//
+// A damaged LevelDB table, for instance, shows at a start as
+//
+//	queue store is damaged: … block checksum mismatch
+//
+// and the daemon refuses to run. Verify says what else is the matter, Repair
+// makes a new store of what can be read and keeps the damaged one; mail that had
+// left may be back after that and be relayed once more, so no start does it by
+// itself. None of the three runs while a daemon has the queue: ErrLocked.
+package offline
+
+import (
+	"fmt"
+
+	"github.com/understudy-mx/understudy/queue"
+	"github.com/understudy-mx/understudy/queue/leveldb"
+	"github.com/understudy-mx/understudy/queue/store"
+)
+
+// View is a queue opened for reading alone: nothing in the directory changes but
+// LOCK.
+type View struct {
+	queue.Reader
+	store  store.Store
+	route  func(string) string
+	alarms []string // what the store complained about
+}
+
+// OpenView opens a queue that is there, under today's routes (see queue.Options).
+// ErrLocked, ErrNewerVersion, fs.ErrNotExist.
+func OpenView(dir leveldb.Dir, route func(domain string) (dest string)) (*View, error) {
+	v := &View{route: route}
+	s, err := dir.OpenReadOnly(func(_, line string) { v.alarms = append(v.alarms, store.Cut(line)) })
+	if err != nil {
+		return nil, fmt.Errorf("queue %s: %w", dir, err)
+	}
+	v.Reader, v.store = queue.NewReader(s, route), s
+	return v, nil
+}
+
+// Close lets go of the queue.
+func (v *View) Close() error { return v.store.Close() }
+
+// maxProblems bounds what is listed.
+const maxProblems = 1000
+
+// add lists a problem, or counts it where there are too many.
+func add(list *[]string, more *int, format string, args ...any) {
+	if len(*list) >= maxProblems {
+		*more++
+		return
+	}
+	*list = append(*list, store.Cut(fmt.Sprintf(format, args...)))
+}
