@@ -1,0 +1,62 @@
+package queue
+
+import (
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/understudy-mx/understudy/queue/store"
+	"github.com/understudy-mx/understudy/queue/store/storetest"
+)
+
+// TestUnknownResult has one batch after another fail, as a connection does that
+// is cut at COMMIT: it was applied, or it wasn't. What was refused is nowhere,
+// what was settled is gone, what is counted is there.
+func TestUnknownResult(t *testing.T) {
+	for name, applied := range map[string]bool{"applied": true, "not applied": false} {
+		bubble(t, name, func(t *testing.T) {
+			m, h := storetest.New(), newFakeHop()
+			failNext := func() {
+				m.Fault = func(store.Batch) (bool, error) {
+					m.Fault = nil
+					return applied, errors.New("connection lost")
+				}
+			}
+			o := options(nil)
+			o.Store, o.Relayer = m, h
+			q := mustOpen(t, o)
+			for _, size := range []int{100, 2 * maxInline} {
+				failNext()
+				id, err := accept(q, bodyOf(size, 1), "a@example.com")
+				wantReply(t, err, 451, "4.3.0")
+				time.Sleep(time.Second)
+				if _, err := q.Get(id); !errors.Is(err, ErrNotFound) {
+					t.Errorf("%d octets: refused, and then: %v", size, err)
+				}
+				if err := q.store.Bodies(func(id string) error { return errors.New(id) }); err != nil {
+					t.Errorf("%d octets: a body is left: %v", size, err)
+				}
+			}
+			kept := mustAccept(t, q, bodyOf(2*maxInline, 2), "a@example.com")
+			failNext()
+			if err := q.Hold(kept); err == nil {
+				t.Error("held, who knows?")
+			}
+			time.Sleep(time.Second)
+			if i, err := q.Get(kept); err != nil || (i.Recipients[0].State == "held") != applied || q.Stats().Held != map[bool]int{true: 1}[applied] {
+				t.Errorf("%+v, %v, %+v", i, err, q.Stats())
+			}
+			if err := q.Release(kept); err != nil {
+				t.Error(err)
+			}
+			failNext()
+			stop := run(t, q)
+			time.Sleep(time.Minute)
+			if s := q.Stats(); s.Messages != 0 || s.Bytes != 0 || !slices.Equal(h.taken(), []string{kept + " a@example.com 250"}) {
+				t.Errorf("relayed %v, left %+v", h.taken(), s)
+			}
+			stop()
+		})
+	}
+}
