@@ -153,7 +153,7 @@ func (s *syncedStorage) Create(fd storage.FileDesc) (storage.Writer, error) {
 	case storage.TypeJournal:
 		return syncedJournal{w, s.stride}, nil
 	case storage.TypeTable:
-		return openTable{newStridingTable(w, s.stride)}, nil
+		return newStridingTable(w, s.stride), nil
 	}
 	return w, nil
 }
@@ -169,15 +169,6 @@ func (s *syncedStorage) Remove(fd storage.FileDesc) error {
 		return nil
 	}
 	return err
-}
-
-// openTable is a table being written. Its Close doesn't fail, for the same reason: one
-// that counts was synced before.
-type openTable struct{ storage.Writer }
-
-func (t openTable) Close() error {
-	_ = t.Writer.Close()
-	return nil
 }
 
 // alarms are what goleveldb's log says when it gives up data.

@@ -2,17 +2,10 @@ package store
 
 import (
 	"encoding/binary"
-	"errors"
-	"fmt"
 	"hash/crc32"
-	"net/netip"
-	"time"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
 )
-
-// recordVersion is the first byte of a record and of the totals.
-const recordVersion = 1
 
 // maxText bounds a peer's text that a record keeps, in octets.
 const maxText = 512
@@ -50,7 +43,7 @@ type Recipient struct {
 	Reason   Reason
 	Attempts int
 	Since    int64 // Unix ns: put in line, by acceptance or release
-	Alive    int64 // the queue's own age at that time, ns; see totals.alive
+	Alive    int64 // the queue's own age at that time, ns; see Totals.Alive
 	Last     int64 // Unix ns of the last attempt that was answered, 0 without one
 	Next     int64 // Unix ns of the next attempt when deferred
 	// reply is the next hop's last one. Without one it is zero, but that the Text
@@ -61,229 +54,11 @@ type Recipient struct {
 // Record is all that is known of a message but its content.
 type Record struct {
 	Seq        uint64
-	Env        envelope.Envelope // To is empty, see rcpts
+	Env        envelope.Envelope // To is empty, see Recipients
 	Size       int64
 	Sum        [32]byte // SHA-256 of the content
 	Inline     bool     // the body is in the store, not in a file
 	Recipients []Recipient
-}
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-// ErrRecord says that a record's octets are not what was written.
-var ErrRecord = errors.New("damaged record")
-
-// seal puts version and checksum before a payload.
-func seal(payload []byte) []byte {
-	b := make([]byte, 0, 5+len(payload))
-	b = append(b, recordVersion)
-	b = binary.BigEndian.AppendUint32(b, crc32.Checksum(payload, castagnoli))
-	return append(b, payload...)
-}
-
-func unseal(b []byte) ([]byte, error) {
-	switch {
-	case len(b) < 5:
-		return nil, fmt.Errorf("%w: %d octets", ErrRecord, len(b))
-	case b[0] != recordVersion:
-		return nil, fmt.Errorf("%w: version %d", ErrRecord, b[0])
-	case binary.BigEndian.Uint32(b[1:]) != crc32.Checksum(b[5:], castagnoli):
-		return nil, fmt.Errorf("%w: checksum", ErrRecord)
-	}
-	return b[5:], nil
-}
-
-// Encode is the value under which the record is stored.
-func (r *Record) Encode() []byte {
-	e := &encoder{b: make([]byte, 0, 256+128*len(r.Recipients))}
-	e.uint(r.Seq)
-	e.str(r.Env.ID)
-	e.int(r.Env.Received.UnixNano())
-	e.int(r.Size)
-	e.b = append(e.b, r.Sum[:]...)
-	e.bool(r.Inline)
-	e.bool(r.Env.EightBit)
-	e.bool(r.Env.UTF8)
-	e.str(r.Env.Ret)
-	e.str(r.Env.EnvID)
-	e.str(r.Env.From.Local)
-	e.str(r.Env.From.Domain)
-	e.client(&r.Env.Client)
-	e.uint(uint64(len(r.Recipients)))
-	for i := range r.Recipients {
-		e.recipient(&r.Recipients[i])
-	}
-	return seal(e.b)
-}
-
-// DecodeRecord reads what Encode wrote. It trusts nothing: any octets give a
-// record or an error that is ErrRecord.
-func DecodeRecord(b []byte) (*Record, error) {
-	payload, err := unseal(b)
-	if err != nil {
-		return nil, err
-	}
-	d := &decoder{b: payload}
-	r := &Record{Seq: d.uint()}
-	r.Env.ID = d.str()
-	r.Env.Received = time.Unix(0, d.int())
-	r.Size = d.int()
-	copy(r.Sum[:], d.take(len(r.Sum)))
-	r.Inline = d.bool()
-	r.Env.EightBit = d.bool()
-	r.Env.UTF8 = d.bool()
-	r.Env.Ret = d.str()
-	r.Env.EnvID = d.str()
-	r.Env.From.Local = d.str()
-	r.Env.From.Domain = d.str()
-	d.client(&r.Env.Client)
-	n := d.uint()
-	if n > uint64(len(d.b)) {
-		d.bad = true // each takes more than one octet
-		n = 0
-	}
-	r.Recipients = make([]Recipient, n)
-	for i := range r.Recipients {
-		d.recipient(&r.Recipients[i])
-	}
-	if d.bad || len(d.b) != 0 || r.Size < 0 || !ValidID(r.Env.ID) {
-		return nil, fmt.Errorf("%w: content", ErrRecord)
-	}
-	return r, nil
-}
-
-// encoder appends values; strings go with their length.
-type encoder struct{ b []byte }
-
-func (e *encoder) uint(v uint64) { e.b = binary.AppendUvarint(e.b, v) }
-func (e *encoder) int(v int64)   { e.b = binary.AppendVarint(e.b, v) }
-func (e *encoder) str(s string)  { e.uint(uint64(len(s))); e.b = append(e.b, s...) }
-func (e *encoder) bool(v bool) {
-	if v {
-		e.b = append(e.b, 1)
-	} else {
-		e.b = append(e.b, 0)
-	}
-}
-
-func (e *encoder) client(c *envelope.Client) {
-	addr, _ := c.Addr.MarshalBinary() // never fails
-	e.str(string(addr))
-	e.uint(uint64(c.Port))
-	e.str(c.Name)
-	e.str(c.ReverseName)
-	e.uint(uint64(c.NameStatus))
-	e.uint(uint64(c.ReverseStatus))
-	e.str(c.Helo)
-	e.str(c.Protocol)
-	e.str(c.TLS)
-}
-
-func (e *encoder) recipient(r *Recipient) {
-	e.str(r.Path.Local)
-	e.str(r.Path.Domain)
-	e.str(r.Notify)
-	e.str(r.ORcpt)
-	e.str(r.Rule)
-	e.uint(uint64(r.State))
-	e.uint(uint64(r.Reason))
-	e.uint(uint64(r.Attempts))
-	e.int(r.Since)
-	e.int(r.Alive)
-	e.int(r.Last)
-	e.int(r.Next)
-	e.uint(uint64(r.Reply.Code))
-	e.str(r.Reply.Enhanced)
-	e.str(r.Reply.Text)
-}
-
-// decoder reads what encoder wrote; bad says that it could not.
-type decoder struct {
-	b   []byte
-	bad bool
-}
-
-func (d *decoder) uint() uint64 {
-	v, n := binary.Uvarint(d.b)
-	if n <= 0 {
-		d.bad, d.b = true, nil
-		return 0
-	}
-	d.b = d.b[n:]
-	return v
-}
-
-func (d *decoder) int() int64 {
-	v, n := binary.Varint(d.b)
-	if n <= 0 {
-		d.bad, d.b = true, nil
-		return 0
-	}
-	d.b = d.b[n:]
-	return v
-}
-
-func (d *decoder) take(n int) []byte {
-	if n > len(d.b) {
-		d.bad, d.b = true, nil
-		return nil
-	}
-	b := d.b[:n]
-	d.b = d.b[n:]
-	return b
-}
-
-func (d *decoder) str() string {
-	n := d.uint()
-	if n > uint64(len(d.b)) {
-		d.bad, d.b = true, nil
-		return ""
-	}
-	return string(d.take(int(n)))
-}
-
-func (d *decoder) bool() bool { return d.small(1) == 1 }
-
-// small reads a number that is at most limit.
-func (d *decoder) small(limit uint64) uint64 {
-	v := d.uint()
-	if v > limit {
-		d.bad = true
-		return 0
-	}
-	return v
-}
-
-func (d *decoder) client(c *envelope.Client) {
-	if c.Addr.UnmarshalBinary([]byte(d.str())) != nil {
-		c.Addr, d.bad = netip.Addr{}, true
-	}
-	c.Port = uint16(d.small(1<<16 - 1))
-	c.Name = d.str()
-	c.ReverseName = d.str()
-	c.NameStatus = envelope.NameStatus(d.small(255))
-	c.ReverseStatus = envelope.NameStatus(d.small(255))
-	c.Helo = d.str()
-	c.Protocol = d.str()
-	c.TLS = d.str()
-}
-
-func (d *decoder) recipient(r *Recipient) {
-	r.Path.Local = d.str()
-	r.Path.Domain = d.str()
-	r.Notify = d.str()
-	r.ORcpt = d.str()
-	r.Rule = d.str()
-	r.State = State(d.small(uint64(Held)))
-	r.Reason = Reason(d.small(uint64(ByPolicy)))
-	r.Attempts = int(d.small(1 << 31))
-	r.Since = d.int()
-	r.Alive = d.int()
-	r.Last = d.int()
-	r.Next = d.int()
-	r.Reply.Code = int(d.small(999))
-	r.Reply.Enhanced = d.str()
-	r.Reply.Text = d.str()
 }
 
 // Clone is a copy whose recipients may be changed.
@@ -364,37 +139,10 @@ type Totals struct {
 	Messages, Held, Deferred int64
 	Bytes                    int64
 	Quarantined              int64
-	// alive is how long this queue has been open in all its runs, ns. Mail
+	// Alive is how long this queue has been open in all its runs, ns. Mail
 	// expires only when it is old by this clock too: a wall clock that jumps
 	// ahead expires nothing.
 	Alive int64
-}
-
-// Encode is their value in the store.
-func (t *Totals) Encode() []byte {
-	e := &encoder{}
-	e.uint(t.Next)
-	for _, v := range []int64{t.Messages, t.Held, t.Deferred, t.Bytes, t.Quarantined, t.Alive} {
-		e.int(v)
-	}
-	return seal(e.b)
-}
-
-// DecodeTotals reads what Encode wrote, or fails with ErrRecord.
-func DecodeTotals(b []byte) (t Totals, err error) {
-	payload, err := unseal(b)
-	if err != nil {
-		return t, err
-	}
-	d := &decoder{b: payload}
-	t.Next = d.uint()
-	for _, v := range []*int64{&t.Messages, &t.Held, &t.Deferred, &t.Bytes, &t.Quarantined, &t.Alive} {
-		*v = d.int()
-	}
-	if d.bad || len(d.b) != 0 {
-		return Totals{}, fmt.Errorf("%w: totals", ErrRecord)
-	}
-	return t, nil
 }
 
 // Add counts r in (sign 1) or out (sign -1).
