@@ -19,6 +19,7 @@ import (
 	"github.com/understudy-mx/understudy/internal/control"
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/internal/inforce"
+	"github.com/understudy-mx/understudy/internal/operator"
 	"github.com/understudy-mx/understudy/internal/resolver"
 	"github.com/understudy-mx/understudy/internal/service"
 	"github.com/understudy-mx/understudy/metrics"
@@ -320,7 +321,9 @@ func (d *daemon) run(ctx context.Context) error {
 	if d.primary != nil {
 		f.Back("policy sync", d.primary.Run)
 	}
-	f.Back("control socket", func(ctx context.Context) error { return control.Serve(ctx, d.control, d.pages()) })
+	f.Back("control socket", func(ctx context.Context) error {
+		return control.Serve(ctx, d.control, operator.ServeDaemon(d.queue, d.relay, d.primary))
+	})
 	f.Web(d.web, metrics.Handler(d.registry, d.ready))
 	for _, l := range d.doors {
 		f.Listening("smtp", l)

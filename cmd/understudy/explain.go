@@ -10,7 +10,9 @@ import (
 	"text/tabwriter"
 
 	"github.com/understudy-mx/understudy/internal/config"
+	"github.com/understudy-mx/understudy/internal/control"
 	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/internal/operator"
 	"github.com/understudy-mx/understudy/internal/resolver"
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/handwritten"
@@ -91,7 +93,9 @@ func (c *policyExplainCmd) Run(ctx context.Context, out io.Writer) error {
 func (c *policyExplainCmd) snapshot(ctx context.Context, cfg *config.Config) (*policy.Snapshot, error) {
 	file := cmp.Or(c.File, cfg.Policy.File)
 	if file == "" {
-		return fetchPolicy(ctx, cfg)
+		client := control.Dial(control.SocketPath(cfg.StateDir))
+		defer client.Close()
+		return operator.Daemon{Client: client}.Snapshot(ctx)
 	}
 	snap, _, err := handwritten.Load(file, nil)
 	if err != nil {

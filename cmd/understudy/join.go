@@ -7,13 +7,13 @@ import (
 	"io"
 	"io/fs"
 	"net"
-	"net/url"
 	"os"
 	"path/filepath"
 	"syscall"
 
 	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/control"
+	"github.com/understudy-mx/understudy/internal/operator"
 	policysync "github.com/understudy-mx/understudy/sync"
 )
 
@@ -52,8 +52,7 @@ func (c *joinCmd) join(ctx context.Context, cfg *config.Config) (*policysync.Joi
 	if path := control.SocketPath(cfg.StateDir); len(cfg.Sync.Domains) > 0 && answered(ctx, path) {
 		client := control.Dial(path)
 		defer client.Close()
-		joined := new(policysync.Joined)
-		return joined, client.Call(ctx, "POST", "/v1/sync/join?token="+url.QueryEscape(c.Token), joined)
+		return operator.Daemon{Client: client}.Join(ctx, c.Token)
 	}
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return nil, stateError(cfg.StateDir, err)

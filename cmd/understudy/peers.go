@@ -4,11 +4,11 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net/url"
 	"text/tabwriter"
 	"time"
 
 	"github.com/understudy-mx/understudy/internal/config"
+	"github.com/understudy-mx/understudy/internal/operator"
 	policysync "github.com/understudy-mx/understudy/sync"
 )
 
@@ -22,19 +22,10 @@ func (peersCmd) Help() string {
 }
 
 func (c *peersCmd) Run(ctx context.Context, out io.Writer) error {
-	client, err := c.dial()
-	if err != nil {
-		return err
-	}
-	defer client.Close()
-	peers := []policysync.Peer{}
-	if err := client.Call(ctx, "GET", "/v1/peers", &peers); err != nil {
-		return err
-	}
-	if c.JSON {
-		return printJSON(out, peers)
-	}
-	return printPeers(out, peers)
+	return c.ask(func(p operator.Publisher) error {
+		peers, err := p.Peers(ctx)
+		return render(out, c.JSON, peers, err, printPeers)
+	})
 }
 
 func printPeers(out io.Writer, peers []policysync.Peer) error {
@@ -83,16 +74,13 @@ func (revokeCmd) Help() string {
 }
 
 func (c *revokeCmd) Run(ctx context.Context, out io.Writer) error {
-	client, err := c.dial()
-	if err != nil {
+	return c.ask(func(p operator.Publisher) error {
+		if err := p.Revoke(ctx, c.Name); err != nil {
+			return err
+		}
+		_, err := fmt.Fprintf(out, "%s is revoked.\n", c.Name)
 		return err
-	}
-	defer client.Close()
-	if err := client.Call(ctx, "DELETE", "/v1/peers/"+url.PathEscape(c.Name), nil); err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(out, "%s is revoked.\n", c.Name)
-	return err
+	})
 }
 
 type rotateCmd struct {
@@ -113,28 +101,20 @@ Examples:
 }
 
 func (c *rotateCmd) Run(ctx context.Context, out io.Writer) error {
-	if cfg, err := config.Load(c.Conf); err == nil && !cfg.IsPublisher && !c.Finish {
-		if err := (daemonFlag{c.Conf}).ask(ctx, "POST", "/v1/sync/rotate"); err != nil {
-			return err
-		}
-		_, err = fmt.Fprintln(out, "The secondary has a new key.")
-		return err
+	cfg, err := config.Load(c.Conf)
+	done := "New keys are announced. `understudy rotate --finish` takes them into use when every secondary has them."
+	switch {
+	case err == nil && !cfg.IsPublisher && !c.Finish:
+		done = "The secondary has a new key."
+		err = daemonFlag{c.Conf}.ask(func(d operator.Daemon) error { return d.RotateKey(ctx) })
+	case c.Finish:
+		done = "The new keys are in use."
+		err = c.ask(func(p operator.Publisher) error { return p.FinishRotation(ctx, c.Force) })
+	default:
+		err = c.ask(func(p operator.Publisher) error { return p.Rotate(ctx) })
 	}
-	client, err := c.dial()
-	if err != nil {
-		return err
+	if err == nil {
+		_, err = fmt.Fprintln(out, done)
 	}
-	defer client.Close()
-	target, done := "/v1/rotate", "New keys are announced. `understudy rotate --finish` takes them into use when every secondary has them."
-	if c.Finish {
-		target, done = "/v1/rotate/finish", "The new keys are in use."
-		if c.Force {
-			target += "?force=1"
-		}
-	}
-	if err := client.Call(ctx, "POST", target, nil); err != nil {
-		return err
-	}
-	_, err = fmt.Fprintln(out, done)
 	return err
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/control"
+	"github.com/understudy-mx/understudy/internal/operator"
 	"github.com/understudy-mx/understudy/internal/publisher"
 	"github.com/understudy-mx/understudy/internal/service"
 	"github.com/understudy-mx/understudy/metrics"
@@ -114,7 +115,9 @@ func (p *publication) run(ctx context.Context) error {
 	f.Listening("publish", p.door)
 	f.Front("publish", func(ctx context.Context) error { return p.offer.Serve(ctx, p.door) })
 	f.Front("sources", p.publisher.Run)
-	f.Front("control socket", func(ctx context.Context) error { return control.Serve(ctx, p.control, publishPages(p.offer)) })
+	f.Front("control socket", func(ctx context.Context) error {
+		return control.Serve(ctx, p.control, operator.ServePublisher(p.offer))
+	})
 	f.Web(p.web, metrics.Handler(p.registry, p.publisher.Ready))
 	return f.Run(ctx, "version", versionLine(), "address", p.cfg.Publish.Address, "state_dir", p.cfg.StateDir)
 }

@@ -12,7 +12,9 @@ import (
 	"strings"
 
 	"github.com/understudy-mx/understudy/internal/config"
+	"github.com/understudy-mx/understudy/internal/control"
 	"github.com/understudy-mx/understudy/internal/inforce"
+	"github.com/understudy-mx/understudy/internal/operator"
 	"github.com/understudy-mx/understudy/internal/publisher"
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/fidelity"
@@ -33,6 +35,18 @@ func (f publishFlag) load() (*config.Config, error) {
 		return nil, mistakes{fmt.Errorf("%s: has no section [publish], so it is a secondary's; the primary's publisher needs a file of its own, see understudy.conf(5)", f.Conf)}
 	}
 	return cfg, nil
+}
+
+// ask asks the running publisher.
+func (f publishFlag) ask(do func(operator.Publisher) error) error {
+	cfg, err := f.load()
+	if err != nil {
+		return err
+	}
+	c := control.Dial(control.SocketPath(publisher.Dir(cfg)))
+	defer c.Close()
+	c.Program = "understudy publish"
+	return do(operator.Publisher{Client: c})
 }
 
 type publishCmd struct {

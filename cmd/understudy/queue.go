@@ -6,12 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/url"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/understudy-mx/understudy/internal/control"
+	"github.com/understudy-mx/understudy/internal/operator"
 	"github.com/understudy-mx/understudy/queue"
 )
 
@@ -40,33 +40,33 @@ type daemonFlag struct {
 	Conf string `name:"config" short:"c" placeholder:"FILE" default:"${config}" help:"The daemon's configuration file (default: ${config}); says where its state directory is."`
 }
 
-func (f daemonFlag) dial() (*control.Client, error) {
+func (f daemonFlag) dial() (operator.Daemon, error) {
 	cfg, err := loadConfig(f.Conf)
 	if err != nil {
-		return nil, err
+		return operator.Daemon{}, err
 	}
-	return control.Dial(control.SocketPath(cfg.StateDir)), nil
+	return operator.Daemon{Client: control.Dial(control.SocketPath(cfg.StateDir))}, nil
 }
 
-// ask is a request whose answer is no more than "done".
-func (f daemonFlag) ask(ctx context.Context, method, target string) error {
-	c, err := f.dial()
+// ask asks the running daemon.
+func (f daemonFlag) ask(do func(operator.Daemon) error) error {
+	d, err := f.dial()
 	if err != nil {
 		return err
 	}
-	defer c.Close()
-	return c.Call(ctx, method, target, nil)
+	defer d.Close()
+	return do(d)
 }
 
 // each does the same to several messages and reports each that failed.
-func (f daemonFlag) each(ctx context.Context, ids []string, method, suffix string) error {
-	var errs []error
-	for _, id := range ids {
-		if err := f.ask(ctx, method, "/v1/queue/"+url.PathEscape(id)+suffix); err != nil {
-			errs = append(errs, err)
+func (f daemonFlag) each(ctx context.Context, ids []string, do func(operator.Daemon, context.Context, string) error) error {
+	return f.ask(func(d operator.Daemon) error {
+		var errs []error
+		for _, id := range ids {
+			errs = append(errs, do(d, ctx, id))
 		}
-	}
-	return errors.Join(errs...)
+		return errors.Join(errs...)
+	})
 }
 
 type queueListCmd struct {
@@ -89,39 +89,28 @@ func (c *queueListCmd) Run(ctx context.Context, out io.Writer) error {
 	if err := c.check(); err != nil {
 		return err
 	}
-	client, err := c.dial()
-	if err != nil {
-		return err
-	}
-	defer client.Close()
 	list := listText
 	if c.JSON {
 		list = listJSON
 	}
-	err = list(out, c.filterFlags, func(fn func(queue.Info) error) error {
-		return daemonSource{client}.messages(ctx, func(info queue.Info) error {
-			if !c.match(info) {
-				return nil
-			}
-			return fn(info)
+	return c.ask(func(d operator.Daemon) error {
+		err := list(out, c.filterFlags, func(fn func(queue.Info) error) error {
+			return d.Messages(ctx, func(info queue.Info) error {
+				if !c.match(info) {
+					return nil
+				}
+				return fn(info)
+			})
 		})
-	})
-	if err != nil || c.JSON {
+		if err != nil || c.JSON {
+			return err
+		}
+		now, err := lookAt(ctx, d)
+		for _, line := range now.trouble() {
+			fmt.Fprintln(out, line)
+		}
 		return err
-	}
-	now, err := lookAt(ctx, client)
-	for _, line := range now.trouble() {
-		fmt.Fprintln(out, line)
-	}
-	return err
-}
-
-// listItem is a line of the daemon's list. The last line has no message but
-// says that the list is complete, or why it is not.
-type listItem struct {
-	queue.Info
-	End   bool   `json:"end,omitempty"`
-	Error string `json:"error,omitempty"`
+	})
 }
 
 // listJSON writes an array, listText a table, of what each calls them with.
@@ -215,35 +204,31 @@ func (queueShowCmd) Help() string {
 }
 
 func (c *queueShowCmd) Run(ctx context.Context, out io.Writer) error {
-	client, err := c.dial()
+	return c.ask(func(d operator.Daemon) error {
+		if c.Body {
+			return c.copyBody(ctx, out, d)
+		}
+		info, err := d.Message(ctx, c.ID)
+		return render(out, c.JSON, info, err, func(out io.Writer, info queue.Info) error {
+			now, err := lookAt(ctx, d)
+			if err != nil {
+				return err
+			}
+			return showText(out, info, now)
+		})
+	})
+}
+
+func (c *queueShowCmd) copyBody(ctx context.Context, out io.Writer, d operator.Daemon) error {
+	body, err := d.Body(ctx, c.ID)
 	if err != nil {
 		return err
 	}
-	defer client.Close()
-	target := "/v1/queue/" + url.PathEscape(c.ID)
-	if c.Body {
-		body, err := client.Stream(ctx, "GET", target+"/body")
-		if err != nil {
-			return err
-		}
-		defer body.Close()
-		if _, err := io.Copy(out, body); err != nil {
-			return fmt.Errorf("read message %s: %w", c.ID, err)
-		}
-		return nil
+	defer body.Close()
+	if _, err := io.Copy(out, body); err != nil {
+		return fmt.Errorf("read message %s: %w", c.ID, err)
 	}
-	var info queue.Info
-	if err := client.Call(ctx, "GET", target, &info); err != nil {
-		return err
-	}
-	if c.JSON {
-		return printJSON(out, info)
-	}
-	now, err := lookAt(ctx, client)
-	if err != nil {
-		return err
-	}
-	return showText(out, info, now)
+	return nil
 }
 
 func showText(out io.Writer, info queue.Info, now daemonNow) error {
@@ -308,7 +293,7 @@ func (queueFlushCmd) Help() string {
 }
 
 func (c *queueFlushCmd) Run(ctx context.Context) error {
-	return c.ask(ctx, "POST", "/v1/flush")
+	return c.ask(func(d operator.Daemon) error { return d.Flush(ctx) })
 }
 
 // idsArg is the messages of a command that takes several.
@@ -326,7 +311,7 @@ func (queueHoldCmd) Help() string {
 }
 
 func (c *queueHoldCmd) Run(ctx context.Context) error {
-	return c.each(ctx, c.IDs, "POST", "/hold")
+	return c.each(ctx, c.IDs, operator.Daemon.Hold)
 }
 
 type queueReleaseCmd struct {
@@ -339,7 +324,7 @@ func (queueReleaseCmd) Help() string {
 }
 
 func (c *queueReleaseCmd) Run(ctx context.Context) error {
-	return c.each(ctx, c.IDs, "POST", "/release")
+	return c.each(ctx, c.IDs, operator.Daemon.Release)
 }
 
 type queueRemoveCmd struct {
@@ -352,5 +337,5 @@ func (queueRemoveCmd) Help() string {
 }
 
 func (c *queueRemoveCmd) Run(ctx context.Context) error {
-	return c.each(ctx, c.IDs, "DELETE", "")
+	return c.each(ctx, c.IDs, operator.Daemon.Remove)
 }

@@ -67,10 +67,10 @@ func (c *quarantineListCmd) Run(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	defer s.close()
+	defer s.Close()
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	n := 0
-	err = s.quarantined(ctx, func(q queue.Quarantine) error {
+	err = s.Quarantined(ctx, func(q queue.Quarantine) error {
 		if c.JSON {
 			return printJSON(out, q)
 		}
@@ -103,15 +103,15 @@ func (c *quarantineExportCmd) Run(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	defer s.close()
+	defer s.Close()
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return err
 	}
 	added, there := 0, 0
-	err = s.quarantined(ctx, func(q queue.Quarantine) error {
+	err = s.Quarantined(ctx, func(q queue.Quarantine) error {
 		saved, existed := 0, 0
 		for part, ext := range map[string]string{"record": ".record", "body": ".eml"} {
-			r, err := s.quarantinePart(ctx, q.Seq, part)
+			r, err := s.QuarantinePart(ctx, q.Seq, part)
 			if err != nil {
 				fmt.Fprintf(out, "number %d: no %s: %v\n", q.Seq, part, err)
 				continue

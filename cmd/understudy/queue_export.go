@@ -94,14 +94,14 @@ func (c *queueExportCmd) Run(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	defer s.close()
+	defer s.Close()
 	write, done, err := c.writer(out)
 	if err != nil {
 		return err
 	}
 	var wrong []error
 	added, there := 0, 0
-	err = s.messages(ctx, func(i queue.Info) error {
+	err = s.Messages(ctx, func(i queue.Info) error {
 		if !c.match(i) {
 			return nil
 		}
@@ -109,7 +109,7 @@ func (c *queueExportCmd) Run(ctx context.Context, out io.Writer) error {
 			there++
 			return nil
 		}
-		body, err := s.body(ctx, i.ID)
+		body, err := s.Body(ctx, i.ID)
 		if err == nil {
 			err = write(i, body)
 			body.Close()

@@ -5,30 +5,18 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net/http"
 	"os"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/understudy-mx/understudy/internal/control"
-	"github.com/understudy-mx/understudy/queue"
+	"github.com/understudy-mx/understudy/internal/operator"
 	"github.com/understudy-mx/understudy/relay"
 )
 
 // daemonNow is what the daemon answers to one who watches.
-type daemonNow struct {
-	queue.Status
-	Routes []relay.RouteStatus `json:"routes"`
-}
-
-func serveStatus(q *queue.Queue, r *relay.Client) http.HandlerFunc {
-	return func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(daemonNow{q.Status(), r.Status()}) // fails only when the asker has gone
-	}
-}
+type daemonNow operator.Status
 
 type queueWatchCmd struct {
 	daemonFlag
@@ -79,9 +67,9 @@ func (c *queueWatchCmd) Run(ctx context.Context, out io.Writer) error {
 	}
 }
 
-func lookAt(ctx context.Context, c *control.Client) (now daemonNow, err error) {
-	err = c.Call(ctx, "GET", "/v1/status", &now)
-	return now, err
+func lookAt(ctx context.Context, d operator.Daemon) (daemonNow, error) {
+	now, err := d.Status(ctx)
+	return daemonNow(now), err
 }
 
 // show is how each view is printed.

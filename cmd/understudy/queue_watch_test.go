@@ -81,7 +81,9 @@ func TestTrouble(t *testing.T) {
 
 	dir := serveDir(t, strings.Replace(unitConfig, `"state"`, `"."`, 1))
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/queue", func(w http.ResponseWriter, _ *http.Request) { _ = json.NewEncoder(w).Encode(listItem{End: true}) })
+	mux.HandleFunc("GET /v1/queue", func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(map[string]bool{"end": true})
+	})
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { _ = json.NewEncoder(w).Encode(now) })
 	l, err := control.Listen(control.SocketPath(dir))
 	if err != nil {

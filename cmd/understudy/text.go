@@ -53,3 +53,14 @@ func printJSON(out io.Writer, v any) error {
 	e.SetIndent("", "  ")
 	return e.Encode(v)
 }
+
+// render prints v for people, or as JSON, unless it couldn't be had.
+func render[T any](out io.Writer, asJSON bool, v T, err error, print func(io.Writer, T) error) error {
+	switch {
+	case err != nil:
+		return err
+	case asJSON:
+		return printJSON(out, v)
+	}
+	return print(out, v)
+}

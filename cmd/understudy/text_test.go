@@ -10,6 +10,7 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/understudy-mx/understudy/internal/operator"
 	policysync "github.com/understudy-mx/understudy/sync"
 )
 
@@ -46,7 +47,7 @@ func TestHostileText(t *testing.T) {
 	show := func(s string) []byte {
 		var (
 			out       bytes.Buffer
-			follower  syncStatus
+			follower  operator.PolicyStatus
 			publisher policysync.PublisherStatus
 			pending   policysync.Pending
 			change    policysync.Change
@@ -60,7 +61,7 @@ func TestHostileText(t *testing.T) {
 			func(w io.Writer) error { return printFollower(w, &follower) },
 			func(w io.Writer) error { return printPublisher(w, &publisher) },
 			func(w io.Writer) error { return printPending(w, &pending) },
-			func(w io.Writer) error { printDiff(w, &change); return nil },
+			func(w io.Writer) error { return printDiff(w, &change) },
 			func(w io.Writer) error { return printPeers(w, []policysync.Peer{peer}) },
 		} {
 			if err := print(&out); err != nil {

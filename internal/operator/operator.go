@@ -1,0 +1,90 @@
+// Package operator is what an operator may ask of a running process, and tell it:
+// three interfaces in HTTP and JSON, each with the handler that answers it and the
+// client that asks.
+//
+//	GET  /v1/queue                    the messages, a JSON object a line, and a last one that says that all are there
+//	POST /v1/queue/ID/release         puts one back in line
+//	GET  /v1/status                   what waits, and how the next hops are
+//	POST /v1/sync/approve/VERSION     lets a mass deletion take effect
+//	POST /v1/invite?name=mx2          on the primary: invites a secondary
+//
+// The queue's and the policy's are the daemon's (Daemon), the third is the
+// publisher's (Publisher). Who may ask isn't decided here: package control carries
+// them over a socket that only its owner can open.
+package operator
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+
+	"github.com/understudy-mx/understudy/internal/control"
+)
+
+// answer sends v as JSON, or why there is none.
+func answer(w http.ResponseWriter, v any, err error) {
+	if err != nil {
+		control.Fail(w, http.StatusConflict, err)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(v) // fails only when the asker has gone
+}
+
+// ending is the last line of a list, which says that it is complete, or why it
+// isn't: a status code could not, it goes out first. In the other lines it is
+// empty.
+type ending struct {
+	End   bool   `json:"end,omitempty"`
+	Error string `json:"error,omitempty"`
+}
+
+func (e ending) ended() ending { return e }
+
+// serveList streams a JSON object a line.
+func serveList[T any](w http.ResponseWriter, walk func(func(T) error) error) {
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	e := json.NewEncoder(w)
+	err := walk(func(v T) error { return e.Encode(v) })
+	last := ending{End: err == nil}
+	if err != nil {
+		last.Error = err.Error()
+	}
+	_ = e.Encode(last) // fails only when the asker has gone
+}
+
+// readList calls fn for each line of a list.
+func readList[T interface{ ended() ending }](list io.ReadCloser, fn func(T) error) error {
+	defer list.Close()
+	d := json.NewDecoder(list)
+	for {
+		var item T
+		if err := d.Decode(&item); err != nil {
+			return fmt.Errorf("read the daemon's list: cut short: %w", err)
+		}
+		switch e := item.ended(); {
+		case e.Error != "":
+			return errors.New(e.Error)
+		case e.End:
+			return nil
+		}
+		if err := fn(item); err != nil {
+			return err
+		}
+	}
+}
+
+// serveBody streams what a message holds.
+func serveBody(w http.ResponseWriter, r *http.Request, contentType string, body io.ReadCloser, err error) {
+	if err != nil {
+		refuse(w, r, err)
+		return
+	}
+	defer body.Close()
+	w.Header().Set("Content-Type", contentType)
+	if _, err := io.Copy(w, body); err != nil {
+		panic(http.ErrAbortHandler) // so that the asker sees that it is incomplete
+	}
+}

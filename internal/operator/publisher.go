@@ -1,0 +1,95 @@
+package operator
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+
+	"github.com/understudy-mx/understudy/internal/control"
+	policysync "github.com/understudy-mx/understudy/sync"
+)
+
+// Invitation is what a secondary needs to pair.
+type Invitation struct {
+	Name  string `json:"name"`
+	Token string `json:"token"`
+}
+
+// ServePublisher is what a publisher answers.
+func ServePublisher(p *policysync.Publisher) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /v1/invite", func(w http.ResponseWriter, r *http.Request) {
+		name := r.URL.Query().Get("name")
+		if name == "" {
+			name = freeName(p.Peers())
+		}
+		token, err := p.Invite(name)
+		answer(w, Invitation{name, token}, err)
+	})
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
+		s := p.Status()
+		boundCounts(s.Counts)
+		answer(w, s, nil)
+	})
+	mux.HandleFunc("GET /v1/peers", func(w http.ResponseWriter, _ *http.Request) { answer(w, p.Peers(), nil) })
+	mux.HandleFunc("DELETE /v1/peers/{name}", func(w http.ResponseWriter, r *http.Request) {
+		answer(w, nil, p.Revoke(r.PathValue("name")))
+	})
+	mux.HandleFunc("POST /v1/rotate", func(w http.ResponseWriter, _ *http.Request) { answer(w, nil, p.RotateKeys()) })
+	mux.HandleFunc("POST /v1/rotate/finish", func(w http.ResponseWriter, r *http.Request) {
+		answer(w, nil, p.FinishRotation(r.URL.Query().Get("force") != ""))
+	})
+	return mux
+}
+
+// freeName is a name for a secondary that none has.
+func freeName(peers []policysync.Peer) string {
+	for n := 2; ; n++ {
+		name := fmt.Sprintf("mx%d", n)
+		if !slices.ContainsFunc(peers, func(p policysync.Peer) bool { return p.Name == name }) {
+			return name
+		}
+	}
+}
+
+// Publisher asks a publisher.
+type Publisher struct{ *control.Client }
+
+// Status returns what is published.
+func (p Publisher) Status(ctx context.Context) (s policysync.PublisherStatus, err error) {
+	err = p.Call(ctx, "GET", "/v1/status", &s)
+	return s, err
+}
+
+// Invite makes an invitation; without a name it finds one.
+func (p Publisher) Invite(ctx context.Context, name string) (i Invitation, err error) {
+	err = p.Call(ctx, "POST", "/v1/invite?name="+url.QueryEscape(name), &i)
+	return i, err
+}
+
+// Peers returns the paired secondaries.
+func (p Publisher) Peers(ctx context.Context) ([]policysync.Peer, error) {
+	peers := []policysync.Peer{}
+	err := p.Call(ctx, "GET", "/v1/peers", &peers)
+	return peers, err
+}
+
+// Revoke ends a secondary's access.
+func (p Publisher) Revoke(ctx context.Context, name string) error {
+	return p.Call(ctx, "DELETE", "/v1/peers/"+url.PathEscape(name), nil)
+}
+
+// Rotate makes new keys and announces them.
+func (p Publisher) Rotate(ctx context.Context) error { return p.Call(ctx, "POST", "/v1/rotate", nil) }
+
+// FinishRotation takes the announced keys into use; force: even if a secondary
+// hasn't heard of them.
+func (p Publisher) FinishRotation(ctx context.Context, force bool) error {
+	target := "/v1/rotate/finish"
+	if force {
+		target += "?force=1"
+	}
+	return p.Call(ctx, "POST", target, nil)
+}

@@ -1,0 +1,172 @@
+package operator
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+
+	"github.com/understudy-mx/understudy/internal/control"
+	"github.com/understudy-mx/understudy/internal/inforce"
+	"github.com/understudy-mx/understudy/queue"
+	"github.com/understudy-mx/understudy/relay"
+)
+
+// Status is what a daemon answers to one who watches.
+type Status struct {
+	queue.Status
+	Routes []relay.RouteStatus `json:"routes"`
+}
+
+// The lines of lists.
+type (
+	message struct {
+		queue.Info
+		ending
+	}
+	quarantined struct {
+		queue.Quarantine
+		ending
+	}
+)
+
+// ServeDaemon is what a daemon answers. follow is nil when its policy comes from a
+// file.
+func ServeDaemon(q *queue.Queue, r *relay.Client, follow *inforce.Primary) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { answer(w, Status{q.Status(), r.Status()}, nil) })
+	mux.Handle("/v1/sync/", servePolicy(follow))
+	mux.HandleFunc("GET /v1/queue", func(w http.ResponseWriter, r *http.Request) {
+		serveList(w, func(fn func(queue.Info) error) error { return q.Walk(r.Context(), fn) })
+	})
+	mux.HandleFunc("GET /v1/queue/{id}", func(w http.ResponseWriter, r *http.Request) {
+		info, err := q.Get(r.PathValue("id"))
+		if err != nil {
+			refuse(w, r, err)
+			return
+		}
+		answer(w, info, nil)
+	})
+	mux.HandleFunc("GET /v1/queue/{id}/body", func(w http.ResponseWriter, r *http.Request) {
+		body, err := q.Body(r.PathValue("id"))
+		serveBody(w, r, "message/rfc822", body, err)
+	})
+	settle := func(do func(id string) error) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			if err := do(r.PathValue("id")); err != nil {
+				refuse(w, r, err)
+			}
+		}
+	}
+	mux.HandleFunc("POST /v1/queue/{id}/hold", settle(q.Hold))
+	mux.HandleFunc("POST /v1/queue/{id}/release", settle(q.Release))
+	mux.HandleFunc("DELETE /v1/queue/{id}", settle(q.Remove))
+	mux.HandleFunc("POST /v1/flush", func(http.ResponseWriter, *http.Request) { q.Flush() })
+	mux.HandleFunc("GET /v1/quarantine", func(w http.ResponseWriter, r *http.Request) {
+		serveList(w, func(fn func(queue.Quarantine) error) error { return q.WalkQuarantine(r.Context(), fn) })
+	})
+	mux.HandleFunc("GET /v1/quarantine/{id}/{part}", func(w http.ResponseWriter, r *http.Request) {
+		seq, err := strconv.ParseUint(r.PathValue("id"), 10, 64)
+		if err != nil {
+			refuse(w, r, queue.ErrNotFound)
+			return
+		}
+		body, err := QuarantinePart(q, seq, r.PathValue("part"))
+		serveBody(w, r, "application/octet-stream", body, err)
+	})
+	return mux
+}
+
+func refuse(w http.ResponseWriter, r *http.Request, err error) {
+	status := http.StatusInternalServerError
+	switch {
+	case errors.Is(err, queue.ErrNotFound):
+		status = http.StatusNotFound
+	case errors.Is(err, queue.ErrBusy):
+		status = http.StatusConflict
+	}
+	control.Fail(w, status, fmt.Errorf("message %q: %w", r.PathValue("id"), err))
+}
+
+// QuarantinePart reads the record or the body of what a Queue or a View has put
+// aside.
+func QuarantinePart(q interface {
+	QuarantineRecord(seq uint64) ([]byte, error)
+	QuarantineBody(seq uint64) (io.ReadCloser, error)
+}, seq uint64, part string) (io.ReadCloser, error) {
+	switch part {
+	case "body":
+		return q.QuarantineBody(seq)
+	case "record":
+		raw, err := q.QuarantineRecord(seq)
+		return io.NopCloser(bytes.NewReader(raw)), err
+	}
+	return nil, fmt.Errorf("part %q: %w", part, queue.ErrNotFound)
+}
+
+// Daemon asks a daemon.
+type Daemon struct{ *control.Client }
+
+// Status returns what waits, and how the next hops are.
+func (d Daemon) Status(ctx context.Context) (s Status, err error) {
+	err = d.Call(ctx, "GET", "/v1/status", &s)
+	return s, err
+}
+
+// Messages calls fn for each message, oldest first.
+func (d Daemon) Messages(ctx context.Context, fn func(queue.Info) error) error {
+	list, err := d.Stream(ctx, "GET", "/v1/queue")
+	if err != nil {
+		return err
+	}
+	return readList(list, func(m message) error { return fn(m.Info) })
+}
+
+// Message returns one message.
+func (d Daemon) Message(ctx context.Context, id string) (info queue.Info, err error) {
+	err = d.Call(ctx, "GET", target(id), &info)
+	return info, err
+}
+
+// Body returns a message's content, which the caller closes.
+func (d Daemon) Body(ctx context.Context, id string) (io.ReadCloser, error) {
+	return d.Stream(ctx, "GET", target(id)+"/body")
+}
+
+// Hold keeps a message back until it is released.
+func (d Daemon) Hold(ctx context.Context, id string) error {
+	return d.Call(ctx, "POST", target(id)+"/hold", nil)
+}
+
+// Release puts a held message back in line.
+func (d Daemon) Release(ctx context.Context, id string) error {
+	return d.Call(ctx, "POST", target(id)+"/release", nil)
+}
+
+// Remove deletes a message for good.
+func (d Daemon) Remove(ctx context.Context, id string) error {
+	return d.Call(ctx, "DELETE", target(id), nil)
+}
+
+func target(id string) string { return "/v1/queue/" + url.PathEscape(id) }
+
+// Flush makes everything deferred due now.
+func (d Daemon) Flush(ctx context.Context) error { return d.Call(ctx, "POST", "/v1/flush", nil) }
+
+// Quarantined calls fn for each message that was put aside.
+func (d Daemon) Quarantined(ctx context.Context, fn func(queue.Quarantine) error) error {
+	list, err := d.Stream(ctx, "GET", "/v1/quarantine")
+	if err != nil {
+		return err
+	}
+	return readList(list, func(q quarantined) error { return fn(q.Quarantine) })
+}
+
+// QuarantinePart returns the record or the body of one, which the caller closes.
+func (d Daemon) QuarantinePart(ctx context.Context, seq uint64, part string) (io.ReadCloser, error) {
+	return d.Stream(ctx, "GET", fmt.Sprintf("/v1/quarantine/%d/%s", seq, part))
+}
