@@ -39,6 +39,7 @@ type Snapshot struct {
 
 	sites    []*zone  // of reject_dnsbl_score and postscreen
 	prefetch []string // DNS lists that every client is looked up in
+	lists    []string // all DNS lists, each once
 	asks     bool
 }
 
@@ -79,6 +80,9 @@ func (s *Snapshot) Asks() bool { return s.asks }
 
 // Stats describes the policy in numbers.
 func (s *Snapshot) Stats() Stats { return s.stats }
+
+// DNSLists names the zones of all DNS lists.
+func (s *Snapshot) DNSLists() []string { return s.lists }
 
 // Spec is the policy as data. The caller must not change it.
 func (s *Snapshot) Spec() *Spec { return s.spec }
@@ -189,6 +193,9 @@ func (c *compiler) zone(where, arg string) *zone {
 		return nil
 	}
 	z.reply = c.s.spec.DNSBL.Replies[arg]
+	if !slices.Contains(c.s.lists, z.suffix) {
+		c.s.lists = append(c.s.lists, z.suffix)
+	}
 	return z
 }
 

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"path"
 	"slices"
 	"sync"
@@ -79,6 +80,7 @@ type pubState struct {
 // seen is what is known about a peer since the start.
 type seen struct {
 	polled   time.Time
+	from     netip.Addr // where it asked from last
 	report   *Report
 	inFlight int
 	polls    int
@@ -376,7 +378,8 @@ type Peer struct {
 	Name        string    `json:"name"`
 	Fingerprint string    `json:"fingerprint"`
 	Paired      time.Time `json:"paired"`
-	Polled      time.Time `json:"polled"` // zero: not since the publisher started
+	Polled      time.Time `json:"polled"`            // zero: not since the publisher started
+	Address     string    `json:"address,omitempty"` // where it asked from then
 	Report      *Report   `json:"report,omitempty"`
 }
 
@@ -389,6 +392,9 @@ func (p *Publisher) Peers() []Peer {
 		out := Peer{Name: q.Name, Fingerprint: q.Fingerprint, Paired: q.Paired}
 		if s := p.seen[q.Name]; s != nil {
 			out.Polled, out.Report = s.polled, s.report
+			if s.from.IsValid() {
+				out.Address = s.from.String()
+			}
 		}
 		byName[q.Name] = out
 	}

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -200,6 +201,9 @@ func (p *Publisher) serveHead(w http.ResponseWriter, r *http.Request, q *peer) {
 	}
 	s.polls++
 	s.polled = p.o.now()
+	if a, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
+		s.from = a.Addr().Unmap()
+	}
 	raw, h, changed := p.raw, p.head, p.changed
 	p.mu.Unlock()
 	defer func() {

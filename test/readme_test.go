@@ -6,9 +6,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/understudy-mx/understudy/internal/demo"
 )
 
 // machine is a network namespace with a file system of its own: what is written
@@ -132,19 +137,44 @@ func codeBlocks(t *testing.T, section string) (blocks []string) {
 	return blocks
 }
 
+// dns starts a DNS server on the machine, which serves records.
+func (m *machine) dns(records ...string) {
+	m.t.Helper()
+	started := make(chan error)
+	var d *demo.DNS
+	go func() {
+		runtime.LockOSThread() // for good: the thread stays in the namespace, and ends with the goroutine
+		ns, err := os.Open("/run/netns/" + m.name)
+		if err == nil {
+			defer ns.Close()
+			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
+		}
+		if err == nil {
+			d, err = demo.StartDNSAt("127.0.0.1:53", records...)
+		}
+		started <- err
+	}()
+	if err := <-started; err != nil {
+		m.t.Fatal(err)
+	}
+	m.t.Cleanup(d.Close)
+}
+
 // TestReadme follows the README's set-up to the letter on two machines, the
-// primary a Postfix. Only make and systemctl are played by scripts, the domains
-// are those that --check prints, as the text says, and there is no DNS.
+// primary a Postfix. Only make and systemctl are played by scripts, and the
+// domains are those that --check prints, as the text says.
 func TestReadme(t *testing.T) {
 	blocks := codeBlocks(t, "Set it up beside a Postfix primary")
-	if len(blocks) != 7 {
-		t.Fatalf("the README has %d blocks of code there, this test knows 7:\n%s", len(blocks), strings.Join(blocks, "---\n"))
+	if len(blocks) != 8 {
+		t.Fatalf("the README has %d blocks of code there, this test knows 8:\n%s", len(blocks), strings.Join(blocks, "---\n"))
 	}
 	mx1, mx2 := newMachine(t, "mx1", "203.0.113.1"), newMachine(t, "mx2", "203.0.113.2")
 	run(t, "ip", "link", "add", "eth0", "netns", mx1.name, "type", "veth", "peer", "name", "eth0", "netns", mx2.name)
 	for m, address := range map[*machine]string{mx1: "203.0.113.1/24", mx2: "203.0.113.2/24"} {
 		run(t, "ip", "-n", m.name, "addr", "add", address, "dev", "eth0")
 		run(t, "ip", "-n", m.name, "link", "set", "eth0", "up")
+		m.dns(". 60 IN NS ns.example.", "example.org. 60 IN MX 10 mx1.example.org.", "example.org. 60 IN MX 20 mx2.example.org.",
+			"mx1.example.org. 60 IN A 203.0.113.1", "mx2.example.org. 60 IN A 203.0.113.2", "2.113.0.203.in-addr.arpa. 60 IN PTR mx2.example.org.")
 	}
 	mx1.sh(`postconf -e myhostname=mx1.example.org 'mydestination = $myhostname, localhost' inet_protocols=ipv4 inet_interfaces=all maillog_file=/var/log/mail.log \
   smtpd_tls_security_level= virtual_mailbox_domains=example.org virtual_mailbox_maps=hash:/etc/postfix/vmailbox virtual_mailbox_base=/var/mail \
@@ -184,6 +214,11 @@ postfix start`)
 	eventually(t, 20*time.Second, "the secondary follows", func() bool { return strings.Contains(mx2.sh("understudy policy status"), "fresh") })
 	if out := mx2.sh("understudy policy status"); strings.Contains(out, "Alarm") {
 		t.Errorf("after the set-up:\n%s", out)
+	}
+	for _, m := range []*machine{mx1, mx2} {
+		if out := m.sh(blocks[7]); strings.Contains(out, "no-client-identity") || !strings.Contains(out, "ok ") {
+			t.Errorf("%s: the doctor says\n%s", m.name, out)
+		}
 	}
 
 	send := func(to string) string {

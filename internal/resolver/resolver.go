@@ -85,20 +85,12 @@ type question struct {
 // New returns a Resolver. It opens nothing until it is asked.
 func New(o Options) *Resolver {
 	r := &Resolver{
-		servers: serverAddresses(o.Servers),
+		servers: Servers(o.Servers),
 		timeout: o.Timeout,
 		observe: o.Observe,
 		now:     time.Now,
 		slots:   make(chan struct{}, maxFlights),
 		flights: make(map[question]*flight),
-	}
-	if len(r.servers) == 0 {
-		if c, err := dns.ClientConfigFromFile("/etc/resolv.conf"); err == nil {
-			r.servers = serverAddresses(c.Servers)
-		}
-	}
-	if len(r.servers) == 0 { // as resolv.conf(5) has it
-		r.servers = []string{"127.0.0.1:53", "[::1]:53"}
 	}
 	if r.timeout <= 0 {
 		r.timeout = defaultTimeout
@@ -114,6 +106,21 @@ func New(o Options) *Resolver {
 }
 
 // serverAddresses adds the port where it is missing.
+// Servers are the servers that a Resolver asks, ip:port: those configured, else
+// those of /etc/resolv.conf.
+func Servers(configured []string) []string {
+	servers := serverAddresses(configured)
+	if len(servers) == 0 {
+		if c, err := dns.ClientConfigFromFile("/etc/resolv.conf"); err == nil {
+			servers = serverAddresses(c.Servers)
+		}
+	}
+	if len(servers) == 0 { // as resolv.conf(5) has it
+		servers = []string{"127.0.0.1:53", "[::1]:53"}
+	}
+	return servers
+}
+
 func serverAddresses(servers []string) []string {
 	var out []string
 	for _, s := range servers[:min(len(servers), maxServers)] {

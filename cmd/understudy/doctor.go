@@ -1,0 +1,193 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/understudy-mx/understudy/internal/config"
+	"github.com/understudy-mx/understudy/internal/control"
+	"github.com/understudy-mx/understudy/internal/doctor"
+	"github.com/understudy-mx/understudy/internal/operator"
+	"github.com/understudy-mx/understudy/internal/publisher"
+	"github.com/understudy-mx/understudy/internal/resolver"
+	"github.com/understudy-mx/understudy/policy"
+)
+
+type doctorCmd struct {
+	Conf      string       `name:"config" short:"c" placeholder:"FILE" help:"The configuration file (default: ${config}, else ${publish})."`
+	Secondary []netip.Addr `placeholder:"IP" help:"On the primary: where a secondary hands mail over from; without it, where the paired ones asked from."`
+	JSON      bool         `name:"json" help:"As JSON."`
+}
+
+func (doctorCmd) Help() string {
+	return `Looks at a set-up from outside and says what is wrong, how it was seen, and what mends it: on the secondary at MX records, names and certificates (with MTA-STS and DANE), the door, the primary's trust, DNS lists, clock and disk; on the primary at what Postfix lets the secondaries do. It changes nothing and sends no mail.
+
+Exit status: 0 when nothing is wrong (there may be warnings), 1 when something is or can't be known.`
+}
+
+func (c *doctorCmd) Run(ctx context.Context, out io.Writer) error {
+	if c.Conf == "" {
+		c.Conf = defaultConfig
+		if _, err := os.Stat(c.Conf); errors.Is(err, os.ErrNotExist) {
+			if _, err := os.Stat(publishConfig); err == nil {
+				c.Conf = publishConfig
+			}
+		}
+	}
+	cfg, err := loadConfig(c.Conf)
+	if err != nil {
+		return err
+	}
+	exam := doctor.Exam{StateDir: cfg.StateDir, MinFree: int64(cfg.Queue.MinFree), DNS: resolver.Servers(cfg.DNS.Servers)}
+	var findings []doctor.Finding
+	if cfg.IsPublisher {
+		findings, err = c.onPrimary(ctx, cfg, exam)
+	} else {
+		findings, err = c.onSecondary(ctx, cfg, exam)
+	}
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		err = printJSON(out, findings)
+	} else {
+		err = printFindings(out, findings)
+	}
+	if err == nil && doctor.Ill(findings) {
+		err = errors.New("something is wrong: see above")
+	}
+	return err
+}
+
+func printFindings(out io.Writer, findings []doctor.Finding) error {
+	w := bufio.NewWriter(out)
+	for _, f := range findings {
+		if f.Severity == doctor.OK {
+			fmt.Fprintf(w, "%-8s %s\n", f.Severity, f.Reason)
+			continue
+		}
+		fmt.Fprintf(w, "%-8s %s  %s\n", f.Severity, f.Check, f.Subject)
+		for _, line := range []struct{ head, text string }{{"", f.Reason}, {"seen: ", f.Evidence}, {"mend: ", f.Remedy}} {
+			if line.text != "" {
+				fmt.Fprintf(w, "         %s%s\n", line.head, line.text)
+			}
+		}
+	}
+	return w.Flush()
+}
+
+func (c *doctorCmd) onSecondary(ctx context.Context, cfg *config.Config, e doctor.Exam) ([]doctor.Finding, error) {
+	if len(c.Secondary) > 0 {
+		return nil, mistakes{errors.New("--secondary is for the primary; here it is this machine")}
+	}
+	e.Hostname, e.Doors = cfg.Hostname, cfg.SMTP.Listen
+	for _, p := range append([]config.Primary{cfg.Primary}, routed(cfg)...) {
+		e.Primaries = append(e.Primaries, doctor.Primary{Address: p.Address, TLS: p.TLS, TLSName: p.TLSName, XClient: p.XClient})
+	}
+	daemon := operator.Daemon{Client: control.Dial(control.SocketPath(cfg.StateDir))}
+	defer daemon.Close()
+	now, err := daemon.Status(ctx)
+	e.Daemon = doctor.Daemon{Err: err, Unpaired: cfg.Policy.File != "", Held: now.Held, Quarantined: now.Quarantined, Damaged: now.Damaged}
+	if err == nil && !e.Daemon.Unpaired {
+		s, err := daemon.Policy(ctx)
+		e.Daemon.Err = err
+		e.Daemon.Policy, e.Daemon.Staged, e.Daemon.Problem = s.State, s.Staged, s.Error
+		if s.Alarm == "" {
+			e.Daemon.Problem = s.Notice
+		}
+	}
+	snap, err := (&policyExplainCmd{}).snapshot(ctx, cfg)
+	if err != nil {
+		e.Hosts = cfg.Sync.Domains // all that is known without a policy
+		return e.Run(ctx, nil), nil
+	}
+	e.Zones = snap.DNSLists()
+	e.Domains, e.Hosts = domainsOf(snap.Spec())
+	return e.Run(ctx, nil), nil
+}
+
+func routed(cfg *config.Config) (all []config.Primary) {
+	for _, r := range cfg.Routes {
+		all = append(all, r.Primary)
+	}
+	return all
+}
+
+// domainsOf are the domains that take mail from outside, and the primary's own
+// host names, which may do so.
+func domainsOf(s *policy.Spec) (domains, hosts []string) {
+	a := &s.Addresses
+	return slices.Concat(a.VirtualAliases.Domains, a.VirtualMailbox.Domains, a.Relay.Domains), a.Local.Domains
+}
+
+func (c *doctorCmd) onPrimary(ctx context.Context, cfg *config.Config, e doctor.Exam) ([]doctor.Finding, error) {
+	p := &doctor.Publisher{Secondaries: c.Secondary, Postconf: map[string]string{}}
+	client := operator.Publisher{Client: control.Dial(control.SocketPath(publisher.Dir(cfg)))}
+	defer client.Close()
+	peers, err := client.Peers(ctx)
+	p.Running = err
+	for _, q := range peers {
+		peer := doctor.Peer{Name: q.Name, Seen: q.Polled}
+		if q.Report != nil {
+			peer.Problem = q.Report.Health.Problem
+		}
+		p.Peers = append(p.Peers, peer)
+		if a, err := netip.ParseAddr(q.Address); err == nil && len(c.Secondary) == 0 {
+			p.Secondaries = append(p.Secondaries, a)
+		}
+	}
+	if cfg.Policy.Postfix == "" {
+		return e.RunPublisher(ctx, p), nil
+	}
+	postconf := func(args ...string) (string, error) {
+		return command(ctx, "postconf", append([]string{"-c", cfg.Policy.Postfix}, args...)...)
+	}
+	text, err := postconf("-x")
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(text) {
+		name, value, _ := strings.Cut(line, " =")
+		p.Postconf[name] = strings.TrimSpace(value)
+	}
+	services, err := postconf("-M", "smtp/inet")
+	if err != nil {
+		return nil, err
+	}
+	p.Screened = strings.Contains(services, "postscreen")
+	p.Lookup = func(ctx context.Context, table, key string) (string, bool, error) {
+		value, err := command(ctx, "postmap", "-c", cfg.Policy.Postfix, "-q", key, table)
+		var exit *exec.ExitError
+		if errors.As(err, &exit) && exit.ExitCode() == 1 && len(exit.Stderr) == 0 {
+			return "", false, nil
+		}
+		return strings.TrimSpace(value), err == nil, err
+	}
+	return e.RunPublisher(ctx, p), nil
+}
+
+// command runs a program of Postfix's for what it prints.
+func command(ctx context.Context, name string, args ...string) (string, error) {
+	path, err := exec.LookPath(name)
+	if err != nil {
+		path = "/usr/sbin/" + name
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, path, args...).Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		err = fmt.Errorf("%s: %w: %s", name, err, bytes.TrimSpace(exit.Stderr))
+	}
+	return string(out), err
+}

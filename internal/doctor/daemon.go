@@ -1,0 +1,45 @@
+package doctor
+
+import (
+	"context"
+	"fmt"
+)
+
+// Daemon is what the daemon says of itself.
+type Daemon struct {
+	Err         error  // why it can't be asked, nil when it answers
+	Unpaired    bool   // its policy comes from a file
+	Policy      string // fresh, stale, none
+	Problem     string // of the policy: an alarm with its remedy
+	Staged      string // a deletion that waits for a word of the operator's
+	Held        int    // messages
+	Quarantined int
+	Damaged     bool
+}
+
+func (x *exam) daemon(context.Context) (looked bool) {
+	d := x.Daemon
+	if d.Err != nil {
+		x.report(Fault, "daemon-down", "", "The daemon doesn't answer.", d.Err.Error(), "systemctl start understudy.socket understudy.service")
+		return true
+	}
+	switch {
+	case d.Unpaired:
+	case d.Policy == "none":
+		x.report(Fault, "policy-none", "", "There is no policy: every client is turned away for now.", d.Problem, "understudy invite, on the primary; then paste what it prints here")
+	case d.Policy != "fresh":
+		x.report(Fault, "policy-stale", "", "The policy is old: unknown recipients get 450.", d.Problem, "systemctl status understudy-publish, on the primary")
+	case d.Problem != "":
+		x.report(Fault, "policy-problem", "", "The primary's policy can't be followed as it is.", d.Problem, "understudy policy status")
+	}
+	if d.Staged != "" {
+		x.report(Fault, "policy-deletion", "", "Many recipients were deleted at the primary: somebody has to say that this was meant.", d.Staged, "understudy policy pending")
+	}
+	if d.Held > 0 {
+		x.report(Warning, "mail-held", "", "Mail is held that the primary didn't want, or that grew too old.", fmt.Sprintf("%d messages", d.Held), "understudy queue list")
+	}
+	if d.Quarantined > 0 || d.Damaged {
+		x.report(Fault, "queue-damaged", "", "The queue has damage.", fmt.Sprintf("%d messages put aside; store damaged: %v", d.Quarantined, d.Damaged), "understudy queue quarantine; understudy queue verify")
+	}
+	return true
+}

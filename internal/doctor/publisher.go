@@ -1,0 +1,220 @@
+package doctor
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Peer is a paired secondary, as the publisher knows it.
+type Peer struct {
+	Name    string
+	Seen    time.Time // zero: not since the publisher started
+	Problem string
+}
+
+// Publisher is what to examine on the primary: whether Postfix lets the
+// secondaries do their part.
+type Publisher struct {
+	Postconf    map[string]string // main.cf's values, expanded
+	Screened    bool              // postscreen stands at port 25
+	Lookup      func(ctx context.Context, table, key string) (value string, found bool, err error)
+	Secondaries []netip.Addr // where mail is handed over from
+	Peers       []Peer
+	Running     error    // why the publisher can't be asked, nil when it runs
+	Gaps        []string // what a secondary can't know: items of the import's report
+}
+
+// silence is how long a secondary may stay away: it asks at least once a minute.
+const silence = 5 * time.Minute
+
+// publisherChecks are those of a primary.
+var publisherChecks = []struct {
+	name, healthy string
+	run           func(*Publisher, context.Context, *exam) (looked bool)
+}{
+	{"publisher", "The publisher runs, and every secondary asks it.", (*Publisher).peers},
+	{"trust", "Postfix takes mail from the secondaries as it would from the sender.", (*Publisher).trust},
+	{"limits", "No limit of Postfix's chokes a secondary that empties its queue.", (*Publisher).limits},
+	{"policy", "A secondary can know everything that this Postfix decides by.", (*Publisher).gaps},
+}
+
+// RunPublisher examines the primary's side, and of e what both sides have: the
+// DNS servers, the DNS lists, the clock.
+func (e Exam) RunPublisher(ctx context.Context, p *Publisher) []Finding {
+	x := newExam(e)
+	for _, c := range publisherChecks {
+		x.part(c.name, c.healthy, func() bool { return c.run(p, ctx, x) })
+	}
+	for _, c := range checks {
+		if slices.Contains([]string{"resolver", "dns-lists", "clock", "disk"}, c.name) {
+			x.part(c.name, c.healthy, func() bool { return c.run(x, ctx) })
+		}
+	}
+	Sort(x.findings)
+	return x.findings
+}
+
+func (p *Publisher) peers(_ context.Context, x *exam) (looked bool) {
+	if p.Running != nil {
+		x.report(Fault, "publisher-down", "", "The publisher doesn't answer: the secondaries' policy grows stale.", p.Running.Error(), "systemctl start understudy-publish")
+		return true
+	}
+	if len(p.Peers) == 0 {
+		x.report(Fault, "no-secondary", "", "No secondary is paired.", "", "understudy invite mx2")
+	}
+	for _, s := range p.Peers {
+		switch {
+		case s.Seen.IsZero() || x.Now.Sub(s.Seen) > silence:
+			seen := "not since the publisher started"
+			if !s.Seen.IsZero() {
+				seen = "last at " + s.Seen.UTC().Format(time.RFC3339)
+			}
+			x.report(Fault, "secondary-silent", s.Name, "A secondary doesn't ask for the policy: it decides by an old one.", "seen "+seen, "understudy policy status, on the secondary; let it through the firewall")
+		case s.Problem != "":
+			x.report(Fault, "secondary-problem", s.Name, "A secondary has a problem.", s.Problem, "understudy policy status, on the secondary")
+		}
+	}
+	return true
+}
+
+func (p *Publisher) trust(ctx context.Context, x *exam) (looked bool) {
+	if len(p.Secondaries) == 0 {
+		x.report(Unknown, "secondary-unknown", "", "Where the secondaries hand mail over from isn't known: no MX record names another machine.", "", "name the address: understudy doctor --secondary ADDRESS")
+	}
+	for _, a := range p.Secondaries {
+		told, err1 := p.matches(ctx, "smtpd_authorized_xclient_hosts", a)
+		trusted, err2 := p.matches(ctx, "mynetworks", a)
+		for _, err := range []error{err1, err2} {
+			if err != nil {
+				x.report(Unknown, "trust-unknown", a.String(), "A list of Postfix's can't be read.", err.Error(), "")
+			}
+		}
+		allow := fmt.Sprintf("postconf -e 'smtpd_authorized_xclient_hosts = %s' && postfix reload", strings.TrimSpace(p.Postconf["smtpd_authorized_xclient_hosts"]+" "+a.String()))
+		switch {
+		case told || err1 != nil:
+		case trusted:
+			x.report(Fault, "no-client-identity", a.String(),
+				"Postfix trusts the secondary, and isn't told whose mail it hands over: a forged sender of yours counts as local, is signed by the DKIM signer, and passes what is meant for strangers.",
+				"it is in mynetworks, and not in smtpd_authorized_xclient_hosts", allow)
+		default:
+			x.report(Warning, "no-client-identity", a.String(), "Postfix judges the secondary in place of the sender: blocklists and SPF look at the wrong address.", "it isn't in smtpd_authorized_xclient_hosts", allow)
+		}
+		if p.Screened && !p.exempt(ctx, a, trusted) {
+			x.report(Fault, "primary-screens", a.String(), "postscreen tests the secondary as a stranger: mail is handed over late, or not at all.",
+				"postscreen_access_list = "+p.Postconf["postscreen_access_list"], "postconf -e 'postscreen_access_list = permit_mynetworks', with the secondary in mynetworks; postfix reload")
+		}
+	}
+	return true
+}
+
+// exempt tells whether postscreen lets an address pass untested.
+func (p *Publisher) exempt(ctx context.Context, a netip.Addr, trusted bool) bool {
+	for _, element := range fields(p.Postconf["postscreen_access_list"]) {
+		if element == "permit_mynetworks" && trusted {
+			return true
+		}
+		if strings.Contains(element, ":") {
+			if v, found, err := p.Lookup(ctx, element, a.String()); err == nil && found {
+				return strings.EqualFold(v, "permit")
+			}
+		}
+	}
+	return false
+}
+
+// choking are Postfix's limits on one client, 0 being none.
+var choking = []string{"smtpd_client_connection_rate_limit", "smtpd_client_message_rate_limit", "smtpd_client_recipient_rate_limit", "smtpd_client_new_tls_session_rate_limit"}
+
+func (p *Publisher) limits(ctx context.Context, x *exam) (looked bool) {
+	for _, a := range p.Secondaries {
+		if exempt, err := p.matches(ctx, "smtpd_client_event_limit_exceptions", a); exempt || err != nil {
+			continue
+		}
+		var set []string
+		for _, name := range choking {
+			if v := p.Postconf[name]; v != "" && v != "0" {
+				set = append(set, name+" = "+v)
+			}
+		}
+		if len(set) > 0 {
+			x.report(Warning, "rate-limits", a.String(), "Postfix limits how much one client may send, and doesn't exempt the secondary: a long queue empties slowly.", strings.Join(set, ", "),
+				"postconf -e 'smtpd_client_event_limit_exceptions = $mynetworks', with the secondary in mynetworks")
+		}
+	}
+	return len(p.Secondaries) > 0
+}
+
+func (p *Publisher) gaps(_ context.Context, x *exam) (looked bool) {
+	for _, g := range p.Gaps {
+		x.report(Warning, "not-replicated", "", "A secondary can't decide this as Postfix does.", g, "understudy publish --check tells the choices")
+	}
+	return p.Gaps != nil
+}
+
+// matches looks an address up in a list of networks, as Postfix does: the first
+// element that fits decides, and ! turns it round.
+func (p *Publisher) matches(ctx context.Context, parameter string, a netip.Addr) (bool, error) {
+	return p.inList(ctx, p.Postconf[parameter], a, 0)
+}
+
+// maxNesting bounds files that name files.
+const maxNesting = 5
+
+func (p *Publisher) inList(ctx context.Context, list string, a netip.Addr, depth int) (bool, error) {
+	for _, element := range fields(list) {
+		element, not := strings.CutPrefix(element, "!")
+		var fits bool
+		var err error
+		network := strings.NewReplacer("[", "", "]", "").Replace(element)
+		if prefix, perr := netip.ParsePrefix(network); perr == nil {
+			fits = prefix.Contains(a)
+		} else if one, aerr := netip.ParseAddr(network); aerr == nil {
+			fits = one == a
+		} else if strings.HasPrefix(element, "/") && depth < maxNesting {
+			fits, err = p.inFile(ctx, element, a, depth+1)
+		} else if strings.Contains(element, ":") {
+			_, fits, err = p.Lookup(ctx, element, a.String())
+		}
+		if err != nil {
+			return false, fmt.Errorf("%s: %w", element, err)
+		}
+		if fits {
+			return !not, nil
+		}
+	}
+	return false, nil
+}
+
+// maxList bounds a file of networks.
+const maxList = 1 << 20
+
+func (p *Publisher) inFile(ctx context.Context, name string, a netip.Addr, depth int) (bool, error) {
+	st, err := os.Stat(name)
+	if err == nil && st.Size() > maxList {
+		err = fmt.Errorf("larger than %d octets", maxList)
+	}
+	if err != nil {
+		return false, err
+	}
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return false, err
+	}
+	var kept []string
+	for line := range strings.Lines(string(text)) {
+		if !strings.HasPrefix(strings.TrimSpace(line), "#") {
+			kept = append(kept, line)
+		}
+	}
+	return p.inList(ctx, strings.Join(kept, " "), a, depth)
+}
+
+// fields splits a list of Postfix's.
+func fields(s string) []string {
+	return strings.FieldsFunc(s, func(r rune) bool { return strings.ContainsRune(", \t\r\n", r) })
+}
