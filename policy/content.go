@@ -277,10 +277,10 @@ func (c *content) act(kind string, tables []*dict, key []byte) (dropped bool) {
 // maxWarnings bounds what one message's WARN actions can pile up.
 const maxWarnings = 20
 
-// contentVerdict applies what the content was found to be. hops says that it
-// has been through too many servers, which is less than a deferral and more
-// than a refusal, as Postfix ranks them.
-func (e *eval) contentVerdict(st status, hops bool) status {
+// contentVerdict applies what the content was found to be. That it has been
+// through too many servers is less than a deferral and more than a refusal, as
+// Postfix ranks them.
+func (e *eval) contentVerdict(st status, m Message) status {
 	c := e.content
 	if c != nil {
 		c.end()
@@ -291,7 +291,7 @@ func (e *eval) contentVerdict(st status, hops bool) status {
 		return st
 	case c != nil && strings.HasPrefix(c.reason, "4"):
 		return e.answerReason(c, 451)
-	case hops && (c == nil || c.reason == "") || c != nil && c.looping:
+	case c == nil && e.snap.tooFar(m.Hops+1) || c != nil && c.looping:
 		return e.answer(Rule{Stage: EndOfData, Kind: kindHops}, 554, "5.4.0", "Error: too many hops")
 	case c == nil:
 		return st

@@ -239,7 +239,7 @@ func (p *player) command(verb, arg string) policy.Verdict {
 	case "message":
 		hops, size, _ := strings.Cut(arg, " ")
 		n, _ := strconv.Atoi(hops)
-		m := policy.Message{Header: []byte(strings.Repeat("Received: from a\r\n by b\r\n", n) + "Subject: x\r\n")}
+		m := policy.Message{Hops: n}
 		m.Size, _ = strconv.ParseInt(size, 10, 64)
 		return p.s.Message(ctx, m)
 	case "content":

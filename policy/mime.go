@@ -163,7 +163,7 @@ func (c *content) flushHeader() {
 	switch state {
 	case mimePrimary:
 		dropped := c.act(kindHeaderChecks, tables.header, h)
-		if limit := c.s.snap.spec.Limits.Hops; name == "received" && !dropped && limit > 0 && c.hops >= limit && !c.discard {
+		if name == "received" && !dropped && !c.discard && c.s.snap.tooFar(c.hops) {
 			c.done, c.looping = true, true
 		}
 	case mimeMultipart:

@@ -147,9 +147,7 @@ type MailParams struct {
 type Message struct {
 	Size int64 // octets, CRLF line ends included
 	Long int64 // octets that LongLine counts
-	// Header is the header section as the client sent it, without the
-	// Received field that this server adds. The caller bounds it.
-	Header []byte
+	Hops int   // Received fields that the client sent
 }
 
 // Stats describes a Snapshot to the operator.

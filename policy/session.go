@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"strings"
@@ -295,7 +294,7 @@ func (s *Session) Message(ctx context.Context, m Message) Verdict {
 	gone := s.discard
 	st := e.checkData(EndOfData, s.snap.endOfData, "END-OF-MESSAGE", classEOD)
 	if !gone { // whatever is wrong with what DATA or a command before threw away
-		st = e.contentVerdict(st, limits.Hops > 0 && hops(m.Header)+1 >= limits.Hops)
+		st = e.contentVerdict(st, m)
 	}
 	if st != refused && !s.discard && limits.MessageSize > 0 && s.snap.spec.Content.Hostname != "" && s.queueFile(m) > limits.MessageSize {
 		st = e.answer(Rule{Stage: EndOfData, Kind: kindSize}, 552, "5.3.4", "Error: message file too big")
@@ -303,17 +302,9 @@ func (s *Session) Message(ctx context.Context, m Message) Verdict {
 	return e.verdict(EndOfData, st)
 }
 
-// hops counts the Received fields of a header section.
-func hops(header []byte) int {
-	n := 0
-	for line := range bytes.Lines(header) {
-		if len(line) >= 8 && bytes.EqualFold(line[:8], []byte("received")) &&
-			bytes.HasPrefix(bytes.TrimLeft(line[8:], " \t"), []byte(":")) {
-			n++
-		}
-	}
-	return n
-}
+// tooFar says that a message with so many Received fields, the primary's
+// included, goes round in circles. RFC 5321 §6.3 asks for a limit of at least 100.
+func (s *Snapshot) tooFar(hops int) bool { return hops >= cmp.Or(s.spec.Limits.Hops, 100) }
 
 // Values of Protocol.BareNewline.
 const (

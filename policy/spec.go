@@ -278,7 +278,7 @@ type Limits struct {
 	Recipients    int   `json:"recipient_limit"`    // a transaction
 	HeaderBytes   int   `json:"header_size_limit"`
 	LineLength    int   `json:"line_length_limit"`
-	Hops          int   `json:"hopcount_limit"` // Received fields, our own included
+	Hops          int   `json:"hopcount_limit"` // Received fields, our own included; 0 is 100
 	SoftErrors    int   `json:"soft_error_limit"`
 	HardErrors    int   `json:"hard_error_limit"`
 	JunkCommands  int   `json:"junk_command_limit"`

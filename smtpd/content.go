@@ -10,10 +10,6 @@ import (
 	"github.com/understudy-mx/understudy/policy"
 )
 
-// maxHops is the limit on Received fields when the policy has none: RFC 5321
-// §6.3 asks for at least 100.
-const maxHops = 100
-
 // receive reads the message, has it judged and committed, and answers.
 func (s *session) receive() {
 	tx := s.tx
@@ -96,10 +92,6 @@ func (s *session) conclude(b *body) {
 
 // fault returns the reply to a message that may not pass, or the zero Reply.
 func (s *session) fault(b *body) envelope.Reply {
-	hops := s.lim.Hops
-	if hops == 0 {
-		hops = maxHops
-	}
 	switch {
 	case b.nul, b.bareCR:
 		s.limit("bad_octets")
@@ -125,9 +117,6 @@ func (s *session) fault(b *body) envelope.Reply {
 	case ownTraces(b.header, s.srv.Hostname) >= 2:
 		s.limit("loop")
 		return envelope.NewReply(554, "5.4.6", "Error: mail loop: this message was here twice before")
-	case b.hops+1 >= hops: // our own counts, as in Postfix
-		s.limit("hops")
-		return envelope.NewReply(554, "5.4.0", "Error: too many hops")
 	}
 	return envelope.Reply{}
 }
@@ -135,7 +124,7 @@ func (s *session) fault(b *body) envelope.Reply {
 // commit has a well-formed message judged, and accepts it.
 func (s *session) commit(b *body) {
 	tx := s.tx
-	d := s.decide(Command{At: policy.EndOfData, Message: policy.Message{Size: b.size, Long: b.long, Header: b.header}})
+	d := s.decide(Command{At: policy.EndOfData, Message: policy.Message{Size: b.size, Long: b.long, Hops: b.hops}})
 	if refused(d.Verdict) {
 		s.abort()
 		s.answer(d, envelope.Reply{})

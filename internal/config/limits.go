@@ -33,7 +33,6 @@ var limits = []limit{
 	{"header_size", "512 KiB, all header fields", "552 5.3.4"},
 	{"header_fields", "1000 header fields", "552 5.3.4"},
 	{"line_length", "10 MiB, a line of the message; lines of any length below are kept as they are", "554 5.6.0"},
-	{"hops", "the policy's hopcount_limit Received fields (50), our own included", "554 5.4.0"},
 	{"loop", "two Received fields of ours", "554 5.4.6"},
 	{"bare_newline", "bare_newline", "550 5.6.0, hang up; smtpd_forbid_bare_newline = reject of a primary: its code, 5.5.2"},
 	{"bad_octets", "a carriage return alone or a NUL in a message", "550 5.6.0, hang up"},

@@ -1,7 +1,6 @@
 package postfix_test
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"maps"
@@ -217,8 +216,8 @@ func sendEngine(t *testing.T, snap *policy.Snapshot, who, text string) string {
 			if w := s.Content(); w != nil {
 				w.Write(b)
 			}
-			header, _, _ := bytes.Cut(b, []byte("\r\n\r\n"))
-			return s.Message(ctx, policy.Message{Size: int64(len(b)), Header: header})
+			header, _, _ := strings.Cut("\n"+text, "\n\n")
+			return s.Message(ctx, policy.Message{Size: int64(len(b)), Hops: strings.Count(header, "\nReceived:")})
 		},
 	} {
 		if v := judge(); v.Action == policy.Reject || v.Action == policy.Defer {

@@ -102,6 +102,7 @@ func newRules(typ string, rules [][2]string) (*Table, error) {
 	if err != nil {
 		return nil, err
 	}
+	b.t.rules = make([]rule, 0, len(rules))
 	for _, r := range rules {
 		if err := b.Add([]byte(r[0]), []byte(r[1])); err != nil {
 			return nil, err
