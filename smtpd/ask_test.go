@@ -70,7 +70,7 @@ func TestAsk(t *testing.T) {
 			srv.Policy = func() *policy.Snapshot { return snap }
 			o := &oracle{replies: tt.replies}
 			var env *envelope.Envelope
-			srv.Inquire = func(e *envelope.Envelope, _ int64) Inquiry { env = e; return o }
+			srv.Inquire = func(e *envelope.Envelope, _ int64) Asker { env = e; return o }
 			talk(t, srv, mail+tt.script)
 			if got := strings.Join(o.log, " "); got != tt.log {
 				t.Errorf("the primary was asked %q, want %q", got, tt.log)

@@ -181,7 +181,7 @@ func TestHangsUpAsThePrimary(t *testing.T) {
 	s, _ := newServer(t)
 	snap := snapshot(t, func(spec *policy.Spec) { spec.Restrictions.Recipient = []policy.Restriction{{Kind: "ask_primary"}} })
 	s.Policy = func() *policy.Snapshot { return snap }
-	s.Inquire = func(*envelope.Envelope, int64) Inquiry {
+	s.Inquire = func(*envelope.Envelope, int64) Asker {
 		return &oracle{replies: []envelope.Reply{envelope.NewReply(521, "5.7.1", "go away")}}
 	}
 	ln := newPipeListener()

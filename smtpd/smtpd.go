@@ -70,9 +70,9 @@ import (
 	"github.com/understudy-mx/understudy/policy"
 )
 
-// Inquiry asks the primary about the recipients of one mail transaction; Close
+// Asker asks the primary about the recipients of one mail transaction; Close
 // ends it.
-type Inquiry interface {
+type Asker interface {
 	// Ask returns what the primary answers to a recipient. An error says that
 	// it can't be asked, now and for this client. It takes seconds at most.
 	Ask(ctx context.Context, to *envelope.Recipient) (envelope.Reply, error)
@@ -126,7 +126,7 @@ type Server struct {
 	// Inquire begins to ask the primary, for policy.Verdict.Ask. env has the
 	// client with its names, the reverse-path and MAIL's parameters, size is
 	// that of SIZE= or 0. If nil, the primary can't be asked.
-	Inquire func(env *envelope.Envelope, size int64) Inquiry
+	Inquire func(env *envelope.Envelope, size int64) Asker
 
 	Log     *slog.Logger
 	Metrics *metrics.Metrics

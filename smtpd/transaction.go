@@ -16,7 +16,7 @@ type transaction struct {
 	discard bool      // the policy wants the message accepted and thrown away
 	draft   Draft     // from DATA on
 	copy    io.Writer // … what the Decider wants of the message, nil when that is nothing
-	inquiry Inquiry   // from the first recipient that the primary was asked about until DATA
+	inquiry Asker     // from the first recipient that the primary was asked about until DATA
 }
 
 // allow notes a verdict that lets the message in but changes what becomes of

@@ -147,7 +147,7 @@ func BenchmarkHashMillion(b *testing.B) {
 // the verdict, over loopback and the disk.
 func BenchmarkFollowMillion(b *testing.B) {
 	next, _ := million(b)
-	p := newPrimary(b)
+	p := newTestPublisher(b)
 	f := p.follow(b, p.join(b, "mx2"), next.Addresses.Relay.Domains...)
 	p.publish(b, next)
 	start := time.Now()

@@ -15,7 +15,7 @@ import (
 // TestLastChange: both ends say when the content changed last and in what,
 // across restarts, and nothing else makes a change.
 func TestLastChange(t *testing.T) {
-	p := newPrimary(t)
+	p := newTestPublisher(t)
 	dir := p.join(t, "mx2")
 	f := p.follow(t, dir, "example.org")
 	same := func(want LastChange, when string) {
@@ -77,7 +77,7 @@ func TestLastChange(t *testing.T) {
 // TestSources: the follower learns when each source was read, and is content
 // with a publisher that doesn't tell.
 func TestSources(t *testing.T) {
-	p := newPrimary(t)
+	p := newTestPublisher(t)
 	p.publish(t, newSpec(t, []string{"example.org"}, "a@example.org"))
 	f := p.follow(t, p.join(t, "mx2"), "example.org")
 	read := p.clock.now().UTC().Truncate(time.Second)

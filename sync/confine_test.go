@@ -29,7 +29,7 @@ func TestForeignDoors(t *testing.T) {
 		"everything is permitted": func(s *policy.Spec) { s.Restrictions.Recipient = []policy.Restriction{{Kind: "permit"}} },
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := newPrimary(t)
+			p := newTestPublisher(t)
 			f := p.follow(t, p.join(t, "mx2"), "example.org")
 			s := newSpec(t, []string{"example.org"}, "a@example.org")
 			open(s)
@@ -70,7 +70,7 @@ func TestForeignDomain(t *testing.T) {
 		"of the first version too": nil,
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := newPrimary(t)
+			p := newTestPublisher(t)
 			f := p.follow(t, p.join(t, "mx2"), "example.org")
 			s := newSpec(t, []string{"example.org"}, "a@example.org")
 			if edit == nil {
@@ -134,7 +134,7 @@ func TestAlarmReport(t *testing.T) {
 	if !strings.HasSuffix(target, "&alarm=policy") || strings.Contains(string(body), `"alarm"`) || !strings.Contains(string(body), "policy: ") {
 		t.Errorf("reported to %s: %s", target, body)
 	}
-	p := newPrimary(t)
+	p := newTestPublisher(t)
 	p.publish(t, newSpec(t, []string{"example.org"}, "a@example.org"))
 	g := p.follow(t, p.join(t, "mx2"), "example.org")
 	poll(t, g)
@@ -169,7 +169,7 @@ func TestForeignDomainCase(t *testing.T) {
 // while the primary still accepts mail for it. The policy stays in force for the
 // others, and the alarm says what is to be done.
 func TestDomainTakenOff(t *testing.T) {
-	p := newPrimary(t)
+	p := newTestPublisher(t)
 	dir := p.join(t, "mx2")
 	f := p.follow(t, dir, "example.org", "example.com")
 	p.publish(t, newSpec(t, []string{"example.org", "example.com"}, "a@example.org", "a@example.com"))

@@ -35,7 +35,7 @@ func rcpt(t testing.TB, s *policy.Snapshot, to string) int {
 }
 
 func TestFollow(t *testing.T) {
-	p := newPrimary(t)
+	p := newTestPublisher(t)
 	dir := p.join(t, "mx2")
 	f := p.follow(t, dir, "example.org")
 	if f.Current() != nil || f.Status().State != StateNone {
@@ -70,7 +70,7 @@ func TestFollow(t *testing.T) {
 // TestChangeMeanwhile: the primary publishes another version while chunks of
 // the first are on their way.
 func TestChangeMeanwhile(t *testing.T) {
-	p := newPrimary(t)
+	p := newTestPublisher(t)
 	f := p.follow(t, p.join(t, "mx2"), "example.org")
 	p.publish(t, newSpec(t, []string{"example.org"}, names(5000, "example.org")...))
 	h, err := openHead(p.raw, f.pair.keys())

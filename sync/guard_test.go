@@ -417,7 +417,7 @@ func TestRemovalsClock(t *testing.T) {
 // TestRemovalsHashed: what was removed while recipients were plain counts when
 // they are hashed, and no address stays on the disk.
 func TestRemovalsHashed(t *testing.T) {
-	p := newPrimary(t)
+	p := newTestPublisher(t)
 	dir := p.join(t, "mx2")
 	f := p.follow(t, dir, "example.org")
 	many := names(100, "example.org")

@@ -18,7 +18,7 @@ import (
 )
 
 // hash begins or ends hashing, as a restart with another configuration does.
-func (p *primary) hash(yes bool) {
+func (p *testPublisher) hash(yes bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.o.Hashed = yes
@@ -58,7 +58,7 @@ func readable(t *testing.T, f *Follower, words ...string) (found []string) {
 // TestHashed takes a follower from plain recipients to hashed ones, through
 // changes, restarts, new keys and a new pairing, and back.
 func TestHashed(t *testing.T) {
-	p := newPrimary(t)
+	p := newTestPublisher(t)
 	dir := p.join(t, "mx2")
 	f := p.follow(t, dir, "example.org", "example.com")
 	many := names(2000, "example.org")
@@ -170,7 +170,7 @@ func TestHashedMassDeletion(t *testing.T) {
 	} {
 		for _, kind := range []string{"hashed", "to hashed", "from hashed"} {
 			t.Run(tt.name+" "+kind, func(t *testing.T) {
-				p := newPrimary(t)
+				p := newTestPublisher(t)
 				dir := p.join(t, "mx2")
 				f := p.follow(t, dir, both...)
 				p.hash(kind != "to hashed")
@@ -221,7 +221,7 @@ func TestHashedMassDeletion(t *testing.T) {
 // TestHashedNeedsPairing: who was paired before hashing existed gets nothing,
 // and hears why; who doesn't hold a head's secret refuses it.
 func TestHashedNeedsPairing(t *testing.T) {
-	p := newPrimary(t)
+	p := newTestPublisher(t)
 	p.hash(true)
 	dir := p.join(t, "mx2")
 	p.publish(t, newSpec(t, []string{"example.org"}, "a@example.org"))

@@ -215,7 +215,7 @@ func onHead2(fn func(w http.ResponseWriter, evil string)) func(http.ResponseWrit
 // a stranger or whoever makes an invitation fills.
 func TestHostileFollower(t *testing.T) {
 	var log bytes.Buffer
-	p := newPrimary(t, func(o *PublisherOptions) { o.Log = slog.New(slog.NewJSONHandler(&log, nil)) })
+	p := newTestPublisher(t, func(o *PublisherOptions) { o.Log = slog.New(slog.NewJSONHandler(&log, nil)) })
 	p.publish(t, newSpec(t, []string{"example.org"}, "a@example.org"))
 	f := p.follow(t, p.join(t, "mx2"), "example.org")
 	if err := f.report(t.Context(), nil); err != nil {

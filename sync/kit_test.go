@@ -70,15 +70,15 @@ func (c *clock) add(d time.Duration) {
 
 func newMetrics() *metrics.Metrics { return metrics.New(prometheus.NewRegistry()) }
 
-// primary is a publisher that listens on loopback.
-type primary struct {
+// testPublisher is one that listens on loopback.
+type testPublisher struct {
 	*Publisher
 	addr    string
 	clock   *clock
 	waiting chan struct{} // one for each poll that waits
 }
 
-func newPrimary(t testing.TB, edit ...func(*PublisherOptions)) *primary {
+func newTestPublisher(t testing.TB, edit ...func(*PublisherOptions)) *testPublisher {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -102,11 +102,11 @@ func newPrimary(t testing.TB, edit ...func(*PublisherOptions)) *primary {
 			t.Errorf("serve: %v", err)
 		}
 	})
-	return &primary{p, l.Addr().String(), c, waiting}
+	return &testPublisher{p, l.Addr().String(), c, waiting}
 }
 
 // publish offers a policy.
-func (p *primary) publish(t testing.TB, s *policy.Spec) {
+func (p *testPublisher) publish(t testing.TB, s *policy.Spec) {
 	t.Helper()
 	if err := p.Publish(snapshot(t, s)); err != nil {
 		t.Fatal(err)
@@ -114,7 +114,7 @@ func (p *primary) publish(t testing.TB, s *policy.Spec) {
 }
 
 // join pairs a directory with the primary.
-func (p *primary) join(t testing.TB, name string) (dir string) {
+func (p *testPublisher) join(t testing.TB, name string) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
 	token, err := p.Invite(name)
@@ -132,7 +132,7 @@ func (p *primary) join(t testing.TB, name string) (dir string) {
 }
 
 // follow opens a follower that polls when the test asks it to.
-func (p *primary) follow(t testing.TB, dir string, domains ...string) *Follower {
+func (p *testPublisher) follow(t testing.TB, dir string, domains ...string) *Follower {
 	t.Helper()
 	f, err := OpenFollower(FollowerOptions{Dir: dir, Domains: domains, Metrics: newMetrics(), now: p.clock.now})
 	if err != nil {

@@ -123,7 +123,7 @@ func TestRestoreDamaged(t *testing.T) {
 // TestDamagedFrames damages what a publisher's disk holds: it makes the frames
 // anew, and followers notice nothing.
 func TestDamagedFrames(t *testing.T) {
-	p := newPrimary(t)
+	p := newTestPublisher(t)
 	p.publish(t, newSpec(t, []string{"example.org"}, names(5000, "example.org")...))
 	damaged := 0
 	err := filepath.WalkDir(filepath.Join(p.o.Dir, lastDir, "chunks"), func(file string, d os.DirEntry, err error) error {

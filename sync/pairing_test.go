@@ -19,7 +19,7 @@ import (
 
 // TestInvitations: each way to come in without being invited.
 func TestInvitations(t *testing.T) {
-	p := newPrimary(t)
+	p := newTestPublisher(t)
 	p.publish(t, newSpec(t, []string{"example.org"}, "a@example.org"))
 	invite := func(t *testing.T, name string) *token {
 		t.Helper()
@@ -125,7 +125,7 @@ func TestInvitations(t *testing.T) {
 // TestProofIsBound: a proof made for one session or key is worth nothing in
 // another.
 func TestProofIsBound(t *testing.T) {
-	p := newPrimary(t)
+	p := newTestPublisher(t)
 	s, err := p.Invite("a")
 	if err != nil {
 		t.Fatal(err)
@@ -189,7 +189,7 @@ func newPrimaryDir(t *testing.T) *Publisher {
 // TestSecretsAtRest: nothing on the primary's disk lets anybody join, and keys
 // are their owner's alone.
 func TestSecretsAtRest(t *testing.T) {
-	p := newPrimary(t)
+	p := newTestPublisher(t)
 	s, err := p.Invite("a")
 	if err != nil {
 		t.Fatal(err)
@@ -223,7 +223,7 @@ func TestSecretsAtRest(t *testing.T) {
 }
 
 func TestRevoke(t *testing.T) {
-	p := newPrimary(t)
+	p := newTestPublisher(t)
 	p.publish(t, newSpec(t, []string{"example.org"}, "a@example.org"))
 	f := p.follow(t, p.join(t, "mx2"), "example.org")
 	poll(t, f)
@@ -253,7 +253,7 @@ func TestRevoke(t *testing.T) {
 
 // TestRevokedWaiting: what a follower waits for when it is revoked isn't sent.
 func TestRevokedWaiting(t *testing.T) {
-	p := newPrimary(t)
+	p := newTestPublisher(t)
 	p.publish(t, newSpec(t, []string{"example.org"}, "a@example.org"))
 	f := p.follow(t, p.join(t, "mx2"), "example.org")
 	poll(t, f)
@@ -278,7 +278,7 @@ func TestRevokedWaiting(t *testing.T) {
 // TestSameKeysStay: a head that announces the keys that are trusted writes and
 // says nothing.
 func TestSameKeysStay(t *testing.T) {
-	p := newPrimary(t)
+	p := newTestPublisher(t)
 	p.publish(t, newSpec(t, []string{"example.org"}, "a@example.org"))
 	f := p.follow(t, p.join(t, "mx2"), "example.org")
 	var log strings.Builder
@@ -307,7 +307,7 @@ func TestSameKeysStay(t *testing.T) {
 // TestRotation changes the primary's keys, then the follower's, without
 // pairing again.
 func TestRotation(t *testing.T) {
-	p := newPrimary(t)
+	p := newTestPublisher(t)
 	p.publish(t, newSpec(t, []string{"example.org"}, "a@example.org"))
 	dir := p.join(t, "mx2")
 	f := p.follow(t, dir, "example.org")

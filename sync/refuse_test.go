@@ -53,7 +53,7 @@ func (f *failing) SyncDir(dir string) error {
 
 // TestRotationFails: keys that could not be stored are not said to be.
 func TestRotationFails(t *testing.T) {
-	p := newPrimary(t)
+	p := newTestPublisher(t)
 	disk := &failing{fileSystem: osFS{}}
 	p.o.fs = disk
 	disk.op, disk.name = "write", nextPolicyKeyFile
@@ -62,7 +62,7 @@ func TestRotationFails(t *testing.T) {
 	}
 	disk.op = ""
 	for op, name := range map[string]string{"rename": serverKeyFile, "sync": path.Base(p.o.Dir)} {
-		p := newPrimary(t)
+		p := newTestPublisher(t)
 		disk := &failing{fileSystem: osFS{}}
 		p.o.fs = disk
 		if err := p.RotateKeys(); err != nil {
@@ -120,7 +120,7 @@ func TestPairingCheck(t *testing.T) {
 // TestKeyOfAnother: a follower that announces the key of another as its next one
 // gets 409, and the key stays where it is.
 func TestKeyOfAnother(t *testing.T) {
-	p := newPrimary(t)
+	p := newTestPublisher(t)
 	p.publish(t, newSpec(t, []string{"example.org"}, "a@example.org"))
 	f := p.follow(t, p.join(t, "mx2"), "example.org")
 	g := p.follow(t, p.join(t, "mx3"), "example.org")

@@ -27,7 +27,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // TestServerRefuses: what a paired follower in wrong hands, or a stranger, may
 // send to the publisher.
 func TestServerRefuses(t *testing.T) {
-	p := newPrimary(t)
+	p := newTestPublisher(t)
 	p.publish(t, newSpec(t, []string{"example.org"}, "a@example.org"))
 	f := p.follow(t, p.join(t, "mx2"), "example.org")
 	c := f.http.(*client)
@@ -78,7 +78,7 @@ func TestServerRefuses(t *testing.T) {
 
 // TestHandshakes: who doesn't even get to ask.
 func TestHandshakes(t *testing.T) {
-	p := newPrimary(t)
+	p := newTestPublisher(t)
 	p.publish(t, newSpec(t, []string{"example.org"}, "a@example.org"))
 	p.join(t, "mx2")
 	with := func(edit func(*tls.Config)) *tls.Config {
@@ -202,7 +202,7 @@ func (c *counting) chunk(ctx context.Context, h hash) ([]byte, error) {
 // restarts the follower every other time. No chunk comes twice, and in the end
 // all is there.
 func TestLinkCut(t *testing.T) {
-	p := newPrimary(t)
+	p := newTestPublisher(t)
 	p.publish(t, newSpec(t, []string{"example.org"}, names(30_000, "example.org")...))
 	dir := p.join(t, "mx2")
 	k := newLink(t, p.addr)
@@ -328,7 +328,7 @@ func TestRun(t *testing.T) {
 // TestPeerLimits: one follower can't have the publisher wait for it without
 // end, and what it says about itself is bounded.
 func TestPeerLimits(t *testing.T) {
-	p := newPrimary(t)
+	p := newTestPublisher(t)
 	f := p.follow(t, p.join(t, "mx2"), "example.org")
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, peerPolls)
@@ -357,7 +357,7 @@ func TestPeerLimits(t *testing.T) {
 // TestNotice: what is wrong with a source shows at the follower, without a new
 // version.
 func TestNotice(t *testing.T) {
-	p := newPrimary(t)
+	p := newTestPublisher(t)
 	p.publish(t, newSpec(t, []string{"example.org"}, "a@example.org"))
 	f := p.follow(t, p.join(t, "mx2"), "example.org")
 	poll(t, f)

@@ -10,7 +10,7 @@ import (
 // TestUnsure carries recipients that a follower was unsure about to the
 // primary: as many as one report holds, the others with the next one.
 func TestUnsure(t *testing.T) {
-	p := newPrimary(t)
+	p := newTestPublisher(t)
 	spec := newSpec(t, []string{"example.org"}, "alice@example.org")
 	p.publish(t, spec)
 	f := p.follow(t, p.join(t, "mx2"), "example.org")
@@ -43,7 +43,7 @@ func TestUnsure(t *testing.T) {
 
 // TestUnsureIsKept when the primary can't be reached.
 func TestUnsureIsKept(t *testing.T) {
-	p := newPrimary(t)
+	p := newTestPublisher(t)
 	p.publish(t, newSpec(t, []string{"example.org"}, "alice@example.org"))
 	f := p.follow(t, p.join(t, "mx2"), "example.org")
 	f.Unsure("bob@example.org")
@@ -60,7 +60,7 @@ func TestUnsureIsKept(t *testing.T) {
 
 // TestUnsureIsBounded: strangers choose the recipients.
 func TestUnsureIsBounded(t *testing.T) {
-	p := newPrimary(t)
+	p := newTestPublisher(t)
 	p.publish(t, newSpec(t, []string{"example.org"}, "alice@example.org"))
 	f := p.follow(t, p.join(t, "mx2"), "example.org")
 	for _, r := range names(maxUnsureAll+maxUnsure, "example.org") {

@@ -249,8 +249,8 @@ func (d *daemon) asks() bool {
 }
 
 // inquire has the door ask the next hop of each recipient's domain.
-func inquire(c *relay.Client, route func(domain string) string) func(*envelope.Envelope, int64) smtpd.Inquiry {
-	return func(env *envelope.Envelope, size int64) smtpd.Inquiry { return c.Inquire(route, env, size) }
+func inquire(c *relay.Client, route func(domain string) string) func(*envelope.Envelope, int64) smtpd.Asker {
+	return func(env *envelope.Envelope, size int64) smtpd.Asker { return c.Inquire(route, env, size) }
 }
 
 // routeOf returns the function from a recipient's domain to the next hop: the

@@ -124,9 +124,9 @@ func (c *parityCmd) Run(ctx context.Context, out io.Writer) error {
 
 // inquire asks the primary what the policy has it asked. A trace can't be asked;
 // with one, nobody objects.
-func (c *parityCmd) inquire(hostname string) func(*envelope.Envelope, int64) smtpd.Inquiry {
+func (c *parityCmd) inquire(hostname string) func(*envelope.Envelope, int64) smtpd.Asker {
 	if c.Primary == "" {
-		return func(*envelope.Envelope, int64) smtpd.Inquiry { return agreement{} }
+		return func(*envelope.Envelope, int64) smtpd.Asker { return agreement{} }
 	}
 	client := relay.New(relay.Options{Hostname: hostname, Metrics: metrics.New(prometheus.NewRegistry()), Routes: map[string]relay.Route{
 		defaultRoute: {Name: defaultRoute, Address: c.Primary, TLS: relay.TLSOff, XClient: true, MaxAsking: c.Parallel},

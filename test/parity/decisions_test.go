@@ -83,7 +83,7 @@ func (d *decisions) confirm(t *testing.T) {
 	d.proxy = screen || strings.Contains(d.parts["main.cf"], "smtpd_upstream_proxy_protocol")
 	d.server = startDNS(t)
 	d.zone(t)
-	p := &primary{t: t, dir: tempDir(t), addr: testmx.FreeAddr()}
+	p := &twin{t: t, dir: tempDir(t), addr: testmx.FreeAddr()}
 	run := filepath.Join(p.dir, "run")
 	for _, dir := range []string{"run", "queue", "data"} {
 		if err := os.Mkdir(filepath.Join(p.dir, dir), 0o755); err != nil {

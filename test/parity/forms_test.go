@@ -93,7 +93,7 @@ func TestAddressForms(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			dns := startWorld(t)
-			p := &primary{t: t, dir: tempDir(t), addr: testmx.FreeAddr()}
+			p := &twin{t: t, dir: tempDir(t), addr: testmx.FreeAddr()}
 			run := filepath.Join(p.dir, "run")
 			for _, dir := range []string{"run", "queue", "data"} {
 				if err := os.Mkdir(filepath.Join(p.dir, dir), 0o755); err != nil {

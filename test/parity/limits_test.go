@@ -154,7 +154,7 @@ smtpd_client_message_rate_limit = 1
 
 func limitsAlike(t *testing.T, name, limits, script string) {
 	dns := startDNS(t)
-	p := &primary{t: t, dir: tempDir(t), addr: testmx.FreeAddr()}
+	p := &twin{t: t, dir: tempDir(t), addr: testmx.FreeAddr()}
 	run, pair := filepath.Join(p.dir, "run"), filepath.Join(p.dir, "pair.pem")
 	for _, dir := range []string{"run", "queue", "data"} {
 		if err := os.Mkdir(filepath.Join(p.dir, dir), 0o755); err != nil {

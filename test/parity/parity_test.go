@@ -59,7 +59,7 @@ func TestProfiles(t *testing.T) {
 
 // run is one profile's: its sessions and what the primary said.
 type run struct {
-	primary    *primary
+	primary    *twin
 	nameserver string
 	material   *parity.Material
 	seed       uint64
@@ -137,7 +137,7 @@ func same(t *testing.T, profile string) map[string]string {
 	return out
 }
 
-func (p *primary) dial(ctx context.Context) (net.Conn, error) {
+func (p *twin) dial(ctx context.Context) (net.Conn, error) {
 	var d net.Dialer
 	return d.DialContext(ctx, "tcp", p.addr)
 }

@@ -19,12 +19,12 @@ import (
 	"github.com/understudy-mx/understudy/policy/postfix"
 )
 
-// primary is a profile twice: its configuration as the importer reads it, and
+// twin is a profile twice: its configuration as the importer reads it, and
 // a real Postfix that runs a copy of it. The copy differs by testOnly, and by
 // what the import's report says that the secondary can't do: there it does
 // what the report says the secondary does instead. So every difference that is
 // left is one that the report kept silent about.
-type primary struct {
+type twin struct {
 	t       *testing.T
 	dir     string
 	addr    string
@@ -55,12 +55,12 @@ default_transport = discard:
 
 // newPrimary imports a profile and starts a Postfix that has the DNS server at
 // nameserver for its only one.
-func newPrimary(t *testing.T, profile, nameserver string) *primary {
+func newPrimary(t *testing.T, profile, nameserver string) *twin {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Fatal("a real Postfix is the primary here, with a DNS of its own; both need root: run the tests as root, as .ci/run does")
 	}
-	p := &primary{t: t, dir: tempDir(t), addr: testmx.FreeAddr()}
+	p := &twin{t: t, dir: tempDir(t), addr: testmx.FreeAddr()}
 	for _, d := range []string{"conf", "run", "queue", "data"} {
 		if err := os.Mkdir(filepath.Join(p.dir, d), 0o755); err != nil {
 			t.Fatal(err)
@@ -83,7 +83,7 @@ func newPrimary(t *testing.T, profile, nameserver string) *primary {
 // install copies a profile, @DIR@ being where it ends up. The databases that a
 // profile asks are played by lists in testdata: the importer gets them as the
 // operator's own listing, Postfix as texthash.
-func (p *primary) install(profile, dir string, src *postfix.Source) {
+func (p *twin) install(profile, dir string, src *postfix.Source) {
 	t := p.t
 	t.Helper()
 	files := map[string]string{}
@@ -149,7 +149,7 @@ func index(t *testing.T, dir string) {
 
 // configure makes the copy run: the service's overrides move to main.cf, then
 // come the items of the report and testOnly.
-func (p *primary) configure(src postfix.Source, run string) {
+func (p *twin) configure(src postfix.Source, run string) {
 	t := p.t
 	t.Helper()
 	service := "smtp/inet/"
@@ -176,7 +176,7 @@ func (p *primary) configure(src postfix.Source, run string) {
 }
 
 // even makes the copy do what the secondary does instead of an item.
-func (p *primary) even(run string, it fidelity.Item) {
+func (p *twin) even(run string, it fidelity.Item) {
 	p.t.Helper()
 	set := func(value string) {
 		// Not appended: a line that overrides another is a warning, and a
@@ -224,7 +224,7 @@ func (p *primary) even(run string, it fidelity.Item) {
 	}
 }
 
-func (p *primary) postconf(dir string, args ...string) string {
+func (p *twin) postconf(dir string, args ...string) string {
 	p.t.Helper()
 	var stderr bytes.Buffer
 	cmd := exec.Command("/usr/sbin/postconf", append([]string{"-c", dir}, args...)...)
@@ -238,7 +238,7 @@ func (p *primary) postconf(dir string, args ...string) string {
 
 // start runs Postfix in a mount namespace of its own, in which the test's DNS
 // is the system's and /etc/hosts is empty.
-func (p *primary) start(nameserver string) {
+func (p *twin) start(nameserver string) {
 	t := p.t
 	t.Helper()
 	run := filepath.Join(p.dir, "run")
@@ -270,7 +270,7 @@ func (p *primary) start(nameserver string) {
 }
 
 // complaints are the warnings in Postfix's log, each kind once.
-func (p *primary) complaints() string {
+func (p *twin) complaints() string {
 	b, _ := os.ReadFile(filepath.Join(p.dir, "mail.log"))
 	seen := map[string]bool{}
 	var out []string
