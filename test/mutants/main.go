@@ -11,7 +11,8 @@
 //	go run ./test/mutants -n 60 ./sync ./relay
 //
 // Survivors that can't be noticed, or needn't be, are explained in
-// equivalent.txt.
+// equivalent.txt. It exits 0 when all are, and no line there is stale: about a
+// mutant that is gone, or that a test does notice.
 package main
 
 import (
@@ -36,28 +37,28 @@ func main() {
 	only := flag.String("only", "", "none but those whose description contains this")
 	files := flag.String("files", "", "none but those of files whose name matches this")
 	run := flag.String("run", "^Test", "the tests that may notice")
-	explained := flag.String("explained", "test/mutants/equivalent.txt", "survivors with their reasons")
+	list := flag.String("explained", "test/mutants/equivalent.txt", "survivors with their reasons")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	reasons, err := readReasons(*explained)
+	reasons, err := readReasons(*list)
 	if flag.NArg() == 0 {
 		err = errors.New("name the directories of packages, such as ./sync")
 	}
-	surviving := 0
+	failing := 0
 	for _, dir := range flag.Args() {
 		if err != nil {
 			break
 		}
 		var left int
 		left, err = try(ctx, os.Stdout, dir, selection{*n, *seed, *only, *files, *run}, reasons)
-		surviving += left
+		failing += left
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(2)
 	}
-	if surviving > 0 {
+	if failing > 0 {
 		os.Exit(1)
 	}
 }
@@ -85,8 +86,9 @@ type selection struct {
 	seed, only, files, run string
 }
 
-// try tries the mutants of one package and returns how many survive unexplained.
-func try(ctx context.Context, out io.Writer, dir string, s selection, reasons map[string]bool) (surviving int, err error) {
+// try tries the mutants of one package and returns how many survive unexplained,
+// and how many explanations are stale.
+func try(ctx context.Context, out io.Writer, dir string, s selection, reasons map[string]bool) (failing int, err error) {
 	start := time.Now()
 	temp, err := os.MkdirTemp("", "mutants")
 	if err != nil {
@@ -98,6 +100,13 @@ func try(ctx context.Context, out io.Writer, dir string, s selection, reasons ma
 		return 0, err
 	}
 	all := len(p.mutants)
+	for what := range reasons {
+		file, _, _ := strings.Cut(what, ": ")
+		if filepath.Dir(file) == filepath.Clean(dir) && !slices.ContainsFunc(p.mutants, func(m *mutant) bool { return m.what == what }) {
+			failing++
+			fmt.Fprintf(out, "%-9s %s: there is no such mutant\n", stale, what)
+		}
+	}
 	if err := p.choose(s); err != nil {
 		return 0, err
 	}
@@ -115,26 +124,32 @@ func try(ctx context.Context, out io.Writer, dir string, s selection, reasons ma
 	for _, m := range p.mutants {
 		result, by, err := b.meet(ctx, m.id, tests)
 		if err != nil {
-			return surviving, err
+			return failing, err
 		}
-		if result != killed && reasons[m.what] {
-			result = "explained"
-		} else if result != killed {
-			surviving++
+		switch {
+		case reasons[m.what] && result == killed:
+			result = stale
+		case reasons[m.what]:
+			result = explained
+		}
+		if result != killed && result != explained {
+			failing++
 		}
 		count[result]++
 		fmt.Fprintf(out, "%-9s line %d of %s %s\n", result, m.line, m.what, by)
 	}
-	fmt.Fprintf(out, "%s: %d mutants, %d killed, %d explained, %d survive (%d of them met by no test), %s\n", dir, len(p.mutants),
-		count[killed], count["explained"], surviving, count[unmet], time.Since(start).Round(time.Second))
-	return surviving, nil
+	fmt.Fprintf(out, "%s: %d mutants, %d killed, %d explained, %d survive, %d of them met by no test, %d stale, %s\n", dir, len(p.mutants),
+		count[killed], count[explained], count[survived]+count[unmet], count[unmet], failing-count[survived]-count[unmet], time.Since(start).Round(time.Second))
+	return failing, nil
 }
 
 // What becomes of a mutant.
 const (
-	killed   = "killed"
-	survived = "SURVIVED"
-	unmet    = "UNMET" // survived: no test comes by
+	killed    = "killed"
+	survived  = "SURVIVED"
+	unmet     = "UNMET"     // survived: no test comes by
+	explained = "explained" // survived, and equivalent.txt says why
+	stale     = "STALE"     // killed, and equivalent.txt says why it survives
 )
 
 // binary is the test binary with all mutants.

@@ -8,7 +8,12 @@ import (
 
 // TestTry breaks a little package of which it is known what its tests notice.
 func TestTry(t *testing.T) {
-	reasons := map[string]bool{"testdata/little/little.go: Limit: n > most: or equal": true}
+	reasons := map[string]bool{
+		"testdata/little/little.go: Limit: n > most: or equal": true,
+		"testdata/little/little.go: Limit: if n > most: never": true, // but it is noticed
+		"testdata/little/little.go: Limit: gone":               true,
+		"testdata/other.go: Limit: gone":                       true,
+	}
 	var out bytes.Buffer
 	left, err := try(t.Context(), &out, "./testdata/little", selection{n: 100, seed: "1", run: "^Test"}, reasons)
 	if err != nil {
@@ -22,24 +27,25 @@ func TestTry(t *testing.T) {
 		}
 	}
 	want := map[string]string{
-		"Limit: returns zeros at once":   killed,
-		"Limit: if n > most: never":      killed,
-		"Limit: if n > most: always":     killed,
-		"Limit: n > most: or equal":      "explained",
-		"Limit: without return most":     killed,
-		"Both: returns zeros at once":    killed,
-		"Both: a && b: the first alone":  killed,
-		"Both: a && b: the second alone": survived,
-		"Nobody: returns zeros at once":  unmet,
-		"Nobody: without *p = 7":         unmet,
-		"Nobody: 7 plus one":             unmet,
+		"Limit: returns zeros at once":         killed,
+		"Limit: if n > most: never":            stale,
+		"Limit: if n > most: always":           killed,
+		"Limit: n > most: or equal":            explained,
+		"Limit: gone: there is no such mutant": stale,
+		"Limit: without return most":           killed,
+		"Both: returns zeros at once":          killed,
+		"Both: a && b: the first alone":        killed,
+		"Both: a && b: the second alone":       survived,
+		"Nobody: returns zeros at once":        unmet,
+		"Nobody: without *p = 7":               unmet,
+		"Nobody: 7 plus one":                   unmet,
 	}
 	for what, result := range want {
 		if got[what] != result {
 			t.Errorf("%s: %q, want %q", what, got[what], result)
 		}
 	}
-	if len(got) != len(want) || left != 4 {
-		t.Errorf("%d survive; all: %v", left, got)
+	if len(got) != len(want) || left != 6 {
+		t.Errorf("%d survive or are stale; all: %v", left, got)
 	}
 }
