@@ -136,6 +136,29 @@ func TestUnasked(t *testing.T) {
 	}
 }
 
+// TestUnaskedOfWhom: nobody is asked about whom the policy knows already, as an
+// alias, about other domains, or about what is no address.
+func TestUnaskedOfWhom(t *testing.T) {
+	spec := learnedSnapshot(t).Spec()
+	aliases, err := table.NewHash(map[string]string{"boss@example.org": "alice@example.org"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec.Tables["aliases"] = aliases
+	spec.Addresses.VirtualAlias, spec.Addresses.MyOrigin = []string{"aliases", "tcp:x"}, "example.org"
+	snap, err := Compile(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for recipient, want := range map[string][]string{
+		"dave@example.org": {"dave", "dave@example.org"}, "boss@example.org": nil, "eve@example.net": nil, "-x@example.org": nil, "no address": nil,
+	} {
+		if diff := cmp.Diff(want, snap.Unasked([]string{recipient})["tcp:x"]); diff != "" {
+			t.Errorf("%s: -want +got\n%s", recipient, diff)
+		}
+	}
+}
+
 // TestLearnedIsChecked refuses a snapshot whose learned tables aren't there.
 func TestLearnedIsChecked(t *testing.T) {
 	for name, learned := range map[string]map[string]Learned{

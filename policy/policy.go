@@ -2,32 +2,77 @@
 // policy and the answers of the DNS it derives what the primary would say to a
 // client, its HELO name, a reverse-path, a forward-path, DATA and a message.
 //
-// The model is Postfix's, because the primary is a Postfix: ordered lists of
-// restrictions for each stage (smtpd_*_restrictions), look-up tables with
-// their own orders of look-up (access(5)), address classes with their
-// recipient tables, DNS block- and allowlists. A Spec is the policy as data,
-// Compile makes a Snapshot of it, and a Session asks the Snapshot on behalf of
-// one SMTP session. A hand-written TOML file compiles into the same Spec.
+// A Spec is the policy as data, Compile makes a Snapshot of it, and a Session
+// asks the Snapshot on behalf of one SMTP session. The model is Postfix's,
+// because the primary is a Postfix.
 //
-// What a server calls, in a session's order: Snapshot.Greet, Limits and Protocol
-// for its own settings; Session.Connect, Waits, Screen (after the wait, before
-// the greeting); Command for each line and Pipelined when a client is ahead of
+// # Restrictions
+//
+// Each stage has a list (smtpd_client_restrictions and so on). Its restrictions
+// are asked in order, and each says OK, which ends the list, REJECT, which ends
+// everything, or nothing (DUNNO). With delay_reject the lists for the client, its
+// HELO name and the sender wait until RCPT. So
+//
+//	permit_mynetworks, check_client_access hash:/etc/postfix/clients, reject_rbl_client zen.spamhaus.org
+//
+// never asks the DNS list about a client in mynetworks, nor about one that the
+// table permits. defer_if_permit and defer_if_reject are remembered: they turn a
+// later OK or REJECT into 450.
+//
+// # Access tables
+//
+// An access(5) table is asked first about the whole key, then about less and less
+// of it, and the first entry found decides. For joe+news@mx.example.com, where
+// "+" is a recipient delimiter:
+//
+//	joe+news@mx.example.com  joe@mx.example.com  mx.example.com  example.com  com  joe+news@  joe@
+//
+// The client's address 192.0.2.1 is looked for as 192.0.2.1, 192.0.2, 192.0 and
+// 192, its name like a domain. Where parent_domain_matches_subdomains lacks
+// smtpd_access_maps, parents are spelled with a dot: .example.com. Networks and
+// patterns see nothing but the whole key.
+//
+// # DNS lists
+//
+// RFC 5782: the octets of an IPv4 address, or the 32 nibbles of an IPv6 address,
+// last first, and the list's zone make a name, and an A record there means
+// "listed". A list of domains is asked about the domain before its zone:
+//
+//	192.0.2.99 in zen.spamhaus.org     99.2.0.192.zen.spamhaus.org   A 127.0.0.4
+//	example.com in dbl.spamhaus.org    example.com.dbl.spamhaus.org  A 127.0.1.2
+//
+// A filter picks answers: zen.spamhaus.org=127.0.0.[2..11]. An error is no
+// listing: NXDOMAIN means "not listed", and a time-out counts as that, too, unless
+// Session.DeferUnanswered was called. An answer in 127.255.255.0/24 counts only where
+// a filter names it: by it a list refuses to serve a resolver, and a secondary
+// rarely shares the primary's. That is the one difference to Postfix that is
+// meant.
+//
+// postscreen(8) adds up weights. With a threshold of 3 and
+//
+//	zen.spamhaus.org*3  bl.spamcop.net*2  list.dnswl.org=127.0.[0..255].[1..3]*-2
+//
+// a client in SpamCop's list and DNSWL's has 0 points and passes; one in both
+// blocklists has 5 and is refused in the name of the heaviest, zen.spamhaus.org.
+//
+// # A server's calls
+//
+// In a session's order: Snapshot.Greet, Limits and Protocol for the server's own
+// settings; Session.Connect, Waits, Screen (after the wait, before the
+// greeting); Command for each line and Pipelined when a client is ahead of
 // its turn; Helo, Mail, Rcpt (and Withdraw, see Verdict.Ask), Data; Content, to
 // write the message to when it isn't nil; Message; Reset.
 //
-// What it doesn't do: no SMTP, no log, no clock, no state across sessions, and
-// no I/O but through its Resolver. Rate limits, greylisting and content
-// scanners are not in the model; where Verdict.Ask says so, the server asks the
-// primary about them.
+// # Promises
 //
-// Invariants: a Snapshot never changes and may serve any number of sessions at
-// once. The same Snapshot, the same words of the client and the same DNS
-// answers give the same Verdict. A temporary DNS failure never makes a
-// permanent reply. Nobody is accepted for a domain that isn't listed.
+// A Snapshot never changes and may serve any number of sessions at once. The same
+// Snapshot, the same words of the client and the same DNS answers give the same
+// Verdict. A temporary DNS failure never makes a permanent reply. Nobody is
+// accepted for a domain that isn't listed.
 //
-// One difference to Postfix is meant: an answer of a DNS list in
-// 127.255.255.0/24 counts only where a filter names it. By such answers lists
-// refuse to serve a resolver, and a secondary rarely shares the primary's.
+// There is no SMTP here, no log, no clock, no state across sessions, and no I/O
+// but through the Resolver. Rate limits, greylisting and content scanners are not
+// in the model; where Verdict.Ask says so, the server asks the primary about them.
 //
 // RFC 5321 (replies, postmaster), RFC 3463 (status codes), RFC 5782 (DNS
 // lists), RFC 7505 (null MX).

@@ -252,14 +252,21 @@ func (c *compiler) members() {
 			}
 		}
 	}
-	var nested func(t *dict, depth int) bool
-	nested = func(t *dict, depth int) bool {
-		return depth > maxUnions || slices.ContainsFunc(t.members, func(m *dict) bool { return nested(m, depth+1) })
+	flat := map[*dict]bool{} // nested no deeper than the rounds so far
+	for range maxUnions + 1 {
+		var more []*dict
+		for _, t := range c.tables {
+			if !slices.ContainsFunc(t.members, func(m *dict) bool { return !flat[m] }) {
+				more = append(more, t)
+			}
+		}
+		for _, t := range more {
+			flat[t] = true
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.tables)) {
-		if t := c.tables[name]; len(t.members) > 0 && nested(t, 0) {
+		if !flat[c.tables[name]] {
 			c.errorf("tables.%s: contains itself, or nests too deeply", name)
-			t.members = nil
 		}
 	}
 }

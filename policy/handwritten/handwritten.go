@@ -1,5 +1,21 @@
-// Package handwritten reads a policy file that a person wrote, in TOML, and
-// says where in it each mistake is and what to do about it.
+// Package handwritten reads a policy that a person wrote, in TOML:
+//
+//	domains         = ["example.org"]
+//	recipients_file = "recipients"
+//	[client]
+//	block = ["198.51.100.0/24", { match = "spam.example", reply = "550 5.7.1 Go away" }]
+//	[[dnsbl]]
+//	zone  = "zen.spamhaus.org"
+//	codes = "127.0.0.[2..11]"
+//
+// It becomes a policy.Spec of the same restrictions and tables as an imported
+// one. Every mistake is told at once, with its place and the remedy:
+//
+//	policy.toml:4:10: "198.51.100.7/24" has host bits; write 198.51.100.0/24
+//
+// A list of recipients is read in pieces, side by side, and shares memory with
+// the policy that was read before: of ten million lines one costs little when
+// another is added.
 package handwritten
 
 import (

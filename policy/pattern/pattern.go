@@ -5,11 +5,12 @@
 //
 //	/^(dhcp|dial)-?\d+\.isp\.example$/i
 //
-// means one thing to glibc's regcomp and another to PCRE: to a regexp table,
-// \d is the letter d. And neither is Go's regexp, which reads UTF-8 and knows
-// more white space. Compile therefore translates: classes of octets are
-// written out, so that an engine's own idea of case, words and space doesn't
-// count. The result goes to Go's linear-time engine; what that can't do (look
+// means one thing to PCRE and another to glibc's regcomp, for which \d is the
+// letter d: a regexp table finds dhcp-d.isp.example with it, a pcre table
+// dhcp-7.isp.example. Go's regexp differs from both: it reads UTF-8, and its
+// \s lacks the vertical tab. Compile therefore translates: it writes classes of
+// octets out, so that an engine's own idea of case, words and space doesn't
+// count. The result goes to Go's linear-time engine. What that can't do (look
 // around, back references, atomic groups) goes to a backtracking one, which
 // gives up after a second. See docs/decisions/0003-regular-expressions.md.
 //

@@ -1,7 +1,34 @@
-// Package table holds the look-up tables of a policy: sorted sets and hashes of
-// millions of keys, the same with digests in place of the keys, networks,
-// patterns, and tables of tables. A Table never changes. A Builder makes it, a
-// Reader looks keys up in it, and Diff says how two versions of one differ.
+// Package table holds the look-up tables of a policy.
+//
+// A set lists keys, such as recipients; a hash gives each key a value. Both are
+// sorted, and a million addresses take some 30 MB: a segment of some 16 KiB
+// stores once what all of its keys begin and end with. In
+//
+//	anna@example.org  annabel@example.org  anne@example.org
+//
+// that is "ann" and "@example.org", and "a", "abel" and "e" are left. The next
+// version of a table shares all segments but those that changed, so that Diff of
+// two versions of ten million keys looks at a few thousand.
+//
+// A hashed set or hash knows digests in place of keys. That of anna@example.org
+// has 18 octets,
+//
+//	HMAC-SHA-256(secret, "d" + "example.org")[:6] + HMAC-SHA-256(secret, "k" + "anna@example.org")[:12]
+//
+// so that the keys of a domain lie together and can be counted, and nobody without
+// the secret can test a guess.
+//
+// cidr, regexp and pcre tables are rules in order, of which the first that
+// matches gives the value. With
+//
+//	!/@example\.org$/i        DUNNO
+//	/^(.*)-bounces@/i         REJECT no bounces to $1
+//
+// list-bounces@example.org is refused with "no bounces to list". A union asks
+// several tables at once, a pipe one after the other.
+//
+// A Builder makes a Table, which never changes afterwards; a Reader looks keys up
+// in it without allocating memory.
 package table
 
 import (
