@@ -58,8 +58,12 @@ func mustClose(t testing.TB, q *queue.Queue) {
 func mustAccept(t testing.TB, q *queue.Queue, body string) string {
 	t.Helper()
 	d, err := q.Begin(&envelope.Envelope{
-		Client: envelope.Client{Addr: netip.MustParseAddr("192.0.2.1"), Helo: "client.example.org"},
-		To:     []envelope.Recipient{{Path: envelope.ForwardPath{Mailbox: envelope.Mailbox{Local: "a", Domain: "example.com"}}}},
+		From: envelope.ReversePath{Mailbox: envelope.Mailbox{Local: "sender", Domain: "example.org"}},
+		Client: envelope.Client{Addr: netip.MustParseAddr("192.0.2.1"), Port: 4711, Name: "client.example.org",
+			Helo: "client.example.org", Protocol: "ESMTP"},
+		EightBit: true, EnvID: "abc", Ret: "HDRS",
+		To: []envelope.Recipient{{Path: envelope.ForwardPath{Mailbox: envelope.Mailbox{Local: "a", Domain: "example.com"}},
+			Rule: "permit_listed", Notify: "NEVER"}},
 	})
 	if err == nil {
 		io.WriteString(d, body)

@@ -26,7 +26,7 @@ func kept(t *testing.T) (disk *testmx.Disk, want map[string]string, held string)
 		var ids []string
 		for i := range 30 {
 			size := 900 + i
-			if i == 7 {
+			if i == 17 {
 				size = large + 1000
 			}
 			body := bodyOf(size, 100*life+i)
@@ -310,6 +310,33 @@ func TestRepairDamagedRecord(t *testing.T) {
 		t.Errorf("%d messages, %d put aside", n, q.Quarantined())
 	}
 	mustClose(t, q)
+}
+
+// TestRepairTellsCounts: what a repair makes up is told, and nothing is counted
+// that isn't there.
+func TestRepairTellsCounts(t *testing.T) {
+	disk := newMemDisk()
+	q := mustOpen(t, dirOn(disk))
+	mustAccept(t, q, "body")
+	mustClose(t, q)
+	meddle(t, dirOn(disk), func(s store.Store, b *store.Batch) {
+		said, err := store.LoadTotals(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		said.Quarantined = 5
+		b.Put([]byte{store.SpaceTotals}, said.Encode())
+		b.Delete([]byte{store.SpaceFormat})
+	})
+	disk.SetBytes("/q/store/CURRENT", []byte("nonsense"))
+	done, err := Repair(dirOn(disk), routeByDomain)
+	if err != nil || done.Messages != 1 || done.Quarantined != 0 ||
+		!slices.ContainsFunc(done.Notes, func(n string) bool { return strings.Contains(n, "format's version is lost") }) {
+		t.Errorf("%+v, %v", done, err)
+	}
+	if r := verify(t, mustView(t, dirOn(disk))); len(r.Problems) > 0 {
+		t.Errorf("%q", r.Problems)
+	}
 }
 
 // TestRepairNewer: a store of a newer version is left as it is, even if it is

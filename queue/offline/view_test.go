@@ -12,6 +12,7 @@ import (
 	"github.com/understudy-mx/understudy/internal/testmx"
 	"github.com/understudy-mx/understudy/queue"
 	"github.com/understudy-mx/understudy/queue/leveldb"
+	"github.com/understudy-mx/understudy/queue/store"
 )
 
 func mustView(t *testing.T, dir leveldb.Dir) *View {
@@ -174,6 +175,30 @@ func noticesFlip(t *testing.T, c *testmx.Disk, name string, bit, n int) {
 	})
 	if whole < n && len(r.Problems) == 0 {
 		t.Errorf("%s bit %d: %d messages of %d left, and nothing noticed", name, bit, whole, n)
+	}
+}
+
+// TestVerifyCounts: what Verify says of lines and counts that are not the messages'.
+func TestVerifyCounts(t *testing.T) {
+	disk := newMemDisk()
+	q := mustOpen(t, dirOn(disk))
+	mustAccept(t, q, "body")
+	mustClose(t, q)
+	meddle(t, dirOn(disk), func(s store.Store, b *store.Batch) {
+		b.Put(store.LineKey("mx.example.com", 99), nil)
+		b.Put(store.LineKey("mx.example.com", 98), nil)
+		b.Delete(store.LineKey("mx.example.com", 1))
+		b.Put(store.SeqKey(store.SpaceBody, 97), nil)
+		b.Put(store.IDKey("zzzzzzzzzzzzzzzz"), []byte{0, 0, 0, 0, 0, 0, 0, 96})
+		b.Put(store.IDKey("short"), nil)
+		b.Put([]byte{store.SpaceTotals}, (&store.Totals{Next: 2, Messages: 2}).Encode())
+	})
+	got := strings.Join(verify(t, mustView(t, dirOn(disk))).Problems, "\n")
+	for _, want := range []string{"2 entries too many, 1 missing", "body of number 97", "ID zzzzzzzzzzzzzzzz: there is no such message",
+		`ID "short": damaged entry`, "1 messages of 4 octets, 0 held, 0 deferred, 0 quarantined are here; the last batch says 2 of 0, 0, 0, 0"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%q is not in\n%s", want, got)
+		}
 	}
 }
 

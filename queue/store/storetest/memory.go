@@ -28,6 +28,13 @@ type Memory struct {
 // New returns an empty one.
 func New() *Memory { return &Memory{bodies: map[string][]byte{}} }
 
+// Clone is another store of the same content, as a power cut leaves it.
+func (m *Memory) Clone() *Memory {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return &Memory{keys: maps.Clone(m.keys), bodies: maps.Clone(m.bodies)}
+}
+
 func (m *Memory) String() string { return "in memory" }
 
 // Open makes m a store of which there is one at a time.
