@@ -318,8 +318,10 @@ func TestRepairTellsCounts(t *testing.T) {
 	disk := newMemDisk()
 	q := mustOpen(t, dirOn(disk))
 	mustAccept(t, q, "body")
+	mustAccept(t, q, "its record is lost, its body and its ID are there")
 	mustClose(t, q)
 	meddle(t, dirOn(disk), func(s store.Store, b *store.Batch) {
+		b.Delete(store.SeqKey(store.SpaceRecord, 2))
 		said, err := store.LoadTotals(s)
 		if err != nil {
 			t.Fatal(err)
@@ -330,8 +332,9 @@ func TestRepairTellsCounts(t *testing.T) {
 	})
 	disk.SetBytes("/q/store/CURRENT", []byte("nonsense"))
 	done, err := Repair(dirOn(disk), routeByDomain)
-	if err != nil || done.Messages != 1 || done.Quarantined != 0 ||
-		!slices.ContainsFunc(done.Notes, func(n string) bool { return strings.Contains(n, "format's version is lost") }) {
+	notes := strings.Join(done.Notes, "\n")
+	if err != nil || done.Messages != 1 || done.Quarantined != 1 ||
+		!strings.Contains(notes, "format's version is lost") || strings.Count(notes, "number 2: the record is lost") != 1 {
 		t.Errorf("%+v, %v", done, err)
 	}
 	if r := verify(t, mustView(t, dirOn(disk))); len(r.Problems) > 0 {

@@ -13,7 +13,8 @@ import (
 
 func fullRecord() *Record {
 	env := envelope.Envelope{From: envelope.ReversePath{Mailbox: envelope.Mailbox{Local: "sender", Domain: "example.org"}},
-		Client:   envelope.Client{Addr: netip.MustParseAddr("192.0.2.1"), Port: 4711, Name: "client.example.org", Protocol: "ESMTP"},
+		Client: envelope.Client{Addr: netip.MustParseAddr("192.0.2.1"), Port: 4711, Name: "client.example.org", ReverseName: "reverse.example.org",
+			NameStatus: 1, ReverseStatus: 2, Helo: "helo.example.org", Protocol: "ESMTP", TLS: "TLSv1.3"},
 		EightBit: true, EnvID: "abc", Ret: "HDRS"}
 	for _, domain := range []string{"example.com", "example.net"} {
 		env.To = append(env.To, envelope.Recipient{Rule: "permit_listed", Notify: "NEVER",
@@ -47,6 +48,20 @@ func TestRecordRoundTrip(t *testing.T) {
 // Every flipped bit and every cut is noticed.
 func TestRecordDamage(t *testing.T) {
 	good := fullRecord().Encode()
+	for i := range good[5:] { // sealed as a whole one
+		if _, err := DecodeRecord(seal(good[5 : 5+i])); !errors.Is(err, ErrRecord) {
+			t.Errorf("the first %d octets: %v", i, err)
+		}
+	}
+	least := (&Record{Env: envelope.Envelope{ID: "0123456789abcdef", Received: time.Unix(0, 0)}}).Encode()[5:]
+	if _, err := DecodeRecord(seal(append(bytes.Clone(least[:len(least)-51]), least[len(least)-19:]...))); !errors.Is(err, ErrRecord) {
+		t.Errorf("without a sum: %v", err)
+	}
+	r := fullRecord()
+	r.Recipients[0].Reply.Code = 1000
+	if _, err := DecodeRecord(r.Encode()); !errors.Is(err, ErrRecord) {
+		t.Errorf("a reply of four digits: %v", err)
+	}
 	for i := range good {
 		if _, err := DecodeRecord(good[:i]); !errors.Is(err, ErrRecord) {
 			t.Errorf("cut at %d: %v", i, err)

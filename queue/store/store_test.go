@@ -33,6 +33,15 @@ func TestMemory(t *testing.T) {
 	}
 }
 
+func TestValidID(t *testing.T) {
+	for id, want := range map[string]bool{"09az09az09az09az": true, "09az09az09az09a": false, "09az09az09az09az0": false, "": false,
+		"09az09az09az09a/": false, "09az09az09az09a:": false, "09az09az09az09a`": false, "09az09az09az09a{": false, "09AZ09az09az09az": false} {
+		if got := store.ValidID(id); got != want {
+			t.Errorf("%q: %v", id, got)
+		}
+	}
+}
+
 // TestIndex: each destination has one place, in line if a recipient of its is,
 // else by the first that is due; held ones have none.
 func TestIndex(t *testing.T) {
@@ -131,9 +140,21 @@ func TestReading(t *testing.T) {
 	if err := store.ReadWhole(s, r); err != nil {
 		t.Error(err)
 	}
+	large := bytes.Repeat([]byte("body"), 25_000)
+	filed := store.Record{Size: int64(len(large)), Sum: sha256.Sum256(large)}
+	filed.Env.ID = "zyxwvtsrqpnmkjhg"
+	w, err := s.Create(filed.Env.ID)
+	if err == nil {
+		_, err = w.Write(large)
+		err = errors.Join(err, w.Commit(), store.ReadWhole(s, &filed), store.CheckBody(s, &filed))
+	}
+	if err != nil {
+		t.Error(err)
+	}
 	for what, change := range map[string]func(*store.Record){
 		"length": func(r *store.Record) { r.Size = 5 }, "content": func(r *store.Record) { r.Sum[0]++ },
 		"no body": func(r *store.Record) { r.Seq = 8 }, "no file": func(r *store.Record) { r.Inline = false },
+		"length of a file": func(r *store.Record) { *r = filed; r.Size = 5 }, "content of a file": func(r *store.Record) { *r = filed; r.Sum[0]++ },
 	} {
 		bad := *r
 		change(&bad)
