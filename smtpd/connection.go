@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -25,9 +26,12 @@ type connection struct {
 	skipped int    // octets dropped of a line that is too long
 	out     []byte // replies not yet written
 
+	writeBy time.Time // conn's deadline for writing
+
 	mu       sync.Mutex // guards the rest
 	conn     net.Conn   // what is read and written: raw, or TLS over it
 	deadline time.Time  // of the reads until the next await
+	readBy   time.Time  // conn's, perhaps an earlier one; zero: none
 	reading  bool
 	waiting  bool // for a command, so that a drain may break the wait
 	draining bool
@@ -40,7 +44,7 @@ var (
 )
 
 func openConnection(l *listener, c net.Conn) *connection {
-	return &connection{ln: l, raw: c, conn: c, in: newInput()}
+	return &connection{ln: l, raw: c, conn: c, in: newInput(), out: make([]byte, 0, 512)}
 }
 
 // await gives the client d from now on, under stress less, but not beyond last
@@ -57,29 +61,48 @@ func (c *connection) await(d time.Duration, last time.Time) {
 // fill writes what is to be written and reads what the client sends. A wait for
 // a command ends when the server drains, or needs the place.
 func (c *connection) fill(command bool) error {
-	if err := c.flush(); err != nil {
-		return err
+	err := c.flush()
+	for again := err == nil; again; {
+		again, err = c.read(command)
 	}
+	return err
+}
+
+// read reads once. It leaves an earlier deadline of conn's in force, which costs
+// a second read now and then and spares setting one for each: again says so.
+func (c *connection) read(command bool) (again bool, err error) {
 	c.mu.Lock()
-	err := c.interruption(command)
-	if err == nil {
-		c.reading, c.waiting = true, command
-		err = c.conn.SetReadDeadline(c.deadline)
+	err = c.interruption(command)
+	if err == nil && (c.readBy.IsZero() || c.readBy.After(c.deadline)) {
+		err = c.readUntil(c.deadline)
 	}
-	c.mu.Unlock()
 	if err != nil {
-		return err
+		c.mu.Unlock()
+		return false, err
 	}
+	c.reading, c.waiting = true, command
+	c.mu.Unlock()
 	err = c.in.fill(c.conn)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.reading, c.waiting = false, false
-	if err != nil {
-		if why := c.interruption(command); why != nil {
-			return why
-		}
+	if err == nil {
+		return false, nil
 	}
-	return err
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		c.readBy = time.Time{}
+		again = time.Now().Before(c.deadline)
+	}
+	if why := c.interruption(command); why != nil {
+		return false, why
+	}
+	return again, err
+}
+
+// readUntil sets the deadline of reads; c.mu is locked.
+func (c *connection) readUntil(t time.Time) error {
+	c.readBy = t
+	return c.conn.SetReadDeadline(t)
 }
 
 // interruption says why to wait for no more commands; c.mu is locked.
@@ -123,7 +146,7 @@ func (c *connection) drain() {
 	defer c.mu.Unlock()
 	c.draining = true
 	if c.waiting {
-		_ = c.conn.SetReadDeadline(time.Unix(1, 0))
+		_ = c.readUntil(time.Unix(1, 0))
 	}
 }
 
@@ -141,7 +164,7 @@ func (c *connection) hurry() {
 	}
 	c.deadline = by
 	if c.reading {
-		_ = c.conn.SetReadDeadline(by)
+		_ = c.readUntil(by)
 	}
 }
 
@@ -162,8 +185,11 @@ func (c *connection) flush() error {
 	if cap(c.out) > maxCommand {
 		c.out = nil
 	}
-	if err := c.conn.SetWriteDeadline(time.Now().Add(c.ln.srv.CommandTimeout)); err != nil {
-		return err
+	if now, wait := time.Now(), c.ln.srv.CommandTimeout; c.writeBy.Sub(now) < wait {
+		c.writeBy = now.Add(wait + wait/16)
+		if err := c.conn.SetWriteDeadline(c.writeBy); err != nil {
+			return err
+		}
 	}
 	_, err := c.conn.Write(out)
 	return err
@@ -182,7 +208,7 @@ func (c *connection) secure(config *tls.Config) (*tls.ConnectionState, error) {
 		return nil, err
 	}
 	c.mu.Lock()
-	c.conn = conn
+	c.conn, c.readBy, c.writeBy = conn, time.Time{}, time.Time{}
 	c.mu.Unlock()
 	state := conn.ConnectionState()
 	return &state, nil

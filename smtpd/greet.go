@@ -16,6 +16,7 @@ import (
 func (s *session) start() {
 	s.verb = "connect"
 	s.began = time.Now()
+	grow(0)
 	if p, isProxy := s.conn.raw.(*proxyproto.Conn); isProxy && p.ProxyHeader() == nil {
 		s.srv.Log.Warn("no PROXY header from a listed proxy", "proxy", p.Raw().RemoteAddr())
 		s.hangUp("error", envelope.Reply{})

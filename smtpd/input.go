@@ -15,9 +15,12 @@ const maxCommand = 2048
 // maxFlood is how much of a line that is too long is read before we hang up.
 const maxFlood = 64 << 10
 
-const bodyBuffer = 64 << 10
+const (
+	commandBuffer = 8 << 10 // holds a small message, too
+	bodyBuffer    = 64 << 10
+)
 
-var commandBuffers = sync.Pool{New: func() any { return new([maxCommand]byte) }}
+var commandBuffers = sync.Pool{New: func() any { return new([commandBuffer]byte) }}
 
 var bodyBuffers = sync.Pool{New: func() any { return new([bodyBuffer]byte) }}
 
@@ -31,12 +34,12 @@ var (
 type input struct {
 	buf   []byte
 	r, w  int
-	small *[maxCommand]byte
+	small *[commandBuffer]byte
 	large *[bodyBuffer]byte // buf's array in place of small
 }
 
 func newInput() input {
-	small := commandBuffers.Get().(*[maxCommand]byte)
+	small := commandBuffers.Get().(*[commandBuffer]byte)
 	return input{buf: small[:], small: small}
 }
 
@@ -71,7 +74,7 @@ func (in *input) grow() {
 
 // shrink gives the large buffer back when what it holds fits a small one.
 func (in *input) shrink() {
-	if in.large == nil || in.w-in.r > maxCommand/2 {
+	if in.large == nil || in.w-in.r > commandBuffer/2 {
 		return
 	}
 	n := copy(in.small[:], in.pending())

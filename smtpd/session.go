@@ -214,3 +214,12 @@ func (s *session) close() {
 	s.srv.Metrics.SessionsOpen.Dec()
 	s.srv.Metrics.Sessions.WithLabelValues(s.result).Inc()
 }
+
+// grow makes the goroutine's stack as large as most sessions need it while there
+// is little on it to copy: doubling it step by step costs a short one 2 to 3 %.
+//
+//go:noinline
+func grow(i int) byte {
+	var room [8 << 10]byte
+	return room[i]
+}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -151,4 +152,23 @@ func TestClientCert(t *testing.T) {
 			stop()
 		})
 	}
+}
+
+// TestPatienceUnderTLS: a client that lets nearly its whole time pass before
+// each command keeps its session: a read that ends early is taken up again.
+func TestPatienceUnderTLS(t *testing.T) {
+	bubble(t, func(s *Server) { s.TLS = tlsConfig(t) }, func(t *testing.T, s *Server, ln *pipeListener) {
+		c := newClient(t, startTLS(t, ln.dial("192.0.2.1"), nil))
+		defer c.Close()
+		for range 5 {
+			time.Sleep(s.CommandTimeout - time.Second)
+			c.send("NOOP\r\n")
+			c.want("250")
+		}
+		start := time.Now()
+		c.want("421 4.4.2")
+		if d := time.Since(start); d != s.CommandTimeout {
+			t.Errorf("hung up on after %v", d)
+		}
+	})
 }
