@@ -15,10 +15,7 @@ import (
 	"time"
 
 	"github.com/understudy-mx/understudy/internal/config"
-	"github.com/understudy-mx/understudy/internal/control"
 	"github.com/understudy-mx/understudy/internal/doctor"
-	"github.com/understudy-mx/understudy/internal/operator"
-	"github.com/understudy-mx/understudy/internal/publisher"
 	"github.com/understudy-mx/understudy/internal/resolver"
 	"github.com/understudy-mx/understudy/policy"
 )
@@ -94,7 +91,7 @@ func (c *doctorCmd) onSecondary(ctx context.Context, cfg *config.Config, e docto
 	for _, p := range append([]config.Primary{cfg.Primary}, routed(cfg)...) {
 		e.Primaries = append(e.Primaries, doctor.Primary{Address: p.Address, TLS: p.TLS, TLSName: p.TLSName, XClient: p.XClient})
 	}
-	daemon := operator.Daemon{Client: control.Dial(control.SocketPath(cfg.StateDir))}
+	daemon := daemonOf(cfg)
 	defer daemon.Close()
 	now, err := daemon.Status(ctx)
 	e.Daemon = doctor.Daemon{Err: err, Unpaired: cfg.Policy.File != "", Held: now.Held, Quarantined: now.Quarantined, Damaged: now.Damaged}
@@ -106,7 +103,7 @@ func (c *doctorCmd) onSecondary(ctx context.Context, cfg *config.Config, e docto
 			e.Daemon.Problem = s.Notice
 		}
 	}
-	snap, err := (&policyExplainCmd{}).snapshot(ctx, cfg)
+	snap, err := snapshotOf(ctx, cfg, cfg.Policy.File)
 	if err != nil {
 		e.Hosts = cfg.Sync.Domains // all that is known without a policy
 		return e.Run(ctx, nil), nil
@@ -132,7 +129,7 @@ func domainsOf(s *policy.Spec) (domains, hosts []string) {
 
 func (c *doctorCmd) onPrimary(ctx context.Context, cfg *config.Config, e doctor.Exam) ([]doctor.Finding, error) {
 	p := &doctor.Publisher{Secondaries: c.Secondary, Postconf: map[string]string{}}
-	client := operator.Publisher{Client: control.Dial(control.SocketPath(publisher.Dir(cfg)))}
+	client := publisherOf(cfg)
 	defer client.Close()
 	peers, err := client.Peers(ctx)
 	p.Running = err

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,18 +8,13 @@ import (
 	"net/netip"
 	"text/tabwriter"
 
-	"github.com/understudy-mx/understudy/internal/config"
-	"github.com/understudy-mx/understudy/internal/control"
 	"github.com/understudy-mx/understudy/internal/envelope"
-	"github.com/understudy-mx/understudy/internal/operator"
 	"github.com/understudy-mx/understudy/internal/resolver"
 	"github.com/understudy-mx/understudy/policy"
-	"github.com/understudy-mx/understudy/policy/handwritten"
 )
 
 type policyExplainCmd struct {
-	File        string   `arg:"" optional:"" help:"The policy; without it, that of the configuration."`
-	Conf        string   `name:"config" short:"c" placeholder:"FILE" help:"The configuration, for its policy and its DNS servers (default: ${config} when no policy is named)."`
+	policyFlags
 	Client      string   `required:"" placeholder:"IP" help:"The client's address."`
 	Name        string   `placeholder:"HOST" help:"Its verified host name, or unknown; without it the DNS is asked."`
 	ReverseName string   `placeholder:"HOST" help:"The name that its address maps to, verified or not; without it, as --name."`
@@ -65,43 +59,11 @@ func (c *policyExplainCmd) Run(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return mistakes{err}
 	}
-	cfg := config.Default()
-	if c.Conf != "" || c.File == "" {
-		if c.Conf == "" {
-			c.Conf = defaultConfig
-		}
-		if cfg, err = loadConfig(c.Conf); err != nil {
-			return err
-		}
-	}
-	if len(c.DNS) > 0 {
-		cfg.DNS.Servers = c.DNS
-	}
-	snap, err := c.snapshot(ctx, cfg)
+	snap, cfg, err := c.load(ctx, c.DNS)
 	if err != nil {
 		return err
 	}
-	lines := explain(ctx, snap, newResolver(cfg, nil), sc)
-	if c.JSON {
-		return printJSON(out, lines)
-	}
-	return printExplained(out, lines)
-}
-
-// snapshot is the policy of the named file, of the configured one, or the one
-// that the daemon has from the primary.
-func (c *policyExplainCmd) snapshot(ctx context.Context, cfg *config.Config) (*policy.Snapshot, error) {
-	file := cmp.Or(c.File, cfg.Policy.File)
-	if file == "" {
-		client := control.Dial(control.SocketPath(cfg.StateDir))
-		defer client.Close()
-		return operator.Daemon{Client: client}.Snapshot(ctx)
-	}
-	snap, _, err := handwritten.Load(file, nil)
-	if err != nil {
-		return nil, mistakes{err}
-	}
-	return snap, nil
+	return render(out, c.JSON, explain(ctx, snap, newResolver(cfg, nil), sc), nil, printExplained)
 }
 
 func (c *policyExplainCmd) script() (script, error) {

@@ -13,7 +13,6 @@ import (
 
 	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/control"
-	"github.com/understudy-mx/understudy/internal/operator"
 	policysync "github.com/understudy-mx/understudy/sync"
 )
 
@@ -49,10 +48,10 @@ func (c *joinCmd) Run(ctx context.Context, out io.Writer) error {
 
 // join has the daemon pair, if one follows the primary, or does so itself.
 func (c *joinCmd) join(ctx context.Context, cfg *config.Config) (*policysync.Joined, error) {
-	if path := control.SocketPath(cfg.StateDir); len(cfg.Sync.Domains) > 0 && answered(ctx, path) {
-		client := control.Dial(path)
-		defer client.Close()
-		return operator.Daemon{Client: client}.Join(ctx, c.Token)
+	if len(cfg.Sync.Domains) > 0 && answered(ctx, control.SocketPath(cfg.StateDir)) {
+		daemon := daemonOf(cfg)
+		defer daemon.Close()
+		return daemon.Join(ctx, c.Token)
 	}
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return nil, stateError(cfg.StateDir, err)

@@ -14,19 +14,16 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/metrics"
 	"github.com/understudy-mx/understudy/policy"
-	"github.com/understudy-mx/understudy/policy/handwritten"
 	"github.com/understudy-mx/understudy/policy/parity"
 	"github.com/understudy-mx/understudy/relay"
 	"github.com/understudy-mx/understudy/smtpd"
 )
 
 type parityCmd struct {
-	File     string   `arg:"" optional:"" help:"The policy; without it, that of the configuration."`
-	Conf     string   `name:"config" short:"c" placeholder:"FILE" help:"The configuration, for its policy and its DNS servers (default: ${config} when no policy is named)."`
+	policyFlags
 	Primary  string   `xor:"from" required:"" placeholder:"HOST:PORT" help:"The primary; it must allow XCLIENT from here."`
 	Trace    string   `xor:"from" required:"" placeholder:"FILE" help:"Instead of asking a primary, play the sessions that --record wrote and compare with what it replied then."`
 	Record   string   `placeholder:"FILE" help:"Write the sessions with the primary's replies to a file, for --trace."`
@@ -79,7 +76,10 @@ func (c *parityCmd) material() parity.Material {
 }
 
 func (c *parityCmd) Run(ctx context.Context, out io.Writer) error {
-	snap, cfg, err := c.load()
+	if err := c.check(); err != nil {
+		return mistakes{err}
+	}
+	snap, cfg, err := c.load(ctx, c.DNS)
 	if err != nil {
 		return err
 	}
@@ -185,37 +185,15 @@ func (c *parityCmd) replay(ctx context.Context, local parity.Dialer) (parity.Res
 	return res, err
 }
 
-func (c *parityCmd) load() (*policy.Snapshot, *config.Config, error) {
-	cfg := config.Default()
-	if c.Conf != "" || c.File == "" {
-		if c.Conf == "" {
-			c.Conf = defaultConfig
-		}
-		var err error
-		if cfg, err = loadConfig(c.Conf); err != nil {
-			return nil, nil, err
-		}
-	}
-	if c.File == "" {
-		c.File = cfg.Policy.File
-	}
-	if len(c.DNS) > 0 {
-		cfg.DNS.Servers = c.DNS
-	}
-	if c.Data != "" {
-		if _, err := envelope.ParseMailbox(c.Data); err != nil {
-			return nil, nil, mistakes{fmt.Errorf("--data: %q: %w", c.Data, err)}
-		}
+func (c *parityCmd) check() error {
+	if _, err := envelope.ParseMailbox(c.Data); c.Data != "" && err != nil {
+		return fmt.Errorf("--data: %q: %w", c.Data, err)
 	}
 	if c.Record != "" && c.Trace != "" {
-		return nil, nil, mistakes{errors.New("--record and --trace: record from a primary")}
+		return errors.New("--record and --trace: record from a primary")
 	}
 	if c.Sessions < 1 || c.Parallel < 1 {
-		return nil, nil, mistakes{errors.New("--sessions and --parallel: at least 1")}
+		return errors.New("--sessions and --parallel: at least 1")
 	}
-	snap, _, err := handwritten.Load(c.File, nil)
-	if err != nil {
-		return nil, nil, mistakes{err}
-	}
-	return snap, cfg, nil
+	return nil
 }

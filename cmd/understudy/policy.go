@@ -1,10 +1,14 @@
 package main
 
 import (
+	"cmp"
+	"context"
 	"fmt"
 	"io"
 
+	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/inforce"
+	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/handwritten"
 )
 
@@ -46,4 +50,40 @@ func (c *policyCheckCmd) Run(out io.Writer) error {
 	_, err = fmt.Fprintf(out, "%s is right: domains %d, recipients %d, rules %d, %s\n",
 		c.File, stats.Domains, stats.Recipients, stats.Rules, inforce.Digest(s))
 	return err
+}
+
+// policyFlags say which policy to play sessions against.
+type policyFlags struct {
+	File string `arg:"" optional:"" help:"The policy; without it, that of the configuration."`
+	Conf string `name:"config" short:"c" placeholder:"FILE" help:"The configuration, for its policy and its DNS servers (default: ${config} when no policy is named)."`
+}
+
+// load reads the policy, and the configuration. dns are servers in place of the configured.
+func (f policyFlags) load(ctx context.Context, dns []string) (snap *policy.Snapshot, cfg *config.Config, err error) {
+	cfg = config.Default()
+	if f.Conf != "" || f.File == "" {
+		if cfg, err = loadConfig(cmp.Or(f.Conf, defaultConfig)); err != nil {
+			return nil, nil, err
+		}
+	}
+	if len(dns) > 0 {
+		cfg.DNS.Servers = dns
+	}
+	snap, err = snapshotOf(ctx, cfg, cmp.Or(f.File, cfg.Policy.File))
+	return snap, cfg, err
+}
+
+// snapshotOf reads a policy file, or without one asks the daemon for the policy
+// from the primary.
+func snapshotOf(ctx context.Context, cfg *config.Config, file string) (*policy.Snapshot, error) {
+	if file == "" {
+		daemon := daemonOf(cfg)
+		defer daemon.Close()
+		return daemon.Snapshot(ctx)
+	}
+	snap, _, err := handwritten.Load(file, nil)
+	if err != nil {
+		return nil, mistakes{err}
+	}
+	return snap, nil
 }

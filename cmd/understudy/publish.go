@@ -43,10 +43,15 @@ func (f publishFlag) ask(do func(operator.Publisher) error) error {
 	if err != nil {
 		return err
 	}
+	p := publisherOf(cfg)
+	defer p.Close()
+	return do(p)
+}
+
+func publisherOf(cfg *config.Config) operator.Publisher {
 	c := control.Dial(control.SocketPath(publisher.Dir(cfg)))
-	defer c.Close()
 	c.Program = "understudy publish"
-	return do(operator.Publisher{Client: c})
+	return operator.Publisher{Client: c}
 }
 
 type publishCmd struct {
@@ -96,7 +101,7 @@ func checkSources(ctx context.Context, cfg *config.Config, all bool, out io.Writ
 			return err
 		}
 		if r.Report.HasOptions() {
-			fmt.Fprintf(out, "\nTo choose or list: postfix_choose = [\"ITEM=CHOICE\", ...], postfix_list = [\"TABLE=COMMAND\", ...] under [policy] of %s\n", cfg.File)
+			fmt.Fprintf(out, "\nTo choose or list: %s under [policy] of %s\n", r.Choosing, cfg.File)
 		}
 		fmt.Fprintln(out)
 	}

@@ -10,6 +10,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/control"
 	"github.com/understudy-mx/understudy/internal/operator"
 	"github.com/understudy-mx/understudy/queue"
@@ -45,7 +46,11 @@ func (f daemonFlag) dial() (operator.Daemon, error) {
 	if err != nil {
 		return operator.Daemon{}, err
 	}
-	return operator.Daemon{Client: control.Dial(control.SocketPath(cfg.StateDir))}, nil
+	return daemonOf(cfg), nil
+}
+
+func daemonOf(cfg *config.Config) operator.Daemon {
+	return operator.Daemon{Client: control.Dial(control.SocketPath(cfg.StateDir))}
 }
 
 // ask asks the running daemon.

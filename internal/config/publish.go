@@ -99,8 +99,8 @@ func absolute(conf, name string) string {
 func (r *reader) checkPolicy() {
 	c := r.cfg
 	switch {
-	case c.Policy.Postfix != "":
-		r.mistake("policy.postfix", "is for `understudy publish` on the primary; a secondary follows it with domains = [...] under [sync]")
+	case c.Policy.Kind() != "" && c.Policy.Kind() != "file":
+		r.mistake("policy."+c.Policy.Kind(), "is for `understudy publish` on the primary; a secondary follows it with domains = [...] under [sync]")
 	case len(c.Sources) > 0:
 		r.mistake("source[0]", "is for `understudy publish` on the primary; remove it here")
 	case c.Policy.File != "" && len(c.Sync.Domains) > 0:

@@ -28,6 +28,7 @@ type Importer interface {
 type Imported struct {
 	Snapshot *policy.Snapshot
 	Report   *fidelity.Report // nil: the policy is the primary's own, there is nothing to replicate
+	Choosing string           // the keys by which to choose what the Report offers
 	Files    []string         // whose change calls for another reading
 	Polled   bool             // something announces no change
 }

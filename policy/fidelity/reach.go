@@ -1,6 +1,7 @@
 package fidelity
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"strings"
@@ -77,8 +78,8 @@ func knownTo(spec *policy.Spec, tables []string) known {
 			k.all = k.all || t.Type() == "static"
 		default:
 			for key := range t.Entries(0, t.Len()) {
-				if _, domain := split(string(key)); domain != "" {
-					k.domain[domain]++
+				if at := bytes.LastIndexByte(key, '@'); at >= 0 {
+					k.domain[string(key[at+1:])]++
 				} else if strings.HasPrefix(name, "unix:") || slices.Contains(spec.Addresses.Local.Recipients, name) {
 					k.bare++
 				}
@@ -149,12 +150,4 @@ func plural(n int, noun string) string {
 		return noun + "es"
 	}
 	return noun + "s"
-}
-
-// split cuts at the last "@". A key without one is all local-part.
-func split(s string) (local, domain string) {
-	if i := strings.LastIndexByte(s, '@'); i >= 0 {
-		return s[:i], s[i+1:]
-	}
-	return s, ""
 }
