@@ -25,6 +25,7 @@ type importPostfixCmd struct {
 	Service   string   `placeholder:"NAME" help:"The service of master.cf to stand in for (default: the one on port 25)."`
 	Output    string   `required:"" short:"o" placeholder:"FILE" help:"Where to write the snapshot."`
 	Choose    []string `placeholder:"ITEM=CHOICE" sep:"none" help:"What to do instead of an item that isn't replicated, one of the options that the report shows for it; an item is named \"parameter: element\"."`
+	Filter    []string `placeholder:"ENDPOINT=PROGRAM:FILE" sep:"none" help:"Which filter listens at an endpoint of main.cf and where its configuration is, such as inet:localhost:8891=opendkim:/etc/opendkim.conf; programs: opendkim, opendmarc, policyd-spf, postgrey."`
 	List      []string `placeholder:"TABLE=COMMAND" sep:"none" help:"A shell command that prints the entries of a table that can't be read otherwise: key, tab, value. Or, for mysql, pgsql and sqlite, query: and a SELECT of key and value, which is put to the table's own database."`
 	Ask       string   `placeholder:"FILE" help:"Recipients, one a line, to ask the tables about that can't be listed; they need not exist."`
 	All       bool     `help:"Report what is replicated, too, item by item."`
@@ -61,15 +62,15 @@ Examples:
 }
 
 func (c *importPostfixCmd) Run(ctx context.Context, out io.Writer) error {
-	for _, s := range slices.Concat(c.Choose, c.List) {
+	for _, s := range slices.Concat(c.Choose, c.List, c.Filter) {
 		if !strings.Contains(s, "=") {
-			return mistakes{fmt.Errorf("--choose and --list: %q lacks a \"=\"", s)}
+			return mistakes{fmt.Errorf("--choose, --list and --filter: %q lacks a \"=\"", s)}
 		}
 	}
 	commands, queries := postfix.ParseLists(c.List)
 	src := postfix.Source{
 		ConfigDir: c.ConfigDir, Service: c.Service, Lister: postfix.Databases{},
-		Choices: fidelity.ParseChoices(c.Choose), Commands: commands, Queries: queries,
+		Choices: fidelity.ParseChoices(c.Choose), Commands: commands, Queries: queries, Filters: c.Filter,
 	}
 	if c.Ask != "" {
 		src.Learned = &postfix.Learned{}

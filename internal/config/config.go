@@ -88,6 +88,7 @@ type Policy struct {
 	Postfix        string   // configuration directory
 	PostfixService string   // of master.cf
 	PostfixChoose  []string // "parameter: element=choice"
+	PostfixFilter  []string // "endpoint=program:file"
 	PostfixList    []string // "table=command"
 
 	PostfixUnlisted string // "defer" or "reject"

@@ -31,7 +31,7 @@ func newPostfix(cfg *config.Config, keep bool) (Importer, error) {
 	i := &postfixImporter{keep: keep, file: filepath.Join(Dir(cfg), "learned.json")}
 	i.src = postfix.Source{
 		ConfigDir: c.Postfix, Service: c.PostfixService, Lister: postfix.Databases{}, Learned: &i.learned, Memo: &i.memo,
-		Choices: fidelity.ParseChoices(c.PostfixChoose), RejectUnlisted: c.PostfixUnlisted == "reject",
+		Choices: fidelity.ParseChoices(c.PostfixChoose), Filters: c.PostfixFilter, RejectUnlisted: c.PostfixUnlisted == "reject",
 	}
 	i.src.Commands, i.src.Queries = postfix.ParseLists(c.PostfixList)
 	b, err := os.ReadFile(i.file)

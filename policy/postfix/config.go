@@ -35,6 +35,7 @@ type config struct {
 	off        bool   // it is in master_service_disable
 	instead    bool   // it doesn't listen on port 25, as none does
 	others     []other
+	services   []service // of master.cf
 	smtpd      settings
 	stressed   settings // what smtpd reads of stressLimits when all of its processes are busy
 	postscreen settings // nil when smtpd itself listens
@@ -55,6 +56,7 @@ func readConfig(ctx context.Context, src *Source) (*config, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.services = services
 	l := listeners[0]
 	c.service, c.instead = l.key(), !l.mx() && src.Service == ""
 	d, err := readDoor(ctx, src, services, l, &c.warnings)

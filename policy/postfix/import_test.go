@@ -52,7 +52,7 @@ func install(t *testing.T, files map[string]string) postfix.Source {
 	if err := os.Chmod(getent, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	return postfix.Source{ConfigDir: dir, Getent: getent}
+	return postfix.Source{ConfigDir: dir, Getent: getent, Root: filepath.Join(dir, "root")} // not the filters of this machine
 }
 
 // base is enough of a main.cf to import, independent of the machine.

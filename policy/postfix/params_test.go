@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/understudy-mx/understudy/policy/fidelity"
+	"github.com/understudy-mx/understudy/policy/postfix/filters"
 )
 
 //go:generate env UPDATE=1 go test -run ^TestParityDoc$ .
@@ -67,6 +68,15 @@ func decides(name string) bool {
 		"relay_transport", "local_transport", "recipient_delimiter", "header_size_limit", "line_length_limit", "hopcount_limit",
 		"queue_minfree", "smtputf8_enable", "local_header_rewrite_clients", "remote_header_rewrite_domain"}, name)
 }
+
+const filterDoc = `## Filters
+
+What an import makes of the options of the filters that decide beside Postfix, as Debian 12 has them: what an endpoint of
+` + "`smtpd_milters` or `check_policy_service`" + ` stands for is found by their own configurations, or said by ` + "`postfix_filter`" + `
+([FILTERS.md](FILTERS.md)). A filter that refuses nothing by its settings is no gap. An option that isn't known makes a filter one
+that isn't followed, and so does one that isn't replicated where it is set; the report names it with file and line. The tests are
+those of policy/postfix/filters, which compare with the programs themselves.
+`
 
 // TestParityDoc keeps docs/PARITY.md equal to the tables; with UPDATE=1 it
 // writes the file.
@@ -125,6 +135,13 @@ what is called exact or given-dns.
 	slices.SortFunc(ps, func(a, b Parameter) int { return strings.Compare(a.Name, b.Name) })
 	for _, p := range ps {
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", p.Name, p.Class, strings.ReplaceAll(p.Why, "|", "\\|"), ev.of(t, p.Name, p.Class, ev.parameter))
+	}
+	b.WriteString("\n" + filterDoc)
+	for _, program := range filters.Programs() {
+		fmt.Fprintf(&b, "\n### %s\n\n| option | class | note |\n| --- | --- | --- |\n", program)
+		for _, o := range filters.Options(program) {
+			fmt.Fprintf(&b, "| `%s` | %s | %s |\n", o.Name, o.Class, o.Why)
+		}
 	}
 	const path = "../../docs/PARITY.md"
 	if os.Getenv("UPDATE") != "" {

@@ -64,6 +64,11 @@ type Source struct {
 	// absent, once its check has held. Without it recipients are answered 450
 	// that only such keys could make known.
 	RejectUnlisted bool
+	// Filters say which filter listens where, in place of what Debian's
+	// packages do: "ENDPOINT=PROGRAM:FILE", see package filters.
+	Filters []string
+	// Root is put before the paths of filters' configurations; "" for none.
+	Root string
 	// Choices says for an Item, by its ID, which of its Options to take.
 	Choices fidelity.Choices
 
@@ -102,6 +107,8 @@ type importer struct {
 
 	learned []learnedTable
 
+	badPlaces bool // Filters can't be read, and that is said
+
 	everybody bool // exists: no_unknown_recipient_checks
 }
 
@@ -137,6 +144,7 @@ func Import(ctx context.Context, src Source) (*policy.Spec, fidelity.Report, err
 	i.dnsbl()
 	i.postscreen()
 	i.content()
+	i.milters()
 	i.otherTables()
 	i.commands()
 	i.parameters()
@@ -181,6 +189,8 @@ func (i *importer) item(parameter, element string, class fidelity.Class, why, in
 // it is.
 func (i *importer) remedy(parameter, element, why string) string {
 	switch {
+	case why == unknownFilter:
+		return filterRemedy(strings.TrimPrefix(element, "check_policy_service "), why)
 	case strings.Contains(why, whyRefusing):
 		return "name the answers that count in main.cf: zone=127.0.0.[2..11]"
 	case why == whyReceived:

@@ -209,6 +209,8 @@ func (i *importer) element(parameter string, e element, implied string) []policy
 	}
 	var out []policy.Restriction
 	switch {
+	case e.name == "check_policy_service":
+		return i.policyService(parameter, e)
 	case off || options != nil || slices.Contains(inert, e.name) || r.class == fidelity.NotReplicated:
 	case e.name == "reject_maps_rbl":
 		for _, zone := range words(i.set["maps_rbl_domains"]) {

@@ -1,0 +1,159 @@
+package filters
+
+import (
+	"fmt"
+	"net"
+	"path/filepath"
+	"strings"
+)
+
+// Endpoint is where main.cf says that a filter listens: "inet:host:port" or
+// "unix:/path", in one spelling.
+type Endpoint string
+
+// ParseEndpoint reads a milter or policy service of main.cf. A relative path
+// is one below the queue directory.
+func ParseEndpoint(s, queueDirectory string) (Endpoint, error) {
+	s = strings.TrimSpace(strings.TrimSuffix(strings.TrimPrefix(strings.TrimSpace(s), "{"), "}"))
+	if i := strings.IndexAny(s, ", \t"); i >= 0 {
+		s = s[:i]
+	}
+	kind, rest, ok := strings.Cut(s, ":")
+	if !ok {
+		return "", fmt.Errorf("%s isn't inet:host:port or unix:path", quote(s))
+	}
+	switch kind {
+	case "unix", "local":
+		if !filepath.IsAbs(rest) {
+			rest = filepath.Join(queueDirectory, rest)
+		}
+		return Endpoint("unix:" + clean(rest)), nil
+	case "inet", "inet6":
+		host, port, err := net.SplitHostPort(rest)
+		if err != nil {
+			return "", fmt.Errorf("%s isn't inet:host:port", quote(s))
+		}
+		return inetEndpoint(host, port), nil
+	}
+	return "", fmt.Errorf("%s isn't inet:host:port or unix:path", quote(s))
+}
+
+func inetEndpoint(host, port string) Endpoint {
+	switch strings.ToLower(host) {
+	case "localhost", "127.0.0.1", "::1", "":
+		host = "localhost"
+	}
+	return Endpoint("inet:" + net.JoinHostPort(strings.ToLower(host), port))
+}
+
+// milterSocket reads the Socket of opendkim.conf and opendmarc.conf:
+// "local:/path" or "inet:port@host".
+func milterSocket(s string) Endpoint {
+	kind, rest, ok := strings.Cut(strings.TrimSpace(s), ":")
+	if !ok {
+		return Endpoint("unix:" + clean(kind))
+	}
+	if kind == "inet" || kind == "inet6" {
+		port, host, _ := strings.Cut(rest, "@")
+		return inetEndpoint(strings.Trim(host, "[]"), port)
+	}
+	return Endpoint("unix:" + clean(rest))
+}
+
+// Place is a program and its configuration's file.
+type Place struct{ Program, File string }
+
+func (p Place) String() string { return p.Program + " (" + p.File + ")" }
+
+// Find says which filter listens at an endpoint, by the configurations that
+// Debian's packages keep. queueDirectory is Postfix's, where a filter may be
+// chrooted to. ok is false where none of them does.
+func Find(root string, e Endpoint, queueDirectory string) (p Place, files []string, ok bool) {
+	r := reader{root: root}
+	for _, milter := range []Place{{OpenDKIM, "/etc/opendkim.conf"}, {OpenDMARC, "/etc/opendmarc.conf"}} {
+		settings, err := r.milterConf(milter.File, 0)
+		if err != nil {
+			continue
+		}
+		at := milterSocket(latest(settings).get("Socket", ""))
+		if override := r.override(milter.Program); override != "" {
+			at = milterSocket(override)
+		}
+		if at == e {
+			return milter, r.files, true
+		}
+	}
+	const grey = "/etc/default/postgrey"
+	if opts, _, err := r.shellVariable(grey, "POSTGREY_OPTS"); err == nil {
+		for _, w := range strings.Fields(opts) {
+			where, isInet := strings.CutPrefix(w, "--inet=")
+			path, isUnix := strings.CutPrefix(w, "--unix=")
+			host, port, err := net.SplitHostPort(where)
+			if err != nil {
+				host, port = "", where
+			}
+			if isInet && inetEndpoint(host, port) == e || isUnix && Endpoint("unix:"+clean(path)) == e {
+				return Place{Postgrey, grey}, r.files, true
+			}
+		}
+	}
+	return Place{}, r.files, false
+}
+
+// override is the socket that systemd starts a milter with, "" where its unit
+// leaves that to the configuration.
+func (r *reader) override(program string) string {
+	text, err := r.text("/etc/systemd/system/" + program + ".service.d/override.conf")
+	if err != nil {
+		return ""
+	}
+	socket := ""
+	for line := range strings.Lines(text) {
+		if start, ok := strings.CutPrefix(strings.TrimSpace(line), "ExecStart="); ok {
+			w := strings.Fields(start)
+			socket = ""
+			for i := range w {
+				if w[i] == "-p" && i+1 < len(w) {
+					socket = w[i+1]
+				}
+			}
+		}
+	}
+	return socket
+}
+
+// Spawned says which policy service a command of master.cf's spawn is.
+func Spawned(argv []string) (Place, bool) {
+	for i, w := range argv {
+		switch filepath.Base(w) {
+		case "policyd-spf":
+			p := Place{PolicySPF, "/etc/postfix-policyd-spf-python/policyd-spf.conf"}
+			if i+1 < len(argv) {
+				p.File = argv[i+1]
+			}
+			return p, true
+		}
+	}
+	return Place{}, false
+}
+
+// ParsePlaces reads "ENDPOINT=PROGRAM:FILE", what the operator says.
+func ParsePlaces(list []string, queueDirectory string) (map[Endpoint]Place, error) {
+	all := map[Endpoint]Place{}
+	for _, s := range list {
+		i := strings.LastIndexByte(s, '=')
+		if i < 0 {
+			return nil, fmt.Errorf("%s isn't ENDPOINT=PROGRAM:FILE", quote(s))
+		}
+		e, err := ParseEndpoint(s[:i], queueDirectory)
+		if err != nil {
+			return nil, err
+		}
+		program, file, ok := strings.Cut(s[i+1:], ":")
+		if _, known := options[program]; !ok || !known || !filepath.IsAbs(file) {
+			return nil, fmt.Errorf("%s isn't PROGRAM:FILE, with a program of %s", quote(s[i+1:]), strings.Join(Programs(), ", "))
+		}
+		all[e] = Place{program, file}
+	}
+	return all, nil
+}
