@@ -58,6 +58,12 @@ for unit in "${@:3}"; do
 done
 `
 
+// A stand-in for apt puts the package's files where they can run here: TestPackage
+// has the real one.
+const apt = `#!/bin/sh
+install -m 755 understudy /usr/local/bin/ && install -m 644 systemd/*.service systemd/*.socket /etc/systemd/system/ && mkdir -p /etc/understudy
+`
+
 func newMachine(t *testing.T, name, address string) *machine {
 	t.Helper()
 	m := &machine{t: t, name: fmt.Sprintf("understudy-%s-%d", name, os.Getpid()%10000), dir: tempDir(t)}
@@ -71,7 +77,7 @@ func newMachine(t *testing.T, name, address string) *machine {
 			t.Fatal(err)
 		}
 	}
-	for name, script := range map[string]string{"systemctl": systemctl, "make": "#!/bin/sh\nexec cp " + binary + " understudy\n"} {
+	for name, script := range map[string]string{"systemctl": systemctl, "make": "#!/bin/sh\nexec cp " + binary + " understudy\n", "apt": apt} {
 		if err := os.WriteFile(filepath.Join(m.dir, "bin", name), []byte(script), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -160,15 +166,10 @@ func (m *machine) dns(records ...string) {
 	m.t.Cleanup(d.Close)
 }
 
-// TestReadme follows the README's set-up to the letter on two machines, the
-// primary a Postfix. Only make and systemctl are played by scripts, and the
-// domains are those that --check prints, as the text says.
-func TestReadme(t *testing.T) {
-	blocks := codeBlocks(t, "Set it up beside a Postfix primary")
-	if len(blocks) != 8 {
-		t.Fatalf("the README has %d blocks of code there, this test knows 8:\n%s", len(blocks), strings.Join(blocks, "---\n"))
-	}
-	mx1, mx2 := newMachine(t, "mx1", "203.0.113.1"), newMachine(t, "mx2", "203.0.113.2")
+// readmePair is two machines on one net, the first a Postfix, with a DNS.
+func readmePair(t *testing.T) (mx1, mx2 *machine) {
+	t.Helper()
+	mx1, mx2 = newMachine(t, "mx1", "203.0.113.1"), newMachine(t, "mx2", "203.0.113.2")
 	run(t, "ip", "link", "add", "eth0", "netns", mx1.name, "type", "veth", "peer", "name", "eth0", "netns", mx2.name)
 	for m, address := range map[*machine]string{mx1: "203.0.113.1/24", mx2: "203.0.113.2/24"} {
 		run(t, "ip", "-n", m.name, "addr", "add", address, "dev", "eth0")
@@ -185,7 +186,62 @@ postmap /etc/postfix/vmailbox
 newaliases
 postfix start`)
 	t.Cleanup(func() { _, _ = mx1.try("postfix stop") })
+	return mx1, mx2
+}
 
+// TestSetup follows the README's set-up to the letter on two machines. make, apt
+// and systemctl are played by scripts; the line for the secondary is the one
+// that setup prints.
+func TestSetup(t *testing.T) {
+	blocks := codeBlocks(t, "Set it up beside a Postfix primary")
+	if len(blocks) != 4 || strings.Count(strings.Join(blocks, ""), "\n") > 6 {
+		t.Fatalf("the README has these blocks of code there; this test knows four, of six commands at most:\n%s", strings.Join(blocks, "---\n"))
+	}
+	mx1, mx2 := readmePair(t)
+	for _, m := range []*machine{mx1, mx2} {
+		m.sh(blocks[0])
+	}
+	if out, err := mx1.try(blocks[1]); err == nil || !strings.Contains(out, "--yes") {
+		t.Errorf("without anybody to ask, setup says\n%s", out)
+	}
+	out := mx1.sh(strings.TrimSpace(blocks[1]) + " --yes")
+	line := regexp.MustCompile(`(?m)^understudy setup secondary .*$`).FindString(out)
+	word := regexp.MustCompile(`understudy1-\S+`)
+	if got := word.ReplaceAllString(line, "understudy1-…"); got != strings.TrimSpace(strings.Replace(blocks[2], "--domain example.org", "--domain example.org --domain localhost --domain mx1.example.org", 1)) {
+		t.Errorf("setup prints\n%s\nand the README has\n%s", got, blocks[2])
+	}
+	mx2.sh(line + " --yes")
+	for _, m := range []*machine{mx1, mx2} {
+		if out := m.sh(blocks[3]); strings.Contains(out, "no-client-identity") || !strings.Contains(out, "ok ") {
+			t.Errorf("%s: the doctor says\n%s", m.name, out)
+		}
+	}
+	if out, _ := mx1.try("swaks --server 203.0.113.2 --helo client.example.net --from bob@example.net --to alice@example.org"); !strings.Contains(out, " 250 2.0.0") {
+		t.Errorf("to alice:\n%s", out)
+	}
+	// Again: nothing changes.
+	state := "cat /etc/understudy/*; postconf -n; understudy peers | awk '{print $1, $2}'"
+	before := mx1.sh(state)
+	if out := mx1.sh(strings.TrimSpace(blocks[1]) + " --yes"); !strings.Contains(out, "mx2 is paired") || strings.Contains(out, "postconf") {
+		t.Errorf("a second setup says\n%s", out)
+	}
+	if after := mx1.sh(state); after != before {
+		t.Errorf("a second setup changed\n%s\nto\n%s", before, after)
+	}
+	if out := mx2.sh(line + " --yes"); !strings.Contains(out, "is as it should be") || !strings.Contains(out, "This machine is paired") {
+		t.Errorf("a second setup there says\n%s", out)
+	}
+}
+
+// TestReadme follows the set-up by hand to the letter. Only make and systemctl
+// are played by scripts, and the domains are those that --check prints, as the
+// text says.
+func TestReadme(t *testing.T) {
+	blocks := codeBlocks(t, "The same by hand")
+	if len(blocks) != 7 {
+		t.Fatalf("the README has %d blocks of code there, this test knows 7:\n%s", len(blocks), strings.Join(blocks, "---\n"))
+	}
+	mx1, mx2 := readmePair(t)
 	mx1.sh(blocks[0])
 	mx2.sh(blocks[0])
 	write(t, filepath.Join(mx1.dir, "src/publish.toml"), blocks[1])
@@ -214,11 +270,6 @@ postfix start`)
 	eventually(t, 20*time.Second, "the secondary follows", func() bool { return strings.Contains(mx2.sh("understudy policy status"), "fresh") })
 	if out := mx2.sh("understudy policy status"); strings.Contains(out, "Alarm") {
 		t.Errorf("after the set-up:\n%s", out)
-	}
-	for _, m := range []*machine{mx1, mx2} {
-		if out := m.sh(blocks[7]); strings.Contains(out, "no-client-identity") || !strings.Contains(out, "ok ") {
-			t.Errorf("%s: the doctor says\n%s", m.name, out)
-		}
 	}
 
 	send := func(to string) string {

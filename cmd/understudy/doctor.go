@@ -128,7 +128,14 @@ func domainsOf(s *policy.Spec) (domains, hosts []string) {
 }
 
 func (c *doctorCmd) onPrimary(ctx context.Context, cfg *config.Config, e doctor.Exam) ([]doctor.Finding, error) {
-	p := &doctor.Publisher{Secondaries: c.Secondary, Postconf: map[string]string{}}
+	p := &doctor.Publisher{}
+	if cfg.Policy.Postfix != "" {
+		var err error
+		if p, err = examinePostfix(ctx, cfg.Policy.Postfix); err != nil {
+			return nil, err
+		}
+	}
+	p.Secondaries = c.Secondary
 	client := publisherOf(cfg)
 	defer client.Close()
 	peers, err := client.Peers(ctx)
@@ -143,13 +150,13 @@ func (c *doctorCmd) onPrimary(ctx context.Context, cfg *config.Config, e doctor.
 			p.Secondaries = append(p.Secondaries, a)
 		}
 	}
-	if cfg.Policy.Postfix == "" {
-		return e.RunPublisher(ctx, p), nil
-	}
-	postconf := func(args ...string) (string, error) {
-		return command(ctx, "postconf", append([]string{"-c", cfg.Policy.Postfix}, args...)...)
-	}
-	text, err := postconf("-x")
+	return e.RunPublisher(ctx, p), nil
+}
+
+// examinePostfix reads what a doctor has to know of a Postfix.
+func examinePostfix(ctx context.Context, dir string) (*doctor.Publisher, error) {
+	p := &doctor.Publisher{Postconf: map[string]string{}}
+	text, err := command(ctx, "postconf", "-c", dir, "-x")
 	if err != nil {
 		return nil, err
 	}
@@ -157,20 +164,23 @@ func (c *doctorCmd) onPrimary(ctx context.Context, cfg *config.Config, e doctor.
 		name, value, _ := strings.Cut(line, " =")
 		p.Postconf[name] = strings.TrimSpace(value)
 	}
-	services, err := postconf("-M", "smtp/inet")
+	services, err := command(ctx, "postconf", "-c", dir, "-M")
 	if err != nil {
 		return nil, err
 	}
-	p.Screened = strings.Contains(services, "postscreen")
+	for line := range strings.Lines(services) {
+		f := strings.Fields(line) // service, type, private, unprivileged, chroot, wakeup, limit, command
+		p.Screened = p.Screened || len(f) > 7 && f[1] == "inet" && f[7] == "postscreen"
+	}
 	p.Lookup = func(ctx context.Context, table, key string) (string, bool, error) {
-		value, err := command(ctx, "postmap", "-c", cfg.Policy.Postfix, "-q", key, table)
+		value, err := command(ctx, "postmap", "-c", dir, "-q", key, table)
 		var exit *exec.ExitError
 		if errors.As(err, &exit) && exit.ExitCode() == 1 && len(exit.Stderr) == 0 {
 			return "", false, nil
 		}
 		return strings.TrimSpace(value), err == nil, err
 	}
-	return e.RunPublisher(ctx, p), nil
+	return p, nil
 }
 
 // command runs a program of Postfix's for what it prints.

@@ -39,6 +39,7 @@ type cli struct {
 	Queue   queueCmd   `cmd:"" help:"Look at the mail that waits, and settle it by hand."`
 	Policy  policyCmd  `cmd:"" help:"Import and check a policy, ask it what it would decide, and see how it follows the primary's."`
 	Parity  parityCmd  `cmd:"" help:"Prove that the policy decides as the live primary does."`
+	Setup   setupCmd   `cmd:"" help:"Set a pair up from nothing."`
 	Doctor  doctorCmd  `cmd:"" help:"Look for what is wrong with the set-up, and say what mends it."`
 	Join    joinCmd    `cmd:"" help:"On the secondary: pair with the primary that printed an invitation."`
 	Publish publishCmd `cmd:"" help:"On the primary: offer its policy to the secondaries."`

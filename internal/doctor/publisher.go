@@ -87,8 +87,8 @@ func (p *Publisher) trust(ctx context.Context, x *exam) (looked bool) {
 		x.report(Unknown, "secondary-unknown", "", "Where the secondaries hand mail over from isn't known: no MX record names another machine.", "", "name the address: understudy doctor --secondary ADDRESS")
 	}
 	for _, a := range p.Secondaries {
-		told, err1 := p.matches(ctx, "smtpd_authorized_xclient_hosts", a)
-		trusted, err2 := p.matches(ctx, "mynetworks", a)
+		told, err1 := p.Matches(ctx, "smtpd_authorized_xclient_hosts", a)
+		trusted, err2 := p.Matches(ctx, "mynetworks", a)
 		for _, err := range []error{err1, err2} {
 			if err != nil {
 				x.report(Unknown, "trust-unknown", a.String(), "A list of Postfix's can't be read.", err.Error(), "")
@@ -132,7 +132,7 @@ var choking = []string{"smtpd_client_connection_rate_limit", "smtpd_client_messa
 
 func (p *Publisher) limits(ctx context.Context, x *exam) (looked bool) {
 	for _, a := range p.Secondaries {
-		if exempt, err := p.matches(ctx, "smtpd_client_event_limit_exceptions", a); exempt || err != nil {
+		if exempt, err := p.Matches(ctx, "smtpd_client_event_limit_exceptions", a); exempt || err != nil {
 			continue
 		}
 		var set []string
@@ -156,9 +156,9 @@ func (p *Publisher) gaps(_ context.Context, x *exam) (looked bool) {
 	return p.Gaps != nil
 }
 
-// matches looks an address up in a list of networks, as Postfix does: the first
+// Matches looks an address up in a list of networks, as Postfix does: the first
 // element that fits decides, and ! turns it round.
-func (p *Publisher) matches(ctx context.Context, parameter string, a netip.Addr) (bool, error) {
+func (p *Publisher) Matches(ctx context.Context, parameter string, a netip.Addr) (bool, error) {
 	return p.inList(ctx, p.Postconf[parameter], a, 0)
 }
 
