@@ -125,6 +125,9 @@ func (i *importer) addressTables(parameter string, incomplete func()) (names []s
 			continue // the import has failed
 		}
 		if reason == nil {
+			t, reason = t.filled()
+		}
+		if reason == nil {
 			reason = i.use(name, t, false)
 		}
 		switch {

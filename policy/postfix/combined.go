@@ -2,6 +2,7 @@ package postfix
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -32,10 +33,13 @@ func (i *importer) combined(parameter, typ, arg string) (*Table, error) {
 			return nil, reason
 		}
 		t, reason := i.table(parameter, name)
-		if t == nil && reason != nil && typ == "unionmap" { // what the others hold is there all the same
+		if t == nil && reason != nil && typ == "unionmap" && !fails(reason) { // what the others hold is there all the same
 			all.Partial = cmp.Or(all.Partial, name+": "+reason.Error())
 			lost = reason
 			continue
+		}
+		if t == nil && typ == "pipemap" && n > 0 && fails(reason) { // for who gets as far
+			return nil, errors.New(reason.Error())
 		}
 		if t == nil {
 			return nil, reason
@@ -148,6 +152,10 @@ func (t *Table) any(f func(string) bool) bool {
 			return true
 		}
 	}
+	members := t.Members
+	if t.Type == "pipemap" && len(members) > 0 { // what the others say is a key
+		members = members[len(members)-1:]
+	}
 	return t.Kind == Constant && f(t.Value) || slices.ContainsFunc(t.Rules, func(r Rule) bool { return r.Op == Match && f(r.Value) }) ||
-		slices.ContainsFunc(t.Members, func(m Member) bool { return m.any(f) })
+		slices.ContainsFunc(members, func(m Member) bool { return m.any(f) })
 }

@@ -246,7 +246,7 @@ func startServices(t *testing.T, master, extra string) (addr string, src postfix
 	maps.Copy(files, liveFiles)
 	maps.Copy(files, contentFiles)
 	maps.Copy(files, screenFiles)
-	files["main.cf"] += extra
+	files["main.cf"] = testmx.Override(files["main.cf"], extra)
 	src = install(t, files)
 	src.Service = addr
 	for dir := src.ConfigDir; dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) { // Postfix's user reads the tables

@@ -324,6 +324,12 @@ func (i *importer) accessTable(parameter string, e element, class fidelity.Class
 			reason = i.useAccess(name, t, implied)
 		}
 	}
+	if fails(reason) {
+		i.item(parameter, e.text(), class, reason.Error(), "")
+		if name = "static:{" + failed + "}"; i.use(name, &Table{Type: "static", Kind: Constant, Value: failed}, true) == nil {
+			return []policy.Restriction{{Kind: e.name, Arg: specName(name)}}
+		}
+	}
 	if reason != nil {
 		return i.restriction(parameter, e, fidelity.NotReplicated, reason.Error(), permitsAsk)
 	}

@@ -260,10 +260,9 @@ func (r *Rule) pattern(typ, s string) (rest string, ok bool) {
 	return s[n:], true
 }
 
-// canonical spells the rules of a pattern table for the engine. A second
-// pattern becomes a condition: then the value has nothing to say about what
-// the first one's groups matched.
-func canonical(rules []Rule) ([][2]string, error) {
+// canonical spells the rules of a pattern table for the engine. A second pattern
+// becomes a condition: the value is about what the first one's groups matched.
+func canonical(rules []Rule) [][2]string {
 	var out [][2]string
 	spell := func(r *Rule) string {
 		s := "/" + r.Pattern + "/" + r.Flags
@@ -281,13 +280,11 @@ func canonical(rules []Rule) ([][2]string, error) {
 			out = append(out, [2]string{"if " + spell(r)})
 		case r.And == nil:
 			out = append(out, [2]string{spell(r), r.Value})
-		case strings.Contains(strings.ReplaceAll(r.Value, "$$", ""), "$"):
-			return nil, fmt.Errorf("line %d: a group of the first of two patterns in the value", r.Line)
 		default:
-			out = append(out, [2]string{"if " + spell(r)}, [2]string{spell(r.And), r.Value}, [2]string{"endif"})
+			out = append(out, [2]string{"if " + spell(r.And)}, [2]string{spell(r), r.Value}, [2]string{"endif"})
 		}
 	}
-	return out, nil
+	return out
 }
 
 // maxFlat bounds what if and ! in a cidr table may blow up to.

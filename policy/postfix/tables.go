@@ -68,7 +68,6 @@ var notListed = map[string]string{
 	"randmap":   "its answers are random",
 	"fail":      "every look-up fails; the primary answers 451",
 	"environ":   "the environment isn't enumerated",
-	"internal":  "isn't kept outside of the process",
 }
 
 // table reads a table. A nil table without a reason means that the source is
@@ -104,14 +103,24 @@ func (i *importer) readTable(parameter, name string) (*Table, error) {
 	if typ == "nis" && nisOff(readFile("/proc/sys/kernel/domainname")) {
 		return &Table{Type: typ, Kind: Indexed, Note: whyNISOff}, nil
 	}
-	if why := notListed[typ]; why != "" {
+	if one := words(strings.Trim(arg, "{}")); typ == "randmap" && len(one) == 1 {
+		return &Table{Type: typ, Kind: Constant, Value: one[0]}, nil
+	}
+	if why := notListed[typ]; typ == "fail" {
+		return nil, failing(why)
+	} else if why != "" {
 		return nil, errors.New(why)
+	}
+	if arg == "" {
+		return nil, failing("a table without a name; the primary's smtpd dies of it")
 	}
 	var t *Table
 	var err error
 	switch typ {
 	case "hash", "btree", "dbm", "sdbm", "lmdb", "texthash", "inline":
-		t, err = i.postmap(typ, name)
+		if t, err = i.postmap(typ, name); fails(err) {
+			return nil, err
+		}
 	case "cidr", "regexp", "pcre":
 		t, err = i.ruleTable(typ, arg)
 	case "cdb":
@@ -119,6 +128,8 @@ func (i *importer) readTable(parameter, name string) (*Table, error) {
 	case "static":
 		value, _ := unbrace(arg)
 		t = &Table{Type: typ, Kind: Constant, Value: value}
+	case "internal": // a process's own, and smtpd puts nothing into it
+		t = &Table{Type: typ, Kind: Indexed}
 	case "unix":
 		return i.unixTable(arg)
 	case "unionmap", "pipemap":
@@ -159,13 +170,16 @@ func (i *importer) postmap(typ, name string) (*Table, error) {
 	if i.src.ConfigDir != "" {
 		args = append([]string{"-c", i.src.ConfigDir}, args...)
 	}
-	_, err := run(i.ctx, cmp.Or(i.src.Postmap, "postmap"), args, func(line string) error {
+	stderr, err := run(i.ctx, cmp.Or(i.src.Postmap, "postmap"), args, func(line string) error {
 		key, value, _ := strings.Cut(line, "\t")
 		if key != strings.ToLower(key) {
 			return nil
 		}
 		return t.add(key, value)
 	})
+	if err == nil && typ == "texthash" {
+		err = i.duplicate(name[len(typ)+1:], stderr)
+	}
 	return t, err
 }
 
@@ -247,14 +261,15 @@ func (t *Table) spec(withValues bool) (*table.Table, error) {
 	case t.Kind == Constant:
 		return table.NewStatic(t.Value), nil
 	case t.Kind == Patterns && t.Type == "pcre":
-		rules, err := canonical(t.Rules)
-		return orReason(rules, err, table.NewPCRE)
+		return table.NewPCRE(canonical(t.Rules))
 	case t.Kind == Patterns:
-		rules, err := canonical(t.Rules)
-		return orReason(rules, err, table.NewRegexp)
+		return table.NewRegexp(canonical(t.Rules))
 	case t.Kind == Networks:
 		rules, err := flatten(t.Rules)
-		return orReason(rules, err, table.NewCIDR)
+		if err != nil {
+			return nil, err
+		}
+		return table.NewCIDR(rules)
 	case withValues:
 		return table.NewHash(t.Entries)
 	}
@@ -263,13 +278,6 @@ func (t *Table) spec(withValues bool) (*table.Table, error) {
 		keys = append(keys, k)
 	}
 	return table.NewSet(keys)
-}
-
-func orReason(rules [][2]string, err error, table func([][2]string) (*table.Table, error)) (*table.Table, error) {
-	if err != nil {
-		return nil, err
-	}
-	return table(rules)
 }
 
 // unlisted says why a table answers for keys that it doesn't list.
@@ -325,6 +333,9 @@ func (i *importer) useAccess(name string, t *Table, implied string) (reason erro
 	seen := map[string]string{}
 	bare := false
 	rewrite := func(v string) string {
+		if v == "" && t.refusesEmpty() {
+			return failed
+		}
 		if r, done := seen[v]; done {
 			return r
 		}
@@ -346,7 +357,9 @@ func (i *importer) useAccess(name string, t *Table, implied string) (reason erro
 	}
 	c.Rules = slices.Clone(t.Rules)
 	for n := range c.Rules {
-		c.Rules[n].Value = rewrite(c.Rules[n].Value)
+		if c.Rules[n].Op == Match {
+			c.Rules[n].Value = rewrite(c.Rules[n].Value)
+		}
 	}
 	if first, used := i.implied[name]; bare && used && first != implied {
 		return errors.New("its classes hold tables that mean different things in two lists")
