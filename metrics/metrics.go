@@ -41,6 +41,7 @@ type Metrics struct {
 	RelayDuration  prometheus.Histogram   // one message: MAIL to the final reply
 	LiveOpen       prometheus.Gauge       // sessions to the primary for clients' sessions that are played through
 	LiveMessages   *prometheus.CounterVec // mail transactions that were played through, by ending
+	LiveAgreement  *prometheus.CounterVec // verdicts of the primary and the snapshot beside each other, by stage, the snapshot's rule kind and result: "same", "other"
 	LiveUnused     *prometheus.CounterVec // mail transactions that weren't, by reason
 	PrimaryUp      *prometheus.GaugeVec   // by route (configured name)
 	OutageStart    *prometheus.GaugeVec   // by route, Unix time, 0 when up
@@ -121,6 +122,7 @@ func New(reg prometheus.Registerer) *Metrics {
 		RelaySessions:  counters("relay_sessions_total", "SMTP sessions to the next hop, by result.", "result"),
 		LiveOpen:       gauge("live_sessions_open", "Sessions to the primary open now to play clients' sessions through."),
 		LiveMessages:   counters("live_transactions_total", "Mail transactions played through to the primary, by ending: its reply to the message, or where it was lost; after_dot and late are kept and relayed, and may arrive twice.", "ending"),
+		LiveAgreement:  counters("live_agreement_total", "Commands that the primary decided in a live session, by stage, by the kind of the rule by which the snapshot would have decided, and by whether it would have accepted, deferred or refused alike.", "stage", "rule", "result"),
 		LiveUnused:     counters("live_unused_total", "Mail transactions that were judged by the snapshot, though live is on, by reason.", "reason"),
 		RelayDuration:  histogram("relay_duration_seconds", "Time from MAIL to the next hop's final reply, one message."),
 		PrimaryUp:      gauges("primary_up", "Whether the primary answers: 1 or 0, by route.", "route"),
@@ -149,6 +151,9 @@ func New(reg prometheus.Registerer) *Metrics {
 		PublishImports:  counters("publish_imports_total", "Readings of the policy's sources, by result.", "result"),
 		PublishRead:     gauge("publish_read_timestamp_seconds", "Unix time at which all of the policy's sources had been read last, 0 before the first."),
 		PublishFailing:  gauge("publish_failing", "1 while the policy's sources can't be read and the last good policy stays published, else 0."),
+	}
+	for _, ending := range []string{"accepted", "deferred", "refused", "before_reply", "in_message", "after_dot", "late"} {
+		m.LiveMessages.WithLabelValues(ending)
 	}
 	m.buildInfo()
 	return m

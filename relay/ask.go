@@ -101,7 +101,7 @@ func (q *Inquiry) ask(ctx context.Context, a *asking, to *envelope.Recipient) (r
 	}
 	switch inTime := stop(); {
 	case err == nil && inTime:
-		a.rest()
+		a.rest(seatRest, 0)
 	case errors.As(err, &no) && no.judges():
 		a.refused, reply, err = no.reply, no.reply, nil
 		a.end(inTime)

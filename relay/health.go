@@ -30,6 +30,9 @@ type RouteStatus struct {
 	// WithoutXClient says why it isn't told the clients by XCLIENT, though it
 	// should be.
 	WithoutXClient string `json:"without_xclient,omitempty"`
+	// Live says that clients' sessions are played through to it, as far as that
+	// goes.
+	Live bool `json:"live,omitempty"`
 }
 
 type health uint8
@@ -276,7 +279,7 @@ func (c *Client) Status() []RouteStatus {
 	all := make([]RouteStatus, 0, len(c.routes))
 	for _, r := range c.routes {
 		r.mu.Lock()
-		all = append(all, RouteStatus{Name: r.Name, Address: r.Address, Up: r.health == up, Since: r.since, LastError: r.lastErr, WithoutXClient: r.unnamed})
+		all = append(all, RouteStatus{Name: r.Name, Address: r.Address, Up: r.health == up, Since: r.since, LastError: r.lastErr, WithoutXClient: r.unnamed, Live: r.Live})
 		r.mu.Unlock()
 	}
 	slices.SortFunc(all, func(a, b RouteStatus) int { return strings.Compare(a.Name, b.Name) })

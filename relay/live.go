@@ -22,9 +22,6 @@ const (
 	Late        Ending = "late"         // no reply to the dot in time
 )
 
-// MayHaveArrived says that the next hop may have the whole message.
-func (e Ending) MayHaveArrived() bool { return e == AfterDot || e == Late }
-
 // LostError says that the next hop decides no more in this mail transaction.
 type LostError struct {
 	Ending Ending
@@ -34,14 +31,18 @@ type LostError struct {
 func (e *LostError) Error() string { return fmt.Sprintf("live (%s): %v", e.Ending, e.Err) }
 func (e *LostError) Unwrap() error { return e.Err }
 
+// MayHaveArrived says that the next hop may have the whole message.
+func (e *LostError) MayHaveArrived() bool { return e.Ending == AfterDot || e.Ending == Late }
+
 // Bounds on a live session: a client waits for each reply, RFC 5321 §4.5.3.2
 // gives it as much as five minutes, and two for DATA.
 const (
-	liveOpen    = 30 * time.Second // for a session in the client's name
+	liveOpen    = 15 * time.Second // for a session in the client's name
 	liveConnect = 5 * time.Second
 	liveCommand = time.Minute
 	liveBlock   = 30 * time.Second // for up to 64 KiB of the message
 	liveQuit    = time.Second
+	liveLength  = 10 * time.Minute // for the message: a client that drips holds no session longer
 
 	liveSlow   = 10 * time.Second // a reply that takes longer is slow
 	liveSlows  = 3                // so many in a row …
@@ -52,6 +53,8 @@ var (
 	errNotLive  = errors.New("the configuration doesn't want it")
 	errLoop     = errors.New("the client is the next hop")
 	errSlow     = errors.New("next hop has become slow")
+	errOusted   = errors.New("the client took its time, and somebody else the session")
+	errLong     = errors.New("the client sends the message too slowly")
 	errOctets   = errors.New("content has a NUL or a line end that is not CRLF")
 	extChanged  = envelope.NewReply(451, "4.3.0", "Service extensions have changed, try again")
 	otherRoute  = envelope.NewReply(452, "4.5.3", "Recipient goes another way, send the message again for it")
@@ -65,8 +68,8 @@ var (
 //
 // Content goes out only behind 354, and the dot only when End is called. What
 // could end a message early in somebody's eyes (a bare CR or LF, a NUL) isn't
-// passed on. A session stays open for a moment behind a transaction; then, or
-// when it is wanted for another client, it closes.
+// passed on. A session stays open for a moment behind a transaction and while its
+// client thinks; then, or when it is wanted for another client, it closes.
 type Live struct {
 	seat
 	c    *Client
@@ -82,6 +85,7 @@ type Live struct {
 	refused  envelope.Reply // to MAIL, where that went out with the first RCPT
 	final    envelope.Reply // that came before the dot
 	lost     *LostError
+	began    time.Time // the message
 	stuff    stuffer
 	cr       bool // the content passed on so far ends in a CR, which is kept back
 }
@@ -100,6 +104,9 @@ func (l *Live) Mail(ctx context.Context, env *envelope.Envelope, size int64) (en
 	l.env, l.size, l.r, l.lost = env, size, nil, nil
 	l.refused, l.final = envelope.Reply{}, envelope.Reply{}
 	if len(l.c.routes) > 1 {
+		if _, live := l.c.LiveOffers(); !live {
+			return l.lose(NotBegun, errDown)
+		}
 		return envelope.Reply{}, nil
 	}
 	for _, r := range l.c.routes {
@@ -141,7 +148,7 @@ func (l *Live) Data(ctx context.Context) (envelope.Reply, error) {
 	}
 	reply, err := l.say(ctx, stepData, "DATA")
 	if err == nil && reply.Code == 354 {
-		l.goAhead, l.cr, l.stuff = true, false, stuffer{w: l.s.bw, last: [2]byte{'\r', '\n'}}
+		l.goAhead, l.cr, l.began, l.stuff = true, false, time.Now(), stuffer{w: l.s.bw, last: [2]byte{'\r', '\n'}}
 	}
 	return reply, err
 }
@@ -167,6 +174,9 @@ func (l *Live) pass(p []byte) error {
 	}
 	if len(p) == 0 {
 		return nil
+	}
+	if time.Since(l.began) > liveLength {
+		return errLong
 	}
 	if l.cr {
 		if err := l.stuff.write([]byte("\r")); err != nil {
@@ -208,9 +218,10 @@ func (l *Live) Reset() {
 	case !l.open:
 	case l.goAhead: // nothing but this says "forget it" behind a 354
 		l.close(false)
-	default:
+	case l.wake():
 		l.pause()
 	}
+	l.open = false
 }
 
 // Close ends the session.

@@ -23,6 +23,9 @@ func (l *Live) begin(ctx context.Context) (envelope.Reply, error) {
 	if err := l.r.willing(l.peer, l.env.Client.Addr); err != nil {
 		return l.lose(NotBegun, err)
 	}
+	if !sayable(l.env.From.Mailbox) {
+		return l.lose(NotBegun, errUnsayable)
+	}
 	if l.goOn(ctx) {
 		return l.mail(ctx)
 	}
@@ -98,7 +101,7 @@ func (l *Live) connect(ctx context.Context) error {
 // more can't be said, and must not be left out.
 func (l *Live) mail(ctx context.Context) (envelope.Reply, error) {
 	e, caps := l.env, &l.s.caps
-	if !sayable(e.From.Mailbox) || e.UTF8 && !caps.utf8 || e.EightBit && !caps.eightBit || e.Ret+e.EnvID != "" && !caps.dsn {
+	if e.UTF8 && !caps.utf8 || e.EightBit && !caps.eightBit || e.Ret+e.EnvID != "" && !caps.dsn {
 		l.pause()
 		return extChanged, nil
 	}
@@ -112,6 +115,7 @@ func (l *Live) mail(ctx context.Context) (envelope.Reply, error) {
 		return l.lose(BeforeReply, &refusal{stepMail, reply})
 	case reply.Positive():
 		l.open = true
+		l.rest(liveRest, seatRest)
 	default:
 		l.pause()
 	}
@@ -119,10 +123,17 @@ func (l *Live) mail(ctx context.Context) (envelope.Reply, error) {
 }
 
 // say is call, but that a failure loses the next hop. A 421 says that it goes.
+// While the client thinks, the session rests.
 func (l *Live) say(ctx context.Context, at step, command ...string) (envelope.Reply, error) {
+	if l.open && !l.wake() {
+		return l.lose(BeforeReply, errOusted)
+	}
 	reply, err := l.call(ctx, at, command...)
-	if err != nil {
+	switch {
+	case err != nil:
 		return l.lose(BeforeReply, err)
+	case l.open && reply.Code != 354:
+		l.rest(liveRest, seatRest)
 	}
 	return reply, nil
 }
@@ -175,7 +186,6 @@ func (l *Live) finish() {
 		l.lose(AfterDot, &refusal{stepEnd, reply})
 	default:
 		l.final = reply
-		l.goAhead, l.open = false, false
 		if s.done++; reply.Code == 421 {
 			l.close(false)
 			return
@@ -187,7 +197,7 @@ func (l *Live) finish() {
 // lastWord looks why the next hop hung up. A refusal that it sent before is its
 // reply to the message; 421 only says that it goes.
 func (l *Live) lastWord(ending Ending, err error) {
-	if errors.Is(err, errOctets) {
+	if errors.Is(err, errOctets) || errors.Is(err, errLong) {
 		l.lose(ending, err)
 		return
 	}
@@ -209,16 +219,18 @@ func (l *Live) lose(ending Ending, err error) (envelope.Reply, error) {
 		return envelope.Reply{}, l.lost
 	}
 	l.c.metrics.LiveMessages.WithLabelValues(string(ending)).Inc()
-	l.c.log.Warn("next hop lost in a live session", "route", l.r.Name, "ending", string(ending), "id", l.env.ID, "err", err)
+	l.c.log.Warn("next hop lost in a live session", "route", l.r.Name, "ending", string(ending), "client", l.client, "err", err)
 	l.r.pauseLive(errors.Is(err, os.ErrDeadlineExceeded))
-	l.close(false)
+	if l.open = false; l.s != nil {
+		l.close(false)
+	}
 	return envelope.Reply{}, l.lost
 }
 
 // pause lets the session rest: no transaction is open.
 func (l *Live) pause() {
-	l.open = false
-	l.rest()
+	l.open, l.goAhead = false, false
+	l.rest(seatRest, 0)
 }
 
 // close ends the session, tidily or at once.

@@ -261,6 +261,34 @@ func TestLiveSeats(t *testing.T) {
 		if got := mail("192.0.2.99"); got != "250 2.0.0 Ok" {
 			t.Errorf("with a session that rests: %q", got)
 		}
+		to := &envelope.Recipient{Path: envelope.ForwardPath{Mailbox: mailbox("b@y.example")}}
+		ousted := "live (before_reply): " + errOusted.Error()
+		for i, want := range []string{1: "250 2.0.0 Ok", 3: ousted, 5: ousted, 6: "250 2.0.0 Ok"} {
+			switch {
+			case want == "":
+				continue
+			case i == 3: // who thinks for long makes way
+				time.Sleep(seatRest)
+				if got := mail("192.0.2.100"); got != "250 2.0.0 Ok" {
+					t.Errorf("with a client that thinks: %q", got)
+				}
+			case i == 5:
+				time.Sleep(liveRest - seatRest - time.Second)
+				if n := len(c.routes[dest].live.seats); n != 10 {
+					t.Errorf("%d sessions are open, want 10", n)
+				}
+				all[6].Rcpt(t.Context(), to)
+				time.Sleep(2 * time.Second)
+			}
+			reply, err := all[i].Rcpt(t.Context(), to)
+			got := reply.String()
+			if err != nil {
+				got = err.Error()
+			}
+			if got != want {
+				t.Errorf("client %d goes on: %q, want %q", i, got, want)
+			}
+		}
 		for _, l := range all {
 			l.Close()
 		}
@@ -341,6 +369,7 @@ func TestLiveRoutes(t *testing.T) {
 			played := make(chan error, 1)
 			c := liveClient(t, Route{}, func(conn net.Conn) { played <- play(conn, tt.script) })
 			c.routes["other"] = newRoute("other", Route{Name: "other", Address: "other.example:25", TLS: TLSOff, XClient: true}, c.metrics)
+			c.routes[dest].noteOffers(caps{})
 			l := c.Live(func(domain string) string { return map[string]string{"y.example": dest, "z.example": "other"}[domain] }, netip.Addr{})
 			reply, err := l.Mail(t.Context(), asked("h"), 0)
 			if err != nil {
@@ -559,7 +588,7 @@ func playFaulty(t *testing.T, f liveFault) string {
 	if ending == "accepted" && !p.whole {
 		t.Errorf("%s: accepted, and it hasn't got the message", name)
 	}
-	if p.whole && ending != "accepted" && ending != "421" && !Ending(ending).MayHaveArrived() {
+	if p.whole && ending != "accepted" && ending != "421" && !(&LostError{Ending: Ending(ending)}).MayHaveArrived() {
 		t.Errorf("%s: it has the message, and the ending is %s", name, ending)
 	}
 	var want []string

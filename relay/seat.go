@@ -11,8 +11,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// seatRest is how long a session waits for its client to go on.
-const seatRest = 5 * time.Second
+// How long a session waits for its client to go on, behind a transaction and
+// inside of one.
+const (
+	seatRest = 5 * time.Second
+	liveRest = time.Minute
+)
 
 var errNoSeat = errors.New("too many sessions at once")
 
@@ -39,6 +43,7 @@ type seat struct {
 	pool   *pool
 	client netip.Addr  // whose it is, where that counts
 	s      *session    // nil: none is open
+	yields time.Time   // from when on it gives up its place, while it rests
 	timer  *time.Timer // ends the rest
 }
 
@@ -51,9 +56,7 @@ func (p *pool) sit(ctx context.Context) error {
 	}
 	p.mu.Lock()
 	p.wanted++
-	if len(p.resting) > 0 {
-		p.oust(p.resting[0])
-	}
+	p.makeRoom()
 	p.mu.Unlock()
 	defer func() {
 		p.mu.Lock()
@@ -75,8 +78,8 @@ func (p *pool) sitNow(client netip.Addr) error {
 	if p.perClient > 0 && p.clients[client] >= p.perClient {
 		return errNoSeat
 	}
-	if len(p.seats) == cap(p.seats) && len(p.resting) > 0 {
-		p.oust(p.resting[0])
+	if len(p.seats) == cap(p.seats) {
+		p.makeRoom()
 	}
 	select {
 	case p.seats <- struct{}{}:
@@ -85,6 +88,17 @@ func (p *pool) sitNow(client netip.Addr) error {
 		return nil
 	default:
 		return errNoSeat
+	}
+}
+
+// makeRoom ends the session that rests longest of those that yield. The caller
+// holds mu.
+func (p *pool) makeRoom() {
+	for _, a := range p.resting {
+		if !time.Now().Before(a.yields) {
+			p.oust(a)
+			return
+		}
 	}
 }
 
@@ -113,19 +127,20 @@ func (p *pool) count(n float64) {
 	}
 }
 
-// rest keeps the session until its client goes on, unless its place is wanted.
-func (a *seat) rest() {
+// rest keeps the session until its client goes on, so long at most. Once it has
+// rested for the time yields, it makes way for who wants its place.
+func (a *seat) rest(long, yields time.Duration) {
 	p := a.pool
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.resting = append(p.resting, a)
-	a.timer = time.AfterFunc(seatRest, func() {
+	p.resting, a.yields = append(p.resting, a), time.Now().Add(yields)
+	a.timer = time.AfterFunc(long, func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.oust(a)
 	})
 	if p.wanted > 0 {
-		p.oust(a)
+		p.makeRoom()
 	}
 }
 
