@@ -26,13 +26,15 @@ func NewReader(s store.Store, route func(domain string) (dest string)) Reader {
 
 // Info is a message as the operator sees it.
 type Info struct {
-	ID         string          `json:"id"`
-	Seq        uint64          `json:"seq"` // place in the line
-	Accepted   time.Time       `json:"accepted"`
-	Size       int64           `json:"size"` // octets of content
-	From       string          `json:"from"` // "" for the null reverse-path
-	Client     envelope.Client `json:"client"`
-	Recipients []RecipientInfo `json:"recipients"` // not the ones that are done
+	ID       string          `json:"id"`
+	Seq      uint64          `json:"seq"` // place in the line
+	Accepted time.Time       `json:"accepted"`
+	Size     int64           `json:"size"` // octets of content
+	From     string          `json:"from"` // "" for the null reverse-path
+	Client   envelope.Client `json:"client"`
+	// MayHaveArrived says that the next hop may have it already, from a live session.
+	MayHaveArrived bool            `json:"may_have_arrived,omitempty"`
+	Recipients     []RecipientInfo `json:"recipients"` // not the ones that are done
 }
 
 // RecipientInfo is one of its recipients.
@@ -50,7 +52,7 @@ type RecipientInfo struct {
 
 func (x Reader) info(r *store.Record) Info {
 	i := Info{ID: r.Env.ID, Seq: r.Seq, Accepted: r.Env.Received, Size: r.Size,
-		From: r.Env.From.String(), Client: r.Env.Client}
+		From: r.Env.From.String(), Client: r.Env.Client, MayHaveArrived: r.Env.MayHaveArrived}
 	for k := range r.Recipients {
 		c := &r.Recipients[k]
 		ri := RecipientInfo{Address: c.Path.String(), Destination: x.route(c.Path.Domain),

@@ -243,6 +243,9 @@ func (c *claim) log(is *store.Record, n tally) {
 	id := c.rec.Env.ID
 	c.q.log.Info("relay attempt", "id", id, "dest", c.d.name, "relayed", n.relayed,
 		"deferred", n.deferred, "held", n.held, "expired", n.expired, "untried", n.untried)
+	if n.relayed > 0 && c.rec.Env.MayHaveArrived {
+		c.q.log.Warn("relayed a message that the primary may have had before", "id", id)
+	}
 	if n.held == 0 {
 		return
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
@@ -117,8 +118,18 @@ func (s *session) fault(b *body) envelope.Reply {
 	case ownTraces(b.header, s.srv.Hostname) >= 2:
 		s.limit("loop")
 		return envelope.NewReply(554, "5.4.6", "Error: mail loop: this message was here twice before")
+	case s.comesBack() && ownTraces(b.header, s.srv.Hostname) >= 1:
+		s.limit("loop")
+		return envelope.NewReply(554, "5.4.6", "Error: mail loop: this message was sent to you from here")
 	}
 	return envelope.Reply{}
+}
+
+// comesBack says that the client is the server to which a recipient's mail goes.
+func (s *session) comesBack() bool {
+	return s.srv.IsNextHop != nil && slices.ContainsFunc(s.tx.env.To, func(to envelope.Recipient) bool {
+		return s.srv.IsNextHop(to.Path.Domain, s.client.Addr)
+	})
 }
 
 // commit has a well-formed message judged, and accepts it.
@@ -161,6 +172,10 @@ func (s *session) accepted(b *body) {
 	m.AcceptedBytes.Add(float64(b.size))
 	m.AcceptedRcpts.Add(float64(len(tx.env.To)))
 	s.srv.crowd.good.add(group(s.client.Addr))
+	if tx.env.MayHaveArrived {
+		s.srv.Log.LogAttrs(s.ctx, slog.LevelWarn, "may arrive twice: the primary didn't answer to the message",
+			append(s.who(policy.EndOfData), peer("message_id", headerField(b.header, "Message-ID")))...)
+	}
 	s.srv.Log.LogAttrs(s.ctx, slog.LevelInfo, "accepted", append(s.who(policy.EndOfData),
 		slog.Int("recipients", len(tx.env.To)), slog.Int64("size", b.size), peer("name", tx.env.Client.Name),
 		slog.String("tls", tx.env.Client.TLS))...)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"net/netip"
 	"strconv"
 	"strings"
 	"unicode"
@@ -19,23 +20,7 @@ import (
 // syntax, our own limits, RSET, VRFY) has no say in it.
 //
 // The session's own Decider judges by the policy's snapshot. Server.Decide may
-// put another one around it. One that plays the session to a living primary
-// would, at each Command, send the primary what c.Env, c.To and c.Client hold,
-// call the inner Decide meanwhile, and return the primary's reply as the
-// Decision's Reply, all of its lines, with Action Permit, Defer or Reject by
-// its code. Once the primary has died it returns what the inner one says. What
-// it would put where:
-//
-//   - At Helo it cuts Keywords down to what the primary offers, too. Where that
-//     has changed by the time of MAIL, it refuses MAIL with 421.
-//   - At Data it sends DATA and, once the primary has said 354, returns a Copy
-//     that dot-stuffs the message to the primary as it comes.
-//   - At EndOfData it sends the dot and waits for the final reply. With one, the
-//     message is the primary's: Elsewhere, and the draft is dropped unsynced.
-//     Without one, the inner Decision stands and the message is kept; that the
-//     primary may have it, too, is noted in c.Env, which the Keeper reads last.
-//   - Reset, where nothing was decided at EndOfData, breaks the copy off: the
-//     client has gone, or the message itself was refused. The dot must not be sent.
+// put another one around it, such as Live.PlayThrough.
 type Decider interface {
 	// Decide is called from Connect to EndOfData, in order; the next call may
 	// be an earlier stage. It must end when ctx does, and it bounds its wait
@@ -60,6 +45,8 @@ type Command struct {
 	Size     int64               // from Mail on: SIZE=, 0 when absent
 	To       *envelope.Recipient // at Rcpt
 	Message  policy.Message      // at EndOfData
+	Peer     netip.Addr          // the other end of the connection, whomever it speaks for
+	Screened bool                // the policy's postscreen refuses the client: it comes no further
 	// Client returns the client with all that is known of it. That may ask the
 	// DNS for its name.
 	Client func(context.Context) envelope.Client
@@ -78,6 +65,8 @@ type Decision struct {
 	// Elsewhere, at EndOfData, says that somebody else has answered for the
 	// message: it is not kept here.
 	Elsewhere bool
+	// Overruled, at Rcpt, says that the snapshot would have let the recipient in.
+	Overruled bool
 	// Ours says that a refusal is no error of the client's.
 	Ours bool
 }
@@ -112,6 +101,7 @@ func (d judge) Close() {}
 func (s *session) decide(c Command) Decision {
 	s.command = c
 	s.command.Client = s.known
+	s.command.Peer, s.command.Screened = addrOf(s.conn.raw.RemoteAddr()).Addr(), s.policy.Screened()
 	if s.tx != nil {
 		s.command.Env, s.command.Size = &s.tx.env, s.tx.size
 	}
@@ -126,6 +116,9 @@ func (s *session) decide(c Command) Decision {
 		d.Action, d.Reply = policy.Defer, envelope.Reply{}
 	case c.At == policy.Connect, c.At == policy.Helo, c.At == policy.Data:
 		d.Reply = envelope.Reply{} // 220, EHLO's 250 and 354 are about us
+	}
+	if d.Overruled {
+		s.policy.Withdraw()
 	}
 	if d.Ask.Kind != "" {
 		s.ask(&d)

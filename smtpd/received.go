@@ -89,6 +89,16 @@ func ownTraces(header []byte, hostname string) int {
 	return n
 }
 
+// headerField is the value of the first field of that name, "" without one.
+func headerField(header []byte, want string) string {
+	for field := range fields(header) {
+		if name, value, _ := strings.Cut(field, ":"); strings.EqualFold(strings.TrimRight(name, " \t"), want) {
+			return strings.TrimSpace(value)
+		}
+	}
+	return ""
+}
+
 // fields yields the fields of a header section, unfolded but for their line ends.
 func fields(header []byte) iter.Seq[string] {
 	return func(yield func(string) bool) {

@@ -89,6 +89,9 @@ type Server struct {
 	// Decide, if not nil, puts a Decider around the snapshot's own, one for
 	// each client: after the connection, and after XCLIENT.
 	Decide func(snapshot Decider) Decider
+	// IsNextHop, if not nil, says that mail for domain goes to the server at addr:
+	// what went there by us and comes back from it runs in a circle.
+	IsNextHop func(domain string, addr netip.Addr) bool
 	// DeferUnanswered puts mail off when a blocklist in the DNS doesn't answer,
 	// see policy.Session.
 	DeferUnanswered bool

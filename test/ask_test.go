@@ -151,7 +151,7 @@ func TestAskPrimary(t *testing.T) {
 	const xclient = "smtpd_authorized_xclient_hosts = 127.0.0.0/8"
 	primary := newPostfix(t, restrictions, xclient)
 	primary.start()
-	s := newSecondary(t, primary.addr, "", "")
+	s := newSecondary(t, primary.addr, "", "while_up = \"accept\"\n")
 	write(t, s.path("understudy.toml"), strings.Replace(readFile(t, s.path("understudy.toml")), "policy.toml", "policy.json", 1))
 	s.importFrom(primary, service, "ask")
 	s.start()

@@ -69,6 +69,7 @@ func newDaemon(cfg *config.Config, log *slog.Logger) (_ *daemon, err error) {
 	}
 	d.buildRelay()
 	d.smtp.Inquire = inquire(d.relay, routeOf(cfg.Routes))
+	d.playThrough()
 	if err := d.openQueue(); err != nil {
 		return nil, err
 	}
@@ -232,7 +233,8 @@ func (d *daemon) buildRelay() {
 	routes := map[string]relay.Route{}
 	add := func(name string, p config.Primary) {
 		routes[name] = relay.Route{Name: name, Address: p.Address, TLS: p.TLS, TLSName: p.TLSName,
-			TLSCA: p.TLSCA, XClient: p.XClient, MaxAsking: p.MaxConnections, ProbeInterval: p.ProbeInterval}
+			TLSCA: p.TLSCA, XClient: p.XClient, MaxAsking: p.MaxConnections, ProbeInterval: p.ProbeInterval,
+			Live: p.WhileUp == "live" && p.XClient, MaxLive: p.MaxLive}
 	}
 	add(defaultRoute, d.cfg.Primary)
 	for _, r := range d.cfg.Routes {

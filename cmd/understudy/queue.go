@@ -247,6 +247,9 @@ func showText(out io.Writer, info queue.Info, now daemonNow) error {
 		client = printable(info.Client.Name) + " " + client
 	}
 	fmt.Fprintf(w, "Client\t%s, HELO %s\n", client, printable(info.Client.Helo))
+	if info.MayHaveArrived {
+		fmt.Fprintf(w, "May arrive twice\tthe primary had it, and didn't answer\n")
+	}
 	for _, r := range info.Recipients {
 		fmt.Fprintf(w, "\t\nTo\t<%s>\n", printable(r.Address))
 		fmt.Fprintf(w, "  route\t%s\n", now.wayTo(r.Destination))

@@ -70,6 +70,8 @@ type Primary struct {
 	TLS            string // opportunistic, require, off
 	TLSName, TLSCA string
 	XClient        bool
+	WhileUp        string // live, accept
+	MaxLive        int    // sessions played through at a time
 	ProbeInterval  time.Duration
 	MaxConnections int
 	MaxRate        int // messages a second, 0 for any

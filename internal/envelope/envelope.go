@@ -67,6 +67,9 @@ type Envelope struct {
 	Received time.Time
 	Hold     bool   // the policy's verdict was hold: kept for the operator at once
 	HoldRule string // the policy rule that said so
+	// MayHaveArrived says that the next hop had the whole message in a live
+	// session and didn't answer: it may get it twice.
+	MayHaveArrived bool
 }
 
 // Transfer is one message on its way to one next hop. The queue makes it, the

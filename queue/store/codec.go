@@ -114,6 +114,12 @@ func (c *codec) record(r *Record) {
 	for i := range r.Recipients {
 		c.recipient(&r.Recipients[i])
 	}
+	// What came later is there only where it is true: records without it are
+	// older versions', too.
+	if r.Env.MayHaveArrived || c.reads && len(c.b) > 0 {
+		c.bool(&r.Env.MayHaveArrived)
+		c.bad = c.bad || !r.Env.MayHaveArrived
+	}
 }
 
 func (c *codec) client(v *envelope.Client) {

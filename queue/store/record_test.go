@@ -34,7 +34,9 @@ func fullRecord() *Record {
 }
 
 func TestRecordRoundTrip(t *testing.T) {
-	for _, want := range []*Record{fullRecord(), {Env: envelope.Envelope{ID: "0123456789abcdef", Received: time.Unix(0, 0)}, Recipients: []Recipient{}}} {
+	marked := fullRecord()
+	marked.Env.MayHaveArrived = true
+	for _, want := range []*Record{fullRecord(), marked, {Env: envelope.Envelope{ID: "0123456789abcdef", Received: time.Unix(0, 0)}, Recipients: []Recipient{}}} {
 		got, err := DecodeRecord(want.Encode())
 		if err != nil {
 			t.Fatal(err)

@@ -1,0 +1,255 @@
+package test
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"net"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/understudy-mx/understudy/internal/demo"
+	"github.com/understudy-mx/understudy/internal/testmx"
+)
+
+const xclientHosts = "smtpd_authorized_xclient_hosts = 127.0.0.0/8"
+
+// isLive waits until the secondary plays sessions through.
+func (s *secondary) isLive() {
+	s.t.Helper()
+	eventually(s.t, 20*time.Second, "the secondary knows that the primary is up", func() bool { return s.metric(`understudy_primary_up{route="primary"}`) == 1 })
+}
+
+// TestLiveParity: while the primary is up, its own words go back, to the last
+// one, also those that no snapshot has: a policy service's at RCPT and at the
+// end of the data, a header check's.
+func TestLiveParity(t *testing.T) {
+	service, atEnd := newPolicyService(t), newPolicyService(t)
+	primary := newPostfix(t)
+	rules := filepath.Join(primary.dir, "header_checks")
+	write(t, rules, "/^Subject: spam/ REJECT spam is not for us\n/^Subject: later/ REJECT 4.7.1 come back\n")
+	primary.writeMain(xclientHosts, "smtpd_error_sleep_time = 0", "smtpd_peername_lookup = no", "smtpd_client_restrictions = check_client_access inline:{ {192.0.2.99 = 554 5.7.1 never} }",
+		"virtual_mailbox_maps = inline:{ {alice@example.org = all/} {carol@example.org = all/} }",
+		"smtpd_recipient_restrictions = check_sender_access inline:{ {bad@sender.example = REJECT not you} } check_policy_service inet:"+service.addr,
+		"smtpd_end_of_data_restrictions = check_policy_service inet:"+atEnd.addr, "header_checks = regexp:"+rules)
+	primary.start()
+	s := newSecondary(t, primary.addr, policyFor("alice@example.org", "nobody@example.org"), "")
+	s.start()
+	s.isLive()
+	var books testmx.Ledger
+	queueID := regexp.MustCompile(`queued as \w+`)
+	play := func(addr, client, from, subject string, to ...string) []string {
+		content := message(subject, 2000)
+		o := testmx.Send(t, addr, demo.Mail{XClient: "ADDR=" + client + " NAME=mail.sender.example REVERSE_NAME=mail.sender.example", Helo: "helo.sender.example",
+			From: from, To: to, Content: []byte(content)})
+		got := []string{o.Mail.String()}
+		for i, r := range o.Rcpt {
+			got = append(got, r.String())
+			if r.Positive() && o.Final.Positive() && addr == s.addr {
+				books.Accepted("", to[i], sum(content))
+			}
+		}
+		return append(got, queueID.ReplaceAllString(o.Final.String(), "queued"))
+	}
+	for i, tt := range []struct{ from, subject, to, last string }{
+		{"bob@sender.example", "hello", "alice@example.org", "250 2.0.0 Ok: queued"},
+		{"bad@sender.example", "hello", "alice@example.org", ""},
+		{"bob@sender.example", "hello", "nobody@example.org", ""},
+		{"", "spam", "carol@example.org", "550 5.7.1 spam is not for us"},
+		{"", "later", "carol@example.org", "451 4.7.1 come back"},
+		{"", "fine", "carol@example.org nobody@example.org alice@example.org", "250 2.0.0 Ok: queued"},
+	} {
+		for n := range 3 { // greylists: by the service at RCPT, then by the one at the end
+			own := play(primary.addr, fmt.Sprintf("192.0.2.%d", 10+i), tt.from, tt.subject, strings.Fields(tt.to)...)
+			ours := play(s.addr, fmt.Sprintf("192.0.2.%d", 40+i), tt.from, tt.subject, strings.Fields(tt.to)...)
+			if diff := cmp.Diff(own, ours); diff != "" {
+				t.Errorf("%+v, try %d (-primary +through the secondary):\n%s", tt, n, diff)
+			}
+			if n == 2 && !strings.HasPrefix(ours[len(ours)-1], tt.last) {
+				t.Errorf("%+v: the last reply is %s", tt, ours[len(ours)-1])
+			}
+		}
+	}
+	for i := range 2 { // a client that the primary refuses
+		got := play([]string{primary.addr, s.addr}[i], "192.0.2.99", "bob@sender.example", "hello", "alice@example.org")
+		if !strings.HasPrefix(got[1], "554 5.7.1 <mail.sender.example[192.0.2.99]>: Client host rejected: never") {
+			t.Errorf("%d: %q", i, got)
+		}
+	}
+	if n := len(s.queue()); n != 0 {
+		t.Errorf("%d messages are in the queue", n)
+	}
+	if n := s.metric("understudy_accepted_messages_total"); n != 0 {
+		t.Errorf("%v messages were kept", n)
+	}
+	log := readFile(t, filepath.Join(primary.dir, "mail.log"))
+	if !strings.Contains(log, "client=mail.sender.example[192.0.2.45]") {
+		t.Errorf("the primary's log doesn't name the client")
+	}
+	s.stop()
+	primary.settle()
+	files, err := filepath.Glob(filepath.Join(primary.dir, "mail/all/new/*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if b := []byte(readFile(t, f)); bytes.Contains(b, []byte("by "+hostname+" with")) { // the others came directly
+			d := parseDelivery(t, b, hostname)
+			books.Relayed(d.to, testmx.Sum(d.content))
+		}
+	}
+	books.Close(t)
+	if n := books.Totals(); n.Accepted != 3 || n.Duplicates != 0 {
+		t.Errorf("the books have %+v", n)
+	}
+}
+
+// dialogue is a client that speaks by hand.
+type dialogue struct {
+	t    *testing.T
+	conn net.Conn
+	in   *bufio.Reader
+}
+
+func (d *dialogue) do(say, want string) string {
+	d.t.Helper()
+	if say != "" {
+		fmt.Fprintf(d.conn, "%s\r\n", say)
+	}
+	d.conn.SetReadDeadline(time.Now().Add(2 * time.Minute))
+	for {
+		line, err := d.in.ReadString('\n')
+		if err != nil || line[3] != '-' {
+			if !strings.HasPrefix(line, want) {
+				d.t.Errorf("%.60q: got %q, %v, want %s", say, line, err, want)
+			}
+			return line
+		}
+	}
+}
+
+// TestLivePrimaryDies kills the primary after each step of a session. The
+// sender hears 250 all the same; nothing is lost, and nothing is there twice but
+// where the primary died with the whole message in its hands.
+func TestLivePrimaryDies(t *testing.T) {
+	primary := newPostfix(t)
+	s := newSecondary(t, primary.addr, policyFor("alice@example.org", "carol@example.org"), "")
+	s.start()
+	var books testmx.Ledger
+	for _, at := range []string{"220", "EHLO", "MAIL", "RCPT", "RCPT again", "DATA", "a tenth", "half", "dot"} {
+		t.Run(at, func(t *testing.T) {
+			primary.writeMain(xclientHosts, "smtpd_end_of_data_restrictions = sleep 3")
+			primary.start()
+			s.isLive()
+			marked := s.metric(`understudy_live_transactions_total{ending="after_dot"}`)
+			conn, err := net.Dial("tcp", s.addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			d := &dialogue{t, conn, bufio.NewReader(conn)}
+			after := func(step string) {
+				if step == at {
+					primary.kill()
+				}
+			}
+			content := message("killed after "+at, 300_000)
+			d.do("", "220")
+			after("220")
+			d.do("EHLO sender.example", "250")
+			after("EHLO")
+			d.do("MAIL FROM:<bob@sender.example> BODY=8BITMIME", "250")
+			after("MAIL")
+			d.do("RCPT TO:<alice@example.org>", "250")
+			after("RCPT")
+			d.do("RCPT TO:<carol@example.org>", "250")
+			after("RCPT again")
+			d.do("DATA", "354")
+			after("DATA")
+			stuffed := strings.ReplaceAll("\r\n"+content, "\r\n.", "\r\n..")[2:]
+			for i := range 10 {
+				fmt.Fprint(conn, stuffed[i*len(stuffed)/10:(i+1)*len(stuffed)/10])
+				after(map[int]string{0: "a tenth", 4: "half"}[i])
+			}
+			if at == "dot" {
+				fmt.Fprint(conn, ".\r\n")
+				eventually(t, 20*time.Second, "the primary has the message", func() bool {
+					files, err := filepath.Glob(filepath.Join(primary.dir, "queue/incoming/*"))
+					return err == nil && len(files) > 0
+				})
+				time.AfterFunc(500*time.Millisecond, primary.kill)
+				d.do("", "250 2.0.0 Ok: queued as")
+			} else {
+				d.do(".", "250 2.0.0 Ok: queued as")
+			}
+			d.do("QUIT", "221")
+			for _, to := range []string{"alice@example.org", "carol@example.org"} {
+				books.Accepted("", to, sum(content))
+			}
+			if all := s.queue(); len(all) != 1 {
+				t.Errorf("%d messages are in the queue, want 1", len(all))
+			} else if show := s.cli("queue", "show", all[0].ID); strings.Contains(show, "May arrive twice") != (at == "dot") {
+				t.Errorf("queue show:\n%s", show)
+			}
+			if n := s.metric(`understudy_live_transactions_total{ending="after_dot"}`) - marked; (n == 1) != (at == "dot") {
+				t.Errorf("%v are counted as lost after the dot", n)
+			}
+			primary.kill()
+			primary.writeMain(xclientHosts)
+			primary.start()
+			eventually(t, time.Minute, "the queue is empty", func() bool { return len(s.queue()) == 0 })
+			primary.settle()
+			primary.kill()
+			eventually(t, time.Minute, "the secondary knows", func() bool { return s.metric(`understudy_primary_up{route="primary"}`) == 0 })
+		})
+	}
+	primary.start()
+	if log := readFile(t, s.path("log")); strings.Count(log, "may arrive twice") != 1 || strings.Count(log, "may have had before") != 1 {
+		t.Error("the log doesn't name the message that may arrive twice, when it is kept and when it is relayed")
+	}
+	s.stop()
+	closeBooks(t, &books, primary, 2) // of the last, to either recipient
+}
+
+// TestLivePrimaryStops: a primary that is stopped, so that the kernel alone
+// answers, costs one client a quarter of a minute, and no mail.
+func TestLivePrimaryStops(t *testing.T) {
+	primary := newPostfix(t, xclientHosts)
+	primary.start()
+	s := newSecondary(t, primary.addr, policyFor("alice@example.org"), "")
+	s.start()
+	s.isLive()
+	var books testmx.Ledger
+	accept(t, s, &books, "alice@example.org")
+	if n := s.metric("understudy_accepted_messages_total"); n != 0 {
+		t.Fatalf("%v messages were kept while the primary was up", n)
+	}
+	if err := syscall.Kill(-primary.run.Pid(), syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	accept(t, s, &books, "alice@example.org")
+	if took := time.Since(start); took > 25*time.Second {
+		t.Errorf("the sender waited for %v", took)
+	}
+	start = time.Now()
+	accept(t, s, &books, "alice@example.org")
+	if took := time.Since(start); took > 15*time.Second {
+		t.Errorf("the next one waited for %v", took)
+	}
+	if n := s.metric("understudy_accepted_messages_total"); n != 2 {
+		t.Errorf("%v messages were kept, want 2", n)
+	}
+	if err := syscall.Kill(-primary.run.Pid(), syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, time.Minute, "the queue is empty", func() bool { return len(s.queue()) == 0 })
+	s.stop()
+	closeBooks(t, &books, primary, 0)
+}
