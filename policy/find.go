@@ -21,6 +21,8 @@ type dict struct {
 	wholes  bool     // learned: asked whole keys only
 	unsure  string   // learned: characters of keys that it may have though it doesn't hold them
 	unless  string   // learned: characters of local-parts that "@domain" doesn't stand for
+	unknown *dict    // learned: keys that it may have though it doesn't hold them
+	except  *dict    // learned: keys that "@domain" doesn't stand for
 }
 
 // whole says that the table is asked about whole keys only, not about their
@@ -82,7 +84,7 @@ func (f *finder) query(d *dict, key []byte, addr netip.Addr, whole bool) hit {
 		return hit{}
 	case len(d.members) > 0:
 		return f.combined(d, string(key), addr)
-	case d.unless == "":
+	case d.unless == "" && d.except == nil:
 		return f.entry(d, key, addr)
 	}
 	at := bytes.LastIndexByte(key, '@')
@@ -90,7 +92,7 @@ func (f *finder) query(d *dict, key []byte, addr netip.Addr, whole bool) hit {
 		return hit{}
 	}
 	h := f.entry(d, key, addr)
-	if at > 0 && !h.ok() && !mayHold(d.unless, key[:at]) {
+	if at > 0 && !h.ok() && !mayHold(d.unless, key[:at]) && (d.except == nil || !f.entry(d.except, key, netip.Addr{}).ok()) {
 		return f.entry(d, key[at:], addr)
 	}
 	return h
@@ -173,7 +175,7 @@ func (f *finder) one(tables []*dict, a, b string, addr netip.Addr, whole bool) h
 		if h := f.query(t, f.buf, addr, whole); h.ok() {
 			return h
 		}
-		if t.unsure != "" && mayHold(t.unsure, f.buf) {
+		if t.unsure != "" && mayHold(t.unsure, f.buf) || t.unknown != nil && f.entry(t.unknown, f.buf, netip.Addr{}).ok() {
 			f.unsure = true
 		}
 		if t.absent != nil && !f.query(t.absent, f.buf, netip.Addr{}, true).ok() {

@@ -15,6 +15,7 @@ func (c *compiler) learned() {
 		t, absent := c.tables[name], c.tables[spec.Learned[name].Absent]
 		if t != nil {
 			t.unsure, t.unless = spec.Learned[name].Unsure, spec.Learned[name].Unless
+			t.unknown, t.except = c.keySet(name, spec.Learned[name].Unknown), c.keySet(name, spec.Learned[name].Except)
 		}
 		switch {
 		case t == nil || !t.Keyed():
@@ -27,6 +28,19 @@ func (c *compiler) learned() {
 			t.absent, t.wholes = absent, spec.Learned[name].Whole
 		}
 	}
+}
+
+// keySet finds a set that belongs to a learned table, nil for "".
+func (c *compiler) keySet(of, name string) *dict {
+	if name == "" {
+		return nil
+	}
+	t := c.tables[name]
+	if t == nil || !t.Is(table.TypeSet) || name == of {
+		c.errorf("learned.%s: no set is called %q", of, name)
+		return nil
+	}
+	return t
 }
 
 // Unasked returns for each learned table the keys, sorted, that the primary has

@@ -176,3 +176,48 @@ func TestLearnedIsChecked(t *testing.T) {
 		}
 	}
 }
+
+// TestLearnedKeys: "@all.example" stands for everybody there but carol; the
+// look-up of dave fails on the primary.
+func TestLearnedKeys(t *testing.T) {
+	set := func(keys ...string) *table.Table {
+		s, err := table.NewSet(keys)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	spec := NewSpec()
+	spec.Addresses.RecipientDelimiter = "+"
+	spec.Addresses.VirtualAliases = AddressClass{Domains: []string{"all.example", "plain.example"}}
+	spec.Addresses.VirtualAlias = []string{"sql"}
+	spec.Restrictions.Relay = []Restriction{{Kind: "reject_unauth_destination"}}
+	spec.Tables = map[string]*table.Table{
+		"sql": set("bob@all.example", "@all.example", "alice@plain.example"), "sql#except": set("carol@all.example"), "sql#unknown": set("dave@plain.example"),
+	}
+	spec.Learned = map[string]Learned{"sql": {Except: "sql#except", Unknown: "sql#unknown"}}
+	snap, err := Compile(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for to, want := range map[string]int{
+		"bob@all.example": 0, "nobody@all.example": 0, "nobody+x@all.example": 0, "carol@all.example": 550, "Carol@All.example": 550,
+		"alice@plain.example": 0, "nobody@plain.example": 550, "dave@plain.example": 450, "Dave+x@plain.example": 450,
+	} {
+		s := snap.Session(nil, envelope.Client{NameStatus: envelope.NameNotFound})
+		m, err := envelope.ParseMailbox(to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v := s.Rcpt(t.Context(), envelope.ForwardPath{Mailbox: m}); v.Reply.Code != want {
+			t.Errorf("%s: %d %s, want %d", to, v.Reply.Code, v.Reply.Text, want)
+		}
+		s.Close()
+	}
+	for _, l := range []Learned{{Except: "nowhere"}, {Unknown: "nowhere"}, {Except: "sql"}} {
+		spec.Learned["sql"] = l
+		if _, err := Compile(spec); err == nil {
+			t.Errorf("%+v compiles", l)
+		}
+	}
+}

@@ -69,6 +69,9 @@ type Learned struct {
 	// isn't ASCII.
 	Unsure string `json:"unsure,omitempty"`
 
+	Unknown string `json:"unknown,omitempty"` // a set: keys that may be there although they aren't held
+	Except  string `json:"except,omitempty"`  // a set: keys that "@domain" doesn't stand for
+
 	// If not "", a key "@domain" stands for the addresses there whose
 	// local-part has none of these characters, and is no key itself.
 	Unless string `json:"unless,omitempty"`

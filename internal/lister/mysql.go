@@ -79,7 +79,7 @@ func (q mysqlSession) rows(ctx context.Context, query string, row func([]string)
 func (q mysqlSession) columns(ctx context.Context, query string) ([]Column, error) {
 	return sqlColumns(ctx, q.tx, query, func(typ string) bool {
 		return strings.Contains(typ, "CHAR") || strings.Contains(typ, "TEXT") || strings.Contains(typ, "BINARY") || strings.Contains(typ, "BLOB") || typ == "ENUM" || typ == "SET"
-	})
+	}, func(typ string) bool { return strings.Contains(typ, "BINARY") || strings.Contains(typ, "BLOB") })
 }
 
 func (q mysqlSession) quoting(ctx context.Context) (func(string) string, error) {

@@ -33,6 +33,8 @@ type database interface {
 type Column struct {
 	Name string
 	Text bool // comparing it with a string compares texts
+
+	Octets bool // octet by octet: it has no letters
 }
 
 // Session runs use within one transaction.
@@ -144,7 +146,7 @@ func doubled(chars ...string) func(string) string {
 }
 
 // sqlColumns asks a driver.
-func sqlColumns(ctx context.Context, tx *sql.Tx, query string, text func(typ string) bool) (all []Column, err error) {
+func sqlColumns(ctx context.Context, tx *sql.Tx, query string, text, octets func(typ string) bool) (all []Column, err error) {
 	r, err := tx.QueryContext(ctx, query)
 	if err != nil {
 		return nil, err
@@ -152,7 +154,8 @@ func sqlColumns(ctx context.Context, tx *sql.Tx, query string, text func(typ str
 	defer r.Close()
 	types, err := r.ColumnTypes()
 	for _, t := range types {
-		all = append(all, Column{t.Name(), text(strings.ToUpper(t.DatabaseTypeName()))})
+		typ := strings.ToUpper(t.DatabaseTypeName())
+		all = append(all, Column{t.Name(), text(typ), octets(typ)})
 	}
 	return all, errors.Join(err, r.Err())
 }

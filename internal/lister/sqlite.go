@@ -72,7 +72,7 @@ func (q sqliteSession) rows(ctx context.Context, query string, row func([]string
 func (q sqliteSession) columns(ctx context.Context, query string) ([]Column, error) {
 	return sqlColumns(ctx, q.tx, query, func(typ string) bool {
 		return typ == "" || strings.Contains(typ, "CHAR") || strings.Contains(typ, "TEXT") || strings.Contains(typ, "CLOB") || strings.Contains(typ, "BLOB")
-	})
+	}, func(string) bool { return false })
 }
 
 func (q sqliteSession) quoting(context.Context) (func(string) string, error) {

@@ -2,6 +2,7 @@ package postfix
 
 import (
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -148,6 +149,11 @@ func (i *importer) addressTables(parameter string, incomplete func()) (names []s
 			note := t.Note
 			if t.Kind == Indexed && note == "" {
 				note = strings.Join(append([]string{fmt.Sprintf("%d entries", len(t.Entries))}, t.How.notes()...), "; ")
+			}
+			if len(t.Unknown) > 0 {
+				i.item(parameter, name, fidelity.Approximated, fmt.Sprintf("look-ups fail for %d keys, such as %q", len(t.Unknown), slices.Min(slices.Collect(maps.Keys(t.Unknown)))),
+					"these recipients are refused for now only (4xx)")
+				break
 			}
 			i.item(parameter, name, fidelity.Exact, note, "")
 		}

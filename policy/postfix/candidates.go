@@ -50,6 +50,13 @@ func (c *candidates) add(value string) error {
 	if len(value) > 16<<10 {
 		return nil
 	}
+	if at := strings.LastIndexByte(value, '@'); at > 0 && isDomain(value[at+1:]) && len(value) <= 254 {
+		for _, k := range keyVariants(value) { // whatever its local-part holds
+			if err := c.texts.add(k); err != nil {
+				return err
+			}
+		}
+	}
 	parts := strings.FieldsFunc(value, func(r rune) bool { return strings.ContainsRune(" \t\r\n,;|<>{}[]\"'=:", r) })
 	for _, v := range append([]string{value}, parts...) {
 		for _, k := range keyVariants(v) {
@@ -148,7 +155,7 @@ func check(a asker, t *Table, domains []string, seed uint64) (wrong string, put 
 	domains = sample(r, domains)
 	asked := map[string]bool{} // whether it should be there
 	miss := func(key string) {
-		if _, there := t.find(key); !there && a.takes(key) && !t.coversDomain(key) {
+		if _, there := t.find(key); !there && a.takes(key) && !t.coversDomain(key) && !t.unsure(key) {
 			asked[key] = false
 		}
 	}
@@ -202,6 +209,12 @@ func check(a asker, t *Table, domains []string, seed uint64) (wrong string, put 
 	return wrong, len(keys), err
 }
 
+// unsure says that a key may be there though it isn't listed.
+func (t *Table) unsure(key string) bool {
+	_, domain := splitAddress(key)
+	return t.Unknown[key] || t.DomainWide && t.Unknown["@"+domain] || strings.ContainsAny(key, t.Unsure) || !ascii(key) && strings.Contains(t.Unsure, "é")
+}
+
 // coversDomain says that a key's whole domain is listed.
 func (t *Table) coversDomain(key string) bool {
 	at := strings.LastIndexByte(key, '@')
@@ -209,7 +222,7 @@ func (t *Table) coversDomain(key string) bool {
 		return false
 	}
 	_, there := t.Entries[key[at:]]
-	return there && !t.excepted(key[:at])
+	return there && !t.excepted(key[:at]) && !t.Except[key]
 }
 
 // sameValues says that two answers hold the same in any order: a query without

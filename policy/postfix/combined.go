@@ -45,7 +45,7 @@ func (i *importer) combined(parameter, typ, arg string) (*Table, error) {
 			return nil, reason
 		}
 		// A constant can be looked up in, not gone through.
-		flat = flat && t.Unless == "" && (t.Kind == Indexed || t.Kind == Constant && typ == "pipemap" && n > 0)
+		flat = flat && t.Unless == "" && len(t.Except) == 0 && len(t.Unknown) == 0 && (t.Kind == Indexed || t.Kind == Constant && typ == "pipemap" && n > 0)
 		all.Members = append(all.Members, Member{name, t})
 	}
 	if len(all.Members) == 0 && lost != nil {
@@ -60,6 +60,9 @@ func (i *importer) combined(parameter, typ, arg string) (*Table, error) {
 	}
 	for _, m := range all.Members {
 		all.Partial = cmp.Or(all.Partial, m.Partial)
+		if len(m.Unknown) > 0 {
+			all.Partial = cmp.Or(all.Partial, fmt.Sprintf("%s: look-ups fail for %d keys", m.Name, len(m.Unknown)))
+		}
 		all.DomainWide = all.DomainWide || m.DomainWide && (typ == "unionmap" || m.Table == all.Members[0].Table)
 	}
 	if flat {
@@ -92,13 +95,13 @@ func (t *Table) find(key string) (string, bool) {
 	case Combined:
 		return ask(t.Type, t.Members, key)
 	}
-	key = strings.ToLower(key)
+	key = foldKey(key)
 	v, ok := t.Entries[key]
 	switch at := strings.LastIndexByte(key, '@'); {
 	case !t.DomainWide || at < 0:
 	case at == 0 && t.Stands:
 		return "", false
-	case !ok && !t.excepted(key[:at]):
+	case !ok && !t.excepted(key[:at]) && !t.Except[key]:
 		v, ok = t.Entries[key[at:]]
 	}
 	return v, ok

@@ -45,6 +45,7 @@ type Database struct {
 	// candidates has held its check.
 	Unlisted bool
 
+	utf8      bool // of Postfix 3.8 or later, see latin
 	memo      *Memo
 	statement *statement // the query, nil: it isn't understood
 	unparsed  error      // then: why
@@ -91,7 +92,7 @@ func (i *importer) database(parameter, typ, name, arg string) (*Table, error) {
 		i.errorf("%s: table %s: %w", parameter, name, err)
 		return nil, nil
 	}
-	db := &Database{Type: typ, Table: name, Unlisted: i.src.RejectUnlisted, memo: i.src.Memo}
+	db := &Database{Type: typ, Table: name, Unlisted: i.src.RejectUnlisted, memo: i.src.Memo, utf8: since(i.report.MailVersion, 3, 8)}
 	if strings.HasPrefix(arg, "/") || strings.HasPrefix(arg, ".") {
 		text, err := i.readFile(arg)
 		if err != nil {
@@ -133,6 +134,13 @@ func (i *importer) database(parameter, typ, name, arg string) (*Table, error) {
 		i.report.Contradicted = append(i.report.Contradicted, fidelity.Contradiction{Table: name, What: t.How.Wrong})
 	}
 	return t, nil
+}
+
+// since says that a version of Postfix is one, or a later one.
+func since(version string, major, minor int) bool {
+	var a, b int
+	n, _ := fmt.Sscanf(version, "%d.%d", &a, &b)
+	return n == 2 && (a > major || a == major && b >= minor)
 }
 
 // hints are names and addresses that main.cf and the tables read so far hold,
@@ -201,10 +209,7 @@ func (d *Database) resultFormat() string {
 
 func (d *Database) domains() []string {
 	list := words(strings.ToLower(d.Settings["domain"]))
-	if slices.ContainsFunc(list, func(s string) bool { return s[0] == '!' }) {
-		return nil
-	}
-	return list
+	return slices.DeleteFunc(slices.Clone(list), func(name string) bool { return name[0] == '!' || !inDomains(list, name) })
 }
 
 // list enumerates the table. hints may be parts of its keys.

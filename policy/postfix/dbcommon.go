@@ -14,6 +14,16 @@ import (
 // expansion_limit: Postfix answers 451.
 var errExpansion = errors.New("has more values than expansion_limit")
 
+// errEncoding is that of a value that isn't ASCII, where PostgreSQL is asked in
+// Latin-1: Postfix takes UTF-8 alone, and answers 451.
+var errEncoding = errors.New("has a value that isn't UTF-8 to Postfix before 3.8")
+
+// latin says that Postfix talks Latin-1 to the database, as it did to
+// PostgreSQL before it had the setting encoding.
+func (d *Database) latin() bool {
+	return d.Type == "pgsql" && d.Settings["encoding"] == "" && !d.utf8
+}
+
 // template says what a query asks of a key.
 type template struct {
 	user, domain bool // it has %u, %d: keys without that part aren't asked for
@@ -122,6 +132,9 @@ func (d *Database) answer(key string, rows [][]string) (value string, ok bool, e
 			text, there := expand(d.resultFormat(), key, v)
 			if !there {
 				continue
+			}
+			if d.latin() && !ascii(v) {
+				return "", false, errEncoding
 			}
 			if n++; limit > 0 && n > limit {
 				return "", false, errExpansion

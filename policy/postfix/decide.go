@@ -116,7 +116,7 @@ func (i *importer) otherTables() {
 			if reason == nil {
 				t, reason = i.table(l.parameter, name)
 			}
-			if t != nil && (t.Partial != "" || l.parameter == "transport_maps") {
+			if t != nil && (t.Partial != "" || len(t.Unknown) > 0 || l.parameter == "transport_maps") {
 				reason = t.unlisted()
 			}
 			switch {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -44,7 +43,7 @@ func newLDAPMail() *ldapMail {
 // keys are those that exist, near misses, and some that no suite knows.
 func (m *ldapMail) keys(count int, seed uint64) []string {
 	r := rand.New(rand.NewPCG(seed, 0))
-	some := slices.Concat(m.domains[:6], []string{"nobody@nowhere.example", "postmaster", "alias0@d00.example", "shadow6@d06.example", "group0@d00.example", "all@Caps02.Example"})
+	some := slices.Concat(m.domains, []string{"nobody@nowhere.example", "postmaster", "alias0@d00.example", "shadow6@d06.example", "group0@d00.example", "all@Caps02.Example"})
 	for len(some) < count {
 		n := r.IntN(len(m.addresses))
 		a := m.addresses[n]
@@ -161,7 +160,8 @@ func TestLDAPSuites(t *testing.T) {
 	keys := m.keys(number("SUITE_KEYS", 2000), uint64(number("SEED", 1)))
 	few := keys // where groups are followed: a look-up that fails takes long
 	for len(few) > 400 {
-		few = slices.DeleteFunc(slices.Clone(few), func(string) bool { return rand.IntN(2) == 0 })
+		n := 0
+		few = slices.DeleteFunc(slices.Clone(few), func(string) bool { n++; return n%2 == 0 })
 	}
 	for name, data := range map[string]func() string{"iredmail": m.iRedMail, "docker-mailserver": m.postfixBook, "docker-mailserver-overrides": m.postfixBook, "groups": m.groups} {
 		t.Run(name, func(t *testing.T) {
@@ -201,16 +201,16 @@ func compareSuiteTable(t *testing.T, cf, connection string, keys []string) {
 	}
 	want, failed := map[string]string{}, map[string]bool{}
 	isGroup := func(k string) bool { return strings.HasPrefix(k, "group") }
-	askPostfix(t, db.Table, slices.DeleteFunc(slices.Clone(keys), isGroup), want, failed)
-	for group := range slices.Chunk(slices.DeleteFunc(slices.Clone(keys), func(k string) bool { return !isGroup(k) }), when(table.Partial == "", len(keys), 1)) {
-		askPostfix(t, db.Table, group, want, failed)
+	postmapBatch(t, db.Table, slices.DeleteFunc(slices.Clone(keys), isGroup), want, failed)
+	for group := range slices.Chunk(slices.DeleteFunc(slices.Clone(keys), func(k string) bool { return !isGroup(k) }), when(len(table.Unknown) == 0, len(keys), 1)) {
+		postmapBatch(t, db.Table, group, want, failed)
 	}
 	differ := 0
 	for _, key := range keys {
 		w, there := want[key]
 		got, ok := table.find(key)
 		switch {
-		case failed[key] && !ok && table.Partial != "", !failed[key] && ok == there && sameValues(got, w):
+		case failed[key] && !ok && table.Unknown[foldKey(key)], !failed[key] && ok == there && sameValues(got, w):
 			continue
 		case there && !ok && strings.Contains(key, " "):
 			continue // Unsure
@@ -222,33 +222,7 @@ func compareSuiteTable(t *testing.T, cf, connection string, keys []string) {
 	if none := slices.Contains(nothingThere, filepath.Join(filepath.Base(filepath.Dir(cf)), filepath.Base(cf))); (len(want) == 0) != none {
 		t.Errorf("Postfix finds %d of the keys", len(want))
 	}
-	t.Logf("%d entries in %v; of %d keys Postfix finds %d and fails for %d; %d differ; %s", len(table.Entries), took.Round(time.Millisecond), len(keys), len(want), len(failed), differ, table.Partial)
-}
-
-// askPostfix looks keys up, as many at once as go before one of them fails.
-func askPostfix(t *testing.T, table string, keys []string, found map[string]string, failed map[string]bool) {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "/usr/sbin/postmap", "-q", "-", table)
-	cmd.Stdin = strings.NewReader(strings.Join(keys, "\n") + "\n")
-	var stderr strings.Builder
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	switch {
-	case strings.Contains(stderr.String(), "lookup problem") || strings.Contains(stderr.String(), "query error"):
-		if len(keys) == 1 {
-			failed[keys[0]] = true
-			return
-		}
-		askPostfix(t, table, keys[:len(keys)/2], found, failed)
-		askPostfix(t, table, keys[len(keys)/2:], found, failed)
-		return
-	case err != nil && cmd.ProcessState.ExitCode() != 1:
-		t.Fatalf("postmap: %v (run test/install-peers)\n%s", err, stderr.String())
-	}
-	for line := range strings.Lines(string(out)) {
-		key, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "\t")
-		found[key] = value
-	}
+	t.Logf("%d entries in %v; of %d keys Postfix finds %d and fails for %d; %d differ; %d unknown", len(table.Entries), took.Round(time.Millisecond), len(keys), len(want), len(failed), differ, len(table.Unknown))
 }
 
 // ldif writes entries.

@@ -338,20 +338,18 @@ func (x *expansion) takes(key string) bool {
 
 // finish puts the answers into a table.
 func (x *expansion) finish(t *Table) error {
-	failed := 0
+	failed := map[string]bool{} // for a limit, a loop or a name that leads nowhere
 	for key, a := range x.answers {
 		switch {
 		case a.failed:
-			failed++
+			failed[key] = true
 		case len(a.text) > 0:
 			if err := t.add(key, string(a.text)); err != nil {
 				return err
 			}
 		}
 	}
-	if failed > 0 {
-		t.Partial = fmt.Sprintf("look-ups fail for %d keys (a limit, a loop or a name that leads nowhere)", failed)
-	}
+	t.unknown(failed)
 	return nil
 }
 

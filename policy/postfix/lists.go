@@ -50,8 +50,8 @@ func (i *importer) patterns(parameter, value string, not bool, depth int) (ps []
 				p.text = name
 				p.tab, reason = i.table(parameter, name)
 			}
-			if reason == nil && p.tab != nil && p.tab.Partial != "" {
-				reason = errors.New(p.tab.Partial)
+			if reason == nil && p.tab != nil && (p.tab.Partial != "" || len(p.tab.Unknown) > 0) {
+				reason = p.tab.unlisted()
 			}
 			if reason != nil {
 				reasons[name] = reason

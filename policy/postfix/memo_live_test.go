@@ -3,10 +3,13 @@ package postfix
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -185,24 +188,57 @@ func benchmarkListing(b *testing.B, s server, cf string) {
 		return table, time.Since(start)
 	}
 	var before, after runtime.MemStats
-	runtime.GC()
+	debug.FreeOSMemory()
 	runtime.ReadMemStats(&before)
+	peakMemory(b)
+	idle, cpu := peakMemory(b), cpuTime(b)
 	_, first := list()
-	runtime.GC()
+	firstPeak, firstCPU := peakMemory(b), cpuTime(b)-cpu
+	debug.FreeOSMemory()
 	runtime.ReadMemStats(&after)
 	s.do(b, fmt.Sprintf("INSERT INTO mailbox VALUES ('new%d@d1.example','new','d1.example','x/',1,1);", rand.Uint64()))
 	awaitChange(b, memo, "one row")
+	peakMemory(b)
+	cpu = cpuTime(b)
 	table, changed := list()
+	changedPeak, changedCPU := peakMemory(b), cpuTime(b)-cpu
 	awaitCalm(b, memo)
 	list()
 	start := time.Now()
 	memo.Changed(b.Context(), Databases{})
 	b.ReportMetric(first.Seconds(), "first-s")
+	b.ReportMetric(firstCPU.Seconds(), "first-cpu-s")
+	b.ReportMetric(float64(firstPeak-idle), "first-peak-MiB")
 	b.ReportMetric(changed.Seconds(), "changed-s")
+	b.ReportMetric(changedCPU.Seconds(), "changed-cpu-s")
+	b.ReportMetric(float64(changedPeak-idle), "changed-peak-MiB")
 	b.ReportMetric(time.Since(start).Seconds()*1000, "glance-ms")
 	b.ReportMetric(float64(table.How.Asked), "asked")
 	b.ReportMetric(float64(int64(after.HeapAlloc)-int64(before.HeapAlloc))/(1<<20), "kept-MiB")
 	runtime.KeepAlive(memo)
+}
+
+// peakMemory is the most that the process had in memory since it was last
+// called, in MiB.
+func peakMemory(b *testing.B) int {
+	text, err := os.ReadFile("/proc/self/status")
+	if err == nil {
+		err = os.WriteFile("/proc/self/clear_refs", []byte("5"), 0)
+	}
+	_, rest, _ := strings.Cut(string(text), "VmHWM:")
+	var kilobytes int
+	if _, scan := fmt.Sscan(rest, &kilobytes); err != nil || scan != nil {
+		b.Fatal(err, scan)
+	}
+	return kilobytes >> 10
+}
+
+func cpuTime(b *testing.B) time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // awaitCalm waits until the last change isn't fresh any more.

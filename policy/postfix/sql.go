@@ -21,6 +21,7 @@ type Query struct {
 	limit      int      // rows a key, 0 for all
 
 	head, order string
+	octets      []bool   // which of the key's columns have no letters
 	where       []string // what stays of it
 	columns     []string // of the key
 }
@@ -285,6 +286,10 @@ func (q *Query) reachable(typ string) string {
 			continue
 		}
 		c := q.columns[e.column]
+		if q.octets != nil && q.octets[e.column] { // LOWER leaves them as they are
+			where = append(where, c+" = LOWER(CONVERT("+c+" USING utf8mb4))")
+			continue
+		}
 		if typ == "pgsql" { // lower(citext) is text, which minds the case
 			c = "CAST(" + c + " AS text)"
 			where = append(where, "("+c+" = LOWER("+c+") OR CAST(pg_typeof("+q.columns[e.column]+") AS text) LIKE '%citext')")

@@ -109,8 +109,14 @@ type bounder struct {
 	dialect sqlast.Dialect
 	columns func(from string) ([]string, error) // of a table or derived table as it stands in FROM
 	wild    bool                                // keys with wildcards of LIKE are found otherwise
-	lossy   bool                                // conditions on the local-part were left out
-	err     error                               // of columns
+	spaces  bool                                // keys with spaces are
+
+	// What stands under NOT. For other keys than these it is what it is for any.
+	holes     ways
+	wildHoles bool   // and for keys with wildcards of LIKE
+	lossy     bool   // conditions on the local-part were left out
+	strips    string // characters: what stands after one in the local-part may be cut off
+	err       error  // of columns
 }
 
 func (b *bounder) spell(s sqlast.Span) string { return b.text[s.Start:s.End] }
@@ -127,13 +133,24 @@ func (b *bounder) query(q *sqlast.Query, outer *scope, n need) ways {
 	}
 	all := ways{}
 	for _, t := range q.Terms {
+		before := b.lossy
+		b.lossy = false
+		var w ways
 		if t.Query != nil {
-			all = all.or(b.query(t.Query, outer, n))
+			w = b.query(t.Query, outer, n)
 		} else {
-			all = all.or(b.selects(t.Select, outer, n))
+			w = b.selects(t.Select, outer, n)
 		}
+		// What tells the whole key says nothing about others.
+		b.lossy = before || b.lossy && !w.whole()
+		all = all.or(w)
 	}
 	return all
+}
+
+// whole says that each way tells the whole key.
+func (a ways) whole() bool {
+	return a != nil && !slices.ContainsFunc(a, func(s system) bool { return s.kind() != 's' })
 }
 
 func (b *bounder) selects(s *sqlast.Select, outer *scope, n need) ways {
@@ -179,15 +196,21 @@ func (b *bounder) aggregates(s *sqlast.Select) bool {
 	found := false
 	for _, i := range s.Items {
 		if i.Expr != nil {
-			found = found || mayAggregate(i.Expr)
+			found = found || collapses(i.Expr)
 		}
 	}
 	return found || s.Having != nil && len(s.Group) == 0
 }
 
-// mayAggregate says that an expression may turn many rows, or none, into one.
+// mayAggregate says that an expression may look at many rows.
 func mayAggregate(e *sqlast.Expr) bool {
-	return e.Op == sqlast.OpCall && !scalarFunctions[e.Name] || slices.ContainsFunc(e.Args, mayAggregate)
+	return e.Op == sqlast.OpCall && (e.Window || !scalarFunctions[e.Name]) || slices.ContainsFunc(e.Args, mayAggregate)
+}
+
+// collapses says that an expression may turn a query's rows, or none, into one.
+// A window function leaves as many as there are.
+func collapses(e *sqlast.Expr) bool {
+	return e.Op == sqlast.OpCall && !e.Window && !scalarFunctions[e.Name] || slices.ContainsFunc(e.Args, collapses)
 }
 
 // value is the ways for an expression to be what is needed.
@@ -309,11 +332,39 @@ func (b *bounder) condition(e *sqlast.Expr, sc *scope) ways {
 	case ok:
 		return ways{{{except: chars}}}
 	}
+	if b.hole(e, sc) {
+		return nil
+	}
 	w := b.holds(e, sc)
 	if w == nil || e.Op != sqlast.OpAnd && e.Op != sqlast.OpOr && !exactOps[e.Op] {
 		b.lose(e.Span)
 	}
 	return w
+}
+
+// hole notes the keys for which a condition such as NOT EXISTS (…) may fail.
+// For all others it holds.
+func (b *bounder) hole(e *sqlast.Expr, sc *scope) bool {
+	if e.Op != sqlast.OpNot || !b.keyed(e.Span) || mayBeNull(e.Args[0]) {
+		return false
+	}
+	lossy, wild := b.lossy, b.wild
+	b.wild = false
+	w := b.holds(e.Args[0], sc)
+	b.lossy, b.wild, b.wildHoles = lossy, wild, b.wildHoles || b.wild
+	if !w.whole() || len(b.holes)+len(w) > maxWays {
+		return false
+	}
+	b.holes = append(b.holes, w...)
+	return true
+}
+
+// mayBeNull says that a condition may be NULL for some keys, as NOT of it is.
+func mayBeNull(e *sqlast.Expr) (null bool) {
+	e.Walk(func(x *sqlast.Expr) {
+		null = null || x.Op == sqlast.OpCase || x.Op == sqlast.OpCall && (x.Name == "if" || x.Name == "iif" || x.Name == "nullif")
+	})
+	return null
 }
 
 // exactOps are conditions that their ways say all about.
@@ -343,7 +394,7 @@ func (b *bounder) holds(e *sqlast.Expr, sc *scope) ways {
 			return b.value(e.Args[0], sc, notNull)
 		}
 	case sqlast.OpCompare:
-		if e.Name == "=" {
+		if e.Name == "=" || e.Name == "<=>" && (e.Args[0].Op == sqlast.OpString || e.Args[1].Op == sqlast.OpString) {
 			return b.equation(e.Args[0], e.Args[1], sc)
 		}
 		if e.Name != "<=>" {

@@ -77,3 +77,50 @@ func TestCatchAllUnless(t *testing.T) {
 		}
 	}
 }
+
+// TestCatchAllExcept: a catch-all whose query leaves out who has a mailbox is
+// known exactly, whoever that is.
+func TestCatchAllExcept(t *testing.T) {
+	const script = `CREATE TABLE forwardings (source text, dest text);
+		INSERT INTO forwardings VALUES ('@all.example', 'box@mx.example.org'), ('alice@plain.example', 'alice'), ('dora@all.example', 'dora');
+		CREATE TABLE boxes (address text); INSERT INTO boxes VALUES ('carol@all.example'), ('dora@all.example'), ('erin@plain.example');`
+	const query = "SELECT dest FROM forwardings WHERE source = '%s' UNION SELECT dest FROM forwardings WHERE source = '@%d' AND NOT EXISTS (SELECT 1 FROM boxes WHERE address = '%s')"
+	for name, tc := range map[string]struct {
+		query string
+		carol int
+	}{
+		"no-key":  {query + " AND '%u' <> ''", 550},
+		"key":     {query, 0},
+		"no-list": {"SELECT dest FROM forwardings WHERE source IN ('%s', '@%d') AND NOT (source = '@%d' AND '%s' IN (SELECT address FROM boxes)) AND '%u' <> ''", 550},
+	} {
+		t.Run(name, func(t *testing.T) {
+			src := install(t, map[string]string{
+				"main.cf": base + "virtual_mailbox_domains =\nvirtual_alias_domains = all.example, plain.example\nrecipient_delimiter = +\nvirtual_alias_maps = sqlite:@DIR@/f.cf\n",
+				"f.cf":    "dbpath = @DIR@/m.db\nquery = " + tc.query + "\n",
+			})
+			cmd := exec.Command("sqlite3", filepath.Join(src.ConfigDir, "m.db"))
+			cmd.Stdin = strings.NewReader(script)
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Fatalf("sqlite3: %v (run test/install-peers)\n%s", err, out)
+			}
+			src.Lister = postfix.Databases{}
+			spec, _ := load(t, src)
+			snap, err := policy.Compile(spec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := map[string]int{"alice@plain.example": 0, "nobody@plain.example": 550, "erin@plain.example": 550, "nobody@all.example": 0, "dora@all.example": 0, "dora+x@all.example": 0, "carol@all.example": tc.carol}
+			for to, code := range want {
+				s := snap.Session(nil, envelope.Client{Addr: netip.MustParseAddr("192.0.2.1"), NameStatus: envelope.NameNotFound})
+				m, err := envelope.ParseMailbox(to)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if v := s.Rcpt(t.Context(), envelope.ForwardPath{Mailbox: m}); v.Reply.Code != code {
+					t.Errorf("%s: %d %s, want %d", to, v.Reply.Code, v.Reply.Text, code)
+				}
+				s.Close()
+			}
+		})
+	}
+}

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"time"
@@ -24,6 +22,8 @@ type listing struct {
 	quote    func(string) string
 	table    *Table
 	ask      *keySet        // keys to be asked for
+	holes    *keySet        // keys that "@domain" may not stand for
+	until    time.Time      // no key is asked for after it
 	counts   map[string]int // values of a key, where expansion_limit bounds them
 	before   *remembered
 	stamps   map[string]string // of the tables that the query names, nil: it isn't remembered
@@ -49,11 +49,11 @@ func (d *Database) listSQL(ctx context.Context, l Lister, hints []string) (*Tabl
 		return t, nil
 	}
 	t := &Table{Type: d.Type, Kind: Indexed, Entries: map[string]string{}}
-	if d.Type == "mysql" {
-		t.Unsure = "é" // its collations may find "andre" by it
+	if d.Type == "mysql" || d.latin() {
+		t.Unsure = "é" // collations may find "andre" by it; the other may be in a Latin-1 database
 	}
 	err = l.Session(ctx, d, func(s Session) error {
-		li := &listing{db: d, session: s, table: t, ask: newKeySet(), counts: map[string]int{}, hints: hints, before: d.memo.of(d.Table), stamps: now}
+		li := &listing{db: d, session: s, table: t, ask: newKeySet(), holes: newKeySet(), counts: map[string]int{}, hints: hints, before: d.memo.of(d.Table), stamps: now}
 		var err error
 		if li.template, err = newTemplate(d.query(), d.resultFormat()); err != nil {
 			return err
@@ -144,18 +144,22 @@ var errNoText = errors.New("holds no text")
 // rewritten runs the queries that list everything.
 func (li *listing) rewritten() error {
 	d := li.db
-	for _, q := range d.Queries {
-		columns, err := li.session.Columns(strings.TrimSuffix(q.reachable(d.Type), q.order) + " LIMIT 0")
+	queries := slices.Clone(d.Queries)
+	for i := range queries {
+		q := &queries[i]
+		columns, err := li.session.Columns(strings.TrimSuffix(q.SQL, q.order) + " LIMIT 0")
 		if err != nil {
 			return err
 		}
+		q.octets = nil
 		for n, c := range columns[max(0, len(columns)-q.keyColumns):] {
 			if !c.Text {
 				return fmt.Errorf("%s %w", q.columns[n], errNoText)
 			}
+			q.octets = append(q.octets, c.Octets)
 		}
 	}
-	for _, q := range d.Queries {
+	for _, q := range queries {
 		li.table.DomainWide = li.table.DomainWide || q.domainWide
 		if err := li.rows(&q); err != nil {
 			return err
@@ -170,7 +174,7 @@ func (li *listing) rows(q *Query) error {
 	d, found := li.db, map[string]int{}
 	return li.session.Rows(q.reachable(d.Type), func(columns []string) error {
 		for _, c := range columns[len(columns)-q.keyColumns:] {
-			if d.Type == "mysql" && (!ascii(c) || strings.TrimSpace(c) != c) {
+			if !ascii(c) || strings.TrimSpace(c) != c {
 				return li.unusual(q, columns)
 			}
 		}
@@ -188,10 +192,13 @@ func (li *listing) rows(q *Query) error {
 			if err := d.put(li.table, key, values); err != nil {
 				return err
 			}
+			// Whose look-up may fail is asked for.
+			fails := d.latin() && slices.ContainsFunc(values, func(v string) bool { return !ascii(v) })
 			if limit := d.expansionLimit(); limit > 0 {
-				if li.counts[key] += len(values); li.counts[key] <= limit {
-					continue
-				}
+				li.counts[key] += len(values)
+				fails = fails || li.counts[key] > limit
+			}
+			if fails {
 				if err := li.ask.add(key); err != nil {
 					return err
 				}
@@ -201,7 +208,8 @@ func (li *listing) rows(q *Query) error {
 	})
 }
 
-// unusual leaves a row with accents or spaces to the database.
+// unusual leaves a row with accents, or with spaces around, to the database:
+// only it knows what such equal.
 func (li *listing) unusual(q *Query, columns []string) error {
 	trimmed := make([]string, len(columns))
 	for n, c := range columns {
@@ -266,16 +274,42 @@ func (li *listing) bounded() (wide byte, err error) {
 			return 0, err
 		}
 	}
+	if wide != 0 {
+		for _, way := range b.holes {
+			s := &solver{rows: rows, keys: li.holes, domains: li.db.domains()}
+			if err := s.solve(way); err != nil {
+				li.ask, li.holes = newKeySet(), newKeySet()
+				return 0, err
+			}
+		}
+	}
+	li.doubtful(b, wide)
+	return wide, nil
+}
+
+// doubtful notes which characters make a key one that only the database knows.
+func (li *listing) doubtful(b *bounder, wide byte) {
+	t := li.table
 	if b.wild || wide != 0 {
 		li.arms = nil // another arm may answer, too
 	}
-	if li.table.Unless != "" {
-		li.table.Unless += li.table.Unsure // of letters beyond ASCII only the database knows what they equal
+	t.Strips = b.strips
+	t.Unsure += b.strips
+	if wide != 0 {
+		t.Unless += b.strips
+		if b.wildHoles {
+			t.Unless += `%_\`
+		}
 	}
-	if b.wild {
-		li.table.Unsure += `%_\`
+	if t.Unless != "" {
+		t.Unless += t.Unsure // of letters beyond ASCII only the database knows what they equal
 	}
-	return wide, nil
+	if b.wild || b.wildHoles {
+		t.Unsure += `%_\`
+	}
+	if b.spaces {
+		t.Unsure += " "
+	}
 }
 
 func cmpErr(errs ...error) error {
@@ -295,84 +329,20 @@ func (li *listing) columns(from string) (names []string, err error) {
 	return names, err
 }
 
-// askAll asks about the keys that were collected. Of "@domain", when it is wide,
-// a random address tells.
-func (li *listing) askAll(wide byte) error {
-	var keys []string
-	stands := map[string]string{} // for which "@domain" a random address does
-	kept := map[string]string{}   // nothing has changed about them
-	r := rand.New(rand.NewPCG(rand.Uint64(), 0))
-	only, err := li.again()
-	if err != nil {
-		return err
-	}
-	for k := range li.ask.all {
-		if only != nil && li.before.asked[k] && !only.key(k) {
-			if v, there := li.before.table.Entries[k]; there {
-				kept[k] = v
-			}
-			continue
-		}
-		if wide == 'd' && k[0] == '@' {
-			p := probe(r) + k
-			stands[p] = k
-			keys = append(keys, p)
-			if li.template.user {
-				li.table.Stands = true
-				continue // Postfix doesn't ask for it
-			}
-		}
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	li.table.How.Put, li.table.How.Asked = len(li.ask.all), len(keys)
-	for k := range li.ask.all {
-		delete(li.table.Entries, k) // what was listed of it isn't all
-	}
-	maps.Copy(li.table.Entries, kept)
-	if len(kept) > 0 {
-		li.table.DomainWide = li.table.DomainWide || li.before.table.DomainWide
-	}
-	var failed []string
-	broken := 0
-	err = li.look(keys, func(key, value string) {
-		if domain := stands[key]; domain != "" {
-			key = domain
-			li.table.DomainWide = true
-		}
-		li.table.Entries[key] = value
-	}, func(key string, err error) {
-		if failed = append(failed, fmt.Sprintf("%q %v", key, err)); !errors.Is(err, errExpansion) {
-			broken++
-		}
-	})
-	if broken > 0 && broken == len(keys) {
-		return fmt.Errorf("its query fails: %s", failed[0])
-	}
-	if len(failed) > 0 {
-		li.table.Partial = fmt.Sprintf("look-ups fail for %d keys, such as %s", len(failed), failed[0])
-	}
-	return err
-}
-
-// again says which of the keys that were asked for before are to be asked for
-// again, nil: all.
-func (li *listing) again() (*touched, error) {
-	if li.stamps == nil || len(li.ask.all) == 0 {
-		return nil, nil
-	}
-	t, err := li.changes()
-	if t != nil && li.before.table.Partial != "" && li.before.table.How.Exact {
-		return nil, err // some look-ups failed
-	}
-	return t, err
-}
-
 // look puts keys to the table's query, as Postfix does.
 func (li *listing) look(keys []string, found func(key, value string), failed func(key string, err error)) error {
 	var asked, queries, several []string
-	const chunk = 10_000
+	chunk := 100 // so many at a time that it takes a second or so
 	flush := func() error {
+		began := time.Now()
+		defer func() {
+			switch took := time.Since(began); {
+			case took < time.Second/2:
+				chunk = min(10_000, 4*chunk)
+			case took > 2*time.Second:
+				chunk = max(20, chunk/4)
+			}
+		}()
 		err := li.session.Ask(queries, func(n int, rows [][]string, err error) error {
 			value, ok := "", false
 			if _, alone := li.alone(asked[n]); alone && (len(rows) > 1 || err != nil) {
@@ -398,6 +368,10 @@ func (li *listing) look(keys []string, found func(key, value string), failed fun
 		if !li.db.asks(k) {
 			continue
 		}
+		if !li.until.IsZero() && len(queries) == 0 && time.Now().After(li.until) {
+			failed(k, errLate)
+			continue
+		}
 		text := text
 		if arm, alone := li.alone(k); alone {
 			text = arm
@@ -405,7 +379,7 @@ func (li *listing) look(keys []string, found func(key, value string), failed fun
 		if q, ok := li.template.expandKey(text, k, li.quote); ok {
 			asked, queries = append(asked, k), append(queries, q)
 		}
-		if len(queries) == chunk {
+		if len(queries) >= chunk {
 			if err := flush(); err != nil {
 				return err
 			}

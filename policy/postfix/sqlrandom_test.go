@@ -142,7 +142,7 @@ func contradictions(t *testing.T, db *Database, table *Table) (wrong []string) {
 		if table.DomainWide && !table.Stands && k[0] == '@' {
 			continue // it stands for all addresses of the domain
 		}
-		if ok == there && (!ok || sameValues(v, want) || table.DomainWide) || !ok && (table.Partial != "" || unsure(table, k)) {
+		if ok == there && (!ok || sameValues(v, want) || table.DomainWide) || !ok && (table.Partial != "" || table.unsure(foldKey(k))) {
 			continue
 		}
 		wrong = append(wrong, fmt.Sprintf("%q: Postfix %q %v, we %q %v", k, want, there, v, ok))

@@ -138,6 +138,12 @@ func (b *bounder) callAlternatives(e *sqlast.Expr, sc *scope) (all []alternative
 	switch e.Name {
 	case "lower", "upper", "lcase", "ucase":
 		return b.alternatives(e.Args[0], sc)
+	case "trim", "ltrim", "rtrim":
+		if len(e.Args) == 1 && isHole(e.Args[0]) {
+			b.spaces = true
+			return b.alternatives(e.Args[0], sc)
+		}
+		return nil
 	case "concat":
 		return b.concat(e.Args, sc)
 	case "coalesce", "ifnull", "nvl":
@@ -153,7 +159,14 @@ func (b *bounder) callAlternatives(e *sqlast.Expr, sc *scope) (all []alternative
 			return nil
 		}
 		return b.branches(&sqlast.Expr{Args: e.Args, Else: true}, sc)
+	case "split_part":
+		if ts := b.stripped(e.Args); ts != nil {
+			return []alternative{{terms: ts}}
+		}
 	case "substring_index":
+		if ts := b.stripped(e.Args); ts != nil {
+			return []alternative{{terms: ts}}
+		}
 		// What follows the last "@" is the domain, or the key without one.
 		if len(e.Args) == 3 && e.Args[0].Op == sqlast.OpString && e.Args[1].Text == "@" && b.spell(e.Args[2].Span) == "-1" {
 			if ts := pieces(e.Args[0].Text); len(ts) == 1 && ts[0].hole == 's' {
@@ -162,6 +175,23 @@ func (b *bounder) callAlternatives(e *sqlast.Expr, sc *scope) (all []alternative
 		}
 	}
 	return all
+}
+
+// stripped reads the arguments of SUBSTRING_INDEX('%u', '+', 1) and its like.
+// Where the character isn't in a local-part, that is what it was.
+func (b *bounder) stripped(args []*sqlast.Expr) []term {
+	if len(args) != 3 || !isHole(args[0]) || !isText(args[1]) || b.spell(args[2].Span) != "1" {
+		return nil
+	}
+	ts := pieces(args[0].Text)
+	chars, ok := apart(args[1].Text, "@")
+	if !ok || len(chars) != 1 || ts[0].hole != 'u' {
+		return nil
+	}
+	if !strings.Contains(b.strips, chars) {
+		b.strips += chars
+	}
+	return ts
 }
 
 // branches are those of CASE or IF.

@@ -12,7 +12,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-	"unicode/utf8"
 
 	"github.com/understudy-mx/understudy/internal/lister/listertest"
 )
@@ -55,7 +54,7 @@ const (
 
 The schemas and queries of mail suites, as their public sources have them, filled with data of our own (2,200 mailboxes, 700
 aliases, 60 domains), on real database servers. Each table that the suite's main.cf looks at is listed by the importer, and
-every key of a fuzz (names that are there, near misses, other case, extensions, domains alone, odd characters) is looked up
+every key of a fuzz (3,000 without make, for the hostile 1,000; names that are there, near misses, other case, extensions, domains alone, odd characters) is looked up
 by ` + "`postmap -q`" + ` and in the listing: it must be there or not in both, and with the same value where that counts.
 ` + "`make suites`" + ` plays it. policy/postfix/testdata/suites has the suites, each with its sources, and with a file ` + "`want`" + ` that names
 what may differ and why.
@@ -147,7 +146,7 @@ type suiteTable struct {
 // wanted is a line of a file want: a table, how it may differ, for which keys,
 // and why. The rules: "unlisted", it can't be listed; "left", it isn't looked
 // at; "unsure" and "partial", a key that isn't listed isn't denied either;
-// "fails", Postfix's look-up fails; "differs", anything.
+// "differs", anything.
 type wanted struct {
 	table, rule string
 	keys        *regexp.Regexp
@@ -161,7 +160,11 @@ func newSuite(t *testing.T, dir string, servers *suiteServers) *suite {
 	if err := os.Chmod(s.dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	s.keys = s.data.keys(int(suiteNumber(t, "SUITE_KEYS", suiteKeys)), suiteNumber(t, "SEED", 1))
+	few := uint64(suiteKeys)
+	if strings.HasPrefix(s.name, "hostile-") { // whose look-ups are slow
+		few /= 3
+	}
+	s.keys = s.data.keys(int(suiteNumber(t, "SUITE_KEYS", few)), suiteNumber(t, "SEED", 1))
 	read := func(name string) string {
 		b, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil && !os.IsNotExist(err) {
@@ -256,7 +259,7 @@ func (s *suite) run() {
 		s.T.Run(typ+":"+filepath.Base(arg), func(t *testing.T) { s.compare(t, use) })
 	}
 	for _, w := range s.want {
-		if !w.used && len(s.keys) >= suiteKeys {
+		if !w.used && len(s.keys) >= suiteKeys/3 {
 			s.Errorf("want: nothing differs by %s %s %v", w.table, w.rule, w.keys)
 		}
 	}
@@ -286,16 +289,31 @@ func (s *suite) compare(t *testing.T, use suiteTable) {
 	}
 	want := map[string]string{}
 	failed := map[string]bool{}
-	postmapBatch(t, use.name, keys, want, failed)
+	// One key that fails ends a batch: those that are known to fail go alone.
+	var batch, odd []string
+	for _, k := range keys {
+		switch {
+		case table.Unknown[foldKey(k)]:
+			postmapBatch(t, use.name, []string{k}, want, failed)
+		case strings.ContainsAny(k, `\[*`): // LIKE and patterns may fail for it
+			odd = append(odd, k)
+		default:
+			batch = append(batch, k)
+		}
+	}
+	postmapBatch(t, use.name, odd, want, failed)
+	postmapBatch(t, use.name, batch, want, failed)
 	differ, deferred := 0, 0
 	for _, key := range keys {
 		w, wok := want[key]
 		got, ok := table.find(key)
+		local, _ := splitAddress(strings.ToLower(key))
 		switch {
-		case ok == wok && (!use.values || sameValues(got, w)) && !failed[key]:
+		case ok == wok && (!use.values || sameValues(got, w) || table.DomainWide && got == strings.Replace(w, local, "", 1)) && !failed[key]:
 			continue
 		case (wok || failed[key]) && !ok && s.rule(use.name, unlistedRule(table, key), key) != nil,
-			failed[key] && s.rule(use.name, "fails", key) != nil, s.rule(use.name, "differs", key) != nil:
+			!wok && ok && want[next(table, key)] != "", // Postfix finds it by its next look-up, of "@domain"
+			failed[key] && table.Unknown[foldKey(key)], s.rule(use.name, "differs", key) != nil:
 			deferred++
 			continue
 		}
@@ -319,13 +337,23 @@ func (s *suite) compare(t *testing.T, use suiteTable) {
 		len(keys), len(want), len(table.Entries), took.Round(time.Millisecond), differ, deferred, table.Partial, table.Unsure)
 }
 
+// next is the "@domain" that a key was found by in a table that answers to whole
+// domains, "" for one that is listed itself.
+func next(table *Table, key string) string {
+	key = foldKey(key)
+	at := strings.LastIndexByte(key, '@')
+	if _, there := table.Entries[key]; there || at < 0 || table.Stands {
+		return ""
+	}
+	return key[at:]
+}
+
 // unlistedRule says what we say of a key that isn't listed: that it is
 // unknown, as it holds a character that makes it "unsure" or as any may be
 // there, or that it isn't there.
 func unlistedRule(table *Table, key string) string {
-	plain := strings.IndexFunc(key, func(r rune) bool { return r >= utf8.RuneSelf }) < 0
 	switch {
-	case strings.ContainsAny(key, table.Unsure) || !plain && strings.Contains(table.Unsure, "\u00e9"):
+	case table.unsure(foldKey(key)):
 		return "unsure"
 	case table.Partial != "":
 		return "partial"
@@ -333,7 +361,7 @@ func unlistedRule(table *Table, key string) string {
 	return "absent"
 }
 
-// postmapBatch looks keys up, as many at once as go before one of them fails.
+// postmapBatch looks keys up in any table, as many at once as go before one of them fails.
 func postmapBatch(t *testing.T, table string, keys []string, found map[string]string, failed map[string]bool) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "/usr/sbin/postmap", "-q", "-", table)
@@ -341,11 +369,12 @@ func postmapBatch(t *testing.T, table string, keys []string, found map[string]st
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
+	fails := strings.Contains(stderr.String(), ": query error") || strings.Contains(stderr.String(), ": lookup problem")
 	switch {
-	case strings.Contains(stderr.String(), ": query error") && len(keys) == 1:
+	case fails && len(keys) == 1:
 		failed[keys[0]] = true
 		return
-	case strings.Contains(stderr.String(), ": query error"):
+	case fails:
 		postmapBatch(t, table, keys[:len(keys)/2], found, failed)
 		postmapBatch(t, table, keys[len(keys)/2:], found, failed)
 		return

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -39,6 +40,9 @@ type Table struct {
 	DomainWide bool
 	Unless     string             // characters: "@domain" doesn't answer to local-parts with one of them
 	Stands     bool               // "@domain" stands for addresses alone: it is no key itself
+	Except     map[string]bool    // keys that "@domain" doesn't stand for
+	Unknown    map[string]bool    // keys that aren't listed since their look-ups fail
+	Strips     string             // characters, also in Unsure: a key is found by what stands before them, too
 	Partial    string             // why there may be keys that aren't listed, "" when there are none
 	Skipped    []fidelity.Mistake // lines that Postfix skips with a warning
 	Note       string             // for the Report
@@ -285,6 +289,8 @@ func (t *Table) unlisted() error {
 	switch {
 	case t.Partial != "":
 		return errors.New(t.Partial)
+	case len(t.Unknown) > 0:
+		return fmt.Errorf("look-ups fail for %d of its keys", len(t.Unknown))
 	case t.DomainWide:
 		return errors.New("its query doesn't look at the local-part")
 	}
@@ -308,14 +314,36 @@ func (i *importer) use(name string, t *Table, withValues bool) (reason error) {
 		return reason
 	}
 	i.spec.Tables[key] = pt
-	l := policy.Learned{Whole: wholeKeys(name), Unsure: t.Unsure}
+	l := policy.Learned{Whole: wholeKeys(name), Unsure: strings.Map(func(r rune) rune {
+		if strings.ContainsRune(t.Strips, r) && strings.ContainsRune(i.set["recipient_delimiter"], r) {
+			return -1 // Postfix asks for what stands before it next
+		}
+		return r
+	}, t.Unsure)}
 	if t.Stands {
 		l.Unless = t.Unless
+		if l.Except, reason = i.useKeys(key+"#except", t.Except); reason != nil {
+			return reason
+		}
+	}
+	if l.Unknown, reason = i.useKeys(key+"#unknown", t.Unknown); reason != nil {
+		return reason
 	}
 	if l != (policy.Learned{}) {
 		i.spec.Learned[key] = l
 	}
 	return nil
+}
+
+// useKeys puts a set of keys into the Spec, unless there are none. It returns
+// its name.
+func (i *importer) useKeys(name string, keys map[string]bool) (string, error) {
+	if len(keys) == 0 {
+		return "", nil
+	}
+	set, err := table.NewSet(slices.Sorted(maps.Keys(keys)))
+	i.spec.Tables[name] = set
+	return name, err
 }
 
 // useAccess puts an access table into the Spec. Values that are lists of

@@ -81,11 +81,43 @@ func (p *parser) call() (*Expr, error) {
 			return nil, err
 		}
 	}
-	for p.is("over", "filter", "within") {
-		return nil, errors.New("a window or filter of an aggregate")
+	if err := p.window(e); err != nil {
+		return nil, err
 	}
 	e.Span = p.from(start)
 	return e, nil
+}
+
+// window passes over FILTER (…), WITHIN GROUP (…) and OVER (…): what such a
+// function yields depends on many rows anyhow.
+func (p *parser) window(e *Expr) error {
+	for p.is("over", "filter", "within") {
+		e.Odd = true
+		switch p.next().text {
+		case "over":
+			if e.Window = true; p.peek().kind == word { // the name of a window
+				return errors.New("a window with a name")
+			}
+		case "within":
+			if !p.word("group") {
+				return p.unexpected("GROUP")
+			}
+		}
+		if err := p.expect("("); err != nil {
+			return err
+		}
+		for depth := 1; depth > 0; {
+			switch t := p.next(); {
+			case t.kind == end || t.kind == word && t.text == "select":
+				return errors.New("a query in a window")
+			case t.kind == punct && t.text == "(":
+				depth++
+			case t.kind == punct && t.text == ")":
+				depth--
+			}
+		}
+	}
+	return nil
 }
 
 func (p *parser) argument(e *Expr) error {

@@ -1,0 +1,11 @@
+CREATE TABLE domains (id INT PRIMARY KEY, name VARCHAR(190) NOT NULL, kind VARCHAR(20) NOT NULL, target VARCHAR(190), active INT NOT NULL);
+CREATE INDEX domains_name ON domains (name);
+CREATE TABLE boxes (id INT PRIMARY KEY, domain_id INT NOT NULL, local_part VARCHAR(100) NOT NULL, address VARCHAR(190) NOT NULL, maildir VARCHAR(200), active INT NOT NULL);
+CREATE INDEX boxes_address ON boxes (address);
+CREATE INDEX boxes_local ON boxes (local_part);
+CREATE TABLE redirects (id INT PRIMARY KEY, source VARCHAR(190) NOT NULL, local_part VARCHAR(100), domain VARCHAR(190) NOT NULL, dest VARCHAR(500), prio INT NOT NULL, active INT NOT NULL);
+CREATE INDEX redirects_source ON redirects (source);
+CREATE FUNCTION home_of(k VARCHAR(190)) RETURNS VARCHAR(200) READS SQL DATA RETURN (SELECT maildir FROM boxes WHERE address = k AND active = 1);
+CREATE TABLE odd (id INT PRIMARY KEY, padded CHAR(190), octets VARBINARY(190), other VARCHAR(190) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin, num INT, maildir VARCHAR(200));
+CREATE FUNCTION home_at(u VARCHAR(190), d VARCHAR(190)) RETURNS VARCHAR(200) READS SQL DATA RETURN (SELECT maildir FROM boxes WHERE address = CONCAT(u, '@', d) AND active = 1);
+CREATE FUNCTION plain(k VARCHAR(190)) RETURNS VARCHAR(190) DETERMINISTIC RETURN CONCAT(SUBSTRING_INDEX(SUBSTRING_INDEX(k, '@', 1), '+', 1), '@', SUBSTRING_INDEX(k, '@', -1));

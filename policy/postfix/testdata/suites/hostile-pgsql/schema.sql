@@ -1,0 +1,13 @@
+CREATE TABLE domains (id INT PRIMARY KEY, name VARCHAR(190) NOT NULL, kind VARCHAR(20) NOT NULL, target VARCHAR(190), active INT NOT NULL);
+CREATE INDEX domains_name ON domains (name);
+CREATE TABLE boxes (id INT PRIMARY KEY, domain_id INT NOT NULL, local_part VARCHAR(100) NOT NULL, address VARCHAR(190) NOT NULL, maildir VARCHAR(200), active INT NOT NULL);
+CREATE INDEX boxes_address ON boxes (address);
+CREATE INDEX boxes_local ON boxes (local_part);
+CREATE TABLE redirects (id INT PRIMARY KEY, source VARCHAR(190) NOT NULL, local_part VARCHAR(100), domain VARCHAR(190) NOT NULL, dest VARCHAR(500), prio INT NOT NULL, active INT NOT NULL);
+CREATE INDEX redirects_source ON redirects (source);
+CREATE FUNCTION homes_of(k text) RETURNS SETOF text LANGUAGE sql STABLE AS $$ SELECT maildir::text FROM boxes WHERE address = k AND active = 1 $$;
+CREATE EXTENSION citext;
+CREATE COLLATION nocase (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+CREATE TABLE odd (id INT PRIMARY KEY, padded CHAR(190), ci citext, other VARCHAR(190) COLLATE nocase, num INT, maildir VARCHAR(200));
+CREATE FUNCTION home_at(u text, d text) RETURNS SETOF text LANGUAGE sql STABLE AS $$ SELECT maildir::text FROM boxes WHERE address = u || '@' || d AND active = 1 $$;
+CREATE FUNCTION plain(k text) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT split_part(split_part(k, '@', 1), '+', 1) || '@' || split_part(k, '@', 2) $$;
