@@ -25,8 +25,7 @@ func (s *session) receive() {
 	if err := s.readBody(&b); err != nil {
 		s.abort()
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			s.limit("data_timeout")
-			s.hangUp("timeout", timeoutReply(s.srv.Hostname))
+			s.dismiss("timeout", "data_timeout", "4.4.2", "Error: timeout exceeded")
 		}
 		s.over = true
 		return
@@ -73,9 +72,10 @@ func (s *session) abort() {
 
 // conclude answers a message that has been read to its end.
 func (s *session) conclude(b *body) {
-	r := s.fault(b)
+	limit, r := s.fault(b)
 	switch {
 	case !r.Zero():
+		s.limit(limit)
 		s.abort()
 		s.srv.Log.LogAttrs(s.ctx, slog.LevelInfo, "message refused", append(s.who(policy.EndOfData), slog.String("reply", r.String()))...)
 		s.reply(r)
@@ -91,38 +91,30 @@ func (s *session) conclude(b *body) {
 	}
 }
 
-// fault returns the reply to a message that may not pass, or the zero Reply.
-func (s *session) fault(b *body) envelope.Reply {
+// fault returns the reply to a message that may not pass, and the limit that it
+// exceeds; the zero Reply if there is none.
+func (s *session) fault(b *body) (limit string, r envelope.Reply) {
 	switch {
 	case b.nul, b.bareCR:
-		s.limit("bad_octets")
-		return envelope.NewReply(550, "5.6.0", "Error: bare <CR> or NUL in message")
+		return "bad_octets", envelope.NewReply(550, "5.6.0", "Error: bare <CR> or NUL in message")
 	case b.bareLF && !b.normalize && b.codeLF != 0:
-		s.limit("bare_newline")
-		return bareLF(b.codeLF)
+		return "bare_newline", bareLF(b.codeLF)
 	case b.bareLF && !b.normalize:
-		s.limit("bare_newline")
-		return envelope.NewReply(550, "5.6.0", "Error: bare <LF> in message")
+		return "bare_newline", envelope.NewReply(550, "5.6.0", "Error: bare <LF> in message")
 	case b.tooBig():
-		s.limit("message_size")
-		return tooLarge
+		return "message_size", tooLarge
 	case b.headerTooBig:
-		s.limit("header_size")
-		return envelope.NewReply(552, "5.3.4", "Error: message header too big")
+		return "header_size", envelope.NewReply(552, "5.3.4", "Error: message header too big")
 	case b.tooManyFields():
-		s.limit("header_fields")
-		return envelope.NewReply(552, "5.3.4", "Error: too many header fields")
+		return "header_fields", envelope.NewReply(552, "5.3.4", "Error: too many header fields")
 	case b.lineTooLong:
-		s.limit("line_length")
-		return envelope.NewReply(554, "5.6.0", "Error: line in message too long")
+		return "line_length", envelope.NewReply(554, "5.6.0", "Error: line in message too long")
 	case ownTraces(b.header, s.srv.Hostname) >= 2:
-		s.limit("loop")
-		return envelope.NewReply(554, "5.4.6", "Error: mail loop: this message was here twice before")
+		return "loop", envelope.NewReply(554, "5.4.6", "Error: mail loop: this message was here twice before")
 	case s.comesBack() && ownTraces(b.header, s.srv.Hostname) >= 1:
-		s.limit("loop")
-		return envelope.NewReply(554, "5.4.6", "Error: mail loop: this message was sent to you from here")
+		return "loop", envelope.NewReply(554, "5.4.6", "Error: mail loop: this message was sent to you from here")
 	}
-	return envelope.Reply{}
+	return "", envelope.Reply{}
 }
 
 // comesBack says that the client is the server to which a recipient's mail goes.
@@ -188,11 +180,7 @@ func (s *session) failed(op string, err error) {
 	if errors.As(err, &named) {
 		r = named.Reply
 	}
-	id := ""
-	if s.tx != nil {
-		id = s.tx.env.ID
-	}
-	s.srv.Log.LogAttrs(s.ctx, slog.LevelError, "spool", slog.String("op", op), slog.String("id", id), slog.Any("error", err))
+	s.srv.Log.LogAttrs(s.ctx, slog.LevelError, "spool", slog.String("op", op), slog.String("id", s.tx.env.ID), slog.Any("error", err))
 	s.reply(r)
 	s.errs-- // ours, not the client's
 }

@@ -140,6 +140,9 @@ func TestStress(t *testing.T) {
 			idle = append(idle, newClient(t, ln.dial(fmt.Sprintf("198.51.100.%d", i+1))))
 			idle[i].want("220")
 		}
+		idle[0].send("MAIL FROM:<>\r\nRCPT TO:<nobody@corp.example>\r\n") // which is no rule about the client
+		idle[0].want("250")
+		idle[0].want("550")
 		synctest.Wait()
 		if s.crowd.stressed.Load() {
 			t.Fatal("under stress with 7 of 10")
@@ -364,6 +367,11 @@ func TestPostscreen(t *testing.T) {
 					c.send("MAIL FROM:<>\r\nRCPT TO:<alice@corp.example>\r\n")
 					c.want(codes[2])
 					c.want(codes[3])
+				}
+				if tt.action == "enforce" { // the reply is DATA's, and there is no other
+					c.send("DATA\r\n")
+					c.want("554 5.5.1 Error: no valid recipients")
+					c.wantClosed()
 				}
 			})
 		})

@@ -212,6 +212,15 @@ func (s *session) hangUp(result string, r envelope.Reply) {
 	s.result, s.over = result, true
 }
 
+// dismiss ends the session with 421. Where the client ran into a limit of that
+// name, it is counted; "" is none.
+func (s *session) dismiss(result, limit, status, text string) {
+	if limit != "" {
+		s.limit(limit)
+	}
+	s.hangUp(result, envelope.NewReply(421, status, "%s %s", s.srv.Hostname, text))
+}
+
 // appendReply writes r on the wire: every line with both codes (RFC 2034 §4),
 // nothing in it that could end a line early, no line above 512 octets.
 func appendReply(b []byte, r envelope.Reply) []byte {

@@ -17,7 +17,7 @@ func TestLimitsAreDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	counted := find(t, regexp.MustCompile(`limit\("(\w+)"\)|return "(connections_\w+)"|"(client_\w+)"|SMTPLimits\.WithLabelValues\("(\w+)"\)`), files...)
+	counted := find(t, regexp.MustCompile(`limit\("(\w+)"\)|dismiss\("\w+", "(\w+)"|return "(\w+)", |return "(connections_\w+)"|"(client_\w+)"|SMTPLimits\.WithLabelValues\("(\w+)"\)`), files...)
 	documented := find(t, regexp.MustCompile(`(?m)^	\{"(\w+)", "`), "../internal/config/limits.go")
 	if diff := cmp.Diff(documented, counted); diff != "" {
 		t.Errorf("limits (-manual +code):\n%s", diff)

@@ -32,8 +32,7 @@ func (s *session) start() {
 	}
 	switch {
 	case s.srv.crowd.full(s.conn.place, s.client.Addr):
-		s.limit("connections")
-		s.hangUp("refused", envelope.NewReply(421, "4.7.0", "%s Error: too many connections", s.srv.Hostname))
+		s.dismiss("refused", "connections", "4.7.0", "Error: too many connections")
 	case limit == "connections_per_client":
 		s.limit(limit)
 		s.hangUp("refused", s.tooMany(s.client.Addr.String()))
@@ -49,7 +48,7 @@ func (s *session) start() {
 func (s *session) greet() {
 	snap := s.srv.Policy()
 	if snap == nil {
-		s.hangUp("refused", envelope.NewReply(421, "4.3.2", "%s Service not available, no policy yet", s.srv.Hostname))
+		s.dismiss("refused", "", "4.3.2", "Service not available, no policy yet")
 		return
 	}
 	if s.decider != nil {
@@ -141,7 +140,7 @@ func (s *session) listen(greet policy.Greet) {
 	s.early = len(s.conn.in.pending()) > 0
 	switch {
 	case errors.Is(err, errDraining):
-		s.hangUp("aborted", s.closing421())
+		s.dismiss("aborted", "", "4.3.2", "Service shutting down")
 	case errors.Is(err, errBusy): // the next command is answered with that
 	case err != nil && !errors.Is(err, os.ErrDeadlineExceeded):
 		s.over = true // the client has gone

@@ -7,8 +7,6 @@ import (
 	"runtime/debug"
 
 	"github.com/emersion/go-smtp"
-
-	"github.com/understudy-mx/understudy/internal/envelope"
 )
 
 // library is a connection as the go-smtp library sees it, and the session that
@@ -79,7 +77,7 @@ func (l *library) rescue(err *error) {
 	s := l.s
 	s.srv.Log.Error("smtp session panicked", "client", s.client.Addr, "panic", r, "stack", string(debug.Stack()))
 	l.said, l.step = "", nil
-	s.hangUp("error", envelope.NewReply(421, "4.3.0", "%s Error: internal error", s.srv.Hostname))
+	s.dismiss("error", "", "4.3.0", "Error: internal error")
 	_ = s.conn.flush()
 	*err = io.EOF
 }

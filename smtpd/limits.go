@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"time"
 
-	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/policy"
 )
 
@@ -27,11 +26,9 @@ func (s *session) tooManyErrors() bool {
 	hard := s.limits().HardErrors
 	switch {
 	case hard > 0 && s.errs >= hard:
-		s.limit("errors")
-		s.hangUp("error", envelope.NewReply(421, "4.7.0", "%s Error: too many errors", s.srv.Hostname))
+		s.dismiss("error", "errors", "4.7.0", "Error: too many errors")
 	case s.unknown >= s.srv.MaxUnknownRecipients:
-		s.limit("unknown_recipients")
-		s.hangUp("error", envelope.NewReply(421, "4.7.0", "%s Error: too many unknown recipients", s.srv.Hostname))
+		s.dismiss("error", "unknown_recipients", "4.7.0", "Error: too many unknown recipients")
 	}
 	return s.over
 }
@@ -46,7 +43,7 @@ func (s *session) slowDown() {
 	}
 	s.limit("soft_errors")
 	if s.srv.crowd.stressed.Load() {
-		s.hangUp("error", envelope.NewReply(421, "4.7.0", "%s Error: too many errors", s.srv.Hostname))
+		s.dismiss("error", "", "4.7.0", "Error: too many errors")
 		return
 	}
 	if s.conn.flush() != nil { // what is ready needn't wait

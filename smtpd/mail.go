@@ -29,8 +29,7 @@ func (s *session) mail(arg string) {
 		return
 	}
 	if s.mails >= s.srv.MaxTransactions {
-		s.limit("transactions")
-		s.hangUp("refused", envelope.NewReply(421, "4.7.0", "%s Error: too many messages in one session", s.srv.Hostname))
+		s.dismiss("refused", "transactions", "4.7.0", "Error: too many messages in one session")
 		return
 	}
 	if v := s.pin(); refused(v) {
@@ -40,7 +39,7 @@ func (s *session) mail(arg string) {
 	p := s.snap.Protocol()
 	if slices.ContainsFunc(s.offered, func(ext string) bool { return !p.Offers(ext) }) {
 		// The policy has changed since EHLO, which isn't the client's fault.
-		s.hangUp("refused", envelope.NewReply(421, "4.3.2", "%s Service extensions have changed, connect again", s.srv.Hostname))
+		s.dismiss("refused", "", "4.3.2", "Service extensions have changed, connect again")
 		return
 	}
 	if s.policy.Screened() {

@@ -103,13 +103,11 @@ func (s *session) noCommand(err error) {
 	timeout := errors.Is(err, os.ErrDeadlineExceeded)
 	switch {
 	case errors.Is(err, errDraining):
-		s.hangUp("aborted", s.closing421())
+		s.dismiss("aborted", "", "4.3.2", "Service shutting down")
 	case errors.Is(err, errBusy):
-		s.limit("stress")
-		s.hangUp("refused", envelope.NewReply(421, "4.7.0", "%s Error: too busy for you", s.srv.Hostname))
+		s.dismiss("refused", "stress", "4.7.0", "Error: too busy for you")
 	case timeout && time.Since(s.began) >= s.srv.SessionTimeout:
-		s.limit("session_time")
-		s.hangUp("timeout", envelope.NewReply(421, "4.7.0", "%s Error: session too long", s.srv.Hostname))
+		s.dismiss("timeout", "session_time", "4.7.0", "Error: session too long")
 	case errors.Is(err, errTooLong):
 		s.limit("command_length")
 		s.reply(envelope.NewReply(500, "5.5.2", "Error: command too long"))
@@ -121,11 +119,9 @@ func (s *session) noCommand(err error) {
 		_, code := s.bareNewline()
 		s.hangUp("error", bareLF(cmp.Or(code, 500)))
 	case errors.Is(err, errFlood):
-		s.limit("command_length")
-		s.hangUp("error", envelope.NewReply(421, "4.5.2", "%s Error: command too long", s.srv.Hostname))
+		s.dismiss("error", "command_length", "4.5.2", "Error: command too long")
 	case timeout:
-		s.limit("command_timeout")
-		s.hangUp("timeout", timeoutReply(s.srv.Hostname))
+		s.dismiss("timeout", "command_timeout", "4.4.2", "Error: timeout exceeded")
 	default:
 		s.over = true // the client has gone
 	}
@@ -133,14 +129,6 @@ func (s *session) noCommand(err error) {
 
 func bareLF(code int) envelope.Reply {
 	return envelope.NewReply(code, "5.5.2", "Error: bare <LF> received")
-}
-
-func (s *session) closing421() envelope.Reply {
-	return envelope.NewReply(421, "4.3.2", "%s Service shutting down", s.srv.Hostname)
-}
-
-func timeoutReply(hostname string) envelope.Reply {
-	return envelope.NewReply(421, "4.4.2", "%s Error: timeout exceeded", hostname)
 }
 
 var (

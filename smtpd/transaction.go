@@ -46,8 +46,8 @@ func (s *session) openTransaction() bool {
 		return s.answer(d, envelope.Reply{})
 	}
 	if err := s.srv.Keep.Ready(tx.size); err != nil {
-		s.endTransaction()
 		s.failed("ready", err)
+		s.endTransaction()
 		return false
 	}
 	return s.answer(d, envelope.NewReply(250, "2.1.0", "Ok"))
