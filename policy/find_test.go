@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -53,5 +54,47 @@ func TestNesting(t *testing.T) {
 		if _, err := Compile(spec); (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%d members, %d deep: %v", tt.members, tt.depth, err)
 		}
+	}
+}
+
+// TestActions: each value of a table is read once, however often it occurs and
+// is asked, and one with $1 when the key is known.
+func TestActions(t *testing.T) {
+	hash, err := table.NewHash(map[string]string{"a.example": "REJECT", "b.example": "REJECT", "c.example": "OK"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pcre, err := table.NewPCRE([][2]string{{"/^empty/", ""}, {"/^(.)b/", "REJECT $1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec := NewSpec()
+	spec.Tables = map[string]*table.Table{"hash": hash, "pcre": pcre}
+	spec.Restrictions.Client = []Restriction{{"check_client_access", "hash"}, {"check_client_access", "pcre"}}
+	spec.Restrictions.Helo = []Restriction{{"check_helo_access", "hash"}}
+	snap, err := Compile(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, p := snap.client[0].table, snap.client[1].table
+	if got := snap.Stats().Rules; len(h.actions) != 3 || got != 3+3+2 {
+		t.Errorf("%d actions, %d rules", len(h.actions), got)
+	}
+	f := finder{snap: snap}
+	for key, want := range map[string]accessOp{"a.example": opReject, "c.example": opOK, "empty": opOK, "xb": opTemplate} {
+		d := h
+		if !strings.Contains(key, ".") {
+			d = p
+		}
+		if a := f.one([]*dict{d}, key, "", netip.Addr{}, true).access(); a == nil && want != opTemplate || a != nil && a.op != want {
+			t.Errorf("%s: %v, want %d", key, a, want)
+		}
+	}
+	if spec.Tables["set"], err = table.NewSet(nil); err != nil {
+		t.Fatal(err)
+	}
+	spec.Restrictions.Helo = []Restriction{{"check_helo_access", "set"}}
+	if _, err := Compile(spec); err == nil || !strings.Contains(err.Error(), "a set has no actions") {
+		t.Errorf("a set: %v", err)
 	}
 }

@@ -11,13 +11,7 @@ import (
 // TestBuilder takes tables apart and puts them together again, by entries
 // and by ranges.
 func TestBuilder(t *testing.T) {
-	must := func(tb *Table, err error) *Table {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return tb
-	}
+	must := must(t)
 	for _, src := range []*Table{
 		must(NewSet([]string{"b@example.org", "a@example.org", "c@example.org"})),
 		must(NewSet(nil)),
