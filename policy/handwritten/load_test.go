@@ -146,3 +146,49 @@ func TestExample(t *testing.T) {
 		}
 	}
 }
+
+// TestSpecs: what the example and the decision tables' policy files become.
+func TestSpecs(t *testing.T) {
+	files, err := filepath.Glob("../testdata/decisions/*.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	example, err := os.ReadFile("testdata/example.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	policies := map[string][]byte{"example": example}
+	for _, file := range files {
+		ar, err := txtar.ParseFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range ar.Files {
+			if f.Name == "policy.toml" {
+				policies[strings.TrimSuffix(filepath.Base(file), ".txtar")] = f.Data
+			}
+		}
+	}
+	if len(policies) < 4 {
+		t.Fatalf("only %d policy files", len(policies))
+	}
+	for name, text := range policies {
+		s, err := Parse(name, text, func(string) ([]byte, error) { return []byte("dave@example.org\n"), nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		golden := filepath.Join("testdata/specs", name+".json")
+		if *update {
+			if err := os.WriteFile(golden, s.Encode(), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(golden)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(string(want), string(s.Encode())); diff != "" {
+			t.Errorf("%s: -want +got\n%s", name, diff)
+		}
+	}
+}

@@ -75,7 +75,7 @@ func (b *Builder) Add(key, value []byte) error {
 // nil, where the two have the same keys.
 func (b *Builder) Like(before *Table) {
 	b.index.auto = true
-	if before != nil && before.Type() == b.t.Type() && before.Type() == TypeSet {
+	if before != nil && before.Type() == b.t.Type() {
 		b.like = marked{before.keys, make([]uint64, before.Len()/64+1)}
 		b.index.like = &b.like.segments
 	}

@@ -106,7 +106,7 @@ func (t *Table) Hashed(s *Secret, values bool, before, hashed *Table) (*Table, e
 	if values {
 		n.typ = t.typ
 	}
-	if before == nil || hashed == nil || before.typ != t.typ || hashed.typ != n.typ || hashed.secret == nil || *hashed.secret != *s {
+	if before == nil || hashed == nil || hashed.typ != n.typ || hashed.secret == nil || *hashed.secret != *s {
 		before, hashed = &Table{typ: t.typ}, &Table{typ: n.typ}
 	}
 	h, tags := NewHasher(s), map[string][TagSize]byte{}

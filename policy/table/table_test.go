@@ -3,6 +3,7 @@ package table
 import (
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
@@ -36,7 +37,7 @@ func TestReader(t *testing.T) {
 		"other":  {must(hash.Hashed(&Secret{2}, true, nil, nil)), map[string]string{"c@example.org": "REJECT", "b@": "-"}},
 		"static": {NewStatic("x$1"), map[string]string{"a": "x$1"}},
 		"union":  {NewUnion([]string{"a"}), map[string]string{"a": "-"}},
-		"cidr": {must(NewCIDR([][2]string{{"10.1.0.0/16", "in"}, {"10.0.0.0/8", "$out"}, {"10.1.1.0/24", "never"}, {"2001:db8::1", "six"}})),
+		"cidr": {must(NewCIDR([][2]string{{"10.1.0.0/16", "in"}, {"10.0.0.0/8", "$out"}, {"10.1.1.0/24", "in"}, {"2001:db8::1", "six"}})),
 			map[string]string{"10.1.1.1": "in", "10.2.0.1": "$out", "2001:db8::1": "six", "2001:db8::2": "-", "name": "-"}},
 		"cidr with conditions": {must(NewCIDR([][2]string{{"if 10.0.0.0/8", ""}, {"!10.1.0.0/16", "other"}, {"10.1.0.0/16", "one"}, {"endif", ""}, {"!192.0.2.0/24", "rest"}})),
 			map[string]string{"10.2.0.1": "other", "10.1.0.1": "one", "192.0.2.1": "-", "198.51.100.1": "rest", "::1": "-", "name": "-"}},
@@ -57,6 +58,9 @@ func TestReader(t *testing.T) {
 			}
 		}
 		if tt.t.Is(TypeUnion) {
+			if !slices.Equal(tt.t.Members(), []string{"a"}) {
+				t.Errorf("members %q", tt.t.Members())
+			}
 			continue
 		}
 		parts := make([][]string, tt.t.Parts())
@@ -66,6 +70,9 @@ func TestReader(t *testing.T) {
 					t.Errorf("%s: %q fixed: %v", name, v, fixed)
 				}
 				parts[part] = append(parts[part], v)
+			}
+			if s := slices.Sorted(slices.Values(parts[part])); name != "regexp" && len(slices.Compact(s)) < len(parts[part]) {
+				t.Errorf("%s: a value stands twice in %q", name, parts[part])
 			}
 		}
 		for i := range tt.t.Len() {
@@ -133,7 +140,7 @@ func TestRefused(t *testing.T) {
 		"$2 is no group":        rule("/(a)/", "$2"), "$0 is no group": rule("/(a)/", "$0"), "$x is no group": rule("/(a)/", "${x}"),
 		"$1x is no group": rule("/(a)/", "$1x"), "$1 is no group": rule("!/(a)/", "$1"), "$1234 is no group": rule("/(a)/", "$1234"), "$ is no group": rule("/(a)/", "a$"),
 		"$1y is no group": rule("/(a)/", "${1y"), "want /pattern/flags": rule("a/", ""), "without its if": rule("endif", ""), "has a value": rule("if /a/", "x"),
-		"not an IP address": prefix("fe80::1%eth0"), "host bits; write 10.0.0.0/8": prefix("10.0.0.1/8"), "not an IP prefix": prefix("::ffff:10.0.0.0/104"),
+		"not an IP address": prefix("fe80::1%eth0"), `"name" is not an IP`: prefix("name"), "host bits; write 10.0.0.0/8": prefix("10.0.0.1/8"), "not an IP prefix": prefix("::ffff:10.0.0.0/104"),
 	} {
 		if _, err := make(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %s", err, want)
@@ -187,6 +194,14 @@ func TestHashedAgain(t *testing.T) {
 	old := must(NewHash(map[string]string{"a@x.example": "1", "b@y.example": "1", "c@x.example": "1", "": "1"}))
 	now := must(NewHash(map[string]string{"a@x.example": "2", "b@y.example": "1", "d@x.example": "1", "": "3"}))
 	set := must(NewSet([]string{"a@x.example", "e@x.example"}))
+	many, changed := map[string]string{}, map[string]string{}
+	for i := range 5000 {
+		many[fmt.Sprint(i)], changed[fmt.Sprint(i)] = "old", "new"
+	}
+	all, other := must(NewHash(many)), must(NewHash(changed))
+	if got := must(other.Hashed(one, true, all, must(all.Hashed(one, true, nil, nil)))); got.Len() != 5000 || got.keys.segs[0].value(0)[0] != 'n' {
+		t.Errorf("%d keys, %q", got.Len(), got.keys.segs[0].value(0))
+	}
 	for name, tt := range map[string]struct{ before, hashed *Table }{
 		"values": {old, must(old.Hashed(one, true, nil, nil))}, "secret": {old, must(old.Hashed(two, true, nil, nil))},
 		"as a set": {old, must(old.Hashed(one, false, nil, nil))}, "type": {set, must(set.Hashed(one, false, nil, nil))},
@@ -199,5 +214,59 @@ func TestHashedAgain(t *testing.T) {
 				t.Errorf("%s, values %v: %s", name, values, diff)
 			}
 		}
+	}
+}
+
+// TestTag: a key without a domain has a tag, too, and the same after others.
+func TestTag(t *testing.T) {
+	a, b := NewHasher(&Secret{1}), NewHasher(&Secret{1})
+	b.Digest([]byte("x@example.org"))
+	if first, later := string(a.Digest([]byte("x"))), string(b.Digest([]byte("x"))); first != later || strings.HasPrefix(first, "\x00\x00\x00") {
+		t.Errorf("%x, then %x", first, later)
+	}
+}
+
+// TestRuns: runs of random keys, of which many occur several times, make the
+// set of all, alone and beside another version.
+func TestRuns(t *testing.T) {
+	r := rand.New(rand.NewPCG(7, 7))
+	var before *Table
+	for round := range 20 {
+		b, err := NewBuilder(TypeSet, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.Like(before)
+		var all []string
+		add := func(run *Run, first, n int) {
+			for range n {
+				key := fmt.Sprintf("user%06d@example.org", first+r.IntN(n))
+				all = append(all, key)
+				run.Add(key)
+			}
+		}
+		for range 1 + r.IntN(4) {
+			run := b.Run()
+			for range 3 {
+				add(run, r.IntN(10)*10_000, r.IntN(4000)) // long stretches of its own, and some that others have
+			}
+			if r.IntN(2) == 0 {
+				run.Sort()
+			}
+		}
+		slices.Sort(all)
+		all = slices.Compact(all)
+		got, err := b.Table()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var keys []string
+		for key := range got.Entries(0, got.Len()) {
+			keys = append(keys, string(key))
+		}
+		if !slices.Equal(keys, all) {
+			t.Fatalf("round %d: %d keys, want %d", round, len(keys), len(all))
+		}
+		before = got
 	}
 }
