@@ -128,14 +128,7 @@ func (t *Table) Hashed(s *Secret, values bool, before, hashed *Table) (*Table, e
 		}
 		changes = append(changes, c)
 	})
-	slices.SortFunc(changes, func(a, b change) int {
-		if c := bytes.Compare(a.digest[:], b.digest[:]); c != 0 || a.gone == b.gone {
-			return c
-		} else if a.gone {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(changes, func(a, b change) int { return bytes.Compare(a.digest[:], b.digest[:]) })
 	var err error
 	n.keys, err = hashed.keys.apply(changes, texts, n.typ == TypeHash)
 	return n, err
