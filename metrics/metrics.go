@@ -14,6 +14,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+	dto "github.com/prometheus/client_model/go"
 )
 
 // Metrics holds them all. Rooms receive it and count; nobody else registers.
@@ -298,4 +299,34 @@ func (m *Metrics) buildInfo() {
 	m.auto.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "understudy_build_info", Help: "1, labelled with the version of this build.",
 	}, []string{"version", "goversion"}).WithLabelValues(version, goVersion).Set(1)
+}
+
+// Counts sums a family of counters by one of its labels, over the children
+// whose labels are as where says.
+func Counts(family *prometheus.CounterVec, by string, where map[string]string) map[string]uint64 {
+	children := make(chan prometheus.Metric)
+	go func() {
+		family.Collect(children)
+		close(children)
+	}()
+	sums := map[string]uint64{}
+	for c := range children {
+		var m dto.Metric
+		if c.Write(&m) != nil {
+			continue // a counter can always be written
+		}
+		key, fits := "", true
+		for _, l := range m.Label {
+			if l.GetName() == by {
+				key = l.GetValue()
+			}
+			if want, ok := where[l.GetName()]; ok && want != l.GetValue() {
+				fits = false
+			}
+		}
+		if fits {
+			sums[key] += uint64(m.Counter.GetValue())
+		}
+	}
+	return sums
 }

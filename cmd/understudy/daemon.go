@@ -20,6 +20,7 @@ import (
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/internal/inforce"
 	"github.com/understudy-mx/understudy/internal/operator"
+	"github.com/understudy-mx/understudy/internal/outage"
 	"github.com/understudy-mx/understudy/internal/resolver"
 	"github.com/understudy-mx/understudy/internal/service"
 	"github.com/understudy-mx/understudy/metrics"
@@ -44,6 +45,7 @@ type daemon struct {
 	file     *inforce.File    // nil: the policy comes from the primary
 	primary  *inforce.Primary // nil: from a file
 	queue    *queue.Queue
+	outages  *outage.Book
 	relay    *relay.Client
 	smtp     *smtpd.Server
 	cert     *smtpd.CertFile // nil: no STARTTLS
@@ -71,6 +73,9 @@ func newDaemon(cfg *config.Config, log *slog.Logger) (_ *daemon, err error) {
 	d.smtp.Inquire = inquire(d.relay, routeOf(cfg.Routes))
 	d.playThrough()
 	if err := d.openQueue(); err != nil {
+		return nil, err
+	}
+	if d.outages, err = outage.Open(outageFile(cfg.StateDir)); err != nil {
 		return nil, err
 	}
 	if d.file == nil {
@@ -320,11 +325,12 @@ func (d *daemon) run(ctx context.Context) error {
 	f.Alive, f.Stopping = d.alive, func() { d.stopping.Store(true) }
 	f.Back("queue", d.queue.Run)
 	f.Back("relay", func(ctx context.Context) error { d.relay.Run(ctx); return nil })
+	f.Back("outages", d.keepOutages)
 	if d.primary != nil {
 		f.Back("policy sync", d.primary.Run)
 	}
 	f.Back("control socket", func(ctx context.Context) error {
-		return control.Serve(ctx, d.control, operator.ServeDaemon(d.queue, d.relay, d.primary))
+		return control.Serve(ctx, d.control, operator.ServeDaemon(d.queue, d.relay, d.primary, d.outages))
 	})
 	f.Web(d.web, metrics.Handler(d.registry, d.ready))
 	for _, l := range d.doors {

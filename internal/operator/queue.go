@@ -12,6 +12,7 @@ import (
 
 	"github.com/understudy-mx/understudy/internal/control"
 	"github.com/understudy-mx/understudy/internal/inforce"
+	"github.com/understudy-mx/understudy/internal/outage"
 	"github.com/understudy-mx/understudy/queue"
 	"github.com/understudy-mx/understudy/relay"
 )
@@ -36,9 +37,10 @@ type (
 
 // ServeDaemon is what a daemon answers. follow is nil when its policy comes from a
 // file.
-func ServeDaemon(q *queue.Queue, r *relay.Client, follow *inforce.Primary) http.Handler {
+func ServeDaemon(q *queue.Queue, r *relay.Client, follow *inforce.Primary, outages *outage.Book) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { answer(w, Status{q.Status(), r.Status()}, nil) })
+	mux.HandleFunc("GET /v1/outages", func(w http.ResponseWriter, _ *http.Request) { answer(w, outages.List(), nil) })
 	mux.Handle("/v1/sync/", servePolicy(follow))
 	mux.HandleFunc("GET /v1/queue", func(w http.ResponseWriter, r *http.Request) {
 		serveList(w, func(fn func(queue.Info) error) error { return q.Walk(r.Context(), fn) })
@@ -115,6 +117,12 @@ type Daemon struct{ *control.Client }
 func (d Daemon) Status(ctx context.Context) (s Status, err error) {
 	err = d.Call(ctx, "GET", "/v1/status", &s)
 	return s, err
+}
+
+// Outages lists the primary's outages, the first one first.
+func (d Daemon) Outages(ctx context.Context) (all []outage.Outage, err error) {
+	err = d.Call(ctx, "GET", "/v1/outages", &all)
+	return all, err
 }
 
 // Messages calls fn for each message, oldest first.
