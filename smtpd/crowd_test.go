@@ -475,7 +475,7 @@ func TestGreetWaitSpares(t *testing.T) {
 
 // TestHold: what the policy holds is accepted and marked for the spool.
 func TestHold(t *testing.T) {
-	for _, stage := range []string{"rcpt", "data"} {
+	for _, stage := range []string{"mail", "rcpt", "data"} {
 		s, spool := newServer(t)
 		hold := []policy.Restriction{{Kind: "check_client_access", Arg: "held"}}
 		snap := snapshot(t, func(spec *policy.Spec) {
@@ -484,9 +484,12 @@ func TestHold(t *testing.T) {
 				t.Fatal(err)
 			}
 			spec.Tables["held"] = table
-			if stage == "rcpt" {
+			switch stage {
+			case "mail":
+				spec.DelayReject, spec.Restrictions.Sender = false, hold
+			case "rcpt":
 				spec.Restrictions.Client = hold
-			} else {
+			default:
 				spec.Restrictions.Data = hold
 			}
 		})

@@ -106,8 +106,8 @@ func (s *session) decide(c Command) Decision {
 		s.command.Env, s.command.Size = &s.tx.env, s.tx.size
 	}
 	by := s.decider
-	if c.At == policy.Rcpt && s.hostile() {
-		by = judge{s}
+	if c.At == policy.Mail && s.tx.env.From.Hostile() || c.At == policy.Rcpt && s.hostile() {
+		by = judge{s} // the reply is ours: it goes to nobody else
 	}
 	d := by.Decide(s.ctx, &s.command)
 	switch {

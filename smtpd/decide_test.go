@@ -78,7 +78,9 @@ func TestDecider(t *testing.T) {
 		{"refused at RCPT", replies{policy.Rcpt: no}, "S: 550-5.7.1 spam, see\nC: DATA\nS: 554 5.5.1 Error: no valid recipients\n", begin + rcpt + end, 0, ""},
 		{"broken message", replies{policy.EndOfData: yes}, "S: 250\nC: DATA\nS: 354\nC! \"a\\rb\\r\\n.\\r\\n\"\nS: 550 5.6.0\n", begin + rcpt + "|data" + end, 0, "\r\n"},
 		{"a bug of its own", replies{policy.Rcpt: envelope.NewReply(354, "", "what?")}, "S: 451 4.3.5 Server configuration error\n", begin + rcpt + end, 0, ""},
-		{"what it doesn't hear of", nil, "S: 250\nC: VRFY alice@corp.example\nS: 252\nC: RCPT TO:\nS: 501\nC: RSET\nS: 250\n", begin + rcpt + end, 0, ""},
+		{"what it doesn't hear of", nil, "S: 250\nC: VRFY alice@corp.example\nS: 252\nC: RCPT TO:\nS: 501\nC: RSET\nS: 250\nC: DATA x\nS: 503\n", begin + rcpt + end, 0, ""},
+		{"octets that go to nobody", replies{policy.Rcpt: yes}, "S: 250\nC: RCPT TO:<\"a\x01b\"@corp.example>\nS: 550 5.1.1\nC: RSET\nS: 250\nC: MAIL FROM:<\"a\x01\"@x.example>\nS: 250\nC: RCPT TO:<alice@corp.example>\nS: 501\n",
+			begin + rcpt + "|reset" + end, 0, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s, spool := newServer(t)
@@ -102,6 +104,14 @@ func TestDecider(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestReplyText: whatever a reply quotes, it stays the line that it is.
+func TestReplyText(t *testing.T) {
+	got := appendReply(nil, envelope.NewReply(550, "5.7.1", "%s", "a\xffb\rc\x00 é\n"+strings.Repeat("x", 600)))
+	if want := "550-5.7.1 a?b?c? é\r\n550 5.7.1 " + strings.Repeat("x", 500) + "\r\n"; string(got) != want {
+		t.Errorf("got %q", got)
 	}
 }
 
