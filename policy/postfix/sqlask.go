@@ -32,7 +32,7 @@ type answers struct {
 // a random address tells.
 func (li *listing) askAll(wide byte) error {
 	var keys []string
-	kept := map[string]string{} // nothing has changed about them
+	kept := 0 // of which nothing has changed
 	a := &answers{li: li, stands: map[string]string{}, direct: map[string]bool{}, unknown: map[string]bool{}}
 	r := rand.New(rand.NewPCG(rand.Uint64(), 0))
 	only, err := li.again()
@@ -41,9 +41,11 @@ func (li *listing) askAll(wide byte) error {
 	}
 	maps.DeleteFunc(li.ask.all, func(k string, _ bool) bool { return li.neverAsked(k) })
 	for k := range li.ask.all {
+		delete(li.table.Entries, k) // what was listed of it isn't all
 		if only != nil && li.before.asked[k] && !only.key(k) {
 			if v, there := li.before.table.Entries[k]; there {
-				kept[k] = v
+				li.table.Entries[k] = v
+				kept++
 			}
 			continue
 		}
@@ -60,11 +62,7 @@ func (li *listing) askAll(wide byte) error {
 	}
 	slices.Sort(keys)
 	li.table.How.Put, li.table.How.Asked = len(li.ask.all), len(keys)
-	for k := range li.ask.all {
-		delete(li.table.Entries, k) // what was listed of it isn't all
-	}
-	maps.Copy(li.table.Entries, kept)
-	if len(kept) > 0 {
+	if kept > 0 {
 		li.table.DomainWide = li.table.DomainWide || li.before.table.DomainWide
 		li.table.Stands = li.table.Stands || li.before.table.Stands
 	}
