@@ -141,6 +141,11 @@ func (e *eval) access(c *check, h hit, what, class string) status {
 		late := e.snap.late(e.find.value(h))
 		a = &late
 	}
+	return e.act(a, rule, what, class)
+}
+
+// act carries an action out.
+func (e *eval) act(a *access, rule Rule, what, class string) status {
 	text := func(def string) string {
 		if a.text != "" {
 			def = a.text

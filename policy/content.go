@@ -47,8 +47,18 @@ type content struct {
 // Reset drops what was written. The memory is bounded by Limits.HeaderBytes and
 // Limits.LineLength.
 func (s *Session) Content() io.Writer {
-	c := &s.snap.content
-	if !c.any() {
+	checks, milters := s.contentChecks(), s.milterReader()
+	switch {
+	case milters == nil:
+		return checks
+	case checks == nil:
+		return milters
+	}
+	return io.MultiWriter(checks, milters)
+}
+
+func (s *Session) contentChecks() io.Writer {
+	if !s.snap.content.any() {
 		return nil
 	}
 	s.content = &content{s: s, first: true}

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/internal/mailauth"
 )
 
 // dnsStatus is what became of a look-up.
@@ -42,6 +43,7 @@ type answer struct {
 	hosts  []string
 	best   int // how many of the hosts have the best preference
 	txt    string
+	spf    mailauth.Result
 
 	name, reverse             string // of the client
 	nameStatus, reverseStatus envelope.NameStatus

@@ -53,6 +53,7 @@ type check struct {
 	table *dict
 	zone  *zone
 	note  string
+	spf   *spfService
 	list  *[]check // restriction class
 }
 

@@ -17,6 +17,7 @@ const (
 	argZone
 	argNumber
 	argNote // what it stands for, for the operator; may be absent
+	argSPF  // of Filters.SPF
 )
 
 // kind is a restriction that the engine knows. fn is nil for warn_if_reject,
@@ -68,7 +69,7 @@ func Kinds() []string {
 		kindHeloRequired, kindSize, kindRcptLimit, kindHops, kindServerError, kindForeignDomain,
 		kindNesting, kindHeader8Bit, kindBody8Bit, kindEncoding, kindOctets,
 		kindHeaderChecks, kindMIMEChecks, kindNestedChecks, kindBodyChecks,
-		kindScreenAccess, kindScreenDNSBL, kindPregreet,
+		kindScreenAccess, kindScreenDNSBL, kindPregreet, kindDKIM, kindDMARC,
 	}
 	for _, k := range kinds {
 		all = append(all, k.name)
@@ -132,6 +133,7 @@ var genericKinds = []kind{
 	}},
 	{kindAsk, argNote, askPrimary},
 	{kindAskElseIgnore, argNote, askPrimary},
+	{kindSPF, argSPF, checkSPF},
 	{"sleep", argNumber, nothing},
 	{"reject_unauth_pipelining", argNone, rejectPipelining},
 	{"permit_tls_clientcerts", argNone, permitCert},

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/internal/mailauth"
 )
 
 // Session judges one SMTP session. Its methods follow the session's commands
@@ -35,6 +36,8 @@ type Session struct {
 	discardRule        Rule
 	holdRule           Rule
 	content            *content
+	milter             *mailauth.Verifier // what the milters read
+	spfPass            map[string]bool    // what policy services said of the sender, by name
 
 	// What a stage leaves to those after it.
 	deferPermit, deferReject                              deferral
@@ -299,7 +302,7 @@ func (s *Session) Message(ctx context.Context, m Message) Verdict {
 	if st != refused && !s.discard && limits.MessageSize > 0 && s.snap.spec.Content.Hostname != "" && s.queueFile(m) > limits.MessageSize {
 		st = e.answer(Rule{Stage: EndOfData, Kind: kindSize}, 552, "5.3.4", "Error: message file too big")
 	}
-	return e.verdict(EndOfData, st)
+	return e.verdict(EndOfData, e.askMilters(st))
 }
 
 // tooFar says that a message with so many Received fields, the primary's
@@ -343,7 +346,7 @@ func (s *Session) Reset() {
 	s.sender, s.rcpt, s.rcptCount = address{}, address{}, 0
 	s.discard, s.hold = false, false
 	s.discardRule, s.holdRule = Rule{}, Rule{}
-	s.content = nil
+	s.content, s.milter, s.spfPass = nil, nil, map[string]bool{}
 	s.lookups.reset()
 }
 

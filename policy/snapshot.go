@@ -29,6 +29,7 @@ type Snapshot struct {
 	forbidden      []matchItem // commands, by their first words
 	noop           []matchItem
 	content        contentChecks
+	milters        []milter
 	domains        [classRelay + 1]domainSet
 	recipients     [classRelay + 1][]*dict
 
@@ -90,7 +91,7 @@ func (s *Snapshot) Spec() *Spec { return s.spec }
 // Session starts judging one SMTP session. Its owner must Close it.
 func (s *Snapshot) Session(r Resolver, c envelope.Client) *Session {
 	c.Addr = c.Addr.Unmap()
-	se := &Session{snap: s, client: c, heloGiven: c.Helo != "", stated: c.NameStatus != envelope.NameUnasked}
+	se := &Session{snap: s, client: c, heloGiven: c.Helo != "", stated: c.NameStatus != envelope.NameUnasked, spfPass: map[string]bool{}}
 	se.find.snap = s
 	se.lookups.init(r)
 	return se
@@ -154,6 +155,7 @@ func (c *compiler) settings() {
 	c.s.networks = c.networks("mynetworks", spec.MyNetworks, spec.NetworksMatchSubdomain)
 	c.s.backupNetworks = c.networks("mx_backup.networks", spec.MXBackup.Networks, spec.MXBackup.MatchSubdomain)
 	c.content()
+	c.milters()
 	c.postscreen()
 	for _, ext := range c.s.spec.Protocol.Discard {
 		if ext != "DSN" && ext != "SMTPUTF8" {
@@ -361,6 +363,8 @@ func (c *compiler) check(where string, r Restriction) (check, bool) {
 		ch.zone = c.zone(where+": "+k.name, r.Arg)
 	case k.arg == argNumber && !allDigits(r.Arg):
 		c.errorf("%s: %s needs a number, not %q", where, k.name, r.Arg)
+	case k.arg == argSPF:
+		ch.spf = c.spf(where+": "+k.name, r.Arg)
 	case k.arg == argNote:
 		ch.note = r.Arg
 		c.s.asks = true

@@ -47,6 +47,7 @@ type Spec struct {
 	MXBackup   MXBackup                `json:"mx_backup,omitzero"`
 	DNSBL      DNSBL                   `json:"dnsbl"`
 	Content    ContentChecks           `json:"content,omitzero"`
+	Filters    Filters                 `json:"filters,omitzero"`
 	Postscreen *Postscreen             `json:"postscreen,omitempty"`
 	Limits     Limits                  `json:"limits"`
 	Protocol   Protocol                `json:"protocol,omitzero"`

@@ -94,3 +94,14 @@ func (h *headerReader) all(name string) []string {
 	}
 	return out
 }
+
+// WellFormed says that the fields are there that RFC 5322 §3.6 demands, and that
+// none is there twice of those that opendmarc looks at.
+func (v *Verifier) WellFormed() bool {
+	for name, least := range map[string]int{"From": 1, "Date": 1, "Reply-To": 0, "To": 0, "Cc": 0, "Bcc": 0, "Message-Id": 0, "In-Reply-To": 0, "References": 0, "Subject": 0} {
+		if n := len(v.header.all(name)); n < least || n > 1 {
+			return false
+		}
+	}
+	return true
+}

@@ -19,31 +19,130 @@ const unknownFilter = "what listens there isn't known; it decides live"
 // may refuse anything.
 var unreadable = []string{fidelity.Defer, fidelity.Ignore}
 
-// milters reports the filters of content, in the order in which Postfix asks
+// milters translates the filters of content, in the order in which Postfix asks
 // them.
 func (i *importer) milters() {
 	const parameter = "smtpd_milters"
+	var before []*filters.Filter // nil: one that can't be followed
 	for _, w := range words(i.set[parameter]) {
-		_, why, options := i.filter(w)
-		if options == nil {
-			i.item(parameter, w, fidelity.Exact, why, "")
+		f, why, options := i.filter(w)
+		if f != nil && options != nil && f.DMARC != nil {
+			if unheard := i.hears(f, before); unheard != "" {
+				f.DMARC = nil
+				why += "; " + unheard
+			}
+		}
+		class := i.followed(f, options)
+		if i.set["smtpd_milter_maps"] != "" && options != nil {
+			class, why = fidelity.NotReplicated, why+"; smtpd_milter_maps has other milters for some clients"
+		}
+		before = append(before, nil)
+		if options == nil || class != fidelity.NotReplicated {
+			before[len(before)-1] = f
+		}
+		if class != fidelity.NotReplicated {
+			if options != nil {
+				i.spec.Filters.Milters = append(i.spec.Filters.Milters, policy.Milter{DKIM: f.DKIM, DMARC: f.DMARC})
+			}
+			i.item(parameter, w, class, why, "")
 			continue
 		}
 		choice := i.choose(parameter, w, options...)
 		if choice == fidelity.Defer {
 			i.deferFor(parameter)
 		}
-		i.item(parameter, w, fidelity.NotReplicated, why, choice, options...)
+		i.item(parameter, w, class, why, choice, options...)
 	}
 }
 
-// policyService reports a policy service, and returns what takes its place.
-func (i *importer) policyService(parameter string, e element) []policy.Restriction {
-	_, why, options := i.filter(e.arg)
-	if options == nil {
-		return i.restriction(parameter, e, fidelity.Exact, why, nil)
+// followed says how well a filter is followed.
+func (i *importer) followed(f *filters.Filter, options []string) fidelity.Class {
+	switch {
+	case options == nil:
+		return fidelity.Exact
+	case f == nil || f.DKIM == nil && f.DMARC == nil && (f.SPF == nil || !f.Judges()):
+		return fidelity.NotReplicated
+	case len(f.Notes) > 0:
+		return fidelity.Approximated
 	}
-	return i.restriction(parameter, e, fidelity.NotReplicated, why, append(options, fidelity.Ask, fidelity.AskElseIgnore))
+	return fidelity.GivenDNS
+}
+
+// hears tells opendmarc whose results it hears. It returns why that can't be
+// known, "" where it can.
+func (i *importer) hears(f *filters.Filter, before []*filters.Filter) string {
+	if slices.Contains(before, nil) {
+		return "what the milters before it tell it isn't known"
+	}
+	trusts := func(id string) bool {
+		return slices.ContainsFunc(f.Trusts, func(t string) bool { return i.server(t) == i.server(id) })
+	}
+	for _, b := range before {
+		f.DMARC.DKIM = f.DMARC.DKIM || b.Verifies && trusts(b.ServerID)
+	}
+	ignores := f.DMARC.SPF != ""
+	f.DMARC.SPF = ""
+	for _, s := range i.services {
+		switch {
+		case ignores:
+		case s.filter == nil:
+			return "what the policy service " + s.where + " tells it isn't known"
+		case s.filter.SPF != nil && (s.filter.SPF.Header == "SPF" || s.filter.SPF.Header == "AR" && trusts(s.filter.ServerID)):
+			f.DMARC.SPF = s.name
+		}
+	}
+	return ""
+}
+
+// server is an authserv-id; by default that of the host.
+func (i *importer) server(id string) string {
+	if id == "" || id == "HOSTNAME" {
+		return strings.ToLower(i.set["myhostname"])
+	}
+	return strings.ToLower(id)
+}
+
+// policyservice is one that the restrictions name.
+type policyservice struct {
+	where, name string
+	filter      *filters.Filter // nil for one that can't be followed
+}
+
+// policyService translates a policy service, or returns what takes its place.
+func (i *importer) policyService(parameter string, e element) []policy.Restriction {
+	f, why, options := i.filter(e.arg)
+	class := i.followed(f, options)
+	s := policyservice{where: secretFree(e.arg), filter: f}
+	if class == fidelity.NotReplicated {
+		if f == nil || f.Program != filters.Postgrey { // which writes no results
+			s.filter = nil
+		}
+		i.services = append(i.services, s)
+		return i.restriction(parameter, e, class, why, append(options, fidelity.Ask, fidelity.AskElseIgnore))
+	}
+	i.restriction(parameter, e, class, why, nil)
+	if f.SPF == nil || options == nil && !i.hasDMARC() {
+		return nil
+	}
+	svc := *f.SPF
+	if options == nil { // it only tells opendmarc
+		svc.HELO, svc.MailFrom, svc.NotPass = "False", "False", nil
+	}
+	s.name = fmt.Sprintf("policyd-spf-%d", len(i.spec.Filters.SPF)+1)
+	if i.spec.Filters.SPF == nil {
+		i.spec.Filters.SPF = map[string]policy.SPFService{}
+	}
+	i.spec.Filters.SPF[s.name] = svc
+	i.services = append(i.services, s)
+	return []policy.Restriction{{Kind: "check_spf", Arg: s.name}}
+}
+
+// hasDMARC says that one of the milters goes by what policyd-spf says.
+func (i *importer) hasDMARC() bool {
+	return slices.ContainsFunc(words(i.set["smtpd_milters"]), func(w string) bool {
+		f, _, _ := i.filter(w)
+		return f != nil && f.DMARC != nil
+	})
 }
 
 // filter says what stands behind an endpoint, and what can be done instead;
@@ -82,8 +181,8 @@ func (i *importer) filter(where string) (f *filters.Filter, why string, options 
 		return f, fmt.Sprintf("%s can't be followed: %s", place, strings.Join(f.Unsure, "; ")), options
 	}
 	why = fmt.Sprintf("%s refuses %s", place, strings.Join(f.Refuses, ", "))
-	if len(f.Unsure) > 0 {
-		why += "; " + strings.Join(f.Unsure, "; ")
+	if more := slices.Concat(f.Unsure, f.Notes); len(more) > 0 {
+		why += "; " + strings.Join(more, "; ")
 	}
 	return f, why, options
 }

@@ -1,15 +1,111 @@
 package postfix_test
 
 import (
+	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/fidelity"
 	"github.com/understudy-mx/understudy/policy/postfix"
 )
+
+// etc writes files below the root of a Source.
+func etc(t *testing.T, src postfix.Source, files map[string]string) {
+	t.Helper()
+	for name, text := range files {
+		path := filepath.Join(src.Root, "etc", name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestFollowedFilters: filters that refuse become part of the policy, and
+// opendmarc hears of those before it.
+func TestFollowedFilters(t *testing.T) {
+	const spfConf = "postfix-policyd-spf-python/policyd-spf.conf"
+	debian := map[string]string{
+		"opendkim.conf":  "Socket inet:8891@localhost\nOn-BadSignature reject\n",
+		"opendmarc.conf": "Socket inet:8893@localhost\nRejectFailures true\n",
+		spfConf:          "",
+	}
+	for _, tt := range []struct {
+		name, milters, main string
+		files               map[string]string
+		want                string // of each item, and of what opendmarc hears
+	}{
+		{"all", "inet:localhost:8891, inet:localhost:8893", "", nil, "given-dns given-dns given-dns; DKIM true, SPF policyd-spf-1, self false; check_spf policyd-spf-1"},
+		{"opendmarc first", "inet:localhost:8893, inet:localhost:8891", "", nil, "given-dns given-dns given-dns; DKIM false, SPF policyd-spf-1, self false; check_spf policyd-spf-1"},
+		{"opendmarc alone", "inet:localhost:8893", "", map[string]string{"opendmarc.conf": debian["opendmarc.conf"] + "SPFIgnoreResults true\nSPFSelfValidate true\n"},
+			"approximated given-dns; DKIM false, SPF , self true; check_spf policyd-spf-1"},
+		{"opendkim only signs", "inet:localhost:8891, inet:localhost:8893", "", map[string]string{"opendkim.conf": "Socket inet:8891@localhost\nMode s\n"},
+			"exact given-dns given-dns; DKIM false, SPF policyd-spf-1, self false; check_spf policyd-spf-1"},
+		{"opendkim accepts", "inet:localhost:8891, inet:localhost:8893", "", map[string]string{"opendkim.conf": "Socket inet:8891@localhost\nAuthservID HOSTNAME\n"},
+			"exact given-dns given-dns; DKIM true, SPF policyd-spf-1, self false; check_spf policyd-spf-1"},
+		{"opendkim by another name", "inet:localhost:8891, inet:localhost:8893", "", map[string]string{"opendkim.conf": "Socket inet:8891@localhost\nAuthservID other.example\n"},
+			"exact given-dns given-dns; DKIM false, SPF policyd-spf-1, self false; check_spf policyd-spf-1"},
+		{"a trusted name", "inet:localhost:8891, inet:localhost:8893", "", map[string]string{"opendkim.conf": "Socket inet:8891@localhost\nAuthservID other.example\n",
+			"opendmarc.conf": debian["opendmarc.conf"] + "TrustedAuthservIDs a.example,OTHER.example\n"}, "exact approximated given-dns; DKIM true, SPF policyd-spf-1, self false; check_spf policyd-spf-1"},
+		{"policyd-spf only tests", "inet:localhost:8893", "", map[string]string{spfConf: "TestOnly = 0\n"}, "given-dns exact; DKIM false, SPF policyd-spf-1, self false; check_spf policyd-spf-1"},
+		{"policyd-spf writes nothing", "inet:localhost:8893", "", map[string]string{spfConf: "Header_Type = None\n"}, "given-dns given-dns; DKIM false, SPF , self false; check_spf policyd-spf-1"},
+		{"policyd-spf only tests, and nobody hears", "inet:localhost:8891", "", map[string]string{spfConf: "TestOnly = 0\n"}, "given-dns exact"},
+		{"an unknown milter first", "inet:localhost:11332, inet:localhost:8893", "", nil, "not-replicated not-replicated given-dns; check_spf policyd-spf-1"},
+		{"an unknown milter last", "inet:localhost:8893, inet:localhost:11332", "", nil, "given-dns not-replicated given-dns; DKIM false, SPF policyd-spf-1, self false; check_spf policyd-spf-1"},
+		{"policyd-spf that can't be followed", "inet:localhost:8893", "", map[string]string{spfConf: "Prospective = 192.0.2.1\n"}, "not-replicated not-replicated"},
+		{"other milters for some", "inet:localhost:8891", "smtpd_milter_maps = cidr:{192.0.2.0/24 DISABLE}\n", nil, "not-replicated given-dns; check_spf policyd-spf-1"},
+	} {
+		src := install(t, map[string]string{
+			"main.cf": base + "queue_directory = /var/spool/postfix\nsmtpd_recipient_restrictions = reject_unauth_destination, check_policy_service unix:private/spf\n" +
+				"smtpd_milters = " + tt.milters + "\n" + tt.main,
+			"master.cf": "smtp inet n - y - - smtpd\nspf unix - n n - 0 spawn user=nobody argv=/usr/bin/policyd-spf\n",
+		})
+		files := maps.Clone(debian)
+		maps.Copy(files, tt.files)
+		etc(t, src, files)
+		spec, report, err := postfix.Import(t.Context(), src)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, w := range strings.Split(tt.milters, ", ") {
+			got = append(got, classOf(&report, w))
+		}
+		text := strings.Join(append(got, classOf(&report, "check_policy_service unix:private/spf")), " ")
+		for _, m := range spec.Filters.Milters {
+			if m.DMARC != nil {
+				text += fmt.Sprintf("; DKIM %v, SPF %s, self %v", m.DMARC.DKIM, m.DMARC.SPF, m.DMARC.SelfSPF)
+			}
+		}
+		for _, r := range spec.Restrictions.Recipient {
+			if r.Kind == "check_spf" {
+				text += "; " + r.Kind + " " + r.Arg
+			}
+		}
+		if text != tt.want {
+			t.Errorf("%s: %s\nwant %s", tt.name, text, tt.want)
+		}
+		if _, err := policy.Compile(spec); err != nil {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+	}
+}
+
+func classOf(r *fidelity.Report, element string) string {
+	for _, it := range r.Items {
+		if it.Element == element {
+			return string(it.Class)
+		}
+	}
+	return "none"
+}
 
 // TestFilters: what stands behind milters and policy services is found, and what
 // refuses nothing is no gap.
@@ -26,21 +122,13 @@ policyd-spf unix - n n - 0 spawn user=nobody argv=/usr/bin/policyd-spf
   user=nobody argv=/usr/bin/python3 /usr/bin/policyd-spf /etc/spf/strict.conf
 `,
 	})
-	for name, text := range map[string]string{
-		"etc/opendkim.conf":                               "Mode sv\nSocket local:/var/spool/postfix/opendkim/opendkim.sock\nOn-BadSignature accept\n",
-		"etc/opendmarc.conf":                              "Socket inet:8893@localhost\nRejectFailures true\nDomainWhitelist a.test\n",
-		"etc/default/postgrey":                            "POSTGREY_OPTS=\"--inet=10023\"\n",
-		"etc/postfix-policyd-spf-python/policyd-spf.conf": "TestOnly = 0\n",
-		"etc/spf/strict.conf":                             "HELO_reject = SPF_Not_Pass\nUnheardOf = 1\n",
-	} {
-		path := filepath.Join(src.Root, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+	etc(t, src, map[string]string{
+		"opendkim.conf":    "Mode sv\nSocket local:/var/spool/postfix/opendkim/opendkim.sock\nOn-BadSignature accept\n",
+		"opendmarc.conf":   "Socket inet:8893@localhost\nRejectFailures true\nDomainWhitelist a.test\n",
+		"default/postgrey": "POSTGREY_OPTS=\"--inet=10023\"\n",
+		"postfix-policyd-spf-python/policyd-spf.conf": "TestOnly = 0\n",
+		"spf/strict.conf": "HELO_reject = SPF_Not_Pass\nUnheardOf = 1\n",
+	})
 	src.Filters = []string{"inet:127.0.0.1:8895=opendkim:/etc/gone.conf"}
 	_, report, err := postfix.Import(t.Context(), src)
 	if err != nil {

@@ -107,7 +107,8 @@ type importer struct {
 
 	learned []learnedTable
 
-	badPlaces bool // Filters can't be read, and that is said
+	services  []policyservice // in the order of the restrictions
+	badPlaces bool            // Filters can't be read, and that is said
 
 	everybody bool // exists: no_unknown_recipient_checks
 }

@@ -60,6 +60,9 @@ type Filter struct {
 // Harmless says that the filter refuses nothing by its settings.
 func (f *Filter) Harmless() bool { return len(f.Refuses)+len(f.Unsure) == 0 }
 
+// Judges says that it refuses something.
+func (f *Filter) Judges() bool { return len(f.Refuses) > 0 }
+
 // Option is an option of a program.
 type Option struct {
 	Name  string

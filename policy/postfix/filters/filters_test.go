@@ -171,7 +171,7 @@ func TestOpenDMARC(t *testing.T) {
 }
 
 func TestPolicySPF(t *testing.T) {
-	base := policy.SPFService{HELO: "Fail", MailFrom: "Fail", Skip: []string{"127.0.0.0/8", "::ffff:127.0.0.0/104", "::1/128"}, VoidLookups: 2, Seconds: 20,
+	base := policy.SPFService{HELO: "Fail", MailFrom: "Fail", Skip: []string{"127.0.0.0/8", "::1/128"}, VoidLookups: 2, Seconds: 20,
 		Message: "Message {rejectdefer} due to: {spf}. Please see {url}", Header: "SPF"}
 	with := func(f func(*policy.SPFService)) *policy.SPFService { d := base; f(&d); return &d }
 	both := "SPF Fail of the HELO name; SPF Fail of the sender"

@@ -34,7 +34,9 @@ func prefixes(list []string) (out []string, bad string) {
 		if err != nil || p.Masked() != p {
 			return out, s
 		}
-		out = append(out, p.String())
+		if !p.Addr().Is4In6() { // Postfix shows no client by such an address
+			out = append(out, p.String())
+		}
 	}
 	return out, ""
 }

@@ -10,14 +10,17 @@ import (
 	"github.com/understudy-mx/understudy/policy/fidelity"
 )
 
-const whyScript = "a script decides"
+const (
+	whyScript = "a script decides"
+	whyDNS    = "what is signed by a key that can't be looked up is deferred where On-KeyNotFound doesn't accept; opendkim accepts it once, and then takes the key for missing"
+)
 
 // dkimOptions are what opendkim 2.11.0 of Debian 12 knows.
 var dkimOptions = slices.Concat(
 	each(fidelity.Exact, "", "Mode", "On-BadSignature", "On-NoSignature", "On-KeyNotFound", "On-Default", "On-Security", "Quarantine",
 		"MaximumSignaturesToVerify", "MinimumKeyBits", "MaximumHeaders", "ClockDrift", "AlwaysAddARHeader", "ExemptDomains"),
 	each(fidelity.GivenDNS, "", "PeerList"),
-	each(fidelity.Approximated, "a key that can't be looked up is deferred where On-KeyNotFound doesn't accept; opendkim accepts it once, and then takes it for missing", "On-DNSError"),
+	each(fidelity.Approximated, whyDNS, "On-DNSError"),
 	each(fidelity.Approximated, "mail from these hosts isn't judged, also where the primary would neither sign nor pass it", "InternalHosts"),
 	musts(each(fidelity.NotReplicated, whyScript, "SetupPolicyScript", "ScreenPolicyScript", "FinalPolicyScript")),
 	each(fidelity.NotReplicated, "it changes which signatures count", "MustBeSigned", "TrustSignaturesFrom", "FixCRLF", "DomainKeysCompat", "ReplaceRules",
@@ -99,6 +102,9 @@ func (f *Filter) openDKIM(r *reader) error {
 		f.Refuses = append(f.Refuses, fmt.Sprintf("a header of more than %d octets (%s)", d.MaxHeader, d.Security))
 	}
 	if f.settle(minor) {
+		if d.KeyNotFound != policy.MilterAccept && !slices.ContainsFunc(f.Notes, func(n string) bool { return strings.HasSuffix(n, whyDNS) }) {
+			f.Notes = append(f.Notes, "On-KeyNotFound: "+whyDNS)
+		}
 		f.DKIM = d
 	}
 	return nil
