@@ -83,7 +83,12 @@ func (q *Inquiry) Ask(ctx context.Context, to *envelope.Recipient) (envelope.Rep
 func (q *Inquiry) ask(ctx context.Context, a *asking, to *envelope.Recipient) (reply envelope.Reply, err error) {
 	fresh := !a.wake()
 	if fresh {
-		if err := a.open(ctx, q.c); err != nil {
+		err := a.open(ctx, q.c, &q.env.Client)
+		if no := a.r.refusal(err); no != nil && no.judges() {
+			a.refused = no.reply
+			return no.reply, nil
+		}
+		if err != nil {
 			return reply, err
 		}
 	}
@@ -124,9 +129,9 @@ func (e *refusal) judges() bool {
 }
 
 // open opens a session, if there is a place for one.
-func (a *asking) open(ctx context.Context, c *Client) (err error) {
+func (a *asking) open(ctx context.Context, c *Client, client *envelope.Client) (err error) {
 	r := a.r
-	if err = r.unwilling(); err == nil && !r.XClient {
+	if err = r.unwilling(); err == nil && !r.XClient && !r.Proxy {
 		err = c.mayAsk(r, "")
 	}
 	if err == nil {
@@ -140,7 +145,7 @@ func (a *asking) open(ctx context.Context, c *Client) (err error) {
 		*d = min(*d, askTime)
 	}
 	t.Quit = min(t.Quit, askQuit)
-	if a.s, err = c.connect(ctx, r, r.TLS, t); err != nil {
+	if a.s, err = c.connect(ctx, r, client, r.TLS, t); err != nil {
 		a.leave()
 	}
 	return err
@@ -174,6 +179,9 @@ func (s *session) become(client *envelope.Client) error {
 	if !client.Addr.IsValid() {
 		return errNoName
 	}
+	if s.r.Proxy {
+		return nil // the header did it
+	}
 	reply, err := s.call(stepXClient, nil, xclient(*client, s.caps.xclient))
 	if err == nil && reply.Code != 220 {
 		err = &refusal{stepXClient, reply}
@@ -187,7 +195,7 @@ func (s *session) become(client *envelope.Client) error {
 // mayAsk says whether r's next hop would take us for a client, by the attributes
 // of XCLIENT that it offers. The log says once that it won't.
 func (c *Client) mayAsk(r *route, offered string) (err error) {
-	if !r.XClient || !strings.Contains(offered, " NAME ") || !strings.Contains(offered, " ADDR ") {
+	if !r.Proxy && (!r.XClient || !strings.Contains(offered, " NAME ") || !strings.Contains(offered, " ADDR ")) {
 		err = errXClient
 	}
 	r.mu.Lock()

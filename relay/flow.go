@@ -159,12 +159,12 @@ func (e *refusal) endsSession() bool {
 	return e.step == stepMail && (e.reply.Code == 421 || ofSession(e.reply.Code))
 }
 
-// identityFor is the XCLIENT command that t wants in force.
+// identityFor is the identity that t wants in force.
 func (s *session) identityFor(t *envelope.Transfer) string {
-	if !s.r.XClient || s.noXClient || s.xclient == "" {
+	if s.noXClient {
 		return ""
 	}
-	return xclient(t.Envelope.Client, s.xclient)
+	return s.r.identityOf(&t.Envelope.Client, s.xclient)
 }
 
 // identify makes the next hop take us for t's client. Postfix takes that once a
@@ -181,7 +181,7 @@ func (s *session) identify(t *envelope.Transfer) error {
 	if want == s.identity {
 		return nil
 	}
-	if s.identity != "" && (want == "" || s.caps.xclient == "") {
+	if s.r.Proxy || s.identity != "" && (want == "" || s.caps.xclient == "") {
 		return errNewSession
 	}
 	if s.dirty {
@@ -213,10 +213,15 @@ func (s *session) identify(t *envelope.Transfer) error {
 		return err
 	}
 	s.waiting = nil
-	x := newTransaction(t)
-	x.fill(envelope.NewReply(450, "4.7.0", "Client refused: %.230s", refused.reply))
-	x.settle(nil)
+	refuseClient(t, refused.reply)
 	return errNewSession
+}
+
+// refuseClient defers a message whose client the next hop refuses.
+func refuseClient(t *envelope.Transfer, reply envelope.Reply) {
+	x := newTransaction(t)
+	x.fill(envelope.NewReply(450, "4.7.0", "Client refused: %.230s", reply))
+	x.settle(nil)
 }
 
 // withoutXClient goes on as ourselves. A reply that is no refusal may mean that

@@ -327,7 +327,7 @@ func (c *Client) probe(ctx context.Context, r *route) {
 	if mode != TLSRequire && !thorough {
 		mode = TLSOff
 	}
-	s, err := c.connect(ctx, r, mode, t)
+	s, err := c.connect(ctx, r, nil, mode, t)
 	if err == nil {
 		if mode == r.TLS || !s.caps.startTLS { // else it may be offered in TLS
 			c.noteOffer(r, s.caps.xclient)

@@ -304,7 +304,7 @@ func (c *Client) connectOver(t *testing.T, r *route, serve func(net.Conn)) (*ses
 		serve(there)
 		return here, nil
 	}
-	return over.connect(context.Background(), r, r.TLS, r.Timeouts)
+	return over.connect(context.Background(), r, nil, r.TLS, r.Timeouts)
 }
 
 // TestUnfitForMail: a next hop that refuses every MAIL because of the session is
@@ -446,7 +446,7 @@ func TestNoOutage(t *testing.T) {
 				t.Error(err)
 			}
 		})
-		s, err := c.open(t.Context(), c.routes[dest])
+		s, err := c.open(t.Context(), c.routes[dest], nil)
 		if err != nil {
 			t.Fatal(err)
 		}

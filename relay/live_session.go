@@ -35,6 +35,8 @@ func (l *Live) begin(ctx context.Context) (envelope.Reply, error) {
 	case l.s != nil && errors.As(err, &no): // become's: its word on the client
 		l.close(false)
 		return no.reply, nil
+	case errors.As(err, &no) && no.judges() && l.r.refusal(err) != nil:
+		return no.reply, nil
 	case err != nil:
 		return l.lose(NotBegun, err)
 	}
@@ -47,7 +49,7 @@ func (l *Live) goOn(ctx context.Context) bool {
 	if l.pool == nil || !l.wake() {
 		return false
 	}
-	if l.s.r != l.r || l.identity != xclient(l.env.Client, l.s.xclient) {
+	if l.s.r != l.r || l.identity != l.r.identityOf(&l.env.Client, l.s.xclient) {
 		l.close(true)
 		return false
 	}
@@ -63,6 +65,9 @@ func (l *Live) goOn(ctx context.Context) bool {
 // connect opens a session in the client's name.
 func (l *Live) connect(ctx context.Context) error {
 	l.pool, l.client = l.r.live, l.env.Client.Addr
+	if l.r.Proxy && !l.client.IsValid() {
+		return errNoName
+	}
 	if err := l.pool.sitNow(l.client); err != nil {
 		return err
 	}
@@ -72,7 +77,7 @@ func (l *Live) connect(ctx context.Context) error {
 	t.Connect, t.Quit = min(t.Connect, liveConnect), min(t.Quit, liveQuit)
 	t.Greeting, t.Command, t.DataInit = min(t.Greeting, liveOpen), min(t.Command, liveCommand), min(t.DataInit, liveCommand)
 	t.Block, t.DataEnd = min(t.Block, liveBlock), t.LiveEnd
-	s, err := l.c.connect(ctx, l.r, l.r.TLS, t)
+	s, err := l.c.connect(ctx, l.r, &l.env.Client, l.r.TLS, t)
 	if err != nil {
 		l.leave()
 		l.r.pauseLive(ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded))
@@ -88,7 +93,7 @@ func (l *Live) connect(ctx context.Context) error {
 	var no *refusal
 	switch {
 	case err == nil:
-		l.identity, s.whole = xclient(l.env.Client, s.xclient), true
+		l.identity, s.whole = l.r.identityOf(&l.env.Client, s.xclient), true
 		l.r.noteOffers(s.caps)
 	case !errors.As(err, &no) || !no.judges():
 		l.close(false)

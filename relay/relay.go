@@ -32,7 +32,7 @@
 //
 // RFC 5321, 2920 (pipelining, also across messages), 1870 (SIZE), 6152
 // (8BITMIME), 6531 (SMTPUTF8), 3461 (DSN parameters), 3207 (STARTTLS), 2034
-// (status codes), and Postfix's XCLIENT_README.
+// (status codes), and Postfix's XCLIENT_README; the PROXY protocol of HAProxy, version 2.
 package relay
 
 import (
@@ -67,6 +67,9 @@ type Route struct {
 	ProbeInterval time.Duration
 	// XClient forwards each message's client to a next hop that offers XCLIENT.
 	XClient bool
+	// Proxy forwards it by a PROXY protocol header to a next hop that reads it,
+	// in place of XCLIENT.
+	Proxy bool
 	// MaxAsking bounds the sessions that ask about recipients at a time, 10 if 0.
 	MaxAsking int
 	// Live lets clients' sessions be played through, MaxLive at a time, 50 if 0.
@@ -179,7 +182,8 @@ func New(o Options) *Client {
 //
 // next(wait) waits up to wait for a message, and returns nil for none; next(0)
 // never waits. A failure to open a session marks the destination down, and
-// then no Transfer has been taken.
+// then no Transfer has been taken; but for a route by PROXY, where the first comes
+// before the session.
 func (c *Client) Relay(ctx context.Context, dest string, next func(wait time.Duration) *envelope.Transfer) error {
 	r, ok := c.routes[dest]
 	if !ok {
@@ -187,7 +191,19 @@ func (c *Client) Relay(ctx context.Context, dest string, next func(wait time.Dur
 	}
 	var carried *envelope.Transfer
 	for {
-		s, err := c.open(ctx, r)
+		if carried == nil && r.Proxy { // a connection is for one client
+			if carried = next(r.Timeouts.Idle); carried == nil {
+				return nil
+			}
+		}
+		s, err := c.open(ctx, r, carried)
+		if no := r.refusal(err); no != nil && carried != nil {
+			refuseClient(carried, no.reply)
+			if carried = nil; no.judges() {
+				continue
+			}
+			return err
+		}
 		if err != nil {
 			if carried != nil {
 				carried.Settle(nil, err)
@@ -209,11 +225,19 @@ func (c *Client) Relay(ctx context.Context, dest string, next func(wait time.Dur
 	}
 }
 
-// open opens a session for mail and tells the route's health how that went.
-func (c *Client) open(ctx context.Context, r *route) (*session, error) {
+// open opens a session for mail, to carry t first unless that is nil, and tells
+// the route's health how that went.
+func (c *Client) open(ctx context.Context, r *route, t *envelope.Transfer) (*session, error) {
 	ctx, done := r.opening(ctx)
 	defer done()
-	s, err := c.connect(ctx, r, r.TLS, r.Timeouts)
+	var client *envelope.Client
+	if t != nil {
+		client = &t.Envelope.Client
+	}
+	s, err := c.connect(ctx, r, client, r.TLS, r.Timeouts)
+	if client != nil && r.refusal(err) != nil {
+		return nil, err // it may be up: probes tell
+	}
 	if err != nil {
 		c.metrics.RelaySessions.WithLabelValues("failed").Inc()
 		if ctx.Err() == nil {

@@ -88,7 +88,8 @@ type session struct {
 	caps caps
 
 	heard     atomic.Int64       // when the last reply came, in Unix nanoseconds
-	identity  string             // the XCLIENT command in force, "" for none
+	name      string             // EHLO's argument, until XCLIENT
+	identity  string             // the XCLIENT command in force, or whom the PROXY header names; "" for none
 	xclient   string             // XCLIENT's attributes, also when it is offered no more
 	noXClient bool               // the next hop offered XCLIENT, but does not take ours
 	awaited   []awaited          // replies owed to us, in order
@@ -122,18 +123,18 @@ func (c timedConn) Write(p []byte) (n int, err error) {
 
 // connect opens a session: greeting, EHLO, and STARTTLS as mode says. If the
 // handshake fails and mode allows it, it goes on in plain text by a new
-// connection.
-func (c *Client) connect(ctx context.Context, r *route, mode string, t Timeouts) (*session, error) {
-	s, err := c.connectOnce(ctx, r, mode, t)
+// connection. client, which may be nil, is whom it is for: a PROXY header says so.
+func (c *Client) connect(ctx context.Context, r *route, client *envelope.Client, mode string, t Timeouts) (*session, error) {
+	s, err := c.connectOnce(ctx, r, client, mode, t)
 	var failed *handshakeError
 	if mode == TLSOpportunistic && errors.As(err, &failed) && ctx.Err() == nil {
 		c.log.Warn("going on in plain text", "route", r.Name, "err", err)
-		s, err = c.connectOnce(ctx, r, TLSOff, t)
+		s, err = c.connectOnce(ctx, r, client, TLSOff, t)
 	}
 	return s, err
 }
 
-func (c *Client) connectOnce(ctx context.Context, r *route, mode string, t Timeouts) (*session, error) {
+func (c *Client) connectOnce(ctx context.Context, r *route, client *envelope.Client, mode string, t Timeouts) (*session, error) {
 	dialCtx, cancel := context.WithTimeout(ctx, t.Connect)
 	conn, err := c.dial(dialCtx, "tcp", r.Address)
 	cancel()
@@ -143,13 +144,18 @@ func (c *Client) connectOnce(ctx context.Context, r *route, mode string, t Timeo
 	r.noteHost(conn.RemoteAddr())
 	conn = timedConn{conn, t.Block}
 	s := &session{
-		c: c, r: r, t: t, raw: conn, conn: conn,
+		c: c, r: r, t: t, raw: conn, conn: conn, name: c.hostname,
 		br:  newReplyReader(conn),
 		bw:  bufio.NewWriterSize(conn, chunk),
 		buf: make([]byte, chunk),
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	err = s.hello(ctx, mode)
+	if r.Proxy {
+		err = s.proxy(client)
+	}
+	if err == nil {
+		err = s.hello(ctx, mode)
+	}
 	if !stop() && err == nil {
 		err = ctx.Err()
 	}
@@ -168,7 +174,7 @@ func (s *session) hello(ctx context.Context, mode string) error {
 	if reply.Code != 220 {
 		return &refusal{stepGreeting, reply}
 	}
-	if err := s.ehlo(s.c.hostname); err != nil {
+	if err := s.ehlo(s.name); err != nil {
 		return err
 	}
 	switch {
@@ -260,7 +266,7 @@ func (s *session) startTLS(ctx context.Context, mode string) error {
 	s.br = newReplyReader(conn)
 	s.bw.Reset(conn)
 	s.xclient = ""
-	return s.ehlo(s.c.hostname)
+	return s.ehlo(s.name)
 }
 
 func (s *session) tlsConfig(mode string) (*tls.Config, error) {

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"fmt"
 	"net"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -250,6 +251,73 @@ func TestLivePrimaryStops(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, time.Minute, "the queue is empty", func() bool { return len(s.queue()) == 0 })
+	s.stop()
+	closeBooks(t, &books, primary, 0)
+}
+
+// TestProxyIdentity: a Postfix that reads PROXY headers hears of each client by
+// them: of one that is played through, asked about, or whose mail waited.
+func TestProxyIdentity(t *testing.T) {
+	service := newPolicyService(t)
+	lines := []string{"inet_protocols = all", "smtpd_upstream_proxy_protocol = haproxy", "smtpd_peername_lookup = no", "smtpd_recipient_restrictions = check_policy_service inet:" + service.addr}
+	primary := newPostfix(t, lines...)
+	primary.start()
+	s := newSecondary(t, primary.addr, "", "identity = \"proxy\"\n")
+	write(t, s.path("understudy.toml"), strings.Replace(readFile(t, s.path("understudy.toml")), "policy.toml", "policy.json", 1))
+	s.importFrom(primary, service, "ask-else-ignore")
+	s.start()
+	s.isLive()
+	var books testmx.Ledger
+	sees := func(how, client string) {
+		t.Helper()
+		for name, want := range map[string]string{"client_address": client, "helo_name": "helo.sender.example", "sender": "bob@sender.example"} {
+			if got, _ := service.request(name); got != want {
+				t.Errorf("%s: the policy service saw %s=%s, want %s", how, name, got, want)
+			}
+		}
+	}
+	if got := sendAs(t, s.addr, "192.0.2.7", &books); !strings.HasPrefix(got, "450 4.7.1 <alice@example.org>: Recipient address rejected: Greylisted") {
+		t.Errorf("live, greylisted: %s", got)
+	}
+	sees("live", "192.0.2.7")
+	if got := sendAs(t, s.addr, "192.0.2.7", &books); !strings.HasPrefix(got, "250 2.1.5") || len(s.queue()) != 0 {
+		t.Errorf("live, the second try: %s", got)
+	}
+	if got := sendAs(t, s.addr, "2001:db8::7", &books); !strings.HasPrefix(got, "450 4.7.1") {
+		t.Errorf("live, IPv6: %s", got)
+	}
+	sees("live, IPv6", "2001:db8::7")
+
+	primary.kill()
+	eventually(t, 20*time.Second, "the secondary knows", func() bool { return s.metric(`understudy_primary_up{route="primary"}`) == 0 })
+	for i := range 3 {
+		if got := sendAs(t, s.addr, fmt.Sprintf("192.0.2.%d", 8+i), &books); !strings.HasPrefix(got, "250 2.1.5") {
+			t.Errorf("while it is down: %s", got)
+		}
+		service.decide(map[string]string{"client_address": fmt.Sprintf("192.0.2.%d", 8+i), "sender": "bob@sender.example", "recipient": "alice@example.org"}) // no greylisting now
+	}
+	primary.start()
+	eventually(t, 20*time.Second, "the queue is empty", func() bool { return len(s.queue()) == 0 })
+	log := readFile(t, filepath.Join(primary.dir, "mail.log"))
+	for i := range 3 {
+		if want := fmt.Sprintf("client=unknown[192.0.2.%d]", 8+i); !strings.Contains(log, want) {
+			t.Errorf("the primary's log lacks %s", want)
+		}
+	}
+	s.stop()
+
+	write(t, s.path("understudy.toml"), readFile(t, s.path("understudy.toml"))+"while_up = \"accept\"\n")
+	s.start()
+	s.isLive()
+	if got := sendAs(t, s.addr, "192.0.2.20", &books); !strings.HasPrefix(got, "450 4.7.1") {
+		t.Errorf("asked: %s", got)
+	}
+	sees("asked", "192.0.2.20")
+	// It finds other things wrong with a set-up on loopback addresses.
+	out, _ := exec.Command(s.binary, "doctor", "--json", "-c", s.path("understudy.toml")).CombinedOutput()
+	if !bytes.Contains(out, []byte(`"check"`)) || bytes.Contains(out, []byte("primary-away")) || bytes.Contains(out, []byte("no-client-identity")) {
+		t.Errorf("doctor:\n%s", out)
+	}
 	s.stop()
 	closeBooks(t, &books, primary, 0)
 }

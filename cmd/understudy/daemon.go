@@ -238,8 +238,8 @@ func (d *daemon) buildRelay() {
 	routes := map[string]relay.Route{}
 	add := func(name string, p config.Primary) {
 		routes[name] = relay.Route{Name: name, Address: p.Address, TLS: p.TLS, TLSName: p.TLSName,
-			TLSCA: p.TLSCA, XClient: p.XClient, MaxAsking: p.MaxConnections, ProbeInterval: p.ProbeInterval,
-			Live: p.WhileUp == "live" && p.XClient, MaxLive: p.MaxLive}
+			TLSCA: p.TLSCA, XClient: p.ByXClient(), Proxy: p.ByProxy(), MaxAsking: p.MaxConnections, ProbeInterval: p.ProbeInterval,
+			Live: p.WhileUp == "live" && byClientOf(p), MaxLive: p.MaxLive}
 	}
 	add(defaultRoute, d.cfg.Primary)
 	for _, r := range d.cfg.Routes {
@@ -291,9 +291,9 @@ func (d *daemon) openQueue() error {
 	}
 	limit := map[string]int{defaultRoute: d.cfg.Primary.MaxConnections}
 	rate := map[string]int{defaultRoute: d.cfg.Primary.MaxRate}
-	byClient := map[string]bool{defaultRoute: d.cfg.Primary.XClient}
+	byClient := map[string]bool{defaultRoute: byClientOf(d.cfg.Primary)}
 	for _, r := range d.cfg.Routes {
-		limit[r.Name], rate[r.Name], byClient[r.Name] = r.MaxConnections, r.MaxRate, r.XClient
+		limit[r.Name], rate[r.Name], byClient[r.Name] = r.MaxConnections, r.MaxRate, byClientOf(r.Primary)
 	}
 	q, err := queue.Open(queue.Options{
 		Store:          queueDir(d.cfg),

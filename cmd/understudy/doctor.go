@@ -89,7 +89,7 @@ func (c *doctorCmd) onSecondary(ctx context.Context, cfg *config.Config, e docto
 	}
 	e.Hostname, e.Doors = cfg.Hostname, cfg.SMTP.Listen
 	for _, p := range append([]config.Primary{cfg.Primary}, routed(cfg)...) {
-		e.Primaries = append(e.Primaries, doctor.Primary{Address: p.Address, TLS: p.TLS, TLSName: p.TLSName, XClient: p.XClient})
+		e.Primaries = append(e.Primaries, doctor.Primary{Address: p.Address, TLS: p.TLS, TLSName: p.TLSName, XClient: p.ByXClient(), Proxy: p.ByProxy()})
 	}
 	daemon := daemonOf(cfg)
 	defer daemon.Close()

@@ -4,9 +4,14 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/relay"
 	"github.com/understudy-mx/understudy/smtpd"
 )
+
+// byClientOf says that a server is told whose mail it gets, and has a session for
+// each client.
+func byClientOf(p config.Primary) bool { return p.ByXClient() || p.ByProxy() }
 
 // playThrough has the door play clients' sessions to the next hops while they
 // are up, where the configuration wants that.

@@ -70,12 +70,19 @@ type Primary struct {
 	TLS            string // opportunistic, require, off
 	TLSName, TLSCA string
 	XClient        bool
+	Identity       string // xclient, proxy, none
 	WhileUp        string // live, accept
 	MaxLive        int    // sessions played through at a time
 	ProbeInterval  time.Duration
 	MaxConnections int
 	MaxRate        int // messages a second, 0 for any
 }
+
+// ByXClient says that the server is told the clients by XCLIENT.
+func (p Primary) ByXClient() bool { return p.Identity == "xclient" && p.XClient }
+
+// ByProxy says that it is told them by a PROXY header.
+func (p Primary) ByProxy() bool { return p.Identity == "proxy" }
 
 // Route sends some domains to a next hop of their own.
 type Route struct {
@@ -332,6 +339,7 @@ func (r *reader) check() {
 	if c.Primary.Address == "" && !r.failed("primary.address") {
 		r.mistake("primary.address", `missing: where does accepted mail go? Add address = "mx1.example.org:25" under [primary]`)
 	}
+	r.checkIdentity("primary", c.Primary)
 	r.checkPolicy()
 	if (c.SMTP.TLSCert == "") != (c.SMTP.TLSKey == "") && !r.failed("smtp.tls_cert") && !r.failed("smtp.tls_key") {
 		set, other := "smtp.tls_cert", "tls_key"
@@ -343,10 +351,18 @@ func (r *reader) check() {
 	r.checkRoutes()
 }
 
+// checkIdentity looks whether a server is told the clients in one way.
+func (r *reader) checkIdentity(path string, p Primary) {
+	if !p.XClient && p.ByProxy() {
+		r.mistake(path+".xclient", `is for identity = "xclient", and identity is "proxy"; remove this line`)
+	}
+}
+
 func (r *reader) checkRoutes() {
 	domain, name := map[string]string{}, map[string]string{"primary": "the section [primary]"}
 	for i, rt := range r.cfg.Routes {
 		path := fmt.Sprintf("route[%d]", i)
+		r.checkIdentity(path, rt.Primary)
 		if other, twice := name[rt.Name]; twice && rt.Name != "" {
 			r.mistake(path+".name", "%q already names %s; choose another", rt.Name, other)
 		}

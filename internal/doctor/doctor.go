@@ -55,6 +55,7 @@ type Primary struct {
 	TLS     string // opportunistic, require, off
 	TLSName string // of its certificate, if not the host's
 	XClient bool   // we want to name clients to it
+	Proxy   bool   // … by a PROXY header, which it wants before all else
 }
 
 // Exam is what to examine.

@@ -23,18 +23,27 @@ func (x *exam) primary(ctx context.Context) (looked bool) {
 		if x.loop(ctx, p) {
 			continue
 		}
-		s := x.greet(ctx, p.Address)
+		preface := ""
+		if p.Proxy {
+			preface = proxyLocal
+		}
+		s := x.greet(ctx, p.Address, preface)
 		if s.err != nil {
 			x.unanswered(p, &s)
 			continue
 		}
 		x.screened(p, &s)
 		x.encrypted(p, &s)
-		x.identity(p, &s)
+		if !p.Proxy { // a header tells it whose mail it gets; this session was for ourselves
+			x.identity(p, &s)
+		}
 		s.conn.quit()
 	}
 	return len(x.Primaries) > 0
 }
+
+// proxyLocal is a PROXY header, version 2, of a connection for nobody else.
+const proxyLocal = "\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00"
 
 // loop tells whether a next hop is this machine.
 func (x *exam) loop(ctx context.Context, p Primary) bool {

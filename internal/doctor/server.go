@@ -43,7 +43,7 @@ func (s *server) keywords() map[string]string {
 // that ended after EHLO.
 func (x *exam) server(ctx context.Context, addr string) server {
 	return memo(x, x.servers, addr, func() server {
-		s := x.greet(ctx, addr)
+		s := x.greet(ctx, addr, "")
 		if s.conn != nil {
 			s.conn.quit()
 		}
@@ -59,8 +59,9 @@ type dialogue struct {
 }
 
 // greet opens a session, with TLS if the server offers it; whose certificate it
-// is gets looked at later. The caller closes s.conn.
-func (x *exam) greet(ctx context.Context, addr string) (s server) {
+// is gets looked at later. preface goes out before all else. The caller closes
+// s.conn.
+func (x *exam) greet(ctx context.Context, addr, preface string) (s server) {
 	begin := time.Now()
 	conn, err := x.dial(ctx, addr)
 	if err != nil {
@@ -74,6 +75,10 @@ func (x *exam) greet(ctx context.Context, addr string) (s server) {
 		}
 	}()
 	s.conn = d
+	if _, err := io.WriteString(conn, preface); err != nil {
+		s.err = err
+		return s
+	}
 	code, text, err := d.reply()
 	s.wait = time.Since(begin)
 	lines := strings.Split(text, "\n")
