@@ -226,6 +226,9 @@ func (e *eval) checkHelo() status {
 }
 
 func (e *eval) checkMail() status {
+	if !e.hasSender { // at VRFY
+		return dunno
+	}
 	e.deferPermit.active = e.deferPermitClient || e.deferPermitHelo
 	e.senderChecked = false
 	e.begin(Mail, e.sender.raw, classSender)

@@ -206,7 +206,7 @@ func (s *session) recipient(arg string) {
 	s.library.hand("RCPT TO:<r@x>", s.addRecipient)
 }
 
-// rcptParams reads RCPT's parameters. They are kept as the client wrote them.
+// rcptParams reads RCPT's parameters.
 func rcptParams(rcpt *envelope.Recipient, list string, dsn bool) envelope.Reply {
 	for param := range words(list) {
 		key, value, assigned := strings.Cut(param, "=")
@@ -218,10 +218,11 @@ func rcptParams(rcpt *envelope.Recipient, list string, dsn bool) envelope.Reply 
 		}
 		switch key {
 		case "NOTIFY": // RFC 3461 §4.1
-			if rcpt.Notify != "" || !validNotify(value) {
+			notify := parseNotify(value)
+			if rcpt.Notify != "" || notify == "" {
 				return envelope.NewReply(501, "5.5.4", "Error: Bad NOTIFY parameter syntax")
 			}
-			rcpt.Notify = strings.ToUpper(value)
+			rcpt.Notify = notify
 		case "ORCPT": // RFC 3461 §4.2
 			if rcpt.ORcpt != "" || !validORcpt(value) {
 				return envelope.NewReply(501, "5.5.4", "Error: Bad ORCPT parameter syntax")
@@ -232,17 +233,23 @@ func rcptParams(rcpt *envelope.Recipient, list string, dsn bool) envelope.Reply 
 	return envelope.Reply{}
 }
 
-// validNotify says that s is NEVER alone, or a list of other events.
-func validNotify(s string) bool {
-	if strings.EqualFold(s, "NEVER") {
-		return true
-	}
+// parseNotify reads NEVER, or a list of other events. As in Postfix an event may
+// be there twice, and a comma without one. What it returns has neither; it is
+// empty when s makes no sense.
+func parseNotify(s string) string {
+	var events []string
 	for event := range strings.SplitSeq(strings.ToUpper(s), ",") {
-		if event != "SUCCESS" && event != "FAILURE" && event != "DELAY" {
-			return false
+		if event != "" && !slices.Contains(events, event) {
+			events = append(events, event)
+		}
+		if !slices.Contains([]string{"", "NEVER", "SUCCESS", "FAILURE", "DELAY"}, event) {
+			return ""
 		}
 	}
-	return len(s) <= len("SUCCESS,FAILURE,DELAY")
+	if len(events) > 1 && slices.Contains(events, "NEVER") {
+		return ""
+	}
+	return strings.Join(events, ",")
 }
 
 // validORcpt says that s is an address type and an address in xtext, or in one

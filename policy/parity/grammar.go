@@ -53,7 +53,11 @@ func (m *Material) session(r *rand.Rand) Session {
 		case d.oneIn(12):
 			add(d.helo())
 		case d.oneIn(40):
-			add(d.pick([]string{"NOOP", "RSET now", "NOOP x", "DATA now", "FOO bar"}))
+			add(d.pick([]string{"NOOP", "RSET now", "NOOP x", "DATA now", "FOO bar", "HELP", "HELP MAIL", "EXPN bob", "TURN", "XFORWARD NAME=x", "AUTH PLAIN", "QUERY x"}))
+		case d.oneIn(20):
+			add("VRFY " + strings.Trim(d.pick([]string{d.pick(d.m.Recipients), d.recipient(), "bob", "", "<>", "bob@" + d.often(d.m.Senders), d.pick(d.m.Strings)}), " "))
+		case d.oneIn(100):
+			add("ETRN " + d.pick([]string{d.pick(d.m.Domains), "far.example", "", "#x", "@" + d.pick(d.m.Domains), "-bad-", "[192.0.2.1]"}))
 		}
 		if n > 1 && !d.oneIn(20) {
 			add("RSET")
@@ -149,7 +153,10 @@ func (d draw) mailParams() string {
 			"SIZE=1000", "SIZE=0", "SIZE=", "SIZE=abc", "SIZE=-1", "SIZE=99999999999999999999",
 			fmt.Sprint("SIZE=", size), fmt.Sprint("SIZE=", size+1), fmt.Sprint("SIZE=", max(0, size-1)), "size=1000",
 			"BODY=8BITMIME", "BODY=7BIT", "BODY=BINARYMIME", "body=8bitmime", "SMTPUTF8", "SMTPUTF8", "SMTPUTF8", "SMTPUTF8=x",
-			"RET=FULL", "RET=HDRS", "RET=x", "ENVID=abc+2Bd", "ENVID=a=b", "FOO=bar", "FOO", "RET=FULL RET=HDRS",
+			"RET=FULL", "RET=HDRS", "RET=x", "ENVID=abc+2Bd", "ENVID=a=b", "FOO=bar", "FOO", "RET=FULL RET=HDRS", "RET=", "ENVID=", "ENVID=+zz",
+			"AUTH=<>", "AUTH=", "AUTH=a@b.example", "AUTH=a+20b", "AUTH=<> AUTH=x", "BY=120;R", "BY=", "MT-PRIORITY=3", "REQUIRETLS",
+			"SIZE=10000000000000", "SIZE=9223372036854775807", "SIZE=9223372036854775808", "SIZE=000000000000000000001", "SIZE=1 SIZE=2", "SIZE=+1",
+			"NOTIFY=NEVER", "ORCPT=rfc822;a@b.example", "BODY=", "BODY=7BIT BODY=8BITMIME", "XVERP", "=x", "SIZE=1=2",
 		}))
 	}
 	return b.String()
@@ -184,11 +191,13 @@ func (d draw) recipient() string {
 }
 
 func (d draw) rcptParams() string {
-	if !d.oneIn(30) {
+	if !d.oneIn(15) {
 		return ""
 	}
 	return " " + d.pick([]string{
 		"NOTIFY=NEVER", "NOTIFY=SUCCESS,DELAY", "NOTIFY=x", "NOTIFY=NEVER,DELAY", "notify=failure", "NOTIFY=",
-		"ORCPT=rfc822;a@b.example", "ORCPT=rfc822", "ORCPT=;x", "FOO=bar", "FOO",
+		"ORCPT=rfc822;a@b.example", "ORCPT=rfc822", "ORCPT=;x", "FOO=bar", "FOO", "ORCPT=rfc822;", "ORCPT=", "ORCPT=rfc822;a+3D+2Bb", "ORCPT=rfc822;a+zz",
+		"ORCPT=utf-8;b\\x{FC}@b.example", "ORCPT=x;y;z", "ORCPT=rfc822;a ORCPT=rfc822;b", "NOTIFY=NEVER NOTIFY=DELAY", "NOTIFY=NEVER,NEVER",
+		"NOTIFY=SUCCESS ORCPT=rfc822;<a@b.example>", "NOTIFY=success,Failure,DELAY", "RET=FULL", "SIZE=1", "AUTH=<>", "BY=1;N", "SMTPUTF8",
 	})
 }

@@ -42,7 +42,10 @@ func explained(d *parity.Difference) (why string, ok bool) {
 	if strings.HasPrefix(line, "(message") && primary.Code == 250 && local.Enhanced == "5.4.0" {
 		return "Received fields that header_checks drop, or of a message that is discarded, count as hops", true
 	}
-	if verb != "MAIL" && verb != "RCPT" {
+	if verb == "ETRN" && local.Code == 459 {
+		return "the secondary starts no queue, whoever asks for it", true
+	}
+	if verb != "MAIL" && verb != "RCPT" && verb != "VRFY" {
 		return "", false
 	}
 	for _, dev := range deviations {
@@ -54,7 +57,7 @@ func explained(d *parity.Difference) (why string, ok bool) {
 }
 
 func isSyntax(r parity.Reply) bool {
-	return r.Code == 501 && (r.Enhanced == "5.1.7" || r.Enhanced == "5.1.3")
+	return r.Code == 501 && (r.Enhanced == "5.1.7" || r.Enhanced == "5.1.3") || r.Code == 401 && (r.Enhanced == "4.1.7" || r.Enhanced == "4.1.3") // soft_bounce
 }
 
 // TestAddressesDoc keeps docs/PARITY-ADDRESSES.md equal to the deviations, and
