@@ -64,6 +64,9 @@ tables that looks like a key; what isn't listed isn't denied there. *Not compare
 would take minutes. The hostile suites are forms that an operator might write who wants to do it all in one query. These figures
 are with 3,000 keys a table, and those it lists; the hostile suites have 1,000.
 
+With 50,000 keys (2026-11-29): virtualmin, mail-in-a-box, postfixadmin, ispmail, froxlor, modoboa and iredmail-mysql played 1,879,462
+look-ups in 37 tables: 9,743 explained, no difference.
+
 | suite | database | exact | by candidates | not compared | look-ups | explained | differences |
 | --- | --- | --: | --: | --: | --: | --: | --: |
 `
