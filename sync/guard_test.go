@@ -144,6 +144,34 @@ func TestTakenBackForMore(t *testing.T) {
 	}
 }
 
+// TestTakenBackLimits: what a version that takes a deletion back may itself remove.
+func TestTakenBackLimits(t *testing.T) {
+	many, org := names(10, "example.org"), []string{"example.org"}
+	for _, tt := range []struct {
+		name    string
+		domains []string
+		more    []string
+		staged  bool
+	}{
+		{"half as many as it has", org, []string{"a@example.org", "b@example.org", "c@example.org", "d@example.org", "e@example.org"}, true},
+		{"fewer", org, []string{"a@example.org", "b@example.org", "c@example.org", "d@example.org"}, false},
+		{"a domain", append(org, "example.com"), []string{"a@example.com"}, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			e := newEvil(t)
+			f := e.follower(t, newSpec(t, org, many...))
+			e.step(t, f, 2, newSpec(t, tt.domains, append(many[:3:3], tt.more...)...))
+			if f.Pending() == nil {
+				t.Fatal("nothing is staged")
+			}
+			e.step(t, f, 3, newSpec(t, org, many...))
+			if staged := f.Pending() != nil; staged != tt.staged {
+				t.Errorf("staged %v", staged)
+			}
+		})
+	}
+}
+
 // TestDeletionInSlices takes a list away a little at a time.
 func TestDeletionInSlices(t *testing.T) {
 	e := newEvil(t)
