@@ -99,8 +99,8 @@ func (a *auditor) record(key, value []byte) error {
 	return nil
 }
 
-// clockWentBack makes due what waits for a time further ahead than any wait
-// is: the clock was wrong then, or is now.
+// clockWentBack makes due every message that waits for longer than the longest
+// wait: the clock was wrong then, or is now.
 func (q *Queue) clockWentBack(r *store.Record) (changed bool) {
 	now := q.now()
 	for i := range r.Recipients {
@@ -141,8 +141,8 @@ func (a *auditor) flush() error {
 	return err
 }
 
-// counts compares what is there with what the last batch said. The totals
-// ride in every batch: a batch that vanished before a later one shows here.
+// counts compares the records with the totals of the last batch. Every batch
+// has totals, so that a batch missing before a later one shows here.
 func (a *auditor) counts(said store.Totals) error {
 	got := a.found
 	got.Messages += int64(a.damage)
@@ -154,7 +154,7 @@ func (a *auditor) counts(said store.Totals) error {
 	return a.flush()
 }
 
-// index compares the index with the one called for, and rebuilds it if need be.
+// index compares the index with the expected one, and rebuilds it if need be.
 func (a *auditor) index() error {
 	var have fingerprint
 	spaces := []byte{store.SpaceLine, store.SpaceDeferred}
@@ -220,7 +220,7 @@ func (q *Queue) sweep() error {
 	return nil
 }
 
-// quarantineOp moves a message aside that turned out damaged in service.
+// quarantineOp quarantines a message that turned out to be damaged in service.
 func (q *Queue) quarantineOp(r *store.Record, cause error) *op {
 	return &op{keep: true, size: 512, fill: func(t *tx) error {
 		key := store.SeqKey(store.SpaceRecord, r.Seq)

@@ -16,17 +16,17 @@ import (
 type op struct {
 	// fill adds the change to the batch. Its error fails this op alone.
 	fill func(*tx) error
-	// done is told the outcome, once, by the committer: nil means synced.
+	// done gets the outcome from the committer, once: nil means synced.
 	done func(error)
 	// size is roughly how many octets fill will add.
 	size int
 	// keep says that the change must be written even if the store has to be
 	// reopened first: fill is then called again with tx.again set.
 	keep bool
-	// undo, called when the outcome is unknown, returns the op that takes the
-	// change back after reopening. The one who waited was told that it failed.
+	// undo, called when the outcome is unknown, returns the op that reverts the
+	// change after reopening. The waiting caller was told that it failed.
 	undo func() *op
-	// taken is set by the committer, or by one who gives up waiting before.
+	// taken is set by the committer, or before that by a caller that gives up.
 	taken atomic.Bool
 }
 
@@ -172,10 +172,10 @@ func (c *committer) run() {
 	}
 }
 
-// collect takes the ops that wait, up to maxBatch octets, and blocks for the
-// first one. While that brings more it lets the goroutines run that are ready
-// to: whoever is about to commit shares the sync, and an idle machine loses no
-// time. open is false once the channel is closed and empty.
+// collect blocks for one op and takes all that wait, up to maxBatch octets. It
+// yields to other goroutines as long as that brings more ops to share the sync;
+// on an idle machine this costs no time. open is false once the channel is
+// closed and empty.
 func (c *committer) collect() (batch []*op, open bool) {
 	o := c.spare
 	c.spare = nil

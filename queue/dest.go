@@ -10,7 +10,7 @@ import (
 )
 
 // readAhead is how many entries a destination reads from each of its lines at
-// a time, some 100 KiB. Among them a session looks for mail of its client.
+// a time, some 100 KiB. A session looks for its client's mail among them.
 const readAhead = 512
 
 // maxAgain bounds the entries that a destination keeps in memory because a
@@ -61,7 +61,7 @@ func (q *Queue) dest(name string) *dest {
 	return d
 }
 
-// noticed is told of an index key that was just written. A key before the
+// noticed takes note of an index key that was just written. A key before the
 // cursor (a release, a clock that went back) moves the cursor back.
 func (d *dest) noticed(key []byte) {
 	d.mu.Lock()
@@ -77,7 +77,7 @@ func (d *dest) noticed(key []byte) {
 	d.mu.Unlock()
 }
 
-// before moves a cursor back so that key lies behind it.
+// before moves a cursor back to just before key.
 func before(cursor, key []byte) []byte {
 	if cursor == nil || string(cursor) < string(key) {
 		return cursor
@@ -97,9 +97,9 @@ func (d *dest) ring() {
 	d.bell = make(chan struct{})
 }
 
-// pop takes the next entry that is due, oldest first: what a session failed
-// under, then deferred ones that are due and the line, turn about. The first
-// of client that was read ahead overtakes, unless client is "".
+// pop takes the next due entry: one under which a session failed, else in turn a
+// deferred one and the oldest in line. Unless client is "", the first entry of
+// client that was read ahead overtakes.
 func (d *dest) pop(now time.Time, client string) (e entry, ok bool, err error) {
 	for i, e := range d.again {
 		if !e.wait.After(now) && !d.q.busy(e.seq) {
@@ -159,8 +159,8 @@ func (d *dest) refill(now time.Time) error {
 	return err
 }
 
-// refillFlush goes on with a Flush: through all deferred ones once, whatever
-// their time, leaving out those that were tried since.
+// refillFlush continues a Flush: it visits every deferred entry once, whatever
+// its time, but for those tried since the Flush began.
 func (d *dest) refillFlush(prefix []byte, entries []entry) ([]entry, error) {
 	seen := 0
 	err := d.q.store.Page(store.From(prefix, d.flushAt), func(key, value []byte) bool {
@@ -177,14 +177,13 @@ func (d *dest) refillFlush(prefix []byte, entries []entry) ([]entry, error) {
 	return entries, err
 }
 
-// retryMin is how long a message waits that a session failed under twice in a
-// row; it doubles with each further one, up to backoffMax.
+// retryMin is the wait of a message under which two sessions in a row failed. It
+// doubles with each further failure, up to backoffMax.
 const retryMin = 5 * time.Second
 
-// putBack returns an entry that a session failed under. It waits a little
-// longer each time, so that one message that breaks every session does not
-// keep the rest from moving. The first failure costs nothing: it is what an
-// outage does to whatever was under way.
+// putBack returns an entry under which a session failed. It waits longer each
+// time, so that a message that breaks every session doesn't hold up the rest.
+// The first failure costs nothing: an outage does that to any message under way.
 func (d *dest) putBack(e entry, now time.Time) {
 	if e.fails++; e.fails > 1 {
 		e.wait = now.Add(min(retryMin<<min(e.fails-2, 20), backoffMax))
@@ -268,15 +267,15 @@ func (p *pace) reset() {
 }
 
 // A next hop is slow when messages take slowTimes as long as the fastest did,
-// and slowAlways more: that long are not even its own pauses.
+// and slowAlways more: not even its own pauses are that long.
 const (
 	slowTimes  = 4
 	slowAlways = 250 * time.Millisecond
 )
 
-// took is told how long a small message was under way, and says whether the
-// next hop has become slow. The least rises slowly, so that it is not for ever
-// that of an idle hour.
+// took notes how long a small message took, and says whether the next hop has
+// become slow. The least time rises slowly, so that an idle hour doesn't set it
+// for ever.
 func (p *pace) took(d time.Duration) (slow bool) {
 	p.least += p.least / 512
 	if d < p.least || p.least == 0 {
@@ -296,7 +295,7 @@ func (p *pace) took(d time.Duration) (slow bool) {
 // rateBurst is how much of a pause a max rate may make up for.
 const rateBurst = 100 * time.Millisecond
 
-// spend takes a message's share of a rate a second, 0 for any rate.
+// spend takes a message's share of a rate per second; 0 is no limit.
 func (p *pace) spend(now time.Time, rate int) {
 	if rate <= 0 {
 		return
@@ -322,7 +321,7 @@ func (p *pace) bad(now time.Time) {
 	p.window = max(1, p.window/2)
 }
 
-// failed is told that a session failed.
+// failed notes that a session failed.
 func (p *pace) failed(now time.Time) {
 	p.bad(now)
 	p.fails++

@@ -7,9 +7,9 @@ import (
 	"github.com/understudy-mx/understudy/queue/store"
 )
 
-// Space of deleted keys comes back by compaction only. It is looked at this
-// often, and done when at least reclaimAbove octets have left since; the first
-// time in any case, for what left in an earlier life.
+// Only compaction frees the space of deleted keys. It is considered this often,
+// and done when at least reclaimAbove octets have left since; the first time in
+// any case, for mail that left in an earlier run.
 const (
 	reclaimEvery = 30 * time.Second
 	reclaimAbove = 32 << 20

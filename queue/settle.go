@@ -18,16 +18,16 @@ const (
 	backoffMax = time.Hour
 )
 
-// backoff is the wait after the given number of attempts, one more or less
-// than a fifth of it, so that what was deferred together spreads out.
+// backoff is the wait after the given number of attempts, varied by up to a
+// fifth, so that recipients deferred together spread out.
 func backoff(attempts int) time.Duration {
 	d := backoffMin << min(max(attempts-1, 0), 6)
 	d = min(d, backoffMax)
 	return d - d/5 + rand.N(2*d/5)
 }
 
-// claim is one message on its way to one destination. Whoever holds it is the
-// only one who may change the message.
+// claim is one message on its way to one destination. Only its holder may change
+// the message.
 type claim struct {
 	q       *Queue
 	d       *dest

@@ -24,8 +24,8 @@ var (
 	replyNoSpace  = envelope.NewReply(452, "4.3.1", "Insufficient system storage, try again later")
 )
 
-// poisoned is the reply to mail that can't be stored: 452 when that is for want
-// of space, 451 else.
+// poisoned is the reply to mail that can't be stored: 452 for want of space, else
+// 451.
 func poisoned(err error) error {
 	reply := replyPoisoned
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {

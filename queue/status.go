@@ -11,8 +11,8 @@ import (
 // Status is the queue at one moment, for an operator who watches it.
 type Status struct {
 	At time.Time `json:"at"`
-	// Accepted counts the messages since the queue was made. What of them is
-	// not in Messages has left: the rates come from these two.
+	// Accepted counts the messages since the queue was made. Those that aren't
+	// in Messages have left; rates are computed from the two.
 	Accepted    uint64    `json:"accepted"`
 	Messages    int       `json:"messages"`
 	Deferred    int       `json:"deferred"`

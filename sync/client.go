@@ -29,8 +29,8 @@ const (
 // longPoll is how long a publisher lets a poll wait; it signs anew as often.
 const longPoll = time.Minute
 
-// errGone says that a chunk is no longer of the publisher's version: there is
-// a newer head.
+// errGone says that a chunk no longer belongs to the publisher's version: there
+// is a newer head.
 var errGone = errors.New("the primary's policy changed meanwhile")
 
 // client asks a publisher.
@@ -48,7 +48,7 @@ func newClient(fsys fileSystem, dir string, p *pairing) (*client, error) {
 	}
 	cfg, err := tlsConfig(key, func(pin Pin) error {
 		if !anyPin(p.pins(), pin) {
-			return alarm(AlarmPin, "%s showed key %s, which is not the paired primary's: another publisher answers there, or its directory was made anew; if that is meant, pair again with invite and join", p.Address, pin)
+			return alarm(AlarmPin, "%s showed key %s, which is not the paired primary's: another publisher answers there, or its directory was made anew; if that is intended, pair again with invite and join", p.Address, pin)
 		}
 		return nil
 	})
@@ -126,7 +126,7 @@ func explain(err error) error {
 		// net/http swallows the alert when it comes before the first request;
 		// TestRevoke tells when that ends.
 		strings.Contains(err.Error(), "client conn could not be established"):
-		return alarm(AlarmRefused, "the primary refused our key: it was revoked there, or nothing is to be paired now: %w", err)
+		return alarm(AlarmRefused, "the primary refused our key: it was revoked there, or no invitation is open: %w", err)
 	}
 	if op != nil && op.Op == "dial" {
 		return alarm(AlarmUnreachable, "%w: start `understudy publish` there, let its port through the firewall, or correct publish.address and invite again", err)

@@ -67,10 +67,10 @@ func parseSettings(b []byte) (*policy.Spec, error) {
 		return nil, fmt.Errorf("settings: %w (is the primary's program newer?)", err)
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("settings: something follows them")
+		return nil, errors.New("settings: trailing data")
 	}
 	if spec.Tables != nil {
-		return nil, errors.New("settings: tables have no place there")
+		return nil, errors.New("settings: unexpected tables")
 	}
 	return spec, nil
 }
@@ -160,8 +160,8 @@ func (c *content) count(old *content) {
 	maps.DeleteFunc(c.domains, func(_ string, n *uint64) bool { return *n == 0 })
 }
 
-// perDomain hashes the counts: domains ascending, each with its length before
-// it and its count behind.
+// perDomain hashes the counts: for each domain, ascending, its length, its name
+// and its count.
 func (c *content) perDomain() hash {
 	h := sha256.New()
 	var b []byte

@@ -6,18 +6,18 @@
 // fetches the chunks that it lacks, stores them, and swaps the snapshot in
 // force. docs/PROTOCOL.md describes every byte; the names here are its names.
 //
-// What it doesn't do: read a Postfix or a data base (whoever has a policy.Spec
-// publishes it), judge (that is policy's), or decide where mail goes. A
-// primary, even one in wrong hands, can change the recipients and rules of the
-// domains that the secondary's own configuration lists, and nothing else.
+// It doesn't read a Postfix or a database (its caller brings a policy.Spec), judge
+// mail (package policy does), or decide where mail goes. A primary, even in the
+// wrong hands, can change the recipients and rules of the domains that the
+// secondary's own configuration lists, and nothing else.
 //
 // Invariants:
 //   - A snapshot MUST NOT be in force before all of it is verified and synced
 //     to the disk. A crash at any moment leaves the old or the new one, whole.
 //   - Nothing of a head is looked at before its signature is verified.
 //   - (epoch, version) never falls, and names one content only.
-//   - The last good snapshot is used without end; only what it says to
-//     recipients it doesn't know becomes milder (450) as it ages.
+//   - The last good snapshot is used indefinitely; as it ages, only its answer
+//     to unknown recipients becomes milder (450).
 //   - What a peer sends is bounded before it is read, and never in a reply, a
 //     metric's label or an unquoted log.
 //

@@ -18,13 +18,13 @@ import (
 // FollowerOptions configure a Follower. Dir and Domains must be given.
 type FollowerOptions struct {
 	Dir        string           // of keys, pairing and store; Join made it
-	Domains    []string         // the only domains that the primary may make us accept mail for; ".example.org" allows those below
+	Domains    []string         // the only domains for which the primary may have us accept mail; ".example.org" allows its subdomains
 	StaleAfter time.Duration    // out of contact for longer, unknown recipients are answered 450; default 24 h
 	MaxOctets  int64            // bound on a snapshot, uncompressed; default 1 GiB
-	Report     func() Health    // what the primary's operator is told about us; nil: only the policy's state
+	Report     func() Health    // our state for the primary's operator; nil: only the policy's
 	Log        *slog.Logger     // default: none
 	Metrics    *metrics.Metrics // must be given
-	OnChange   func()           // Current returns another snapshot now; must not block nor ask the Follower; nil: nobody minds
+	OnChange   func()           // called when Current has changed; must neither block nor call the Follower; may be nil
 
 	now func() time.Time
 	fs  fileSystem
@@ -52,13 +52,13 @@ func (v *version) outline() *version {
 	return &version{head: v.head, content: &content{layout: v.content.layout, secret: v.content.secret}}
 }
 
-// held is what the sessions see.
+// held is the part that sessions see.
 type held struct {
 	fresh, stale *policy.Snapshot
 	staleAt      time.Time
 }
 
-// remote is the primary, as a follower asks it.
+// remote is the primary, as a follower sees it.
 type remote interface {
 	head(ctx context.Context, after uint64) ([]byte, error)
 	chunk(ctx context.Context, h hash) ([]byte, error)
@@ -80,7 +80,7 @@ type Follower struct {
 	mu       sync.Mutex // guards all below; never held while the network is waited for
 	http     remote
 	self     Pin       // of our key
-	newest   *Head     // the last that was verified and stored: what no head may fall behind
+	newest   *Head     // the last that was verified and stored; no head may be older
 	cur      *version  // the newest whose content is held
 	prev     *version  // the one before, without its tables; nil at first
 	base     *version  // set while a deletion is staged: the version before it
@@ -89,7 +89,7 @@ type Follower struct {
 	fleeting fleeting  // since base
 	removals *removals // what was deleted without asking; it rests while a deletion is staged
 	changes  changes   // of cur, and of what a crash may bring back
-	sources  []Source  // of the primary, as it told last
+	sources  []Source  // of the primary, as last reported
 	lastErr  error     // of the last poll, nil when it went well
 	polled   time.Time // the last poll that went well
 }
@@ -216,8 +216,8 @@ func (f *Follower) loadVersion(h *Head, raw []byte) (*version, error) {
 	return f.newVersion(h, raw, c), nil
 }
 
-// loadGuard restores what the operator was asked before the restart. It returns
-// false when the version before the staged deletion can't be read.
+// loadGuard restores the deletion staged before the restart. It returns false
+// when the version before that deletion can't be read.
 func (f *Follower) loadGuard() (whole bool, err error) {
 	g, err := f.store.loadGuard()
 	if err != nil || g == nil || g.Baseline == headName(f.cur.head) {
@@ -244,8 +244,8 @@ func (f *Follower) loadGuard() (whole bool, err error) {
 	return true, nil
 }
 
-// stage compares cur with base. A deletion that is none, or no more, is
-// forgotten, or remembered among the small ones.
+// stage compares cur with base. A deletion that is no longer a mass deletion is
+// forgotten, or counted with the small ones.
 func (f *Follower) stage(base *version, rejected bool) {
 	f.base, f.rejected, f.gone, f.fleeting = nil, false, nil, fleeting{}
 	if base == nil {

@@ -8,8 +8,8 @@ import (
 	"path"
 )
 
-// fileSystem is all that this package does to disks. Tests put one in its
-// place that dies at any of these calls.
+// fileSystem is all that this package does to disks. Tests replace it by one that
+// dies at any of these calls.
 type fileSystem interface {
 	MkdirAll(dir string) error
 	WriteFile(name string, b []byte) error // creates, writes, syncs, closes; 0600
@@ -89,7 +89,7 @@ func makeDir(f fileSystem, dir string) error {
 	return f.SyncDir(path.Dir(dir))
 }
 
-// tempPrefix starts the names of files that no crash leaves of use.
+// tempPrefix starts the names of files that are useless after a crash.
 const tempPrefix = "tmp-"
 
 // placeFile writes a file whole: it MUST NOT appear under its name before its

@@ -26,7 +26,7 @@ const (
 // policy in force.
 const withdrawnTable = "understudy:withdrawn"
 
-// withdrawnAction is what they are told.
+// withdrawnAction is the reply to withdrawn recipients.
 const withdrawnAction = "450 4.1.1 Recipient list is being verified, try again later"
 
 // deletion is what a version takes away from the one before.
@@ -57,9 +57,9 @@ func tableList(name string) string { return "t" + name }
 // domainList names the list of a domain, or of its tag where keys are hashed.
 func domainList(domain string) string { return "d" + domain }
 
-// mass says whether the operator is to be asked. recent is what other versions
-// removed within the last window, by list: a list that is taken away in slices
-// is taken away.
+// mass says whether the operator must confirm the deletion. recent counts, by
+// list, what other versions removed within the last window, so that a list can't
+// be removed in slices.
 func (d *deletion) mass(recent map[string]loss) bool {
 	for name, l := range d.lists {
 		l = l.plus(recent[name])
@@ -206,7 +206,7 @@ type fleeting struct {
 	Domains    bool `json:"domains,omitempty"`
 }
 
-// milder is a policy that answers 450 to who may have come and gone.
+// milder makes a policy that answers 450 to all who may have come and gone.
 func (g fleeting) milder(spec *policy.Spec) *policy.Spec {
 	if g.Recipients || g.Domains {
 		spec = milder(spec)
@@ -217,9 +217,9 @@ func (g fleeting) milder(spec *policy.Spec) *policy.Spec {
 	return spec
 }
 
-// between looks at the step from a version that was in force while a deletion
-// was staged, which earlier is about, to cur. One that takes the deletion back
-// may be a deletion itself; what little a broken list had doesn't count.
+// between examines the step to cur from a version that was in force while the
+// deletion earlier was staged. A version that reverts that deletion may be one
+// itself; the few recipients of a broken list don't count.
 func (f *Follower) between(before *version, earlier fleeting) {
 	step := deleted(before.content, f.cur.content, before.foreign)
 	if f.base == nil {
@@ -241,8 +241,8 @@ func (f *Follower) between(before *version, earlier fleeting) {
 	}
 }
 
-// withdraw is a policy that answers the deleted 450. They stay out of the
-// tables, so that none of them can be accepted.
+// withdraw makes a policy that answers 450 to deleted recipients. They stay out of
+// the tables, so that none of them can be accepted.
 func (d *deletion) withdraw(spec *policy.Spec) (*policy.Spec, error) {
 	keys, exact := d.accessKeys()
 	actions := map[string]string{}
@@ -287,8 +287,8 @@ func (d *deletion) withdraw(spec *policy.Spec) (*policy.Spec, error) {
 	return &s, nil
 }
 
-// accessKeys spells the deleted as keys of an access table. What can't be
-// spelled exactly, a catch-all for one, leaves exact false.
+// accessKeys spells deleted recipients as keys of an access table. exact is false
+// if one of them, such as a catch-all, can't be spelled exactly.
 func (d *deletion) accessKeys() (keys []string, exact bool) {
 	exact = uint64(len(d.keys)) == d.recipients
 	local := d.listing.spec.Addresses.Local.Domains
@@ -319,8 +319,8 @@ func (d *deletion) accessKeys() (keys []string, exact bool) {
 	return keys, exact
 }
 
-// below lists the keys of the domains that are kept below a dropped one: the
-// entry of that would be found for them too.
+// below lists the keys of kept domains below a dropped one, whose entry would be
+// found for them too.
 func (d *deletion) below(spec *policy.Spec) (keys []string) {
 	dropped := map[string]bool{}
 	for _, n := range d.dropped {

@@ -22,9 +22,8 @@ const (
 	purposeVersion = "v"
 )
 
-// exportSecret derives what a pairing's recipients will be hashed under from
-// the TLS session in which it is made. It never travels, and each pairing has
-// its own.
+// exportSecret derives the secret under which a pairing's recipients are hashed
+// from the TLS session in which the pairing is made. The secret never travels.
 func exportSecret(cs *tls.ConnectionState) (*table.Secret, error) {
 	b, err := cs.ExportKeyingMaterial("EXPORTER-understudy-recipients", nil, len(table.Secret{}))
 	if err != nil {
@@ -46,7 +45,7 @@ func sourceOf(s *table.Secret, identity hash) hash {
 	return hash(table.NewHasher(s).Sum(purposeVersion, identity[:]))
 }
 
-// hashed says whether the content's keys are.
+// hashed says whether the content's keys are hashed.
 func (h *Head) hashed() bool { return h.SecretID != [8]byte{} }
 
 // unlock finds the secret of a head among those of the pairing.
@@ -63,8 +62,8 @@ func (h *Head) unlock(secrets []*table.Secret) error {
 	return alarm(AlarmSecret, "version %d.%d is hashed under a secret that this secondary doesn't hold: pair again with invite and join", h.Epoch, h.Version)
 }
 
-// follows says whether last is the version before h, as far as that can be
-// told: not across pairings.
+// follows says whether last is the version before h. Across pairings this can't
+// be told.
 func (h *Head) follows(last *Head) bool {
 	switch {
 	case h.secret == nil && last.secret == nil:
@@ -83,9 +82,9 @@ func (h *Head) renewedSecret(last *Head) bool {
 	return h.secret != nil && last.secret != nil && !sameSecret(h.secret, last.secret)
 }
 
-// hashingMark stands in the audience of the head that hashed ones are made of,
-// which nobody is sent: to begin or to end hashing makes a new version, and so
-// does another way of hashing.
+// hashingMark is the audience of the plain head that hashed heads are made from,
+// which is sent to nobody. So beginning, ending or changing the hashing makes a
+// new version.
 var hashingMark = [32]byte{'h', 'a', 's', 'h', 'e', 'd', 1}
 
 // offer is the policy hashed for one follower. It is made when that asks.

@@ -54,7 +54,7 @@ type Head struct {
 	Created, Expires time.Time // whole seconds
 	ServerPins       []Pin     // keys that the publisher's TLS may show, one or two
 	PolicyKeys       []Pin     // keys that may sign heads, one or two, as raw Ed25519 keys
-	Notice           string    // what the publisher wants the secondary's operator to know
+	Notice           string    // from the publisher, for the secondary's operator
 
 	identity hash
 
@@ -109,7 +109,7 @@ func (h *Head) sign(key ed25519.PrivateKey) []byte {
 	return append(b, ed25519.Sign(key, b)...)
 }
 
-// encode is what a signature vouches for. It sets the head's identity.
+// encode returns the signed part of a head, and sets the head's identity.
 func (h *Head) encode() []byte {
 	b := h.appendIdentity(nil)
 	h.identity = sha256.Sum256(b)
@@ -151,7 +151,7 @@ func openHead(b []byte, keys []Pin) (*Head, error) {
 	return nil, errSignature
 }
 
-// decodeHead reads what a signature vouches for.
+// decodeHead reads the signed part of a head.
 func decodeHead(b []byte) (*Head, error) {
 	if !bytes.HasPrefix(b, []byte(headMagic)) {
 		return nil, errors.New("head: it doesn't begin as one")

@@ -31,9 +31,8 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // jitter keeps followers from coming back all at once.
 func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d) }
 
-// poll waits for the next head and does what it asks for. While chunks are
-// fetched the primary may go over to another version; then there is another
-// head already.
+// poll waits for the next head and acts on it. If the primary goes over to
+// another version while chunks are fetched, there is another head already.
 func (f *Follower) poll(ctx context.Context) error {
 	const tries = 5
 	for range tries {
@@ -49,7 +48,7 @@ func (f *Follower) pollOnce(ctx context.Context) error {
 	newest, cur, self, http := f.newest, f.cur, f.self, f.http
 	f.mu.Unlock()
 	after := uint64(0)
-	secrets := f.pair.Secrets[:min(1, len(f.pair.Secrets))] // the one before is for what the disk holds
+	secrets := f.pair.Secrets[:min(1, len(f.pair.Secrets))] // the older one is only for versions on the disk
 	if cur != nil && (cur.head.secret == nil || sameSecret(cur.head.secret, secrets[0])) {
 		after = cur.head.Version
 	}
@@ -67,8 +66,8 @@ func (f *Follower) pollOnce(ctx context.Context) error {
 	return err
 }
 
-// take verifies a head and does what it asks for. The error may be about a
-// version that is in force.
+// take verifies a head and acts on it. The error may concern a version that is in
+// force.
 func (f *Follower) take(ctx context.Context, newest *Head, cur *version, self Pin, secrets []*table.Secret, raw []byte) error {
 	h, err := openHead(raw, f.pair.keys())
 	switch {
@@ -97,8 +96,8 @@ func (f *Follower) take(ctx context.Context, newest *Head, cur *version, self Pi
 	return err
 }
 
-// foreign alarms while the version held accepts mail for domains that are not on
-// our list. It is in force without them: Snapshot.Confine.
+// foreign returns an alarm while the version held accepts mail for domains that
+// aren't on our list. It is in force without them: Snapshot.Confine.
 func (f *Follower) foreign() error {
 	f.mu.Lock()
 	h, list := f.cur.head, f.cur.foreign
@@ -227,7 +226,7 @@ func (f *Follower) save(v *version, old *kept) error {
 	return nil
 }
 
-// guard is what a restart must know of the staged deletion.
+// guard returns what a restart must know of the staged deletion.
 func (f *Follower) guard() *guardFile {
 	g := &guardFile{Baseline: headName(f.base.head), Fleeting: f.fleeting}
 	if f.base.veiled {
@@ -239,10 +238,10 @@ func (f *Follower) guard() *guardFile {
 	return g
 }
 
-// veil replaces a plain version that a staged deletion is compared with by its
-// hashed form: once the primary hashes, no address is to rest here. The primary
-// hasn't signed that form, so the guard keeps its head, and a crash before it
-// does leaves the plain one.
+// veil replaces the plain version with which a staged deletion is compared by its
+// hashed form: once the primary hashes, no address may stay on this disk. The
+// primary hasn't signed that form, so the guard keeps its head. A crash before that
+// leaves the plain version.
 func (f *Follower) veil(s *table.Secret) error {
 	if s == nil || f.base == nil || f.base.content.secret != nil {
 		return nil
@@ -265,7 +264,7 @@ func (f *Follower) veil(s *table.Secret) error {
 	return nil
 }
 
-// kept is what a commit changes.
+// kept holds what a commit changes.
 type kept struct {
 	newest          *Head
 	cur, prev, base *version

@@ -14,7 +14,7 @@ type listing struct {
 	by     map[string][]*table.Table // tables that count, by domain or its tag; nil: not asked for yet
 	all    bool                      // there is a table with one answer for everyone
 	open   []string                  // domains in which every recipient exists
-	whole  map[string]bool           // what everyone said, by domain or its tag
+	whole  map[string]bool           // results of everyone, by domain or its tag
 
 	hasher *table.Hasher     // nil: keys are plain
 	secret *table.Secret     // of hasher
@@ -51,7 +51,7 @@ func newListing(c *content, other *policy.Spec) *listing {
 	return l
 }
 
-// tag is the domain of keys as domainOf says it.
+// tag is the domain of keys as domainOf returns it.
 func (l *listing) tag(name string) string {
 	if l.hasher == nil {
 		return name
@@ -59,10 +59,10 @@ func (l *listing) tag(name string) string {
 	return string(l.hasher.Tag([]byte(name)))
 }
 
-// hiddenName stands for what only a digest is known of.
+// hiddenName is shown for a name of which only a digest is known.
 const hiddenName = "(hashed)"
 
-// name is the opposite of tag.
+// name is the inverse of tag.
 func (l *listing) name(tag string) string {
 	if l.hasher == nil {
 		return tag
@@ -142,7 +142,7 @@ func (l *listing) of(tag string) []*table.Table {
 	return l.tables
 }
 
-// serves says whether a table counts in a domain.
+// serves says whether a table counts for a domain.
 func (l *listing) serves(tag string, t *table.Table) bool { return slices.Contains(l.of(tag), t) }
 
 func (l *listing) lists(key []byte) bool {

@@ -51,9 +51,8 @@ type pairing struct {
 	Name    string   `json:"name"` // ours, on the primary
 	Stream  streamID `json:"stream"`
 
-	// Secrets are what recipients may be hashed under: the first is this
-	// pairing's, a second that of the one before, of which there may be
-	// versions on the disk.
+	// Secrets are those under which recipients may be hashed: this pairing's, and
+	// the one before, of which versions may be on the disk.
 	Secrets []*table.Secret `json:"secrets,omitempty"`
 
 	mu         sync.Mutex // guards both lists
@@ -129,7 +128,7 @@ func strictJSON(b []byte, v any) error {
 		return err
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return errors.New("something follows the value")
+		return errors.New("trailing data")
 	}
 	return nil
 }
@@ -190,7 +189,7 @@ func (t *token) proofKey() ed25519.PrivateKey {
 	return ed25519.NewKeyFromSeed(seed[:])
 }
 
-// joinPrefix starts what a proof signs.
+// joinPrefix starts the message that a proof signs.
 const joinPrefix = "understudy-join\n"
 
 // joinMessage is what the proof signs: this TLS session, and the key that is
@@ -223,9 +222,9 @@ type Joined struct {
 	Fingerprint string // the primary prints the same
 }
 
-// Join pairs this machine with the primary that made the invitation. dir gets
-// the key, made here and never sent, and the primary's keys; a pairing that it
-// held is replaced.
+// Join pairs this machine with the primary that made the invitation. It writes the
+// key, made here and never sent, and the primary's keys to dir, and replaces any
+// pairing there.
 func Join(ctx context.Context, dir, invitation string) (*Joined, error) {
 	return join(ctx, osFS{}, dir, invitation)
 }
@@ -260,8 +259,8 @@ func join(ctx context.Context, fsys fileSystem, dir, invitation string) (*Joined
 	return &Joined{t.address, a.Name, Fingerprint(t.server, PinOf(publicOf(key)), a.PolicyKeys[0])}, nil
 }
 
-// ask proves the invitation's secret over one connection. It also returns what
-// recipients may be hashed under.
+// ask proves the invitation's secret over one connection. It also returns the
+// secret under which recipients may be hashed.
 func (t *token) ask(ctx context.Context, key ed25519.PrivateKey) (*joinAnswer, *table.Secret, error) {
 	cfg, err := tlsConfig(key, func(pin Pin) error {
 		if pin != t.server {

@@ -34,8 +34,8 @@ type peer struct {
 	Paired      time.Time `json:"paired"`
 	Fingerprint string    `json:"fingerprint"`
 
-	// Secret is what its recipients are hashed under; nil when it was paired
-	// by a program that didn't know of that.
+	// Secret is that under which its recipients are hashed; nil when it was
+	// paired before understudy could hash.
 	Secret *table.Secret `json:"secret,omitempty"`
 }
 
@@ -108,7 +108,7 @@ func (p *peers) lookup(pin Pin) (peer, bool) {
 	return peer{}, false
 }
 
-// paired says whether a peer that was looked up is one still.
+// paired says whether a peer that was looked up is still paired.
 func (p *peers) paired(q *peer) bool {
 	return slices.ContainsFunc(p.list(), func(o peer) bool { return o.Name == q.Name && o.Fingerprint == q.Fingerprint })
 }
@@ -160,8 +160,8 @@ func validName(s string) bool {
 
 var errInvite = errors.New("no such invitation, or a wrong proof")
 
-// redeem makes a peer of whoever proves an invitation's secret. Everything
-// that can be wrong is the same error.
+// redeem makes a peer of a follower that proves an invitation's secret. Every
+// failure is the same error.
 func (p *peers) redeem(id string, proof, msg []byte, pin Pin, now time.Time, fingerprint string, secret *table.Secret) (*peer, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

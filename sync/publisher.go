@@ -77,7 +77,7 @@ type pubState struct {
 	Identity []byte `json:"identity"`
 }
 
-// seen is what is known about a peer since the start.
+// seen holds what is known about a peer since the start.
 type seen struct {
 	polled   time.Time
 	from     netip.Addr // where it asked from last
@@ -192,9 +192,9 @@ func (p *Publisher) Publish(s *policy.Snapshot) error {
 	return nil
 }
 
-// store makes a version durable whose chunks are kept. The content comes first: a number
-// without it couldn't be offered after a restart, a content without its number
-// gets the same again.
+// store makes a version durable whose chunks are stored. The content comes first:
+// after a restart a number without content could not be offered; a content without
+// its number gets the same number again.
 func (p *Publisher) store(src *source, st pubState, c changes) error {
 	h, raw := p.signed(src, st)
 	if err := p.last.saveChanges(c); err != nil {
@@ -260,8 +260,8 @@ func (p *Publisher) signed(src *source, st pubState) (*Head, []byte) {
 	return h, h.sign(p.keys.policy)
 }
 
-// SetNotice tells the followers' operators something about our sources, "" to
-// take it back.
+// SetNotice sets the notice about our sources for the followers' operators; ""
+// removes it.
 func (p *Publisher) SetNotice(s string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -52,11 +52,10 @@ func nextRecord(b []byte) (key, value, rest []byte, err error) {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// cutter gathers records into chunks. Where it cuts depends on the records
-// alone, so that a change moves no cut but those that touch it: a record ends
-// a chunk with a chance of its own length in mean. A chunk that grows beyond
-// max is cut behind the last record that would have passed with four times
-// that chance.
+// cutter gathers records into chunks. Where it cuts depends on the records alone,
+// so that a change moves only the cuts beside it: a record ends a chunk with a
+// probability of its own length divided by mean. A chunk that grows beyond max is
+// cut after the last record that four times that probability would have chosen.
 type cutter struct {
 	mean, max int
 	emit      func(chunk []byte, records int)

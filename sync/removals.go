@@ -12,11 +12,11 @@ import (
 	"github.com/understudy-mx/understudy/policy/table"
 )
 
-// window is how long a deletion is remembered about which nobody was asked.
+// window is how long a deletion that wasn't staged is remembered.
 const window = 7 * 24 * time.Hour
 
-// Bounds of what is remembered. Beyond them only numbers are, and a recipient
-// who comes back counts as removed still.
+// Bounds of what is remembered. Beyond them only numbers are kept, and a recipient
+// who comes back still counts as removed.
 const (
 	maxRemovedKeys   = 100_000
 	maxRemovedOctets = 4 << 20
@@ -24,8 +24,8 @@ const (
 )
 
 // removals are the recipients that versions of the last window removed without
-// being staged. Who came back counts no more. It is never changed, only
-// replaced; nil is an empty one.
+// being staged, except those who came back. A value is never changed, only
+// replaced; nil is empty.
 type removals struct {
 	secret *table.Secret // what keys and domains are hashed under, nil: they are plain
 	hours  []removedHour // the oldest first
@@ -59,9 +59,8 @@ func (r *removals) since(now time.Time) *removals {
 	return &removals{r.secret, hours}
 }
 
-// under spells what is remembered as a listing does. What was hashed for
-// another pairing, or before the primary ended hashing, can't be: it is
-// forgotten.
+// under spells the removals as a listing does. Those hashed for another pairing,
+// or before the primary ended hashing, can't be spelled so and are forgotten.
 func (r *removals) under(s *table.Secret) *removals {
 	switch {
 	case r == nil || sameSecret(r.secret, s):
@@ -97,7 +96,7 @@ func newRemovedHour(at time.Time) removedHour {
 	return removedHour{at, map[lostKey]bool{}, map[string]uint64{}, map[string]uint64{}}
 }
 
-// lost counts by list who was missing before a deletion and is still.
+// lost counts, by list, recipients removed before a deletion and still missing.
 func (r *removals) lost(d *deletion) map[string]loss {
 	if r == nil {
 		return nil
@@ -136,7 +135,7 @@ func (d *deletion) set() map[lostKey]bool {
 	return set
 }
 
-// with remembers a deletion too, and forgets who came back.
+// with adds a deletion, and forgets recipients who came back.
 func (r *removals) with(d *deletion, now time.Time) *removals {
 	again := d.set()
 	out := &removals{secret: d.listing.secret}
@@ -208,8 +207,8 @@ type listOnDisk struct {
 	Count uint64 `json:"count,omitempty"`
 }
 
-// saveRemovals makes r durable. Before the head, so that no crash forgets what
-// a version removed.
+// saveRemovals makes r durable. It comes before the head, so that no crash forgets
+// what a version removed.
 func (s *store) saveRemovals(r *removals) error {
 	var d removalsOnDisk
 	if r == nil {
@@ -239,8 +238,8 @@ func (s *store) saveRemovals(r *removals) error {
 	return nil
 }
 
-// loadRemovals reads what saveRemovals wrote. What is under none of the secrets
-// is of another pairing.
+// loadRemovals reads what saveRemovals wrote. Removals hashed under none of the
+// secrets belong to another pairing.
 func (s *store) loadRemovals(secrets []*table.Secret) (*removals, error) {
 	b, err := s.fs.ReadFile(s.path(removalsFile), maxRemovalsFile)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -107,9 +107,9 @@ func judge(last, h *Head, stream [16]byte, self Pin, now time.Time) error {
 	return nil
 }
 
-// judgeTimes compares the head's clock with ours and with itself. Epochs and
-// versions are bounded by time, so that who once held the key can't push them
-// to where no later head can follow.
+// judgeTimes compares the head's clock with ours and with itself. Time bounds
+// epochs and versions, so that a thief of the key can't push them to where no
+// later head can follow.
 func judgeTimes(h *Head, now time.Time) error {
 	const remedy = "compare the clocks of primary and secondary (timedatectl)"
 	age, seconds := now.Sub(h.Created), uint64(max(0, h.Created.Unix()))

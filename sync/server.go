@@ -79,7 +79,7 @@ type lingerConn struct{ *net.TCPConn }
 
 func (c lingerConn) Close() error {
 	if c.CloseWrite() == nil && c.SetReadDeadline(time.Now().Add(time.Second)) == nil {
-		_, _ = io.CopyN(io.Discard, c.TCPConn, 64<<10) // whatever it is, it is over
+		_, _ = io.CopyN(io.Discard, c.TCPConn, 64<<10) // it is over in any case
 	}
 	return c.TCPConn.Close()
 }

@@ -25,7 +25,7 @@ const (
 	StateStale = "stale" // out of contact for too long: they are answered 450
 )
 
-// What became of a mass deletion.
+// States of a staged mass deletion.
 const (
 	StagedPending  = "pending"  // the deleted answer 450 until the operator decides
 	StagedRejected = "rejected" // the version before it stays in force
@@ -54,7 +54,7 @@ type Status struct {
 	Sources    []Source    `json:"sources,omitempty"`     // of the primary; none: not known since the start
 }
 
-// Status tells how things stand.
+// Status returns the follower's status.
 func (f *Follower) Status() Status {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -176,7 +176,7 @@ func (f *Follower) Reject(version uint64) error {
 	})
 }
 
-// decide carries a decision out when it is about what is pending now.
+// decide carries out a decision about the deletion that is pending now.
 func (f *Follower) decide(version uint64, do func() error) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -200,7 +200,7 @@ type Change struct {
 	AddedSome      []string // at most limit of each
 	RemovedSome    []string
 	Tables         []string // names of the tables that differ
-	Entries        []string // of those that say no recipients: "-" or "+", table, key and value; at most limit
+	Entries        []string // of tables that don't list recipients: "-" or "+", table, key and value; at most limit
 	Settings       []string // lines of the settings, with "-" or "+" before them
 }
 
@@ -378,7 +378,7 @@ func (f *Follower) stats() metrics.FollowerStats {
 	return s
 }
 
-// Health is what a secondary tells its primary's operator about itself.
+// Health is a secondary's report about itself for its primary's operator.
 type Health struct {
 	Software      string `json:"software"`
 	QueueMessages int    `json:"queue_messages"`
@@ -399,8 +399,7 @@ type Report struct {
 	// Unsure are recipients that the policy knows too little about; the
 	// publisher asks the primary's tables.
 	Unsure []string `json:"unsure,omitempty"`
-	// Alarm is the one that stands, from the target; Health.Problem tells it in
-	// words.
+	// Alarm is the one in effect, from the target; Health.Problem explains it.
 	Alarm Alarm `json:"alarm,omitempty"`
 }
 
@@ -426,7 +425,7 @@ func clipText(s string, n int) string {
 	return s
 }
 
-// report tells the primary what we hold, and what is wrong with what it offers.
+// report sends the primary our version, and what is wrong with its offer.
 func (f *Follower) report(ctx context.Context, trouble error) error {
 	s := f.Status()
 	r := Report{Epoch: s.Epoch, Version: s.Version, Digest: s.Digest, Signed: s.Signed.Unix(), State: s.State, Staged: s.Staged}

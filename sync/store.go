@@ -20,13 +20,13 @@ import (
 //
 //	chunks/ab/abcd…         data and index chunks by name, as Zstandard frames
 //	heads/<epoch>-<version> signed heads; the newest one says what is in force
-//	guard.json              what the operator was asked and said, if anything
-//	removals.json           what was deleted in the last days without asking
+//	guard.json              the staged deletion and the operator's decision, if any
+//	removals.json           deletions of the last days that weren't staged
 //	changes.json            what changed last
 //
-// A head is written when all that it names is durable, by one rename: that is
-// the commit. What no kept head names is removed later. Nothing that is read
-// back is trusted before it is verified as if it came from the network.
+// A head is written, by one rename, when all that it names is durable: that is
+// the commit. Files that no kept head names are removed later. What is read back
+// is verified as if it came from the network.
 type store struct {
 	fs    fileSystem
 	dir   string
@@ -52,7 +52,7 @@ func openStore(fsys fileSystem, dir string, c *codec) (*store, error) {
 		return nil, fmt.Errorf("open policy store: %w", err)
 	}
 	for _, sub := range subs {
-		s.dirty[s.path("chunks", sub)] = true // who knows what the last run left undone
+		s.dirty[s.path("chunks", sub)] = true // the last run may have left it unsynced
 		names, err := fsys.ReadDir(s.path("chunks", sub))
 		if err != nil {
 			return nil, fmt.Errorf("open policy store: %w", err)
@@ -223,8 +223,8 @@ func (s *store) layout(h *Head) (layout, error) {
 	return l, nil
 }
 
-// collect removes every head but those kept, and every chunk that none of
-// these names. What can't be removed now is removed another time.
+// collect removes every head but those kept, and every chunk that none of these
+// names. Failures are retried another time.
 func (s *store) collect(keep ...*version) {
 	heads, chunks := map[string]bool{}, map[hash]ref{}
 	for _, v := range keep {

@@ -9,8 +9,8 @@ import (
 	"unicode/utf8"
 )
 
-// Bounds of the recipients that followers ask their primary about: they come
-// from whoever connects to a secondary.
+// Bounds of the recipients that followers ask their primary about. Any client of a
+// secondary can name them.
 const (
 	maxUnsure       = 1000    // kept by a follower
 	maxUnsureAll    = 10_000  // kept by a publisher
@@ -18,8 +18,8 @@ const (
 	maxUnsureLength = 320     // octets of one
 )
 
-// unsure is a bounded set of recipients, the zero value being empty. When it is
-// full, what comes is forgotten: its sender tries again.
+// unsure is a bounded set of recipients; the zero value is empty. A full set drops
+// new ones: their senders try again.
 type unsure struct {
 	mu  sync.Mutex // guards set
 	set map[string]struct{}

@@ -158,9 +158,9 @@ func (s *syncedStorage) Create(fd storage.FileDesc) (storage.Writer, error) {
 	return w, nil
 }
 
-// Remove of a table doesn't fail. goleveldb's merge goes on with a table that it
-// couldn't throw away (tableCompactionBuilder.cleanup), and that ends the process
-// where the disk has become read-only. What stays is removed at the next opening.
+// Remove never fails for a table. goleveldb's merge goes on using a table that it
+// could not remove (tableCompactionBuilder.cleanup), and on a disk that has become
+// read-only this ends the process. The next opening removes the table.
 // To be removed when goleveldb does otherwise: TestReadOnlyWhileMerging tells.
 func (s *syncedStorage) Remove(fd storage.FileDesc) error {
 	err := s.Storage.Remove(fd)

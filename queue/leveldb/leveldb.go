@@ -40,9 +40,9 @@ var levelOptions = opt.Options{
 	Filter:                       filter.NewBloomFilter(10),
 }
 
-// unmerged is o with tables that are never merged. LevelDB gives up writing for
-// good once it meets a damaged block in a merge; what else is in the store can
-// be relayed, and more be accepted, without.
+// unmerged is o without merges of tables. LevelDB stops writing for good once a
+// merge meets a damaged block; without merges the rest of the store can be
+// relayed, and more mail be accepted.
 func unmerged(o opt.Options) opt.Options {
 	const never = 1 << 40
 	o.CompactionL0Trigger, o.WriteL0SlowdownTrigger, o.WriteL0PauseTrigger = never, never, never
@@ -174,7 +174,7 @@ func (s *Store) Page(r store.Range, fn func(key, value []byte) bool) error {
 	return damaged(it.Error())
 }
 
-// current is LevelDB for what may take long: it holds no lock.
+// current returns LevelDB, without a lock, for operations that may take long.
 func (s *Store) current() (*leveldb.DB, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -205,8 +205,8 @@ func (s *Store) Apply(b store.Batch) error {
 	return s.broken
 }
 
-// Reopen closes LevelDB, whatever comes of that, and opens it. Once a write has met
-// damage it merges nothing any more.
+// Reopen closes LevelDB, whether or not that succeeds, and opens it. After a write
+// has met damage nothing is merged.
 func (s *Store) Reopen() error {
 	_ = s.closeDB()
 	if errors.Is(s.broken, store.ErrDamaged) {

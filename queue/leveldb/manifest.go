@@ -33,11 +33,11 @@ func damaged(err error) error {
 	return err
 }
 
-// checkManifest refuses a store of whose list of tables, the manifest, a part
-// can't be read, if a table is needed that is not in the rest: LevelDB would
-// open the store without it, and remove it. A power cut may leave a manifest
-// torn at its end as well, but then nothing is missing: what the table has is
-// still in the journal, or in the tables that it was merged from.
+// checkManifest refuses a store whose manifest, the list of tables, can't be read
+// in part, if the rest lacks a table that is needed: LevelDB would open the store
+// without that table, and remove it. A power cut may tear the end of a manifest
+// as well, but then nothing is missing: the table's content is still in the
+// journal, or in the tables that it was merged from.
 // To be removed when goleveldb refuses such a store itself and opens the torn
 // one: TestRepair and TestPowerCut tell.
 func checkManifest(stor storage.Storage, o opt.Options) error {
@@ -101,8 +101,8 @@ func ignoreNotFound(err error) error {
 	return err
 }
 
-// tableIsOlder says that a table knows of nothing that the store doesn't. One
-// that can't be read was never finished, or is the business of whoever reads it.
+// tableIsOlder says that a table holds nothing that the store lacks. One that
+// can't be read was never finished, or else its reader will report it.
 func tableIsOlder(db *leveldb.DB, said store.Totals, stor storage.Storage, fd storage.FileDesc) (older bool, err error) {
 	older = true
 	terr := withTable(stor, fd, func(t *table.Reader) {

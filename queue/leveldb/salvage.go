@@ -9,9 +9,9 @@ import (
 	"github.com/syndtr/goleveldb/leveldb/table"
 )
 
-// salvage replaces each table of which blocks can't be read by one with the
-// rest, for leveldb.Recover: its own rebuilding orders keys without their
-// versions, and fails on a table that has a key twice, as all of ours have.
+// salvage replaces each table with unreadable blocks by one that holds the rest,
+// for leveldb.Recover, whose own rebuilding orders keys without their versions
+// and fails on a table that has a key twice, as all of ours do.
 // To be removed when TestRepairTables passes without.
 func (r *Rebuild) salvage(stor storage.Storage) error {
 	fds, err := stor.List(storage.TypeTable)

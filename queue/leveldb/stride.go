@@ -9,7 +9,7 @@ import (
 )
 
 // LevelDB merges its newest tables, some 256 MiB, all at once; meanwhile
-// accepting got half as fast. So tables are written in step with the journal:
+// accepting was half as fast. So tables are written in step with the journal:
 // tableStep octets for each journalStep of it, or every strideWait, which is
 // quick enough when little is accepted. In the long run two and a half octets
 // go to tables for each of the journal: one for the write buffer's, the rest

@@ -1,15 +1,15 @@
-// Package offline is for a queue whose daemon is stopped: it looks at it without
-// changing anything (View), reads all of it and compares (Verify), and makes a
-// damaged one usable again (Repair).
+// Package offline works on the queue of a stopped daemon: View shows it without
+// changing anything, Verify reads and compares all of it, and Repair makes a
+// damaged one usable again.
 //
 // A damaged LevelDB table, for instance, shows at a start as
 //
 //	queue store is damaged: … block checksum mismatch
 //
-// and the daemon refuses to run. Verify says what else is the matter, Repair
-// makes a new store of what can be read and keeps the damaged one; mail that had
-// left may be back after that and be relayed once more, so no start does it by
-// itself. None of the three runs while a daemon has the queue: ErrLocked.
+// and the daemon refuses to run. Verify says what else is wrong. Repair makes a
+// new store from the readable parts and keeps the damaged one; mail that had left
+// may be back afterwards and be relayed once more, so no start repairs by itself.
+// None of the three runs while a daemon has the queue: ErrLocked.
 package offline
 
 import (

@@ -22,11 +22,10 @@ type Repaired struct {
 
 func (r *Repaired) add(format string, args ...any) { add(&r.Notes, &r.More, format, args...) }
 
-// Repair makes a store anew of what can be read of one that is damaged, and
-// opens it once, which audits it. The damaged one is kept aside as it was. What
-// can't be read is lost to the queue; a message of which only a part is left is
-// quarantined. LevelDB forgets in which order its files replaced each other, so
-// mail that has left may be back.
+// Repair makes a new store from the readable parts of a damaged one, and opens it
+// once, which audits it. The damaged one is kept as it was. Unreadable parts are
+// lost to the queue; an incomplete message is quarantined. LevelDB forgets in
+// which order its files replaced each other, so mail that has left may be back.
 //
 // A crash leaves the damaged store in place, or the repaired one.
 // ErrLocked, leveldb.ErrWhole, ErrNewerVersion, fs.ErrNotExist.
@@ -96,8 +95,8 @@ func (r *repair) format() error {
 	return err
 }
 
-// records sees to it that each message is found by its ID: its body's file
-// counts as orphaned else.
+// records makes sure that each message is found by its ID; otherwise its body's
+// file would count as orphaned.
 func (r *repair) records() error {
 	return store.Scan(r.store, []byte{store.SpaceRecord}, func(key, value []byte) error {
 		seq := store.KeySeq(key)

@@ -1,9 +1,10 @@
-// Package store is what a queue keeps, and the seam behind which it is kept.
+// Package store defines the keys, records and bodies of a queue, and the interface
+// to their storage.
 //
-// A queue asks little of what stores it: sorted keys that change together, and
-// bodies too large for a value. Store is that, and knows nothing of mail; the
-// keys and records that the queue writes through it are here as well, because
-// the queue, its repair and its verification read the same ones.
+// A queue needs little from its storage: sorted keys that change together, and
+// bodies too large for a value. Store provides these, and knows nothing of mail.
+// The queue's keys and records are defined here as well, because the queue, its
+// repair and its verification share them.
 //
 // Message number 7, for mx.example.com and with a small body, is four keys that
 // appear in one batch (all keys: package queue):
@@ -13,11 +14,11 @@
 //	i 1m84jpnqcczaqjsv               00…07, its number by its ID
 //	q 00 0e mx.example.com 00…07     its place in line
 //
-// What makes a store hard is the write that failed: a full disk, a cut connection.
-// It may have been done. Apply and Reopen are the contract for that.
+// The hard part of a store is the failed write, by a full disk or a cut connection:
+// it may have been done all the same. Apply and Reopen are the contract for that.
 //
-// queue/leveldb keeps all of it in a directory. A store of another kind, in a
-// database server say, passes storetest.Conform.
+// queue/leveldb keeps all of it in a directory. Any other store, such as one in a
+// database server, must pass storetest.Conform.
 package store
 
 import (
