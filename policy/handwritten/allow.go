@@ -68,7 +68,7 @@ func domainEntry(s, want string) (entry, error) {
 // accessLists reads allow and block of one table of the file into access
 // tables and the restrictions that ask them.
 func (p *file) accessLists(n node, kind string, read entryKind) (allow, block []policy.Restriction) {
-	n.known(listKeys, elsewhere(listKeys))
+	n.known(listKeys, elsewhere())
 	allowed := map[string]bool{}
 	allow = p.accessList(n, "allow", kind, read, allowed, nil)
 	block = p.accessList(n, "block", kind, read, map[string]bool{}, allowed)

@@ -74,7 +74,7 @@ func (p *file) read(m map[string]any) {
 	p.spec.DNSBL.Replies = map[string]string{}
 	p.spec.RelayBeforeRecipient = true
 	root := node{p.document, "", m}
-	root.known(rootKeys, elsewhere(rootKeys))
+	root.known(rootKeys, elsewhere())
 	p.addresses(root)
 	checks := p.checks(root.table("checks"))
 	r := &p.spec.Restrictions
@@ -94,20 +94,17 @@ func (p *file) read(m map[string]any) {
 }
 
 // elsewhere tells for each key where in the file it belongs.
-func elsewhere(here []string) map[string]string {
+func elsewhere() map[string]string {
 	m := map[string]string{}
 	add := func(keys []string, place string) {
 		for _, k := range keys {
 			m[k] = place
 		}
 	}
-	add(dnsblKeys[:1], "under [[dnsbl]]")
+	add(dnsblKeys[:3], "under [[dnsbl]]")
 	add(checkKeys, "under [checks]")
 	add(limitKeys, "under [limits]")
 	add(rootKeys, "at the top of the file, before the first [table]")
-	for _, k := range here {
-		delete(m, k)
-	}
 	return m
 }
 
@@ -116,7 +113,6 @@ func (p *file) addresses(n node) {
 	a.RecipientDelimiter = n.str("recipient_delimiter")
 	if strings.ContainsFunc(a.RecipientDelimiter, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '@' || r == '"' }) {
 		n.wrong("recipient_delimiter", "recipient_delimiter must be one or more characters such as \"+\" or \"+-\", without space, quote or @")
-		a.RecipientDelimiter = ""
 	}
 	vals, paths := n.strings("domains")
 	for i, v := range vals {
@@ -141,7 +137,7 @@ func (p *file) addresses(n node) {
 
 // checks sorts the switched-on checks into the lists where they belong.
 func (p *file) checks(n node) map[string][]policy.Restriction {
-	n.known(checkKeys, elsewhere(checkKeys))
+	n.known(checkKeys, elsewhere())
 	lists := map[string][]policy.Restriction{}
 	for _, k := range checkKeys {
 		on := false
@@ -175,7 +171,7 @@ func (p *file) dnsbl(root node) []policy.Restriction {
 	seen := map[string]bool{}
 	reachable, before := 0, len(root.mistakes)
 	for _, n := range root.tables("dnsbl") {
-		n.known(dnsblKeys, elsewhere(dnsblKeys))
+		n.known(dnsblKeys, elsewhere())
 		name := table.Fold(n.str("zone"))
 		if name == "" || strings.Contains(name, "=") {
 			n.wrong(n.path, "zone must name a DNS list; write zone = \"zen.spamhaus.org\"")
@@ -221,7 +217,7 @@ func (p *file) dnsbl(root node) []policy.Restriction {
 }
 
 func (p *file) limits(n node) {
-	n.known(limitKeys, elsewhere(limitKeys))
+	n.known(limitKeys, elsewhere())
 	l := &p.spec.Limits
 	l.MessageSize = n.integer("message_size", 0, 1<<40, l.MessageSize)
 	for _, v := range []struct {

@@ -77,13 +77,13 @@ func (p *file) newPiece(b *table.Builder) *piece {
 
 // add takes an address or says what is wrong with it.
 func (c *piece) add(addr string) error {
-	local, domain, found := cutLast(addr, "@")
+	local, domain, _ := cutLast(addr, "@")
 	no, ours := c.p.domains[table.Fold(domain)]
 	if ours {
 		c.used[no] = true
 	}
 	switch {
-	case !found || domain == "" || local != "" && !validLocal(local):
+	case domain == "" || !validLocal(local):
 		return fmt.Errorf("%q is not an address; write user@example.org, or @example.org for every user", addr)
 	case !ours:
 		return fmt.Errorf("recipient %q is outside of the domains; add %q to domains or remove it", addr, domain)
@@ -186,7 +186,7 @@ func cutLast(s, sep string) (before, after string, found bool) {
 }
 
 // validLocal says that a local-part is written as it must be in a command:
-// quoted where, and only where, it needs it.
+// quoted where, and only where, it needs it. None stands for every user.
 func validLocal(s string) bool {
 	if plainLocal(s) {
 		return true
@@ -196,7 +196,7 @@ func validLocal(s string) bool {
 	}
 	if inner, quoted := strings.CutPrefix(s, `"`); quoted && strings.HasSuffix(inner, `"`) {
 		inner = strings.NewReplacer(`\\`, `\`, `\"`, `"`).Replace(inner[:len(inner)-1])
-		return inner != "" && (envelope.Mailbox{Local: inner}).String() == s
+		return (envelope.Mailbox{Local: inner}).String() == s
 	}
 	return (envelope.Mailbox{Local: s}).String() == s
 }

@@ -149,7 +149,7 @@ func TestReload(t *testing.T) {
 
 // TestEachPiece cuts texts whose lines end anywhere.
 func TestEachPiece(t *testing.T) {
-	long := strings.Repeat("x", pieceSize+10)
+	long := strings.Repeat("x", 3*pieceSize+10)
 	for name, text := range map[string]string{
 		"empty": "", "one line": "a\n", "no end": "a\nb", "longer than a piece": "a\n" + long + "\nb\n" + long,
 		"exactly a piece": long[:pieceSize-1] + "\n", "two pieces": strings.Repeat("0123456\n", pieceSize/4),
@@ -164,6 +164,9 @@ func TestEachPiece(t *testing.T) {
 				if s == "" || i < len(all)-1 && !strings.HasSuffix(s, "\n") {
 					t.Errorf("%s: piece %d of %d has %d octets and ends within a line", name, i, len(all), len(s))
 				}
+			}
+			if len(text) >= 2*pieceSize && len(all) < 2 {
+				t.Errorf("%s: one piece of %d octets", name, len(text))
 			}
 			if strings.Join(all, "") != text {
 				t.Errorf("%s: something got lost", name)

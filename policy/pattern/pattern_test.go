@@ -190,3 +190,48 @@ func BenchmarkPattern(b *testing.B) {
 		})
 	}
 }
+
+// TestGiveUp: what would take years ends with an error, in a match and in its
+// groups; the pattern is good for others after it.
+func TestGiveUp(t *testing.T) {
+	p, err := Compile(PCRE, `^(?=(a))(((\1+)+)+)+!`, "is")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s Subject
+	s.Set(bytes.Repeat([]byte("a"), 60))
+	if found, err := p.Match(&s); found || err == nil {
+		t.Errorf("match: %v, %v", found, err)
+	}
+	if groups, err := p.Find(&s); err == nil {
+		t.Errorf("groups: %q", groups)
+	}
+	s.Set([]byte("aa!"))
+	if found, err := p.Match(&s); !found || err != nil {
+		t.Errorf("the next: %v, %v", found, err)
+	}
+}
+
+// TestLength: the longest pattern there may be, and one that is longer.
+func TestLength(t *testing.T) {
+	for n, want := range map[int]bool{MaxLen: true, MaxLen + 1: false} {
+		if _, err := Compile(PCRE, strings.Repeat("a", n), "is"); (err == nil) != want {
+			t.Errorf("%d octets: %v", n, err)
+		}
+	}
+}
+
+// TestLongest: POSIX wants the longest alternative, PCRE the first.
+func TestLongest(t *testing.T) {
+	for d, want := range map[Dialect]string{ERE: "ab", PCRE: "a"} {
+		p, err := Compile(d, "^(a|ab)", map[Dialect]string{ERE: "ix", PCRE: "is"}[d])
+		if err != nil {
+			t.Fatal(err)
+		}
+		var s Subject
+		s.Set([]byte("abc"))
+		if groups, err := p.Find(&s); err != nil || groups[1] != want {
+			t.Errorf("dialect %d: %q, %v, want %q", d, groups, err, want)
+		}
+	}
+}
