@@ -43,6 +43,7 @@ type Metrics struct {
 	LiveOpen       prometheus.Gauge       // sessions to the primary for clients' sessions that are played through
 	LiveMessages   *prometheus.CounterVec // mail transactions that were played through, by ending
 	LiveAgreement  *prometheus.CounterVec // verdicts of the primary and the snapshot beside each other, by stage, the snapshot's rule kind and result: "same", "other"
+	PutOff         *prometheus.CounterVec // recipients while the primary is up and wants all senders, by result: "deferred", "taken"
 	LiveUnused     *prometheus.CounterVec // mail transactions that weren't, by reason
 	PrimaryUp      *prometheus.GaugeVec   // by route (configured name)
 	OutageStart    *prometheus.GaugeVec   // by route, Unix time, 0 when up
@@ -124,6 +125,7 @@ func New(reg prometheus.Registerer) *Metrics {
 		LiveOpen:       gauge("live_sessions_open", "Sessions to the primary open now to play clients' sessions through."),
 		LiveMessages:   counters("live_transactions_total", "Mail transactions played through to the primary, by ending: its reply to the message, or where it was lost; after_dot and late are kept and relayed, and may arrive twice.", "ending"),
 		LiveAgreement:  counters("live_agreement_total", "Commands that the primary decided in a live session, by stage, by the kind of the rule by which the snapshot would have decided, and by whether it would have accepted, deferred or refused alike.", "stage", "rule", "result"),
+		PutOff:         counters("put_off_recipients_total", "Recipients that the policy lets in while the primary is up, with while_up = \"defer\", by result: deferred to the primary, or taken since the sender came back again and again.", "result"),
 		LiveUnused:     counters("live_unused_total", "Mail transactions that were judged by the snapshot, though live is on, by reason.", "reason"),
 		RelayDuration:  histogram("relay_duration_seconds", "Time from MAIL to the next hop's final reply, one message."),
 		PrimaryUp:      gauges("primary_up", "Whether the primary answers: 1 or 0, by route.", "route"),

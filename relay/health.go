@@ -84,7 +84,7 @@ func newRoute(dest string, r Route, m *metrics.Metrics) *route {
 	m.WithoutXClient.WithLabelValues(r.Name).Set(0)
 	return &route{Route: r, dest: dest, metrics: m, kick: make(chan struct{}, 1), since: time.Now(),
 		sessions: make(map[*session]struct{}), openings: make(map[*opening]struct{}),
-		asking: newPool(r.MaxAsking, 0, nil), live: newPool(r.MaxLive, max(1, r.MaxLive/5), m.LiveOpen)}
+		asking: newPool(r.MaxAsking, 0, nil), live: newPool(r.MaxLive, max(min(10, r.MaxLive), r.MaxLive/2), m.LiveOpen)}
 }
 
 // opening is a session that is being opened.

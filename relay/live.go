@@ -39,8 +39,8 @@ func (e *LostError) MayHaveArrived() bool { return e.Ending == AfterDot || e.End
 const (
 	liveOpen    = 15 * time.Second // for a session in the client's name
 	liveConnect = 5 * time.Second
-	liveCommand = time.Minute
-	liveBlock   = 30 * time.Second // for up to 64 KiB of the message
+	liveCommand = 20 * time.Second
+	liveBlock   = 20 * time.Second // for up to 64 KiB of the message
 	liveQuit    = time.Second
 	liveLength  = 10 * time.Minute // for the message: a client that drips holds no session longer
 

@@ -230,6 +230,7 @@ func TestLiveSession(t *testing.T) {
 func TestLiveSeats(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := liveClient(t, Route{MaxLive: 10}, yes(make(chan string, 1000)))
+		c.routes[dest].live.perClient = 2
 		var all []*Live
 		mail := func(addr string) string {
 			l := c.live()
@@ -698,5 +699,26 @@ func TestReadWhole(t *testing.T) {
 		if r, err := readWhole(newReplyReader(strings.NewReader(in))); err == nil {
 			t.Errorf("%.40q is taken for %v", in, r)
 		}
+	}
+}
+
+// TestLiveTLS: a live session through TLS, whose own records come between, is no
+// other; nor are the many of it that come one after another.
+func TestLiveTLS(t *testing.T) {
+	config, _ := certificate(t, "primary.example")
+	p := &primary{config: config, xclient: true}
+	c := liveClient(t, Route{}, nil)
+	c.routes[dest].TLS = TLSOpportunistic
+	c.dial = overTCP(t, p.serve)
+	l := c.live()
+	content := strings.Repeat("Grüße\r\n.\r\n", 10_000)
+	for range 3 {
+		if got := said(t.Context(), l, asked("h"), content, "b@y.example", "c@y.example"); got[len(got)-1] != "250 2.0.0 queued" {
+			t.Errorf("%q", got)
+		}
+	}
+	l.Close()
+	if p.secure != 1 || len(p.accepted) != 3 || p.accepted[2].content != content || len(p.accepted[2].to) != 2 {
+		t.Errorf("%d sessions in TLS, %d messages", p.secure, len(p.accepted))
 	}
 }

@@ -17,6 +17,7 @@ type primary struct {
 	forget   bool   // keeps nothing
 	eager    bool   // answers each command before it looks at the next
 	plain    string // extensions that are offered in plain text alone
+	xclient  bool   // takes us for others, in TLS if it offers that
 
 	mu       sync.Mutex
 	accepted []received
@@ -71,7 +72,13 @@ func (p *primary) serve(conn net.Conn) {
 			if p.plain != "" && !secure {
 				s += "250-" + p.plain + "\r\n"
 			}
+			if p.xclient && secure == (p.config != nil) {
+				s += "250-" + offer + "\r\n"
+			}
 			err = reply(s + "250-8BITMIME\r\n250 SIZE")
+		case "XCLIENT":
+			open, m = false, received{}
+			err = reply("220 primary.example ESMTP")
 		case "STARTTLS":
 			reply("220 2.0.0 Ready")
 			tc := tls.Server(conn, p.config)

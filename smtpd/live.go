@@ -162,7 +162,7 @@ func (l *live) end(ctx context.Context, c *Command, d Decision) Decision {
 
 // said is the primary's word, where the snapshot's would have been d.
 func (l *live) said(at policy.Stage, reply envelope.Reply, d Decision) Decision {
-	v := policy.Verdict{Reply: reply, Rule: primaryRule(at)}
+	v := policy.Verdict{Reply: reply, Rule: primaryRule(at), Unsure: d.Unsure} // the publisher may still learn of it
 	switch {
 	case reply.Temporary():
 		v.Action = policy.Defer
@@ -176,7 +176,7 @@ func (l *live) said(at policy.Stage, reply envelope.Reply, d Decision) Decision 
 		}
 		l.Agreement.WithLabelValues(at.String(), kind, result).Inc()
 	}
-	return Decision{Verdict: v, Overruled: at == policy.Rcpt && refused(v) && !refused(d.Verdict)}
+	return Decision{Verdict: v, Overruled: at == policy.Rcpt && refused(v) && (!refused(d.Verdict) || d.Overruled)}
 }
 
 func (l *live) Reset() {

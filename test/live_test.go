@@ -321,3 +321,29 @@ func TestProxyIdentity(t *testing.T) {
 	s.stop()
 	closeBooks(t, &books, primary, 0)
 }
+
+// TestPutOff: with while_up = "defer" senders are sent to the primary while it is
+// up, and taken once it is down.
+func TestPutOff(t *testing.T) {
+	primary := newPostfix(t)
+	primary.start()
+	s := newSecondary(t, primary.addr, policyFor("alice@example.org"), "while_up = \"defer\"\n")
+	s.start()
+	s.isLive()
+	var books testmx.Ledger
+	if got := sendAs(t, s.addr, "192.0.2.7", &books); !strings.HasPrefix(got, "451 4.7.1 <alice@example.org>: Recipient address rejected: the primary is up") {
+		t.Errorf("while it is up: %s", got)
+	}
+	primary.kill()
+	eventually(t, 20*time.Second, "the secondary knows", func() bool { return s.metric(`understudy_primary_up{route="primary"}`) == 0 })
+	if got := sendAs(t, s.addr, "192.0.2.7", &books); !strings.HasPrefix(got, "250 2.1.5") {
+		t.Errorf("while it is down: %s", got)
+	}
+	if n := s.metric(`understudy_put_off_recipients_total{result="deferred"}`); n != 1 {
+		t.Errorf("%v are counted as deferred, want 1", n)
+	}
+	primary.start()
+	eventually(t, 20*time.Second, "the queue is empty", func() bool { return len(s.queue()) == 0 })
+	s.stop()
+	closeBooks(t, &books, primary, 0)
+}

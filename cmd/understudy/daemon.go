@@ -71,7 +71,7 @@ func newDaemon(cfg *config.Config, log *slog.Logger) (_ *daemon, err error) {
 	}
 	d.buildRelay()
 	d.smtp.Inquire = inquire(d.relay, routeOf(cfg.Routes))
-	d.playThrough()
+	d.whileUp()
 	if err := d.openQueue(); err != nil {
 		return nil, err
 	}

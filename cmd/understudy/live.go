@@ -1,6 +1,7 @@
 package main
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -13,15 +14,21 @@ import (
 // each client.
 func byClientOf(p config.Primary) bool { return p.ByXClient() || p.ByProxy() }
 
-// playThrough has the door play clients' sessions to the next hops while they
-// are up, where the configuration wants that.
-func (d *daemon) playThrough() {
+// whileUp has the door do with mail what the configuration says while its next
+// hop is up.
+func (d *daemon) whileUp() {
 	route := routeOf(d.cfg.Routes)
 	d.smtp.IsNextHop = func(domain string, addr netip.Addr) bool { return d.relay.IsNextHop(route(domain), addr) }
-	if !slices.ContainsFunc(d.relay.Status(), func(r relay.RouteStatus) bool { return r.Live }) {
-		return
+	live := slices.ContainsFunc(d.relay.Status(), func(r relay.RouteStatus) bool { return r.Live })
+	defers := map[string]bool{defaultRoute: d.cfg.Primary.WhileUp == "defer"}
+	for _, r := range d.cfg.Routes {
+		defers[r.Name] = r.WhileUp == "defer"
 	}
-	live := &smtpd.Live{
+	off := &smtpd.PutOff{
+		Up:         func(domain string) bool { dest := route(domain); return defers[dest] && d.relay.Up(dest) },
+		Recipients: d.metrics.PutOff,
+	}
+	through := &smtpd.Live{
 		Play: func(c *smtpd.Command) smtpd.Player { return d.relay.Live(route, c.Peer) },
 		Offers: func() (smtpd.Extensions, bool) {
 			o, is := d.relay.LiveOffers()
@@ -29,5 +36,13 @@ func (d *daemon) playThrough() {
 		},
 		Agreement: d.metrics.LiveAgreement,
 	}
-	d.smtp.Decide = live.PlayThrough
+	d.smtp.Decide = func(decider smtpd.Decider) smtpd.Decider {
+		if slices.Contains(slices.Collect(maps.Values(defers)), true) {
+			decider = off.Around(decider)
+		}
+		if live {
+			decider = through.PlayThrough(decider)
+		}
+		return decider
+	}
 }

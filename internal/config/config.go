@@ -71,7 +71,7 @@ type Primary struct {
 	TLSName, TLSCA string
 	XClient        bool
 	Identity       string // xclient, proxy, none
-	WhileUp        string // live, accept
+	WhileUp        string // live, accept, defer
 	MaxLive        int    // sessions played through at a time
 	ProbeInterval  time.Duration
 	MaxConnections int
