@@ -79,6 +79,9 @@ func TestLiveDialogue(t *testing.T) {
 	script := func(turns ...turn) []turn { return append(slices.Clone(known), turns...) }
 	eight, dsn := asked("h.x.example"), asked("h.x.example")
 	eight.UTF8, dsn.EnvID, dsn.EightBit = true, "QQ1", true
+	wide, ret, named := asked("h.x.example"), asked("h.x.example"), asked("h.x.example")
+	wide.EightBit, ret.Ret, named.EnvID = true, "HDRS", "QQ1"
+	bare := append(known[:3:3], turn{"EHLO h.x.example\r\n", "250 primary.example\r\n"}, end)
 	for _, tt := range []struct {
 		name    string
 		env     *envelope.Envelope
@@ -121,7 +124,11 @@ func TestLiveDialogue(t *testing.T) {
 		{name: "the client is unknown", env: &envelope.Envelope{}, script: hello("PIPELINING", offer), want: []string{"not_begun"}},
 
 		// What a client may not have passed on.
+		{name: "a path that is too long", to: strings.Repeat("x", maxPath) + "@y.example c", script: script(from, rcpt("c", "550 5.1.1 no\r\n"), end), want: []string{"250", "501 5.1.3 Bad recipient address syntax", "550 5.1.1 no"}},
 		{name: "SMTPUTF8 is gone", env: eight, script: script(end), want: []string{"451 4.3.0 Service extensions have changed"}},
+		{name: "8BITMIME is gone", env: wide, script: bare, want: []string{"451 4.3.0 Service extensions have changed"}},
+		{name: "RET's DSN is gone", env: ret, script: bare, want: []string{"451 4.3.0 Service extensions have changed"}},
+		{name: "ENVID's DSN is gone", env: named, script: bare, want: []string{"451 4.3.0 Service extensions have changed"}},
 		{name: "bare CR", content: "x\ry\r\n", script: script(from, rcpt("b", ok), data), want: []string{"250", "250", "354", "in_message"}},
 		{name: "bare LF", content: "x\n.\r\ny\r\n", script: script(from, rcpt("b", ok), data), want: []string{"250", "250", "354", "in_message"}},
 		{name: "NUL", content: "x\x00\r\n", script: script(from, rcpt("b", ok), data), want: []string{"250", "250", "354", "in_message"}},
@@ -157,6 +164,40 @@ func TestLiveDialogue(t *testing.T) {
 				t.Errorf("%d seats are taken at the end", n)
 			}
 		})
+	}
+}
+
+// TestLiveGivenUp: a message that the client breaks off is broken off at the next
+// hop too, by nothing but the end of the connection.
+func TestLiveGivenUp(t *testing.T) {
+	cmd := turn{"XCLIENT NAME=mail.x.example ADDR=192.0.2.1 PORT=[UNAVAILABLE] PROTO=ESMTP REVERSE_NAME=[TEMPUNAVAIL] HELO=h\r\n", greeting}
+	script := append(hello(offer), cmd, turn{"EHLO h\r\n", pipe}, turn{"MAIL FROM:<a@x.example>\r\n", ok}, turn{"RCPT TO:<b@y.example>\r\n", ok}, turn{"DATA\r\n", goAhead})
+	for name, end := range map[string]func(*Live){"RSET": (*Live).Reset, "QUIT": (*Live).Close} {
+		played := make(chan error, 1)
+		c := liveClient(t, Route{}, func(conn net.Conn) { played <- play(conn, script) })
+		l := c.live()
+		rcpt := &envelope.Recipient{Path: envelope.ForwardPath{Mailbox: mailbox("b@y.example")}}
+		_, err := l.Mail(t.Context(), asked("h"), 0)
+		if err == nil {
+			rcpt.Notify = "NEVER" // DSN isn't there any more
+			if reply, err := l.Rcpt(t.Context(), rcpt); err != nil || reply != extChanged {
+				t.Errorf("%s: NOTIFY: %s, %v", name, reply, err)
+			}
+			rcpt.Notify = ""
+			_, err = l.Rcpt(t.Context(), rcpt)
+		}
+		if err == nil {
+			_, err = l.Data(t.Context())
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		io.WriteString(l, "the first line\r\n")
+		end(l)
+		l.Close()
+		if err := <-played; err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 
