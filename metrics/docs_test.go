@@ -38,7 +38,7 @@ func TestMetricsDoc(t *testing.T) {
 		rows = append(rows, fmt.Sprintf("| `%s` | %s | %s |\n", m[1], strings.ReplaceAll(m[3], ",", ", "), strings.ReplaceAll(m[2], "”", "`")))
 	}
 	slices.Sort(rows)
-	want := "# Metrics\n\nGenerated from the code by `make generate`. Names ending in `_total` are counters, `_duration_seconds`\nare histograms (classic and native), the others gauges. Alert rules: `metrics/alerts.yml`.\n\n" +
+	want := "# Metrics\n\nGenerated from the code by `make generate`. Names ending in `_total` are counters, `_duration_seconds`\nare histograms (classic and native), the others gauges. Alert rules: `metrics/alerts.yml`; a\ndashboard for Grafana: `metrics/grafana.json`.\n\n" +
 		"| metric | labels | meaning |\n| --- | --- | --- |\n" + strings.Join(rows, "")
 
 	const path = "../docs/METRICS.md"
