@@ -42,12 +42,12 @@ type Metrics struct {
 	RelayDuration  prometheus.Histogram   // one message: MAIL to the final reply
 	LiveOpen       prometheus.Gauge       // sessions to the primary for clients' sessions that are played through
 	LiveMessages   *prometheus.CounterVec // mail transactions that were played through, by ending
-	LiveAgreement  *prometheus.CounterVec // verdicts of the primary and the snapshot beside each other, by stage, the snapshot's rule kind and result: "same", "other"
+	LiveAgreement  *prometheus.CounterVec // the primary's verdicts compared with the snapshot's, by stage, the snapshot's rule kind and result: "same", "other"
 	PutOff         *prometheus.CounterVec // recipients while the primary is up and wants all senders, by result: "deferred", "taken"
-	LiveUnused     *prometheus.CounterVec // mail transactions that weren't, by reason
+	LiveUnused     *prometheus.CounterVec // mail transactions that weren't played through, by reason
 	PrimaryUp      *prometheus.GaugeVec   // by route (configured name)
 	OutageStart    *prometheus.GaugeVec   // by route, Unix time, 0 when up
-	WithoutXClient *prometheus.GaugeVec   // by route, 1 while it isn't told the clients, though it should be
+	WithoutXClient *prometheus.GaugeVec   // by route, 1 while clients should be named to it but can't be
 	Probes         *prometheus.CounterVec // by result
 	Commits        prometheus.Counter     // synced batches written
 	StoreErrors    *prometheus.CounterVec // by operation
@@ -115,22 +115,22 @@ func New(reg prometheus.Registerer) *Metrics {
 		CertExpiry:     gauge("smtp_certificate_expiry_timestamp_seconds", "Unix time at which the TLS certificate in use expires."),
 		AcceptDuration: histogram("accept_duration_seconds", "Time from the end of data to our 250: policy and synced commit."),
 		Verdicts:       counters("policy_verdicts_total", "Policy verdicts, by stage, action and kind of the rule that decided.", "stage", "action", "rule"),
-		Asked:          counters("asked_recipients_total", "Recipients about whom the policy wants the primary asked, by result; \"unasked\" where it couldn't be.", "result"),
+		Asked:          counters("asked_recipients_total", "Recipients about whom the primary was to be asked, by result; \"unasked\" where it couldn't be asked.", "result"),
 		Accepted:       counter("accepted_messages_total", "Messages accepted: synced to disk and answered 250."),
 		AcceptedBytes:  counter("accepted_bytes_total", "Content octets of the accepted messages."),
 		AcceptedRcpts:  counter("accepted_recipients_total", "Recipients of the accepted messages."),
 		RelayReplies:   counters("relay_recipients_total", "Recipients settled by an attempt to relay, by result.", "result"),
-		RelayedBytes:   counter("relayed_bytes_total", "Content octets of messages that the next hop took."),
+		RelayedBytes:   counter("relayed_bytes_total", "Content octets of messages that the next hop accepted."),
 		RelaySessions:  counters("relay_sessions_total", "SMTP sessions to the next hop, by result.", "result"),
 		LiveOpen:       gauge("live_sessions_open", "Sessions to the primary open now to play clients' sessions through."),
 		LiveMessages:   counters("live_transactions_total", "Mail transactions played through to the primary, by ending: its reply to the message, or where it was lost; after_dot and late are kept and relayed, and may arrive twice.", "ending"),
-		LiveAgreement:  counters("live_agreement_total", "Commands that the primary decided in a live session, by stage, by the kind of the rule by which the snapshot would have decided, and by whether it would have accepted, deferred or refused alike.", "stage", "rule", "result"),
+		LiveAgreement:  counters("live_agreement_total", "Commands decided by the primary in a live session, by stage, by the kind of the snapshot's rule, and by whether the snapshot's decision (accept, defer or refuse) was the same.", "stage", "rule", "result"),
 		PutOff:         counters("put_off_recipients_total", "Recipients that the policy lets in while the primary is up, with while_up = \"defer\", by result: deferred to the primary, or taken since the sender came back again and again.", "result"),
-		LiveUnused:     counters("live_unused_total", "Mail transactions that were judged by the snapshot, though live is on, by reason.", "reason"),
+		LiveUnused:     counters("live_unused_total", "Mail transactions judged by the snapshot although live is on, by reason.", "reason"),
 		RelayDuration:  histogram("relay_duration_seconds", "Time from MAIL to the next hop's final reply, one message."),
 		PrimaryUp:      gauges("primary_up", "Whether the primary answers: 1 or 0, by route.", "route"),
 		OutageStart:    gauges("primary_outage_start_timestamp_seconds", "Unix time at which the current outage began, 0 when there is none, by route.", "route"),
-		WithoutXClient: gauges("primary_without_xclient", "1 while the primary doesn't take XCLIENT from us, though [primary] xclient is on, by route.", "route"),
+		WithoutXClient: gauges("primary_without_xclient", "1 while the primary doesn't accept XCLIENT from us although [primary] xclient is on, by route.", "route"),
 		Probes:         counters("primary_probes_total", "Health probes of the primary, by result.", "result"),
 		Commits:        counter("queue_commits_total", "Synced batches written to the queue."),
 		StoreErrors:    counters("queue_store_errors_total", "Failed operations of the queue's store, by operation.", "operation"),
@@ -138,7 +138,7 @@ func New(reg prometheus.Registerer) *Metrics {
 		Quarantined:    counter("queue_quarantined_records_total", "Damaged queue records put aside, none deleted."),
 		StoreReopens:   counter("queue_store_reopens_total", "Times that the queue's store was reopened after a write error."),
 		DNSLookups:     counters("dns_lookups_total", "DNS look-ups, by type and result; result \"cached\" asked no server.", "type", "result"),
-		DNSFailing:     gauge("dns_failing", "1 after several DNS look-ups in a row that got no answer, or a server's failure, else 0."),
+		DNSFailing:     gauge("dns_failing", "1 after several DNS look-ups in a row without an answer or with a server failure, else 0."),
 		DNSDuration:    histogram("dns_lookup_duration_seconds", "Time of a DNS look-up that was not cached."),
 		PolicyLoaded:   gauge("policy_loaded_timestamp_seconds", "Unix time at which the policy in force was loaded, 0 without one."),
 		PolicyVersion:  gauge("policy_version", "Version of the policy in force; rises with each change."),
@@ -152,7 +152,7 @@ func New(reg prometheus.Registerer) *Metrics {
 		PublishVersions: counter("publish_versions_total", "Versions of the policy published."),
 		PublishRequests: counters("publish_requests_total", "Requests of followers answered, by endpoint and class of the status.", "endpoint", "class"),
 		PublishImports:  counters("publish_imports_total", "Readings of the policy's sources, by result.", "result"),
-		PublishRead:     gauge("publish_read_timestamp_seconds", "Unix time at which all of the policy's sources had been read last, 0 before the first."),
+		PublishRead:     gauge("publish_read_timestamp_seconds", "Unix time of the last complete reading of the policy's sources, 0 before the first."),
 		PublishFailing:  gauge("publish_failing", "1 while the policy's sources can't be read and the last good policy stays published, else 0."),
 	}
 	for _, ending := range []string{"accepted", "deferred", "refused", "before_reply", "in_message", "after_dot", "late"} {
@@ -182,7 +182,7 @@ func (m *Metrics) Queue(stats func() QueueStats) {
 	g("deferred_messages", "Messages with a recipient that the primary deferred.", func(s QueueStats) float64 { return float64(s.Deferred) })
 	g("bytes", "Content octets in the queue.", func(s QueueStats) float64 { return float64(s.Bytes) })
 	g("free_bytes", "Space left to the queue's file system.", func(s QueueStats) float64 { return float64(s.FreeBytes) })
-	g("store_damaged", "1 while the queue's store, in which a damaged block was met, is left unmerged, else 0.", func(s QueueStats) float64 { return oneIf(s.Damaged) })
+	g("store_damaged", "1 while the queue's store isn't merged because of a damaged block, else 0.", func(s QueueStats) float64 { return oneIf(s.Damaged) })
 	g("oldest_age_seconds", "Age of the oldest message in the queue, 0 when it is empty.", func(s QueueStats) float64 {
 		if s.Oldest.IsZero() {
 			return 0
@@ -223,16 +223,16 @@ func (m *Metrics) Follower(stats func() FollowerStats) {
 			values: values, value: func() string { return value(now()) },
 		})
 	}
-	oneOf("state", "1 for the state that the primary's policy is in, by age.", "state",
+	oneOf("state", "1 for the present state of the primary's policy, by age.", "state",
 		[]string{"none", "fresh", "stale"}, func(s FollowerStats) string { return s.State })
 	oneOf("staged_deletion", "1 while a mass deletion waits for the operator, or is rejected.", "decision",
 		[]string{"pending", "rejected"}, func(s FollowerStats) string { return s.Staged })
 	g("version", "Version of the primary's policy that is held.", func(s FollowerStats) float64 { return float64(s.Version) })
-	g("signed_timestamp_seconds", "Unix time at which the primary vouched for it last, 0 without one.", func(s FollowerStats) float64 { return unix(s.Signed) })
-	g("changed_timestamp_seconds", "Unix time at which its content changed last, 0 if that isn't known.", func(s FollowerStats) float64 { return unix(s.Changed) })
+	g("signed_timestamp_seconds", "Unix time at which the primary last signed the policy, 0 without one.", func(s FollowerStats) float64 { return unix(s.Signed) })
+	g("changed_timestamp_seconds", "Unix time at which the policy's content last changed, 0 if that isn't known.", func(s FollowerStats) float64 { return unix(s.Changed) })
 	g("sources_failing", "1 while the primary can't read a source of its policy, else 0.", func(s FollowerStats) float64 { return oneIf(s.Failing) })
-	g("sources_read_timestamp_seconds", "Unix time at which the primary had read all its sources last, 0 if that isn't known.", func(s FollowerStats) float64 { return unix(s.SourcesRead) })
-	g("recipients", "Recipients that it lists.", func(s FollowerStats) float64 { return float64(s.Recipients) })
+	g("sources_read_timestamp_seconds", "Unix time of the primary's last complete reading of its sources, 0 if that isn't known.", func(s FollowerStats) float64 { return unix(s.SourcesRead) })
+	g("recipients", "Recipients listed in the primary's policy.", func(s FollowerStats) float64 { return float64(s.Recipients) })
 	g("withdrawn_recipients", "Recipients that a staged deletion removes.", func(s FollowerStats) float64 { return float64(s.Withdrawn) })
 }
 
@@ -271,12 +271,12 @@ func (m *Metrics) Publisher(stats func() PublisherStats) {
 			func() float64 { return value(stats()) })
 	}
 	g("version", "Version of the policy that is published.", func(s PublisherStats) float64 { return float64(s.Version) })
-	g("signed_timestamp_seconds", "Unix time at which it was signed last, 0 before the first.", func(s PublisherStats) float64 { return unix(s.Signed) })
-	g("changed_timestamp_seconds", "Unix time at which its content changed last, 0 if that isn't known.", func(s PublisherStats) float64 { return unix(s.Changed) })
+	g("signed_timestamp_seconds", "Unix time at which the published policy was last signed, 0 before the first.", func(s PublisherStats) float64 { return unix(s.Signed) })
+	g("changed_timestamp_seconds", "Unix time at which the published policy's content last changed, 0 if that isn't known.", func(s PublisherStats) float64 { return unix(s.Changed) })
 	g("peers", "Followers that are paired.", func(s PublisherStats) float64 { return float64(s.Peers) })
 	g("following_peers", "Paired followers that asked within the last five minutes.", func(s PublisherStats) float64 { return float64(s.Following) })
 	g("alarmed_peers", "Paired followers whose last report names an alarm of the policy channel.", func(s PublisherStats) float64 { return float64(s.Alarmed) })
-	g("tables_wrong", "Tables of the primary's databases whose listing its check contradicts; what they may lack is answered 450.", func(s PublisherStats) float64 { return float64(s.Wrong) })
+	g("tables_wrong", "Tables whose listing is contradicted by their database; recipients that it may lack are answered 450.", func(s PublisherStats) float64 { return float64(s.Wrong) })
 }
 
 func oneIf(b bool) float64 {

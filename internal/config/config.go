@@ -1,11 +1,10 @@
-// Package config is Understudy's configuration file: one table (table.go) says
-// for each key its type, default, unit and meaning. Reading, checking,
-// `understudy config` and understudy.conf(5) all come from that table.
+// Package config reads Understudy's configuration file. One table (table.go) has
+// each key's type, default, unit and meaning. Reading, checking, `understudy
+// config` and understudy.conf(5) all come from that table.
 //
-// A file with a mistake is refused as a whole, and every mistake in it is
-// named with line, column and remedy. The package reads no file besides the
-// configuration itself: whether a certificate or policy is any good is for its
-// reader to say.
+// A file with a mistake is refused as a whole, and every mistake is reported with
+// line, column and remedy. The package reads no other file: whether a certificate
+// or policy is valid is for its reader to say.
 package config
 
 import (
@@ -31,7 +30,7 @@ const maxFile = 1 << 20
 // secondary or, with a section [publish], that of a primary's publisher; other
 // keys are needed then.
 type Config struct {
-	File        string // where it was read, "" for the defaults
+	File        string // its path, "" for the defaults
 	IsPublisher bool
 	Hostname    string
 	StateDir    string
@@ -329,7 +328,7 @@ func (r *reader) unknown(section, path, key string) {
 	r.mistake(path, "unknown key; remove it, or see understudy.conf(5) for the keys that exist")
 }
 
-// check looks at what no single key can show.
+// check examines combinations of keys.
 func (r *reader) check() {
 	c := r.cfg
 	if c.IsPublisher {

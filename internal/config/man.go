@@ -73,7 +73,7 @@ and with 1 when something around it is in the way.
 func Man(w io.Writer) error {
 	b := bufio.NewWriter(w)
 	b.WriteString(manHead)
-	fmt.Fprintf(b, ".SH GLOBAL KEYS\nThey stand before the first section.\n")
+	fmt.Fprintf(b, ".SH GLOBAL KEYS\nThese come before the first section.\n")
 	manKeys(b, "")
 	for _, name := range sections() {
 		header := "[" + name + "]"

@@ -36,8 +36,8 @@ func (s *setting) setDefault(c *Config) {
 	}
 }
 
-// Print writes c as a configuration file. With onlyDiffs it leaves out what is
-// as the defaults have it, and the explanations.
+// Print writes c as a configuration file. With onlyDiffs it leaves out defaults
+// and explanations.
 func Print(w io.Writer, c *Config, onlyDiffs bool) error {
 	p := &printer{w: bufio.NewWriter(w), def: Default(), onlyDiffs: onlyDiffs}
 	p.section("", c)

@@ -95,7 +95,7 @@ func absolute(conf, name string) string {
 	return name
 }
 
-// checkPolicy wants one place that a secondary's policy comes from.
+// checkPolicy requires exactly one source of a secondary's policy.
 func (r *reader) checkPolicy() {
 	c := r.cfg
 	switch {
@@ -110,8 +110,8 @@ func (r *reader) checkPolicy() {
 	}
 }
 
-// policyKinds are the keys of [policy] that say what a publisher's policy is made
-// of; it needs one of them.
+// policyKinds are the keys of [policy] that name the source of a publisher's
+// policy; it needs one of them.
 var policyKinds = []struct {
 	key string
 	of  func(*Policy) string
@@ -120,7 +120,7 @@ var policyKinds = []struct {
 	{"file", func(p *Policy) string { return p.File }},
 }
 
-// Kind is the key of [policy] that says what a publisher's policy is made of.
+// Kind is the key of [policy] that names the source of a publisher's policy.
 func (p *Policy) Kind() string {
 	for _, k := range policyKinds {
 		if k.of(p) != "" {
@@ -130,7 +130,7 @@ func (p *Policy) Kind() string {
 	return ""
 }
 
-// checkPublisher looks at what a publisher needs.
+// checkPublisher checks what a publisher needs.
 func (r *reader) checkPublisher() {
 	c := r.cfg
 	if c.Publish.Address == "" && !r.failed("publish.address") {
