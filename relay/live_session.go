@@ -155,12 +155,22 @@ func (l *Live) call(ctx context.Context, at step, command ...string) (reply enve
 	began := time.Now()
 	reply, err = s.call(at, nil, command...)
 	l.r.notePace(time.Since(began))
-	switch c := reply.Code; {
-	case err != nil:
-	case c == 421, c/100 == 3 && at != stepData, at == stepData && c < 400 && c != 354:
+	if err == nil && (reply.Code == 421 || reply.Code < 400 && !answers(at, reply.Code)) {
 		err = &refusal{at, reply}
 	}
 	return reply, err
+}
+
+// answers says that a positive code answers what was said, RFC 5321 §4.3.2: a
+// greeting, say, is no reply to a message.
+func answers(at step, code int) bool {
+	switch at {
+	case stepData:
+		return code == 354
+	case stepRcpt:
+		return code == 250 || code == 251 || code == 252
+	}
+	return code == 250
 }
 
 // finish sends the dot and waits for the reply to it.
@@ -187,7 +197,7 @@ func (l *Live) finish() {
 		l.lose(Late, err)
 	case err != nil:
 		l.lose(AfterDot, err)
-	case reply.Code/100 == 3:
+	case reply.Code < 400 && !answers(stepEnd, reply.Code):
 		l.lose(AfterDot, &refusal{stepEnd, reply})
 	default:
 		l.final = reply

@@ -145,9 +145,8 @@ func (c *Client) connectOnce(ctx context.Context, r *route, client *envelope.Cli
 	conn = timedConn{conn, t.Block}
 	s := &session{
 		c: c, r: r, t: t, raw: conn, conn: conn, name: c.hostname,
-		br:  newReplyReader(conn),
-		bw:  bufio.NewWriterSize(conn, chunk),
-		buf: make([]byte, chunk),
+		br: newReplyReader(conn),
+		bw: bufio.NewWriterSize(conn, chunk),
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	if r.Proxy {

@@ -301,6 +301,9 @@ func (s *session) send(x *transaction) error {
 	case s.br.Buffered() > 0:
 		return errUnsolicited
 	}
+	if s.buf == nil { // sessions that only ask or are live need none
+		s.buf = make([]byte, chunk)
+	}
 	err := writeContent(s.bw, x.body, x.t.Size, s.buf)
 	var ours *contentError
 	switch {
