@@ -52,17 +52,16 @@ const (
 	suiteDocFile = "../../docs/SUITES.md"
 	suiteDoc     = `# Mail suites
 
-The schemas and queries of mail suites, as their public sources have them, filled with data of our own (2,200 mailboxes, 700
-aliases, 60 domains), on real database servers. Each table that the suite's main.cf looks at is listed by the importer, and
-every key of a fuzz (names that are there, near misses, other case, extensions, domains alone, odd characters) is looked up by
-` + "`postmap -q`" + ` and in the listing: it must be there or not in both, and with the same value where that counts.
-` + "`make suites`" + ` plays it. policy/postfix/testdata/suites has the suites, each with its sources, and with a file ` + "`want`" + ` that names
-what may differ and why.
+The schemas and queries of mail suites, taken from their public sources and filled with data of our own (2,200 mailboxes, 700
+aliases, 60 domains), on real database servers. The importer lists each table that the suite's main.cf uses. Random keys (existing
+names, near misses, other case, extensions, domains alone, odd characters) are looked up by ` + "`postmap -q`" + ` and in the listing: both
+must have the key or lack it, with the same value where it counts. ` + "`make suites`" + ` runs this. policy/postfix/testdata/suites has the
+suites, each with its sources, and with a file ` + "`want`" + ` that names permitted differences and their reasons.
 
-*Exact* tables hold all that the query answers to. Those listed *by candidates* hold what it answered to of everything in its
-tables that looks like a key; what isn't listed isn't denied there. *Not compared* are tables that can't be listed, or that
-would take minutes. The hostile suites are forms that an operator might write who wants to do it all in one query. These figures
-are with 3,000 keys a table, and those it lists; the hostile suites have 1,000.
+*Exact* listings hold every key that the query answers. Listings *by candidates* hold those that it answered of everything in its
+tables that looks like a key; a missing key isn't denied there. *Not compared* are tables that can't be listed, or that would take
+minutes. The hostile suites hold queries of operators who do everything in one query. These figures are with 3,000 random keys a
+table, besides the listed ones; the hostile suites have 1,000.
 
 With 50,000 keys (2026-11-29): virtualmin, mail-in-a-box, postfixadmin, ispmail, froxlor, modoboa and iredmail-mysql played 1,879,462
 look-ups in 37 tables: 9,743 explained, no difference.
