@@ -1,5 +1,5 @@
 # The commands of the README, by name. CI runs the same ones.
-.PHONY: build deb demo test crash soak bench bench-sync bench-door bench-memory parity suites generate lint
+.PHONY: build deb demo test crash soak bench bench-sync bench-door bench-memory parity suites screenshots generate lint
 
 build:
 	go build -o understudy ./cmd/understudy
@@ -70,6 +70,11 @@ parity:
 suites:
 	test/install-peers
 	SUITE_KEYS=50000 go test -timeout 10h -v -run 'TestSuites$$' ./policy/postfix
+
+# The pictures of the README, of a real outage in a real browser.
+screenshots:
+	test/install-peers
+	SCREENSHOTS=$(CURDIR)/docs/screenshots go test -count=1 -timeout 10m -run 'TestPage$$' ./test
 
 generate:
 	go generate ./...

@@ -21,6 +21,7 @@ import (
 	"github.com/understudy-mx/understudy/internal/inforce"
 	"github.com/understudy-mx/understudy/internal/operator"
 	"github.com/understudy-mx/understudy/internal/outage"
+	"github.com/understudy-mx/understudy/internal/page"
 	"github.com/understudy-mx/understudy/internal/resolver"
 	"github.com/understudy-mx/understudy/internal/service"
 	"github.com/understudy-mx/understudy/metrics"
@@ -52,6 +53,8 @@ type daemon struct {
 	doors    []*service.Door
 	web      net.Listener // nil: no metrics
 	control  net.Listener
+	page     *page.Page // nil: none
+	pageAt   net.Listener
 	stopping atomic.Bool
 }
 
@@ -91,6 +94,9 @@ func newDaemon(cfg *config.Config, log *slog.Logger) (_ *daemon, err error) {
 		return nil, err
 	}
 	if d.web, err = listenWeb(cfg); err != nil {
+		return nil, err
+	}
+	if err := d.openPage(); err != nil {
 		return nil, err
 	}
 	if !strings.Contains(cfg.Hostname, ".") {
@@ -138,6 +144,9 @@ func (d *daemon) close() {
 	}
 	if d.web != nil {
 		d.web.Close()
+	}
+	if d.pageAt != nil {
+		d.pageAt.Close()
 	}
 	if d.primary != nil {
 		d.primary.Close()
@@ -333,6 +342,10 @@ func (d *daemon) run(ctx context.Context) error {
 		return control.Serve(ctx, d.control, operator.ServeDaemon(d.queue, d.relay, d.primary, d.outages))
 	})
 	f.Web(d.web, metrics.Handler(d.registry, d.ready))
+	if d.page != nil {
+		f.Listening("page", d.pageAt)
+		f.Front("page", func(ctx context.Context) error { return d.page.Serve(ctx, d.pageAt) })
+	}
 	for _, l := range d.doors {
 		f.Listening("smtp", l)
 		f.Front("smtp", func(ctx context.Context) error { return d.smtp.Serve(ctx, l) })

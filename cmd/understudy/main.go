@@ -38,6 +38,7 @@ type cli struct {
 	Demo    demoCmd    `cmd:"" help:"Watch an outage, played on this machine: no configuration, no privileges, nothing left behind."`
 	Queue   queueCmd   `cmd:"" help:"Look at the mail that waits, and settle it by hand."`
 	Outage  outageCmd  `cmd:"" help:"Look back at the primary's outages."`
+	Page    pageCmd    `cmd:"" help:"Print the address of the operator's page, with its token."`
 	Policy  policyCmd  `cmd:"" help:"Import and check a policy, ask it what it would decide, and see how it follows the primary's."`
 	Parity  parityCmd  `cmd:"" help:"Prove that the policy decides as the live primary does."`
 	Setup   setupCmd   `cmd:"" help:"Set a pair up from nothing."`

@@ -267,7 +267,7 @@ func showText(out io.Writer, info queue.Info, now daemonNow) error {
 func (n daemonNow) wayTo(dest string) string {
 	for _, r := range n.Routes {
 		if r.Name == dest {
-			return printable(dest) + ", " + watchView{daemonNow: n}.route(r)
+			return printable(dest) + ", " + watchView{operator.View{Status: operator.Status(n)}}.route(r)
 		}
 	}
 	return printable(dest)

@@ -46,7 +46,7 @@ func (c *queueWatchCmd) Run(ctx context.Context, out io.Writer) error {
 	show := c.show(out)
 	ticker := time.NewTicker(c.Interval)
 	defer ticker.Stop()
-	var w watch
+	var w operator.Watch
 	for {
 		now, err := lookAt(ctx, client)
 		switch {
@@ -55,8 +55,8 @@ func (c *queueWatchCmd) Run(ctx context.Context, out io.Writer) error {
 		case err != nil:
 			return err
 		}
-		w.add(now)
-		if err := show(w.view()); err != nil || c.UntilEmpty && !now.Waiting {
+		w.Add(operator.Status(now))
+		if err := show(watchView{w.View()}); err != nil || c.UntilEmpty && !now.Waiting {
 			return err
 		}
 		select {
@@ -118,44 +118,8 @@ func clip(s string, width int) string {
 	return s
 }
 
-// rateOver is how far back a rate looks.
-const rateOver = 10 * time.Second
-
-// watch keeps what was seen lately.
-type watch struct{ seen []daemonNow }
-
-func (w *watch) add(now daemonNow) {
-	w.seen = append(w.seen, now)
-	for len(w.seen) > 2 && now.At.Sub(w.seen[1].At) >= rateOver {
-		w.seen = w.seen[1:]
-	}
-}
-
-// watchView is one picture.
-type watchView struct {
-	daemonNow
-	In         float64  `json:"in_per_second"`
-	Out        float64  `json:"out_per_second"`
-	EmptyAfter *float64 `json:"empty_after_seconds"` // null when it doesn't shrink
-}
-
-func (w *watch) view() watchView {
-	first, now := w.seen[0], w.seen[len(w.seen)-1]
-	v := watchView{daemonNow: now}
-	took := now.At.Sub(first.At).Seconds()
-	if took <= 0 || now.Accepted < first.Accepted { // nothing to compare with, or another queue
-		w.seen = []daemonNow{now}
-		return v
-	}
-	came := float64(now.Accepted - first.Accepted)
-	v.In = came / took
-	v.Out = (came - float64(now.Messages-first.Messages)) / took
-	if waiting := now.Messages - now.Held; waiting > 0 && v.Out > v.In {
-		after := float64(waiting) / (v.Out - v.In)
-		v.EmptyAfter = &after
-	}
-	return v
-}
+// watchView is a picture, as it is drawn.
+type watchView struct{ operator.View }
 
 func (v watchView) ends() string {
 	switch {
@@ -210,7 +174,7 @@ func (v watchView) lines() []string {
 		fmt.Sprintf("Rate      %.1f/s in, %.1f/s out; %s", v.In, v.Out, v.ends()),
 		fmt.Sprintf("Space     %s free", bytesText(int64(v.FreeBytes))),
 	}
-	lines = append(lines, v.trouble()...)
+	lines = append(lines, daemonNow(v.Status).trouble()...)
 	for _, r := range v.Routes {
 		lines = append(lines, fmt.Sprintf("%-9s %s", printable(r.Name), v.route(r)))
 	}

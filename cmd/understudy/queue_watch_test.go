@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/understudy-mx/understudy/internal/control"
+	"github.com/understudy-mx/understudy/internal/operator"
 	"github.com/understudy-mx/understudy/metrics"
 	"github.com/understudy-mx/understudy/queue"
 	"github.com/understudy-mx/understudy/relay"
@@ -32,7 +33,7 @@ func TestWatchRates(t *testing.T) {
 	}
 	damaged := at(24, 5, 5, 5)
 	damaged.Damaged = true
-	var w watch
+	var w operator.Watch
 	for _, tt := range []struct {
 		name    string
 		now     daemonNow
@@ -46,8 +47,8 @@ func TestWatchRates(t *testing.T) {
 		{"held mail doesn't wait", at(23, 5, 5, 5), 0, 0, "nothing waits"},
 		{"damaged", damaged, 0, 0, "; store damaged: stop understudy when you can, run understudy queue repair"},
 	} {
-		w.add(tt.now)
-		v := w.view()
+		w.Add(operator.Status(tt.now))
+		v := watchView{w.View()}
 		if v.In != tt.in || v.Out != tt.out {
 			t.Errorf("%s: %v in, %v out, want %v, %v", tt.name, v.In, v.Out, tt.in, tt.out)
 		}
@@ -64,7 +65,7 @@ func TestTrouble(t *testing.T) {
 	now := daemonNow{Status: queue.Status{Quarantined: 2, Broken: true, Damaged: true}}
 	want := []string{"Damaged   2 messages put aside", "Store     being reopened", "Store     damaged: stop understudy when you can, run understudy queue repair"}
 	wanted := func(lines []string) bool { return slices.EqualFunc(lines, want, strings.HasPrefix) }
-	if lines := (watchView{daemonNow: now}).lines(); !wanted(lines[4:]) || len(lines[6]) > 80 {
+	if lines := (watchView{operator.View{Status: operator.Status(now)}}).lines(); !wanted(lines[4:]) || len(lines[6]) > 80 {
 		t.Errorf("watch: %q", lines)
 	}
 

@@ -44,6 +44,7 @@ type Config struct {
 	Queue       Queue
 	DNS         DNS
 	Metrics     Metrics
+	Web         Web
 	Log         Log
 }
 
@@ -348,6 +349,7 @@ func (r *reader) check() {
 		r.mistake(set, "is set without %s; set both, or neither for no STARTTLS", other)
 	}
 	r.checkRoutes()
+	r.checkWeb()
 }
 
 // checkIdentity looks whether a server is told the clients in one way.

@@ -18,7 +18,7 @@ type setting struct {
 
 // sections lists the tables in the order in which they are shown.
 func sections() []string {
-	return []string{"smtp", "primary", "route", "policy", "sync", "queue", "dns", "publish", "source", "metrics", "log"}
+	return []string{"smtp", "primary", "route", "policy", "sync", "queue", "dns", "publish", "source", "metrics", "web", "log"}
 }
 
 // repeated are the sections that may be repeated.
@@ -36,6 +36,7 @@ var sectionDoc = map[string]string{
 	"queue":   "The queue of accepted mail.",
 	"dns":     "The resolver for blocklists and host names. Use one of your own, close by: most blocklists refuse public ones.",
 	"metrics": "Prometheus metrics and the pages /healthz and /readyz.",
+	"web":     "The operator's page: the state of the primary, the queue and its drain, and held mail. It has no TLS of its own: use ssh -L, or a web server with TLS in front.",
 	"log":     "The log, on standard error.",
 }
 
@@ -236,6 +237,22 @@ var settings = []setting{
 	{"metrics", "listen", optionalListen, `"127.0.0.1:9625"`, nil,
 		`Address of the HTTP server, or "" for none. It has no password: keep it on the loopback interface, or behind a proxy with one.`,
 		func(c *Config) any { return &c.Metrics.Listen }},
+
+	{"web", "listen", webListen, `""`, nil,
+		`Address of the page, such as "127.0.0.1:9627" or "unix:/run/understudy/web.sock", or "" for none. It must be on the loopback interface. A Unix socket has mode 0660; in a directory with the setgid bit it gets the group of the directory. "understudy page" prints the address to open.`,
+		func(c *Config) any { return &c.Web.Listen }},
+	{"web", "token_file", file, "", nil,
+		"File with the token that opens the page; by default web.token in state_dir. A missing file is created with a new token. To change the token, remove the file and restart.",
+		func(c *Config) any { return &c.Web.TokenFile }},
+	{"web", "hosts", hostList, "[]", nil,
+		`Host names of the page behind a proxy, such as ["mx2.example.org"]. "localhost" and loopback addresses are always accepted. Requests for other names are refused, against DNS rebinding.`,
+		func(c *Config) any { return &c.Web.Hosts }},
+	{"web", "trusted_header", headerName, "", nil,
+		`Header field in which a proxy names the user it has authenticated, such as "Remote-User"; such users need no token. Requires a Unix socket that only the proxy can open. The proxy must overwrite the field if its client sends it.`,
+		func(c *Config) any { return &c.Web.TrustedHeader }},
+	{"web", "show_addresses", choice("token", "all", "none"), `"token"`, nil,
+		"Who may see envelope addresses, and release and remove held mail: those with the token, users of the proxy too, or nobody. Others see only numbers.",
+		func(c *Config) any { return &c.Web.ShowAddresses }},
 
 	{"log", "format", choice("auto", "text", "json"), `"auto"`, nil,
 		"auto is text on a terminal and JSON elsewhere.",

@@ -44,25 +44,25 @@ func SocketPath(stateDir string) string { return filepath.Join(stateDir, "contro
 // queue's lock sees to that), or two starting daemons could race here.
 func Listen(path string) (net.Listener, error) {
 	if len(path) > maxPath {
-		return nil, fmt.Errorf("listen on control socket %s: the name is longer than the %d bytes that a Unix socket may have; choose a shorter state_dir", path, maxPath)
+		return nil, fmt.Errorf("listen on socket %s: the name is longer than the %d bytes that a Unix socket may have; choose a shorter state_dir", path, maxPath)
 	}
 	if c, err := net.DialTimeout("unix", path, requestTimeout); err == nil {
 		c.Close()
-		return nil, fmt.Errorf("listen on control socket %s: another daemon answers there", path)
+		return nil, fmt.Errorf("listen on socket %s: another daemon answers there", path)
 	}
 	if fi, err := os.Lstat(path); err == nil && fi.Mode().Type() == fs.ModeSocket {
 		if err := os.Remove(path); err != nil {
-			return nil, fmt.Errorf("remove stale control socket: %w", err)
+			return nil, fmt.Errorf("remove stale socket: %w", err)
 		}
 	}
 	l, err := net.Listen("unix", path)
 	if err != nil {
-		return nil, fmt.Errorf("listen on control socket: %w", err)
+		return nil, fmt.Errorf("listen on socket: %w", err)
 	}
 	// Until here a usual umask (022) lets only the owner connect as well.
 	if err := os.Chmod(path, 0o600); err != nil {
 		l.Close()
-		return nil, fmt.Errorf("protect control socket: %w", err)
+		return nil, fmt.Errorf("protect socket: %w", err)
 	}
 	return l, nil
 }

@@ -1,0 +1,178 @@
+package page
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"math"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/understudy-mx/understudy/internal/control"
+	"github.com/understudy-mx/understudy/internal/operator"
+)
+
+// point is one moment of the chart: Unix time, what waits, arrival and drain rate
+// a second, and 1 while every next hop is up.
+type point [5]float64
+
+// series is a chart's points, so far apart, the oldest first.
+type series struct {
+	Step   float64 `json:"step"` // seconds
+	Points []point `json:"points"`
+
+	max  int
+	part []point // of the step that isn't over
+}
+
+// add takes a moment. A step of several is their last depth, their mean rates, and
+// up if all were; it counts when the next one begins.
+func (s *series) add(p point) {
+	if len(s.part) > 0 && math.Floor(p[0]/s.Step) != math.Floor(s.part[0][0]/s.Step) {
+		if len(s.Points) == s.max {
+			s.Points = slices.Delete(s.Points, 0, 1)
+		}
+		s.Points = append(s.Points, mean(s.part))
+		s.part = s.part[:0]
+	}
+	s.part = append(s.part, p)
+}
+
+func mean(part []point) point {
+	sum := part[len(part)-1]
+	for _, q := range part[:len(part)-1] {
+		sum[2], sum[3], sum[4] = sum[2]+q[2], sum[3]+q[3], min(sum[4], q[4])
+	}
+	sum[2], sum[3] = round(sum[2]/float64(len(part))), round(sum[3]/float64(len(part)))
+	return sum
+}
+
+// history is what a page that opens knows at once.
+type history struct {
+	Minutes series `json:"minutes"`
+	Day     series `json:"day"`
+}
+
+// board is the picture that hangs in the hall: one hand paints it, many look.
+type board struct {
+	mu      sync.Mutex // guards what follows
+	past    history
+	picture []byte
+	next    chan struct{} // closed when there is another
+}
+
+func newBoard() board {
+	return board{next: make(chan struct{}), past: history{
+		Minutes: series{Step: 1, max: 600, Points: []point{}},
+		Day:     series{Step: 120, max: 720, Points: []point{}},
+	}}
+}
+
+// paint hangs up another picture; p is nil when nothing is known.
+func (b *board) paint(picture []byte, p *point) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if p != nil {
+		b.past.Minutes.add(*p)
+		b.past.Day.add(*p)
+	}
+	b.picture = picture
+	close(b.next)
+	b.next = make(chan struct{})
+}
+
+func (b *board) look() ([]byte, <-chan struct{}) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.picture, b.next
+}
+
+func (b *board) memory() ([]byte, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return json.Marshal(b.past)
+}
+
+// watch paints until ctx ends.
+func (p *Page) watch(ctx context.Context) {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	var w operator.Watch
+	var c counts
+	for {
+		p.paint(ctx, &w, &c)
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (p *Page) paint(ctx context.Context, w *operator.Watch, c *counts) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	now := now{Hostname: p.o.Hostname, Version: p.o.Version, At: time.Now()}
+	var moment *point
+	if status, err := p.o.Desk.Status(ctx); err != nil {
+		now.Error = show(err.Error())
+	} else {
+		w.Add(status)
+		now.fill(w.View())
+		up := 1.0
+		for _, r := range status.Routes {
+			if !r.Up {
+				up = 0
+			}
+		}
+		moment = &point{float64(status.At.Unix()), float64(status.Messages - status.Held), round(now.In), round(now.Out), up}
+	}
+	now.Policy, now.Verdicts = c.read(p.o.Metrics, now.At)
+	picture, err := json.Marshal(now)
+	if err != nil {
+		panic(fmt.Sprintf("page: %v", err)) // a type of ours that JSON can't spell
+	}
+	p.board.paint(picture, moment)
+}
+
+// events sends a watcher the past, and then each picture that it is quick enough for.
+func (p *Page) events(w http.ResponseWriter, r *http.Request, _ caller) {
+	select {
+	case p.watchers <- struct{}{}:
+		defer func() { <-p.watchers }()
+	default:
+		w.Header().Set("Retry-After", "10")
+		control.Fail(w, http.StatusServiceUnavailable, fmt.Errorf("%d pages are open already; close one", maxWatchers))
+		return
+	}
+	c := http.NewResponseController(w)
+	_ = c.SetReadDeadline(time.Time{}) // nothing more is read; a failed write ends it
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.Header().Set("X-Accel-Buffering", "no")
+	send := func(event string, data []byte) bool {
+		if c.SetWriteDeadline(time.Now().Add(eventTimeout)) != nil {
+			return false
+		}
+		if _, err := fmt.Fprintf(w, "event: %s\ndata: %s\n\n", event, data); err != nil {
+			return false
+		}
+		return c.Flush() == nil
+	}
+	past, err := p.board.memory()
+	if err != nil || !send("history", past) {
+		return
+	}
+	for {
+		picture, next := p.board.look()
+		if picture != nil && !send("now", picture) {
+			return
+		}
+		select {
+		case <-r.Context().Done():
+			return
+		case <-next:
+		}
+	}
+}

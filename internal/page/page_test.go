@@ -1,0 +1,417 @@
+package page
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/internal/operator"
+	"github.com/understudy-mx/understudy/queue"
+)
+
+const token = "0123456789abcdefghijklmnop"
+
+// desk is a daemon with three messages: one waits, one is held, one is both.
+type desk struct {
+	mu     sync.Mutex // guards what follows
+	done   []string
+	broken error
+}
+
+// hostile is what others may have put into an envelope or a reply.
+const hostile = "</script><img src=x onerror=alert(1)>\x1b[2J\u202e\x00"
+
+func (d *desk) mail() []queue.Info {
+	to := func(state string) queue.RecipientInfo {
+		return queue.RecipientInfo{Address: hostile + state, State: state, Reason: "refused", Reply: "550 " + hostile + strings.Repeat("x", 5000)}
+	}
+	client := envelope.Client{Addr: netip.MustParseAddr("192.0.2.1"), Name: hostile}
+	return []queue.Info{
+		{ID: "W", From: hostile, Client: client, Recipients: []queue.RecipientInfo{to("queued")}},
+		{ID: "H", From: hostile, Client: client, Recipients: []queue.RecipientInfo{to("held")}},
+		{ID: "B", From: hostile, Client: client, Recipients: []queue.RecipientInfo{to("held"), to("deferred")}},
+	}
+}
+
+func (d *desk) Status(context.Context) (operator.Status, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := operator.Status{Status: queue.Status{At: time.Now(), Messages: 3, Held: 2, Accepted: 3, Waiting: true}}
+	s.Routes = slices.Grow(s.Routes, 1)[:1]
+	s.Routes[0].Name, s.Routes[0].LastError = "primary", hostile+strings.Repeat("y", 5000)
+	return s, d.broken
+}
+
+func (d *desk) Message(_ context.Context, id string) (queue.Info, error) {
+	for _, m := range d.mail() {
+		if m.ID == id {
+			return m, nil
+		}
+	}
+	return queue.Info{}, queue.ErrNotFound
+}
+
+func (d *desk) Messages(_ context.Context, fn func(queue.Info) error) error {
+	for _, m := range d.mail() {
+		if err := fn(m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *desk) note(what string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.done = append(d.done, what)
+	return nil
+}
+func (d *desk) Release(_ context.Context, id string) error { return d.note("release " + id) }
+func (d *desk) Remove(_ context.Context, id string) error  { return d.note("remove " + id) }
+
+func options(d *desk) Options {
+	return Options{Hostname: "mx2.example.org", Desk: d, Metrics: prometheus.NewRegistry(), Token: token, Hosts: []string{"mx2.example.org"},
+		Addresses: ForToken, Log: slog.New(slog.DiscardHandler)}
+}
+
+// request is one as a browser sends it; the headers are name, value, name, value.
+func request(method, target string, headers ...string) *http.Request {
+	r := httptest.NewRequest(method, target, nil)
+	r.Host = "127.0.0.1:9627"
+	for i := 0; i < len(headers); i += 2 {
+		if headers[i] == "Host" {
+			r.Host = headers[i+1]
+			continue
+		}
+		r.Header.Add(headers[i], headers[i+1])
+	}
+	return r
+}
+
+// TestWhoMayAsk: the page's own files are for all, what it asks for is for those
+// who have the token or whom the proxy names, and no foreign name or page leads
+// here.
+func TestWhoMayAsk(t *testing.T) {
+	const bearer = "Bearer " + token
+	own := []string{"Authorization", bearer, "Origin", "http://127.0.0.1:9627", "Sec-Fetch-Site", "same-origin"}
+	with := func(base []string, more ...string) []string { return append(append([]string{}, base...), more...) }
+	token, proxied := func(*Options) {}, func(o *Options) { o.Header = "Remote-User" }
+	for _, tt := range []struct {
+		name           string
+		options        func(*Options)
+		method, target string
+		headers        []string
+		want           int
+	}{
+		{"page", token, "GET", "/", nil, 200},
+		{"script", token, "GET", "/page.js", nil, 200},
+		{"nothing else", token, "GET", "/page.go", nil, 404},
+		{"page can't be changed", token, "POST", "/", own, 405},
+		{"no token", token, "GET", "/api/mail", nil, 403},
+		{"no token, events", token, "GET", "/api/events", nil, 403},
+		{"wrong token", token, "GET", "/api/mail", []string{"Authorization", bearer + "x"}, 403},
+		{"empty token", token, "GET", "/api/mail", []string{"Authorization", "Bearer "}, 403},
+		{"token in the query", token, "GET", "/api/mail?token=0123456789abcdefghijklmnop", nil, 403},
+		{"token as a cookie", token, "GET", "/api/mail", []string{"Cookie", "token=0123456789abcdefghijklmnop"}, 403},
+		{"token", token, "GET", "/api/mail", []string{"Authorization", bearer}, 200},
+		{"localhost", token, "GET", "/api/mail", with(own[:2], "Host", "localhost:9627"), 200},
+		{"IPv6", token, "GET", "/api/mail", with(own[:2], "Host", "[::1]:9627"), 200},
+		{"our name", token, "GET", "/api/mail", with(own[:2], "Host", "MX2.example.org"), 200},
+		{"rebound name", token, "GET", "/", []string{"Host", "evil.example"}, 421},
+		{"rebound name, token", token, "GET", "/api/mail", with(own[:2], "Host", "evil.example:9627"), 421},
+		{"name that begins as ours", token, "GET", "/", []string{"Host", "localhost.evil.example"}, 421},
+		{"foreign address", token, "GET", "/", []string{"Host", "192.0.2.1:9627"}, 421},
+		{"no name", token, "GET", "/", []string{"Host", ""}, 421},
+		{"asked by another site", token, "GET", "/api/mail", []string{"Authorization", bearer, "Sec-Fetch-Site", "cross-site"}, 403},
+		{"release", token, "POST", "/api/mail/H/release", own, 200},
+		{"remove", token, "POST", "/api/mail/H/remove", own, 200},
+		{"release without token", token, "POST", "/api/mail/H/release", own[2:], 403},
+		{"release without origin", token, "POST", "/api/mail/H/release", own[:2], 403},
+		{"release from elsewhere", token, "POST", "/api/mail/H/release", []string{"Authorization", bearer, "Origin", "http://evil.example"}, 403},
+		{"release from a sandbox", token, "POST", "/api/mail/H/release", []string{"Authorization", bearer, "Origin", "null"}, 403},
+		{"release from another port", token, "POST", "/api/mail/H/release", []string{"Authorization", bearer, "Origin", "http://127.0.0.1:80"}, 403},
+		{"release by GET", token, "GET", "/api/mail/H/release", own, 405},
+		{"pre-flight", token, "OPTIONS", "/api/mail/H/release", own[2:], 405},
+		{"another verb", token, "POST", "/api/mail/H/hold", own, 404},
+		{"release what isn't held", token, "POST", "/api/mail/W/release", own, 409},
+		{"remove what isn't held", token, "POST", "/api/mail/W/remove", own, 409},
+		{"remove what others wait for", token, "POST", "/api/mail/B/remove", own, 409},
+		{"release what others wait for", token, "POST", "/api/mail/B/release", own, 200},
+		{"unknown message", token, "POST", "/api/mail/X/release", own, 409},
+		{"nobody sees addresses", func(o *Options) { o.Addresses = ForNone }, "GET", "/api/mail", own, 403},
+		{"nobody settles mail", func(o *Options) { o.Addresses = ForNone }, "POST", "/api/mail/H/release", own, 403},
+		{"header without a proxy", token, "GET", "/api/mail", []string{"Remote-User", "alice"}, 403},
+		{"proxy's user sees no addresses", proxied, "GET", "/api/mail", []string{"Remote-User", "alice"}, 403},
+		{"proxy's user settles nothing", proxied, "POST", "/api/mail/H/release", with(own[2:], "Remote-User", "alice"), 403},
+		{"proxy's user, for all", func(o *Options) { o.Header, o.Addresses = "Remote-User", ForAll }, "GET", "/api/mail", []string{"Remote-User", "alice"}, 200},
+		{"proxy's user, from elsewhere", func(o *Options) { o.Header, o.Addresses = "Remote-User", ForAll }, "POST", "/api/mail/H/release", []string{"Remote-User", "alice", "Origin", "https://evil.example"}, 403},
+		{"proxy that adds to the client's header", func(o *Options) { o.Header, o.Addresses = "Remote-User", ForAll }, "GET", "/api/mail", []string{"Remote-User", "admin", "Remote-User", "alice"}, 403},
+		{"proxy without a user", func(o *Options) { o.Header, o.Addresses = "Remote-User", ForAll }, "GET", "/api/mail", []string{"Remote-User", ""}, 403},
+		{"no token set, none sent", func(o *Options) { o.Token = "" }, "GET", "/api/mail", []string{"Authorization", "Bearer "}, 403},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			d := &desk{}
+			o := options(d)
+			tt.options(&o)
+			w := httptest.NewRecorder()
+			New(o).Handler().ServeHTTP(w, request(tt.method, tt.target, tt.headers...))
+			if w.Code != tt.want {
+				t.Errorf("%s %s: %d, want %d: %s", tt.method, tt.target, w.Code, tt.want, w.Body)
+			}
+			if csp := w.Header().Get("Content-Security-Policy"); !strings.HasPrefix(csp, "default-src 'none';") || strings.Contains(csp, "unsafe") {
+				t.Errorf("Content-Security-Policy: %q", csp)
+			}
+			if c := w.Header().Get("Set-Cookie"); c != "" {
+				t.Errorf("sets a cookie: %s", c)
+			}
+			if settled := strings.HasPrefix(tt.target, "/api/mail/") && tt.want == 200; settled != (len(d.done) == 1) {
+				t.Errorf("did %q", d.done)
+			}
+		})
+	}
+}
+
+// TestHostile: what others wrote arrives as printable, bounded text.
+func TestHostile(t *testing.T) {
+	d := &desk{}
+	p := New(options(d))
+	var w operator.Watch
+	var c counts
+	p.paint(t.Context(), &w, &c)
+	picture, _ := p.board.look()
+	mail := httptest.NewRecorder()
+	p.Handler().ServeHTTP(mail, request("GET", "/api/mail", "Authorization", "Bearer "+token))
+	if n := strings.Count(mail.Body.String(), "onerror"); n < 6 {
+		t.Fatalf("the hostile text isn't in the answer: %s", mail.Body)
+	}
+	for name, answer := range map[string][]byte{"now": picture, "mail": mail.Body.Bytes()} {
+		if len(answer) > 10_000 {
+			t.Errorf("%s: %d octets", name, len(answer))
+		}
+		for _, bad := range []string{"<", ">", "\x1b", `\u001b`, "\u202e", `\u202e`, `\u0000`} {
+			if bytes.Contains(answer, []byte(bad)) {
+				t.Errorf("%s holds %q: %s", name, bad, answer)
+			}
+		}
+	}
+	if n := bytes.Count(picture, []byte("onerror")); n != 1 { // the next hop's error alone
+		t.Errorf("the picture holds an envelope: %s", picture)
+	}
+	d.broken = errors.New(hostile)
+	p.paint(t.Context(), &w, &c)
+	if picture, _ := p.board.look(); bytes.Contains(picture, []byte("\u202e")) || !bytes.Contains(picture, []byte(`"error"`)) {
+		t.Errorf("a daemon that doesn't answer: %s", picture)
+	}
+}
+
+// serve runs a page until the test ends.
+func serve(t *testing.T, o Options) (addr string) {
+	t.Helper()
+	l, err := Listen("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- New(o).Serve(ctx, l) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("serve: %v", err)
+		}
+	})
+	return l.Addr().String()
+}
+
+func watchEvents(t *testing.T, addr string) *http.Response {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+addr+"/api/events", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Authorization", "Bearer "+token)
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { resp.Body.Close() })
+	return resp
+}
+
+// TestEvents: the past comes first, then pictures; so many watchers are served
+// and one more is not, until one leaves.
+func TestEvents(t *testing.T) {
+	addr := serve(t, options(&desk{}))
+	var first *http.Response
+	for range maxWatchers {
+		first = watchEvents(t, addr)
+		if first.StatusCode != 200 || first.Header.Get("Content-Type") != "text/event-stream" {
+			t.Fatalf("%s %s", first.Status, first.Header)
+		}
+	}
+	if more := watchEvents(t, addr); more.StatusCode != 503 || more.Header.Get("Retry-After") == "" {
+		t.Errorf("one watcher too many: %s", more.Status)
+	}
+	var got []string
+	for sc := bufio.NewScanner(first.Body); len(got) < 3 && sc.Scan(); {
+		if event, ok := strings.CutPrefix(sc.Text(), "event: "); ok {
+			got = append(got, event)
+		}
+	}
+	if strings.Join(got, " ") != "history now now" {
+		t.Errorf("events: %q", got)
+	}
+	first.Body.Close()
+	for again := watchEvents(t, addr); again.StatusCode != 200; again = watchEvents(t, addr) {
+		if again.StatusCode != 503 || t.Context().Err() != nil {
+			t.Fatal(again.Status)
+		}
+	}
+}
+
+// stuck is a connection whose other end reads nothing.
+type stuck struct {
+	http.ResponseWriter
+	deadlines []time.Time
+}
+
+func (s *stuck) SetReadDeadline(time.Time) error { return nil }
+func (s *stuck) SetWriteDeadline(d time.Time) error {
+	s.deadlines = append(s.deadlines, d)
+	return nil
+}
+func (s *stuck) Write([]byte) (int, error) { return 0, os.ErrDeadlineExceeded }
+
+// TestSlowReader: who doesn't take an event in time loses the connection and
+// gives back the place.
+func TestSlowReader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := New(options(&desk{}))
+		w := &stuck{ResponseWriter: httptest.NewRecorder()}
+		p.events(w, request("GET", "/api/events"), caller{})
+		if len(w.deadlines) != 1 || w.deadlines[0] != time.Now().Add(eventTimeout) {
+			t.Errorf("deadlines %v", w.deadlines)
+		}
+		if len(p.watchers) != 0 {
+			t.Error("the place is still taken")
+		}
+	})
+}
+
+// TestSeries: a long step is its last depth, its mean rates, and down if it ever
+// was; the oldest points make room.
+func TestSeries(t *testing.T) {
+	s := series{Step: 10, max: 3}
+	for i := range 50 {
+		p := point{float64(i), float64(i), float64(i % 2), 4, 1}
+		if i == 25 {
+			p[4] = 0
+		}
+		s.add(p)
+	}
+	want := []point{{19, 19, 0.5, 4, 1}, {29, 29, 0.5, 4, 0}, {39, 39, 0.5, 4, 1}}
+	if !slices.Equal(s.Points, want) {
+		t.Errorf("got %v, want %v", s.Points, want)
+	}
+}
+
+// TestVerdicts: those of late come first, and an old one isn't of late.
+func TestVerdicts(t *testing.T) {
+	r := prometheus.NewRegistry()
+	total := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "understudy_policy_verdicts_total"}, []string{"stage", "action", "rule"})
+	r.MustRegister(total)
+	var c counts
+	start := time.Now()
+	total.WithLabelValues("rcpt", "reject", "old").Add(7)
+	c.read(r, start)
+	total.WithLabelValues("rcpt", "permit", "new").Add(2)
+	total.WithLabelValues("mail", "permit", "none").Add(9)
+	if _, list := c.read(r, start.Add(time.Second)); len(list) != 1 {
+		t.Errorf("read again within %v: %v", countEvery, list)
+	}
+	_, list := c.read(r, start.Add(time.Minute))
+	want := []verdict{{"rcpt", "permit", "new", 2, 2}, {"rcpt", "reject", "old", 0, 7}}
+	if len(list) != 2 || list[0] != want[0] || list[1] != want[1] {
+		t.Errorf("got %v, want %v", list, want)
+	}
+	c.read(r, start.Add(11*time.Minute))
+	if _, list := c.read(r, start.Add(22*time.Minute)); list[0].Recent+list[1].Recent != 0 {
+		t.Errorf("after ten quiet minutes: %v", list)
+	}
+}
+
+// TestToken: one is made where there is none, and a bad one is refused.
+func TestToken(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "token")
+	made, err := Token(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if fi, err := os.Stat(file); err != nil || fi.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", fi.Mode(), err)
+	}
+	if again, err := Token(file); again != made || len(made) < minToken || err != nil {
+		t.Errorf("read again: %q, %v; made %q", again, err, made)
+	}
+	if err := os.Chmod(file, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Token(file); err == nil {
+		t.Errorf("a file for all: %q", got)
+	}
+	for _, bad := range []string{"", "short", "0123456789 0123456789", "0123456789\x000123456789"} {
+		file := filepath.Join(t.TempDir(), "token")
+		if err := os.WriteFile(file, []byte(bad), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := Token(file); err == nil {
+			t.Errorf("%q: %q", bad, got)
+		}
+	}
+}
+
+// TestSocket: it is for its owner and group alone.
+func TestSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "web.sock")
+	l, err := Listen("unix:" + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o660 {
+		t.Errorf("%v, %v", fi.Mode(), err)
+	}
+	if _, err := Listen("unix:" + path); err == nil {
+		t.Error("listens twice")
+	}
+	go http.Serve(l, New(options(&desk{})).Handler()) //nolint:errcheck // ends with the listener
+	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", path)
+	}}}
+	resp, err := client.Get("http://localhost/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if b, err := io.ReadAll(resp.Body); err != nil || !strings.Contains(string(b), "<title>Understudy") {
+		t.Errorf("%s, %v", b, err)
+	}
+}
