@@ -336,3 +336,139 @@ func TestNoCertNoDoubt(t *testing.T) {
 		t.Errorf("%v %v", v.Action, v.Reply)
 	}
 }
+
+// A pattern that takes too long on a line of the content puts the message off,
+// also one that was to be held; an empty line is looked for nowhere.
+func TestContentLookupFails(t *testing.T) {
+	pcre := func(rules ...[2]string) *table.Table {
+		p, err := table.NewPCRE(rules)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	for name, tt := range map[string]struct {
+		text   string
+		action Action
+		code   int
+	}{
+		"in time": {"X-Hold: 1\r\n\r\nab!\r\n", Hold, 0},
+		"header":  {"X-Hold: 1\r\n" + slow + ": 1\r\n\r\n", Defer, 451},
+		"body":    {"X-Hold: 1\r\n\r\n" + slow + "\r\n", Defer, 451},
+		"empty":   {"Subject: 1\r\n\r\n\r\nx\r\n\r\n", Permit, 0},
+	} {
+		spec := relaySpec(t)
+		spec.Addresses.Relay.Recipients = nil
+		spec.Tables["slow"] = pcre([2]string{"/^X-Hold/", "HOLD"}, [2]string{endless, "WARN"}, [2]string{"/^$/", "REJECT"})
+		spec.Content.Header, spec.Content.Body = []string{"slow"}, []string{"slow"}
+		if v := checkReceived(t, spec, 1, tt.text); v.Action != tt.action || v.Reply.Code != tt.code {
+			t.Errorf("%s: %v %s", name, v.Action, v.Reply)
+		}
+	}
+}
+
+// An answer that no server may give becomes a temporary one.
+func TestRejectNow(t *testing.T) {
+	for _, tt := range []struct {
+		code int
+		dsn  string
+		want int
+	}{{400, "4.7.1", 400}, {599, "5.7.1", 599}, {399, "5.7.1", 450}, {600, "5.7.1", 450}, {550, "nonsense", 450}} {
+		e := eval{Session: new(Session)}
+		if st := e.rejectNow(Rule{}, tt.code, tt.dsn, "text"); st != refused || e.reply.Code != tt.want || (tt.want == 450) != (e.reply.Text == "Service unavailable") {
+			t.Errorf("%d %s: %s", tt.code, tt.dsn, e.reply)
+		}
+	}
+}
+
+// DEFER_IF_REJECT takes the place of a permanent refusal, not of a temporary one.
+func TestDeferIfReject(t *testing.T) {
+	for action, want := range map[string]string{"550 5.1.9 never": "450 4.7.1", "451 4.1.9 later": "451 4.1.0", "OK": "no reply"} {
+		spec := relaySpec(t)
+		spec.Addresses.Relay.Recipients = nil
+		for name, value := range map[string]string{"first": "DEFER_IF_REJECT first", "second": action} {
+			h, err := table.NewHash(map[string]string{"alice@example.org": value})
+			if err != nil {
+				t.Fatal(err)
+			}
+			spec.Tables[name] = h
+		}
+		spec.Restrictions.Recipient = []Restriction{{"check_recipient_access", "first"}, {"check_recipient_access", "second"}}
+		if v, _ := judge(t, spec); !strings.HasPrefix(v.Reply.String(), want) {
+			t.Errorf("%s: %s, want %s", action, v.Reply, want)
+		}
+	}
+}
+
+// The list of DATA sees the recipient when there is exactly one.
+func TestDataSeesOneRecipient(t *testing.T) {
+	spec := relaySpec(t)
+	spec.Addresses.Relay.Recipients = nil
+	h, err := table.NewHash(map[string]string{"alice@example.org": "REJECT"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec.Tables["rcpt"] = h
+	spec.Restrictions.Data = []Restriction{{"check_recipient_access", "rcpt"}}
+	snap, err := Compile(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n, want := range map[int]Action{1: Reject, 2: Permit, 3: Permit} {
+		s := snap.Session(new(testmx.MapResolver), client)
+		s.Connect(t.Context())
+		s.Helo(t.Context(), "h.example")
+		s.Mail(t.Context(), from, MailParams{})
+		for range n {
+			s.Rcpt(t.Context(), to)
+		}
+		if v := s.Data(t.Context()); v.Action != want {
+			t.Errorf("%d recipients: %v %s", n, v.Action, v.Reply)
+		}
+		s.Close()
+	}
+}
+
+// Names and domains are the same in capitals, in tables and in lists of networks.
+func TestCapitals(t *testing.T) {
+	spec := relaySpec(t)
+	spec.Addresses.Relay.Recipients = nil
+	h, err := table.NewHash(map[string]string{"bad.example": "REJECT"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec.Tables["bad"] = h
+	spec.AccessMatchesSubdomain = true
+	spec.Restrictions.Helo = []Restriction{{"check_helo_access", "bad"}}
+	spec.Restrictions.Sender = []Restriction{{"check_sender_access", "bad"}}
+	spec.Protocol.BareNewline, spec.Protocol.BareNewlineExclusions = bareReject, []string{"good.example"}
+	snap, err := Compile(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name, helo, sender, rcpt string
+		want                     Action
+	}{
+		{"Good.EXAMPLE", "h.example", "Sender.example", "EXAMPLE.org", Permit},
+		{"Good.EXAMPLE", "BAD.Example", "sender.example", "example.org", Reject},
+		{"Good.EXAMPLE", "mx.Bad.Example", "sender.example", "example.org", Reject},
+		{"Good.EXAMPLE", "h.example", "Bad.EXAMPLE", "example.org", Reject},
+		{"Good.EXAMPLE", "h.example", "mx.Bad.EXAMPLE", "example.org", Reject},
+		{"Good.EXAMPLE", "h.example", "sender.example", "Example.COM", Reject},
+	} {
+		c := client
+		c.Name, c.NameStatus = tt.name, envelope.NameOK
+		s := snap.Session(new(testmx.MapResolver), c)
+		s.Connect(t.Context())
+		s.Helo(t.Context(), tt.helo)
+		s.Mail(t.Context(), envelope.ReversePath{Mailbox: envelope.Mailbox{Local: "Joe", Domain: tt.sender}}, MailParams{})
+		if v := s.Rcpt(t.Context(), envelope.ForwardPath{Mailbox: envelope.Mailbox{Local: "Alice", Domain: tt.rcpt}}); v.Action != tt.want {
+			t.Errorf("%+v: %v %s", tt, v.Action, v.Reply)
+		}
+		if mode, _ := s.BareNewline(t.Context()); mode != bareNormalize {
+			t.Errorf("%s: %s", tt.name, mode)
+		}
+		s.Close()
+	}
+}

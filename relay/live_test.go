@@ -102,6 +102,7 @@ func TestLiveDialogue(t *testing.T) {
 			want: []string{"550 5.7.1 <h.x.example>: Helo command rejected"}},
 		{name: "client refused", script: append(known[:2:2], turn{cmd, "554 5.7.1 listed\r\n"}), want: []string{"554 5.7.1 listed"}},
 		{name: "DATA refused", script: script(from, rcpt("b", ok), turn{"DATA\r\n", "451 4.7.1 not now\r\n"}, end), want: []string{"250", "250", "451 4.7.1 not now"}},
+		{name: "DATA deferred with the least code", script: script(from, rcpt("b", ok), turn{"DATA\r\n", "400 4.0.0 not now\r\n"}, end), want: []string{"250", "250", "400 4.0.0 not now"}},
 		{name: "message refused", script: script(from, rcpt("b", ok), data, turn{one + ".\r\n", "554-5.7.1 Gtube\r\n554-5.7.1 found\r\n554 5.7.1 here\r\n"}, end),
 			want: []string{"250", "250", "354", "554 5.7.1 Gtube / found / here"}},
 		{name: "message deferred and 421", script: script(from, rcpt("b", ok), data, turn{one + ".\r\n", "421 4.3.2 full\r\n"}, turn{"", hangUp}), want: []string{"250", "250", "354", "421 4.3.2 full"}},

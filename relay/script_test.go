@@ -616,3 +616,29 @@ func TestXtext(t *testing.T) {
 		}
 	}
 }
+
+func TestIsHostname(t *testing.T) {
+	long := strings.Repeat("x", 63)
+	for name, want := range map[string]bool{
+		"a": true, "a.b.": true, "a-b_c.9": true, "A.example": true, long + ".example": true,
+		"": false, ".": false, "a..b": false, ".a": false, "-a.b": false, "a-.b": false, "a.b-": false, long + "x.example": false,
+		"192.0.2.1": false, "a b": false, "a/b": false, "é.example": false, "[192.0.2.1]": false,
+		strings.Repeat("a.", 127) + "a": true, strings.Repeat("a.", 127) + "aa": false,
+	} {
+		if got := isHostname(name); got != want {
+			t.Errorf("%q: %v", name, got)
+		}
+	}
+}
+
+// No address is no next hop's.
+func TestIsNextHopNobody(t *testing.T) {
+	c := newClient(t, Route{}, func(net.Conn) {})
+	if c.IsNextHop(dest, netip.Addr{}) {
+		t.Error("it is the next hop's")
+	}
+	c.routes[dest].noteHost(&net.TCPAddr{IP: net.IPv4(192, 0, 2, 1)})
+	if addr := netip.MustParseAddr("192.0.2.1"); !c.IsNextHop(dest, addr) || c.IsNextHop("elsewhere", addr) || c.IsNextHop(dest, addr.Next()) {
+		t.Error("the next hop isn't told from others")
+	}
+}

@@ -424,3 +424,17 @@ func TestPublisherRestart(t *testing.T) {
 		t.Errorf("a follower that isn't paired: %v", err)
 	}
 }
+
+// TestPairedAgain: who was paired anew under the same name is another one; what
+// its old session waits for isn't answered.
+func TestPairedAgain(t *testing.T) {
+	p := &peers{file: peersState{Peers: []peer{{Name: "mx2", Fingerprint: "new"}, {Name: "mx3", Fingerprint: "third"}}}}
+	for _, tt := range []struct {
+		name, fingerprint string
+		want              bool
+	}{{"mx2", "new", true}, {"mx3", "third", true}, {"mx2", "old", false}, {"mx2", "third", false}, {"mx4", "new", false}} {
+		if got := p.paired(&peer{Name: tt.name, Fingerprint: tt.fingerprint}); got != tt.want {
+			t.Errorf("%s %s: %v", tt.name, tt.fingerprint, got)
+		}
+	}
+}
