@@ -222,6 +222,7 @@ func TestPage(t *testing.T) {
 	b.wait("#n-waiting", fmt.Sprint(n))
 	b.wait("#waiting-note", fmt.Sprintf("The first 5 of %d", n))
 	b.wait("#verdicts", "listed_recipient")
+	b.wait("#outages", fmt.Sprintf("down now\n%d accepted", n))
 	b.looks("outage")
 
 	primary.start()
@@ -259,6 +260,7 @@ func TestPage(t *testing.T) {
 	b.wait("#n-held", "0")
 	b.wait("#held-note", "None.")
 	b.wait("#more", "Nothing waits.")
+	b.wait("#outages", fmt.Sprintf("%d accepted, 0 refused", n))
 	b.looks("drained")
 
 	if eval[int](b, "document.images.length + document.querySelectorAll('main script').length") > 0 {

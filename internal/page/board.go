@@ -99,10 +99,9 @@ func (b *board) memory() ([]byte, error) {
 func (p *Page) watch(ctx context.Context) {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
-	var w operator.Watch
-	var c counts
+	var e eye
 	for {
-		p.paint(ctx, &w, &c)
+		p.paint(ctx, &e)
 		select {
 		case <-ctx.Done():
 			return
@@ -111,7 +110,15 @@ func (p *Page) watch(ctx context.Context) {
 	}
 }
 
-func (p *Page) paint(ctx context.Context, w *operator.Watch, c *counts) {
+// eye is what the painter has seen so far.
+type eye struct {
+	watch   operator.Watch
+	counts  counts
+	outages []outageNow
+	asked   time.Time // for the outages
+}
+
+func (p *Page) paint(ctx context.Context, e *eye) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	now := now{Hostname: p.o.Hostname, Version: p.o.Version, At: time.Now()}
@@ -119,8 +126,8 @@ func (p *Page) paint(ctx context.Context, w *operator.Watch, c *counts) {
 	if status, err := p.o.Desk.Status(ctx); err != nil {
 		now.Error = show(err.Error())
 	} else {
-		w.Add(status)
-		now.fill(w.View())
+		e.watch.Add(status)
+		now.fill(e.watch.View())
 		up := 1.0
 		for _, r := range status.Routes {
 			if !r.Up {
@@ -129,7 +136,14 @@ func (p *Page) paint(ctx context.Context, w *operator.Watch, c *counts) {
 		}
 		moment = &point{float64(status.At.Unix()), float64(status.Messages - status.Held), round(now.In), round(now.Out), up}
 	}
-	now.Policy, now.Verdicts = c.read(p.o.Metrics, now.At)
+	if now.At.Sub(e.asked) >= countEvery {
+		e.asked = now.At
+		if all, err := p.o.Desk.Outages(ctx); err == nil {
+			e.outages = lastOutages(all)
+		}
+	}
+	now.Outages = e.outages
+	now.Policy, now.Verdicts = e.counts.read(p.o.Metrics, now.At)
 	picture, err := json.Marshal(now)
 	if err != nil {
 		panic(fmt.Sprintf("page: %v", err)) // a type of ours that JSON can't spell

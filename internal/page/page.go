@@ -28,6 +28,7 @@ import (
 	"golang.org/x/net/netutil"
 
 	"github.com/understudy-mx/understudy/internal/operator"
+	"github.com/understudy-mx/understudy/internal/outage"
 	"github.com/understudy-mx/understudy/queue"
 )
 
@@ -48,6 +49,7 @@ var files embed.FS
 // Desk is what the page asks and tells the daemon: operator.Daemon.
 type Desk interface {
 	Status(ctx context.Context) (operator.Status, error)
+	Outages(ctx context.Context) ([]outage.Outage, error)
 	Message(ctx context.Context, id string) (queue.Info, error)
 	Messages(ctx context.Context, fn func(queue.Info) error) error
 	Release(ctx context.Context, id string) error

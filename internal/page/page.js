@@ -164,6 +164,7 @@ function draw(now) {
   drawHops(now);
   drawPolicy(now.policy, now);
   drawVerdicts(now.verdicts);
+  drawOutages(now);
   refreshMail(now);
 }
 
@@ -324,6 +325,17 @@ function drawVerdicts(list) {
   $("verdicts").tBodies[0].replaceChildren(...list.slice(0, 15).map((v) => el("tr", "",
     el("td", "", el("span", tone[v.action] ?? "", v.action), " ", v.rule, el("span", "note", ` at ${v.stage}`)),
     el("td", "", whole(v.recent)), el("td", "", whole(v.total)))));
+}
+
+function drawOutages(now) {
+  const lines = now.outages.map((o) => {
+    const end = o.ended ?? now.at;
+    const state = !o.ended ? el("span", "bad", "down now") : !o.drained ? el("span", "", "draining") : "";
+    const name = o.route === "primary" ? "" : `${o.route}, `;
+    return el("li", "", `${name}${when(o.began)}, for ${age((Date.parse(end) - Date.parse(o.began)) / 1000)}`, state ? ", " : "", state,
+      el("br"), el("span", "note", `${whole(o.accepted)} accepted, ${whole(o.refused)} refused, ${whole(o.relayed)} relayed, ${whole(o.held)} held`));
+  });
+  $("outages").replaceChildren(...(lines.length ? lines : [el("li", "note", "None so far.")]));
 }
 
 // ---- mail

@@ -24,6 +24,7 @@ import (
 
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/internal/operator"
+	"github.com/understudy-mx/understudy/internal/outage"
 	"github.com/understudy-mx/understudy/queue"
 )
 
@@ -58,6 +59,13 @@ func (d *desk) Status(context.Context) (operator.Status, error) {
 	s.Routes = slices.Grow(s.Routes, 1)[:1]
 	s.Routes[0].Name, s.Routes[0].LastError = "primary", hostile+strings.Repeat("y", 5000)
 	return s, d.broken
+}
+
+func (d *desk) Outages(context.Context) (all []outage.Outage, _ error) {
+	for i := range 9 {
+		all = append(all, outage.Outage{ID: i + 1, Route: "primary", Noticed: hostile, Accepted: 7, Refused: map[string]uint64{"a": 2, "b": 3}})
+	}
+	return all, nil
 }
 
 func (d *desk) Message(_ context.Context, id string) (queue.Info, error) {
@@ -193,9 +201,8 @@ func TestWhoMayAsk(t *testing.T) {
 func TestHostile(t *testing.T) {
 	d := &desk{}
 	p := New(options(d))
-	var w operator.Watch
-	var c counts
-	p.paint(t.Context(), &w, &c)
+	var e eye
+	p.paint(t.Context(), &e)
 	picture, _ := p.board.look()
 	mail := httptest.NewRecorder()
 	p.Handler().ServeHTTP(mail, request("GET", "/api/mail", "Authorization", "Bearer "+token))
@@ -215,8 +222,11 @@ func TestHostile(t *testing.T) {
 	if n := bytes.Count(picture, []byte("onerror")); n != 1 { // the next hop's error alone
 		t.Errorf("the picture holds an envelope: %s", picture)
 	}
+	if n := len(e.outages); n != maxOutages || e.outages[0].ID != 9 || e.outages[0].Refused != 5 {
+		t.Errorf("%d outages, the first %+v; want the last %d, the latest first", n, e.outages, maxOutages)
+	}
 	d.broken = errors.New(hostile)
-	p.paint(t.Context(), &w, &c)
+	p.paint(t.Context(), &e)
 	if picture, _ := p.board.look(); bytes.Contains(picture, []byte("\u202e")) || !bytes.Contains(picture, []byte(`"error"`)) {
 		t.Errorf("a daemon that doesn't answer: %s", picture)
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/understudy-mx/understudy/internal/operator"
+	"github.com/understudy-mx/understudy/internal/outage"
 	"github.com/understudy-mx/understudy/internal/service"
 )
 
@@ -35,8 +36,9 @@ type now struct {
 	At       time.Time `json:"at"`
 	Error    string    `json:"error,omitempty"` // why the queue says nothing
 	operator.View
-	Policy   policyNow `json:"policy"`
-	Verdicts []verdict `json:"verdicts"`
+	Policy   policyNow   `json:"policy"`
+	Verdicts []verdict   `json:"verdicts"`
+	Outages  []outageNow `json:"outages"` // the last ones, the latest first
 }
 
 // fill takes over what was seen, made safe.
@@ -57,6 +59,36 @@ type policyNow struct {
 	Recipients float64 `json:"recipients"`
 	State      string  `json:"state"`  // fresh, stale, none; "" from a file
 	Staged     string  `json:"staged"` // a mass deletion: pending, rejected
+}
+
+// outageNow is an outage in numbers.
+type outageNow struct {
+	ID       int       `json:"id"`
+	Route    string    `json:"route"`
+	Began    time.Time `json:"began"`
+	Ended    time.Time `json:"ended,omitzero"`
+	Drained  time.Time `json:"drained,omitzero"`
+	Accepted uint64    `json:"accepted"`
+	Refused  uint64    `json:"refused"`
+	Relayed  uint64    `json:"relayed"`
+	Held     uint64    `json:"held"`
+}
+
+const maxOutages = 5
+
+func lastOutages(all []outage.Outage) []outageNow {
+	list := []outageNow{}
+	for _, o := range slices.Backward(all) {
+		if len(list) == maxOutages {
+			break
+		}
+		n := outageNow{ID: o.ID, Route: o.Route, Began: o.Began, Ended: o.Ended, Drained: o.Drained, Accepted: o.Accepted, Relayed: o.Relayed, Held: o.Held}
+		for _, refused := range o.Refused {
+			n.Refused += refused
+		}
+		list = append(list, n)
+	}
+	return list
 }
 
 // verdict counts how often a kind of rule decided.
