@@ -13,6 +13,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
 	"github.com/understudy-mx/understudy/internal/envelope"
 )
 
@@ -408,6 +410,9 @@ func TestEarlyWords(t *testing.T) {
 			})
 			err := c.Relay(context.Background(), dest, box.next)
 			box.check(t)
+			if n := testutil.ToFloat64(c.metrics.RelaySessions.WithLabelValues("failed")); n != 1 {
+				t.Errorf("%q: %v failed sessions", words, n)
+			}
 			if err == nil || m.err == nil || strings.Contains(err.Error(), "taken") {
 				t.Errorf("%q: settled with %v, %v; Relay returned %v", words, m.replies, m.err, err)
 			}

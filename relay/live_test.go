@@ -81,6 +81,8 @@ func TestLiveDialogue(t *testing.T) {
 	eight.UTF8, dsn.EnvID, dsn.EightBit = true, "QQ1", true
 	wide, ret, named := asked("h.x.example"), asked("h.x.example"), asked("h.x.example")
 	wide.EightBit, ret.Ret, named.EnvID = true, "HDRS", "QQ1"
+	there := asked("h.x.example")
+	there.To = []envelope.Recipient{{Path: envelope.ForwardPath{Mailbox: mailbox("é@y.example")}}}
 	bare := append(known[:3:3], turn{"EHLO h.x.example\r\n", "250 primary.example\r\n"}, end)
 	for _, tt := range []struct {
 		name    string
@@ -122,6 +124,8 @@ func TestLiveDialogue(t *testing.T) {
 		{name: "251 to RCPT", script: script(from, rcpt("b", "251 2.1.5 will forward\r\n"), data, turn{one + ".\r\n", ok}, end), want: []string{"250", "251", "354", "250"}},
 		{name: "220 to the message", script: script(from, rcpt("b", ok), data, turn{one + ".\r\n", greeting}), want: []string{"250", "250", "354", "after_dot"}},
 		{name: "hung up after the dot", script: script(from, rcpt("b", ok), data, turn{one + ".\r\n", hangUp}), want: []string{"250", "250", "354", "after_dot"}},
+		{name: "hung up at XCLIENT", script: append(known[:2:2], turn{cmd, hangUp}), want: []string{"not_begun"}},
+		{name: "recipients aren't MAIL's", env: there, script: append(known[:3:3], turn{"EHLO h.x.example\r\n", "250-primary.example\r\n250 SMTPUTF8\r\n"}, turn{from.want, "550 5.7.1 no\r\n"}, end), want: []string{"550 5.7.1 no"}},
 		{name: "no XCLIENT", script: hello("PIPELINING"), want: []string{"not_begun"}},
 		{name: "XCLIENT isn't for us", script: append(known[:2:2], turn{cmd, "550 5.7.0 insufficient authorization\r\n"}), want: []string{"not_begun"}},
 		{name: "greeting refused", script: []turn{{"", "554 5.7.1 you are listed\r\n"}}, want: []string{"not_begun"}},
@@ -169,6 +173,19 @@ func TestLiveDialogue(t *testing.T) {
 				t.Errorf("%d seats are taken at the end", n)
 			}
 		})
+	}
+}
+
+// TestLiveBroken: a connection that breaks at XCLIENT is nobody's word on the client.
+func TestLiveBroken(t *testing.T) {
+	cmd := "XCLIENT NAME=mail.x.example ADDR=192.0.2.1 PORT=[UNAVAILABLE] PROTO=ESMTP REVERSE_NAME=[TEMPUNAVAIL] HELO=h\r\n"
+	c := liveClient(t, Route{}, func(conn net.Conn) { _ = play(conn, append(hello(offer), turn{cmd, hangUp})) })
+	l := c.live()
+	defer l.Close()
+	_, err := l.Mail(t.Context(), asked("h"), 0)
+	var said *refusal
+	if err == nil || errors.As(err, &said) {
+		t.Errorf("got %v", err)
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 // TestPolicyInTheDoor: what a policy says about content, commands and their
 // order is asked and obeyed.
 func TestPolicyInTheDoor(t *testing.T) {
-	patterns, err := table.NewPCRE([][2]string{{`/^(Subject: spam|buy now)/is`, "REJECT"}, {`/^LHLO (.*)/is`, "EHLO $1"}})
+	patterns, err := table.NewPCRE([][2]string{{`/^(Subject: spam|buy now)/is`, "REJECT"}, {`/^b\?cher/`, "REJECT"}, {`/^LHLO (.*)/is`, "EHLO $1"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,6 +36,10 @@ func TestPolicyInTheDoor(t *testing.T) {
 		{"no SMTPUTF8 and no DSN", "C: EHLO b\xfccher.example\nS: /(?s)^250-mx.test\\n250-PIPELINING\\n250-SIZE 10240000\\n250-8BITMIME\\n250-ENHANCEDSTATUSCODES\\n250 LIMITS RCPTMAX=1000$/\n" +
 			"C: MAIL FROM:<b\xfc@x.example>\nS: 501 5.1.7\nC: MAIL FROM:<b@x.example> SMTPUTF8\nS: 555 5.5.4\nC: MAIL FROM:<b@x.example> RET=HDRS\nS: 501 5.7.1\nC: MAIL FROM:<bü@x.example>\nS: 250\n",
 			func(s *policy.Spec) { s.Protocol.NoUTF8, s.Protocol.Discard = true, []string{"DSN"} }},
+		{"a HELO name in octets", "C: EHLO b\xfccher.example\nS: 554 5.7.1\nC: EHLO bcher.example\nS: 250\n", func(s *policy.Spec) {
+			s.Protocol.NoUTF8, s.DelayReject = true, false
+			s.Tables["patterns"], s.Restrictions.Helo = patterns, []policy.Restriction{{Kind: "check_helo_access", Arg: "patterns"}}
+		}},
 		{"an address before what follows it", "C: MAIL FROM:<-b@x.example> FOO\nS: 501 5.1.7\nC: MAIL FROM:<b@192.0.2.1> FOO\nS: 501 5.1.7\nC: MAIL FROM:<b@x.example>\nS: 250\n" +
 			"C: RCPT TO:<-alice@corp.example> FOO\nS: 501 5.1.3\nC: RCPT TO:<alice@192.0.2.1> FOO\nS: 501 5.1.3\nC: RCPT TO:<alice@bücher.example> FOO\nS: 501 5.1.3\n", nil},
 		{"an address as the policy allows it", "C: MAIL FROM:<-b@192.0.2.1> FOO\nS: 555\nC: MAIL FROM:<-b@192.0.2.1>\nS: 250\n",

@@ -131,7 +131,7 @@ func TestRefused(t *testing.T) {
 	}
 	for _, good := range []string{
 		"[limits]\nhops = 2\nheader_size = 1024\nrecipients = 1\nline_length = 1000\nsoft_errors = 1\nhard_errors = 1\njunk_commands = 1",
-		"[limits]\nhops = 1073741824", "recipient_delimiter = \"!~\"", "dnsbl_threshold = 1000\n[[dnsbl]]\nzone = \"a.example\"\nweight = 1000\n[[dnsbl]]\nzone = \"b.example\"\nweight = -1000",
+		"[limits]\nhops = 1073741824", "[[client.block]]\nmatch = \"192.0.2.1\"\n[[client.block]]\nmatch = \"b.example\"\nreply = \"550 5.7.1 No\"", "recipient_delimiter = \"!~\"", "dnsbl_threshold = 1000\n[[dnsbl]]\nzone = \"a.example\"\nweight = 1000\n[[dnsbl]]\nzone = \"b.example\"\nweight = -1000",
 		"[client]\nblock = [{ match = \"192.0.2.1\" }, { match = \"b.example\" }]",
 		"dnsbl_threshold = 1\n[[dnsbl]]\nzone = \"a.example\""} {
 		if _, err := Parse("policy.toml", []byte(head+good), nothing); err != nil {

@@ -62,7 +62,7 @@ func TestRepairIDs(t *testing.T) {
 	})
 	disk.SetBytes("/q/store/CURRENT", []byte("nonsense"))
 	done, err := Repair(dirOn(disk), routeByDomain)
-	if notes := strings.Join(done.Notes, "\n"); err != nil || done.Messages != 3 || done.Quarantined != 1 || strings.Count(notes, "the record is lost") != 1 {
+	if notes := strings.Join(done.Notes, "\n"); err != nil || done.Messages != 3 || done.Quarantined != 1 || strings.Count(notes, "the record is lost") != 1 || !strings.Contains(notes, "number 4: ") {
 		t.Errorf("%+v, %v", done, err)
 	}
 	q = mustOpen(t, dirOn(disk))
