@@ -92,9 +92,11 @@ func (d DMARC) lookUp(ctx context.Context, domain string) (text string, found bo
 	return "", false, err
 }
 
-// organization is the organizational domain, RFC 7489 §3.2.
+// organization is the organizational domain, RFC 7489 §3.2. As in libopendmarc a
+// domain has none but itself where the list doesn't know its last label.
 func (d DMARC) organization(domain string) string {
-	if !d.NoSuffixes {
+	suffix, managed := publicsuffix.PublicSuffix(domain)
+	if !d.NoSuffixes && (managed || strings.Contains(suffix, ".")) {
 		if org, err := publicsuffix.EffectiveTLDPlusOne(domain); err == nil {
 			return org
 		}

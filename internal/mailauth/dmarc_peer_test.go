@@ -29,7 +29,7 @@ func TestOpenDMARC(t *testing.T) {
 	rng := rand.New(rand.NewPCG(7489, 1))
 	seen := map[DMARCPolicy]int{}
 	// No label of one letter comes first: libopendmarc loses it where it turns a domain around.
-	domains := []string{"example.com", "www.example.com", "sub.www.example.com", "example.co.uk", "mail.example.co.uk", "co.uk", "other.net", "box.other.net", "com", "lab.test"}
+	domains := []string{"example.com", "www.example.com", "sub.www.example.com", "example.co.uk", "mail.example.co.uk", "co.uk", "other.net", "box.other.net", "com", "lab.test", "sub.lab.test"}
 	for range 8 {
 		records := map[string][]string{}
 		for _, d := range domains {

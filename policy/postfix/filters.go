@@ -3,6 +3,7 @@ package postfix
 import (
 	"cmp"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -37,11 +38,11 @@ func (i *importer) milters() {
 			class, why = fidelity.NotReplicated, why+"; smtpd_milter_maps has other milters for some clients"
 		}
 		before = append(before, nil)
-		if options == nil || class != fidelity.NotReplicated {
+		if f != nil && (options == nil || class != fidelity.NotReplicated) && (!f.Verifies || f.DKIM != nil) {
 			before[len(before)-1] = f
 		}
 		if class != fidelity.NotReplicated {
-			if options != nil {
+			if options != nil || f.DKIM != nil && i.hasDMARC() {
 				i.spec.Filters.Milters = append(i.spec.Filters.Milters, policy.Milter{DKIM: f.DKIM, DMARC: f.DMARC})
 			}
 			i.item(parameter, w, class, why, "")
@@ -60,7 +61,7 @@ func (i *importer) followed(f *filters.Filter, options []string) fidelity.Class 
 	switch {
 	case options == nil:
 		return fidelity.Exact
-	case f == nil || f.DKIM == nil && f.DMARC == nil && (f.SPF == nil || !f.Judges()):
+	case f == nil || !f.Judges() || f.DKIM == nil && f.DMARC == nil && f.SPF == nil:
 		return fidelity.NotReplicated
 	case len(f.Notes) > 0:
 		return fidelity.Approximated
@@ -94,12 +95,14 @@ func (i *importer) hears(f *filters.Filter, before []*filters.Filter) string {
 	return ""
 }
 
-// server is an authserv-id; by default that of the host.
+// server is an authserv-id; by default that of Postfix.
 func (i *importer) server(id string) string {
-	if id == "" || id == "HOSTNAME" {
-		return strings.ToLower(i.set["myhostname"])
+	if id == "HOSTNAME" {
+		if name, err := os.Hostname(); err == nil {
+			id = name
+		}
 	}
-	return strings.ToLower(id)
+	return strings.ToLower(cmp.Or(id, i.set["myhostname"]))
 }
 
 // policyservice is one that the restrictions name.

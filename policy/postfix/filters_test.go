@@ -48,7 +48,7 @@ func TestFollowedFilters(t *testing.T) {
 			"approximated given-dns; DKIM false, SPF , self true; check_spf policyd-spf-1"},
 		{"opendkim only signs", "inet:localhost:8891, inet:localhost:8893", "", map[string]string{"opendkim.conf": "Socket inet:8891@localhost\nMode s\n"},
 			"exact given-dns given-dns; DKIM false, SPF policyd-spf-1, self false; check_spf policyd-spf-1"},
-		{"opendkim accepts", "inet:localhost:8891, inet:localhost:8893", "", map[string]string{"opendkim.conf": "Socket inet:8891@localhost\nAuthservID HOSTNAME\n"},
+		{"opendkim accepts", "inet:localhost:8891, inet:localhost:8893", "", map[string]string{"opendkim.conf": "Socket inet:8891@localhost\nAuthservID mx.example.org\n"},
 			"exact given-dns given-dns; DKIM true, SPF policyd-spf-1, self false; check_spf policyd-spf-1"},
 		{"opendkim by another name", "inet:localhost:8891, inet:localhost:8893", "", map[string]string{"opendkim.conf": "Socket inet:8891@localhost\nAuthservID other.example\n"},
 			"exact given-dns given-dns; DKIM false, SPF policyd-spf-1, self false; check_spf policyd-spf-1"},

@@ -53,7 +53,7 @@ type Filter struct {
 
 	// What it tells the filters behind it.
 	Verifies bool   // DKIM signatures
-	ServerID string // its authserv-id, "" for the host's name
+	ServerID string // its authserv-id: "" is Postfix's name, HOSTNAME the host's
 	Trusts   []string
 }
 

@@ -108,8 +108,8 @@ func TestOpenDKIM(t *testing.T) {
 		unsure     string
 	}{
 		{"signer", "Mode s\nOn-BadSignature reject\nNonsense 1\n", nil, "", ""},
-		{"verifier", "Mode v\n", nil, "", ""},
-		{"accepts", "On-Default accept\n", nil, "", ""},
+		{"verifier", "Mode v\n", with(func(d *policy.DKIMFilter) { d.Signs, d.Peers = false, []string{} }), "", ""},
+		{"accepts", "On-Default accept\n", with(func(d *policy.DKIMFilter) { d.Security = "accept" }), "", ""},
 		{"bad", "on-badsignature\treject # comment\n", with(func(d *policy.DKIMFilter) { d.BadSignature = "reject" }),
 			"a bad signature (reject), a header of more than 65536 octets (tempfail)", ""},
 		{"abbreviated", "Mode v\nOn-BadSignature r\nOn-NoSignature t\nOn-Security a", with(func(d *policy.DKIMFilter) {
@@ -118,7 +118,7 @@ func TestOpenDKIM(t *testing.T) {
 		{"default and its exception", "On-Default discard\nOn-NoSignature accept\n", with(func(d *policy.DKIMFilter) {
 			d.BadSignature, d.KeyNotFound, d.Security = "discard", "discard", "discard"
 		}), "a bad signature (discard), a signature without a key (discard), a header of more than 65536 octets (discard)", ""},
-		{"quarantine that isn't", "On-BadSignature quarantine\n", nil, "", ""},
+		{"quarantine that isn't", "On-BadSignature quarantine\n", with(func(d *policy.DKIMFilter) { d.BadSignature = "quarantine" }), "", ""},
 		{"quarantine", "On-BadSignature q\nQuarantine yes\nMaximumHeaders 0\n", with(func(d *policy.DKIMFilter) { d.BadSignature, d.Quarantine, d.MaxHeader = "quarantine", true, 0 }), "a bad signature (quarantine)", ""},
 		{"hosts", "On-BadSignature reject\nInternalHosts 127.0.0.1, ::1\nPeerList /hosts\nExemptDomains csl:a.test,b.test\nMaximumHeaders 0\n", with(func(d *policy.DKIMFilter) {
 			d.BadSignature, d.MaxHeader, d.Exempt = "reject", 0, []string{"a.test", "b.test"}

@@ -101,11 +101,14 @@ func (f *Filter) openDKIM(r *reader) error {
 	if len(f.Refuses) > 0 && d.MaxHeader > 0 && d.Security != policy.MilterAccept {
 		f.Refuses = append(f.Refuses, fmt.Sprintf("a header of more than %d octets (%s)", d.MaxHeader, d.Security))
 	}
-	if f.settle(minor) {
+	followed := f.settle(minor)
+	if followed || len(f.Unsure)+len(minor) == 0 { // opendmarc may go by what it finds
+		f.DKIM = d
+	}
+	if followed {
 		if d.KeyNotFound != policy.MilterAccept && !slices.ContainsFunc(f.Notes, func(n string) bool { return strings.HasSuffix(n, whyDNS) }) {
 			f.Notes = append(f.Notes, "On-KeyNotFound: "+whyDNS)
 		}
-		f.DKIM = d
 	}
 	return nil
 }

@@ -62,9 +62,7 @@ func (f *Filter) policySPF(r *reader) error {
 		OldCodes: get("SPF_Enhanced_Status_Codes") == "No", HideRcpt: get("Hide_Receiver") != "No", Header: get("Header_Type"),
 	}
 	d.Skip, d.Allow = f.prefixes(v, "skip_addresses", get), f.prefixes(v, "Whitelist", get)
-	if f.ServerID = get("Authserv_Id"); f.ServerID == "HOSTNAME" {
-		f.ServerID = ""
-	}
+	f.ServerID = get("Authserv_Id")
 	if get("TestOnly") != "0" {
 		f.spfRefuses(d)
 	}
