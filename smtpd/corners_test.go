@@ -197,3 +197,19 @@ func TestHangsUpAsThePrimary(t *testing.T) {
 	c.Close()
 	stop()
 }
+
+// TestNamesForReplies: what of a client's name is shown, and what is looked for.
+func TestNamesForReplies(t *testing.T) {
+	for name, want := range map[string]string{
+		"mx.example": "mx.example", "a b<c>(d)\\e\";@f": "a?b?c??d??e???f", "\x00\x1f\x7f\u0085x": "????x", "bücher.example": "bücher.example",
+	} {
+		if got := neutered(name); got != want {
+			t.Errorf("neutered %q: %q, want %q", name, got, want)
+		}
+	}
+	for name, want := range map[string]string{"mx.example": "mx.example", "b\xfccher": "b?cher", "bü": "b??", "~\x7f": "~\x7f"} {
+		if got := masked(name); got != want {
+			t.Errorf("masked %q: %q, want %q", name, got, want)
+		}
+	}
+}

@@ -613,3 +613,58 @@ func TestDiff(t *testing.T) {
 		t.Errorf("counts %v", got)
 	}
 }
+
+// TestForeignDeletion: what goes in a domain that was never accepted here is no
+// deletion.
+func TestForeignDeletion(t *testing.T) {
+	both, org, com := []string{"example.com", "example.org"}, names(100, "example.org"), names(50, "example.com")
+	old := content{spec: newSpec(t, both, append(com, org...)...)}
+	old.count(nil)
+	for name, now := range map[string]content{
+		"with its domain": {spec: newSpec(t, both[1:], org...)},
+		"its recipients":  {spec: newSpec(t, both, org...)},
+	} {
+		now.count(nil)
+		if d := deleted(&old, &now, []string{"example.com"}); d.mass(nil) || d.recipients != 0 || len(d.domains)+len(d.dropped) != 0 {
+			t.Errorf("%s: %d recipients, domains %q", name, d.recipients, d.domains)
+		}
+		if d := deleted(&old, &now, nil); !d.mass(nil) || d.recipients != 50 || len(d.domains) != 1 {
+			t.Errorf("%s, were it ours: %d recipients, domains %q", name, d.recipients, d.domains)
+		}
+	}
+}
+
+// TestMilder: whatever the class of an unknown recipient's domain, the answer is a
+// temporary one, and the policy itself stays as it is.
+func TestMilder(t *testing.T) {
+	s := policy.NewSpec()
+	before := s.Codes
+	c := milder(s).Codes
+	for i, code := range []int{c.UnknownLocalRcpt, c.UnknownRelayRcpt, c.UnknownVirtualAlias, c.UnknownVirtualMailbox} {
+		if code != 450 {
+			t.Errorf("class %d: %d", i, code)
+		}
+	}
+	if s.Codes != before {
+		t.Errorf("changed to %+v", s.Codes)
+	}
+}
+
+// TestBackByCatchAll: who was removed and is accepted again, if by a catch-all,
+// counts no more.
+func TestBackByCatchAll(t *testing.T) {
+	org := names(100, "example.org")
+	of := func(rcpts ...string) *content {
+		c := &content{spec: newSpec(t, []string{"example.org"}, rcpts...)}
+		c.count(nil)
+		return c
+	}
+	now := time.Unix(1_700_000_000, 0)
+	r := (*removals)(nil).with(deleted(of(org...), of(org[10:]...), nil), now)
+	if n := r.lost(deleted(of(org[10:]...), of(org[11:]...), nil))[allLists].n; n != 10 {
+		t.Errorf("%d are missing still, want 10", n)
+	}
+	if n := r.lost(deleted(of(org[10:]...), of("@example.org"), nil))[allLists].n; n != 0 {
+		t.Errorf("%d count beside a catch-all", n)
+	}
+}
