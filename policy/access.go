@@ -38,8 +38,8 @@ var accessOps = map[string]accessOp{
 	"OK": opOK, "RELAY": opOK, "DUNNO": opDunno, "REJECT": opReject, "DEFER": opDefer,
 	"DEFER_IF_PERMIT": opDeferIfPermit, "DEFER_IF_REJECT": opDeferIfReject,
 	"DISCARD": opDiscard, "HOLD": opHold, "WARN": opWarn,
-	// These change what becomes of a message that is accepted, or the log.
-	// The primary does so when the message reaches it.
+	// These affect an accepted message, or the log. The primary applies them
+	// when the message reaches it.
 	"INFO": opDunno, "FILTER": opDunno, "REDIRECT": opDunno, "BCC": opDunno, "PREPEND": opDunno,
 }
 
@@ -133,7 +133,7 @@ func BlockAction(reply string) (string, error) {
 
 func validText(s string) bool { return len(s) <= 400 && printable(s, true) == s }
 
-// access applies the action that a table's entry asks for.
+// access applies the action of a table's entry.
 func (e *eval) access(c *check, h hit, what, class string) status {
 	a := h.access()
 	rule := Rule{Stage: e.stage, Kind: c.kind.name, Table: h.t.name, Key: h.key()}
@@ -179,8 +179,8 @@ func (e *eval) act(a *access, rule Rule, what, class string) status {
 	return e.serverError(rule)
 }
 
-// delegate notes what is to become of the message. Outside of a mail
-// transaction there is none, and Postfix skips the action.
+// delegate notes what to do with the message. Outside of a mail transaction there
+// is none, and Postfix skips the action.
 func (e *eval) delegate(op accessOp, rule Rule) status {
 	if !e.inTransaction {
 		return dunno

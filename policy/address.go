@@ -45,7 +45,7 @@ func (a *address) key() string { return a.local + "@" + a.domain }
 // domainSet answers whether a domain is listed.
 type domainSet struct {
 	names []string    // sorted; ".example.org" stands for the subdomains
-	list  []matchItem // an ordered list, which then is all that counts
+	list  []matchItem // an ordered list, which replaces names
 }
 
 func (d *domainSet) has(domain string) bool {
@@ -58,7 +58,7 @@ func (d *domainSet) has(domain string) bool {
 	return found
 }
 
-// resolve finds out which domain an address really goes to, and whether mail
+// resolve finds the domain to which an address is really routed, and whether mail
 // could be sent there.
 func (s *Snapshot) resolve(f *finder, m envelope.Mailbox, utf8 bool) address {
 	a := address{raw: m.Local}
@@ -92,7 +92,7 @@ func (s *Snapshot) resolve(f *finder, m envelope.Mailbox, utf8 bool) address {
 	return a
 }
 
-// isPlain says that an address has nothing to route by, as nearly all have.
+// isPlain says that an address has no routing operators, as nearly all.
 func isPlain(m envelope.Mailbox) bool {
 	if m.Domain == "" || m.Domain[0] == '.' || strings.Contains(m.Domain, "..") || !envelope.IsDotString(m.Local) ||
 		strings.ContainsAny(m.Local, "!%") {
@@ -127,8 +127,8 @@ func validMailDomain(d string, utf8 bool) bool {
 	return envelope.ValidHostname(toASCII(d))
 }
 
-// validLiteral is Postfix's test of an address literal, which takes some that
-// are none, as [IPv6:1:2:3].
+// validLiteral is Postfix's test of an address literal, which accepts invalid ones
+// such as [IPv6:1:2:3].
 func validLiteral(s string) bool {
 	inner, closed := strings.CutSuffix(s[1:], "]")
 	v6 := len(inner) >= 5 && strings.EqualFold(inner[:5], "IPv6:")
@@ -181,7 +181,7 @@ func trimDot(s string) string {
 	return s
 }
 
-// doubleBounce is the local-part of the primary's own bounces' sender.
+// doubleBounce is the local-part of the sender of the primary's own bounces.
 func (s *Snapshot) doubleBounce() string {
 	return cmp.Or(table.Fold(s.spec.Addresses.DoubleBounce), "double-bounce")
 }

@@ -15,7 +15,7 @@ func (e *eval) ruleKey(c *check, key string) Rule {
 	return Rule{Stage: e.stage, Kind: c.kind.name, Key: key}
 }
 
-// whatRejected is the text of a restriction that fits any list.
+// whatRejected is the text of a restriction that may be in any list.
 func (e *eval) whatRejected(why string) string { return rejectedText(e.what, e.class, why) }
 
 func rejectedText(what, class, why string) string {
@@ -33,7 +33,7 @@ func known(name string) string {
 	return name
 }
 
-// subjectX return what a restriction looks at, and its class in a reply.
+// subjectX return the value that a restriction checks, and its class in a reply.
 func subjectHelo(e *eval) (what, class string) { return e.client.Helo, classHelo }
 
 func subjectSender(e *eval) (what, class string) { return e.sender.raw, classSender }
@@ -368,8 +368,8 @@ func (e *eval) unknownUser(a *address, class, kind string) status {
 	return e.reject(rule, code, dsn, rejectedText(a.raw, class, text))
 }
 
-// inDoubt says that the tables looked at so far may have what was looked for
-// without our knowing, and notes a recipient whom the primary can be asked about.
+// inDoubt says that the tables asked so far may have the key without our knowing,
+// and notes a recipient about whom the primary can be asked.
 func (e *eval) inDoubt(a *address, class string) bool {
 	if e.find.unsure && class == classRcpt {
 		e.unsure = a.key()

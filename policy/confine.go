@@ -10,9 +10,8 @@ import (
 // whatever s itself accepts: for all others a permission becomes a temporary
 // refusal. ".example.org" stands for all subdomains.
 //
-// A policy that comes from another machine can open doors in many ways:
-// domains, patterns of domains, mynetworks, a restriction that permits. All of
-// them end here.
+// A policy from another machine can let mail in in many ways: by domains, patterns
+// of domains, mynetworks, a restriction that permits. All of them end here.
 func (s *Snapshot) Confine(domains []string) *Snapshot {
 	confined := *s
 	confined.allowed = make(map[string]bool, len(domains))

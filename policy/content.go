@@ -21,7 +21,7 @@ type content struct {
 	encoding encoding
 	stack    []boundary
 	offset   int64             // in the body of this part
-	faulty   [len(faults)]bool // what the end of the message is to refuse it for
+	faulty   [len(faults)]bool // reasons to refuse the message at its end
 
 	hops    int  // Received fields
 	looping bool // too many of them
@@ -34,7 +34,7 @@ type content struct {
 	mark    Rule // of discard or hold
 	warn    []Rule
 	failed  bool
-	fault   *fault // the worst of faulty
+	fault   *fault // the worst in faulty
 
 	kept []byte // of a record, when octets were taken out of it
 }
@@ -77,7 +77,7 @@ type contentChecks struct {
 	nesting                    bool       // a message of too many parts in parts is refused
 }
 
-// any says that there is something to look for.
+// any says that there is something to check.
 func (c *contentChecks) any() bool { return c.nesting || len(c.body) > 0 || c.reject != nil }
 
 func (c *compiler) content() {
@@ -111,8 +111,8 @@ func (c *compiler) octets(where string, list []int) *[256]bool {
 	return set
 }
 
-// received is the field that the primary adds before it looks at the header,
-// but for its own ID, the date and what it says of TLS.
+// received is the field that the primary adds before it checks the header, without
+// its ID, the date and the TLS details.
 func (c *content) received(host string) {
 	cl := &c.s.client
 	with := "ESMTP"
@@ -165,7 +165,7 @@ func (c *content) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// text hands a record of the client's on, as smtpd(8) does.
+// text passes on a record from the client, as smtpd(8) does.
 func (c *content) text(rec []byte, cont bool) {
 	if c.first {
 		if bytes.HasPrefix(bytes.TrimLeft(rec, ">"), []byte("From ")) {
@@ -202,8 +202,8 @@ func (c *content) end() {
 
 func isBlank(b byte) bool { return b == ' ' || b == '\t' }
 
-// octets ends it all for an octet that no message may have, and takes out those
-// that the primary does.
+// octets ends the checks at an octet that no message may have, and removes those
+// that the primary removes.
 func (c *content) octets(rec []byte) []byte {
 	t := &c.s.snap.content
 	if c.off {
@@ -230,7 +230,7 @@ func (c *content) octets(rec []byte) []byte {
 	return rec
 }
 
-// act looks a header or a line of the body up and does what the table says.
+// act looks up a header or a line of the body, and applies the table's action.
 func (c *content) act(kind string, tables []*dict, key []byte) (dropped bool) {
 	if end := bytes.IndexByte(key, 0); end >= 0 {
 		key = key[:end] // Postfix looks strings up
@@ -279,7 +279,7 @@ func (c *content) act(kind string, tables []*dict, key []byte) (dropped bool) {
 	case "IGNORE", "STRIP":
 		return true
 	}
-	// What else there is changes the message: the primary does so when the
+	// All other actions change the message: the primary applies them when the
 	// message reaches it.
 	return false
 }
@@ -287,9 +287,8 @@ func (c *content) act(kind string, tables []*dict, key []byte) (dropped bool) {
 // maxWarnings bounds what one message's WARN actions can pile up.
 const maxWarnings = 20
 
-// contentVerdict applies what the content was found to be. That it has been
-// through too many servers is less than a deferral and more than a refusal, as
-// Postfix ranks them.
+// contentVerdict applies the findings about the content. As in Postfix, too many
+// hops rank below a deferral and above a refusal.
 func (e *eval) contentVerdict(st status, m Message) status {
 	c := e.content
 	if c != nil {

@@ -13,11 +13,11 @@ import (
 // errUnusual says that an encoding isn't the canonical one, or none at all.
 var errUnusual = errors.New("not a canonical encoding")
 
-// Decode reads a canonical encoding, called name in errors, without holding it
-// in memory, where a million recipients would be ten times the policy. Any other
-// encoding, and one with a mistake, is read once more as a whole: that accepts
-// the former and tells the place of the latter. The Snapshot shares memory with
-// before, which may be nil, where both list the same recipients.
+// Decode reads a canonical encoding, called name in errors, without holding it in
+// memory: for a million recipients it is ten times the size of the policy. Any
+// other encoding is read again as a whole, which accepts it or finds the place of
+// its mistake. The Snapshot shares memory with before, which may be nil, where both
+// list the same recipients.
 func Decode(name string, r io.ReadSeeker, before *Snapshot) (*Snapshot, error) {
 	d := specReader{d: json.NewDecoder(bufio.NewReader(r))}
 	if before != nil {

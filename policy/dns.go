@@ -12,7 +12,7 @@ import (
 	"github.com/understudy-mx/understudy/internal/mailauth"
 )
 
-// dnsStatus is what became of a look-up.
+// dnsStatus is the outcome of a look-up.
 type dnsStatus uint8
 
 const (
@@ -33,9 +33,9 @@ func statusOf(err error) dnsStatus {
 	return dnsTemp
 }
 
-// answer is one look-up's outcome, or two's that belong together. done is
-// closed when the rest may be read; it is nil in the answer of one who didn't
-// wait long enough.
+// answer is the outcome of one look-up, or of two that belong together. done is
+// closed when the rest may be read; it is nil in the answer to a caller that
+// didn't wait long enough.
 type answer struct {
 	done   chan struct{}
 	status dnsStatus
@@ -48,10 +48,10 @@ type answer struct {
 	name, reverse             string // of the client
 	nameStatus, reverseStatus envelope.NameStatus
 
-	failed bool // a look-up behind it did, for now
+	failed bool // a look-up after it failed temporarily
 }
 
-// outcome is what became of a look-up for a.
+// outcome is the outcome of a look-up for a.
 func (a *answer) outcome(err error) dnsStatus {
 	st := statusOf(err)
 	a.failed = a.failed || st == dnsTemp
@@ -99,7 +99,7 @@ var ended = func() context.Context {
 	return ctx
 }()
 
-// closed is the done of an answer that took no time.
+// closed is the done of an immediate answer.
 var closed = func() chan struct{} {
 	c := make(chan struct{})
 	close(c)
@@ -108,8 +108,8 @@ var closed = func() chan struct{} {
 
 // start makes look-ups about the client: at once those that the Resolver
 // remembers the answers of, the others in the background, a few at a time,
-// until close is called. It takes ctx's values, not its end, since that is the
-// end of a command.
+// until close is called. It uses ctx's values, not its end, which is the end of a
+// command.
 func (l *lookups) start(ctx context.Context, qs []question) {
 	var slow []question
 	for _, q := range qs {

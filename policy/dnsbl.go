@@ -16,7 +16,7 @@ import (
 // difference, and it errs towards accepting.
 type zone struct {
 	name   string // as configured, with its filter
-	suffix string // what is asked
+	suffix string // the zone to ask
 	filter *codeFilter
 	weight int
 	reply  string // template, "" for the default
@@ -216,7 +216,7 @@ func rejectRBLClient(e *eval, c *check) status {
 	return dunno
 }
 
-// unanswered puts off what a DNS list can't be asked about, see
+// unanswered defers what a DNS list can't be asked about, see
 // Session.DeferUnanswered.
 func (e *eval) unanswered(rule Rule, what string) status {
 	return e.reject(rule, 450, "4.7.1", unansweredText(what))
@@ -227,13 +227,13 @@ func unansweredText(what string) string {
 	return "Service unavailable; [" + what + "] can't be looked up in a DNS list for now"
 }
 
-// tally is what the weighted DNS lists say of a client.
+// tally sums up the weighted DNS lists for a client.
 type tally struct {
 	score     int
 	top       *zone  // the heaviest that lists it
 	txt       string // its text
-	low, high int    // the score's bounds, whatever those say that didn't answer
-	silent    *zone  // the first of them
+	low, high int    // the score's bounds, whatever the silent lists would say
+	silent    *zone  // the first that didn't answer
 }
 
 func (e *eval) tally() (t tally) {
@@ -256,8 +256,8 @@ func (e *eval) tally() (t tally) {
 	return t
 }
 
-// open says that the lists that didn't answer might decide, and that this is to
-// put mail off.
+// open says that the lists that didn't answer might decide, and that mail is to be
+// deferred because of that.
 func (e *eval) open(t *tally) bool {
 	threshold := e.snap.spec.DNSBL.Threshold
 	return e.deferUnanswered && t.silent != nil && t.low < threshold && t.high >= threshold
@@ -280,7 +280,7 @@ func rejectScore(e *eval, c *check) status {
 	return e.blocked(rule, t.top, addr, classClient, t.txt)
 }
 
-// rejectRHSBL refuses what a list of domains holds.
+// rejectRHSBL refuses names that a list of domains holds.
 func rejectRHSBL(subject func(*eval) (what, class string)) checkFunc {
 	return func(e *eval, c *check) status {
 		what, class := subject(e)
@@ -298,8 +298,8 @@ func rejectRHSBL(subject func(*eval) (what, class string)) checkFunc {
 	}
 }
 
-// permitDNSWL and permitRHSWL permit what an allowlist holds, but never a
-// recipient elsewhere.
+// permitDNSWL and permitRHSWL permit entries of an allowlist, but never a recipient
+// elsewhere.
 func permitDNSWL(e *eval, c *check) status {
 	return e.allowed(c, e.client.Addr.String(), func() (*answer, bool, bool) {
 		return e.query(c.zone, reverseAddr(e.client.Addr))

@@ -32,8 +32,8 @@ func (s *Snapshot) Encode() []byte {
 	return out.Bytes()
 }
 
-// sum is SHA-256 of the policy, each table's entries for themselves: the
-// encoding of a million recipients at once would be several times the policy.
+// sum is SHA-256 of the policy, table by table: the encoding of a million
+// recipients at once would take several times the policy's memory.
 func (s *Snapshot) sum() (sum [32]byte) {
 	h := sha256.New()
 	w := bufio.NewWriterSize(h, 32<<10) // neither of them fails
@@ -106,7 +106,7 @@ func decode(name string, b []byte) (*Snapshot, error) {
 	return s, nil
 }
 
-// jsonError says where the mistake is, as far as the decoder tells.
+// jsonError adds the place of the mistake, if the decoder has it.
 func jsonError(name string, b []byte, err error) error {
 	var syntax *json.SyntaxError
 	var typ *json.UnmarshalTypeError

@@ -7,7 +7,7 @@ import (
 	"github.com/understudy-mx/understudy/internal/envelope"
 )
 
-// status is what a restriction says.
+// status is a restriction's result.
 type status uint8
 
 const (
@@ -19,14 +19,14 @@ const (
 // maxRecursion bounds restriction lists inside of access tables.
 const maxRecursion = 100
 
-// eval is one evaluation at one command: the session and what this command
-// yields. Postfix's order is ported literally; see docs/PARITY.md.
+// eval is one evaluation at one command: the session and the results of this
+// command. Postfix's order is followed exactly; see docs/PARITY.md.
 type eval struct {
 	*Session
 	ctx   context.Context
 	stage Stage  // of the list under evaluation
-	what  string // whom the generic restrictions name in their reply
-	class string // and what that is
+	what  string // the subject of generic restrictions, as replies name it
+	class string // and its class
 
 	atRcpt        bool // the command is RCPT
 	inTransaction bool
@@ -40,7 +40,7 @@ type eval struct {
 	warnings []Rule
 }
 
-// deferral is a refusal put off: Postfix's defer_if_permit and defer_if_reject.
+// deferral is a postponed refusal: Postfix's defer_if_permit and defer_if_reject.
 type deferral struct {
 	active bool
 	rule   Rule
@@ -94,7 +94,7 @@ func (e *eval) list(checks []check) status {
 	return st
 }
 
-// begin resets what each stage's list starts with.
+// begin resets the state for each stage's list.
 func (e *eval) begin(stage Stage, what, class string) {
 	e.stage, e.what, e.class = stage, what, class
 	e.depth, e.warnIfReject = 0, 0
@@ -104,8 +104,8 @@ func (e *eval) begin(stage Stage, what, class string) {
 	}
 }
 
-// askPrimary goes on, and has the primary asked if nothing else refuses. What
-// belongs to DATA can't be asked: no message is sent for it.
+// askPrimary has no opinion, but has the primary asked if nothing else refuses. At
+// DATA the primary can't be asked: no message is sent for that.
 func askPrimary(e *eval, c *check) status {
 	rule := e.ruleKey(c, c.note)
 	switch {
@@ -120,8 +120,8 @@ func askPrimary(e *eval, c *check) status {
 	return dunno
 }
 
-// asked returns the rule for which the primary has to be asked: one that must
-// be, or else the first.
+// asked returns the rule for which to ask the primary: a mandatory one, or else
+// the first.
 func (e *eval) asked() (rule Rule) {
 	for _, r := range e.ask {
 		if r.Kind != "" && (rule.Kind == "" || r.Kind == kindAsk && rule.Kind != kindAsk) {
@@ -145,7 +145,7 @@ func (e *eval) rejectNow(rule Rule, code int, dsn, text string) status {
 	return refused
 }
 
-// answer refuses at the level of the protocol, beyond all lists.
+// answer refuses at the protocol's level, outside of all lists.
 func (e *eval) answer(rule Rule, code int, dsn, text string) status {
 	e.reply, e.rule = newReply(code, dsn, text), rule
 	return refused
@@ -165,7 +165,7 @@ func (e *eval) serverError(rule Rule) status {
 	return e.rejectNow(rule, 451, "4.3.5", "Server configuration error")
 }
 
-// lookupFailed is the answer when a pattern took too long: in doubt, later.
+// lookupFailed defers when a pattern took too long.
 func (e *eval) lookupFailed(kind string) status {
 	e.find.failed = false
 	return e.rejectNow(Rule{Stage: e.stage, Kind: kind}, 451, "4.3.0", "<"+e.what+">: Temporary lookup failure")
@@ -189,7 +189,7 @@ func (e *eval) deferIfReject(rule Rule, code int, dsn, text string) status {
 	return dunno
 }
 
-// tempfail is what a restriction does when the DNS doesn't answer it.
+// tempfail is the result of a restriction when the DNS fails.
 func (e *eval) tempfail(action string, rule Rule, code int, dsn, text string) status {
 	if action == actionDefer {
 		return e.reject(rule, code, dsn, text)
@@ -204,8 +204,8 @@ func (d *deferral) set(rule Rule, code int, dsn, text string) {
 	}
 }
 
-// checkClient, checkHelo and checkMail evaluate their list as Postfix does,
-// each time from the state that the stage before it left.
+// checkClient, checkHelo and checkMail evaluate their list as Postfix does, each
+// from the state that the previous stage left.
 func (e *eval) checkClient() status {
 	e.deferPermit.active = false
 	e.begin(Connect, e.namaddr(), classClient)
@@ -240,7 +240,7 @@ func (e *eval) checkMail() status {
 	return st
 }
 
-// checkRcpt evaluates everything that a forward-path has to pass.
+// checkRcpt evaluates all checks of a forward-path.
 func (e *eval) checkRcpt() status {
 	e.rcptChecked = false
 	if e.snap.spec.DelayReject {
@@ -286,7 +286,7 @@ func (e *eval) checkData(stage Stage, checks []check, what, class string) status
 	return st
 }
 
-// fireDeferral refuses with the temporary error that was remembered.
+// fireDeferral refuses with the remembered temporary error.
 func (e *eval) fireDeferral() status {
 	e.reply, e.rule = e.deferPermit.reply, e.deferPermit.rule
 	return refused
@@ -328,8 +328,8 @@ func (e *eval) verdict(stage Stage, st status) Verdict {
 	return v
 }
 
-// newReply keeps to one line of RFC 5321 §4.5.3.1.5. So Postfix means to, but
-// sends all of a longer text.
+// newReply keeps to one line of RFC 5321 §4.5.3.1.5. Postfix intends to, but sends
+// all of a longer text.
 func newReply(code int, dsn, text string) envelope.Reply {
 	const room = 510 - len("550 ")
 	dsn = string(rune('0'+code/100)) + dsn[1:]
@@ -343,9 +343,9 @@ func newReply(code int, dsn, text string) envelope.Reply {
 	return envelope.Reply{Code: code, Enhanced: dsn, Text: text}
 }
 
-// printable puts a space in place of each octet that can't stand in a reply, as
-// Postfix does: control characters, what isn't UTF-8, and without smtputf8_enable
-// all that isn't ASCII.
+// printable replaces each octet that a reply can't contain by a space, as Postfix
+// does: control characters, invalid UTF-8, and without smtputf8_enable all that
+// isn't ASCII.
 func printable(s string, withUTF8 bool) string {
 	b := []byte(s)
 	for i := 0; i < len(b); {

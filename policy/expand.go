@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// ReplyTemplate is the template for DNSBL.Replies that an operator's reply
-// stands for: it may lack the code.
+// ReplyTemplate makes a template for DNSBL.Replies from an operator's reply, which
+// may lack the code.
 func ReplyTemplate(reply string) (template string, err error) {
 	template = reply
 	if code, _, _ := strings.Cut(reply, " "); !isReplyCode(code) && code != "$rbl_code" {
@@ -177,8 +177,8 @@ func part(addr, suffix string, has bool) string {
 	return addr
 }
 
-// filtered keeps a peer's words to printable ASCII, as Postfix's
-// smtpd_expand_filter.
+// filtered reduces a peer's text to printable ASCII, as Postfix's
+// smtpd_expand_filter does.
 func filtered(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r >= 0x20 && r < 0x7f || r == '\t' {

@@ -19,10 +19,10 @@ type dict struct {
 	members []*dict  // union, pipe
 	absent  *dict    // learned: the keys that it is known not to have
 	wholes  bool     // learned: asked whole keys only
-	unsure  string   // learned: characters of keys that it may have though it doesn't hold them
-	unless  string   // learned: characters of local-parts that "@domain" doesn't stand for
-	unknown *dict    // learned: keys that it may have though it doesn't hold them
-	except  *dict    // learned: keys that "@domain" doesn't stand for
+	unsure  string   // learned: characters of keys that it may have without listing them
+	unless  string   // learned: characters of local-parts that "@domain" doesn't cover
+	unknown *dict    // learned: keys that it may have without listing them
+	except  *dict    // learned: keys that "@domain" doesn't cover
 }
 
 // whole says that the table is asked about whole keys only, not about their
@@ -39,7 +39,7 @@ type hit struct {
 	t      *dict
 	entry  int
 	joined string // of a union or pipe: the value
-	hashed string // the key that was looked for, where the table knows its digest only
+	hashed string // the key that was looked for, where the table has only its digest
 }
 
 func (h hit) ok() bool { return h.t != nil }
@@ -76,8 +76,8 @@ type finder struct {
 	ask    func(table string, key []byte) // told of each such key, unless nil
 }
 
-// query looks a folded key up. addr is the key as an address, when it is one;
-// whole says that it isn't a part of what is looked for.
+// query looks up a folded key. addr is the key as an address, if it is one; whole
+// says that it is the whole key, not a part of it.
 func (f *finder) query(d *dict, key []byte, addr netip.Addr, whole bool) hit {
 	switch {
 	case !whole && d.whole():
@@ -151,8 +151,7 @@ func (f *finder) combined(d *dict, key string, addr netip.Addr) hit {
 	return h
 }
 
-// value is what an entry says, its groups filled in from the key that was
-// looked up last.
+// value is an entry's value, its groups filled in from the key looked up last.
 func (f *finder) value(h hit) string {
 	if len(h.t.members) > 0 {
 		return h.joined
@@ -164,8 +163,8 @@ func (f *finder) value(h hit) string {
 	return v
 }
 
-// one asks the tables for one key made of two parts. whole says that it is all
-// of what is looked for: patterns and networks are asked nothing less.
+// one asks the tables for one key made of two parts. whole says that it is the whole
+// key: patterns and networks are asked about nothing less.
 func (f *finder) one(tables []*dict, a, b string, addr netip.Addr, whole bool) hit {
 	f.buf = append(append(f.buf[:0], a...), b...)
 	for _, t := range tables {
@@ -198,7 +197,7 @@ func mayHold(unsure string, key []byte) bool {
 	return false
 }
 
-// anyLetter stands in Learned.Unsure for all that isn't ASCII.
+// anyLetter represents all that isn't ASCII in Learned.Unsure.
 const anyLetter = "é"
 
 // mailbox asks for local+rest with the local-part quoted where it needs it,

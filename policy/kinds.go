@@ -145,8 +145,8 @@ var genericKinds = []kind{
 
 func nothing(*eval, *check) status { return dunno }
 
-// permitCert refuses a client with a certificate for now only: what the primary
-// knows about certificates isn't here. One without has no part in it.
+// permitCert defers a client with a certificate: only the primary knows which
+// certificates it permits. It has no opinion on other clients.
 func permitCert(e *eval, c *check) status {
 	if !e.client.HasCert {
 		return dunno

@@ -43,9 +43,9 @@ func (c *compiler) keySet(of, name string) *dict {
 	return t
 }
 
-// Unasked returns for each learned table the keys, sorted, that the primary has
-// to be asked for to decide whether recipients exist. Recipients that are no
-// addresses, or not at one of the policy's domains, need no asking.
+// Unasked returns for each learned table the sorted keys that decide whether
+// recipients exist, and for which the primary must be asked. It skips recipients
+// that aren't addresses at one of the policy's domains.
 func (s *Snapshot) Unasked(recipients []string) map[string][]string {
 	unasked := map[string][]string{}
 	f := finder{snap: s, ask: func(table string, key []byte) { unasked[table] = append(unasked[table], string(key)) }}

@@ -24,8 +24,8 @@ type matchItem struct {
 
 const tablePrefix = "table:"
 
-// networkList is a list of clients, such as mynetworks. Without tables and names
-// it is a trie, else the elements in order.
+// networkList is a list of clients, such as mynetworks: a trie, or, with tables or
+// names, the elements in order.
 type networkList struct {
 	trie       *bart.Table[bool] // false excludes
 	items      []matchItem
@@ -66,8 +66,7 @@ func (c *compiler) networks(where string, list []string, subdomains bool) networ
 	return l
 }
 
-// hasAddr says that an address is in the list, as far as that can be told
-// without the client's name.
+// hasAddr says that an address is in the list, judging without the client's name.
 func (l *networkList) hasAddr(a netip.Addr) bool {
 	in, found := l.trie.Lookup(a)
 	return l.items == nil && found && in

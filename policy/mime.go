@@ -16,7 +16,7 @@ const (
 	mimeBody
 )
 
-// contentType is what a Content-Type says of a part, as far as it matters.
+// contentType is the type of a part, as far as it matters.
 type contentType uint8
 
 const (
@@ -27,7 +27,7 @@ const (
 	typePartial // message/partial and message/external-body
 )
 
-// encoding is what a Content-Transfer-Encoding says of a part.
+// encoding is the Content-Transfer-Encoding of a part.
 type encoding uint8
 
 const (
@@ -40,7 +40,7 @@ const (
 
 var encodings = []string{enc7Bit: "7bit", enc8Bit: "8bit", encBinary: "binary", encBase64: "base64", encQuoted: "quoted-printable"}
 
-// What is wrong with a message as such, the worst first.
+// Faults of a message as such, the worst first.
 const (
 	faultNesting = iota
 	faultHeader8Bit
@@ -193,7 +193,7 @@ func (c *content) endHeader(rec []byte) {
 	}
 }
 
-// enter begins a header or a body whose encoding nothing has told yet.
+// enter begins a header or a body whose encoding is not yet known.
 func (c *content) enter(state mimeState, ctype contentType) {
 	c.state, c.ctype, c.encoding = state, ctype, enc7Bit
 }
@@ -213,7 +213,7 @@ func (c *content) checkEncoding() {
 	}
 }
 
-// boundary looks whether a line of the body ends a part.
+// boundary checks whether a line of the body ends a part.
 func (c *content) boundary(rest []byte) {
 	for i := len(c.stack) - 1; i >= 0; i-- {
 		b := c.stack[i]
@@ -360,7 +360,7 @@ func isSpecial(b byte, specials string) bool {
 	return b < ' ' || b == 0x7f || strings.IndexByte(specials, b) >= 0
 }
 
-// skipComment returns the index behind a comment, whose "(" is behind us.
+// skipComment returns the index after a comment whose "(" has been read.
 func skipComment(s string, i int) int {
 	for depth := 1; i < len(s) && depth > 0; i++ {
 		switch s[i] {
@@ -375,7 +375,7 @@ func skipComment(s string, i int) int {
 	return min(i, len(s))
 }
 
-// quotedString reads up to the closing quote and returns the index behind it.
+// quotedString reads up to the closing quote and returns the index after it.
 func quotedString(s string, i int) (string, int) {
 	var b []byte
 	for ; i < len(s); i++ {

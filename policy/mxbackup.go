@@ -9,9 +9,9 @@ import (
 	"github.com/understudy-mx/understudy/policy/table"
 )
 
-// permitMXBackup permits a recipient at our domains, and one at a domain that
-// has the primary among its exchangers but not among the best of them. What the
-// DNS doesn't tell makes a later refusal temporary.
+// permitMXBackup permits a recipient at our domains, and one at a domain that has
+// the primary among its exchangers but not among the best. A DNS failure makes a
+// later refusal temporary.
 func permitMXBackup(e *eval, c *check) status {
 	switch a := &e.rcpt; {
 	case !e.hasRcpt || a.routed && !e.snap.spec.AllowUntrustedRouting:

@@ -42,11 +42,10 @@
 //	example.com in dbl.spamhaus.org    example.com.dbl.spamhaus.org  A 127.0.1.2
 //
 // A filter picks answers: zen.spamhaus.org=127.0.0.[2..11]. An error is no
-// listing: NXDOMAIN means "not listed", and a time-out counts as that, too, unless
+// listing: NXDOMAIN means "not listed", and so does a time-out, unless
 // Session.DeferUnanswered was called. An answer in 127.255.255.0/24 counts only where
-// a filter names it: by it a list refuses to serve a resolver, and a secondary
-// rarely shares the primary's. That is the one difference to Postfix that is
-// meant.
+// a filter names it: with it a list refuses to serve a resolver, and a secondary
+// rarely shares the primary's. This is the one intended difference from Postfix.
 //
 // postscreen(8) adds up weights. With a threshold of 3 and
 //
@@ -167,19 +166,17 @@ type Verdict struct {
 	Close    bool           // hang up after the reply
 	Rule     Rule
 	Warnings []Rule // rules that would have refused, but for warn_if_reject
-	// Unsure is the recipient whom the primary has to be asked about before
-	// anybody can say that it is unknown; "" when there is none. See
-	// Spec.Learned.
+	// Unsure is a recipient that can't be called unknown before the primary has
+	// been asked; "" when there is none. See Spec.Learned.
 	Unsure string
-	// Ask is the rule for which the primary has to be asked before the recipient
-	// that the verdict lets in may be accepted; its Kind is "" when there is
-	// none. If the primary refuses, or can't be asked (see MustAsk), the caller
-	// refuses and calls Session.Withdraw.
+	// Ask is the rule for which the primary must be asked before a permitted
+	// recipient may be accepted; its Kind is "" when there is none. If the primary
+	// refuses, or can't be asked (see MustAsk), the caller refuses and calls
+	// Session.Withdraw.
 	Ask Rule
 }
 
-// MustAsk says that a recipient may not be accepted, for now, when the primary
-// can't be asked.
+// MustAsk says that a recipient must be deferred when the primary can't be asked.
 func (v Verdict) MustAsk() bool { return v.Ask.Kind == kindAsk }
 
 // MailParams are the parameters of MAIL that matter for the policy.

@@ -21,9 +21,9 @@ func LongLine(n, limit int) int64 {
 	return int64(long)
 }
 
-// fixedRecords are a queue file's records without what is in the client's hands, in
-// Postfix 3.7's order. Where the primary's ID, clock, port or address stands the
-// text is as short as it can be.
+// fixedRecords are the records of a queue file that don't depend on the client, in
+// Postfix 3.7's order. The primary's ID, clock, port and address are as short as
+// they can be.
 var fixedRecords = []string{
 	"           1000            1000               1               0            1000               0",
 	"1234567890 1", "create_time=1234567890", "log_ident=123456", "rewrite_context=local", "", // the sender
@@ -33,8 +33,8 @@ var fixedRecords = []string{
 	"", "Received: from  ( [])", "\tby  (Postfix) with SMTP id 123456", "\tThu,  1 Jan 1970 00:00:00 +0000 ()", "", "",
 }
 
-// queueFile is the least that the primary's queue file has, in octets. Only one
-// recipient and nothing about TLS is counted.
+// queueFile is the minimum size of the primary's queue file, in octets: it counts
+// one recipient and nothing about TLS.
 func (s *Session) queueFile(m Message) int64 {
 	n := len(s.snap.spec.Content.Hostname) + len(s.sender.raw) + 2*len(s.rcpt.raw)
 	for _, r := range fixedRecords {

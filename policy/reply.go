@@ -2,7 +2,7 @@ package policy
 
 import "strings"
 
-// What a reply is about, in Postfix's words.
+// Subjects of a reply, in Postfix's words.
 const (
 	classClient    = "Client host"
 	classRevClient = "Unverified Client host"
@@ -21,7 +21,7 @@ func validDSN(s string) bool {
 		allDigits(subject) && len(subject) <= 3 && allDigits(detail) && len(detail) <= 3
 }
 
-// splitDSN takes a status code off the start of an operator's text.
+// splitDSN cuts a status code off the start of an operator's text.
 func splitDSN(def, text string) (dsn, rest string) {
 	text = strings.TrimLeft(text, blank)
 	if word, rest := cutWord(text); validDSN(word) {

@@ -37,15 +37,14 @@ func (t parts) empty() bool {
 	return len(t) == 1 && t[0].Kind == envelope.Quoted && t[0].Text == ""
 }
 
-// route resolves an address as Postfix's trivial-rewrite(8) does. A local
-// domain is stripped, and what remains is looked at again, "@", "%" and "!"
-// being operators there, even in a quoted string (allow_percent_hack,
-// swap_bangpath, resolve_dequoted_address):
+// route resolves an address as Postfix's trivial-rewrite(8) does. A local domain is
+// stripped, and the rest is resolved again, with "@", "%" and "!" as operators even
+// in a quoted string (allow_percent_hack, swap_bangpath, resolve_dequoted_address):
 //
 //	relay.example!bob@local.example → bob@relay.example
 //
-// Where a name is missing, the local-part's or the domain's, the primary's own
-// comes in. What comes out may still be no address.
+// A missing local-part or domain is replaced by the primary's own. The result may
+// still not be an address.
 func (s *Snapshot) route(f *finder, raw string) string {
 	hostname := cmp.Or(s.spec.Addresses.BareDomain, s.spec.Content.Hostname, s.spec.Addresses.MyOrigin)
 	t := s.rewrite(envelope.Scan(envelope.Quote(raw)))
@@ -101,8 +100,7 @@ func (s *Snapshot) operator(t parts) byte {
 	return 0
 }
 
-// crack looks for routing operators in a quoted local-part; nil if there are
-// none that count.
+// crack looks for routing operators in a quoted local-part; nil if none counts.
 func (s *Snapshot) crack(local string) parts {
 	a := &s.spec.Addresses
 	switch i := strings.LastIndexByte(local, '%'); {

@@ -15,10 +15,10 @@ const (
 	noErrorText    = "Address is undeliverable"
 )
 
-// transportOf is what the primary would do with mail for an address, as far
-// as that is a refusal: "error:text" or "retry:text", and the table that says
-// so. As trivial-rewrite(8): the class' transport, then transport_maps but for
-// virtual aliases, then relocated_maps.
+// transportOf is the primary's transport for an address if it refuses mail,
+// "error:text" or "retry:text", and the table that says so. As in
+// trivial-rewrite(8): the class' transport, then transport_maps except for virtual
+// aliases, then relocated_maps.
 func (e *eval) transportOf(a *address) (transport, table string) {
 	s, addrs := e.snap, &e.snap.spec.Addresses
 	switch a.class {
@@ -71,7 +71,7 @@ func (e *eval) undeliverable(a *address, class, kind string) (st status, decided
 	return e.reject(rule, code, fixDSN(dsn, class), rejectedText(a.raw, class, text)), true
 }
 
-// rejectLoginMismatch refuses a sender whom somebody owns: nobody logs in here.
+// rejectLoginMismatch refuses a sender that has an owner: nobody logs in here.
 func rejectLoginMismatch(e *eval, c *check) status {
 	if e.sender.raw == "" {
 		return dunno
@@ -104,10 +104,10 @@ func permitNakedIP(e *eval, c *check) status {
 	return e.permit(e.ruleKey(c, name))
 }
 
-// Pipelined notes that the client sent a command's successor before the reply
-// to that command, where the protocol doesn't allow it: after anything without
-// EHLO, and after HELO, EHLO, DATA, VRFY, QUIT and the like with it. It holds
-// for the rest of the session; reject_unauth_pipelining asks for it.
+// Pipelined notes that the client sent a command before the reply to the one
+// before it where the protocol forbids that: always without EHLO, and after
+// commands such as HELO, EHLO, DATA, VRFY and QUIT with it. It applies to the rest
+// of the session; reject_unauth_pipelining checks it.
 func (s *Session) Pipelined() { s.pipelined = true }
 
 // MindsPipelining says that a list of the policy, or the server by its order,
@@ -164,6 +164,6 @@ func (s *Session) hasWord(list []matchItem, word string) bool {
 	return false
 }
 
-// Protocol returns what the SMTP server itself has to know of the policy,
-// besides its Limits. The caller must not change it.
+// Protocol returns the settings of the SMTP server itself, besides its Limits. The
+// caller must not change it.
 func (s *Snapshot) Protocol() *Protocol { return &s.spec.Protocol }

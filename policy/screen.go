@@ -17,8 +17,8 @@ const (
 
 const permitNetworks = "permit_mynetworks"
 
-// Greet says how long the server waits before its greeting, and whether it
-// minds who speaks before that.
+// Greet says how long the server waits before its greeting, and whether an early
+// client fails.
 type Greet struct {
 	Wait time.Duration // 0: greet at once
 	// Teaser is sent when the wait begins, as "220-" + Teaser, and "" sends
@@ -27,7 +27,7 @@ type Greet struct {
 	// Early says that a client that speaks during the wait fails a test, and
 	// that the wait may end then.
 	Early bool
-	// TTL is for how long who passed needn't wait again, 0 not at all.
+	// TTL is how long a client that passed needn't wait again; 0: not at all.
 	TTL time.Duration
 }
 
@@ -46,7 +46,7 @@ func (s *Snapshot) Greet() Greet {
 	}
 }
 
-// screening is what postscreen found about a client.
+// screening holds postscreen's findings about a client.
 type screening struct {
 	done  bool
 	early bool   // it spoke too early
@@ -122,7 +122,7 @@ func (s *Session) screen(ctx context.Context, early bool) {
 	}
 }
 
-// fail does what a failed test wants; a later failure's reply counts.
+// fail applies the action of a failed test; the reply of the last failure counts.
 func (s *Session) fail(action string, rule Rule, dsn, text string) {
 	switch action {
 	case screenEnforce:

@@ -17,8 +17,7 @@ const (
 	serverA
 )
 
-// subject is what a restriction looks at: the name, how a reply calls it and
-// its class.
+// subject is what a restriction checks: the name, its form in a reply and its class.
 type subject func(*eval) (name, what, class string)
 
 func named(f func(*eval) (string, string)) subject {

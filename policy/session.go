@@ -39,7 +39,7 @@ type Session struct {
 	milter             *mailauth.Verifier // what the milters read
 	spfPass            map[string]bool    // what policy services said of the sender, by name
 
-	// What a stage leaves to those after it.
+	// State that a stage leaves to later ones.
 	deferPermit, deferReject                              deferral
 	deferPermitClient, deferPermitHelo, deferPermitSender bool
 	senderChecked, rcptChecked                            bool
@@ -49,13 +49,13 @@ type Session struct {
 	hadBefore bool
 }
 
-// DeferUnanswered has the session put off (450) what a blocklist in the DNS
-// doesn't answer about, where no rule before has decided. By default that counts
-// as not listed, as in Postfix. Call it before all else.
+// DeferUnanswered has the session answer 450 when a DNS blocklist doesn't answer
+// and no earlier rule has decided. By default that counts as not listed, as in
+// Postfix. Call it first.
 func (s *Session) DeferUnanswered() { s.deferUnanswered = true }
 
 func (s *Session) eval(ctx context.Context, st Stage) *eval {
-	s.find.failed = false // what failed before, as for a word or a network list, is no matter of this stage's
+	s.find.failed = false // earlier failures, as for a word or a network list, don't concern this stage
 	return &eval{Session: s, ctx: ctx, stage: st, inTransaction: s.hasSender}
 }
 
@@ -89,8 +89,8 @@ func (s *Session) start(ctx context.Context) {
 	s.lookups.start(ctx, qs)
 }
 
-// names fills in the client's names, waiting for their look-up. Where ctx ends
-// first they are unknown for now, and looked for again at the next command.
+// names fills in the client's names, waiting for their look-up. If ctx ends first
+// they are unknown for now, and looked up again at the next command.
 func (s *Session) names(ctx context.Context) {
 	s.start(ctx)
 	if s.named {
@@ -239,8 +239,8 @@ func (s *Session) Verify(ctx context.Context, to envelope.ForwardPath, utf8 bool
 	return e.verdict(Rcpt, e.confine(e.checkRcpt(), &a))
 }
 
-// Withdraw takes back the recipient that Rcpt let in last: somebody else refuses
-// it.
+// Withdraw takes back the recipient that Rcpt let in last, because the primary or
+// the server refuses it.
 func (s *Session) Withdraw() {
 	s.rcpt, s.hasRcpt = s.before, s.hadBefore
 	s.rcptCount--
@@ -261,17 +261,17 @@ func (s *Snapshot) verifies(to envelope.ForwardPath) bool {
 	return strings.EqualFold(to.Local, local) && strings.EqualFold(to.Domain, domain) && !to.Dot
 }
 
-// Valid says that the policy has more than 501 to say about an address. Mail and
-// Rcpt refuse others, too; a server asks first, since it answers the parameters
-// behind an address only if that is valid.
+// Valid says that the policy doesn't answer an address with 501. Mail and Rcpt do
+// so, too; a server asks first because it examines the parameters after an address
+// only if the address is valid.
 func (s *Session) Valid(m envelope.Mailbox, dot, utf8 bool) bool {
 	a := s.snap.resolve(&s.find, asGiven(m, dot), utf8)
 	s.find.failed = false // then Mail or Rcpt says so
 	return !a.bad
 }
 
-// asGiven puts back the dot that the client wrote behind the domain: DNS lists
-// and tables of servers hold nothing about such a name.
+// asGiven restores the dot that the client wrote after the domain: DNS lists and
+// tables of servers have no entry for such a name.
 func asGiven(m envelope.Mailbox, dot bool) envelope.Mailbox {
 	if dot {
 		m.Domain += "."
@@ -336,8 +336,8 @@ func (s *Session) Unlimited(ctx context.Context) bool {
 	return s.snap.unlimited.has(&s.find, s.client.Addr, s.client.Name)
 }
 
-// Nested is told of a MAIL inside of the mail transaction. It is refused, and
-// yet makes Postfix forget that the first had SMTPUTF8.
+// Nested notes a MAIL inside of the mail transaction. It is refused, and yet makes
+// Postfix forget that the first one had SMTPUTF8.
 func (s *Session) Nested() { s.utf8 = false }
 
 // Reset ends the mail transaction: RSET, or the end of a message.

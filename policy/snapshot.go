@@ -76,7 +76,7 @@ func (s *Snapshot) Digest() [32]byte { return s.digest() }
 // Limits are the bounds that the SMTP server keeps.
 func (s *Snapshot) Limits() Limits { return s.spec.Limits }
 
-// Asks says that the primary is to be asked about some recipients: Verdict.Ask.
+// Asks says that the primary must be asked about some recipients: Verdict.Ask.
 func (s *Snapshot) Asks() bool { return s.asks }
 
 // Stats describes the policy in numbers.
@@ -103,7 +103,7 @@ const (
 	maxUnions  = 4
 )
 
-// compiler collects what is wrong, so that it can be told all at once.
+// compiler collects mistakes, so that all are reported at once.
 type compiler struct {
 	s       *Snapshot
 	errs    []error
@@ -429,8 +429,8 @@ func (c *compiler) lateAccess() func(string) access {
 	}
 }
 
-// valueList compiles a list of restrictions in a table's value. What it can't
-// read is a server error when it is reached, as with Postfix.
+// valueList compiles a list of restrictions in a table's value. As in Postfix, an
+// unreadable element is a server error when it is reached.
 func (c *compiler) valueList(table, v string) []check {
 	rs, err := parseRestrictions(v)
 	var list []check

@@ -19,8 +19,7 @@ func ParseChoices(list []string) Choices {
 	return c
 }
 
-// Of returns what the operator wants for an item: one of the options, the first
-// unless told otherwise.
+// Of returns the operator's choice for an item, by default the first option.
 func (c Choices) Of(it Item, options []string) (string, error) {
 	choice, given := c[it.ID()]
 	switch {

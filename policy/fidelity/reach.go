@@ -9,8 +9,8 @@ import (
 	"github.com/understudy-mx/understudy/policy"
 )
 
-// TurnedAway returns the domains, sorted, that the policy has no mail for now
-// but 4xx: their recipients can't be known, and not one of them is.
+// TurnedAway returns the domains, sorted, all of whose recipients the policy answers
+// 4xx for now: they can't be known, and none is.
 func TurnedAway(spec *policy.Spec) []string {
 	var all []string
 	for _, c := range addressClasses(spec) {
@@ -41,15 +41,15 @@ func addressClasses(spec *policy.Spec) (all []addressClass) {
 	return all
 }
 
-// names are the domains without address literals, and without what a name
-// that stands for its subdomains, too, is listed as besides.
+// names are the domains without address literals, and without the second entry of a
+// name that includes its subdomains.
 func (c *addressClass) names() []string {
 	return slices.DeleteFunc(slices.Clone(c.Domains), func(d string) bool {
 		return d[0] == '[' || d[0] == '.' && slices.Contains(c.Domains, d[1:])
 	})
 }
 
-// unsure says that whom the tables don't name is refused for now only.
+// unsure says that recipients missing from the tables are refused only for now.
 func (c *addressClass) unsure(spec *policy.Spec) bool {
 	if len(c.Recipients) == 0 && c.AddressClass != &spec.Addresses.VirtualAliases {
 		return false // everybody exists

@@ -1,15 +1,14 @@
-// Package fidelity says how faithfully a policy follows the configuration that it
-// was imported from: what the secondary decides exactly as the primary, what it
-// can't, and what it does instead. Every importer fills the same Report, so that
-// an operator reads one language whatever the primary is, and chooses in it:
+// Package fidelity reports how faithfully a policy follows the configuration from
+// which it was imported: the decisions that are exactly the primary's, those that
+// can't be, and what the secondary does instead. Every importer fills the same
+// Report, so that operators read one language, whatever the primary:
 //
 //	smtpd_milters: inet:localhost:11332     the item, parameter and element
 //	    here: ignore                        what is done now
 //	    or: --choose 'smtpd_milters: inet:localhost:11332=defer'
 //
-// Nothing that takes part in a decision may be missing in a Report. Where
-// something can't be replicated, the first of its Options is the side that
-// refuses nothing for good.
+// A Report MUST name everything that takes part in a decision. Where something
+// can't be replicated, the first of its Options refuses nothing for good.
 package fidelity
 
 import (
@@ -21,7 +20,7 @@ import (
 	"strings"
 )
 
-// Class says how well the secondary does what the primary does.
+// Class says how well the secondary follows the primary.
 type Class string
 
 const (
@@ -34,14 +33,14 @@ const (
 	NoDecision Class = "no-decision"
 )
 
-// What the secondary does instead of something that it can't do.
+// Substitutes for what the secondary can't do.
 const (
 	Ignore = "ignore" // as if it weren't there
 	Soften = "soften" // refusals that follow become temporary (defer_if_reject)
 	Defer  = "defer"  // what would be accepted is deferred (defer_if_permit)
 	Pass   = "pass"   // clients that get there pass all of postscreen
-	// Who would be accepted is asked about at RCPT of the live primary, and gets
-	// its refusal. If it can't be asked: deferred, or else as the name says.
+	// The primary is asked at RCPT about recipients that would be accepted, and
+	// may refuse them. If it can't be asked: deferred, or else as the name says.
 	Ask           = "ask"
 	AskElseIgnore = "ask-else-ignore"
 	AskElseSoften = "ask-else-soften" // and refusals that follow are softened, as with Soften
@@ -59,27 +58,27 @@ type Item struct {
 	Instead   string   `json:"instead,omitempty"` // what the secondary does
 	Options   []string `json:"options,omitempty"` // what it can do; the first is the default
 	Remedy    string   `json:"remedy,omitempty"`  // what the operator can do about it, beside choosing an option
-	// Unknown items are domains or recipients that the secondary can't know:
-	// it puts off what may be mail for them. Concerns says how much that is.
+	// Unknown items are domains or recipients that the secondary can't know: it
+	// defers mail that may be for them. Concerns says how much that is.
 	Unknown  bool   `json:"unknown,omitempty"`
 	Concerns string `json:"concerns,omitempty"`
-	// Domains are what it would list, not recipients. NoMail: it would list some,
-	// and all mail for them is put off.
+	// Domains: the item lists domains, not recipients. NoMail: all mail for these
+	// domains is deferred.
 	Domains, NoMail bool `json:"-"`
-	// Usual: nobody chose what it says; it is the server's default.
+	// Usual: the value is the server's default.
 	Usual bool `json:"-"`
 }
 
-// Mistake is a line of the primary's that its server passes over, saying so in its
-// log only.
+// Mistake is a line of the primary's configuration that its server ignores, with no
+// more than a line in its log.
 type Mistake struct {
 	File string `json:"file"`
 	Line int    `json:"line"`
 	What string `json:"what"`
 }
 
-// Contradiction is a table whose listing isn't what the database says when it
-// is asked: a key that the listing lacks, or has wrongly.
+// Contradiction is a table whose listing differs from the database's own answer: it
+// lacks a key, or has a wrong one.
 type Contradiction struct {
 	Table string `json:"table"`
 	What  string `json:"what"`
@@ -139,8 +138,8 @@ func (r *Report) Sort() {
 	})
 }
 
-// DomainsUnknown returns the lists whose domains the secondary can't know, so
-// that all mail for them is turned away.
+// DomainsUnknown returns the lists of domains that the secondary can't know, so
+// that all mail for them is deferred.
 func (r *Report) DomainsUnknown() (lists []string) {
 	for _, it := range r.of(func(it Item) bool { return it.NoMail }) {
 		lists = append(lists, it.ID())
@@ -162,12 +161,11 @@ var headings = map[Class]string{
 	Approximated:  "Approximated",
 	GivenDNS:      "The same, given the same DNS answers",
 	Exact:         "Exact",
-	NoDecision:    "Without a part in decisions",
+	NoDecision:    "Irrelevant to decisions",
 }
 
-// Print writes the report for a person: what needs attention item by item with
-// its remedies, the rest in a line for each class or, with all of it, for each
-// parameter.
+// Print writes the report for a person: items that need attention with their
+// remedies, the rest in a line for each class or, with all, for each parameter.
 func (r *Report) Print(w io.Writer, all bool) error {
 	b := bufio.NewWriter(w)
 	fmt.Fprintln(b, r.head())
@@ -257,7 +255,7 @@ func printBlocks(w io.Writer, heading string, items []Item) {
 	}
 }
 
-// alike says that there is the same to say about both.
+// alike says that both items are described alike.
 func (it Item) alike(o Item) bool {
 	return it.Why == o.Why && it.Instead == o.Instead && it.Remedy == o.Remedy && len(it.Options) < 2 && len(o.Options) < 2
 }
@@ -286,8 +284,7 @@ func printLine(w io.Writer, items []Item) {
 	fmt.Fprintln(w, line)
 }
 
-// printBlock shows items that aren't replicated as they are, about which there
-// is the same to say.
+// printBlock shows items that aren't replicated and are described alike.
 func printBlock(w io.Writer, items []Item) {
 	for _, it := range items {
 		fmt.Fprintf(w, "  %s\n", oneLine(it.ID()))

@@ -13,7 +13,7 @@ import (
 	"github.com/understudy-mx/understudy/internal/locate"
 )
 
-// maxMistakes bounds how many mistakes are told at once.
+// maxMistakes bounds the mistakes reported at once.
 const maxMistakes = 100
 
 // document is a TOML file with what is wrong with it.

@@ -9,13 +9,12 @@
 //	codes = "127.0.0.[2..11]"
 //
 // It becomes a policy.Spec of the same restrictions and tables as an imported
-// one. Every mistake is told at once, with its place and the remedy:
+// one. All mistakes are reported at once, with place and remedy:
 //
 //	policy.toml:4:10: "198.51.100.7/24" has host bits; write 198.51.100.0/24
 //
-// A list of recipients is read in pieces, side by side, and shares memory with
-// the policy that was read before: of ten million lines one costs little when
-// another is added.
+// A list of recipients is read in parallel pieces, and shares memory with the
+// policy read before: adding one line to ten million costs little.
 package handwritten
 
 import (
@@ -49,11 +48,10 @@ var (
 	}
 )
 
-// file is a policy file that becomes a Spec. The order of its lists: who is
-// allowed, who is blocked, DNS lists, then the checks. An allowed client passes
-// the client and HELO lists, an allowed HELO name and sender their own; none
-// passes relay control or the check that the recipient exists, which are lists
-// of their own.
+// file is a policy file that becomes a Spec. Its lists are in this order: allow,
+// block, DNS lists, checks. An allowed client skips the client and HELO lists, an
+// allowed HELO name or sender its own list. Nobody skips relay control and the
+// check that the recipient exists, which are separate lists.
 type file struct {
 	*document
 	spec    *policy.Spec
@@ -93,7 +91,7 @@ func (p *file) read(m map[string]any) {
 	p.limits(root.table("limits"))
 }
 
-// elsewhere tells for each key where in the file it belongs.
+// elsewhere maps each key to its place in the file.
 func elsewhere() map[string]string {
 	m := map[string]string{}
 	add := func(keys []string, place string) {

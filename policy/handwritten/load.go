@@ -16,11 +16,10 @@ import (
 const maxPolicyFile = 1 << 30
 
 // Load reads a policy: hand-written TOML, or the canonical JSON of a snapshot.
-// files are all the files that were read, or should have been, so that a
-// caller can watch them. An error may join many, each a line of the form
-// "file:line:col: what is wrong; what to do". The new
-// Snapshot shares memory with that of before (nil: there is none), where both
-// list the same recipients.
+// files are all the files that were read, or should have been, so that a caller
+// can watch them. An error may join many, each a line of the form "file:line:col:
+// what is wrong; what to do". The new Snapshot shares memory with before, which may
+// be nil, where both list the same recipients.
 func Load(path string, before *policy.Snapshot) (s *policy.Snapshot, files []string, err error) {
 	open := func(name string) (io.ReadSeekCloser, error) {
 		files = append(files, name)

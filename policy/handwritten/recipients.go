@@ -56,8 +56,8 @@ func (p *file) recipients(n node, doms, domPaths []string) {
 	}
 }
 
-// A list of recipients may be ten million lines long. It is read in pieces of
-// whole lines that are looked at side by side.
+// A list of recipients may be ten million lines long. It is read in pieces of whole
+// lines that are parsed in parallel.
 
 // pieceSize is how much of a list one piece holds, at least.
 const pieceSize = 256 << 10
@@ -185,8 +185,8 @@ func cutLast(s, sep string) (before, after string, found bool) {
 	return s, "", false
 }
 
-// validLocal says that a local-part is written as it must be in a command:
-// quoted where, and only where, it needs it. None stands for every user.
+// validLocal says that a local-part is written as in a command: quoted where, and
+// only where, necessary. None stands for every user.
 func validLocal(s string) bool {
 	if plainLocal(s) {
 		return true

@@ -10,8 +10,8 @@ import (
 	"github.com/understudy-mx/understudy/policy"
 )
 
-// Material is what sessions are made of. Of Clients, Helos and Senders the first
-// is one that a server should have nothing against; it is drawn most.
+// Material is what sessions are made of. The first of Clients, Helos and Senders
+// should be one that servers accept; it is drawn most.
 type Material struct {
 	Clients    []Client
 	Helos      []string
@@ -31,9 +31,8 @@ type Material struct {
 // maxKeys bounds how many keys of a table take part, evenly spread.
 const maxKeys = 1000
 
-// NewMaterial draws from a policy. What the DNS must know (a good client, its
-// name, domains of senders of every kind) is the caller's to add, before the
-// rest; see Plain.
+// NewMaterial draws from a policy. The caller adds, before the rest, what must be
+// in the DNS: a good client, its name, domains of senders of every kind; see Plain.
 func NewMaterial(spec *policy.Spec, plain Material) *Material {
 	m := plain
 	m.Delimiters = cmp.Or(spec.Addresses.RecipientDelimiter, "+")
@@ -138,8 +137,8 @@ func (m *Material) address(key string) {
 	}
 }
 
-// cross joins the local-parts of addresses with the domains of others: of a
-// table's rules one may be inside of another's condition.
+// cross joins the local-parts of addresses with the domains of others: one of a
+// table's rules may be inside of another's condition.
 func (m *Material) cross(list []string) {
 	list = list[:min(len(list), 20)]
 	for _, a := range list {

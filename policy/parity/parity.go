@@ -8,9 +8,9 @@
 // names of every kind, parameters good and bad. A session that ends differently
 // on the two is made as short as it can be while it still does.
 //
-// What it doesn't do: it judges nothing itself, and sends no message unless
-// told to which recipient. Both servers are reached by a Dialer, so that one of
-// them may be in this process.
+// The package judges nothing itself, and sends no message unless it was given a
+// recipient. Both servers are reached by a Dialer, so that one of them may be in
+// this process.
 //
 // Invariants: the same Material and seed give the same sessions. A session has a
 // connection of its own, since errors add up on one. Nothing but XCLIENT tells
@@ -64,7 +64,7 @@ type Command struct {
 	Message string
 }
 
-// verb is what a command is compared and counted as.
+// verb is the name under which a command is compared and counted.
 func (c Command) verb() string {
 	verb, _, _ := strings.Cut(c.Line, " ")
 	return strings.ToUpper(verb)
@@ -94,7 +94,7 @@ func (r Reply) String() string {
 func (r Reply) same(o Reply) bool { return r.Code == o.Code && r.Enhanced == o.Enhanced }
 
 // Transcript is a session's replies: to the connection as the stated client,
-// to each command and, behind a DATA that was let through, to the message. It
+// to each command and, after an accepted DATA, to the message. It
 // is shorter when the server ended the session.
 type Transcript []Reply
 

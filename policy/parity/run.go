@@ -16,9 +16,9 @@ type Options struct {
 	Sessions       int
 	Seed           uint64
 	Parallel       int // sessions at once; 1 when 0
-	// Observe, if not nil, is told of session n, what the primary replied and
-	// the Difference, if there is one, from several goroutines at once. When
-	// it returns true the Difference doesn't count.
+	// Observe, if not nil, is called from several goroutines with session n, the
+	// primary's replies and the Difference, if any. When it returns true the
+	// Difference doesn't count.
 	Observe func(n int, s Session, d *Difference, primary Transcript) (explained bool)
 }
 
@@ -33,13 +33,13 @@ type Result struct {
 // maxDistinct bounds the differences that are kept and made shorter.
 const maxDistinct = 50
 
-// Nth is session n of those that a seed gives.
+// Nth is session n of a seed's.
 func (m *Material) Nth(seed uint64, n int) Session {
 	return m.session(rand.New(rand.NewPCG(seed, uint64(n))))
 }
 
-// Run plays sessions and compares. The error says that one of the servers
-// can't be asked; the Result counts what was done before.
+// Run plays sessions and compares. The error says that one of the servers can't be
+// asked; the Result counts the sessions before that.
 func Run(ctx context.Context, o Options) (Result, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

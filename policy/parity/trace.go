@@ -47,8 +47,8 @@ type traceEnd struct {
 	Sessions int `json:"sessions"`
 }
 
-// octets is text that JSON may not be able to hold: what a Go string literal
-// would escape, stands escaped.
+// octets is text that JSON may not be able to hold, escaped as in a Go string
+// literal.
 type octets string
 
 func (o octets) MarshalText() ([]byte, error) {

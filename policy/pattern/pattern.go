@@ -9,13 +9,13 @@
 // letter d: a regexp table finds dhcp-d.isp.example with it, a pcre table
 // dhcp-7.isp.example. Go's regexp differs from both: it reads UTF-8, and its
 // \s lacks the vertical tab. Compile therefore translates: it writes classes of
-// octets out, so that an engine's own idea of case, words and space doesn't
-// count. The result goes to Go's linear-time engine. What that can't do (look
-// around, back references, atomic groups) goes to a backtracking one, which
-// gives up after a second. See docs/decisions/0003-regular-expressions.md.
+// octets out, so that an engine's own idea of case, words and space doesn't count.
+// The result runs on Go's linear-time engine. Patterns beyond it (look-around, back
+// references, atomic groups) run on a backtracking one, which gives up after a
+// second. See docs/decisions/0003-regular-expressions.md.
 //
-// What can't be matched as Postfix matches it is an error of Compile, never a
-// pattern that matches something else.
+// A pattern that can't be matched as Postfix matches it is an error of Compile,
+// never a pattern that matches something else.
 package pattern
 
 import (

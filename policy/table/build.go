@@ -70,9 +70,9 @@ func (b *Builder) Add(key, value []byte) error {
 	return b.index.add(key, value)
 }
 
-// Like has the builder cut the table by itself, at the places where it would cut
-// another version of it, and a set shares memory with before, another version or
-// nil, where the two have the same keys.
+// Like has the builder cut the table by itself, at the same places as another
+// version of it. Where a set has the same keys as before, another version or nil,
+// it shares memory with it.
 func (b *Builder) Like(before *Table) {
 	b.index.auto = true
 	if before != nil && before.Type() == b.t.Type() {
@@ -253,9 +253,9 @@ func (b *segmentsBuilder) closed(o *segment) *segment {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// cutAfter ends the segment with key, which was just added, if that is long
-// enough and key such a one as comes every few kilobytes: where another version
-// has the same keys it is cut at the same places.
+// cutAfter ends the segment with key, which was just added, if it is long enough
+// and the key's hash says so, every few kilobytes: versions with the same keys are
+// cut at the same places.
 func (b *segmentsBuilder) cutAfter(key []byte) {
 	n, chance := len(b.open.data), uint64(len(key))<<32
 	if n >= 2*segmentSize || n >= segmentSize/2 && uint64(crc32.Checksum(key, castagnoli))*(segmentSize/2) < chance {

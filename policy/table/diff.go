@@ -2,10 +2,10 @@ package table
 
 import "bytes"
 
-// Diff calls removed and added, which may be nil, with the keys that only one
-// of two tables has. What the two share it doesn't look at: that is most of
-// two versions of which one was built with Builder.AddRange of the other. Keys are good
-// until the function returns. Tables that are nil or have no keys count as empty.
+// Diff calls removed and added, which may be nil, with the keys that only one of
+// two tables has. It skips shared memory: most of the tables, if one was built with
+// Builder.AddRange from the other. Keys are valid until the function returns. Tables
+// that are nil or have no keys count as empty.
 func Diff(old, now *Table, removed, added func(key []byte)) {
 	x, y := new(segments), new(segments)
 	if old != nil {
@@ -33,9 +33,9 @@ func (c *cursor) skip(o *cursor) {
 	}
 }
 
-// diff calls only with each key that only one of two has, left saying which,
-// and for both of them where the values differ. What they share it doesn't look
-// at. Keys and values are good until only returns.
+// diff calls only with each key that only one of two has, left saying which, and
+// for both where the values differ. It skips shared segments. Keys and values are
+// valid until only returns.
 func (x *segments) diff(o *segments, only func(left, both bool, key, value []byte)) {
 	a, b := cursor{x: x}, cursor{x: o}
 	for {

@@ -11,7 +11,7 @@ import (
 )
 
 // Secret is the key under which one primary and one secondary hash the keys of
-// their tables. Whoever has it can test guesses.
+// their tables. With it, guesses can be tested.
 type Secret [32]byte
 
 // MarshalText spells the secret in hexadecimal.
@@ -35,7 +35,7 @@ const (
 	DigestSize = TagSize + 12
 )
 
-// What is hashed begins with its purpose.
+// Hashed data begin with their purpose.
 const (
 	purposeDomain = "d"
 	purposeKey    = "k"

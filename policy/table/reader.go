@@ -71,8 +71,8 @@ func (r *Reader) match(t *Table, key []byte, addr netip.Addr) (entry int, err er
 	return -1, nil
 }
 
-// Value is what an entry says about the key that Find found it for: a pattern's
-// groups are filled in. An error says that this took too long.
+// Value is an entry's value for the key for which Find found it, with a pattern's
+// groups filled in. An error says that this took too long.
 func (r *Reader) Value(t *Table, entry int, key []byte) (string, error) {
 	_, value := t.Entry(entry)
 	if !isPatterns(t.typ) {

@@ -8,11 +8,10 @@ import (
 	"sync/atomic"
 )
 
-// A list of recipients may be ten million lines long, in any order. Its keys
-// are gathered in runs, several at a time. What another version of the table
-// has too is only marked there. The rest of each run is sorted, and the runs are
-// merged: of a list that is sorted already, nearly all segments of the runs are
-// the table's.
+// A list of recipients may be ten million lines long, in any order. Its keys are
+// gathered in runs, in parallel. Keys of an older version of the table are only
+// marked there. The rest of each run is sorted, and the runs are merged; if the list
+// was sorted, nearly all segments of the runs become the table's.
 
 // Run gathers keys of a set that come in any order.
 type Run struct {

@@ -7,15 +7,15 @@ import (
 	"sort"
 )
 
-// Sizes of a segment in octets: where a builder that nobody told where to cut
-// does so, about, and what 16-bit offsets reach.
+// Sizes of a segment in octets: roughly where a builder cuts by itself, and the
+// limit of 16-bit offsets.
 const (
 	segmentSize = 16 << 10
 	maxSegment  = math.MaxUint16
 )
 
-// segment is an immutable run of sorted keys. A key costs two octets and those
-// that it hasn't in common with the whole segment.
+// segment is an immutable run of sorted keys. A key costs two octets and those that
+// it doesn't share with the whole segment.
 type segment struct {
 	n      int
 	prefix []byte   // of every key
