@@ -47,6 +47,9 @@ func checkWebListen(s string) (string, error) {
 		return "", err
 	}
 	host, port, _ := net.SplitHostPort(s)
+	if port == "0" {
+		return "", fmt.Errorf("%q leaves the port to chance, and nobody could find the page; write \"127.0.0.1:9627\"", s)
+	}
 	if a, err := netip.ParseAddr(host); host != "localhost" && (err != nil || !a.IsLoopback()) {
 		return "", fmt.Errorf("%q is open to the network, in plain text; write %q, and reach it by ssh -L or through a web server with TLS", s, "127.0.0.1:"+port)
 	}
@@ -67,9 +70,9 @@ func checkHeader(s string) (string, error) {
 func (r *reader) checkWeb() {
 	w := r.cfg.Web
 	if w.TrustedHeader != "" && !strings.HasPrefix(w.Listen, "unix:") && !r.failed("web.listen") {
-		r.mistake("web.trusted_header", `would be believed of every program on this machine; set listen = "unix:/path" under [web], a socket that only the proxy may open`)
+		r.mistake("web.trusted_header", `could be sent by every program on this machine; set listen = "unix:/path" under [web], a socket that only the proxy can open`)
 	}
 	if w.TrustedHeader == "" && w.ShowAddresses == "all" {
-		r.mistake("web.show_addresses", `"all" are those whom a proxy lets in; set trusted_header as well, or leave it at "token"`)
+		r.mistake("web.show_addresses", `"all" includes the users of a proxy; set trusted_header as well, or leave it at "token"`)
 	}
 }

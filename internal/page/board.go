@@ -55,7 +55,8 @@ type history struct {
 	Day     series `json:"day"`
 }
 
-// board is the picture that hangs in the hall: one hand paints it, many look.
+// board holds the last picture of the daemon. One goroutine replaces it, each
+// event stream reads it.
 type board struct {
 	mu      sync.Mutex // guards what follows
 	past    history
@@ -70,8 +71,8 @@ func newBoard() board {
 	}}
 }
 
-// paint hangs up another picture; p is nil when nothing is known.
-func (b *board) paint(picture []byte, p *point) {
+// post replaces the picture; p is nil when the daemon did not answer.
+func (b *board) post(picture []byte, p *point) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if p != nil {
@@ -95,13 +96,13 @@ func (b *board) memory() ([]byte, error) {
 	return json.Marshal(b.past)
 }
 
-// watch paints until ctx ends.
+// watch updates the board until ctx ends.
 func (p *Page) watch(ctx context.Context) {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
-	var e eye
+	s := newSampler()
 	for {
-		p.paint(ctx, &e)
+		p.update(ctx, s)
 		select {
 		case <-ctx.Done():
 			return
@@ -110,15 +111,19 @@ func (p *Page) watch(ctx context.Context) {
 	}
 }
 
-// eye is what the painter has seen so far.
-type eye struct {
+// sampler remembers what a picture needs of earlier ones.
+type sampler struct {
 	watch   operator.Watch
 	counts  counts
 	outages []outageNow
 	asked   time.Time // for the outages
 }
 
-func (p *Page) paint(ctx context.Context, e *eye) {
+func newSampler() *sampler {
+	return &sampler{outages: []outageNow{}, counts: counts{list: []verdict{}}} // lists in JSON, never null
+}
+
+func (p *Page) update(ctx context.Context, s *sampler) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	now := now{Hostname: p.o.Hostname, Version: p.o.Version, At: time.Now()}
@@ -126,8 +131,8 @@ func (p *Page) paint(ctx context.Context, e *eye) {
 	if status, err := p.o.Desk.Status(ctx); err != nil {
 		now.Error = show(err.Error())
 	} else {
-		e.watch.Add(status)
-		now.fill(e.watch.View())
+		s.watch.Add(status)
+		now.fill(s.watch.View())
 		up := 1.0
 		for _, r := range status.Routes {
 			if !r.Up {
@@ -136,22 +141,22 @@ func (p *Page) paint(ctx context.Context, e *eye) {
 		}
 		moment = &point{float64(status.At.Unix()), float64(status.Messages - status.Held), round(now.In), round(now.Out), up}
 	}
-	if now.At.Sub(e.asked) >= countEvery {
-		e.asked = now.At
+	if now.At.Sub(s.asked) >= countEvery {
+		s.asked = now.At
 		if all, err := p.o.Desk.Outages(ctx); err == nil {
-			e.outages = lastOutages(all)
+			s.outages = lastOutages(all)
 		}
 	}
-	now.Outages = e.outages
-	now.Policy, now.Verdicts = e.counts.read(p.o.Metrics, now.At)
+	now.Outages = s.outages
+	now.Policy, now.Verdicts = s.counts.read(p.o.Metrics, now.At)
 	picture, err := json.Marshal(now)
 	if err != nil {
 		panic(fmt.Sprintf("page: %v", err)) // a type of ours that JSON can't spell
 	}
-	p.board.paint(picture, moment)
+	p.board.post(picture, moment)
 }
 
-// events sends a watcher the past, and then each picture that it is quick enough for.
+// events sends the history, and then each picture; a slow reader skips some.
 func (p *Page) events(w http.ResponseWriter, r *http.Request, _ caller) {
 	select {
 	case p.watchers <- struct{}{}:

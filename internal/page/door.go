@@ -20,8 +20,8 @@ import (
 	"github.com/understudy-mx/understudy/internal/service"
 )
 
-// headers keep the page's script alone with the page: nothing from elsewhere is
-// loaded, asked or framed, and no text ever becomes markup.
+// headers allow nothing but the page's own files, requests to its own origin, and
+// text that never becomes markup.
 var headers = map[string]string{
 	"Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; " +
 		"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
@@ -34,8 +34,8 @@ var headers = map[string]string{
 	"Cache-Control":                "no-store",
 }
 
-// guard lets in who calls us by a name of ours. A page elsewhere whose name was
-// made to lead here (DNS rebinding) calls us by that.
+// guard answers only requests for a name of ours. A foreign page whose name
+// resolves to this address (DNS rebinding) sends that name as Host.
 func (p *Page) guard(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		for name, value := range headers {
@@ -66,7 +66,7 @@ type caller struct {
 	addresses bool   // may see envelopes, and settle held mail
 }
 
-// known says who asks, if that is one of those who may.
+// known identifies the caller, by the token or by the header of a proxy.
 func (p *Page) known(r *http.Request) (caller, bool) {
 	if token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); ok && p.o.Token != "" {
 		got, want := sha256.Sum256([]byte(token)), sha256.Sum256([]byte(p.o.Token))
@@ -77,15 +77,15 @@ func (p *Page) known(r *http.Request) (caller, bool) {
 	if p.o.Header == "" {
 		return caller{}, false
 	}
-	// A second value would be the client's own, beside the proxy's.
+	// A proxy that appends leaves the client's own value beside its own.
 	if names := r.Header.Values(p.o.Header); len(names) == 1 && names[0] != "" {
 		return caller{show(names[0]), p.o.Addresses == ForAll}, true
 	}
 	return caller{}, false
 }
 
-// forKnown lets in those who may ask, from no page but ours: a proxy may know its
-// users by what their browsers send of themselves.
+// forKnown admits known callers, and only requests of our own page: a proxy may
+// use cookies or passwords that browsers send with any page's requests.
 func (p *Page) forKnown(do func(http.ResponseWriter, *http.Request, caller)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		who, ok := p.known(r)
@@ -101,7 +101,7 @@ func (p *Page) forKnown(do func(http.ResponseWriter, *http.Request, caller)) htt
 	}
 }
 
-// sameOrigin says that our own page asks. Whoever changes something must say so.
+// sameOrigin reports whether our own page asks. A POST needs an Origin.
 func sameOrigin(r *http.Request) bool {
 	site, origin := r.Header.Get("Sec-Fetch-Site"), r.Header.Get("Origin")
 	if site != "" && site != "same-origin" {
@@ -114,8 +114,7 @@ func sameOrigin(r *http.Request) bool {
 	return err == nil && u.Host != "" && strings.EqualFold(u.Host, r.Host)
 }
 
-// Listen opens a loopback address, or "unix:" and the path of a socket. That is for
-// its owner and group; a directory with the setgid bit gives it a proxy's group.
+// Listen opens host:port, or "unix:" and the path of a socket, which gets mode 0660.
 func Listen(addr string) (net.Listener, error) {
 	path, unix := strings.CutPrefix(addr, "unix:")
 	if !unix {
@@ -135,7 +134,7 @@ func Listen(addr string) (net.Listener, error) {
 // minToken is the length of a token that can't be guessed, in octets.
 const minToken = 20
 
-// Token reads the token from a file, and makes both where there is none.
+// Token reads the token from a file, or creates the file with a new one.
 func Token(file string) (string, error) {
 	b, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -1,18 +1,17 @@
 // Package page is the operator's page: a web page that shows whether the primary
 // is up, what waits, and how it drains, and that settles held mail.
 //
-//	GET  /, /page.css, /page.js     the page, which holds nothing
+//	GET  /, /page.css, /page.js     the page, without data
 //	GET  /api/events                server-sent events: "history" once, then "now" each second
 //	GET  /api/mail                  the oldest messages that wait, and the held ones
 //	POST /api/mail/ID/release       puts a held one back in line
 //	POST /api/mail/ID/remove        deletes a held one
 //
-// Whatever is below /api is for those who come with the token, and for those
-// whom a proxy has let in (door.go). There are no cookies, and nothing comes from
-// another host.
+// Everything below /api needs the token, or a proxy's header (door.go). There are
+// no cookies, and nothing is loaded from other hosts.
 //
-// Whoever is slow or many costs a bounded number of connections, each with
-// deadlines; a picture is made once a second for all of them.
+// Connections and event streams are bounded in number and have deadlines; a
+// picture is made once a second for all of them.
 package page
 
 import (

@@ -65,7 +65,9 @@ func (d *desk) Outages(context.Context) (all []outage.Outage, _ error) {
 	for i := range 9 {
 		all = append(all, outage.Outage{ID: i + 1, Route: "primary", Noticed: hostile, Accepted: 7, Refused: map[string]uint64{"a": 2, "b": 3}})
 	}
-	return all, nil
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return all, d.broken
 }
 
 func (d *desk) Message(_ context.Context, id string) (queue.Info, error) {
@@ -201,8 +203,8 @@ func TestWhoMayAsk(t *testing.T) {
 func TestHostile(t *testing.T) {
 	d := &desk{}
 	p := New(options(d))
-	var e eye
-	p.paint(t.Context(), &e)
+	s := newSampler()
+	p.update(t.Context(), s)
 	picture, _ := p.board.look()
 	mail := httptest.NewRecorder()
 	p.Handler().ServeHTTP(mail, request("GET", "/api/mail", "Authorization", "Bearer "+token))
@@ -222,11 +224,14 @@ func TestHostile(t *testing.T) {
 	if n := bytes.Count(picture, []byte("onerror")); n != 1 { // the next hop's error alone
 		t.Errorf("the picture holds an envelope: %s", picture)
 	}
-	if n := len(e.outages); n != maxOutages || e.outages[0].ID != 9 || e.outages[0].Refused != 5 {
-		t.Errorf("%d outages, the first %+v; want the last %d, the latest first", n, e.outages, maxOutages)
+	if n := len(s.outages); n != maxOutages || s.outages[0].ID != 9 || s.outages[0].Refused != 5 {
+		t.Errorf("%d outages, the first %+v; want the last %d, the latest first", n, s.outages, maxOutages)
 	}
 	d.broken = errors.New(hostile)
-	p.paint(t.Context(), &e)
+	p.update(t.Context(), newSampler())
+	if picture, _ := p.board.look(); !bytes.Contains(picture, []byte(`"outages":[]`)) || !bytes.Contains(picture, []byte(`"verdicts":[]`)) {
+		t.Errorf("lists that aren't known: %s", picture)
+	}
 	if picture, _ := p.board.look(); bytes.Contains(picture, []byte("\u202e")) || !bytes.Contains(picture, []byte(`"error"`)) {
 		t.Errorf("a daemon that doesn't answer: %s", picture)
 	}
