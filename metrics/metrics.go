@@ -33,6 +33,7 @@ type Metrics struct {
 	AcceptDuration prometheus.Histogram   // end of data to our 250
 	Verdicts       *prometheus.CounterVec // by stage, action, rule kind
 	Asked          *prometheus.CounterVec // recipients that the primary was to be asked about, by result: "accepted", "refused", "deferred", "unasked"
+	Contradicted   *prometheus.CounterVec // recipients whom the primary knows and the policy's lists don't or the reverse, by how it said so ("live", "ask", "relay") and by the lists: "listed", "unlisted"
 	Accepted       prometheus.Counter     // messages answered 250 after the synced commit
 	AcceptedBytes  prometheus.Counter     // their content
 	AcceptedRcpts  prometheus.Counter     // their recipients
@@ -116,6 +117,7 @@ func New(reg prometheus.Registerer) *Metrics {
 		AcceptDuration: histogram("accept_duration_seconds", "Time from the end of data to our 250: policy and synced commit."),
 		Verdicts:       counters("policy_verdicts_total", "Policy verdicts, by stage, action and kind of the rule that decided.", "stage", "action", "rule"),
 		Asked:          counters("asked_recipients_total", "Recipients about whom the primary was to be asked, by result; \"unasked\" where it couldn't be asked.", "result"),
+		Contradicted:   counters("recipients_contradicted_total", "Recipients about whom the primary contradicts the policy's lists, by how it said so (live, ask, relay) and by what the lists say: \"listed\" whom it refused as unknown, \"unlisted\" whom it took.", "by", "lists"),
 		Accepted:       counter("accepted_messages_total", "Messages accepted: synced to disk and answered 250."),
 		AcceptedBytes:  counter("accepted_bytes_total", "Content octets of the accepted messages."),
 		AcceptedRcpts:  counter("accepted_recipients_total", "Recipients of the accepted messages."),
@@ -157,6 +159,10 @@ func New(reg prometheus.Registerer) *Metrics {
 	}
 	for _, ending := range []string{"accepted", "deferred", "refused", "before_reply", "in_message", "after_dot", "late"} {
 		m.LiveMessages.WithLabelValues(ending)
+	}
+	m.Contradicted.WithLabelValues("live", "unlisted")
+	for _, by := range []string{"live", "ask", "relay"} {
+		m.Contradicted.WithLabelValues(by, "listed")
 	}
 	m.buildInfo()
 	return m

@@ -311,7 +311,7 @@ func (e *eval) verdict(stage Stage, st status) Verdict {
 		v.Close = v.Reply.Code == 421 || v.Reply.Code == 521
 		return v
 	case e.atRcpt:
-		v.Ask = e.asked()
+		v.Ask, v.Listed = e.asked(), e.listed
 	}
 	switch {
 	case e.discard:

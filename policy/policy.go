@@ -166,6 +166,7 @@ type Verdict struct {
 	Close    bool           // hang up after the reply
 	Rule     Rule
 	Warnings []Rule // rules that would have refused, but for warn_if_reject
+	Listed   Rule   // the entry that says that a recipient who is let in exists; its Kind is "" when none was looked for
 	// Unsure is a recipient that can't be called unknown before the primary has
 	// been asked; "" when there is none. See Spec.Learned.
 	Unsure string

@@ -375,17 +375,25 @@ func TestRefusedAfterAcceptanceIsHeld(t *testing.T) {
 			return envelope.NewReply(250, "2.0.0", "ok")
 		}
 		q := mustOpen(t, drainOptions(h))
-		id := mustAccept(t, q, "body", "gone@example.com", "a@example.com")
+		env := mailTo("gone@example.com", "a@example.com")
+		env.To[0].Rule = listedRule + "users gone@example.com"
+		id, err := commit(q, env, "body")
+		if err != nil {
+			t.Fatal(err)
+		}
 		stop := run(t, q)
 		time.Sleep(15 * 24 * time.Hour)
 		i, err := q.Get(id)
 		want := []RecipientInfo{{Address: "gone@example.com", Destination: "mx.example.com", State: "held",
-			Reason: "refused", Attempts: 1, Reply: "550 5.1.1 no such user", Rule: "permit_listed"}}
+			Reason: "refused", Attempts: 1, Reply: "550 5.1.1 no such user", Rule: "rcpt listed_recipient users gone@example.com"}}
 		if diff := cmp.Diff(want, i.Recipients); diff != "" || err != nil {
 			t.Error(err, diff)
 		}
 		if n := testutil.ToFloat64(q.m.RelayReplies.WithLabelValues("held")); n != 1 {
 			t.Errorf("counted %v", n)
+		}
+		if n := testutil.ToFloat64(q.m.Contradicted.WithLabelValues("relay", "listed")); n != 1 {
+			t.Errorf("counted %v of the policy's lists contradicted", n)
 		}
 		refuse = false
 		if err := q.Release(id); err != nil {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -91,7 +92,14 @@ func (c *claim) settle(replies []envelope.Reply, err error) {
 const brokenSessions = 5
 
 // tally counts recipients by outcome.
-type tally struct{ relayed, deferred, held, expired, untried int }
+type tally struct {
+	relayed, deferred, held, expired, untried int
+
+	contradicted int // of those held: listed by the policy, and unknown to the next hop
+}
+
+// listedRule begins the policy.Rule of a recipient whom a table lists.
+const listedRule = "rcpt listed_recipient "
 
 func (c *claim) settleOnce(replies []envelope.Reply, err error) {
 	q := c.q
@@ -142,6 +150,9 @@ func (c *claim) outcome(replies []envelope.Reply, err error) (*store.Record, tal
 			r.State, r.Reason = store.Held, store.Refused
 			c.tried(r, reply, now)
 			n.held++
+			if reply.UserUnknown() && strings.HasPrefix(r.Rule, listedRule) {
+				n.contradicted++
+			}
 		default:
 			switch {
 			case reply.Zero() && err != nil:
@@ -227,6 +238,9 @@ func (c *claim) written(is *store.Record, n tally, err error) {
 	count("deferred", n.deferred)
 	count("held", n.held)
 	count("expired", n.expired)
+	if n.contradicted > 0 {
+		q.m.Contradicted.WithLabelValues("relay", "listed").Add(float64(n.contradicted))
+	}
 	if n.relayed > 0 {
 		q.m.RelayedBytes.Add(float64(c.rec.Size))
 	}

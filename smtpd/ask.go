@@ -27,6 +27,7 @@ func (s *session) ask(d *Decision) {
 	case r.Temporary():
 		result, d.Action, d.Reply = "deferred", policy.Defer, r
 	case !r.Positive():
+		s.srv.Compare("ask", d.Verdict, r)
 		result, d.Action, d.Reply = "refused", policy.Reject, r
 	}
 	s.srv.Metrics.Asked.WithLabelValues(result).Inc()

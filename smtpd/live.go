@@ -57,6 +57,9 @@ type Live struct {
 	// primary's, by stage, the snapshot's rule kind and "same" or "other". May be
 	// nil.
 	Agreement *prometheus.CounterVec
+	// Compare, if not nil, is told the snapshot's verdict on a recipient and the
+	// primary's.
+	Compare func(snapshot policy.Verdict, primary envelope.Reply)
 }
 
 // PlayThrough returns the Decider for a client: the primary's word where there is
@@ -168,6 +171,9 @@ func (l *live) said(at policy.Stage, reply envelope.Reply, d Decision) Decision 
 		v.Action = policy.Defer
 	case !reply.Positive():
 		v.Action = policy.Reject
+	}
+	if l.Compare != nil && at == policy.Rcpt {
+		l.Compare(d.Verdict, reply)
 	}
 	if l.Agreement != nil && !(at == policy.Rcpt && refused(l.refused.Verdict)) {
 		kind, result := cmp.Or(d.Rule.Kind, "default"), "same"

@@ -82,7 +82,7 @@ func liveServer(t *testing.T, a *actor) (*Server, *fakeSpool) {
 	s, spool := newServer(t)
 	l := &Live{Play: func(*Command) Player { return a }, Offers: func() (Extensions, bool) { return Extensions{EightBit: true, UTF8: true, DSN: true}, true }}
 	s.init()
-	l.Agreement = s.Metrics.LiveAgreement
+	l.Agreement, l.Compare = s.Metrics.LiveAgreement, func(v policy.Verdict, r envelope.Reply) { s.Compare("live", v, r) }
 	s.Decide = l.PlayThrough
 	return s, spool
 }

@@ -134,8 +134,9 @@ type Server struct {
 	Log     *slog.Logger
 	Metrics *metrics.Metrics
 
-	once  sync.Once
-	crowd crowd
+	once         sync.Once
+	crowd        crowd
+	contradicted sync.Map // of a policy.Rule without its key: Compare has logged one of it
 
 	askOnce sync.Once
 	asking  *tls.Config // TLS that asks clients for a certificate

@@ -77,10 +77,13 @@ func (s *session) hostile() bool { return s.tx.env.From.Hostile() || s.rcpt.Path
 
 // countUnknown counts who asks for one unknown recipient after the other.
 func (s *session) countUnknown(v policy.Verdict) {
-	if refused(v) && strings.HasSuffix(v.Rule.Kind, "unlisted_recipient") {
+	if refused(v) && unlisted(v) {
 		s.unknown++
 	}
 }
+
+// unlisted says that a recipient is in no table.
+func unlisted(v policy.Verdict) bool { return strings.HasSuffix(v.Rule.Kind, "unlisted_recipient") }
 
 // data answers DATA: go-smtp has no hook before its 354.
 func (s *session) data(arg string) {

@@ -76,6 +76,9 @@ func TestPrimaryRefusesLate(t *testing.T) {
 	if n := secondary.metric(`understudy_relay_recipients_total{result="held"}`); n != 1 {
 		t.Errorf("%v recipients counted as held, want 1", n)
 	}
+	if n := secondary.metric(`understudy_recipients_contradicted_total{by="relay",lists="listed"}`); n != 1 {
+		t.Errorf("%v recipients counted as listed and unknown to the primary, want 1", n)
+	}
 	m, _ := secondary.state("gone@example.org")
 	if r := m.Recipients[0]; !strings.Contains(r.Reply, "550 5.1.1") || r.Rule == "" {
 		t.Errorf("the queue shows reply %q and rule %q", r.Reply, r.Rule)

@@ -6,6 +6,8 @@ import (
 	"slices"
 
 	"github.com/understudy-mx/understudy/internal/config"
+	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/relay"
 	"github.com/understudy-mx/understudy/smtpd"
 )
@@ -35,6 +37,7 @@ func (d *daemon) whileUp() {
 			return smtpd.Extensions(o), is
 		},
 		Agreement: d.metrics.LiveAgreement,
+		Compare:   func(v policy.Verdict, r envelope.Reply) { d.smtp.Compare("live", v, r) },
 	}
 	d.smtp.Decide = func(decider smtpd.Decider) smtpd.Decider {
 		if slices.Contains(slices.Collect(maps.Values(defers)), true) {

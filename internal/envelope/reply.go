@@ -34,6 +34,12 @@ func (r Reply) Temporary() bool { return r.Code/100 == 4 }
 // Permanent says that the reply is a permanent negative completion, 5yz.
 func (r Reply) Permanent() bool { return r.Code/100 == 5 }
 
+// UserUnknown says that the reply refuses a recipient for good since there is
+// nobody of that name.
+func (r Reply) UserUnknown() bool {
+	return r.Permanent() && (r.Enhanced == "5.1.1" || r.Enhanced == "" && strings.Contains(strings.ToLower(r.Text), "user unknown"))
+}
+
 // Softened is the reply with a permanent refusal made a temporary one, as
 // Postfix's soft_bounce has it.
 func (r Reply) Softened() Reply {
