@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/internal/mailauth"
 	"github.com/understudy-mx/understudy/internal/testmx"
 	"github.com/understudy-mx/understudy/policy/table"
 )
@@ -470,5 +471,79 @@ func TestCapitals(t *testing.T) {
 			t.Errorf("%s: %s", tt.name, mode)
 		}
 		s.Close()
+	}
+}
+
+func TestValidDSN(t *testing.T) {
+	for s, want := range map[string]bool{
+		"2.0.0": true, "4.7.1": true, "5.123.123": true,
+		"": false, "3.1.1": false, "1.1.1": false, "5": false, "5.1": false, "5.1.": false, "5..1": false, "5.1.1.1": false,
+		"5.1234.1": false, "5.1.1234": false, "5.a.1": false, "5.1.a": false, "55.1.1": false,
+	} {
+		if got := validDSN(s); got != want {
+			t.Errorf("%q: %v", s, got)
+		}
+	}
+}
+
+// A refusal of the content with a status of success is a temporary one, and a
+// pattern sees a folded header whole.
+func TestContentActions(t *testing.T) {
+	header, err := table.NewPCRE([][2]string{{"/^X-A: 1\\n 2$/is", "REJECT 2.7.9 later"}, {"/^X-B:/", "REJECT"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]string{
+		"X-A: 1\r\n 2\r\n\r\n": "451 4.7.9 later", "X-A: 1 2\r\n\r\n": "no reply", "X-A: 1\r\n\r\n": "no reply",
+		"X-B: 1\r\n\r\n": "550 5.7.1 message content rejected",
+	} {
+		spec := relaySpec(t)
+		spec.Addresses.Relay.Recipients = nil
+		spec.Tables["header"], spec.Content.Header = header, []string{"header"}
+		if v := checkReceived(t, spec, 1, text); v.Reply.String() != want {
+			t.Errorf("%q: %s, want %s", text, v.Reply, want)
+		}
+	}
+}
+
+// A service that isn't there is one mistake.
+func TestSPFServiceMissing(t *testing.T) {
+	spec := relaySpec(t)
+	spec.Restrictions.Recipient = []Restriction{{"check_spf", "nope"}}
+	if _, err := Compile(spec); err == nil || !strings.HasSuffix(err.Error(), `filters.policyd_spf has no "nope"`) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// Who tests signatures isn't refused for a bad one.
+func TestTestingDKIM(t *testing.T) {
+	snap, err := Compile(NewSpec())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		action  string
+		testing bool
+		st      status
+		hold    bool
+	}{
+		{MilterReject, false, refused, false}, {MilterReject, true, dunno, false},
+		{MilterQuarantine, false, dunno, true}, {MilterQuarantine, true, dunno, true},
+	} {
+		e := &eval{Session: &Session{snap: snap}, inTransaction: true}
+		st := e.openDKIM(&DKIMFilter{BadSignature: tt.action, Quarantine: true}, &mailauth.DKIMResult{Status: mailauth.BadSignature, Testing: tt.testing})
+		if st != tt.st || e.hold != tt.hold {
+			t.Errorf("%+v: %v, hold %v", tt, st, e.hold)
+		}
+	}
+}
+
+func TestEmptyNames(t *testing.T) {
+	for _, name := range []string{"", "!"} {
+		spec := NewSpec()
+		spec.Protocol.NoopCommands = []string{name}
+		if _, err := Compile(spec); err == nil || err.Error() != "protocol.noop_commands: an element is empty" {
+			t.Errorf("%q: %v", name, err)
+		}
 	}
 }

@@ -302,10 +302,7 @@ func contains(list []netip.Prefix, a netip.Addr) bool {
 
 // addrOf returns a's address, unmapped, and port; zero when it has none.
 func addrOf(a net.Addr) netip.AddrPort {
-	tcp, ok := a.(*net.TCPAddr)
-	if !ok {
-		return netip.AddrPort{}
-	}
-	ap := tcp.AddrPort()
+	tcp, _ := a.(*net.TCPAddr)
+	ap := tcp.AddrPort() // none of another network's
 	return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
 }

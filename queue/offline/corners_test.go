@@ -161,3 +161,33 @@ func TestUnreadable(t *testing.T) {
 		}
 	}
 }
+
+// TestRepairNext: behind a repair no number is given twice, though the totals are lost.
+func TestRepairNext(t *testing.T) {
+	disk := newMemDisk()
+	q := mustOpen(t, dirOn(disk))
+	for range 3 {
+		mustAccept(t, q, "body")
+	}
+	mustClose(t, q)
+	s, err := dirOn(disk).Open(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	var b store.Batch
+	b.Delete([]byte{store.SpaceTotals})
+	b.Put(store.SeqKey(store.SpaceQuarantine, 7), nil)
+	if err := s.Apply(b); err != nil {
+		t.Fatal(err)
+	}
+	r := &repair{store: s, done: new(Repaired)}
+	for _, step := range []func() error{r.records, r.orphans, r.counts, func() error { return r.flush(0) }} {
+		if err := step(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if totals, err := store.LoadTotals(s); err != nil || totals.Next != 8 || totals.Quarantined != 1 {
+		t.Errorf("%+v, %v", totals, err)
+	}
+}
