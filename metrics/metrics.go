@@ -17,7 +17,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 )
 
-// Metrics holds them all. Rooms receive it and count; nobody else registers.
+// Metrics holds all metrics. Other packages receive it and count; none registers.
 type Metrics struct {
 	reg  prometheus.Registerer
 	auto promauto.Factory

@@ -2,9 +2,8 @@
 // socket in the state directory. The queue's store belongs to one process, so
 // the command line asks that process.
 //
-// The package carries requests and errors; what they mean is the business of
-// whoever serves and asks. Whoever may open the socket may do everything, so
-// it is its owner's alone: mode 0600.
+// The package carries requests and errors; their meaning is up to server and
+// client. Opening the socket gives full control, so only its owner may: mode 0600.
 package control
 
 import (
@@ -39,9 +38,9 @@ const maxPath = 107
 // SocketPath is where the daemon of a state directory listens.
 func SocketPath(stateDir string) string { return filepath.Join(stateDir, "control.sock") }
 
-// Listen opens the socket. What a dead daemon left behind is removed, a living
-// one is left alone. The caller MUST already own the state directory (the
-// queue's lock sees to that), or two starting daemons could race here.
+// Listen opens the socket. It removes the socket of a dead daemon, not that of a
+// living one. The caller MUST already own the state directory (by the queue's
+// lock), or two starting daemons could race here.
 func Listen(path string) (net.Listener, error) {
 	if len(path) > maxPath {
 		return nil, fmt.Errorf("listen on socket %s: the name is longer than the %d bytes that a Unix socket may have; choose a shorter state_dir", path, maxPath)
@@ -170,7 +169,7 @@ func (c *Client) Call(ctx context.Context, method, target string, answer any) er
 	return nil
 }
 
-// explain turns a failed connection into what an operator can act on.
+// explain turns a failed connection into an error that an operator can act on.
 func (c *Client) explain(err error) error {
 	switch {
 	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENOTDIR):

@@ -3,8 +3,8 @@
 // and an SMTP sender that tells every reply. All live on the loopback, on
 // ports that the kernel chooses.
 //
-// Not its job: to be correct in front of strangers. Nothing here is for
-// production, and nothing but the demo and tests imports it.
+// It isn't meant to be correct with strangers: nothing here is for production, and
+// only the demo and tests import it.
 //
 // RFCs: 1035, 2308 (negative answers), 5321, 6891 (EDNS0).
 package demo

@@ -1,11 +1,9 @@
-// Package doctor examines a set-up from outside: what the DNS tells senders,
-// how the secondary's door and the primary answer, and the machine between
-// them. It changes nothing and sends no mail; a session with a mail server ends
-// before DATA.
+// Package doctor examines a set-up from outside: the DNS as senders see it, the
+// replies of the secondary and the primary, and the machine itself. It changes
+// nothing and sends no mail; a session with a mail server ends before DATA.
 //
-// A finding has a fixed name, so that a script can look for it, and the four
-// things that an operator needs: what it is about, what is wrong, how it was
-// seen, and what mends it.
+// A finding has a fixed name, so that a script can look for it, and four things
+// for the operator: the subject, the problem, the evidence and the remedy.
 //
 //	fault    no-client-identity  mx1.example.org:25
 //	         The primary relays mail for this machine, and doesn't learn whose it is: …
@@ -27,7 +25,7 @@ import (
 	"time"
 )
 
-// Severity orders findings: what costs mail first.
+// Severity orders findings: those that cost mail come first.
 type Severity string
 
 const (
@@ -106,8 +104,8 @@ var checks = []check{
 	{"disk", "The state directory is on a disk that keeps what it synced.", (*exam).disk},
 }
 
-// Run makes the examination. progress, if any, is told the name of each part
-// before it begins. Findings come worst first.
+// Run makes the examination. progress, if not nil, is called with the name of each
+// part before it begins. The worst findings come first.
 func (e Exam) Run(ctx context.Context, progress func(check string)) []Finding {
 	x := newExam(e)
 	for _, c := range checks {

@@ -17,8 +17,8 @@ type Peer struct {
 	Problem string
 }
 
-// Publisher is what to examine on the primary: whether Postfix lets the
-// secondaries do their part.
+// Publisher is the examination of the primary: whether Postfix lets the secondaries
+// do their part.
 type Publisher struct {
 	Postconf    map[string]string // main.cf's values, expanded
 	Screened    bool              // postscreen stands at port 25
@@ -43,8 +43,8 @@ var publisherChecks = []struct {
 	{"policy", "A secondary can know everything that this Postfix decides by.", (*Publisher).gaps},
 }
 
-// RunPublisher examines the primary's side, and of e what both sides have: the
-// DNS servers, the DNS lists, the clock.
+// RunPublisher examines the primary's side, and those parts of e that both sides
+// have: DNS servers, DNS lists, the clock.
 func (e Exam) RunPublisher(ctx context.Context, p *Publisher) []Finding {
 	x := newExam(e)
 	for _, c := range publisherChecks {

@@ -1,7 +1,6 @@
-// Package envelope holds mail's nouns: mailboxes, paths, replies, the SMTP
-// client and the envelope of RFC 5321 §2.3.1. Every room speaks in these
-// words. It has no behaviour beyond parsing and printing them, does no I/O and
-// imports no other room.
+// Package envelope has mail's nouns: mailboxes, paths, replies, the SMTP client and
+// the envelope of RFC 5321 §2.3.1. All packages share these types. It only parses
+// and prints them, does no I/O and imports none of our other packages.
 package envelope
 
 import (
@@ -32,8 +31,8 @@ type Client struct {
 	HasCert  bool   `json:"-"`                  // it showed a certificate, whosever
 }
 
-// NameStatus is what became of a name look-up. A temporary failure is a value
-// of its own, because it must never turn into a permanent refusal.
+// NameStatus is the outcome of a name look-up. A temporary failure is a value of its
+// own, because it must never turn into a permanent refusal.
 type NameStatus uint8
 
 const (

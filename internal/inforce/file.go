@@ -1,6 +1,6 @@
 // Package inforce holds the policy in force on a secondary, and replaces it as a
-// whole: File by what a policy file says, Primary by what the primary's publisher
-// offers. The last good policy stays until a better one is there.
+// whole: File from a policy file, Primary from the primary's publisher. The last
+// good policy stays until there is another good one.
 package inforce
 
 import (

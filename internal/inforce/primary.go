@@ -19,8 +19,8 @@ import (
 // stale, are looked for.
 const stateEvery = 5 * time.Second
 
-// Primary keeps the policy that of the primary. The follower is replaced when
-// the secondary is paired anew.
+// Primary keeps the policy in step with the primary's. Pairing the secondary anew
+// replaces the follower.
 type Primary struct {
 	options policysync.FollowerOptions
 	changed chan struct{} // capacity 1: another policy is in force
@@ -99,7 +99,7 @@ func (f *Primary) Current() *policy.Snapshot {
 	return nil
 }
 
-// Unsure notes a recipient whom the primary has to be asked about.
+// Unsure notes a recipient about whom the primary must be asked.
 func (f *Primary) Unsure(recipient string) {
 	if p := f.inForce.Load(); p != nil {
 		p.Unsure(recipient)

@@ -89,7 +89,7 @@ func (s *Source) run(ctx context.Context, m *meter, setting string, argv []strin
 	return nil
 }
 
-// beginning keeps the beginning of what a program complains about.
+// beginning keeps the beginning of a program's error output.
 type beginning struct{ bytes.Buffer }
 
 func (b *beginning) Write(p []byte) (int, error) {

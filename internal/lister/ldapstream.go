@@ -5,10 +5,9 @@ import (
 	"net"
 )
 
-// ldapStream is a connection that carries LDAP messages alone: each is a
-// SEQUENCE of definite length, RFC 4511 §5.1. The LDAP library skips what it
-// can't make sense of and spends a hundred octets of memory on each; here the
-// first octet that is none of a message ends the connection.
+// ldapStream is a connection that carries only LDAP messages, each a SEQUENCE of
+// definite length, RFC 4511 §5.1. The LDAP library skips other octets and spends a
+// hundred octets of memory on each; here the first one ends the connection.
 type ldapStream struct {
 	net.Conn
 	mayTLS bool   // StartTLS may put TLS in the place of messages

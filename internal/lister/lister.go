@@ -2,16 +2,16 @@
 // query), LDAP directories (by a search), the output of a command, text files,
 // and Postfix's indexed maps.
 //
-// Connections are described by Postfix's own settings, as pgsql_table(5),
-// mysql_table(5), sqlite_table(5) and ldap_table(5) mean them: who has told
-// Postfix how to reach a database has told us. The queries and searches are
-// the caller's; this package makes none up.
+// Connections are described by Postfix's own settings, with the meanings of
+// pgsql_table(5), mysql_table(5), sqlite_table(5) and ldap_table(5), so that
+// Postfix's files can be used as they are. Queries and searches come from the
+// caller.
 //
 // Invariants: a listing is complete or an error, so a caller MUST drop the rows
 // that came before an error. Nothing is written: databases see a read-only
-// transaction. Rows, octets and time are bounded, octets on the wire, before a
-// driver has read them. Errors name the source, the setting that is behind
-// them and what to do, and never tell a password.
+// transaction. Rows, octets and time are bounded; octets on the wire, before a
+// driver reads them. Errors name the source, the setting to look at and the remedy,
+// and never contain a password.
 //
 // It keeps no connection, watches nothing and remembers nothing.
 //
@@ -88,10 +88,10 @@ func (e *Error) Error() string {
 }
 
 // Is lets errors.Is find the sentinels and the context's errors. There is no
-// Unwrap: a driver's error may tell the password.
+// Unwrap: a driver's error may contain the password.
 func (e *Error) Is(target error) bool { return errors.Is(e.err, target) }
 
-// fail makes an Error. What a driver says is cut, and holds no secret.
+// fail makes an Error. A driver's text is cut, and its secrets are removed.
 func (s *Source) fail(setting, remedy string, err error) error {
 	var done *Error
 	if errors.As(err, &done) {

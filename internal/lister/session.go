@@ -119,7 +119,7 @@ func (q *Session) Ask(queries []string, answer func(n int, rows [][]string, err 
 	return nil
 }
 
-// alone puts one query that may have failed among others.
+// alone repeats by itself a query that may have failed because of others.
 func (q *Session) alone(queries []string, n int, answer func(n int, rows [][]string, err error) error) error {
 	answered := false
 	_, err := q.database.many(q.ctx, queries[n:n+1], func(_ int, rows [][]string) error {

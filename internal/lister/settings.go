@@ -44,8 +44,8 @@ type endpoint struct {
 	spelt   string // as in the settings
 }
 
-// eachHost tries the hosts, those on Unix sockets first, until a connection
-// stands, as Postfix does but for its dice. The error tells all failures.
+// eachHost tries the hosts, those on Unix sockets first, until one connects, as
+// Postfix does, but not in random order. The error has all failures.
 func (s *Source) eachHost(ctx context.Context, setting string, hosts []endpoint, connect func(context.Context, endpoint) error) error {
 	var all []error
 	remedy := ""

@@ -1,9 +1,9 @@
-// Package locate says where a mistake in a TOML file stands, and what was
-// probably meant.
+// Package locate finds the position of a mistake in a TOML file, and the name that
+// was probably intended.
 //
-// The TOML library knows the places of what it decodes, but shows none for a
-// key that nobody decoded, none for the elements of an array, and only the last
-// of an array of tables.
+// The TOML library has positions of decoded keys, but none for keys that weren't
+// decoded or for the elements of an array, and only the last one of an array of
+// tables.
 package locate
 
 import (

@@ -1,6 +1,5 @@
-// Package operator is what an operator may ask of a running process, and tell it:
-// three interfaces in HTTP and JSON, each with the handler that answers it and the
-// client that asks.
+// Package operator has the operator's three interfaces to running processes, in HTTP
+// and JSON, each with its handler and its client.
 //
 //	GET  /v1/queue                    the messages, a JSON object a line, and a last one that says that all are there
 //	POST /v1/queue/ID/release         puts one back in line
@@ -8,9 +7,9 @@
 //	POST /v1/sync/approve/VERSION     lets a mass deletion take effect
 //	POST /v1/invite?name=mx2          on the primary: invites a secondary
 //
-// The queue's and the policy's are the daemon's (Daemon), the third is the
-// publisher's (Publisher). Who may ask isn't decided here: package control carries
-// them over a socket that only its owner can open.
+// The daemon serves the queue's and the policy's (Daemon), the publisher the third
+// (Publisher). There is no access control here: package control carries requests
+// over a socket that only its owner can open.
 package operator
 
 import (
@@ -33,9 +32,8 @@ func answer(w http.ResponseWriter, v any, err error) {
 	_ = json.NewEncoder(w).Encode(v) // fails only when the asker has gone
 }
 
-// ending is the last line of a list, which says that it is complete, or why it
-// isn't: a status code could not, it goes out first. In the other lines it is
-// empty.
+// ending is the last line of a list: it says that the list is complete, or why not.
+// The status code can't, because it goes out first. In other lines it is empty.
 type ending struct {
 	End   bool   `json:"end,omitempty"`
 	Error string `json:"error,omitempty"`

@@ -1,6 +1,6 @@
-// Package outage keeps the book of the primary's outages: when each began and
-// ended, how it was noticed, and what became of the mail meanwhile. The book
-// outlives the daemon, and goes on with an outage that it finds open.
+// Package outage records the primary's outages: when each began and ended, how it
+// was noticed, and how much mail was accepted, refused, relayed and held. The book
+// outlives the daemon, which continues an outage that it finds open.
 //
 // An outage has two ends: the next hop answers again, and then, later, nothing
 // waits any more. Mail is counted as accepted and refused until the first, as
@@ -68,7 +68,7 @@ type Route struct {
 	Error string // "" when it was never found away
 }
 
-// Sample is how things are.
+// Sample is the state of next hops and mail at one moment.
 type Sample struct {
 	Routes   []Route
 	Accepted uint64 // since the queue was made
@@ -208,7 +208,7 @@ func (b *Book) count(o *Outage, now time.Time, s *Sample) {
 	}
 }
 
-// since is what a counter has grown by; one that is smaller began anew.
+// since is the growth of a counter; a smaller value means that it began anew.
 func since(before, now uint64) uint64 {
 	if now < before {
 		return now

@@ -1,14 +1,13 @@
-// Package program runs a program for the sake of what it prints, and lets
-// nothing of it live on. A program that has ended may have left processes
-// behind that hold its output open: in its process group, or, by setsid(2), in
-// one of their own, such as
+// Package program runs a program for its output, and ends all of its processes. A
+// program that has ended may have left processes that hold its output open, in its
+// process group or, by setsid(2), in one of their own, such as
 //
 //	setsid sleep 1000 & echo alice@example.org
 //
-// Reading to the end of that output would take as long as they like, and they
-// would pile up, one for each listing. So the output's end is waited for
-// shortly once the program has ended, and whatever runs with the mark that the
-// program's environment got is killed.
+// Reading to the end of that output could take for ever, and such processes would
+// pile up, one for each listing. So Read waits only briefly for the output's end
+// after the program's end, and then kills every process whose environment has the
+// mark that the program was given.
 package program
 
 import (
@@ -116,8 +115,8 @@ func sweep(mark string) {
 	}
 }
 
-// marked looks for the mark. A blank environment is that of a process amid
-// execve(2), which shows it in a moment; some have none for good.
+// marked looks for the mark. A process has a blank environment during execve(2),
+// for a moment; some never have one.
 func marked(environ, mark string) (is, blank bool) {
 	b, err := os.ReadFile(environ)
 	if err == nil && len(b) == 0 {

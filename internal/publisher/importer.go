@@ -11,20 +11,20 @@ import (
 	"github.com/understudy-mx/understudy/policy/handwritten"
 )
 
-// Importer reads what a primary decides by. It remembers what spares it work the
-// next time.
+// Importer reads the configuration by which a primary decides. It may keep state
+// that saves work the next time.
 type Importer interface {
-	// Name is what operators know the source by.
+	// Name is the source's name for operators.
 	Name() string
 	// Import reads everything anew. ask are recipients, from anywhere, to ask the
 	// primary about where it can't list them. Files is set on an error, too.
 	Import(ctx context.Context, ask []string) (Imported, error)
-	// Changed looks, cheaply, whether anything that announces no change has
-	// changed since the last Import. It may miss something.
+	// Changed checks cheaply whether a source that announces no changes has
+	// changed since the last Import. It may miss a change.
 	Changed(ctx context.Context) bool
 }
 
-// Imported is what an Importer has read.
+// Imported is an Importer's result.
 type Imported struct {
 	Snapshot *policy.Snapshot
 	Report   *fidelity.Report // nil: the policy is the primary's own, there is nothing to replicate

@@ -1,11 +1,11 @@
-// Package publisher makes the policy that secondaries get, on the primary: it
-// reads what the primary decides by through an Importer, adds the recipients of
-// the configured sources, and hands the result to the sync channel. It does so
-// again when a file changes, when a database says that a row has, and now and then
-// where nothing announces a change.
+// Package publisher runs on the primary and makes the policy for its secondaries: it
+// reads the primary's configuration through an Importer, adds the recipients of the
+// configured sources, and hands the result to the sync channel. It does so again
+// when a file or a database's row changes, and periodically for sources that don't
+// announce changes.
 //
-// Only what was read completely and without a mistake is published; else the last
-// good policy stays, and the log, a metric and the secondaries say so.
+// Only a complete reading without a mistake is published; otherwise the last good
+// policy stays, and the log, a metric and the secondaries report it.
 package publisher
 
 import (
@@ -70,7 +70,7 @@ func (p *Publisher) Run(ctx context.Context) error {
 // Reload reads the sources again, now.
 func (p *Publisher) Reload(ctx context.Context) { p.watcher.Now(ctx) }
 
-// poll reads now and then what announces no change.
+// poll reads sources that don't announce changes, periodically.
 func (p *Publisher) poll(ctx context.Context) {
 	poll := time.NewTicker(p.cfg.Publish.Poll)
 	defer poll.Stop()
@@ -86,8 +86,7 @@ func (p *Publisher) poll(ctx context.Context) {
 	}
 }
 
-// glance looks every second or so whether anything has changed, where that can be
-// told cheaply.
+// glance checks every second or so for changes, where that is cheap.
 func (p *Publisher) glance(ctx context.Context) {
 	rest := time.NewTimer(glanceEvery)
 	defer rest.Stop()
@@ -107,9 +106,9 @@ func (p *Publisher) glance(ctx context.Context) {
 
 const glanceEvery = time.Second
 
-// restAfter is how long to leave a database alone after a look, and the reading
-// that may have followed, that took so long: a twentieth of the time is for
-// looking, but up to a fifth before a change waits for more than five seconds.
+// restAfter is how long to leave a database alone after a check, with any reading
+// after it, of duration took: checks may use a twentieth of the time, or up to a
+// fifth before a change waits for more than five seconds.
 func restAfter(took time.Duration) time.Duration {
 	return max(glanceEvery, min(20*took, max(5*time.Second, 4*took)))
 }
@@ -235,7 +234,7 @@ func (p *Publisher) refused(err error) {
 	p.offer.SetNotice(text)
 }
 
-// tell logs what an import can't carry over, once. The caller holds mu.
+// tell logs once what an import can't replicate. The caller holds mu.
 func (p *Publisher) tell(r *Reading) {
 	told := strings.Join(r.Useless, ", ")
 	if r.Report != nil {

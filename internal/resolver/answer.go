@@ -19,7 +19,7 @@ const (
 	failureTTL = time.Second
 )
 
-// status is what became of a question.
+// status is the outcome of a question.
 type status uint8
 
 const (

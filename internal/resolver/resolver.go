@@ -2,13 +2,12 @@
 // errors, of *net.Resolver. It asks recursive servers and keeps what they say
 // for as long as they allow.
 //
-// Its job beyond what *net.Resolver does: it caches by TTL, also the answer
-// that there is nothing; it tells the closed set of outcomes to a counter; it
-// asks the servers it is told to, whatever the system's are; and it bounds
-// sockets, responses, chains and memory.
+// Unlike *net.Resolver it caches by TTL, negative answers included; counts a closed
+// set of outcomes; asks the configured servers, whatever the system's are; and
+// bounds sockets, responses, chains and memory.
 //
-// Not its job: recursion, search lists, /etc/hosts, DNSSEC validation (that
-// is the server's), internationalised names (a caller passes A-labels).
+// It does no recursion, search lists, /etc/hosts, DNSSEC validation (the server's
+// job) or internationalised names (callers pass A-labels).
 //
 // Invariants:
 //   - IsNotFound means that a server said so: NXDOMAIN or NODATA, or that the
@@ -56,7 +55,7 @@ type Options struct {
 	Timeout time.Duration
 	// CacheSize bounds the cached answers, default 4096. An entry takes at most about 4 KiB.
 	CacheSize int
-	// Observe, if not nil, is told of every look-up: qtype is A, AAAA, MX, PTR,
+	// Observe, if not nil, is called for every look-up: qtype is A, AAAA, MX, PTR,
 	// TXT or NS; result is ok, nxdomain, nodata, servfail, timeout, cached (no
 	// server was asked for this caller) or error.
 	Observe func(qtype, result string, d time.Duration)

@@ -1,10 +1,9 @@
-// Package service is a process of ours under systemd: it runs the parts of a
-// daemon until it is told to stop or one of them ends, and then stops them in an
-// order that loses nothing. It says READY when all run, RELOADING while files are
-// read again on SIGHUP, STOPPING at the end, and feeds the watchdog for as long
-// as the daemon is alive (sd_notify(3)).
+// Package service runs the parts of a daemon under systemd until it is asked to stop
+// or one of them ends, and then stops them in an order that loses nothing. It sends
+// READY when all run, RELOADING while files are read again on SIGHUP, STOPPING at
+// the end, and feeds the watchdog while the daemon is alive (sd_notify(3)).
 //
-// It opens listeners, too, and notices that files have changed.
+// It also opens listeners and watches files.
 package service
 
 import (
@@ -51,7 +50,7 @@ func (f *Frame) Front(what string, work func(context.Context) error) {
 	f.front = append(f.front, part{what, work})
 }
 
-// Back adds a part that ends when those in front have ended: it does the work.
+// Back adds a part that ends after those in front: it does the work.
 func (f *Frame) Back(what string, work func(context.Context) error) {
 	f.back = append(f.back, part{what, work})
 }

@@ -42,9 +42,9 @@ func stamps(files []string, since time.Time) map[string]stamp {
 	return all
 }
 
-// Watcher calls a function when one of the files changes that another names, and
-// when Now is called. It watches their directories, because editors and
-// deployments replace files rather than write them.
+// Watcher calls one function when a file named by another one changes, and when Now
+// is called. It watches directories, because editors and deployments replace files
+// rather than write them.
 type Watcher struct {
 	files  func() []string
 	reload func(context.Context)

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// Link is a proxy in place of a line to a server: it counts what passes, and
-// may be long. Connections that are under way outlive its Close.
+// Link is a proxy that imitates a line to a server: it counts octets, and may add
+// latency. Open connections outlive its Close.
 type Link struct {
 	net.Listener
 	Octets atomic.Int64 // both ways

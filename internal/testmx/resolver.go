@@ -1,7 +1,7 @@
 // Package testmx is the test kit: a resolver made of a map, a ledger that
 // proves that no accepted message went missing, and a runner of scripted SMTP
-// dialogues. Only tests and benchmarks import it. The toy primary, the DNS server and the
-// SMTP sender are in internal/demo, because the demo needs them, too.
+// dialogues. Only tests and benchmarks import it. The toy primary, the DNS server
+// and the SMTP sender are in internal/demo, because the demo needs them, too.
 package testmx
 
 import (
