@@ -77,6 +77,35 @@ func TestScreenCounted(t *testing.T) {
 	})
 }
 
+// TestScreenedParameters: postscreen looks at no parameter of those whom it
+// refuses at RCPT, and at no limit.
+func TestScreenedParameters(t *testing.T) {
+	snap := snapshot(t, func(spec *policy.Spec) {
+		spec.Postscreen = &policy.Postscreen{Access: []string{"table:screen"}, DenylistAction: "enforce", GreetAction: "ignore", DNSBLAction: "ignore"}
+		spec.Limits.MessageSize = 1000
+		spec.Protocol.Discard = []string{"DSN"}
+		table, err := table.NewHash(map[string]string{"192.0.2.1": "reject"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		spec.Tables["screen"] = table
+	})
+	for _, params := range []string{"SIZE=10000000000000", "BY=120;R", "RET=HDRS", "BODY=x", "FOO=bar"} {
+		bubble(t, func(s *Server) { s.Policy = func() *policy.Snapshot { return snap } }, func(t *testing.T, s *Server, ln *pipeListener) {
+			c := newClient(t, ln.dial("192.0.2.1"))
+			c.want("220")
+			c.send("EHLO a.example\r\n")
+			c.want("250")
+			c.send("MAIL FROM:<b@x.example> " + params + "\r\n")
+			c.want("250")
+			c.send("RCPT TO:<alice@corp.example> " + params + "\r\n")
+			c.want("550")
+			c.Close()
+			synctest.Wait()
+		})
+	}
+}
+
 // TestXClientHelo: a name that comes with XCLIENT is judged like one of HELO.
 func TestXClientHelo(t *testing.T) {
 	s, _ := newServer(t)
