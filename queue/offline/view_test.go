@@ -98,7 +98,7 @@ func TestQuarantineExport(t *testing.T) {
 	}
 	disk.Remove(bodyFile(gone))
 	v := mustView(t, dirOn(disk))
-	if r := verify(t, v); len(r.Problems) < 3 {
+	if r := verify(t, v); len(r.Problems) < 3 || !strings.Contains(strings.Join(r.Problems, "\n"), "message number 1: ") {
 		t.Errorf("%+v", r)
 	}
 	v.Close()

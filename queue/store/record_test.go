@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"net/netip"
 	"reflect"
@@ -96,4 +97,42 @@ func FuzzDecodeRecord(f *testing.F) {
 			t.Fatalf("a record does not survive its own encoding: %v", err)
 		}
 	})
+}
+
+// TestRecordContent: a record that is sealed as it should be, and says what none
+// may say, is as bad as a damaged one.
+func TestRecordContent(t *testing.T) {
+	for name, spoil := range map[string]func(*Record){
+		"size": func(r *Record) { r.Size = -1 },
+		"ID":   func(r *Record) { r.Env.ID = "../../etc/passwd" },
+	} {
+		r := fullRecord()
+		spoil(r)
+		if _, err := DecodeRecord(r.Encode()); !errors.Is(err, ErrRecord) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	r := fullRecord()
+	r.Recipients = nil
+	payload := r.Encode()[5:] // it ends in how many there are
+	if _, err := DecodeRecord(seal(binary.AppendUvarint(payload[:len(payload)-1:len(payload)-1], 1<<40))); !errors.Is(err, ErrRecord) {
+		t.Errorf("more recipients than octets: %v", err)
+	}
+	if _, err := DecodeRecordOf(7, []byte("garbage")); !errors.Is(err, ErrRecord) {
+		t.Errorf("garbage: %v", err)
+	}
+	if _, err := DecodeRecordOf(8, fullRecord().Encode()); !errors.Is(err, ErrRecord) {
+		t.Errorf("another's: %v", err)
+	}
+	if r, err := DecodeRecordOf(7, fullRecord().Encode()); err != nil || r.Seq != 7 {
+		t.Errorf("its own: %v", err)
+	}
+}
+
+func TestKeySeq(t *testing.T) {
+	for key, want := range map[string]uint64{"": 0, "r": 0, "r1234567": 0, string(SeqKey(SpaceRecord, 9)): 9, string(LineKey("mx", 1<<40)): 1 << 40} {
+		if got := KeySeq([]byte(key)); got != want {
+			t.Errorf("%q: %d, want %d", key, got, want)
+		}
+	}
 }
