@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
@@ -35,6 +36,9 @@ type desk struct {
 	mu     sync.Mutex // guards what follows
 	done   []string
 	broken error
+	more   []queue.Info // messages behind those three
+	walked int          // messages that were asked for
+	cut    error        // ends a walk behind the first message
 }
 
 // hostile is what others may have put into an envelope or a reply.
@@ -45,17 +49,23 @@ func (d *desk) mail() []queue.Info {
 		return queue.RecipientInfo{Address: hostile + state, State: state, Reason: "refused", Reply: "550 " + hostile + strings.Repeat("x", 5000)}
 	}
 	client := envelope.Client{Addr: netip.MustParseAddr("192.0.2.1"), Name: hostile}
-	return []queue.Info{
+	return append([]queue.Info{
 		{ID: "W", From: hostile, Client: client, Recipients: []queue.RecipientInfo{to("queued")}},
 		{ID: "H", From: hostile, Client: client, Recipients: []queue.RecipientInfo{to("held")}},
 		{ID: "B", From: hostile, Client: client, Recipients: []queue.RecipientInfo{to("held"), to("deferred")}},
-	}
+	}, d.more...)
 }
 
 func (d *desk) Status(context.Context) (operator.Status, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	s := operator.Status{Status: queue.Status{At: time.Now(), Messages: 3, Held: 2, Accepted: 3, Waiting: true}}
+	s := operator.Status{Status: queue.Status{At: time.Now(), Accepted: 3, Waiting: true}}
+	for _, m := range d.mail() {
+		s.Messages++
+		if anyHeld(m) {
+			s.Held++
+		}
+	}
 	s.Routes = slices.Grow(s.Routes, 1)[:1]
 	s.Routes[0].Name, s.Routes[0].LastError = "primary", hostile+strings.Repeat("y", 5000)
 	return s, d.broken
@@ -81,8 +91,12 @@ func (d *desk) Message(_ context.Context, id string) (queue.Info, error) {
 
 func (d *desk) Messages(_ context.Context, fn func(queue.Info) error) error {
 	for _, m := range d.mail() {
+		d.walked++
 		if err := fn(m); err != nil {
 			return err
+		}
+		if d.cut != nil {
+			return d.cut
 		}
 	}
 	return nil
@@ -192,6 +206,12 @@ func TestWhoMayAsk(t *testing.T) {
 			if c := w.Header().Get("Set-Cookie"); c != "" {
 				t.Errorf("sets a cookie: %s", c)
 			}
+			if strings.HasPrefix(tt.target, "/api/") && w.Code != 404 && w.Code != 405 && tt.target != "/api/events" {
+				var answer map[string]any
+				if err := json.Unmarshal(w.Body.Bytes(), &answer); err != nil || (answer["error"] == nil) != (w.Code == 200) {
+					t.Errorf("%d with %q", w.Code, w.Body)
+				}
+			}
 			if settled := strings.HasPrefix(tt.target, "/api/mail/") && tt.want == 200; settled != (len(d.done) == 1) {
 				t.Errorf("did %q", d.done)
 			}
@@ -206,6 +226,12 @@ func TestHostile(t *testing.T) {
 	s := newSampler()
 	p.update(t.Context(), s)
 	picture, _ := p.board.look()
+	if !bytes.Contains(picture, []byte(`"messages":3,`)) || !bytes.Contains(picture, []byte(`"hostname":"mx2.example.org"`)) {
+		t.Errorf("the picture: %s", picture)
+	}
+	if m := p.board.past.Minutes.part; len(m) != 1 || m[0][1] != 1 || m[0][4] != 0 {
+		t.Errorf("the moment is %v; one waits, and the primary is down", m)
+	}
 	mail := httptest.NewRecorder()
 	p.Handler().ServeHTTP(mail, request("GET", "/api/mail", "Authorization", "Bearer "+token))
 	if n := strings.Count(mail.Body.String(), "onerror"); n < 6 {
@@ -234,6 +260,91 @@ func TestHostile(t *testing.T) {
 	}
 	if picture, _ := p.board.look(); bytes.Contains(picture, []byte("\u202e")) || !bytes.Contains(picture, []byte(`"error"`)) {
 		t.Errorf("a daemon that doesn't answer: %s", picture)
+	}
+}
+
+// TestMail: the first that wait and the held are shown, each with its recipients,
+// as far as the bounds go, and no more of the queue is read than that takes.
+func TestMail(t *testing.T) {
+	many := func(n int, state string, recipients int) (all []queue.Info) {
+		for range n {
+			all = append(all, queue.Info{ID: state, Recipients: slices.Repeat([]queue.RecipientInfo{{State: state}}, recipients)})
+		}
+		return all
+	}
+	for _, tt := range []struct {
+		name                  string
+		more                  []queue.Info
+		waiting, held, walked int
+		cut                   bool
+	}{
+		{"all of a short queue", nil, 1, 2, 3, false},
+		{"a long line", many(1000, "queued", 1), maxWaiting, 2, 3 + maxWaiting - 1, false},
+		{"held mail behind a long line", append(many(1000, "deferred", 1), many(1, "held", 1)...), maxWaiting, 3, 1004, false},
+		{"much held mail", many(1000, "held", 1), 1, maxHeld, maxHeld + 1, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			d := &desk{more: tt.more}
+			w := httptest.NewRecorder()
+			New(options(d)).Handler().ServeHTTP(w, request("GET", "/api/mail", "Authorization", "Bearer "+token))
+			var got mailNow
+			if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil {
+				t.Fatal(err)
+			}
+			if len(got.Waiting) != tt.waiting || len(got.Held) != tt.held || got.Cut != tt.cut || d.walked != tt.walked {
+				t.Errorf("%d waiting, %d held, cut %v, %d read; want %+v", len(got.Waiting), len(got.Held), got.Cut, d.walked, tt)
+			}
+			if h := got.Held; h[0].ID != "H" || !h[0].AllHeld || h[1].ID != "B" || h[1].AllHeld {
+				t.Errorf("held: %+v", h[:2])
+			}
+		})
+	}
+	for _, tt := range []struct {
+		name string
+		d    *desk
+		want int
+		cut  bool
+	}{{"a walk that ends early", &desk{cut: context.DeadlineExceeded}, 200, true}, {"no daemon", &desk{broken: errors.New("gone")}, 503, false}} {
+		w := httptest.NewRecorder()
+		New(options(tt.d)).Handler().ServeHTTP(w, request("GET", "/api/mail", "Authorization", "Bearer "+token))
+		var got mailNow
+		if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || w.Code != tt.want || got.Cut != tt.cut {
+			t.Errorf("%s: %d, cut %v, %v", tt.name, w.Code, got.Cut, err)
+		}
+	}
+	if m := shown(many(1, "queued", 30)[0]); len(m.Recipients) != maxRecipients || m.More != 30-maxRecipients {
+		t.Errorf("of 30 recipients %d are shown, and %d more", len(m.Recipients), m.More)
+	}
+}
+
+// TestPolicyNow: the policy comes from the metrics, and what they don't say any
+// more is forgotten.
+func TestPolicyNow(t *testing.T) {
+	r := prometheus.NewRegistry()
+	gauge := func(name string, value float64, labels prometheus.Labels) prometheus.Collector {
+		g := prometheus.NewGauge(prometheus.GaugeOpts{Name: name, ConstLabels: labels})
+		g.Set(value)
+		r.MustRegister(g)
+		return g
+	}
+	gauge("understudy_policy_version", 7, nil)
+	gauge("understudy_policy_loaded_timestamp_seconds", 100, nil)
+	gauge("understudy_policy_recipients", 12, nil)
+	gauge("understudy_sync_state", 0, prometheus.Labels{"state": "fresh"})
+	gauge("understudy_sync_state", 1, prometheus.Labels{"state": "stale"})
+	signed := gauge("understudy_sync_signed_timestamp_seconds", 90, nil)
+	staged := gauge("understudy_sync_staged_deletion", 1, prometheus.Labels{"decision": "pending"})
+	var c counts
+	start := time.Now()
+	want := policyNow{Version: 7, Loaded: 100, Signed: 90, Recipients: 12, State: "stale", Staged: "pending"}
+	if got, list := c.read(r, start); got != want || len(list) != 0 {
+		t.Errorf("got %+v and %v, want %+v", got, list, want)
+	}
+	r.Unregister(signed)
+	r.Unregister(staged)
+	want.Signed, want.Staged = 0, ""
+	if got, _ := c.read(r, start.Add(countEvery)); got != want {
+		t.Errorf("later: got %+v, want %+v", got, want)
 	}
 }
 
@@ -359,16 +470,17 @@ func TestVerdicts(t *testing.T) {
 	c.read(r, start)
 	total.WithLabelValues("rcpt", "permit", "new").Add(2)
 	total.WithLabelValues("mail", "permit", "none").Add(9)
+	total.WithLabelValues("mail", "reject", "none").Add(1)
 	if _, list := c.read(r, start.Add(time.Second)); len(list) != 1 {
 		t.Errorf("read again within %v: %v", countEvery, list)
 	}
 	_, list := c.read(r, start.Add(time.Minute))
-	want := []verdict{{"rcpt", "permit", "new", 2, 2}, {"rcpt", "reject", "old", 0, 7}}
-	if len(list) != 2 || list[0] != want[0] || list[1] != want[1] {
+	want := []verdict{{"rcpt", "permit", "new", 2, 2}, {"mail", "reject", "none", 1, 1}, {"rcpt", "reject", "old", 0, 7}}
+	if !slices.Equal(list, want) {
 		t.Errorf("got %v, want %v", list, want)
 	}
 	c.read(r, start.Add(11*time.Minute))
-	if _, list := c.read(r, start.Add(22*time.Minute)); list[0].Recent+list[1].Recent != 0 {
+	if _, list := c.read(r, start.Add(22*time.Minute)); list[0].Recent+list[1].Recent+list[2].Recent != 0 {
 		t.Errorf("after ten quiet minutes: %v", list)
 	}
 }
@@ -392,7 +504,7 @@ func TestToken(t *testing.T) {
 	if got, err := Token(file); err == nil {
 		t.Errorf("a file for all: %q", got)
 	}
-	for _, bad := range []string{"", "short", "0123456789 0123456789", "0123456789\x000123456789"} {
+	for _, bad := range []string{"", "short", "0123456789 0123456789", "0123456789\x000123456789", "0123456789é0123456789", "0123456789\x7f0123456789"} {
 		file := filepath.Join(t.TempDir(), "token")
 		if err := os.WriteFile(file, []byte(bad), 0o600); err != nil {
 			t.Fatal(err)
