@@ -42,7 +42,8 @@ func explained(d *parity.Difference) (why string, ok bool) {
 	if strings.HasPrefix(line, "(message") && primary.Code == 250 && local.Enhanced == "5.4.0" {
 		return "Received fields that header_checks drop, or of a message that is discarded, count as hops", true
 	}
-	if verb == "ETRN" && local.Code == 459 {
+	// Restrictions have enhanced codes, ETRN's own errors have none.
+	if syntax := primary.Code/100 == 5 && primary.Enhanced == ""; verb == "ETRN" && local.Code == 459 && !syntax {
 		return "the secondary starts no queue, whoever asks for it", true
 	}
 	if verb != "MAIL" && verb != "RCPT" && verb != "VRFY" {
