@@ -1,11 +1,14 @@
 package leveldb
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/syndtr/goleveldb/leveldb/storage"
@@ -169,6 +172,30 @@ func (s *syncedStorage) Remove(fd storage.FileDesc) error {
 		return nil
 	}
 	return err
+}
+
+func (s *syncedStorage) GetMeta() (storage.FileDesc, error) { return manifestOf(s.Storage) }
+
+// manifestOf returns the manifest in force: the one that CURRENT names, or else the newest.
+// When SetMeta fails after it has replaced CURRENT, goleveldb removes the new
+// manifest. The next try makes CURRENT.bak a copy of that CURRENT, and if it
+// fails as well, neither names a manifest that exists: the store would never
+// open again. The manifest in force is still there, since it is only removed
+// once another one has taken its place.
+func manifestOf(stor storage.Storage) (storage.FileDesc, error) {
+	fd, err := stor.GetMeta()
+	var corrupted *storage.ErrCorrupted
+	if !errors.As(err, &corrupted) && !errors.Is(err, fs.ErrNotExist) {
+		return fd, err
+	}
+	all, lerr := stor.List(storage.TypeManifest)
+	if lerr != nil {
+		return fd, lerr
+	}
+	if len(all) == 0 {
+		return fd, err // as it is: goleveldb makes a new store of an empty directory
+	}
+	return slices.MaxFunc(all, func(a, b storage.FileDesc) int { return cmp.Compare(a.Num, b.Num) }), nil
 }
 
 // alarms are what goleveldb's log says when it gives up data.

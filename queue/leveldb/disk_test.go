@@ -76,3 +76,48 @@ func TestDroppedJournalRaisesAlarm(t *testing.T) {
 		t.Errorf("got %q, want %q", *log, want)
 	}
 }
+
+// TestTwoFaults: a store that could not be reopened twice, whatever of it
+// failed, is opened by the third try and has what was committed. The manifest
+// is written in the second half of the operations.
+func TestTwoFaults(t *testing.T) {
+	ops := 0
+	for first := 0; first <= ops; first = max(first+1, ops/2) {
+		for second := ops / 2; second <= ops; second++ {
+			disk := newMemDisk()
+			s, err := Dir{Path: "/q", Disk: disk}.Open(func(_, _ string) {})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var b store.Batch
+			b.Put([]byte("k"), []byte("v"))
+			if err := s.Apply(b); err != nil {
+				t.Fatal(err)
+			}
+			for _, fail := range []int{first, second} {
+				n := 0
+				disk.Fault(func(testmx.Op) error {
+					if n++; n == fail {
+						return errDisk
+					}
+					return nil
+				})
+				_ = s.Reopen() // one that did not fail is as good
+				ops = max(ops, n)
+			}
+			disk.Fault(nil)
+			if err := s.Reopen(); err != nil {
+				t.Fatalf("operations %d and then %d failed, and then nothing: %v", first, second, err)
+			}
+			if v, err := s.Get([]byte("k")); err != nil || string(v) != "v" {
+				t.Fatalf("operations %d and then %d failed: %q, %v", first, second, v, err)
+			}
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if ops < 20 {
+		t.Errorf("a reopening took %d operations", ops)
+	}
+}

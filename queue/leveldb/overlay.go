@@ -45,7 +45,7 @@ func (s *overlay) GetMeta() (storage.FileDesc, error) {
 	if fd, err := s.mem.GetMeta(); err == nil {
 		return fd, nil
 	}
-	return s.base.GetMeta()
+	return manifestOf(s.base)
 }
 
 func (s *overlay) List(ft storage.FileType) ([]storage.FileDesc, error) {
