@@ -707,16 +707,16 @@ func playTenths(t *testing.T, l *Live, p *faulty) string {
 			<-p.at
 		}
 	}
-	reply, err := l.Mail(ctx, asked("h"), 0)
+	_, err := l.Mail(ctx, asked("h"), 0)
 	for _, step := range []string{"RCPT", "RCPT again", "DATA"} {
 		if err != nil {
 			return lost(err)
 		}
 		shows(step)
 		if step == "DATA" {
-			reply, err = l.Data(ctx)
+			_, err = l.Data(ctx)
 		} else {
-			reply, err = l.Rcpt(ctx, &envelope.Recipient{Path: envelope.ForwardPath{Mailbox: mailbox("b@y.example")}})
+			_, err = l.Rcpt(ctx, &envelope.Recipient{Path: envelope.ForwardPath{Mailbox: mailbox("b@y.example")}})
 		}
 	}
 	if err != nil {
@@ -728,7 +728,8 @@ func playTenths(t *testing.T, l *Live, p *faulty) string {
 		shows(fmt.Sprint("message ", i))
 		l.Write(content)
 	}
-	if reply, err = l.End(ctx); err != nil {
+	reply, err := l.End(ctx)
+	if err != nil {
 		return lost(err)
 	}
 	if reply.Positive() {

@@ -124,12 +124,17 @@ func (q *spfQuery) record(domain string) (string, error) {
 	case len(found) == 0:
 		return "", nil
 	case len(found) > 1:
-		return "", errors.New("Two or more type TXT spf records found.")
+		return "", spfMistake("Two or more type TXT spf records found.")
 	case !isASCII(found[0]):
-		return "", errors.New("Non-ascii characters found in TXT record")
+		return "", spfMistake("Non-ascii characters found in TXT record")
 	}
 	return found[0], nil
 }
+
+// spfMistake is why a record is no good, in pyspf's words: the client reads them.
+type spfMistake string
+
+func (m spfMistake) Error() string { return string(m) }
 
 // isDomain is whether the DNS can have the name at all.
 func isDomain(name string) bool {
@@ -148,7 +153,7 @@ func (q *spfQuery) note(n int, err error) error {
 	}
 	if n == 0 {
 		if q.void++; q.void > q.maxVoid {
-			return fmt.Errorf("Void lookup limit of %d exceeded", q.maxVoid)
+			return spfMistake(fmt.Sprintf("Void lookup limit of %d exceeded", q.maxVoid))
 		}
 	}
 	return nil
@@ -157,7 +162,7 @@ func (q *spfQuery) note(n int, err error) error {
 // count counts a term that asks the DNS.
 func (q *spfQuery) count() error {
 	if q.lookups++; q.lookups > spfMaxLookups {
-		return errors.New("Too many DNS lookups")
+		return spfMistake("Too many DNS lookups")
 	}
 	return nil
 }
@@ -230,7 +235,7 @@ func (q *spfQuery) include(domain string) (bool, error) {
 	}
 	r, err := q.evaluate(record, domain, false)
 	if err == nil && r == None {
-		err = errors.New("No valid SPF record for included domain: " + domain)
+		err = spfMistake("No valid SPF record for included domain: " + domain)
 	}
 	return r == Pass, err
 }
@@ -241,7 +246,7 @@ func (q *spfQuery) mx(m spfMechanism) (bool, error) {
 		return false, err
 	}
 	if len(mxs) > spfMaxNames {
-		return false, fmt.Errorf("More than %d MX records returned", spfMaxNames)
+		return false, spfMistake(fmt.Sprintf("More than %d MX records returned", spfMaxNames))
 	}
 	var all []netip.Addr
 	for _, mx := range mxs { // all of them, as pyspf does: one that fails counts even behind one that matches

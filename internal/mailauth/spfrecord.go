@@ -102,7 +102,7 @@ func (q *spfQuery) mechanism(term, domain string) (m spfMechanism, err error) {
 	case "a", "mx":
 		m.bits4, m.bits6 = 32, 128
 		if bits4 > 32 {
-			return m, errors.New("Invalid IP4 CIDR length")
+			return m, spfMistake("Invalid IP4 CIDR length")
 		}
 		if bits4 >= 0 {
 			m.bits4 = bits4
@@ -112,14 +112,14 @@ func (q *spfQuery) mechanism(term, domain string) (m spfMechanism, err error) {
 		}
 	case "all", "include", "exists", "ptr":
 		if bits4 >= 0 || bits6 >= 0 {
-			return m, errors.New("CIDR not allowed")
+			return m, spfMistake("CIDR not allowed")
 		}
 	default:
-		return m, errors.New("Unknown mechanism found")
+		return m, spfMistake("Unknown mechanism found")
 	}
 	switch {
 	case m.name == "all" && given:
-		return m, errors.New("Invalid all mechanism format - only qualifier allowed with all")
+		return m, spfMistake("Invalid all mechanism format - only qualifier allowed with all")
 	case m.name == "all":
 		return m, nil
 	case !given && (m.name == "include" || bare):
@@ -139,7 +139,7 @@ func cidr(re *regexp.Regexp, term string, limit int) (int, string, error) {
 	}
 	n, err := strconv.Atoi(term[loc[2]:loc[3]])
 	if err != nil || n > limit {
-		return 0, "", errors.New("Invalid CIDR length")
+		return 0, "", spfMistake("Invalid CIDR length")
 	}
 	return n, term[:loc[0]], nil
 }
@@ -147,16 +147,16 @@ func cidr(re *regexp.Regexp, term string, limit int) (int, string, error) {
 func (m *spfMechanism) network(arg string, bits, dual int) error {
 	addr, err := netip.ParseAddr(arg)
 	if err != nil || addr.Zone() != "" || addr.Is4() != (m.name == "ip4") {
-		return fmt.Errorf("Invalid %s address", strings.ToUpper(m.name))
+		return spfMistake(fmt.Sprintf("Invalid %s address", strings.ToUpper(m.name)))
 	}
 	if dual >= 0 {
-		return errors.New("Dual CIDR not allowed")
+		return spfMistake("Dual CIDR not allowed")
 	}
 	if bits < 0 {
 		bits = addr.BitLen()
 	}
 	if m.prefix, err = addr.Prefix(bits); err != nil {
-		return fmt.Errorf("Invalid %s CIDR length", strings.ToUpper(m.name))
+		return spfMistake(fmt.Sprintf("Invalid %s CIDR length", strings.ToUpper(m.name)))
 	}
 	return nil
 }
@@ -164,7 +164,7 @@ func (m *spfMechanism) network(arg string, bits, dual int) error {
 func (q *spfQuery) domainSpec(spec, domain string) (string, error) {
 	ends := spfDomainEnd.FindAllStringIndex(spec, -1)
 	if spec != "" && (len(ends) == 0 || ends[len(ends)-1][1] != len(spec)) {
-		return "", errors.New("Invalid domain found (use FQDN)")
+		return "", spfMistake("Invalid domain found (use FQDN)")
 	}
 	name, err := q.expand(spec, domain, false)
 	if err != nil {
@@ -293,7 +293,7 @@ func (q *spfQuery) letter(letter, domain string, explanation bool) (string, erro
 			return "0", nil // we have no clock, and no reply needs one
 		}
 	}
-	return "", errors.New("Unknown Macro Encountered")
+	return "", spfMistake("Unknown Macro Encountered")
 }
 
 // name is the macro p: the client's validated name, that of the domain if it
