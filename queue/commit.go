@@ -329,6 +329,9 @@ func (c *committer) reopen() error {
 	if c.write(ops, true); c.broken != nil { // also proves that writes work
 		return c.broken
 	}
+	// The batch that failed may have put messages in line where the drain has
+	// read already.
+	c.q.each("", (*dest).rewind)
 	c.q.poison.Store(nil)
 	c.q.log.Info("queue store reopened", "messages", c.totals.Messages)
 	c.q.Wake("")

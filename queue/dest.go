@@ -77,6 +77,14 @@ func (d *dest) noticed(key []byte) {
 	d.mu.Unlock()
 }
 
+// rewind has all of the index read again. What is in memory as well is then met
+// twice, and the second time nothing of it is due.
+func (d *dest) rewind() {
+	d.mu.Lock()
+	d.lineAt, d.deferredAt = nil, nil
+	d.mu.Unlock()
+}
+
 // before moves a cursor back to just before key.
 func before(cursor, key []byte) []byte {
 	if cursor == nil || string(cursor) < string(key) {

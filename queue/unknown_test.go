@@ -60,3 +60,33 @@ func TestUnknownResult(t *testing.T) {
 		})
 	}
 }
+
+// TestUnknownResultBehindCursor: what a batch without a result put in line is
+// found, though the drain has read on past its place.
+func TestUnknownResultBehindCursor(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		m, h := storetest.New(), newFakeHop()
+		o := options(nil)
+		o.Store, o.Relayer = m, h
+		q := mustOpen(t, o)
+		old := mustAccept(t, q, bodyOf(100, 1), "a@example.com")
+		if err := q.Hold(old); err != nil {
+			t.Fatal(err)
+		}
+		stop := run(t, q)
+		defer stop()
+		later := mustAccept(t, q, bodyOf(100, 2), "b@example.com")
+		time.Sleep(time.Minute)
+		m.Fault = func(store.Batch) (bool, error) {
+			m.Fault = nil
+			return true, errors.New("connection lost")
+		}
+		if err := q.Release(old); err == nil {
+			t.Error("released, who knows?")
+		}
+		time.Sleep(time.Minute)
+		if want := []string{later + " b@example.com 250", old + " a@example.com 250"}; !slices.Equal(h.taken(), want) {
+			t.Errorf("relayed %v, want %v", h.taken(), want)
+		}
+	})
+}
