@@ -184,8 +184,13 @@ func TestLivePrimaryDies(t *testing.T) {
 					files, err := filepath.Glob(filepath.Join(primary.dir, "queue/incoming/*"))
 					return err == nil && len(files) > 0
 				})
-				time.AfterFunc(500*time.Millisecond, primary.kill)
+				killed := make(chan struct{})
+				time.AfterFunc(500*time.Millisecond, func() {
+					defer close(killed)
+					primary.kill()
+				})
 				d.do("", "250 2.0.0 Ok: queued as")
+				<-killed
 			} else {
 				d.do(".", "250 2.0.0 Ok: queued as")
 			}
