@@ -74,7 +74,7 @@ func TestCertFile(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return pair.Leaf.Subject.CommonName
+		return pair.Leaf.DNSNames[0]
 	}
 	if name() != "one.test" {
 		t.Fatalf("got %s", name())

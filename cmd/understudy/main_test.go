@@ -4,13 +4,9 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -33,6 +29,7 @@ import (
 	"github.com/syndtr/goleveldb/leveldb"
 
 	"github.com/understudy-mx/understudy/internal/demo"
+	"github.com/understudy-mx/understudy/internal/testmx"
 )
 
 // patience bounds every wait; a test that meets it has failed.
@@ -255,21 +252,13 @@ func cmdIDFirst(ts *testscript.TestScript, neg bool, args []string) {
 
 // cmdCert writes a certificate with the given serial number, and its key.
 func cmdCert(ts *testscript.TestScript, neg bool, args []string) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	ts.Check(err)
 	serial, ok := new(big.Int).SetString(args[0], 10)
 	if !ok {
 		ts.Fatalf("serial number %q", args[0])
 	}
-	template := &x509.Certificate{SerialNumber: serial, DNSNames: []string{"mx2.example.org"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	ts.Check(err)
-	private, err := x509.MarshalPKCS8PrivateKey(key)
-	ts.Check(err)
-	for i, b := range []*pem.Block{{Type: "CERTIFICATE", Bytes: der}, {Type: "PRIVATE KEY", Bytes: private}} {
-		ts.Check(os.WriteFile(ts.MkAbs(args[i+1]), pem.EncodeToMemory(b), 0o600))
-	}
+	cert, key := testmx.Certificate("mx2.example.org", func(c *x509.Certificate) { c.SerialNumber = serial })
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), cert, 0o600))
+	ts.Check(os.WriteFile(ts.MkAbs(args[2]), key, 0o600))
 }
 
 // cmdStarttls prints the serial number of the certificate that STARTTLS shows.

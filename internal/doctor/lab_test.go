@@ -142,7 +142,7 @@ func healthy(t *testing.T) *lab {
 
 // pair makes a certificate for a host, trusted or not.
 func (l *lab) pair(name string, trusted bool, change func(*x509.Certificate)) *tls.Certificate {
-	cert, key := testmx.Certificate(l.t, name, change)
+	cert, key := testmx.Certificate(name, change)
 	pair, err := tls.X509KeyPair(cert, key)
 	if err != nil {
 		l.t.Fatal(err)
