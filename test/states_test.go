@@ -157,7 +157,7 @@ func states(t *testing.T) (series []string) {
 func source(t *testing.T) string {
 	t.Helper()
 	var all strings.Builder
-	for _, dir := range []string{"../sync/*.go", "../cmd/understudy/*.go"} {
+	for _, dir := range []string{"../sync/*.go", "../internal/inforce/*.go", "../internal/publisher/*.go"} {
 		names, err := filepath.Glob(dir)
 		if err != nil {
 			t.Fatal(err)
