@@ -60,7 +60,7 @@ func TestRepairIDs(t *testing.T) {
 		b.Put(store.IDKey(strings.Repeat("z", store.IDLen)), []byte("short too"))
 		b.Delete(store.SeqKey(store.SpaceRecord, 4)) // its ID and its body's file are left
 	})
-	disk.SetBytes("/q/store/CURRENT", []byte("nonsense"))
+	spoilManifest(disk)
 	done, err := Repair(dirOn(disk), routeByDomain)
 	if notes := strings.Join(done.Notes, "\n"); err != nil || done.Messages != 3 || done.Quarantined != 1 || strings.Count(notes, "the record is lost") != 1 || !strings.Contains(notes, "number 4: ") {
 		t.Errorf("%+v, %v", done, err)

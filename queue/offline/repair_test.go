@@ -295,6 +295,17 @@ func TestRepairFaults(t *testing.T) {
 	}
 }
 
+// spoilManifest damages the list of tables, and returns its name.
+func spoilManifest(disk *testmx.Disk) string {
+	for _, name := range disk.Files("/q/store") {
+		if strings.HasPrefix(filepath.Base(name), "MANIFEST") {
+			disk.SetBytes(name, []byte("nonsense"))
+			return name
+		}
+	}
+	panic("a store without a manifest")
+}
+
 // TestRepairDamagedRecord: a record that can't be read keeps nothing from being
 // repaired, and is put aside at the next start.
 func TestRepairDamagedRecord(t *testing.T) {
@@ -304,8 +315,7 @@ func TestRepairDamagedRecord(t *testing.T) {
 	mustAccept(t, q, "bad")
 	mustClose(t, q)
 	damageRecord(t, dirOn(disk), 2)
-	disk.SetBytes("/q/store/CURRENT", []byte("nonsense"))
-	q = mustRepair(t, "CURRENT", disk, "/q/store/CURRENT")
+	q = mustRepair(t, "MANIFEST", disk, spoilManifest(disk))
 	if n := len(walk(t, q)); n != 1 || q.Quarantined() != 1 {
 		t.Errorf("%d messages, %d put aside", n, q.Quarantined())
 	}
@@ -330,7 +340,7 @@ func TestRepairTellsCounts(t *testing.T) {
 		b.Put([]byte{store.SpaceTotals}, said.Encode())
 		b.Delete([]byte{store.SpaceFormat})
 	})
-	disk.SetBytes("/q/store/CURRENT", []byte("nonsense"))
+	spoilManifest(disk)
 	done, err := Repair(dirOn(disk), routeByDomain)
 	notes := strings.Join(done.Notes, "\n")
 	if err != nil || done.Messages != 1 || done.Quarantined != 1 ||
@@ -357,13 +367,13 @@ func TestRepairNewer(t *testing.T) {
 			t.Errorf("a view: %v", err)
 		}
 	}
-	disk.SetBytes("/q/store/CURRENT", []byte("nonsense"))
+	manifest := spoilManifest(disk)
 	for range 2 {
 		if _, err := Repair(dirOn(disk), routeByDomain); !errors.Is(err, queue.ErrNewerVersion) {
 			t.Errorf("Repair: %v", err)
 		}
-		if got := string(disk.Bytes("/q/store/CURRENT")); got != "nonsense" {
-			t.Errorf("CURRENT is %q", got)
+		if got := string(disk.Bytes(manifest)); got != "nonsense" {
+			t.Errorf("the manifest is %q", got)
 		}
 	}
 }
