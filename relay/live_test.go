@@ -288,6 +288,54 @@ func TestLiveSession(t *testing.T) {
 	})
 }
 
+// stubborn is yes, but says no to RSET.
+func stubborn(log chan<- string) func(net.Conn) {
+	return func(conn net.Conn) {
+		near, far := net.Pipe()
+		go func() {
+			yes(log)(far)
+			far.Close()
+		}()
+		defer near.Close()
+		go io.Copy(conn, near)
+		commands := bufio.NewReader(conn)
+		for {
+			line, err := commands.ReadString('\n')
+			if err != nil {
+				return
+			}
+			if line == "RSET\r\n" {
+				log <- "RSET"
+				io.WriteString(conn, "502 5.5.1 never\r\n")
+				continue
+			}
+			io.WriteString(near, line)
+		}
+	}
+}
+
+// TestLiveSessionRefusesRSET: a session that says no to RSET isn't used again.
+func TestLiveSessionRefusesRSET(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := make(chan string, 100)
+		l := liveClient(t, Route{}, stubborn(log)).live()
+		for range 2 {
+			if reply, err := l.Mail(t.Context(), asked("h"), 0); err != nil || !reply.Positive() {
+				t.Fatalf("%v, %v", reply, err)
+			}
+		}
+		l.Close()
+		synctest.Wait()
+		cmds := ""
+		for len(log) > 0 {
+			cmds += <-log + " "
+		}
+		if got := strings.ReplaceAll(cmds, "LOST ", ""); got != "EHLO XCLI EHLO MAIL RSET EHLO XCLI EHLO MAIL " && got != "EHLO XCLI EHLO MAIL RSET EHLO XCLI EHLO MAIL QUIT " {
+			t.Errorf("%q", got)
+		}
+	})
+}
+
 // TestLiveSeats: the next hop has so many sessions of ours at most, a client its
 // part of them; a session that rests makes way for another client.
 func TestLiveSeats(t *testing.T) {
