@@ -79,7 +79,7 @@ func newDaemon(cfg *config.Config, log *slog.Logger) (_ *daemon, err error) {
 		return nil, err
 	}
 	if d.outages, err = outage.Open(outageFile(cfg.StateDir)); err != nil {
-		return nil, err
+		log.Error("the outages so far are lost", "err", err)
 	}
 	if d.file == nil {
 		if d.primary, err = d.follow(); err != nil {

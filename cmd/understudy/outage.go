@@ -98,16 +98,9 @@ func printOutages(out io.Writer, all []outage.Outage) error {
 	fmt.Fprintln(w, "ID\tROUTE\tBEGAN\tLASTED\tACCEPTED\tREFUSED\tRELAYED\tHELD\tSTATE")
 	for _, o := range all {
 		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\n", o.ID, printable(o.Route), o.Began.Local().Format(time.DateTime), age(o.Length(time.Now())),
-			o.Accepted, refusals(&o), o.Relayed, o.Held, outageState(&o))
+			o.Accepted, o.Refusals(), o.Relayed, o.Held, outageState(&o))
 	}
 	return w.Flush()
-}
-
-func refusals(o *outage.Outage) (n uint64) {
-	for _, v := range o.Refused {
-		n += v
-	}
-	return n
 }
 
 func outageState(o *outage.Outage) string {
@@ -120,7 +113,7 @@ func outageState(o *outage.Outage) string {
 	return "over"
 }
 
-// find returns one outage; 0 is the last.
+// findOutage returns one outage; 0 is the last.
 func findOutage(ctx context.Context, d operator.Daemon, id int) (o outage.Outage, err error) {
 	all, err := d.Outages(ctx)
 	if err != nil {
@@ -179,7 +172,7 @@ func outageFacts(o *outage.Outage) []outageFact {
 		{"Held", plural(int(o.Held), "recipient")},
 		{"Longest wait", age(time.Duration(o.Longest) * time.Second)},
 		{"Saved", fmt.Sprintf("%s from senders who give up after %d hours", plural(int(o.Saved), "message"), outage.Retry)},
-		{"Refused", plural(int(refusals(o)), "verdict")},
+		{"Refused", plural(int(o.Refusals()), "verdict")},
 	}
 	rules := slices.SortedFunc(maps.Keys(o.Refused), func(a, b string) int {
 		if o.Refused[a] != o.Refused[b] {

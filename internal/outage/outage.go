@@ -15,10 +15,11 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/understudy-mx/understudy/internal/service"
 )
 
 // Retry is how long a sender tries at the most, in hours, by the defaults of
@@ -60,6 +61,14 @@ func (o *Outage) Length(now time.Time) time.Duration {
 	return now.Sub(o.Began)
 }
 
+// Refusals are all verdicts that refused.
+func (o *Outage) Refusals() (n uint64) {
+	for _, v := range o.Refused {
+		n += v
+	}
+	return n
+}
+
 // Route is how a next hop is.
 type Route struct {
 	Name  string
@@ -96,22 +105,25 @@ type Book struct {
 	dirty bool
 }
 
-// Open reads the book in a file, which need not exist.
+// Open reads the book in a file, which need not exist. With an error the book is
+// empty: no mail waits for what it says. A damaged one is put aside.
 func Open(name string) (*Book, error) {
 	b := &Book{name: name}
 	text, err := os.ReadFile(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return b, nil
 	}
+	var f file
 	if err == nil {
-		var f file
-		err = json.Unmarshal(text, &f)
-		if b.all = f.Outages; f.Accepted != nil {
-			b.last.Accepted, b.known = *f.Accepted, true
+		if err = json.Unmarshal(text, &f); err != nil {
+			err = errors.Join(err, os.Rename(name, name+".damaged"))
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("the book of outages: %w; move it away to begin anew", err)
+		return b, fmt.Errorf("read the book of outages: %w", err)
+	}
+	if b.all = f.Outages; f.Accepted != nil {
+		b.last.Accepted, b.known = *f.Accepted, true
 	}
 	return b, nil
 }
@@ -226,24 +238,11 @@ func (b *Book) Save() error {
 	if !dirty || err != nil {
 		return err
 	}
-	if err := replace(b.name, text); err != nil {
+	if err := service.ReplaceFile(b.name, text); err != nil {
 		b.mu.Lock()
 		b.dirty = true
 		b.mu.Unlock()
 		return fmt.Errorf("the book of outages: %w", err)
 	}
 	return nil
-}
-
-func replace(name string, text []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(name), ".outages-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // gone once it is renamed
-	_, err = f.Write(text)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), name)
 }

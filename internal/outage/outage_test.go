@@ -113,12 +113,23 @@ func TestBounds(t *testing.T) {
 	}
 }
 
+// TestDamagedBook: the daemon goes on without it.
 func TestDamagedBook(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "outages.json")
-	if err := os.WriteFile(name, []byte(`[{"id":`), 0o600); err != nil {
+	if err := os.WriteFile(name, []byte(`{"outages":[{"id":`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(name); err == nil {
-		t.Error("half a book is opened")
+	book, err := Open(name)
+	if err == nil || len(book.List()) != 0 {
+		t.Errorf("half a book: %v, %v", book.List(), err)
+	}
+	c := &clock{t, book, time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)}
+	c.at(0, false, 0, Sample{})
+	c.reopen()
+	if n := len(c.book.List()); n != 1 {
+		t.Errorf("%d outages afterwards", n)
+	}
+	if _, err := os.Stat(name + ".damaged"); err != nil {
+		t.Error(err)
 	}
 }

@@ -82,11 +82,8 @@ func lastOutages(all []outage.Outage) []outageNow {
 		if len(list) == maxOutages {
 			break
 		}
-		n := outageNow{ID: o.ID, Route: o.Route, Began: o.Began, Ended: o.Ended, Drained: o.Drained, Accepted: o.Accepted, Relayed: o.Relayed, Held: o.Held}
-		for _, refused := range o.Refused {
-			n.Refused += refused
-		}
-		list = append(list, n)
+		list = append(list, outageNow{ID: o.ID, Route: o.Route, Began: o.Began, Ended: o.Ended, Drained: o.Drained,
+			Accepted: o.Accepted, Refused: o.Refusals(), Relayed: o.Relayed, Held: o.Held})
 	}
 	return list
 }
