@@ -16,8 +16,10 @@ import (
 
 	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/doctor"
+	"github.com/understudy-mx/understudy/internal/publisher"
 	"github.com/understudy-mx/understudy/internal/resolver"
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/fidelity"
 )
 
 type doctorCmd struct {
@@ -97,20 +99,42 @@ func (c *doctorCmd) onSecondary(ctx context.Context, cfg *config.Config, e docto
 	e.Daemon = doctor.Daemon{Err: err, Unpaired: cfg.Policy.File != "", Held: now.Held, Quarantined: now.Quarantined, Damaged: now.Damaged}
 	if err == nil && !e.Daemon.Unpaired {
 		s, err := daemon.Policy(ctx)
-		e.Daemon.Err = err
 		e.Daemon.Policy, e.Daemon.Staged, e.Daemon.Problem = s.State, s.Staged, s.Error
-		if s.Alarm == "" {
+		switch {
+		case err != nil: // not paired
+			e.Daemon.Policy, e.Daemon.Problem = "none", err.Error()
+		case s.Alarm == "":
 			e.Daemon.Problem = s.Notice
 		}
 	}
 	snap, err := snapshotOf(ctx, cfg, cfg.Policy.File)
 	if err != nil {
 		e.Hosts = cfg.Sync.Domains // all that is known without a policy
-		return e.Run(ctx, nil), nil
+		return e.Run(ctx, progress()), nil
 	}
 	e.Zones = snap.DNSLists()
 	e.Domains, e.Hosts = domainsOf(snap.Spec())
-	return e.Run(ctx, nil), nil
+	return e.Run(ctx, progress()), nil
+}
+
+// progress shows what is looked at on a terminal.
+func progress() func(check string) {
+	if !isTerminal(os.Stderr) {
+		return nil
+	}
+	return func(check string) { fmt.Fprintf(os.Stderr, "\r\x1b[Klooking at: %s\r", check) }
+}
+
+func notReplicated(r *fidelity.Report) (items []string) {
+	if r == nil {
+		return nil // a policy file is followed as it is
+	}
+	for _, it := range r.Items {
+		if it.Class == fidelity.NotReplicated {
+			items = append(items, it.ID()+": "+it.Why)
+		}
+	}
+	return items
 }
 
 func routed(cfg *config.Config) (all []config.Primary) {
@@ -150,7 +174,12 @@ func (c *doctorCmd) onPrimary(ctx context.Context, cfg *config.Config, e doctor.
 			p.Secondaries = append(p.Secondaries, a)
 		}
 	}
-	return e.RunPublisher(ctx, p), nil
+	r, err := publisher.Check(ctx, cfg)
+	if p.Unread = err; err == nil {
+		e.Zones = r.Snapshot.DNSLists()
+		p.Gaps = notReplicated(r.Report)
+	}
+	return e.RunPublisher(ctx, p, progress()), nil
 }
 
 // examinePostfix reads what a doctor has to know of a Postfix.

@@ -39,8 +39,9 @@ func (d *daemon) whileUp() {
 		Agreement: d.metrics.LiveAgreement,
 		Compare:   func(v policy.Verdict, r envelope.Reply) { d.smtp.Compare("live", v, r) },
 	}
+	putsOff := slices.Contains(slices.Collect(maps.Values(defers)), true)
 	d.smtp.Decide = func(decider smtpd.Decider) smtpd.Decider {
-		if slices.Contains(slices.Collect(maps.Values(defers)), true) {
+		if putsOff {
 			decider = off.Around(decider)
 		}
 		if live {

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/understudy-mx/understudy/internal/config"
-	"github.com/understudy-mx/understudy/internal/control"
 	"github.com/understudy-mx/understudy/internal/operator"
 	"github.com/understudy-mx/understudy/internal/publisher"
 )
@@ -303,8 +302,14 @@ func (c *setupSecondaryCmd) Run(ctx context.Context, out io.Writer) error {
 		quoted = append(quoted, strconv.Quote(d))
 	}
 	text := fmt.Sprintf("hostname = %q\n\n[primary]\naddress = %q\n\n[sync]\ndomains = [%s]\n", c.Hostname, c.Primary, strings.Join(quoted, ", "))
-	if _, err := config.Parse(c.Conf, []byte(text)); err != nil {
+	fresh, err := config.Parse(c.Conf, []byte(text))
+	if err != nil {
 		return mistakes{err}
+	}
+	if _, err := os.Stat(c.Conf); errors.Is(err, fs.ErrNotExist) { // else systemd may listen for us already
+		if err := portFree(fresh.SMTP.Listen); err != nil {
+			return err
+		}
 	}
 	if err := s.file(c.Conf, text); err != nil {
 		return err
@@ -312,11 +317,6 @@ func (c *setupSecondaryCmd) Run(ctx context.Context, out io.Writer) error {
 	cfg, err := c.load()
 	if err != nil {
 		return err
-	}
-	if !answered(ctx, control.SocketPath(cfg.StateDir)) {
-		if err := portFree(cfg.SMTP.Listen); err != nil {
-			return err
-		}
 	}
 	if err := s.run(ctx, []string{"systemctl", "enable", "--now", "understudy.socket", "understudy.service"}); err != nil {
 		return err

@@ -23,6 +23,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/understudy-mx/understudy/internal/service"
 )
 
 // Severity orders findings: those that cost mail come first.
@@ -108,26 +110,27 @@ var checks = []check{
 // part before it begins. The worst findings come first.
 func (e Exam) Run(ctx context.Context, progress func(check string)) []Finding {
 	x := newExam(e)
+	x.progress = progress
 	for _, c := range checks {
-		if progress != nil {
-			progress(c.name)
-		}
 		x.part(c.name, c.healthy, func() bool { return c.run(x, ctx) })
 	}
-	Sort(x.findings)
+	order(x.findings)
 	return x.findings
 }
 
 // part runs a part of the examination.
 func (x *exam) part(name, healthy string, run func() (looked bool)) {
+	if x.progress != nil {
+		x.progress(name)
+	}
 	before := len(x.findings)
 	if run() && len(x.findings) == before {
 		x.findings = append(x.findings, Finding{Severity: OK, Check: name, Reason: healthy})
 	}
 }
 
-// Sort puts the worst first, and leaves the rest of the order as it is.
-func Sort(findings []Finding) {
+// order puts the worst first, and leaves the rest of the order as it is.
+func order(findings []Finding) {
 	slices.SortStableFunc(findings, func(a, b Finding) int {
 		return cmp.Compare(slices.Index(severities, a.Severity), slices.Index(severities, b.Severity))
 	})
@@ -141,6 +144,7 @@ func Ill(findings []Finding) bool {
 // exam is an examination under way.
 type exam struct {
 	Exam
+	progress func(check string) // nil: nobody wants to know
 
 	mu       sync.Mutex // guards what follows: domains are looked at side by side
 	findings []Finding
@@ -182,16 +186,10 @@ const maxText = 600
 
 // bounded keeps a text to one printable line.
 func bounded(s string) string {
-	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || (r >= 0x80 && r < 0xa0) {
-			return ' '
-		}
-		return r
-	}, strings.ToValidUTF8(s, "?"))
 	if len(s) > maxText {
 		s = strings.ToValidUTF8(s[:maxText], "") + "…"
 	}
-	return s
+	return service.Printable(s)
 }
 
 // memo returns the value for key, which make makes once. Other keys don't wait

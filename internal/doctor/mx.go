@@ -25,7 +25,7 @@ func (m mxHost) String() string { return fmt.Sprintf("%d %s", m.pref, m.host) }
 // the primary nor this machine.
 func (x *exam) mx(ctx context.Context) (looked bool) {
 	if n := len(x.Domains) + len(x.Hosts); n > maxDomains {
-		x.report(Unknown, "many-domains", "", fmt.Sprintf("Of %d domains the first %d were looked at.", n, maxDomains), "", "")
+		x.report(Warning, "many-domains", "", fmt.Sprintf("Of %d domains the first %d were looked at.", n, maxDomains), "", "look at the others by hand")
 	}
 	x.each(func(d string) {
 		if d == "" || strings.HasPrefix(d, ".") {

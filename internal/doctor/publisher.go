@@ -27,6 +27,7 @@ type Publisher struct {
 	Peers       []Peer
 	Running     error    // why the publisher can't be asked, nil when it runs
 	Gaps        []string // what a secondary can't know: items of the import's report
+	Unread      error    // why there is no report, nil when there is
 }
 
 // silence is how long a secondary may stay away: it asks at least once a minute.
@@ -45,8 +46,9 @@ var publisherChecks = []struct {
 
 // RunPublisher examines the primary's side, and those parts of e that both sides
 // have: DNS servers, DNS lists, the clock.
-func (e Exam) RunPublisher(ctx context.Context, p *Publisher) []Finding {
+func (e Exam) RunPublisher(ctx context.Context, p *Publisher, progress func(check string)) []Finding {
 	x := newExam(e)
+	x.progress = progress
 	for _, c := range publisherChecks {
 		x.part(c.name, c.healthy, func() bool { return c.run(p, ctx, x) })
 	}
@@ -55,7 +57,7 @@ func (e Exam) RunPublisher(ctx context.Context, p *Publisher) []Finding {
 			x.part(c.name, c.healthy, func() bool { return c.run(x, ctx) })
 		}
 	}
-	Sort(x.findings)
+	order(x.findings)
 	return x.findings
 }
 
@@ -150,10 +152,14 @@ func (p *Publisher) limits(ctx context.Context, x *exam) (looked bool) {
 }
 
 func (p *Publisher) gaps(_ context.Context, x *exam) (looked bool) {
+	if p.Unread != nil {
+		x.report(Fault, "policy-unread", "", "The policy can't be read: the secondaries keep the last one.", p.Unread.Error(), "understudy publish --check")
+		return true
+	}
 	for _, g := range p.Gaps {
 		x.report(Warning, "not-replicated", "", "A secondary can't decide this as Postfix does.", g, "understudy publish --check tells the choices")
 	}
-	return p.Gaps != nil
+	return true
 }
 
 // Matches looks an address up in a list of networks, as Postfix does: the first

@@ -23,6 +23,7 @@ func TestPublisher(t *testing.T) {
 		want  string
 	}{
 		"healthy":         {func(*doctor.Publisher) {}, ""},
+		"policy unread":   {func(p *doctor.Publisher) { p.Unread = errors.New("main.cf: no such file") }, "policy-unread"},
 		"publisher down":  {func(p *doctor.Publisher) { p.Running = errors.New("no such socket") }, "publisher-down"},
 		"nobody paired":   {func(p *doctor.Publisher) { p.Peers = nil }, "no-secondary"},
 		"never seen":      {func(p *doctor.Publisher) { p.Peers[0].Seen = time.Time{} }, "secondary-silent"},
@@ -70,7 +71,7 @@ func TestPublisher(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer d.Close()
-			found := doctor.Exam{DNS: []string{d.Addr()}, StateDir: "/", Mounts: file(t, "/dev/root / ext4 rw 0 0\n"), Now: now}.RunPublisher(t.Context(), p)
+			found := doctor.Exam{DNS: []string{d.Addr()}, StateDir: "/", Mounts: file(t, "/dev/root / ext4 rw 0 0\n"), Now: now}.RunPublisher(t.Context(), p, nil)
 			var got []string
 			for _, f := range found {
 				if f.Severity != doctor.OK && !slices.Contains(machine, f.Check) {
