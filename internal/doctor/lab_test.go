@@ -96,7 +96,6 @@ func (m *mailServer) serve(c net.Conn) {
 type lab struct {
 	t       *testing.T
 	records []string
-	remove  []string // names without records
 	behave  map[string]demo.Behaviour
 	servers map[string]*mailServer // by address
 	sts     map[string]string      // policy by host
