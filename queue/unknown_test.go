@@ -6,7 +6,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/understudy-mx/understudy/queue/store"
 	"github.com/understudy-mx/understudy/queue/store/storetest"
 )
 
@@ -17,12 +16,7 @@ func TestUnknownResult(t *testing.T) {
 	for name, applied := range map[string]bool{"applied": true, "not applied": false} {
 		bubble(t, name, func(t *testing.T) {
 			m, h := storetest.New(), newFakeHop()
-			failNext := func() {
-				m.Fault = func(store.Batch) (bool, error) {
-					m.Fault = nil
-					return applied, errors.New("connection lost")
-				}
-			}
+			failNext := func() { m.FaultOnce(applied, errors.New("connection lost")) }
 			o := options(nil)
 			o.Store, o.Relayer = m, h
 			q := mustOpen(t, o)
@@ -77,10 +71,7 @@ func TestUnknownResultBehindCursor(t *testing.T) {
 		defer stop()
 		later := mustAccept(t, q, bodyOf(100, 2), "b@example.com")
 		time.Sleep(time.Minute)
-		m.Fault = func(store.Batch) (bool, error) {
-			m.Fault = nil
-			return true, errors.New("connection lost")
-		}
+		m.FaultOnce(true, errors.New("connection lost"))
 		if err := q.Release(old); err == nil {
 			t.Error("released, who knows?")
 		}

@@ -2,9 +2,11 @@ package testmx
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os/exec"
 	"path/filepath"
+	"sync"
 )
 
 // MasterCF is the master.cf of a Postfix with smtpd at an address (%s), and the
@@ -53,12 +55,31 @@ func PostfixCommand(conf string) []string {
 	return []string{"/usr/lib/postfix/sbin/master", "-c", conf, "-d"}
 }
 
-// FreeAddr returns a loopback address that nobody listens on.
+var (
+	addrMu sync.Mutex
+	given  = map[int]struct{}{} // guarded by addrMu
+)
+
+// FreeAddr returns a loopback address that nobody listens on. None is returned
+// twice, and its port is below those that the kernel takes for port 0 and for
+// connections: so it stays free until the test's own daemon listens there.
 func FreeAddr() string {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		panic(err) // no loopback: nothing can be tested here
+	addrMu.Lock()
+	defer addrMu.Unlock()
+	for {
+		port := 10_000 + rand.IntN(22_000)
+		if _, ok := given[port]; ok {
+			continue
+		}
+		given[port] = struct{}{}
+		ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			if len(given) == 10_000 {
+				panic(err) // no loopback: nothing can be tested here
+			}
+			continue
+		}
+		ln.Close()
+		return ln.Addr().String()
 	}
-	defer ln.Close()
-	return ln.Addr().String()
 }

@@ -23,9 +23,9 @@ func TestMemory(t *testing.T) {
 				New:   func(*testing.T) store.Opener { return storetest.New() },
 				Crash: func(_ *testing.T, o store.Opener) store.Opener { return o.(*storetest.Memory).Clone() },
 				Fail: func(o store.Opener, fails bool) {
-					o.(*storetest.Memory).Fault = nil
+					o.(*storetest.Memory).Fault(nil)
 					if fails {
-						o.(*storetest.Memory).Fault = func(store.Batch) (bool, error) { return applied, errors.New("connection lost") }
+						o.(*storetest.Memory).Fault(func(store.Batch) (bool, error) { return applied, errors.New("connection lost") })
 					}
 				},
 			})

@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"os/user"
@@ -18,6 +19,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/understudy-mx/understudy/internal/testmx"
 )
 
 // Password is that of every user; it has what quoting goes wrong with.
@@ -102,7 +105,7 @@ func run(t testing.TB, owner *syscall.Credential, dir, input, name string, args 
 func (s *Server) start(t testing.TB, owner *syscall.Credential, command func(port int) []string) {
 	t.Helper()
 	for try := range 3 {
-		s.Port = freePort(t)
+		s.Port = int(netip.MustParseAddrPort(testmx.FreeAddr()).Port())
 		argv := command(s.Port)
 		log := &bytes.Buffer{}
 		s.process = exec.Command(argv[0], argv[1:]...)
@@ -168,16 +171,6 @@ func (s *Server) Stop() {
 		s.process.Process.Kill()
 		<-s.ended
 	}
-}
-
-func freePort(t testing.TB) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 func write(t testing.TB, owner *syscall.Credential, name, text string) string {

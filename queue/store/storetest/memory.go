@@ -14,11 +14,8 @@ import (
 
 // Memory is a store in memory. What was durable outlives its Close.
 type Memory struct {
-	// Fault is asked about each batch: its error fails Apply, which has applied
-	// the batch nevertheless if it says so. Set it while nothing is applied.
-	Fault func(store.Batch) (applied bool, err error)
-
 	mu     sync.Mutex // guards the rest
+	fault  func(store.Batch) (applied bool, err error)
 	open   bool
 	broken bool
 	keys   map[string][]byte
@@ -27,6 +24,22 @@ type Memory struct {
 
 // New returns an empty one.
 func New() *Memory { return &Memory{bodies: map[string][]byte{}} }
+
+// Fault asks f about each batch from now on: its error fails Apply, which has
+// applied the batch nevertheless if it says so. A nil f ends that.
+func (m *Memory) Fault(f func(store.Batch) (applied bool, err error)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.fault = f
+}
+
+// FaultOnce fails the next batch, and no later one.
+func (m *Memory) FaultOnce(applied bool, err error) {
+	m.Fault(func(store.Batch) (bool, error) {
+		m.fault = nil // Apply holds the lock
+		return applied, err
+	})
+}
 
 // Clone is another store of the same content, as a power cut leaves it.
 func (m *Memory) Clone() *Memory {
@@ -80,8 +93,8 @@ func (o *opened) Apply(b store.Batch) error {
 	if m.broken {
 		return store.ErrReopening
 	}
-	if m.Fault != nil {
-		applied, err := m.Fault(b)
+	if m.fault != nil {
+		applied, err := m.fault(b)
 		if m.broken = err != nil; m.broken {
 			if applied {
 				m.apply(b)
