@@ -18,9 +18,15 @@ import (
 
 var descPattern = regexp.MustCompile(`fqName: "(\w+)", help: "((?:[^"\\]|\\.)*)", .*variableLabels: \{([^}]*)\}`)
 
-// TestMetricsDoc keeps docs/METRICS.md equal to what is registered; with
-// UPDATE=1 it writes the file.
-func TestMetricsDoc(t *testing.T) {
+// description is what a metric says of itself.
+type description struct {
+	name, help string
+	labels     []string
+}
+
+// described are all metrics of a secondary and of a publisher.
+func described(t *testing.T) []description {
+	t.Helper()
 	reg := prometheus.NewRegistry()
 	m := metrics.New(reg)
 	m.Queue(func() metrics.QueueStats { return metrics.QueueStats{} })
@@ -29,16 +35,26 @@ func TestMetricsDoc(t *testing.T) {
 	descs := make(chan *prometheus.Desc, 1000)
 	reg.Describe(descs)
 	close(descs)
-	var rows []string
+	var all []description
 	for d := range descs {
 		m := descPattern.FindStringSubmatch(strings.ReplaceAll(d.String(), `\"`, "”"))
 		if m == nil {
 			t.Fatalf("no name and help in %s", d)
 		}
-		rows = append(rows, fmt.Sprintf("| `%s` | %s | %s |\n", m[1], strings.ReplaceAll(m[3], ",", ", "), strings.ReplaceAll(m[2], "”", "`")))
+		all = append(all, description{m[1], strings.ReplaceAll(m[2], "”", "`"), strings.FieldsFunc(m[3], func(r rune) bool { return r == ',' })})
+	}
+	return all
+}
+
+// TestMetricsDoc keeps docs/METRICS.md equal to what is registered; with
+// UPDATE=1 it writes the file.
+func TestMetricsDoc(t *testing.T) {
+	var rows []string
+	for _, d := range described(t) {
+		rows = append(rows, fmt.Sprintf("| `%s` | %s | %s |\n", d.name, strings.Join(d.labels, ", "), d.help))
 	}
 	slices.Sort(rows)
-	want := "# Metrics\n\nGenerated from the code by `make generate`. Names ending in `_total` are counters, `_duration_seconds`\nare histograms (classic and native), the others gauges. Alert rules: `metrics/alerts.yml`; a\ndashboard for Grafana: `metrics/grafana.json`.\n\n" +
+	want := "# Metrics\n\nGenerated from the code by `make generate`. Names ending in `_total` are counters, `_duration_seconds`\nare histograms (classic and native), the others gauges. Alert rules: `metrics/alerts.yml`, explained in\n[RUNBOOK.md](RUNBOOK.md); a dashboard for Grafana: `metrics/grafana.json`.\n\n" +
 		"| metric | labels | meaning |\n| --- | --- | --- |\n" + strings.Join(rows, "")
 
 	const path = "../docs/METRICS.md"

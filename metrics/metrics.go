@@ -157,15 +157,34 @@ func New(reg prometheus.Registerer) *Metrics {
 		PublishRead:     gauge("publish_read_timestamp_seconds", "Unix time of the last complete reading of the policy's sources, 0 before the first."),
 		PublishFailing:  gauge("publish_failing", "1 while the policy's sources can't be read and the last good policy stays published, else 0."),
 	}
-	for _, ending := range []string{"accepted", "deferred", "refused", "before_reply", "in_message", "after_dot", "late"} {
-		m.LiveMessages.WithLabelValues(ending)
+	m.begin()
+	m.buildInfo()
+	return m
+}
+
+// begin exports counters that alerts watch before their first event: Prometheus
+// sees no increase in a series that begins with 1.
+func (m *Metrics) begin() {
+	for _, c := range []struct {
+		family *prometheus.CounterVec
+		values []string
+	}{
+		{m.LiveMessages, []string{"accepted", "deferred", "refused", "before_reply", "in_message", "after_dot", "late"}},
+		{m.Asked, []string{"accepted", "refused", "deferred", "unasked"}},
+		{m.PolicyReloads, []string{"changed", "unchanged", "refused"}},
+		{m.CertReloads, []string{"changed", "unchanged", "refused"}},
+		{m.SMTPLimits, []string{"connections", "connections_per_client", "connections_per_network", "stress"}},
+		{m.StoreErrors, []string{"write", "read", "reopen", "statfs", "body_create", "body_write", "body_sync", "body_remove"}},
+		{m.StoreAlarms, []string{"drop", "skipped", "corrupt", "totals", "missing"}},
+	} {
+		for _, v := range c.values {
+			c.family.WithLabelValues(v)
+		}
 	}
 	m.Contradicted.WithLabelValues("live", "unlisted")
 	for _, by := range []string{"live", "ask", "relay"} {
 		m.Contradicted.WithLabelValues(by, "listed")
 	}
-	m.buildInfo()
-	return m
 }
 
 // QueueStats is what Queue's callback returns. It must come in constant time.
