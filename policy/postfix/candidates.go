@@ -143,6 +143,10 @@ func probe(r *rand.Rand) string {
 // maxSample bounds how many keys of a kind a check puts to a table.
 const maxSample = 200
 
+// checkPatience is how long samples are put to a table: a look-up that no index
+// serves takes its time.
+const checkPatience = 3 * time.Second
+
 // errLate is of a key that isn't asked for any more: the check takes too long.
 var errLate = errors.New("the check takes too long")
 

@@ -309,10 +309,9 @@ func (x *expansion) ask(key asked) error {
 // look puts keys to the table, for the check of a listing.
 func (x *expansion) look(keys []string, found func(key, value string), failed func(key string, err error)) error {
 	again := &expansion{dir: x.dir, se: x.se, answers: map[string]*answer{}, memo: x.memo}
-	const enough = 3 * time.Second // a search that no index serves takes its time
 	began := time.Now()
 	for _, k := range keys {
-		if time.Since(began) > enough {
+		if time.Since(began) > checkPatience {
 			failed(k, errLate)
 			continue
 		}

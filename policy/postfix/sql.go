@@ -116,8 +116,8 @@ func (s *statement) ordered(q *Query, top *sqlast.Query) (err error) {
 
 // rewriteSelect rewrites one SELECT.
 func (s *statement) rewriteSelect(sel *sqlast.Select) (*Query, error) {
-	if sel.Distinct || len(sel.Group) > 0 || sel.Having != nil {
-		return nil, errors.New("DISTINCT, GROUP BY or HAVING")
+	if len(sel.Group) > 0 || sel.Having != nil {
+		return nil, errors.New("GROUP BY or HAVING")
 	}
 	if len(sel.From) == 0 || s.keyed(sel.ItemSpan) {
 		return nil, errors.New("the key in what is selected")
@@ -133,7 +133,15 @@ func (s *statement) rewriteSelect(sel *sqlast.Select) (*Query, error) {
 	}
 	q := &Query{}
 	for _, c := range conditions {
-		if err := q.condition(s, c); err != nil {
+		if sel.Distinct && c.Op == sqlast.OpIn && s.keyed(c.Span) {
+			var derived string
+			if derived, err = q.among(s, c); err == nil {
+				from += ", " + derived
+			}
+		} else {
+			err = q.condition(s, c)
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
@@ -145,7 +153,11 @@ func (s *statement) rewriteSelect(sel *sqlast.Select) (*Query, error) {
 		return nil, errors.New("the key ties tables together")
 	}
 	q.keyColumns = len(q.columns)
-	q.head = "SELECT " + s.spell(sel.ItemSpan) + ", " + strings.Join(q.columns, ", ") + " FROM " + from
+	q.head = "SELECT "
+	if sel.Distinct { // also among the rows of one key
+		q.head += "DISTINCT "
+	}
+	q.head += s.spell(sel.ItemSpan) + ", " + strings.Join(q.columns, ", ") + " FROM " + from
 	return q, nil
 }
 

@@ -66,6 +66,7 @@ func (d *Database) listSQL(ctx context.Context, l Lister, hints []string) (*Tabl
 			return err
 		}
 		li.arms = nil // the check is of the whole query
+		li.until = time.Now().Add(checkPatience)
 		if err := checkListing(li, t, d.Unlisted); err != nil || now == nil {
 			return err
 		}
@@ -332,7 +333,7 @@ func (li *listing) columns(from string) (names []string, err error) {
 // look puts keys to the table's query, as Postfix does.
 func (li *listing) look(keys []string, found func(key, value string), failed func(key string, err error)) error {
 	var asked, queries, several []string
-	chunk := 100 // so many at a time that it takes a second or so
+	chunk := 20 // so many at a time that it takes a second or so
 	flush := func() error {
 		began := time.Now()
 		defer func() {
