@@ -1,5 +1,5 @@
 # The commands of the README, by name. CI runs the same ones.
-.PHONY: build deb demo test crash soak bench bench-sync bench-door bench-memory parity suites screenshots generate lint
+.PHONY: build deb demo test crash soak bench bench-sync bench-door bench-memory bench-live parity suites screenshots generate lint
 
 build:
 	go build -o understudy ./cmd/understudy
@@ -54,6 +54,12 @@ bench-sync:
 # 10,000 idle sessions and 5,000 slow senders: docs/BENCHMARKS.md, Door.
 bench-door:
 	LOAD=full go test -timeout 10m -run 'TestIdleSessions|TestSlowSenders|TestSoak' -v ./smtpd
+
+# Sessions that are played through beside sessions with the primary itself:
+# docs/BENCHMARKS.md, Live. Some 10 minutes.
+bench-live:
+	test/install-peers
+	go run ./test/bench -live -json bench-live.json
 
 # What a policy of 1 and 10 million recipients takes: docs/BENCHMARKS.md, Policy in memory.
 bench-memory:

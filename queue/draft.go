@@ -17,6 +17,9 @@ import (
 // KiB and what trace fields add. A larger one goes to a file.
 const maxInline = 68 << 10
 
+// maxSpare is how much of the body of a draft that spares memory is kept there.
+const maxSpare = 8 << 10
+
 // spaceStep is how many octets a draft writes between two looks at the free space.
 const spaceStep = 1 << 20
 
@@ -25,8 +28,9 @@ const spaceStep = 1 << 20
 type Draft struct {
 	q    *Queue
 	env  *envelope.Envelope
-	buf  []byte     // body that is not in the file yet, at most maxInline
-	file store.Body // nil until the body outgrows maxInline
+	buf  []byte     // body that is not in the file yet, at most room
+	file store.Body // nil until the body outgrows room
+	room int        // maxInline or maxSpare
 	// pooled is where buf goes at the end.
 	pooled *[]byte
 	size   int64
@@ -50,8 +54,12 @@ func (q *Queue) Begin(env *envelope.Envelope) (*Draft, error) {
 	if env.Received.IsZero() {
 		env.Received = now
 	}
-	return &Draft{q: q, env: env, sum: sha256.New(), next: spaceStep}, nil
+	return &Draft{q: q, env: env, sum: sha256.New(), next: spaceStep, room: maxInline}, nil
 }
+
+// Spare has little of the body stay in memory, since the draft will probably be
+// aborted: it costs more to commit. It must come before the first Write.
+func (d *Draft) Spare() { d.room = maxSpare }
 
 // ID is the message's name, as in the envelope.
 func (d *Draft) ID() string { return d.env.ID }
@@ -73,35 +81,55 @@ func (d *Draft) Write(p []byte) (int, error) {
 			return 0, d.err
 		}
 	}
-	if len(d.buf)+len(p) <= maxInline {
+	if len(d.buf)+len(p) <= d.room {
 		d.keep(p)
 		return len(p), nil
 	}
 	if d.err = d.spill(d.buf); d.err == nil {
 		d.err = d.spill(p)
 	}
-	d.buf = d.buf[:0]
+	d.letGo()
+	d.room = maxSpare // from now on it only collects small writes
 	if d.err != nil {
 		return 0, d.err
 	}
 	return len(p), nil
 }
 
-// bodyBuffers holds buffers of up to maxInline octets.
-var bodyBuffers = sync.Pool{New: func() any { return new([]byte) }}
+// bodyBuffers holds buffers of up to maxInline octets, spareBuffers those of maxSpare.
+var (
+	bodyBuffers  = sync.Pool{New: func() any { return new([]byte) }}
+	spareBuffers = sync.Pool{New: func() any { return new([]byte) }}
+)
+
+func (d *Draft) pool() *sync.Pool {
+	if d.room == maxSpare {
+		return &spareBuffers
+	}
+	return &bodyBuffers
+}
 
 // keep appends to the buffer, which p fits.
 func (d *Draft) keep(p []byte) {
 	if d.pooled == nil {
-		d.pooled = bodyBuffers.Get().(*[]byte)
+		d.pooled = d.pool().Get().(*[]byte)
 		d.buf = (*d.pooled)[:0]
 	}
 	if need := len(d.buf) + len(p); need > cap(d.buf) {
-		bigger := make([]byte, len(d.buf), min(max(need, 2*cap(d.buf), 8<<10), maxInline))
+		bigger := make([]byte, len(d.buf), min(max(need, 2*cap(d.buf), maxSpare), d.room))
 		copy(bigger, d.buf)
 		d.buf = bigger
 	}
 	d.buf = append(d.buf, p...)
+}
+
+// letGo gives the buffer back.
+func (d *Draft) letGo() {
+	if d.pooled != nil {
+		*d.pooled = d.buf
+		d.pool().Put(d.pooled)
+		d.pooled, d.buf = nil, nil
+	}
 }
 
 // spill writes to the store outside of a batch. A body is nothing until a record
@@ -223,11 +251,7 @@ func (d *Draft) Abort() {
 		return
 	}
 	d.over = true
-	if d.pooled != nil {
-		*d.pooled = d.buf
-		bodyBuffers.Put(d.pooled)
-		d.pooled, d.buf = nil, nil
-	}
+	d.letGo()
 	if d.file != nil {
 		d.file.Close()
 		d.file = nil

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -156,6 +157,52 @@ var bodySizes = []int{0, 1, 4000, maxInline - 1, maxInline, maxInline + 1, 3*max
 
 func bodyOf(size, seed int) string {
 	return strings.Repeat(fmt.Sprintf("line %08d of a message\r\n", seed), size/28+1)[:size]
+}
+
+// TestSpare: a draft that spares memory keeps little of the body there, whatever
+// its size, and is committed and aborted like another.
+func TestSpare(t *testing.T) {
+	o := options(newMemDisk())
+	q := mustOpen(t, o)
+	want := map[string]string{}
+	for i, size := range append(slices.Clone(bodySizes), maxSpare, maxSpare+1) {
+		for _, step := range []int{1000, 64 << 10} {
+			d, err := q.Begin(mailTo("a@example.com"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			d.Spare()
+			body := bodyOf(size, i)
+			for rest := []byte(body); len(rest) > 0; rest = rest[min(len(rest), step):] {
+				if _, err := d.Write(rest[:min(len(rest), step)]); err != nil {
+					t.Fatal(err)
+				}
+				if cap(d.buf) > maxSpare {
+					t.Fatalf("%d octets are in memory", cap(d.buf))
+				}
+			}
+			if i%2 == 1 {
+				d.Abort()
+				continue
+			}
+			if err := d.Commit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			want[d.ID()] = body
+		}
+	}
+	mustClose(t, q)
+	q = mustOpen(t, o)
+	defer mustClose(t, q)
+	for _, i := range walk(t, q) {
+		if body, err := readBody(q, i.ID); err != nil || body != want[i.ID] {
+			t.Errorf("body of %s: %d octets, %v; want %d", i.ID, len(body), err, len(want[i.ID]))
+		}
+		delete(want, i.ID)
+	}
+	if len(want) > 0 {
+		t.Errorf("%d messages are missing", len(want))
+	}
 }
 
 func TestAcceptAndRestart(t *testing.T) {

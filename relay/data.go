@@ -11,6 +11,9 @@ import (
 // chunk is how much of a message's content is in memory at a time.
 const chunk = 32 << 10
 
+// commandBuffer holds commands, and in a live session a small message.
+const commandBuffer = 8 << 10
+
 // contentError says that a message's own content could not be read. The next
 // hop is not to blame, but the session is over: nothing but closing the
 // connection says "forget it" behind a 354.

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -166,14 +167,11 @@ func (l *Live) Write(p []byte) (int, error) {
 
 // pass is Write while there is somebody to pass it to.
 func (l *Live) pass(p []byte) error {
-	for i, c := range p {
-		switch {
-		case c == 0, (c == '\n') != (i > 0 && p[i-1] == '\r' || i == 0 && l.cr):
-			return errOctets
-		}
-	}
-	if len(p) == 0 {
+	switch {
+	case len(p) == 0:
 		return nil
+	case !cleanLines(p, l.cr):
+		return errOctets
 	}
 	if time.Since(l.began) > liveLength {
 		return errLong
@@ -187,6 +185,32 @@ func (l *Live) pass(p []byte) error {
 		p = p[:len(p)-1]
 	}
 	return l.stuff.write(p)
+}
+
+// cleanLines says that p has no NUL and that each CR is followed by LF and each
+// LF preceded by CR. cr says that a CR came before p; one at its end may yet be
+// followed.
+func cleanLines(p []byte, cr bool) bool {
+	if len(p) == 0 || bytes.IndexByte(p, 0) >= 0 {
+		return len(p) == 0
+	}
+	crs, lfs := bytes.Count(p, []byte("\r")), 0
+	if cr {
+		crs++
+	}
+	if bytes.HasSuffix(p, []byte("\r")) {
+		crs--
+	}
+	for rest := p; ; lfs++ {
+		i := bytes.IndexByte(rest, '\n')
+		switch {
+		case i < 0:
+			return crs == lfs
+		case i > 0 && rest[i-1] != '\r', i == 0 && !(len(rest) == len(p) && cr):
+			return false
+		}
+		rest = rest[i+1:]
+	}
 }
 
 // End says that the message is complete and good, and returns the next hop's
@@ -220,6 +244,7 @@ func (l *Live) Reset() {
 		l.close(false)
 	case l.wake():
 		l.pause()
+		l.s.dirty = true
 	}
 	l.open = false
 }

@@ -26,26 +26,25 @@ func (l *Live) begin(ctx context.Context) (envelope.Reply, error) {
 	if !sayable(l.env.From.Mailbox) {
 		return l.lose(NotBegun, errUnsayable)
 	}
-	if l.goOn(ctx) {
-		return l.mail(ctx)
+	used := l.goOn()
+	for {
+		if !used {
+			if reply, err, over := l.introduce(ctx); over {
+				return reply, err
+			}
+		}
+		reply, err := l.mail(ctx)
+		if !used || err == nil && !ofSession(reply.Code) || errors.Is(err, os.ErrDeadlineExceeded) || ctx.Err() != nil {
+			return l.noteMail(reply, err)
+		}
+		l.close(false) // it ended while it rested, or won't have another message
+		used = false
 	}
-	err := l.connect(ctx)
-	var no *refusal
-	switch {
-	case l.s != nil && errors.As(err, &no): // become's: its word on the client
-		l.close(false)
-		return no.reply, nil
-	case errors.As(err, &no) && no.judges() && l.r.refusal(err) != nil:
-		return no.reply, nil
-	case err != nil:
-		return l.lose(NotBegun, err)
-	}
-	return l.mail(ctx)
 }
 
 // goOn takes up the session that rests, if that is the same client's. A client
 // that has said another HELO since is another one to the next hop.
-func (l *Live) goOn(ctx context.Context) bool {
+func (l *Live) goOn() bool {
 	if l.pool == nil || !l.wake() {
 		return false
 	}
@@ -53,13 +52,25 @@ func (l *Live) goOn(ctx context.Context) bool {
 		l.close(true)
 		return false
 	}
-	// RSET also tells whether the session is still there.
-	reply, err := l.call(ctx, stepRset, "RSET")
-	if err != nil || !reply.Positive() {
-		l.close(false)
-		return false
-	}
 	return true
+}
+
+// introduce opens a session in the client's name; over says that there is no
+// need of one any more: the next hop has judged the client, or is lost.
+func (l *Live) introduce(ctx context.Context) (reply envelope.Reply, err error, over bool) {
+	err = l.connect(ctx)
+	var no *refusal
+	switch {
+	case err == nil:
+		return reply, nil, false
+	case l.s != nil && errors.As(err, &no): // become's: its word on the client
+		l.close(false)
+		return no.reply, nil, true
+	case errors.As(err, &no) && no.judges() && l.r.refusal(err) != nil:
+		return no.reply, nil, true
+	}
+	reply, err = l.lose(NotBegun, err)
+	return reply, err, true
 }
 
 // connect opens a session in the client's name.
@@ -107,15 +118,19 @@ func (l *Live) connect(ctx context.Context) error {
 func (l *Live) mail(ctx context.Context) (envelope.Reply, error) {
 	e, caps := l.env, &l.s.caps
 	if e.UTF8 && !caps.utf8 || e.EightBit && !caps.eightBit || e.Ret+e.EnvID != "" && !caps.dsn {
-		l.pause()
 		return extChanged, nil
 	}
 	said := *e
 	said.To = nil
 	params := l.s.mailParams(&envelope.Transfer{Envelope: &said, Size: cmp.Or(l.size, -1)})
-	reply, err := l.say(ctx, stepMail, "MAIL FROM:<", e.From.String(), ">", params)
+	return l.call(ctx, stepMail, "MAIL FROM:<", e.From.String(), ">", params)
+}
+
+// noteMail takes over the reply to MAIL.
+func (l *Live) noteMail(reply envelope.Reply, err error) (envelope.Reply, error) {
 	switch {
 	case err != nil:
+		return l.lose(BeforeReply, err)
 	case ofSession(reply.Code): // about us, not about the client
 		return l.lose(BeforeReply, &refusal{stepMail, reply})
 	case reply.Positive():
@@ -124,7 +139,7 @@ func (l *Live) mail(ctx context.Context) (envelope.Reply, error) {
 	default:
 		l.pause()
 	}
-	return reply, err
+	return reply, nil
 }
 
 // say is call, but that a failure loses the next hop. A 421 says that it goes.
@@ -144,7 +159,8 @@ func (l *Live) say(ctx context.Context, at step, command ...string) (envelope.Re
 }
 
 // call says a command and returns the reply, one that makes sense. What the next
-// hop has said before it was asked is no reply to this.
+// hop has said before it was asked is no reply to this. If a transaction of
+// before is still open there, RSET goes first, with PIPELINING in one go.
 func (l *Live) call(ctx context.Context, at step, command ...string) (reply envelope.Reply, err error) {
 	s := l.s
 	stop := context.AfterFunc(ctx, func() { s.raw.Close() })
@@ -153,7 +169,15 @@ func (l *Live) call(ctx context.Context, at step, command ...string) (reply enve
 		return reply, err
 	}
 	began := time.Now()
-	reply, err = s.call(at, nil, command...)
+	if s.dirty {
+		err = s.sayAfterReset(command...)
+		s.dirty = false
+	} else {
+		err = s.say(command...)
+	}
+	if err == nil {
+		reply, err = s.read(at, nil)
+	}
 	l.r.notePace(time.Since(began))
 	if err == nil && (reply.Code == 421 || reply.Code < 400 && !answers(at, reply.Code)) {
 		err = &refusal{at, reply}

@@ -834,3 +834,92 @@ func TestLiveTLS(t *testing.T) {
 		t.Errorf("%d sessions in TLS, %d messages", p.secure, len(p.accepted))
 	}
 }
+
+// TestLiveNextMessage: a client's next message goes by the same session without a
+// word in between, after RSET where a transaction is open; and by another session
+// if that one has ended, or says that it is the wrong moment for MAIL.
+func TestLiveNextMessage(t *testing.T) {
+	cmd := "XCLIENT NAME=mail.x.example ADDR=192.0.2.1 PORT=[UNAVAILABLE] PROTO=ESMTP REVERSE_NAME=[TEMPUNAVAIL] HELO=h\r\n"
+	mail, rcpt, data := turn{"MAIL FROM:<a@x.example>\r\n", ok}, turn{"RCPT TO:<b@y.example>\r\n", ok}, turn{"DATA\r\n", goAhead}
+	first := append(hello(offer), turn{cmd, greeting}, turn{"EHLO h\r\n", pipe}, mail, rcpt, data)
+	message := []turn{mail, rcpt, data, {"x\r\n.\r\n", ok}, {quit, bye}}
+	dot := func(answer string) []turn { return append(first[:len(first):len(first)], turn{"x\r\n.\r\n", answer}) }
+	for _, tt := range []struct {
+		name   string
+		script []turn
+		fresh  bool
+		want   string
+	}{
+		{"taken", append(dot(ok), message...), false, "250"},
+		{"refused", append(dot("550 5.7.1 no\r\n"), message...), false, "550"},
+		{"DATA refused", append(first[:len(first)-1:len(first)-1], append([]turn{{"DATA\r\n", "451 4.7.1 no\r\n"}, {"RSET\r\nMAIL FROM:<a@x.example>\r\n", ok + ok}}, message[1:]...)...), false, "451"},
+		{"RSET refused", append(first[:len(first)-1:len(first)-1], turn{"DATA\r\n", "451 4.7.1 no\r\n"}, turn{"RSET\r\nMAIL FROM:<a@x.example>\r\n", "502 5.5.1 no\r\n" + ok}, turn{"", hangUp}), true, "451"},
+		{"hung up meanwhile", append(dot(ok), turn{"", hangUp}), true, "250"},
+		{"421 meanwhile", append(dot(ok+"421 4.4.2 bye\r\n"), turn{"", hangUp}), true, "250"},
+		{"421 to MAIL", append(dot(ok), turn{mail.want, "421 4.7.0 enough\r\n"}, turn{"", hangUp}), true, "250"},
+		{"nested MAIL", append(dot(ok), turn{mail.want, "503 5.5.1 nested MAIL command\r\n"}, turn{"", hangUp}), true, "250"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			scripts := [][]turn{tt.script, append(first[:4:4], message...)}
+			played := make(chan error, 2)
+			n := 0
+			c := liveClient(t, Route{}, func(conn net.Conn) {
+				n++
+				played <- play(conn, scripts[n-1])
+			})
+			l := c.live()
+			got := said(t.Context(), l, asked("h"), "x\r\n", "b@y.example")
+			if last := got[len(got)-1]; !strings.HasPrefix(last, tt.want) {
+				t.Errorf("first message: %q", got)
+			}
+			meanwhile := strings.HasSuffix(tt.name, "meanwhile")
+			if meanwhile {
+				if err := <-played; err != nil {
+					t.Error(err)
+				}
+			}
+			got = said(t.Context(), l, asked("h"), "x\r\n", "b@y.example")
+			if last := got[len(got)-1]; last != "250 2.0.0 Ok" {
+				t.Errorf("second message: %q", got)
+			}
+			l.Close()
+			if !meanwhile {
+				if err := <-played; err != nil {
+					t.Error(err)
+				}
+			}
+			if tt.fresh {
+				if err := <-played; err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
+
+// TestCleanLines compares with the definition, for all short texts of the octets
+// that matter, cut anywhere.
+func TestCleanLines(t *testing.T) {
+	const octets = "\r\n\x00x"
+	var all func(p []byte, left int)
+	all = func(p []byte, left int) {
+		for cut := range len(p) + 1 {
+			want := true
+			for i, c := range p[:max(len(p)-1, 0)] {
+				want = want && (c == '\r') == (p[i+1] == '\n')
+			}
+			want = want && (len(p) == 0 || p[0] != '\n') && !bytes.Contains(p, []byte{0})
+			got := cleanLines(p[:cut], false) && cleanLines(p[cut:], cut > 0 && p[cut-1] == '\r')
+			if got != want {
+				t.Fatalf("%q cut at %d: %v, want %v", p, cut, got, want)
+			}
+		}
+		if left == 0 {
+			return
+		}
+		for i := range len(octets) {
+			all(append(p[:len(p):len(p)], octets[i]), left-1)
+		}
+	}
+	all(nil, 6)
+}

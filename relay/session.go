@@ -2,6 +2,7 @@ package relay
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -146,7 +147,7 @@ func (c *Client) connectOnce(ctx context.Context, r *route, client *envelope.Cli
 	s := &session{
 		c: c, r: r, t: t, raw: conn, conn: conn, name: c.hostname,
 		br: newReplyReader(conn),
-		bw: bufio.NewWriterSize(conn, chunk),
+		bw: bufio.NewWriterSize(conn, commandBuffer),
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	if r.Proxy {
@@ -290,13 +291,40 @@ func (s *session) tlsConfig(mode string) (*tls.Config, error) {
 // call sends one command by itself and returns its reply. No other reply may
 // be owed.
 func (s *session) call(at step, each func(line string) error, command ...string) (envelope.Reply, error) {
-	if err := s.write(command...); err != nil {
-		return envelope.Reply{}, err
-	}
-	if err := s.bw.Flush(); err != nil {
+	if err := s.say(command...); err != nil {
 		return envelope.Reply{}, err
 	}
 	return s.read(at, each)
+}
+
+// say sends one command by itself.
+func (s *session) say(command ...string) error {
+	if err := s.write(command...); err != nil {
+		return err
+	}
+	return s.bw.Flush()
+}
+
+// sayAfterReset sends RSET before a command, in one go where that is allowed, and
+// reads the reply to RSET.
+func (s *session) sayAfterReset(command ...string) error {
+	if !s.caps.pipelining {
+		if reply, err := s.call(stepRset, nil, "RSET"); err != nil || !reply.Positive() {
+			return cmp.Or(err, error(&refusal{stepRset, reply}))
+		}
+		return s.say(command...)
+	}
+	if err := s.write("RSET"); err != nil {
+		return err
+	}
+	if err := s.say(command...); err != nil {
+		return err
+	}
+	reply, err := s.read(stepRset, nil)
+	if err == nil && !reply.Positive() {
+		err = &refusal{stepRset, reply}
+	}
+	return err
 }
 
 // write puts one line into the buffer. A next hop that has spoken although

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"bufio"
 	"cmp"
 	"errors"
 	"fmt"
@@ -301,8 +302,11 @@ func (s *session) send(x *transaction) error {
 	case s.br.Buffered() > 0:
 		return errUnsolicited
 	}
-	if s.buf == nil { // sessions that only ask or are live need none
-		s.buf = make([]byte, chunk)
+	if s.buf == nil { // sessions that only ask or are live need neither
+		if err := s.bw.Flush(); err != nil {
+			return s.lastWord(x, err)
+		}
+		s.buf, s.bw = make([]byte, chunk), bufio.NewWriterSize(s.conn, chunk)
 	}
 	err := writeContent(s.bw, x.body, x.t.Size, s.buf)
 	var ours *contentError

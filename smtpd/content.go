@@ -44,14 +44,18 @@ func (s *session) receive() {
 func (s *session) readBody(b *body) error {
 	start := time.Now()
 	for read := 0; ; {
-		if len(s.conn.in.pending()) > len(s.conn.in.buf)/2 {
-			s.conn.in.grow() // not for those who drip
+		full := s.conn.in.full()
+		if full {
+			s.conn.in.grow()
 		}
 		n, done := b.consume(s.conn.in.pending(), len(s.conn.in.pending()) == len(s.conn.in.buf))
 		s.conn.in.r += n
 		read += n
 		if done {
 			return nil
+		}
+		if !full { // who waits for a client holds a small buffer
+			s.conn.in.shrink()
 		}
 		// A client that drips gains no time by it.
 		slowest := start.Add(s.srv.DataTimeout + time.Duration(float64(read)/float64(s.srv.MinRate)*float64(time.Second)))

@@ -29,8 +29,8 @@ var (
 	errFlood   = errors.New("endless line")
 )
 
-// input holds what was read from a client and not yet used. It is small while
-// commands come and borrows a large buffer for a message.
+// input holds what was read from a client and not yet used. It is small, and
+// borrows a large buffer while a message comes fast.
 type input struct {
 	buf   []byte
 	r, w  int
@@ -61,6 +61,9 @@ func (in *input) fill(src io.Reader) error {
 	}
 	return err
 }
+
+// full says that the last read may have left something.
+func (in *input) full() bool { return in.w == len(in.buf) }
 
 // grow borrows a large buffer.
 func (in *input) grow() {

@@ -21,6 +21,9 @@ type Keeper interface {
 // ends it.
 type Draft interface {
 	io.Writer
+	// Spare, before the first Write, says that the message will probably be
+	// aborted: little of it should stay in memory.
+	Spare()
 	// Commit returns nil only when the message would survive a power cut.
 	Commit(ctx context.Context) error
 	Abort()
@@ -41,4 +44,5 @@ type forgotten struct{}
 
 func (forgotten) Write(b []byte) (int, error)  { return len(b), nil }
 func (forgotten) Commit(context.Context) error { return nil }
+func (forgotten) Spare()                       {}
 func (forgotten) Abort()                       {}

@@ -84,6 +84,7 @@ type fakeDraft struct {
 }
 
 func (d *fakeDraft) ID() string { return d.env.ID }
+func (d *fakeDraft) Spare()     {}
 func (d *fakeDraft) Abort()     { d.finish() }
 func (d *fakeDraft) finish() {
 	if d.done {

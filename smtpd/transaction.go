@@ -119,6 +119,9 @@ func (s *session) data(arg string) {
 		return
 	}
 	tx.draft, tx.copy = draft, d.Copy
+	if tx.copy != nil { // who gets the copy will answer for the message, as a rule
+		draft.Spare()
+	}
 	s.reply(envelope.NewReply(354, "", "End data with <CR><LF>.<CR><LF>"))
 	s.library.hand("DATA", s.takeMessage)
 }

@@ -31,6 +31,7 @@ type cell struct {
 	ceiling  []string // smtp-sink's arguments, beside its address
 	clients  int      // whose identity XCLIENT hands on; 0: without XCLIENT
 	held     bool     // the policy puts all mail on hold
+	live     bool     // the primary is up, rtt away
 	rounds   int      // at most; 0: as many as are asked for
 	syncs    string   // what Postfix and Understudy sync before their 250
 	target   string

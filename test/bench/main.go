@@ -50,6 +50,8 @@ func main() {
 	addr := flag.String("addr", "", "see -door")
 	dns := flag.String("dns", "", "see -door")
 	channel := flag.Bool("sync", false, "measure the policy channel instead, beside rsync and postmap")
+	live := flag.Bool("live", false, "measure sessions that are played through to the primary instead")
+	primaryAt := flag.String("primary", "", "be a primary at this `address`: how the benchmark starts one of its peers")
 	flag.IntVar(&b.rounds, "rounds", 0, "rounds of each cell; default 3, with -full 5")
 	flag.Parse()
 	var err error
@@ -70,9 +72,18 @@ func main() {
 		}
 		return
 	}
+	if *primaryAt != "" {
+		if err := servePrimary(ctx, *primaryAt); err != nil {
+			log.Fatal(err)
+		}
+		return
+	}
 	measure, print := b.queue, b.report.print
-	if *channel {
+	switch {
+	case *channel:
 		measure, print = b.channel, b.report.printSync
+	case *live:
+		measure, print = b.live, b.report.printLive
 	}
 	if err := b.run(ctx, measure); err != nil {
 		log.Print(err)
@@ -178,6 +189,11 @@ func (b *bench) once(ctx context.Context, c cell, kind string) (figures, error) 
 		return figures{}, err
 	}
 	defer p.stop()
+	if kind == through {
+		if err := p.settled(ctx); err != nil {
+			return figures{}, err
+		}
+	}
 	f, err := c.measure(ctx, b, p, c)
 	if err != nil {
 		if tail, rerr := os.ReadFile(filepath.Join(dir, "log")); rerr == nil {

@@ -29,11 +29,15 @@ type peer struct {
 	web     string // metrics, of Understudy
 	argv    []string
 	run     *testmx.Daemon
+	behind  *testmx.Daemon // the primary of a live peer
+	link    *testmx.Link   // … and the line to it, nil for none
 }
 
 func (b *bench) newPeer(ctx context.Context, c cell, kind, dir string) (*peer, error) {
 	p := &peer{kind: kind, dir: dir, addr: testmx.FreeAddr(), primary: testmx.FreeAddr(), web: testmx.FreeAddr()}
 	switch kind {
+	case direct, through:
+		return p, b.newLivePeer(ctx, c, p)
 	case understudy, door:
 		file, err := b.imported(ctx, c.held)
 		if err != nil {
@@ -77,6 +81,7 @@ format = "json"
 address = %q
 probe_interval = "200ms"
 xclient = %v
+live_max_connections = 400
 `, filepath.Join(p.dir, "state"), p.addr, policy, b.dns, p.web, p.primary, xclient)
 	return os.WriteFile(filepath.Join(p.dir, "understudy.toml"), []byte(config), 0o644)
 }
@@ -88,17 +93,59 @@ func (p *peer) start() error {
 		return err
 	}
 	defer log.Close()
+	if p.argv == nil {
+		return nil // it runs already
+	}
 	p.run, err = testmx.StartDaemon(p.addr, log, p.argv...)
 	return err
 }
 
-func (p *peer) group() int { return p.run.Pid() }
+func (p *peer) group() int {
+	if p.run == nil {
+		return p.behind.Pid()
+	}
+	return p.run.Pid()
+}
 
 // stop kills the group: nothing in a spool is needed any more.
 func (p *peer) stop() {
-	if err := p.run.Kill(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
+	for _, d := range []*testmx.Daemon{p.run, p.behind} {
+		if d == nil {
+			continue
+		}
+		if err := d.Kill(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
 	}
+	if p.link != nil {
+		p.link.Close()
+	}
+}
+
+// newLivePeer makes p a primary that is up, or Understudy before one.
+func (b *bench) newLivePeer(ctx context.Context, c cell, p *peer) (err error) {
+	at := p.primary
+	if c.rtt > 0 {
+		at = testmx.FreeAddr()
+		addr := p.primary
+		if p.kind == direct {
+			addr = p.addr
+		}
+		if p.link, err = testmx.NewLink(addr, at, c.rtt); err != nil {
+			return err
+		}
+	} else if p.kind == direct {
+		at = p.addr
+	}
+	if p.behind, err = startPrimary(at); err != nil || p.kind == direct {
+		return err
+	}
+	file, err := b.imported(ctx, false)
+	if err != nil {
+		return err
+	}
+	p.argv = []string{b.binary, "serve", "-c", filepath.Join(p.dir, "understudy.toml")}
+	return b.configureUnderstudy(p, file, true)
 }
 
 func (b *bench) startDNS() (func(), error) {
