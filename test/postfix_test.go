@@ -88,7 +88,7 @@ func newPostfix(t *testing.T, extra ...string) *postfix {
 
 func (p *postfix) writeMain(extra ...string) {
 	p.t.Helper()
-	write(p.t, filepath.Join(p.dir, "conf/main.cf"), fmt.Sprintf(mainCF, p.dir)+strings.Join(extra, "\n")+"\n")
+	write(p.t, filepath.Join(p.dir, "conf/main.cf"), testmx.Override(fmt.Sprintf(mainCF, p.dir), strings.Join(extra, "\n")+"\n"))
 }
 
 // start brings the primary up and returns when it listens.

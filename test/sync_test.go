@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/understudy-mx/understudy/internal/testmx"
 )
 
 // farAway is a network namespace behind a veth pair: the primary's machine.
@@ -323,7 +325,7 @@ func testShown(t *testing.T, p *publisher, s *secondary) {
 	s.wantReply("bulk2@example.org", 250)
 	main := filepath.Join(p.postfix.dir, "conf/main.cf")
 	good := readFile(t, main)
-	write(t, main, good+"smtpd_helo_required = yes\n")
+	write(t, main, testmx.Override(good, "smtpd_helo_required = yes\n"))
 	p.bulk([]string{"bulk1@example.org", "bulk3@example.org", "bulk4@example.org"})
 	s.wantReply("bulk4@example.org", 250)
 	helo := func() bool { return strings.Contains(s.cli("policy", "diff"), "helo_required") }
@@ -412,7 +414,7 @@ func interrupt(t *testing.T, p *publisher, s *secondary, name string, end, again
 func testBrokenSource(t *testing.T, p *publisher, s *secondary) {
 	main := filepath.Join(p.postfix.dir, "conf/main.cf")
 	good := readFile(t, main)
-	write(t, main, good+"virtual_mailbox_maps = hash:/nonexistent/vmailbox\n")
+	write(t, main, testmx.Override(good, "virtual_mailbox_maps = hash:/nonexistent/vmailbox\n"))
 	eventually(t, 30*time.Second, "the secondary knows of the broken source", func() bool {
 		return strings.Contains(s.sync().Notice, "/nonexistent/vmailbox")
 	})

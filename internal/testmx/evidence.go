@@ -85,12 +85,17 @@ func parameter(name string) *regexp.Regexp {
 	return regexp.MustCompile(`(?m)^` + name + `\s*=.*\n(?:[ \t].*\n)*`)
 }
 
-// Override returns a main.cf and what it is to have beside it or instead.
-// Postfix warns of a line that another overrides, in each process: too many
-// warnings, and postlogd waits for itself to read them.
+// Override returns a main.cf and what it is to have beside it or instead; of
+// lines that set the same the last counts. Postfix warns of a line that another
+// overrides, in each process, postlogd too: it waits for itself to read that as
+// soon as ten lines of log wait.
 func Override(main, own string) string {
+	text := main + own
 	for _, m := range setting.FindAllStringSubmatch(own, -1) {
-		main = parameter(m[1]).ReplaceAllString(main, "")
+		lines := parameter(m[1]).FindAllStringIndex(text, -1)
+		for _, at := range slices.Backward(lines[:len(lines)-1]) {
+			text = text[:at[0]] + text[at[1]:]
+		}
 	}
-	return main + own
+	return text
 }

@@ -1,12 +1,16 @@
 package testmx
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"os"
 	"os/exec"
 	"path/filepath"
-	"sync"
+	"syscall"
+	"time"
 )
 
 // MasterCF is the master.cf of a Postfix with smtpd at an address (%s), and the
@@ -36,14 +40,26 @@ postlog unix-dgram n - n - 1 postlogd
 `
 
 // CheckPostfix makes a Postfix ready to be started whose configuration is in
-// conf and whose data are in DIR/data. It needs root.
+// conf and whose data are in DIR/data. It needs root. A line of main.cf that
+// overrides another is refused, see Override. Its configuration becomes old:
+// what has just changed Postfix's commands wait for.
 func CheckPostfix(dir, conf string) error {
+	hourAgo := time.Now().Add(-time.Hour)
+	for _, name := range []string{"main.cf", "master.cf"} {
+		if err := os.Chtimes(filepath.Join(conf, name), hourAgo, hourAgo); err != nil {
+			return err
+		}
+	}
 	for _, command := range [][]string{
 		{"chown", "postfix", filepath.Join(dir, "data")},
 		{"postfix", "-c", conf, "check"},
 	} {
-		if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
-			return fmt.Errorf("%q: %w\n%s", command, err, out)
+		out, err := exec.Command(command[0], command[1:]...).CombinedOutput()
+		if err == nil && bytes.Contains(out, []byte("overriding earlier entry")) {
+			err = errors.New("such a Postfix hangs in its own log")
+		}
+		if err != nil {
+			return fmt.Errorf("%q: %w\n%s", command, err, out[:min(len(out), 1000)])
 		}
 	}
 	return nil
@@ -55,31 +71,35 @@ func PostfixCommand(conf string) []string {
 	return []string{"/usr/lib/postfix/sbin/master", "-c", conf, "-d"}
 }
 
-var (
-	addrMu sync.Mutex
-	given  = map[int]struct{}{} // guarded by addrMu
-)
-
-// FreeAddr returns a loopback address that nobody listens on. None is returned
-// twice, and its port is below those that the kernel takes for port 0 and for
-// connections: so it stays free until the test's own daemon listens there.
+// FreeAddr returns a loopback address that nobody listens on. Its port is below
+// those that the kernel takes for port 0 and for connections, and an abstract
+// socket reserves it until the process ends: tests of other packages run at the
+// same time. So it stays free until the test's own daemon listens there.
 func FreeAddr() string {
-	addrMu.Lock()
-	defer addrMu.Unlock()
-	for {
-		port := 10_000 + rand.IntN(22_000)
-		if _, ok := given[port]; ok {
+	var err error
+	for range 1000 {
+		addr := fmt.Sprintf("127.0.0.1:%d", 10_000+rand.IntN(22_000))
+		if err = reserve(addr); err != nil {
 			continue
 		}
-		given[port] = struct{}{}
-		ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err != nil {
-			if len(given) == 10_000 {
-				panic(err) // no loopback: nothing can be tested here
-			}
-			continue
+		var l net.Listener
+		if l, err = net.Listen("tcp", addr); err == nil {
+			l.Close()
+			return addr
 		}
-		ln.Close()
-		return ln.Addr().String()
 	}
+	panic(err) // no loopback: nothing can be tested here
+}
+
+// reserve makes an address this process's own. The file descriptor is never
+// closed, and no child inherits it.
+func reserve(addr string) error {
+	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_DGRAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	if err = syscall.Bind(fd, &syscall.SockaddrUnix{Name: "@understudy-test " + addr}); err != nil {
+		syscall.Close(fd)
+	}
+	return err
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -181,5 +183,42 @@ func TestMapResolver(t *testing.T) {
 	cancel()
 	if _, err := r.LookupTXT(gone, "a.example"); kind(err) != "temporary" {
 		t.Errorf("cancelled: %v", err)
+	}
+}
+
+// TestFreeAddr: what one process was given, no other is.
+func TestFreeAddr(t *testing.T) {
+	addr := FreeAddr()
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	if err := reserve(addr); err == nil {
+		t.Errorf("%s is reserved twice", addr)
+	}
+}
+
+// TestCheckPostfix: a Postfix that would hang in its own log isn't started.
+func TestCheckPostfix(t *testing.T) {
+	dir := t.TempDir()
+	main := "compatibility_level = 3.6\nqueue_directory = " + dir + "/queue\ndata_directory = " + dir + "/data\n"
+	for text, want := range map[string]bool{
+		main: true, main + "mynetworks = 192.0.2.1\nmynetworks = 192.0.2.2\n": false, main + "nothing\n": false,
+		Override(main+"mynetworks = 192.0.2.1\n 192.0.2.3\n", "mynetworks = 192.0.2.2\nmynetworks = 192.0.2.4\n"): true,
+	} {
+		for name, text := range map[string]string{"main.cf": text, "master.cf": fmt.Sprintf(MasterCF, FreeAddr())} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, d := range []string{"queue", "data"} {
+			if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := CheckPostfix(dir, dir); (err == nil) != want {
+			t.Errorf("%v for\n%s", err, text)
+		}
 	}
 }

@@ -3,6 +3,7 @@ package postfix_test
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"strings"
 	"testing"
@@ -74,21 +75,19 @@ var (
 func TestTablesLikePostfix(t *testing.T) {
 	roles := []string{"smtpd_sender_restrictions=check_sender_access ", "smtpd_client_restrictions=check_client_access ", "relay_recipient_maps="}
 	master := strings.TrimPrefix(liveMaster, "%s inet n - n - - smtpd\n")
-	addrs := map[[2]int]string{}
+	addrs, files := map[[2]int]string{}, map[string]string{}
 	for n, o := range oddTables {
 		for role, r := range roles {
 			a := testmx.FreeAddr()
 			addrs[[2]int{n, role}] = a
 			master = fmt.Sprintf("%s inet n - n - - smtpd -o {%s%s}\n", a, r, o.table) + master
 		}
-		for name, text := range o.files {
-			liveFiles[name] = text
-		}
+		maps.Copy(files, o.files)
 	}
 	master += "%s inet n - n - - smtpd\n"
 	_, src := startServices(t, master, "mydestination =\nvirtual_alias_maps =\nvirtual_mailbox_domains =\ncanonical_maps =\nrelay_domains = x.example, y.example, sub.x.example, t.example\n"+
 		"relay_recipient_maps = static:x\nsmtpd_client_restrictions =\nsmtpd_helo_restrictions =\nsmtpd_sender_restrictions =\nsmtpd_recipient_restrictions =\n"+
-		"smtpd_relay_restrictions = reject_unauth_destination\nsmtpd_reject_unlisted_sender = no\nsmtpd_delay_reject = yes\nmynetworks =\nmax_idle = 3s\nrecipient_delimiter = +\n")
+		"smtpd_relay_restrictions = reject_unauth_destination\nsmtpd_reject_unlisted_sender = no\nsmtpd_delay_reject = yes\nmynetworks =\nmax_idle = 3s\nrecipient_delimiter = +\n", files)
 	for n, o := range oddTables {
 		for role, r := range roles {
 			t.Run(fmt.Sprintf("%02d.%d", n, role), func(t *testing.T) {

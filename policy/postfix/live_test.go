@@ -233,19 +233,23 @@ var liveRecipients = []string{
 	"user@elsewhere.example", "alice%mailbox.example@mx.example.org", "mailbox.example!alice@mx.example.org", "user@nodot", "defer@mailbox.example",
 }
 
-func startPostfix(t *testing.T, extra string) (addr string, src postfix.Source) {
+func startPostfix(t *testing.T, extra string, more ...map[string]string) (addr string, src postfix.Source) {
 	t.Helper()
-	return startServices(t, liveMaster, extra)
+	return startServices(t, liveMaster, extra, more...)
 }
 
-// startServices starts a Postfix whose master.cf has the address for its %s.
-func startServices(t *testing.T, master, extra string) (addr string, src postfix.Source) {
+// startServices starts a Postfix whose master.cf has the address for its %s,
+// with more tables than all others have.
+func startServices(t *testing.T, master, extra string, more ...map[string]string) (addr string, src postfix.Source) {
 	t.Helper()
 	addr = testmx.FreeAddr()
 	files := map[string]string{"master.cf": fmt.Sprintf(master, addr)}
 	maps.Copy(files, liveFiles)
 	maps.Copy(files, contentFiles)
 	maps.Copy(files, screenFiles)
+	for _, m := range more {
+		maps.Copy(files, m)
+	}
 	files["main.cf"] = testmx.Override(files["main.cf"], extra)
 	src = install(t, files)
 	src.Service = addr

@@ -29,10 +29,8 @@ func TestTextsLikePostfix(t *testing.T) {
 			for n, text := range liveTexts {
 				table += fmt.Sprintf("u%d@mailbox.example %s\n", n, text)
 			}
-			liveFiles["texts.map"] = table
-			defer delete(liveFiles, "texts.map")
 			addr, src := startPostfix(t, "smtpd_client_restrictions =\nsmtpd_sender_restrictions =\n"+
-				"smtpd_recipient_restrictions = check_recipient_access hash:@DIR@/texts.map, reject_unauth_destination\n"+extra)
+				"smtpd_recipient_restrictions = check_recipient_access hash:@DIR@/texts.map, reject_unauth_destination\n"+extra, map[string]string{"texts.map": table})
 			spec, _ := load(t, src)
 			snap, err := policy.Compile(spec)
 			if err != nil {

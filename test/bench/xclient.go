@@ -44,7 +44,12 @@ func drainPostfix(ctx context.Context, b *bench, p *peer, c cell) (figures, erro
 		return figures{}, err
 	}
 	more := "myhostname = primary.example.org\nrelay_transport = discard:\nsmtpd_authorized_xclient_hosts = 127.0.0.1\n"
-	if err := appendTo(filepath.Join(dir, "conf", "main.cf"), more); err != nil {
+	main := filepath.Join(dir, "conf", "main.cf")
+	text, err := os.ReadFile(main)
+	if err == nil {
+		err = os.WriteFile(main, []byte(testmx.Override(string(text), more)), 0o644)
+	}
+	if err != nil {
 		return figures{}, err
 	}
 	if err := primary.start(); err != nil {
@@ -69,15 +74,4 @@ func drainPostfix(ctx context.Context, b *bench, p *peer, c cell) (figures, erro
 		}
 		return 0, fmt.Errorf("%.0f messages are left", p.metric("understudy_queue_messages"))
 	})
-}
-
-func appendTo(file, text string) error {
-	f, err := os.OpenFile(file, os.O_APPEND|os.O_WRONLY, 0)
-	if err != nil {
-		return err
-	}
-	if _, err := f.WriteString(text); err != nil {
-		return err
-	}
-	return f.Close()
 }
