@@ -56,6 +56,11 @@ type Spec struct {
 	// Learned names tables that can't be listed: they hold the keys that the
 	// primary was asked for and has.
 	Learned map[string]Learned `json:"learned,omitempty"`
+
+	// NotReplicated names what of the primary's configuration takes part in its
+	// decisions and has no place here, such as "smtpd_milters: inet:localhost:11332".
+	// Nothing is decided by it: it explains differences.
+	NotReplicated []string `json:"not_replicated,omitempty"`
 }
 
 // Learned is what is known of a table beside the keys that it holds. A

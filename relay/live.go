@@ -257,6 +257,9 @@ func (l *Live) Close() {
 	}
 }
 
+// OurReply says that a Live session's reply was ours: the next hop wasn't asked.
+func OurReply(r envelope.Reply) bool { return r == extChanged || r == otherRoute || r == tooLongPath }
+
 // Offers are the service extensions that a client can be offered: what all next
 // hops of live sessions offered last.
 type Offers struct {

@@ -1,14 +1,11 @@
 package smtpd
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"io"
 	"strconv"
 	"strings"
-
-	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/policy"
@@ -53,13 +50,9 @@ type Live struct {
 	// Offers are what the primary offered last; false while sessions aren't
 	// played through.
 	Offers func() (Extensions, bool)
-	// Agreement counts how often the snapshot's verdict had the class of the
-	// primary's, by stage, the snapshot's rule kind and "same" or "other". May be
-	// nil.
-	Agreement *prometheus.CounterVec
-	// Compare, if not nil, is told the snapshot's verdict on a recipient and the
-	// primary's.
-	Compare func(snapshot policy.Verdict, primary envelope.Reply)
+	// Compare, if not nil, is told the snapshot's verdict on a command and the
+	// primary's reply: 354 where it takes the message.
+	Compare func(c *Command, snapshot policy.Verdict, primary envelope.Reply)
 }
 
 // PlayThrough returns the Decider for a client: the primary's word where there is
@@ -92,7 +85,7 @@ func (l *live) Decide(ctx context.Context, c *Command) Decision {
 	case policy.Rcpt:
 		if l.playing {
 			if reply, err := l.player.Rcpt(ctx, c.To); err == nil {
-				return l.said(c.At, reply, d)
+				return l.said(c, reply, d)
 			}
 			l.playing = false
 		}
@@ -109,9 +102,10 @@ func (l *live) Decide(ctx context.Context, c *Command) Decision {
 		case err != nil:
 			l.playing = false
 		case reply.Code == 354:
+			l.compare(c, d.Verdict, reply)
 			return Decision{Verdict: policy.Verdict{Rule: primaryRule(c.At)}, Copy: l.player}
 		default:
-			return l.said(c.At, reply, d)
+			return l.said(c, reply, d)
 		}
 	case policy.EndOfData:
 		if l.playing {
@@ -143,7 +137,7 @@ func (l *live) mail(ctx context.Context, c *Command, d Decision) Decision {
 	if reply.Zero() {
 		return Decision{}
 	}
-	return l.said(c.At, reply, d)
+	return l.said(c, reply, d)
 }
 
 // end has the primary judge the whole message. Without a reply of its own the
@@ -154,7 +148,7 @@ func (l *live) end(ctx context.Context, c *Command, d Decision) Decision {
 	var may MayHaveArrived
 	switch {
 	case err == nil:
-		d = l.said(c.At, reply, d)
+		d = l.said(c, reply, d)
 		d.Elsewhere = !refused(d.Verdict)
 	case errors.As(err, &may) && may.MayHaveArrived():
 		c.Env.MayHaveArrived = true
@@ -164,25 +158,24 @@ func (l *live) end(ctx context.Context, c *Command, d Decision) Decision {
 }
 
 // said is the primary's word, where the snapshot's would have been d.
-func (l *live) said(at policy.Stage, reply envelope.Reply, d Decision) Decision {
-	v := policy.Verdict{Reply: reply, Rule: primaryRule(at), Unsure: d.Unsure} // the publisher may still learn of it
+func (l *live) said(c *Command, reply envelope.Reply, d Decision) Decision {
+	v := policy.Verdict{Reply: reply, Rule: primaryRule(c.At), Unsure: d.Unsure} // the publisher may still learn of it
 	switch {
 	case reply.Temporary():
 		v.Action = policy.Defer
 	case !reply.Positive():
 		v.Action = policy.Reject
 	}
-	if l.Compare != nil && at == policy.Rcpt {
-		l.Compare(d.Verdict, reply)
+	l.compare(c, d.Verdict, reply)
+	return Decision{Verdict: v, Overruled: c.At == policy.Rcpt && refused(v) && (!refused(d.Verdict) || d.Overruled)}
+}
+
+// compare tells both words on a command, unless the snapshot has none: it refused
+// the reverse-path.
+func (l *live) compare(c *Command, snapshot policy.Verdict, primary envelope.Reply) {
+	if l.Compare != nil && (c.At == policy.Mail || !refused(l.refused.Verdict)) {
+		l.Compare(c, snapshot, primary)
 	}
-	if l.Agreement != nil && !(at == policy.Rcpt && refused(l.refused.Verdict)) {
-		kind, result := cmp.Or(d.Rule.Kind, "default"), "same"
-		if refused(d.Verdict) != refused(v) || refused(v) && d.Action != v.Action {
-			result = "other"
-		}
-		l.Agreement.WithLabelValues(at.String(), kind, result).Inc()
-	}
-	return Decision{Verdict: v, Overruled: at == policy.Rcpt && refused(v) && (!refused(d.Verdict) || d.Overruled)}
 }
 
 func (l *live) Reset() {

@@ -85,6 +85,7 @@ func TestQueueAlerts(t *testing.T) {
 		{"UnderstudyMayArriveTwice", `understudy_live_transactions_total{ending="after_dot"}`, "0x1490 1x100", "0x1600"},
 		{"UnderstudyListsContradicted", `understudy_recipients_contradicted_total{by="live",lists="unlisted"}`, "0x1490 1x100", "1x1600"},
 		{"UnderstudyListsContradicted", `understudy_recipients_contradicted_total{by="relay",lists="listed"}`, "0x1490 1x100", "0x1600"},
+		{"UnderstudyParityExact", `understudy_parity_differences_total{by="live",class="exact"}`, "0x1490 1x100", "1x1600"},
 		{"UnderstudyDNSFailing", "understudy_dns_failing", "1x1600", "0x1600"},
 		{"UnderstudyDNSFailing", `understudy_dns_lookups_total{type="A",result="servfail"}`, "0+6x1600", "1x1600"},
 		{"UnderstudyDiskAlmostFull", "understudy_queue_free_bytes", "1600-1x1600", "1600x1600"},

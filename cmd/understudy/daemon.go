@@ -19,6 +19,7 @@ import (
 	"github.com/understudy-mx/understudy/internal/control"
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/internal/inforce"
+	"github.com/understudy-mx/understudy/internal/meter"
 	"github.com/understudy-mx/understudy/internal/operator"
 	"github.com/understudy-mx/understudy/internal/outage"
 	"github.com/understudy-mx/understudy/internal/page"
@@ -47,6 +48,7 @@ type daemon struct {
 	primary  *inforce.Primary // nil: from a file
 	queue    *queue.Queue
 	outages  *outage.Book
+	meter    *meter.Meter
 	relay    *relay.Client
 	smtp     *smtpd.Server
 	cert     *smtpd.CertFile // nil: no STARTTLS
@@ -81,6 +83,7 @@ func newDaemon(cfg *config.Config, log *slog.Logger) (_ *daemon, err error) {
 	if d.outages, err = outage.Open(outageFile(cfg.StateDir)); err != nil {
 		log.Error("the outages so far are lost", "err", err)
 	}
+	d.openMeter()
 	if d.file == nil {
 		if d.primary, err = d.follow(); err != nil {
 			return nil, err
@@ -335,11 +338,12 @@ func (d *daemon) run(ctx context.Context) error {
 	f.Back("queue", d.queue.Run)
 	f.Back("relay", func(ctx context.Context) error { d.relay.Run(ctx); return nil })
 	f.Back("outages", d.keepOutages)
+	f.Back("parity meter", func(ctx context.Context) error { return d.meter.Run(ctx, d.current, d.smtp.Resolver) })
 	if d.primary != nil {
 		f.Back("policy sync", d.primary.Run)
 	}
 	f.Back("control socket", func(ctx context.Context) error {
-		return control.Serve(ctx, d.control, operator.ServeDaemon(d.queue, d.relay, d.primary, d.outages))
+		return control.Serve(ctx, d.control, operator.ServeDaemon(operator.Desk{Queue: d.queue, Relay: d.relay, Policy: d.primary, Outages: d.outages, Meter: d.meter}))
 	})
 	f.Web(d.web, metrics.Handler(d.registry, d.ready))
 	if d.page != nil {

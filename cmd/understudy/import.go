@@ -83,6 +83,7 @@ func (c *importPostfixCmd) Run(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return importError(ctx, err)
 	}
+	spec.NotReplicated = report.Lacking()
 	snap, err := policy.Compile(spec)
 	if err != nil {
 		return mistakes{err}

@@ -3,10 +3,15 @@ package main
 import (
 	"maps"
 	"net/netip"
+	"path/filepath"
 	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/internal/meter"
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/relay"
 	"github.com/understudy-mx/understudy/smtpd"
@@ -36,8 +41,7 @@ func (d *daemon) whileUp() {
 			o, is := d.relay.LiveOffers()
 			return smtpd.Extensions(o), is
 		},
-		Agreement: d.metrics.LiveAgreement,
-		Compare:   func(v policy.Verdict, r envelope.Reply) { d.smtp.Compare("live", v, r) },
+		Compare: d.compare,
 	}
 	putsOff := slices.Contains(slices.Collect(maps.Values(defers)), true)
 	d.smtp.Decide = func(decider smtpd.Decider) smtpd.Decider {
@@ -49,4 +53,25 @@ func (d *daemon) whileUp() {
 		}
 		return decider
 	}
+}
+
+// openMeter goes on measuring how the snapshot agrees with the primary.
+func (d *daemon) openMeter() {
+	by := prometheus.Labels{"by": "live"}
+	d.meter = meter.Open(meter.Options{File: filepath.Join(d.cfg.StateDir, "parity.json"), Log: d.log,
+		Agreement: d.metrics.LiveAgreement, Differences: d.metrics.Differences.MustCurryWith(by)}, time.Now())
+}
+
+// compare takes the snapshot's word and the primary's on a command of a live session.
+func (d *daemon) compare(c *smtpd.Command, v policy.Verdict, primary envelope.Reply) {
+	if relay.OurReply(primary) {
+		return
+	}
+	at := meter.Decision{At: c.At, Client: c.Env.Client, From: c.Env.From, Params: policy.MailParams{Size: c.Size, UTF8: c.Env.UTF8},
+		Snapshot: d.current(), Ours: v, Primary: primary}
+	if c.At == policy.Rcpt {
+		at.To = c.To.Path
+		d.smtp.Compare("live", v, primary)
+	}
+	d.meter.Note(time.Now(), at)
 }

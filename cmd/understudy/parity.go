@@ -23,6 +23,11 @@ import (
 )
 
 type parityCmd struct {
+	Play   parityPlayCmd   `cmd:"" default:"withargs" help:"Play sessions to the primary and to the policy, and compare every reply; the default."`
+	Live   parityLiveCmd   `cmd:"" help:"How the policy agrees with the primary in live sessions."`
+}
+
+type parityPlayCmd struct {
 	policyFlags
 	Primary  string   `xor:"from" required:"" placeholder:"HOST:PORT" help:"The primary; it must allow XCLIENT from here."`
 	Trace    string   `xor:"from" required:"" placeholder:"FILE" help:"Instead of asking a primary, play the sessions that --record wrote and compare with what it replied then."`
@@ -35,7 +40,7 @@ type parityCmd struct {
 	Data     string   `placeholder:"RECIPIENT" help:"Send messages too, to this recipient only. Without it no message is ever sent."`
 }
 
-func (parityCmd) Help() string {
+func (parityPlayCmd) Help() string {
 	return `Plays the same sessions against the live primary and against the local policy, and compares the codes of every reply. The sessions are drawn from the policy itself (its domains, recipients, networks and tables) and from a grammar of what clients write. Whom a session speaks for is stated by XCLIENT, so the primary must list this machine in smtpd_authorized_xclient_hosts: best on a service of its own, such as in master.cf
 
     127.0.0.1:2525 inet n - y - - smtpd
@@ -57,7 +62,7 @@ Examples:
 
 // clients and names that a DNS without our doing knows, or doesn't. The first
 // of each should be welcome everywhere.
-func (c *parityCmd) material() parity.Material {
+func (c *parityPlayCmd) material() parity.Material {
 	at := netip.MustParseAddr
 	return parity.Material{
 		Clients: []parity.Client{
@@ -75,7 +80,7 @@ func (c *parityCmd) material() parity.Material {
 	}
 }
 
-func (c *parityCmd) Run(ctx context.Context, out io.Writer) error {
+func (c *parityPlayCmd) Run(ctx context.Context, out io.Writer) error {
 	if err := c.check(); err != nil {
 		return mistakes{err}
 	}
@@ -124,7 +129,7 @@ func (c *parityCmd) Run(ctx context.Context, out io.Writer) error {
 
 // inquire asks the primary what the policy has it asked. A trace can't be asked;
 // with one, nobody objects.
-func (c *parityCmd) inquire(hostname string) func(*envelope.Envelope, int64) smtpd.Asker {
+func (c *parityPlayCmd) inquire(hostname string) func(*envelope.Envelope, int64) smtpd.Asker {
 	if c.Primary == "" {
 		return func(*envelope.Envelope, int64) smtpd.Asker { return agreement{} }
 	}
@@ -143,7 +148,7 @@ func (agreement) Ask(context.Context, *envelope.Recipient) (envelope.Reply, erro
 func (agreement) Close() {}
 
 // compare asks the primary.
-func (c *parityCmd) compare(ctx context.Context, spec *policy.Spec, local parity.Dialer) (parity.Result, error) {
+func (c *parityPlayCmd) compare(ctx context.Context, spec *policy.Spec, local parity.Dialer) (parity.Result, error) {
 	o := parity.Options{
 		Primary: func(ctx context.Context) (net.Conn, error) {
 			return (&net.Dialer{Timeout: 30 * time.Second}).DialContext(ctx, "tcp", c.Primary)
@@ -172,7 +177,7 @@ func (c *parityCmd) compare(ctx context.Context, spec *policy.Spec, local parity
 	return res, err
 }
 
-func (c *parityCmd) replay(ctx context.Context, local parity.Dialer) (parity.Result, error) {
+func (c *parityPlayCmd) replay(ctx context.Context, local parity.Dialer) (parity.Result, error) {
 	f, err := os.Open(c.Trace)
 	if err != nil {
 		return parity.Result{}, mistakes{fmt.Errorf("--trace: %w", err)}
@@ -185,7 +190,7 @@ func (c *parityCmd) replay(ctx context.Context, local parity.Dialer) (parity.Res
 	return res, err
 }
 
-func (c *parityCmd) check() error {
+func (c *parityPlayCmd) check() error {
 	if _, err := envelope.ParseMailbox(c.Data); c.Data != "" && err != nil {
 		return fmt.Errorf("--data: %q: %w", c.Data, err)
 	}

@@ -4,6 +4,7 @@
 //	GET  /v1/queue                    the messages, a JSON object a line, and a last one that says that all are there
 //	POST /v1/queue/ID/release         puts one back in line
 //	GET  /v1/status                   what waits, and how the next hops are
+//	GET  /v1/parity/live              how the snapshot agrees with the primary; ?all: with each difference that is kept
 //	POST /v1/sync/approve/VERSION     lets a mass deletion take effect
 //	POST /v1/invite?name=mx2          on the primary: invites a secondary
 //

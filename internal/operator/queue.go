@@ -12,6 +12,7 @@ import (
 
 	"github.com/understudy-mx/understudy/internal/control"
 	"github.com/understudy-mx/understudy/internal/inforce"
+	"github.com/understudy-mx/understudy/internal/meter"
 	"github.com/understudy-mx/understudy/internal/outage"
 	"github.com/understudy-mx/understudy/queue"
 	"github.com/understudy-mx/understudy/relay"
@@ -35,13 +36,24 @@ type (
 	}
 )
 
-// ServeDaemon is what a daemon answers. follow is nil when its policy comes from a
-// file.
-func ServeDaemon(q *queue.Queue, r *relay.Client, follow *inforce.Primary, outages *outage.Book) http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { answer(w, Status{q.Status(), r.Status()}, nil) })
-	mux.HandleFunc("GET /v1/outages", func(w http.ResponseWriter, _ *http.Request) { answer(w, outages.List(), nil) })
-	mux.Handle("/v1/sync/", servePolicy(follow))
+// Desk is what a daemon has for its operator.
+type Desk struct {
+	Queue   *queue.Queue
+	Relay   *relay.Client
+	Policy  *inforce.Primary // nil when it comes from a file
+	Outages *outage.Book
+	Meter   *meter.Meter
+}
+
+// ServeDaemon is what a daemon answers.
+func ServeDaemon(d Desk) http.Handler {
+	mux, q := http.NewServeMux(), d.Queue
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { answer(w, Status{q.Status(), d.Relay.Status()}, nil) })
+	mux.HandleFunc("GET /v1/outages", func(w http.ResponseWriter, _ *http.Request) { answer(w, d.Outages.List(), nil) })
+	mux.HandleFunc("GET /v1/parity/live", func(w http.ResponseWriter, r *http.Request) {
+		answer(w, d.Meter.Report(r.URL.Query().Has("all")), nil)
+	})
+	mux.Handle("/v1/sync/", servePolicy(d.Policy))
 	mux.HandleFunc("GET /v1/queue", func(w http.ResponseWriter, r *http.Request) {
 		serveList(w, func(fn func(queue.Info) error) error { return q.Walk(r.Context(), fn) })
 	})
@@ -123,6 +135,20 @@ func (d Daemon) Status(ctx context.Context) (s Status, err error) {
 func (d Daemon) Outages(ctx context.Context) (all []outage.Outage, err error) {
 	err = d.Call(ctx, "GET", "/v1/outages", &all)
 	return all, err
+}
+
+// Parity returns how the snapshot agrees with the primary in live sessions, with
+// every difference that is kept if wanted.
+func (d Daemon) Parity(ctx context.Context, all bool) (r meter.Report, err error) {
+	err = d.Call(ctx, "GET", parityTarget("live", all), &r)
+	return r, err
+}
+
+func parityTarget(by string, all bool) string {
+	if all {
+		by += "?all"
+	}
+	return "/v1/parity/" + by
 }
 
 // Messages calls fn for each message, oldest first.

@@ -61,6 +61,7 @@ func (i *postfixImporter) Import(ctx context.Context, ask []string) (r Imported,
 	if err != nil {
 		return r, fmt.Errorf("import %s: %w", src.ConfigDir, err)
 	}
+	spec.NotReplicated = report.Lacking()
 	r.Choosing = `postfix_choose = ["ITEM=CHOICE", ...], postfix_list = ["TABLE=COMMAND", ...]`
 	r.Report, r.Files, r.Polled = &report, append(r.Files, report.Files...), len(report.Polled) > 0
 	if r.Snapshot, err = compile(spec); err == nil && i.keep {

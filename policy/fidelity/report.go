@@ -150,6 +150,15 @@ func (r *Report) DomainsUnknown() (lists []string) {
 // Count returns how many items are of a class.
 func (r *Report) Count(c Class) int { return len(r.of(func(it Item) bool { return it.Class == c })) }
 
+// Lacking names the items that aren't replicated, each once and in order.
+func (r *Report) Lacking() (ids []string) {
+	for _, it := range r.of(func(it Item) bool { return it.Class == NotReplicated }) {
+		ids = append(ids, it.ID())
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids)
+}
+
 // HasOptions says that the operator can choose what to do instead of an item.
 func (r *Report) HasOptions() bool {
 	return slices.ContainsFunc(r.Items, func(it Item) bool { return len(it.Options) > 1 })
