@@ -176,6 +176,7 @@ func (m *Metrics) begin() {
 		values []string
 	}{
 		{m.LiveMessages, []string{"accepted", "deferred", "refused", "before_reply", "in_message", "after_dot", "late"}},
+		{m.ShadowEvents, []string{"judged", "undecided", "dropped", "unreadable"}},
 		{m.Asked, []string{"accepted", "refused", "deferred", "unasked"}},
 		{m.PolicyReloads, []string{"changed", "unchanged", "refused"}},
 		{m.CertReloads, []string{"changed", "unchanged", "refused"}},
@@ -191,11 +192,11 @@ func (m *Metrics) begin() {
 	for _, by := range []string{"live", "ask", "relay"} {
 		m.Contradicted.WithLabelValues(by, "listed")
 	}
-	for _, result := range []string{"judged", "undecided", "dropped", "unreadable"} {
-		m.ShadowEvents.WithLabelValues(result)
+	for _, by := range []string{"live", "shadow"} {
+		for _, class := range []string{"exact", "approximated", "not_replicated", "given_dns", "late"} {
+			m.Differences.WithLabelValues(by, class)
+		}
 	}
-	m.buildInfo()
-	return m
 }
 
 // QueueStats is what Queue's callback returns. It must come in constant time.

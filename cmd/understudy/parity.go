@@ -23,8 +23,8 @@ import (
 )
 
 type parityCmd struct {
-	Play   parityPlayCmd   `cmd:"" default:"withargs" help:"Play sessions to the primary and to the policy, and compare every reply; the default."`
-	Live   parityLiveCmd   `cmd:"" help:"How the policy agrees with the primary in live sessions."`
+	Play parityPlayCmd `cmd:"" default:"withargs" help:"Play sessions to the primary and to the policy, and compare every reply; the default."`
+	Live parityLiveCmd `cmd:"" help:"How the policy agrees with the primary in live sessions."`
 }
 
 type parityPlayCmd struct {

@@ -152,9 +152,6 @@ type file struct {
 // Open goes on with what a file has. One that can't be read is put aside.
 func Open(o Options, now time.Time) *Meter {
 	m := &Meter{o: o, since: now.UTC().Truncate(time.Second), kinds: map[kindKey]*Kind{}}
-	for _, c := range Classes {
-		o.Differences.WithLabelValues(c)
-	}
 	f, err := load(o.File)
 	if errors.Is(err, fs.ErrNotExist) {
 		return m
