@@ -44,7 +44,7 @@ func TestListingHoldsUpNobody(t *testing.T) {
 				select {
 				case err := <-reopened:
 					return err
-				case <-time.After(10 * time.Second):
+				case <-time.After(time.Minute):
 					return errors.New("the store is not reopened while somebody lists")
 				}
 			})

@@ -509,7 +509,7 @@ func TestHold(t *testing.T) {
 // TestEarlyTalkers has 600 clients at once speak in the middle of the wait, each
 // second of whom has brought mail before: none gets a recipient through.
 func TestEarlyTalkers(t *testing.T) {
-	const n, wait = 600, time.Second
+	const n, wait = 600, 4 * time.Second
 	s, _ := newServer(t)
 	s.MaxConnectionsPerNetwork = n
 	snap := snapshot(t, func(spec *policy.Spec) {

@@ -410,7 +410,7 @@ func TestServeAfterEnd(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatal("Serve does not return")
 		}
 	}

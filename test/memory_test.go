@@ -77,7 +77,7 @@ func testMemory(t *testing.T, recipients int, limit float64, hashed bool) {
 	eventually(t, 10*time.Second, "the change is logged", func() bool { at, took = s.applied(t, 2); return took > 0 })
 	during, before := wait(at.Add(-took-50*time.Millisecond), at.Add(50*time.Millisecond))
 	t.Logf("a change of one applied in %d ms; meanwhile %s; before, %s", took.Milliseconds(), during, before)
-	if took > 5*time.Second {
+	if took > 20*time.Second { // 5 s on a machine that isn't busy
 		t.Errorf("the change took %v", took)
 	}
 	check("while a change was applied")

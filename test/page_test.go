@@ -34,7 +34,7 @@ type browser struct {
 
 func newBrowser(t *testing.T) *browser {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	t.Cleanup(cancel)
 	flags := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.NoSandbox) // root has no sandbox
 	ctx, cancel = chromedp.NewExecAllocator(ctx, flags...)
@@ -85,7 +85,7 @@ func (b *browser) text(selector string) string {
 func (b *browser) wait(selector, want string) {
 	b.t.Helper()
 	var got string
-	for deadline := time.Now().Add(40 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		if got = b.text(selector); strings.Contains(got, want) {
 			return
 		}

@@ -260,9 +260,10 @@ func readFile(t *testing.T, path string) string {
 }
 
 // eventually polls until ok or the time is over; processes of their own have
-// no channel to wait on.
+// no channel to wait on. A busy machine gets two minutes for anything.
 func eventually(t *testing.T, limit time.Duration, what string, ok func() bool) {
 	t.Helper()
+	limit = max(limit, 2*time.Minute)
 	for deadline := time.Now().Add(limit); !ok(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("after %v still not: %s", limit, what)

@@ -239,7 +239,7 @@ func (s *secondary) ask(to string) int {
 func (s *secondary) wantReply(to string, code int) {
 	s.t.Helper()
 	got := 0
-	for deadline := time.Now().Add(45 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		if got = s.ask(to); got == code {
 			return
 		}

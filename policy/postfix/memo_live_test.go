@@ -143,7 +143,7 @@ func TestMemo(t *testing.T) {
 // awaitChange waits until a glance sees a change.
 func awaitChange(t testing.TB, memo *Memo, what string) {
 	t.Helper()
-	tick, patience := time.NewTicker(20*time.Millisecond), time.NewTimer(15*time.Second)
+	tick, patience := time.NewTicker(20*time.Millisecond), time.NewTimer(time.Minute)
 	defer tick.Stop()
 	defer patience.Stop()
 	for !memo.Changed(t.Context(), Databases{}) {
