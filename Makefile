@@ -1,5 +1,5 @@
 # The commands of the README, by name. CI runs the same ones.
-.PHONY: build deb demo test crash soak bench bench-sync bench-door bench-memory bench-live parity suites screenshots generate lint
+.PHONY: build deb demo test crash forged soak bench bench-sync bench-door bench-memory bench-live parity parity-filters suites screenshots generate lint
 
 build:
 	go build -o understudy ./cmd/understudy
@@ -33,6 +33,11 @@ mutants:
 STATES = 1000000
 crash:
 	go test -timeout 10h -run 'TestPowerCut' -v ./queue -args -crash $(STATES)
+
+# 100,000 messages of forged senders that the primary refuses: no report.
+FORGED = 100000
+forged:
+	FORGED=$(FORGED) go test -timeout 1h -v -run 'TestForged' ./queue
 
 # SIGKILL at any moment, under load.
 KILLS = 10000
@@ -71,6 +76,11 @@ bench-memory:
 parity:
 	test/install-peers
 	SESSIONS=100000 MUTANTS=1 go test -timeout 24h -v -run TestProfiles ./test/parity
+
+# 20,000 sessions for each profile of filters, with the real ones behind a real Postfix.
+parity-filters:
+	test/install-peers
+	FILTER_SESSIONS=20000 go test -timeout 10h -v -run TestFiltersLikePostfix ./test/parity
 
 # The tables of mail suites, 50,000 keys each: docs/SUITES.md.
 suites:

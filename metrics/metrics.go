@@ -37,6 +37,8 @@ type Metrics struct {
 	Accepted        prometheus.Counter     // messages answered 250 after the synced commit
 	AcceptedBytes   prometheus.Counter     // their content
 	AcceptedRcpts   prometheus.Counter     // their recipients
+	Returned        *prometheus.CounterVec // recipients by who returned them: "queue", "operator"
+	Reports         *prometheus.CounterVec // DSNs of ours, by result as RelayReplies
 	RelayReplies    *prometheus.CounterVec // recipients by result: "relayed", "deferred", "held", "expired"
 	RelayedBytes    prometheus.Counter     // content of messages that the next hop took
 	RelaySessions   *prometheus.CounterVec // sessions to the next hop by result: "ok", "failed"
@@ -125,6 +127,8 @@ func New(reg prometheus.Registerer) *Metrics {
 		AcceptedBytes:   counter("accepted_bytes_total", "Content octets of the accepted messages."),
 		AcceptedRcpts:   counter("accepted_recipients_total", "Recipients of the accepted messages."),
 		RelayReplies:    counters("relay_recipients_total", "Recipients settled by an attempt to relay, by result.", "result"),
+		Returned:        counters("queue_returned_recipients_total", "Recipients whose message was returned to a sender for whom SPF or DKIM vouched, by who decided: the queue itself or the operator.", "by"),
+		Reports:         counters("reports_total", "Attempts to relay DSNs of our own, by result; they aren't counted as relayed recipients.", "result"),
 		RelayedBytes:    counter("relayed_bytes_total", "Content octets of messages that the next hop accepted."),
 		RelaySessions:   counters("relay_sessions_total", "SMTP sessions to the next hop, by result.", "result"),
 		LiveOpen:        gauge("live_sessions_open", "Sessions to the primary open now to play clients' sessions through."),

@@ -71,7 +71,7 @@ var (
 // there are none. The signatures are verified once, by the first opendkim's
 // limits.
 func (s *Session) milterReader() io.Writer {
-	if len(s.snap.milters) == 0 {
+	if len(s.snap.milters) == 0 && !s.vouching {
 		return nil
 	}
 	d := mailauth.DKIM{Resolver: s.lookups.r, Now: time.Now(), MaxHeader: s.snap.spec.Limits.HeaderBytes}
@@ -88,12 +88,12 @@ func (s *Session) milterReader() io.Writer {
 
 // askMilters asks the milters in order; the first that doesn't accept decides.
 func (e *eval) askMilters(st status) status {
-	if st == refused || e.discard || e.milter == nil {
+	if st == refused || e.discard || e.milter == nil || len(e.snap.milters) == 0 {
 		return st
 	}
 	ctx, cancel := context.WithTimeout(e.ctx, milterTime)
 	defer cancel()
-	r := e.milter.Finish(ctx)
+	r := e.signatures(ctx)
 	var good []string // domains whose signatures opendmarc hears of
 	for i := range e.snap.milters {
 		m := &e.snap.milters[i]
@@ -105,7 +105,7 @@ func (e *eval) askMilters(st status) status {
 			if slices.ContainsFunc(m.dkim.Exempt, func(d string) bool { return strings.EqualFold(d, r.Author.Domain) }) {
 				continue
 			}
-			if got = e.openDKIM(m.dkim, &r); got != refused {
+			if got = e.openDKIM(m.dkim, r); got != refused {
 				for _, s := range r.Signatures {
 					if s.Status == mailauth.Good {
 						good = append(good, s.Domain)
@@ -113,7 +113,7 @@ func (e *eval) askMilters(st status) status {
 				}
 			}
 		} else {
-			got = e.openDMARC(ctx, m.dmarc, &r, good)
+			got = e.openDMARC(ctx, m.dmarc, r, good)
 		}
 		if got == refused || e.discard {
 			return got

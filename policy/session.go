@@ -19,6 +19,7 @@ type Session struct {
 	lookups lookups
 
 	deferUnanswered bool // see DeferUnanswered
+	vouching        bool // see Vouch
 
 	screened  screening
 	heloGiven bool
@@ -36,8 +37,9 @@ type Session struct {
 	discardRule        Rule
 	holdRule           Rule
 	content            *content
-	milter             *mailauth.Verifier // what the milters read
-	spfPass            map[string]bool    // what policy services said of the sender, by name
+	milter             *mailauth.Verifier   // what the milters read
+	signed             *mailauth.DKIMResult // … and what came of it, once somebody asked
+	spfPass            map[string]bool      // what policy services said of the sender, by name
 
 	// State that a stage leaves to later ones.
 	deferPermit, deferReject                              deferral
@@ -346,7 +348,7 @@ func (s *Session) Reset() {
 	s.sender, s.rcpt, s.rcptCount = address{}, address{}, 0
 	s.discard, s.hold = false, false
 	s.discardRule, s.holdRule = Rule{}, Rule{}
-	s.content, s.milter, s.spfPass = nil, nil, map[string]bool{}
+	s.content, s.milter, s.signed, s.spfPass = nil, nil, nil, map[string]bool{}
 	s.lookups.reset()
 }
 

@@ -36,6 +36,9 @@ type auditor struct {
 // batch, sees to it that every message is in the line of its present route,
 // and removes body files that no record names (D7).
 func (q *Queue) audit() error {
+	if err := store.Convert(q.store); err != nil {
+		return err
+	}
 	said, err := store.LoadTotals(q.store)
 	if err != nil && !errors.Is(err, store.ErrRecord) && !errors.Is(err, store.ErrNotFound) {
 		return err
@@ -44,7 +47,7 @@ func (q *Queue) audit() error {
 		q.alarm("totals", err.Error())
 	}
 	a := &auditor{q: q, seed: maphash.MakeSeed()}
-	a.found = store.Totals{Next: said.Next, Alive: said.Alive, Quarantined: said.Quarantined}
+	a.found = store.Totals{Next: said.Next, Alive: said.Alive, Quarantined: said.Quarantined, Reports: said.Reports}
 	q.age = said.Alive
 	if err := store.Scan(q.store, []byte{store.SpaceRecord}, a.record); err != nil {
 		return fmt.Errorf("audit: %w", err)

@@ -2,6 +2,7 @@ package queue
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -23,6 +24,7 @@ const (
 	isDeferred
 	isHeld
 	isUnanswered // offered, and not answered yet: may be there or not
+	isReturned   // gone, and a DSN about it is there
 )
 
 var fates = map[string]fate{"queued": isQueued, "deferred": isDeferred, "held": isHeld}
@@ -77,9 +79,16 @@ func (b *book) set(id string, f fate, only bool) {
 
 // accept offers a message; it is promised once that returns without error.
 func (b *book) accept(q *Queue, body string, to ...string) (string, error) {
-	d, err := q.Begin(mailTo(to...))
+	return b.acceptEnv(q, body, mailTo(to...))
+}
+
+func (b *book) acceptEnv(q *Queue, body string, env *envelope.Envelope) (string, error) {
+	d, err := q.Begin(env)
 	if err != nil {
 		return "", err
+	}
+	if env.Auth.Vouched != "" {
+		env.EnvID = d.ID() // so that a DSN tells
 	}
 	b.mu.Lock()
 	b.mails[d.ID()] = promise{body, isUnanswered | isQueued}
@@ -119,8 +128,17 @@ func (b *book) settle(q *Queue) error {
 	}
 	seen := map[string]bool{}
 	err := q.Walk(context.Background(), func(i Info) error {
+		if i.Report {
+			id, err := returnedID(q, i.ID)
+			seen[id] = true
+			b.confirm(id, isReturned)
+			return err
+		}
 		seen[i.ID] = true
 		b.confirm(i.ID, fateOf(i))
+		if r := i.Recipients[0]; i.Auth.Vouched != "" && r.Reason == "refused" {
+			b.begin(i.ID, isReturned) // by the next Run
+		}
 		return nil
 	})
 	if err != nil {
@@ -139,6 +157,20 @@ func fateOf(i Info) (f fate) {
 		f |= fates[r.State]
 	}
 	return f
+}
+
+// returnedID is the ID of the message that a DSN returns: its ENVID.
+func returnedID(q *Queue, id string) (string, error) {
+	body, err := readBody(q, id)
+	if err != nil {
+		return "", err
+	}
+	_, after, found := strings.Cut(body, "Original-Envelope-Id: ")
+	if !found || !strings.HasSuffix(body, "--\r\n") {
+		return "", fmt.Errorf("DSN %s is half: %q", id, body)
+	}
+	envid, _, _ := strings.Cut(after, "\r\n")
+	return envid, nil
 }
 
 // hop is a Relayer that takes, defers or refuses by destination: what is for
@@ -164,8 +196,20 @@ func (h hop) Relay(_ context.Context, dest string, next func(time.Duration) *env
 		case dest == "mx.defer.example", dest == "mx.later.example" && h.first(id):
 			h.b.begin(id, isDeferred|isHeld) // held when it expires
 			reply = envelope.NewReply(450, "4.2.0", "later")
+		case t.Envelope.Report:
+			text, err := readAll(t)
+			if err != nil {
+				t.Settle(nil, err)
+				return err
+			}
+			_, after, _ := strings.Cut(text, "Original-Envelope-Id: ")
+			about, _, _ := strings.Cut(after, "\r\n")
+			h.b.begin(about, isGone)
 		case dest == "mx.refuse.example":
 			h.b.begin(id, isHeld)
+			if t.Envelope.Auth.Vouched != "" {
+				h.b.begin(id, isReturned)
+			}
 			reply = envelope.NewReply(550, "5.1.1", "never")
 		default:
 			f, err := t.Open()
@@ -220,6 +264,23 @@ func verdict(what string, disk *testmx.Disk, mails map[string]promise, drain boo
 func inspect(q *Queue, mails map[string]promise, t *taker) error {
 	seen := map[string]bool{}
 	err := q.Walk(context.Background(), func(i Info) error {
+		if i.Report {
+			id, err := returnedID(q, i.ID)
+			if err != nil {
+				return err
+			}
+			if seen[id] || mails[id].may&isReturned == 0 {
+				return fmt.Errorf("DSN %s about %s, which is there too (%v) or wasn't to be returned: %06b", i.ID, id, seen[id], mails[id].may)
+			}
+			seen[id] = true
+			if i.Recipients[0].State != "held" {
+				t.want++
+			}
+			return nil
+		}
+		if seen[i.ID] {
+			return fmt.Errorf("message %s is there, and returned", i.ID)
+		}
 		seen[i.ID] = true
 		p := mails[i.ID]
 		if f := fateOf(i); f&^p.may != 0 || p.may == isGone {
@@ -263,7 +324,12 @@ func (k *taker) Relay(_ context.Context, _ string, next func(time.Duration) *env
 	for t := next(0); t != nil; t = next(0) {
 		body, err := readAll(t)
 		k.mu.Lock()
-		if err != nil || body != k.mails[t.Envelope.ID].body {
+		if t.Envelope.Report {
+			if err == nil && !strings.Contains(body, "Action: failed") {
+				err = fmt.Errorf("no DSN: %q", body)
+			}
+			k.bad = errors.Join(k.bad, err)
+		} else if err != nil || body != k.mails[t.Envelope.ID].body {
 			k.bad = fmt.Errorf("message %s relayed with %d octets of %d, %w", t.Envelope.ID, len(body), len(k.mails[t.Envelope.ID].body), err)
 		}
 		k.got += len(t.Envelope.To)

@@ -109,6 +109,9 @@ func hasKey(entries []store.IndexEntry, key []byte) bool {
 func (t *tx) insert(r *store.Record, body []byte) error {
 	r.Seq = t.totals.Next
 	t.totals.Next++
+	if r.Env.Report {
+		t.totals.Reports++
+	}
 	t.put(store.IDKey(r.Env.ID), binary.BigEndian.AppendUint64(nil, r.Seq))
 	if r.Inline {
 		t.put(store.SeqKey(store.SpaceBody, r.Seq), body)

@@ -17,7 +17,8 @@
 //
 // When Draft.Commit returns nil, the message MUST survive a power cut: its
 // body, its envelope and its place in the line are on stable storage. From
-// then on it is relayed, held for the operator, or removed by the operator.
+// then on it is relayed, held for the operator, returned to its sender, or removed
+// by the operator.
 // The commit instant of a message is one batch that the store made durable; a
 // body above 68 KiB was made durable before that batch was written. A message is
 // forgotten by a durable batch as well, and only then is such a body removed. A
@@ -26,13 +27,15 @@
 //
 // # What it does not do
 //
-// It speaks no SMTP (Relayer does), judges no mail (policy does) and generates
-// no DSNs at all in this version: a message that the next hop refuses for good
-// after we accepted it is held, counted and shown with the rule that let it in.
-// Mail older than Options.MaxAge is held as well when the next hop defers it,
-// never returned. It knows files and LevelDB no more than SMTP: whatever keeps
-// octets is a store.Store (leveldb.Dir, by default); what is done while no daemon
-// runs is package offline's.
+// It speaks no SMTP (Relayer does), judges no mail (policy does) and writes no
+// DSNs (dsn does). A message that the next hop refuses for good after we
+// accepted it is held, counted and shown with the rule that let it in; so is one
+// older than Options.MaxAge when the next hop defers it. Return, or the queue by
+// itself with Options.Return, makes a DSN of it if SPF or DKIM vouched for the
+// sender when it came: one batch takes the message away and puts the DSN in line.
+// It knows files and LevelDB no more than SMTP: whatever keeps octets is a
+// store.Store (leveldb.Dir, by default); what is done while no daemon runs is
+// package offline's.
 //
 // # Keys
 //

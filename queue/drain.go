@@ -35,6 +35,9 @@ func (q *Queue) Run(ctx context.Context) error {
 	}
 	q.mu.Unlock()
 	wg.Go(func() { q.reclaim(ctx) })
+	if q.o.Return {
+		wg.Go(func() { (&returner{q: q}).run(ctx) })
+	}
 
 	<-ctx.Done()
 	q.mu.Lock()
@@ -376,7 +379,7 @@ func (q *Queue) load(d *dest, e entry, now time.Time) (*claim, error) {
 	for i := range r.Recipients {
 		rc := &r.Recipients[i]
 		due := rc.State == store.Queued || rc.State == store.Deferred && (rc.Next <= now.UnixNano() || rc.Last < e.flushed)
-		if due && q.route(rc.Path.Domain) == d.name {
+		if due && r.Dest(rc, q.route) == d.name {
 			c.to = append(c.to, i)
 		}
 	}

@@ -113,6 +113,7 @@ func surviveFault(t *testing.T, disk *testmx.Disk, until *atomic.Int64) {
 			}
 		}
 		l.b.accept(l.q, bodyOf(maxInline+1000, 1), "a@defer.example")
+		l.b.acceptEnv(l.q, l.body(""), returnable("a@refuse.example"))
 		l.run(50*time.Millisecond, l.accept)
 		l.b.change(l.any(), isGone, l.q.Remove)
 	}

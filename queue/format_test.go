@@ -1,7 +1,9 @@
 package queue
 
 import (
+	"bytes"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -22,10 +24,13 @@ var formatMails = []struct{ body, to string }{
 // formatVersion keeps one of the new format with -keep-format.
 func TestFormats(t *testing.T) {
 	if *keepFormat {
-		o := inDir(options(nil), "testdata/format-1")
+		o := inDir(options(nil), fmt.Sprint("testdata/format-", store.FormatVersion))
 		q := mustOpen(t, o)
 		for _, m := range formatMails {
-			id := mustAccept(t, q, m.body, m.to)
+			id, err := commit(q, returnable(m.to), m.body)
+			if err != nil {
+				t.Fatal(err)
+			}
 			if m.to == "c@example.com" {
 				if err := q.Hold(id); err != nil {
 					t.Fatal(err)
@@ -49,12 +54,18 @@ func TestFormats(t *testing.T) {
 			t.Fatalf("%s: %d messages", dir, len(infos))
 		}
 		for n, i := range infos {
+			if i.Auth.Checked != (dir != "testdata/format-1") {
+				t.Errorf("%s: message %d: %+v", dir, n, i.Auth)
+			}
 			if body, err := readBody(q, i.ID); err != nil || body != formatMails[n].body || i.Recipients[0].Address != formatMails[n].to {
 				t.Errorf("%s: message %d: %+v, %v", dir, n, i, err)
 			}
 		}
 		if s := q.Stats(); s.Held != 1 {
 			t.Errorf("%s: %+v", dir, s)
+		}
+		if v, err := q.store.Get([]byte{store.SpaceFormat}); err != nil || !bytes.Equal(v, store.FormatValue(store.FormatVersion)) {
+			t.Errorf("%s: the store says format %x, %v: an older program would read it", dir, v, err)
 		}
 		mustClose(t, q)
 	}

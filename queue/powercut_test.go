@@ -35,6 +35,7 @@ func (l *life) options() Options {
 	o := options(l.disk)
 	o.Relayer = hop{l.b}
 	o.MaxAge = 3 * time.Hour
+	o.Return = true
 	o = buffered(o, 8<<10) // so that journals rotate and tables are merged
 	return o
 }
@@ -56,13 +57,22 @@ func (l *life) accept() {
 		return
 	}
 	to := domains[l.rnd.IntN(len(domains))]
+	if to == "a@refuse.example" && l.rnd.IntN(3) > 0 {
+		l.b.acceptEnv(l.q, l.body(""), returnable(to))
+		return
+	}
 	l.b.accept(l.q, l.body(""), to)
 }
 
 // any picks a message in the queue.
 func (l *life) any() string {
 	var ids []string
-	l.q.Walk(context.Background(), func(i Info) error { ids = append(ids, i.ID); return nil })
+	l.q.Walk(context.Background(), func(i Info) error {
+		if !i.Report {
+			ids = append(ids, i.ID)
+		}
+		return nil
+	})
 	if len(ids) == 0 {
 		return "none"
 	}

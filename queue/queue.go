@@ -57,6 +57,11 @@ type Options struct {
 	// session goes on with the same client's messages, as far as they are read
 	// ahead. By default it doesn't.
 	ByClient func(dest string) bool
+	// Return has what the next hop refused, and what grew too old, returned to
+	// senders for whom SPF or DKIM vouched. DSNs go where Route sends
+	// store.Returns.
+	Return   bool
+	Hostname string // ours, in DSNs; default "localhost"
 	Log      *slog.Logger
 	Metrics  *metrics.Metrics
 	// Now is the clock; by default one that ticks on when the wall clock is set.
@@ -78,6 +83,9 @@ func (o *Options) setDefaults() error {
 	}
 	if o.ByClient == nil {
 		o.ByClient = func(string) bool { return false }
+	}
+	if o.Hostname == "" {
+		o.Hostname = "localhost"
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -112,6 +120,9 @@ type Queue struct {
 	poison  atomic.Pointer[error]
 	left    atomic.Int64 // octets that have left the store, but not the disk
 
+	failures   chan string // IDs for the returner
+	overlooked atomic.Bool // … when it had no room
+
 	mu     sync.Mutex   // guards what follows; never held over I/O
 	totals store.Totals // as of the last batch
 	oldest struct {     // see Stats
@@ -135,7 +146,8 @@ func Open(o Options) (*Queue, error) {
 		o: o, log: o.Log, m: o.Metrics,
 		ops: make(chan *op, 256), written: make(chan struct{}),
 		litter: make(chan string, 256), cleaned: make(chan struct{}),
-		flight: map[uint64]bool{}, dests: map[string]*dest{},
+		failures: make(chan string, 256),
+		flight:   map[uint64]bool{}, dests: map[string]*dest{},
 	}
 	q.opened = q.now()
 	if err := q.open(); err != nil {

@@ -33,8 +33,12 @@ type Info struct {
 	From     string          `json:"from"` // "" for the null reverse-path
 	Client   envelope.Client `json:"client"`
 	// MayHaveArrived says that the next hop may have it already, from a live session.
-	MayHaveArrived bool            `json:"may_have_arrived,omitempty"`
-	Recipients     []RecipientInfo `json:"recipients"` // not the ones that are done
+	MayHaveArrived bool `json:"may_have_arrived,omitempty"`
+	// Auth is what SPF and DKIM said when it came. With Vouched it may be returned.
+	Auth envelope.Auth `json:"auth,omitzero"`
+	// Report says that the message is a DSN of our own.
+	Report     bool            `json:"report,omitempty"`
+	Recipients []RecipientInfo `json:"recipients"` // not the ones that are done
 }
 
 // RecipientInfo is one of its recipients.
@@ -52,10 +56,11 @@ type RecipientInfo struct {
 
 func (x Reader) info(r *store.Record) Info {
 	i := Info{ID: r.Env.ID, Seq: r.Seq, Accepted: r.Env.Received, Size: r.Size,
-		From: r.Env.From.String(), Client: r.Env.Client, MayHaveArrived: r.Env.MayHaveArrived}
+		From: r.Env.From.String(), Client: r.Env.Client, MayHaveArrived: r.Env.MayHaveArrived,
+		Auth: r.Env.Auth, Report: r.Env.Report}
 	for k := range r.Recipients {
 		c := &r.Recipients[k]
-		ri := RecipientInfo{Address: c.Path.String(), Destination: x.route(c.Path.Domain),
+		ri := RecipientInfo{Address: c.Path.String(), Destination: r.Dest(c, x.route),
 			State: c.State.String(), Reason: c.Reason.String(), Attempts: c.Attempts, Rule: c.Rule}
 		if c.State == store.Deferred {
 			ri.NextAttempt = time.Unix(0, c.Next)

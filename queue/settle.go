@@ -229,9 +229,13 @@ func (c *claim) written(is *store.Record, n tally, err error) {
 		c.d.putBack(c.e, q.now())
 		return
 	}
+	counter := q.m.RelayReplies
+	if c.rec.Env.Report {
+		counter = q.m.Reports
+	}
 	count := func(result string, n int) {
 		if n > 0 {
-			q.m.RelayReplies.WithLabelValues(result).Add(float64(n))
+			counter.WithLabelValues(result).Add(float64(n))
 		}
 	}
 	count("relayed", n.relayed)
@@ -245,6 +249,9 @@ func (c *claim) written(is *store.Record, n tally, err error) {
 		q.m.RelayedBytes.Add(float64(c.rec.Size))
 	}
 	c.log(is, n)
+	if n.held+n.expired > 0 {
+		q.noteFailed(c.rec.Env.ID)
+	}
 	if len(is.Recipients) == 0 && !c.rec.Inline {
 		q.litter <- c.rec.Env.ID
 	}
@@ -266,7 +273,11 @@ func (c *claim) log(is *store.Record, n tally) {
 	for i := range is.Recipients {
 		r := &is.Recipients[i]
 		if r.State == store.Held && r.Reason == store.Refused {
-			c.q.log.Error("refused after we accepted it: held (parity incident)", "id", id,
+			what := "refused after we accepted it: held (parity incident)"
+			if is.Env.Report {
+				what = "DSN of ours refused: held"
+			}
+			c.q.log.Error(what, "id", id,
 				"to", store.Cut(r.Path.String()), "reply", store.Cut(r.Reply.String()), "rule", store.Cut(r.Rule))
 		}
 	}

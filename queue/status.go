@@ -11,8 +11,8 @@ import (
 // Status is the queue at one moment, for an operator who watches it.
 type Status struct {
 	At time.Time `json:"at"`
-	// Accepted counts the messages since the queue was made. Those that aren't
-	// in Messages have left; rates are computed from the two.
+	// Accepted counts the messages since the queue was made, without DSNs of our
+	// own.
 	Accepted    uint64    `json:"accepted"`
 	Messages    int       `json:"messages"`
 	Deferred    int       `json:"deferred"`
@@ -47,7 +47,7 @@ func (q *Queue) Status() Status {
 	t := q.totals
 	q.mu.Unlock()
 	now := Status{
-		At: q.now(), Accepted: t.Next - 1, Messages: int(t.Messages), Deferred: int(t.Deferred), Held: int(t.Held),
+		At: q.now(), Accepted: t.Next - 1 - uint64(t.Reports), Messages: int(t.Messages), Deferred: int(t.Deferred), Held: int(t.Held),
 		Bytes: t.Bytes, Oldest: s.Oldest, FreeBytes: s.FreeBytes, Quarantined: int(t.Quarantined),
 		Waiting: q.waits(t), Broken: q.poison.Load() != nil, Damaged: s.Damaged,
 		Destinations: []DestinationNow{},

@@ -45,7 +45,9 @@ func (s *session) proxy(client *envelope.Client) error {
 // ourselves. A client's port makes no difference.
 func (r *route) identityOf(client *envelope.Client, xclientAttrs string) string {
 	switch {
-	case r.Proxy && client.Addr.IsValid():
+	case !client.Addr.IsValid(): // a DSN of our own
+		return ""
+	case r.Proxy:
 		return "PROXY " + client.Addr.String() + " " + heloName(client.Helo)
 	case r.XClient && xclientAttrs != "":
 		return xclient(*client, xclientAttrs)

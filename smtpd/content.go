@@ -146,6 +146,7 @@ func (s *session) commit(b *body) {
 		s.srv.Log.LogAttrs(s.ctx, slog.LevelInfo, "passed on", append(s.who(policy.EndOfData),
 			slog.Int("recipients", len(tx.env.To)), slog.Int64("size", b.size), peer("reply", d.Reply.String()))...)
 	default:
+		tx.env.Auth = s.policy.Auth(s.ctx, tx.env.From)
 		draft := tx.draft
 		tx.draft = nil
 		if err := draft.Commit(s.ctx); err != nil {

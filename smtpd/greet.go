@@ -193,6 +193,9 @@ func (s *session) adopt(snap *policy.Snapshot) {
 	if s.srv.DeferUnanswered {
 		s.policy.DeferUnanswered()
 	}
+	if s.srv.Vouch {
+		s.policy.Vouch()
+	}
 }
 
 // pin makes the transaction that begins use the snapshot that is in force now.

@@ -96,6 +96,10 @@ type Server struct {
 	// see policy.Session.
 	DeferUnanswered bool
 
+	// Vouch has SPF and DKIM checked for each message that is kept, for its
+	// Envelope's Auth, although the policy's filters don't.
+	Vouch bool
+
 	TLS         *tls.Config    // nil: no STARTTLS; see CertFile
 	XClientFrom []netip.Prefix // clients that may use XCLIENT
 	ProxyFrom   []netip.Prefix // peers that must send a PROXY protocol header

@@ -28,6 +28,7 @@ import (
 	"github.com/understudy-mx/understudy/metrics"
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/queue"
+	"github.com/understudy-mx/understudy/queue/store"
 	"github.com/understudy-mx/understudy/relay"
 	"github.com/understudy-mx/understudy/smtpd"
 	policysync "github.com/understudy-mx/understudy/sync"
@@ -35,6 +36,9 @@ import (
 
 // defaultRoute is the next hop of all domains that no [[route]] names.
 const defaultRoute = "primary"
+
+// returnVouched is a value of [queue] return.
+const returnVouched = "vouched"
 
 // daemon is Understudy at work: the rooms, and the wires between them.
 type daemon struct {
@@ -75,7 +79,7 @@ func newDaemon(cfg *config.Config, log *slog.Logger) (_ *daemon, err error) {
 		return nil, mistakes{err}
 	}
 	d.buildRelay()
-	d.smtp.Inquire = inquire(d.relay, routeOf(cfg.Routes))
+	d.smtp.Inquire = inquire(d.relay, routeOf(cfg))
 	d.whileUp()
 	if err := d.openQueue(); err != nil {
 		return nil, err
@@ -191,6 +195,7 @@ func (d *daemon) buildSMTP() error {
 		ShutdownTimeout:          c.ShutdownTimeout,
 		BareNewline:              c.BareNewline,
 		Unsure:                   d.unsure,
+		Vouch:                    d.cfg.Queue.Return == returnVouched,
 		Log:                      d.log,
 		Metrics:                  d.metrics,
 	}
@@ -248,14 +253,14 @@ func newResolver(cfg *config.Config, observe func(string, string, time.Duration)
 
 func (d *daemon) buildRelay() {
 	routes := map[string]relay.Route{}
-	add := func(name string, p config.Primary) {
+	add := func(name string, p config.Primary, live bool) {
 		routes[name] = relay.Route{Name: name, Address: p.Address, TLS: p.TLS, TLSName: p.TLSName,
 			TLSCA: p.TLSCA, XClient: p.ByXClient(), Proxy: p.ByProxy(), MaxAsking: p.MaxConnections, ProbeInterval: p.ProbeInterval,
-			Live: p.WhileUp == "live" && byClientOf(p), MaxLive: p.MaxLive}
+			Live: live && p.WhileUp == "live" && byClientOf(p), MaxLive: p.MaxLive}
 	}
-	add(defaultRoute, d.cfg.Primary)
+	add(defaultRoute, d.cfg.Primary, true)
 	for _, r := range d.cfg.Routes {
-		add(r.Name, r.Primary)
+		add(r.Name, r.Primary, len(r.Domains) > 0)
 	}
 	d.relay = relay.New(relay.Options{Routes: routes, Hostname: d.cfg.Hostname, Log: d.log, Metrics: d.metrics,
 		OnUp: func(dest string) { d.queue.Wake(dest) }, Asks: d.asks})
@@ -274,15 +279,18 @@ func inquire(c *relay.Client, route func(domain string) string) func(*envelope.E
 
 // routeOf returns the function from a recipient's domain to the next hop: the
 // route that names the domain, or else the nearest domain above it with a dot
-// in front, or else [primary].
-func routeOf(routes []config.Route) func(domain string) string {
+// in front, or else [primary]. DSNs of our own have one by themselves.
+func routeOf(cfg *config.Config) func(domain string) string {
 	dest := map[string]string{}
-	for _, r := range routes {
+	for _, r := range cfg.Routes {
 		for _, domain := range r.Domains {
 			dest[domain] = r.Name
 		}
 	}
 	return func(domain string) string {
+		if domain == store.Returns {
+			return cfg.Queue.ReturnThrough
+		}
 		domain = strings.ToLower(strings.TrimSuffix(domain, "."))
 		if name, ok := dest[domain]; ok {
 			return name
@@ -309,13 +317,15 @@ func (d *daemon) openQueue() error {
 	}
 	q, err := queue.Open(queue.Options{
 		Store:          queueDir(d.cfg),
-		Route:          routeOf(d.cfg.Routes),
+		Route:          routeOf(d.cfg),
 		Relayer:        d.relay,
 		MaxAge:         d.cfg.Queue.MaxAge,
 		MinFree:        uint64(d.cfg.Queue.MinFree),
 		MinFreeInodes:  uint64(d.cfg.Queue.MinFreeInodes),
 		MaxConnections: func(dest string) int { return limit[dest] },
 		MaxRate:        func(dest string) int { return rate[dest] },
+		Return:         d.cfg.Queue.Return == returnVouched,
+		Hostname:       d.cfg.Hostname,
 		ByClient:       func(dest string) bool { return byClient[dest] },
 		Log:            d.log,
 		Metrics:        d.metrics,

@@ -12,13 +12,14 @@ import (
 	"testing"
 
 	"github.com/understudy-mx/understudy/internal/config"
+	"github.com/understudy-mx/understudy/queue/store"
 )
 
 func TestRouteOf(t *testing.T) {
-	route := routeOf([]config.Route{
+	route := routeOf(&config.Config{Routes: []config.Route{
 		{Name: "a", Domains: []string{"example.org", ".sub.example.org"}},
 		{Name: "b", Domains: []string{".example.org", "x.sub.example.org"}},
-	})
+	}, Queue: config.Queue{ReturnThrough: "b"}})
 	for domain, want := range map[string]string{
 		"example.org":         "a",
 		"EXAMPLE.ORG.":        "a",
@@ -31,6 +32,7 @@ func TestRouteOf(t *testing.T) {
 		"org":                 "primary",
 		"":                    "primary",
 		"[192.0.2.1]":         "primary",
+		store.Returns:         "b",
 	} {
 		if got := route(domain); got != want {
 			t.Errorf("%q: got %q, want %q", domain, got, want)

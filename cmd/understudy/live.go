@@ -24,7 +24,7 @@ func byClientOf(p config.Primary) bool { return p.ByXClient() || p.ByProxy() }
 // whileUp has the door do with mail what the configuration says while its next
 // hop is up.
 func (d *daemon) whileUp() {
-	route := routeOf(d.cfg.Routes)
+	route := routeOf(d.cfg)
 	d.smtp.IsNextHop = func(domain string, addr netip.Addr) bool { return d.relay.IsNextHop(route(domain), addr) }
 	live := slices.ContainsFunc(d.relay.Status(), func(r relay.RouteStatus) bool { return r.Live })
 	defers := map[string]bool{defaultRoute: d.cfg.Primary.WhileUp == "defer"}

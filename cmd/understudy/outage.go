@@ -58,13 +58,20 @@ func (d *daemon) sample() outage.Sample {
 	settled := metrics.Counts(d.metrics.RelayReplies, "result", nil)
 	s := outage.Sample{
 		Accepted: q.Accepted, Waiting: waiting, Oldest: q.Oldest,
-		Relayed: settled["relayed"], Held: settled["held"] + settled["expired"],
+		Relayed: settled["relayed"], Held: settled["held"] + settled["expired"], Returned: total(metrics.Counts(d.metrics.Returned, "by", nil)),
 		Refused: metrics.Counts(d.metrics.Verdicts, "rule", map[string]string{"action": "reject"}),
 	}
 	for _, r := range d.relay.Status() {
 		s.Routes = append(s.Routes, outage.Route{Name: r.Name, Up: r.Up, Since: r.Since, Error: r.LastError})
 	}
 	return s
+}
+
+func total(counts map[string]uint64) (n uint64) {
+	for _, v := range counts {
+		n += v
+	}
+	return n
 }
 
 type outageCmd struct {
@@ -74,7 +81,7 @@ type outageCmd struct {
 }
 
 func (outageCmd) Help() string {
-	return `An outage begins when the next hop doesn't answer and ends when it does; it is drained when nothing waits any more. Accepted and refused count until the end, relayed and held until it is drained. Saved are the messages that a sender who gives up after 72 hours would have lost; all others would have come late, if at all.`
+	return `An outage begins when the next hop doesn't answer and ends when it does; it is drained when nothing waits any more. Accepted and refused count until the end, relayed, held and returned until it is drained. Saved are the messages that a sender who gives up after 72 hours would have lost; all others would have come late, if at all.`
 }
 
 type outageListCmd struct {
@@ -95,10 +102,10 @@ func printOutages(out io.Writer, all []outage.Outage) error {
 		return err
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "ID\tROUTE\tBEGAN\tLASTED\tACCEPTED\tREFUSED\tRELAYED\tHELD\tSTATE")
+	fmt.Fprintln(w, "ID\tROUTE\tBEGAN\tLASTED\tACCEPTED\tREFUSED\tRELAYED\tHELD\tRETURNED\tSTATE")
 	for _, o := range all {
-		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\n", o.ID, printable(o.Route), o.Began.Local().Format(time.DateTime), age(o.Length(time.Now())),
-			o.Accepted, o.Refusals(), o.Relayed, o.Held, outageState(&o))
+		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%s\n", o.ID, printable(o.Route), o.Began.Local().Format(time.DateTime), age(o.Length(time.Now())),
+			o.Accepted, o.Refusals(), o.Relayed, o.Held, o.Returned, outageState(&o))
 	}
 	return w.Flush()
 }
@@ -170,6 +177,7 @@ func outageFacts(o *outage.Outage) []outageFact {
 		{"Accepted", plural(int(o.Accepted), "message") + fmt.Sprintf(", beside %d that waited before", o.Waited)},
 		{"Relayed", plural(int(o.Relayed), "recipient")},
 		{"Held", plural(int(o.Held), "recipient")},
+		{"Returned", plural(int(o.Returned), "recipient")},
 		{"Longest wait", age(time.Duration(o.Longest) * time.Second)},
 		{"Saved", fmt.Sprintf("%s from senders who give up after %d hours", plural(int(o.Saved), "message"), outage.Retry)},
 		{"Refused", plural(int(o.Refusals()), "verdict")},

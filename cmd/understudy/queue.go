@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/control"
+	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/internal/operator"
 	"github.com/understudy-mx/understudy/queue"
 )
@@ -23,6 +25,7 @@ type queueCmd struct {
 	Flush      queueFlushCmd   `cmd:"" help:"Try everything deferred now."`
 	Hold       queueHoldCmd    `cmd:"" help:"Keep messages back until they are released."`
 	Release    queueReleaseCmd `cmd:"" help:"Put held messages back in line."`
+	Return     queueReturnCmd  `cmd:"" help:"Return held messages to their senders, if those were vouched for."`
 	Remove     queueRemoveCmd  `cmd:"" help:"Delete messages, for good."`
 	Export     queueExportCmd  `cmd:"" help:"Copy messages into a maildir or an mbox, without touching the queue."`
 	Verify     queueVerifyCmd  `cmd:"" help:"Check all that is stored, while the daemon is stopped."`
@@ -33,7 +36,7 @@ type queueCmd struct {
 func (queueCmd) Help() string {
 	return `These commands ask the running daemon through its control socket, so run them as root or as the daemon's user.
 
-A message waits (queued), was put off by the primary (deferred), or is held: the primary refused it after we had accepted it, it outlived max_age, or an operator held it. What is held stays until it is released or removed.`
+A message waits (queued), was put off by the primary (deferred), or is held: the primary refused it after we had accepted it, it outlived max_age, or an operator held it. What is held stays until it is released, returned or removed; with [queue] return = "vouched" mail of senders for whom SPF or DKIM vouched is returned by itself.`
 }
 
 // daemonFlag finds the daemon to ask.
@@ -250,6 +253,11 @@ func showText(out io.Writer, info queue.Info, now daemonNow) error {
 	if info.MayHaveArrived {
 		fmt.Fprintf(w, "May arrive twice\tthe primary had it, and didn't answer\n")
 	}
+	if info.Report {
+		fmt.Fprintf(w, "Report\tto the sender of a message that was returned\n")
+	} else {
+		fmt.Fprintf(w, "Vouched for\t%s\n", vouchedText(info.Auth))
+	}
 	for _, r := range info.Recipients {
 		fmt.Fprintf(w, "\t\nTo\t<%s>\n", printable(r.Address))
 		fmt.Fprintf(w, "  route\t%s\n", now.wayTo(r.Destination))
@@ -261,6 +269,19 @@ func showText(out io.Writer, info queue.Info, now daemonNow) error {
 		fmt.Fprintf(w, "  accepted by\t%s\n", printable(r.Rule))
 	}
 	return w.Flush()
+}
+
+// vouchedText says whether the sender was vouched for, and by what.
+func vouchedText(a envelope.Auth) string {
+	if !a.Checked {
+		return "not checked"
+	}
+	said := []string{"SPF " + cmp.Or(a.SPF, "not checked")}
+	for _, s := range a.DKIM {
+		said = append(said, "DKIM "+s.Result+" for "+printable(s.Domain))
+	}
+	by := map[string]string{"": "no", "spf": "by SPF", "dkim": "by DKIM"}[a.Vouched]
+	return by + " (" + strings.Join(said, ", ") + ")"
 }
 
 // wayTo names a destination and says how its next hop is.
@@ -333,6 +354,19 @@ func (queueReleaseCmd) Help() string {
 
 func (c *queueReleaseCmd) Run(ctx context.Context) error {
 	return c.each(ctx, c.IDs, operator.Daemon.Release)
+}
+
+type queueReturnCmd struct {
+	daemonFlag
+	idsArg
+}
+
+func (queueReturnCmd) Help() string {
+	return `The sender gets a report (DSN) that its message wasn't delivered, and the held recipients leave the queue. A message is returned only if SPF or DKIM vouched for its sender when it came, since a forged sender would get the report; otherwise the command says why not. queue show tells whether a sender was vouched for.`
+}
+
+func (c *queueReturnCmd) Run(ctx context.Context) error {
+	return c.each(ctx, c.IDs, operator.Daemon.Return)
 }
 
 type queueRemoveCmd struct {

@@ -32,7 +32,7 @@ func (c *queueRepairCmd) Run(out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	done, err := offline.Repair(queueDir(cfg), routeOf(cfg.Routes))
+	done, err := offline.Repair(queueDir(cfg), routeOf(cfg))
 	switch {
 	case errors.Is(err, leveldb.ErrWhole):
 		_, err = fmt.Fprintln(out, "Nothing to repair: all of the store can be read.")

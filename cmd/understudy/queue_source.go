@@ -49,7 +49,7 @@ func (f daemonFlag) view() (*offline.View, error) {
 	if err != nil {
 		return nil, err
 	}
-	v, err := offline.OpenView(queueDir(cfg), routeOf(cfg.Routes))
+	v, err := offline.OpenView(queueDir(cfg), routeOf(cfg))
 	switch {
 	case errors.Is(err, queue.ErrLocked):
 		return nil, err

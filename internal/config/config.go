@@ -108,6 +108,8 @@ type Queue struct {
 	MaxAge        time.Duration
 	MinFree       Size
 	MinFreeInodes int
+	Return        string // never, vouched
+	ReturnThrough string // a route's name, or "primary"
 }
 
 // DNS is section [dns].
@@ -292,7 +294,7 @@ func (r *reader) route(path string, t map[string]any) {
 	}
 	rt := c.Routes[0]
 	rt.Primary = c.Primary
-	for key, missing := range map[string]bool{"name": rt.Name == "", "address": rt.Address == "", "domains": len(rt.Domains) == 0} {
+	for key, missing := range map[string]bool{"name": rt.Name == "", "address": rt.Address == ""} {
 		if _, there := t[key]; missing && !there {
 			r.mistake(path, "lacks the key %q; add it", key)
 		}
@@ -361,8 +363,15 @@ func (r *reader) checkIdentity(path string, p Primary) {
 
 func (r *reader) checkRoutes() {
 	domain, name := map[string]string{}, map[string]string{"primary": "the section [primary]"}
+	through := r.cfg.Queue.ReturnThrough
+	if through != "primary" && !slices.ContainsFunc(r.cfg.Routes, func(rt Route) bool { return rt.Name == through }) && !r.failed("queue.return_through") {
+		r.mistake("queue.return_through", `no [[route]] has the name %q; add one, or remove this line for "primary"`, through)
+	}
 	for i, rt := range r.cfg.Routes {
 		path := fmt.Sprintf("route[%d]", i)
+		if len(rt.Domains) == 0 && rt.Name != through && !r.failed(path+".domains") {
+			r.mistake(path, `lacks the key "domains"; add it`)
+		}
 		r.checkIdentity(path, rt.Primary)
 		if other, twice := name[rt.Name]; twice && rt.Name != "" {
 			r.mistake(path+".name", "%q already names %s; choose another", rt.Name, other)

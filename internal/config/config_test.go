@@ -54,6 +54,8 @@ file = "/srv/policy.toml"
 [queue]
 max_age = "1d12h"
 min_free = "1GiB"
+return = "vouched"
+return_through = "smarthost"
 [dns]
 servers = ["::1", "192.0.2.1:5353"]
 [[route]]
@@ -61,6 +63,9 @@ name = "a"
 address = "mx3.example.org:2525"
 domains = ["Sales.example.org", ".example.net"]
 probe_interval = "2s"
+[[route]]
+name = "smarthost"
+address = "smtp.example.org:25"
 `))
 	if err != nil {
 		t.Fatal(err)
@@ -86,6 +91,10 @@ probe_interval = "2s"
 	want.DNS.Servers = []string{"[::1]:53", "192.0.2.1:5353"}
 	base.Address, base.ProbeInterval = "mx3.example.org:2525", 2*time.Second
 	want.Routes = []Route{{Name: "a", Domains: []string{"sales.example.org", ".example.net"}, Primary: base}}
+	smarthost := Default().Primary
+	smarthost.Address = "smtp.example.org:25"
+	want.Routes = append(want.Routes, Route{Name: "smarthost", Primary: smarthost})
+	want.Queue.Return, want.Queue.ReturnThrough = "vouched", "smarthost"
 	if diff := cmp.Diff(want, c, cmp.Comparer(func(a, b interface{ String() string }) bool { return a.String() == b.String() })); diff != "" {
 		t.Errorf("config (-want +got):\n%s", diff)
 	}

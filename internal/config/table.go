@@ -129,7 +129,7 @@ var settings = []setting{
 		"A short name for logs and metrics. Must be given.",
 		func(c *Config) any { return &last(c).Name }},
 	{"route", "domains", domainList, "[]", nil,
-		`The domains of this route: "example.org" is that domain alone, ".example.org" all of its subdomains. Must be given.`,
+		`The domains of this route: "example.org" is that domain alone, ".example.org" all of its subdomains. Must be given, but for a route that queue.return_through names.`,
 		func(c *Config) any { return &last(c).Domains }},
 
 	{"policy", "file", file, "", nil,
@@ -173,6 +173,13 @@ var settings = []setting{
 	{"queue", "min_free_inodes", count(0, 1<<40), "1000", nil,
 		"Free inodes below which messages are answered 452; for file systems that count them.",
 		func(c *Config) any { return &c.Queue.MinFreeInodes }},
+
+	{"queue", "return", choice("never", "vouched"), `"never"`, nil,
+		"What to do with mail that the server refused after it was accepted here, or that outlived max_age. never: it is held for the operator. vouched: a report (DSN) goes to the sender, if SPF passed or a good DKIM signature is the author's own when the message came; all other mail is held, since the sender may be forged. SPF and DKIM are then checked for each message that is kept, whatever the policy's filters are. What is held already, and was vouched for, is returned as well.",
+		func(c *Config) any { return &c.Queue.Return }},
+	{"queue", "return_through", label, `"primary"`, nil,
+		`Where reports go: "primary" is [primary], any other name that of a [[route]], which then needs no domains: a smarthost. It must accept mail to any domain from this machine. No MX is looked up.`,
+		func(c *Config) any { return &c.Queue.ReturnThrough }},
 
 	{"dns", "servers", serverList, "[]", nil,
 		"Name servers as ip:port, or ip for port 53. Without any, those of /etc/resolv.conf are asked.",

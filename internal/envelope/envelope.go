@@ -69,6 +69,30 @@ type Envelope struct {
 	// MayHaveArrived says that the next hop had the whole message in a live
 	// session and didn't answer: it may get it twice.
 	MayHaveArrived bool
+	Auth           Auth // what SPF and DKIM said when the message came
+	// Report says that the message is a DSN of our own: no client brought it.
+	Report bool
+}
+
+// Auth is what SPF and DKIM said about a message.
+type Auth struct {
+	Checked bool `json:"checked"`
+	// SPF is RFC 8601's word for the client's right to the reverse-path, or for
+	// the null one to the HELO name; "" where nobody asked.
+	SPF  string      `json:"spf,omitempty"`
+	DKIM []Signature `json:"dkim,omitempty"` // at most MaxSignatures, from the top
+	// Vouched is "spf" or "dkim" when one of them vouches for the reverse-path:
+	// a DSN would reach the author of the message, and nobody else.
+	Vouched string `json:"vouched,omitempty"`
+}
+
+// MaxSignatures bounds Auth.DKIM.
+const MaxSignatures = 8
+
+// Signature is one DKIM signature.
+type Signature struct {
+	Domain string `json:"domain"` // d=
+	Result string `json:"result"` // RFC 8601's word
 }
 
 // Transfer is one message on its way to one next hop. The queue makes it, the

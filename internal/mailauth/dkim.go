@@ -51,6 +51,7 @@ type Signature struct {
 	Domain  string // d=
 	Status  Status
 	Testing bool // the key says so
+	Sound   bool // it covers the whole body, by a hash that RFC 8301 still allows
 }
 
 // DKIMResult is the verdict on a message.
@@ -161,7 +162,7 @@ func (v *Verifier) Finish(ctx context.Context) DKIMResult {
 	}
 	wait.Wait()
 	for i, s := range v.sigs {
-		v.result.Signatures = append(v.result.Signatures, Signature{s.domain, s.status, s.testing})
+		v.result.Signatures = append(v.result.Signatures, Signature{s.domain, s.status, s.testing, s.length < 0 && s.hash != crypto.SHA1})
 		if i == 0 || s.status == Good && v.result.Status != Good {
 			v.result.Status, v.result.Testing = s.status, s.testing
 		}

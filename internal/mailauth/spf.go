@@ -30,6 +30,8 @@ type SPFResult struct {
 	Result Result
 	Why    string // in pyspf's words, or the domain's own: printable ASCII
 	Record string // the domain's own record, if it has one
+	// Anyone says that the record passes more or less every client.
+	Anyone bool
 }
 
 // Check is RFC 7208's check_host for a reverse-path, or for the HELO name if
@@ -59,6 +61,7 @@ func (s SPF) Check(ctx context.Context, ip netip.Addr, helo, sender string) SPFR
 		out.Result, out.Why = PermError, "SPF Permanent Error: "+err.Error()
 	default:
 		out.Why = q.why(out.Result)
+		out.Anyone = out.Result == Pass && q.anyone
 	}
 	out.Why = printable(out.Why, spfMaxExplanation)
 	return out
@@ -85,6 +88,7 @@ type spfQuery struct {
 	void    int
 	ptr     string // the macro p, once it was needed
 	explain string // domain-spec of the record that counts, expanded
+	anyone  bool   // the last mechanism that matched would match more or less every client
 }
 
 func (q *spfQuery) why(r Result) string {
@@ -186,6 +190,9 @@ func (q *spfQuery) evaluate(record, domain string, base bool) (Result, error) {
 			return None, err
 		}
 		if matched {
+			if m.name != "include" { // of that its own mechanism has said so
+				q.anyone = m.anyone(q.ip.Is4())
+			}
 			return m.result, nil
 		}
 	}
@@ -200,6 +207,24 @@ func (q *spfQuery) evaluate(record, domain string, base bool) (Result, error) {
 		return None, errors.New("redirect domain has no SPF record")
 	}
 	return q.evaluate(next, p.redirect, base)
+}
+
+// anyone says that a mechanism matches a large part of the Internet: no network
+// that one owner has is wider than an IPv4 /8 or an IPv6 /16.
+func (m *spfMechanism) anyone(v4 bool) bool {
+	widest, bits := 8, m.bits4
+	if !v4 {
+		widest, bits = 16, m.bits6
+	}
+	switch m.name {
+	case "all":
+		return true
+	case "ip4", "ip6":
+		return m.prefix.Bits() < widest
+	case "a", "mx":
+		return bits < widest
+	}
+	return false
 }
 
 func (q *spfQuery) matches(m spfMechanism) (bool, error) {

@@ -78,6 +78,7 @@ func ServeDaemon(d Desk) http.Handler {
 	}
 	mux.HandleFunc("POST /v1/queue/{id}/hold", settle(q.Hold))
 	mux.HandleFunc("POST /v1/queue/{id}/release", settle(q.Release))
+	mux.HandleFunc("POST /v1/queue/{id}/return", settle(q.Return))
 	mux.HandleFunc("DELETE /v1/queue/{id}", settle(q.Remove))
 	mux.HandleFunc("POST /v1/flush", func(http.ResponseWriter, *http.Request) { q.Flush() })
 	mux.HandleFunc("GET /v1/quarantine", func(w http.ResponseWriter, r *http.Request) {
@@ -100,7 +101,7 @@ func refuse(w http.ResponseWriter, r *http.Request, err error) {
 	switch {
 	case errors.Is(err, queue.ErrNotFound):
 		status = http.StatusNotFound
-	case errors.Is(err, queue.ErrBusy):
+	case errors.Is(err, queue.ErrBusy), errors.As(err, new(queue.NotReturned)):
 		status = http.StatusConflict
 	}
 	control.Fail(w, status, fmt.Errorf("message %q: %w", r.PathValue("id"), err))
@@ -179,6 +180,11 @@ func (d Daemon) Hold(ctx context.Context, id string) error {
 // Release puts a held message back in line.
 func (d Daemon) Release(ctx context.Context, id string) error {
 	return d.Call(ctx, "POST", target(id)+"/release", nil)
+}
+
+// Return sends a held message back to its sender, if that was vouched for.
+func (d Daemon) Return(ctx context.Context, id string) error {
+	return d.Call(ctx, "POST", target(id)+"/return", nil)
 }
 
 // Remove deletes a message for good.

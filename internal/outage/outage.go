@@ -46,7 +46,8 @@ type Outage struct {
 	Accepted uint64            `json:"accepted"` // messages, while it lasted
 	Refused  map[string]uint64 `json:"refused"`  // verdicts, by kind of rule, while it lasted
 	Relayed  uint64            `json:"relayed"`  // recipients, until it was drained
-	Held     uint64            `json:"held"`     // recipients, until it was drained
+	Held     uint64            `json:"held"`     // recipients, until it was drained, less those returned
+	Returned uint64            `json:"returned"` // recipients, until it was drained
 	Longest  int64             `json:"longest_wait_seconds"`
 	Saved    uint64            `json:"saved"` // messages that a sender who gives up after Retry hours would have lost
 
@@ -84,8 +85,8 @@ type Sample struct {
 	Waiting  int    // messages
 	Oldest   time.Time
 
-	Relayed, Held uint64            // since the process began
-	Refused       map[string]uint64 // likewise
+	Relayed, Held, Returned uint64            // since the process began
+	Refused                 map[string]uint64 // likewise
 }
 
 // file is the book on disk.
@@ -198,7 +199,10 @@ func (b *Book) turn(now time.Time, r Route, waiting int) (turned bool) {
 // count adds what has happened since the last sample.
 func (b *Book) count(o *Outage, now time.Time, s *Sample) {
 	o.Relayed += since(b.last.Relayed, s.Relayed)
+	returned := since(b.last.Returned, s.Returned)
+	o.Returned += returned
 	o.Held += since(b.last.Held, s.Held)
+	o.Held -= min(o.Held, returned) // more only where it was held before the outage
 	if s.Waiting > 0 && !s.Oldest.IsZero() {
 		o.Longest = max(o.Longest, int64(now.Sub(s.Oldest)/time.Second))
 	}

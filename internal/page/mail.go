@@ -30,6 +30,8 @@ type message struct {
 	Recipients []recipient `json:"recipients"`
 	More       int         `json:"more,omitempty"` // recipients that aren't shown
 	AllHeld    bool        `json:"all_held"`
+	Vouched    string      `json:"vouched,omitempty"` // by whom, for the sender: it may be returned
+	Report     bool        `json:"report,omitempty"`  // a DSN of our own
 }
 
 type recipient struct {
@@ -44,7 +46,7 @@ type recipient struct {
 }
 
 func shown(i queue.Info) message {
-	m := message{ID: i.ID, Accepted: i.Accepted, Size: i.Size, From: show(i.From), AllHeld: allHeld(i),
+	m := message{ID: i.ID, Accepted: i.Accepted, Size: i.Size, From: show(i.From), AllHeld: allHeld(i), Vouched: i.Auth.Vouched, Report: i.Report,
 		Client: show(fmt.Sprintf("%s[%s]", i.Client.Name, i.Client.Addr))}
 	for k, r := range i.Recipients {
 		if k == maxRecipients {
@@ -109,13 +111,13 @@ func (p *Page) mail(w http.ResponseWriter, r *http.Request, who caller) {
 	answer(w, list)
 }
 
-// settle releases or removes a held message.
+// settle releases, returns or removes a held message.
 func (p *Page) settle(w http.ResponseWriter, r *http.Request, who caller) {
 	id, what := r.PathValue("id"), r.PathValue("what")
-	do, ok := map[string]func(context.Context, string) error{"release": p.o.Desk.Release, "remove": p.o.Desk.Remove}[what]
+	do, ok := map[string]func(context.Context, string) error{"release": p.o.Desk.Release, "return": p.o.Desk.Return, "remove": p.o.Desk.Remove}[what]
 	switch {
 	case !ok:
-		control.Fail(w, http.StatusNotFound, errors.New("a message is released or removed"))
+		control.Fail(w, http.StatusNotFound, errors.New("a message is released, returned or removed"))
 		return
 	case !who.addresses:
 		control.Fail(w, http.StatusForbidden, errors.New("held mail is not yours to settle: [web] show_addresses"))

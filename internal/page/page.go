@@ -52,6 +52,7 @@ type Desk interface {
 	Message(ctx context.Context, id string) (queue.Info, error)
 	Messages(ctx context.Context, fn func(queue.Info) error) error
 	Release(ctx context.Context, id string) error
+	Return(ctx context.Context, id string) error
 	Remove(ctx context.Context, id string) error
 }
 

@@ -398,7 +398,7 @@ function drawMail(mail, now) {
   const focus = document.activeElement?.dataset.of;
   say("held-note", mail.held.length === 0 ? "None. Mail that the primary refuses after we took it is kept here." : mail.cut ? "There may be more: understudy queue list." : "");
   $("held").replaceChildren(...mail.held.map((m) => mailLine(m, now,
-    button("Release", "", m, () => settle(m, "release")), m.all_held ? button("Remove", "bad", m, () => settle(m, "remove")) : null)));
+    button("Release", "", m, () => settle(m, "release")), m.vouched ? button("Return", "", m, () => settle(m, "return")) : null, m.all_held ? button("Remove", "bad", m, () => settle(m, "remove")) : null)));
   const waiting = now.messages - now.held;
   say("waiting-note", waiting === 0 ? "Nothing waits." : waiting > mail.waiting.length ? `The first ${mail.waiting.length} of ${whole(waiting)}.` : "");
   $("waiting").replaceChildren(...mail.waiting.map((m) => mailLine(m, now)));
@@ -407,6 +407,7 @@ function drawMail(mail, now) {
 
 const asks = {
   release: ["Release this message?", "It goes back in line, and to the primary when its turn comes.", "Release"],
+  return: ["Return this message?", "Its sender gets a report that it wasn't delivered, and the held recipients leave the queue.", "Return"],
   remove: ["Remove this message?", "It is deleted for good. Neither the sender nor the recipient hears of it.", "Remove"],
 };
 

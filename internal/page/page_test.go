@@ -109,7 +109,11 @@ func (d *desk) note(what string) error {
 	return nil
 }
 func (d *desk) Release(_ context.Context, id string) error { return d.note("release " + id) }
-func (d *desk) Remove(_ context.Context, id string) error  { return d.note("remove " + id) }
+func (d *desk) Return(_ context.Context, id string) error {
+	return d.Release(context.Background(), "return "+id)
+}
+
+func (d *desk) Remove(_ context.Context, id string) error { return d.note("remove " + id) }
 
 func options(d *desk) Options {
 	return Options{Hostname: "mx2.example.org", Desk: d, Metrics: prometheus.NewRegistry(), Token: token, Hosts: []string{"mx2.example.org"},

@@ -114,11 +114,35 @@ func (c *codec) record(r *Record) {
 	for i := range r.Recipients {
 		c.recipient(&r.Recipients[i])
 	}
-	// What came later is there only where it is true: records without it are
-	// older versions', too.
-	if r.Env.MayHaveArrived || c.reads && len(c.b) > 0 {
-		c.bool(&r.Env.MayHaveArrived)
-		c.bad = c.bad || !r.Env.MayHaveArrived
+	// What came later is there only where there is any of it, each part after its
+	// number: records without it are older versions', too.
+	c.part(1, &r.Env.MayHaveArrived, func() {})
+	c.part(2, &r.Env.Auth.Checked, func() { c.auth(&r.Env.Auth) })
+	c.part(3, &r.Env.Report, func() {})
+}
+
+// part is a part of a record that need not be there.
+func (c *codec) part(number uint64, there *bool, content func()) {
+	if c.reads {
+		n, size := binary.Uvarint(c.b)
+		*there = size > 0 && n == number
+	}
+	if *there {
+		c.uint(&number)
+		content()
+	}
+}
+
+func (c *codec) auth(v *envelope.Auth) {
+	c.str(&v.SPF)
+	c.str(&v.Vouched)
+	n := len(v.DKIM)
+	if small(c, &n, envelope.MaxSignatures); c.reads && n > 0 {
+		v.DKIM = make([]envelope.Signature, n)
+	}
+	for i := range v.DKIM {
+		c.str(&v.DKIM[i].Domain)
+		c.str(&v.DKIM[i].Result)
 	}
 }
 
@@ -160,6 +184,10 @@ func (c *codec) totals(t *Totals) {
 	c.uint(&t.Next)
 	for _, v := range []*int64{&t.Messages, &t.Held, &t.Deferred, &t.Bytes, &t.Quarantined, &t.Alive} {
 		c.int(v)
+	}
+	if t.Reports != 0 || c.reads && len(c.b) > 0 { // format 1 had none
+		c.int(&t.Reports)
+		c.bad = c.bad || t.Reports <= 0
 	}
 }
 

@@ -3,8 +3,12 @@ package store
 import "encoding/binary"
 
 // FormatVersion is the layout that this code writes and reads. A higher one
-// on disk is refused, a lower one is converted at Open (there is none yet).
-const FormatVersion = 1
+// on disk is refused, a lower one is made this one at Open.
+//
+//	1  the first
+//	2  records may have what SPF and DKIM said, and be DSNs; totals count DSNs.
+//	   What format 1 wrote is read as it is.
+const FormatVersion = 2
 
 // MaxBatch bounds the octets of one synced batch, but for a single larger
 // message.

@@ -18,17 +18,35 @@ func FormatValue(version uint64) []byte { return binary.AppendUvarint(nil, versi
 
 // CheckFormat refuses what this program can't read: ErrNewerVersion.
 func CheckFormat(s Store) error {
+	_, err := format(s)
+	return err
+}
+
+// Convert has a store say that it is of this program's format. Older programs
+// refuse it from then on.
+func Convert(s Store) error {
+	version, err := format(s)
+	if err != nil || version == FormatVersion {
+		return err
+	}
+	var b Batch
+	b.Put([]byte{SpaceFormat}, FormatValue(FormatVersion))
+	return s.Apply(b)
+}
+
+func format(s Store) (uint64, error) {
 	v, err := s.Get([]byte{SpaceFormat})
 	if err != nil {
-		return fmt.Errorf("read format version: %w", err)
+		return 0, fmt.Errorf("read format version: %w", err)
 	}
 	switch version, n := binary.Uvarint(v); {
 	case n <= 0:
-		return fmt.Errorf("read format version: %w: %x", ErrRecord, v)
+		return 0, fmt.Errorf("read format version: %w: %x", ErrRecord, v)
 	case version > FormatVersion:
-		return fmt.Errorf("%w: format %d, this program knows up to %d", ErrNewerVersion, version, FormatVersion)
+		return 0, fmt.Errorf("%w: format %d, this program knows up to %d", ErrNewerVersion, version, FormatVersion)
+	default:
+		return version, nil
 	}
-	return nil
 }
 
 // Has says whether a key is there.

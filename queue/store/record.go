@@ -81,6 +81,18 @@ func (r *Record) Any(s State) bool {
 // IndexEntry is one key of the index with its value.
 type IndexEntry struct{ Key, Value []byte }
 
+// Returns is the domain by which a route is asked where DSNs of our own go. No
+// mailbox has it.
+const Returns = "."
+
+// Dest is the next hop of a recipient.
+func (r *Record) Dest(c *Recipient, route func(string) string) string {
+	if r.Env.Report {
+		return route(Returns)
+	}
+	return route(c.Path.Domain)
+}
+
 // Index lists the keys under which the drain finds the message: for each
 // destination at most one, in line if a recipient is, else deferred until the
 // earliest next attempt. Held recipients have none.
@@ -89,7 +101,7 @@ func (r *Record) Index(route func(string) string) []IndexEntry {
 	dests := make([]string, 0, 4)
 next:
 	for i := range r.Recipients {
-		dest := route(r.Recipients[i].Path.Domain)
+		dest := r.Dest(&r.Recipients[i], route)
 		for _, seen := range dests {
 			if seen == dest {
 				continue next
@@ -107,7 +119,7 @@ func (r *Record) indexFor(dest string, rcpts []Recipient, route func(string) str
 	var first *Recipient
 	for i := range rcpts {
 		c := &rcpts[i]
-		if c.State == Held || route(c.Path.Domain) != dest {
+		if c.State == Held || r.Dest(c, route) != dest {
 			continue
 		}
 		if c.State == Queued {
@@ -139,6 +151,9 @@ type Totals struct {
 	Messages, Held, Deferred int64
 	Bytes                    int64
 	Quarantined              int64
+	// Reports counts the numbers that went to DSNs of our own since the queue was
+	// made: Next less these is how many messages were accepted.
+	Reports int64
 	// Alive is how long this queue has been open in all its runs, ns. Mail
 	// expires only when it is old by this clock too: a wall clock that jumps
 	// ahead expires nothing.

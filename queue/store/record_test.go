@@ -37,7 +37,11 @@ func fullRecord() *Record {
 func TestRecordRoundTrip(t *testing.T) {
 	marked := fullRecord()
 	marked.Env.MayHaveArrived = true
-	for _, want := range []*Record{fullRecord(), marked, {Env: envelope.Envelope{ID: "0123456789abcdef", Received: time.Unix(0, 0)}, Recipients: []Recipient{}}} {
+	checked := fullRecord()
+	checked.Env.Auth = envelope.Auth{Checked: true, SPF: "pass", Vouched: "spf", DKIM: []envelope.Signature{{Domain: "example.org", Result: "pass"}, {Domain: "", Result: "fail"}}}
+	all := checked.Clone()
+	all.Env.MayHaveArrived, all.Env.Report = true, true
+	for _, want := range []*Record{fullRecord(), marked, checked, all, {Env: envelope.Envelope{ID: "0123456789abcdef", Received: time.Unix(0, 0)}, Recipients: []Recipient{}}} {
 		got, err := DecodeRecord(want.Encode())
 		if err != nil {
 			t.Fatal(err)
@@ -83,6 +87,9 @@ func TestRecordDamage(t *testing.T) {
 func FuzzDecodeRecord(f *testing.F) {
 	f.Add(fullRecord().Encode()[5:])
 	f.Add([]byte{})
+	r := fullRecord()
+	r.Env.Auth, r.Env.Report = envelope.Auth{Checked: true, DKIM: []envelope.Signature{{Domain: "example.org", Result: "pass"}}}, true
+	f.Add(r.Encode()[5:])
 	f.Fuzz(func(t *testing.T, payload []byte) {
 		r, err := DecodeRecord(seal(payload))
 		if err != nil {
