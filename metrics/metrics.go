@@ -63,6 +63,8 @@ type Metrics struct {
 	DNSLookups      *prometheus.CounterVec // by type and result
 	DNSDuration     prometheus.Histogram   // one look-up that was not cached
 	DNSFailing      prometheus.Gauge       // 1 while all look-ups fail
+	DNSLists        *prometheus.GaugeVec   // the policy's DNS lists by state
+	DNSListsAside   prometheus.Gauge       // of them, those whose look-ups count as failed
 	PolicyLoaded    prometheus.Gauge       // Unix time at which the snapshot in force was taken over
 	PolicyVersion   prometheus.Gauge       // its version; rises with every change
 	PolicyReloads   *prometheus.CounterVec // by result: "changed", "unchanged", "refused"
@@ -151,6 +153,8 @@ func New(reg prometheus.Registerer) *Metrics {
 		StoreReopens:    counter("queue_store_reopens_total", "Times that the queue's store was reopened after a write error."),
 		DNSLookups:      counters("dns_lookups_total", "DNS look-ups, by type and result; result \"cached\" asked no server.", "type", "result"),
 		DNSFailing:      gauge("dns_failing", "1 after several DNS look-ups in a row without an answer or with a server failure, else 0."),
+		DNSLists:        gauges("dnsbl_zones", "DNS lists of the policy, by what their test entries say of them.", "state"),
+		DNSListsAside:   gauge("dnsbl_set_aside_zones", "DNS lists whose look-ups count as failed for now, since their answers can't be right."),
 		DNSDuration:     histogram("dns_lookup_duration_seconds", "Time of a DNS look-up that was not cached."),
 		PolicyLoaded:    gauge("policy_loaded_timestamp_seconds", "Unix time at which the policy in force was loaded, 0 without one."),
 		PolicyVersion:   gauge("policy_version", "Version of the policy in force; rises with each change."),

@@ -12,7 +12,7 @@ import (
 // zone is a DNS list with its filter. Without a filter any answer counts, but
 // for 127.255.255.0/24: those codes say that the list refused the question
 // (asked through a public resolver, over quota), and counting them would
-// refuse all mail. Postfix does count them; this is our one deliberate
+// refuse all mail. Postfix does count them; this is a deliberate
 // difference, and it errs towards accepting.
 type zone struct {
 	name   string // as configured, with its filter

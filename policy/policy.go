@@ -45,7 +45,8 @@
 // listing: NXDOMAIN means "not listed", and so does a time-out, unless
 // Session.DeferUnanswered was called. An answer in 127.255.255.0/24 counts only where
 // a filter names it: with it a list refuses to serve a resolver, and a secondary
-// rarely shares the primary's. This is the one intended difference from Postfix.
+// rarely shares the primary's. This is one of two intended differences from Postfix; the other is a Resolver's, which may
+// make look-ups in a list fail that can't be right (docs/decisions/0013).
 //
 // postscreen(8) adds up weights. With a threshold of 3 and
 //

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
@@ -38,9 +39,9 @@ type Snapshot struct {
 
 	screenAccess, screenReply []*dict // of postscreen; nil is permit_mynetworks
 
-	sites    []*zone  // of reject_dnsbl_score and postscreen
-	prefetch []string // DNS lists that every client is looked up in
-	lists    []string // all DNS lists, each once
+	sites    []*zone   // of reject_dnsbl_score and postscreen
+	prefetch []string  // DNS lists that every client is looked up in
+	lists    []DNSList // all DNS lists, each zone once
 	asks     bool
 }
 
@@ -82,8 +83,17 @@ func (s *Snapshot) Asks() bool { return s.asks }
 // Stats describes the policy in numbers.
 func (s *Snapshot) Stats() Stats { return s.stats }
 
-// DNSLists names the zones of all DNS lists.
-func (s *Snapshot) DNSLists() []string { return s.lists }
+// DNSList is a zone that the policy asks, and what for.
+type DNSList struct {
+	Zone      string
+	Uses      []string // restrictions; of postscreen's "postscreen_dnsbl_sites"
+	Weight    int      // in reject_dnsbl_score and postscreen, 0: in neither
+	Addresses bool     // it is asked about clients' addresses
+	Names     bool     // it is asked about domains
+}
+
+// DNSLists returns all DNS lists, each zone once.
+func (s *Snapshot) DNSLists() []DNSList { return s.lists }
 
 // Spec is the policy as data. The caller must not change it.
 func (s *Snapshot) Spec() *Spec { return s.spec }
@@ -167,9 +177,14 @@ func (c *compiler) settings() {
 	c.s.forbidden = c.names("protocol.forbidden_commands", spec.Protocol.ForbiddenCommands)
 	c.s.noop = c.names("protocol.noop_commands", spec.Protocol.NoopCommands)
 	for _, site := range spec.DNSBL.Sites {
-		z := c.zone("dnsbl.sites", site.Zone)
+		use := "reject_dnsbl_score"
+		if spec.Postscreen != nil {
+			use = "postscreen_dnsbl_sites"
+		}
+		z := c.zone("dnsbl.sites", use, site.Zone)
 		if z != nil {
 			z.weight = site.Weight
+			c.listOf(z.suffix).Weight += site.Weight
 			c.s.sites = append(c.s.sites, z)
 		}
 	}
@@ -188,17 +203,31 @@ func (c *compiler) bareNewline() {
 	c.s.bareLF = c.networks("protocol.forbid_bare_newline_exclusions", p.BareNewlineExclusions, c.s.spec.NetworksMatchSubdomain)
 }
 
-func (c *compiler) zone(where, arg string) *zone {
+// zone compiles a DNS list that use, a restriction, asks.
+func (c *compiler) zone(where, use, arg string) *zone {
 	z, err := parseZone(arg)
 	if err != nil {
 		c.errorf("%s: %w", where, err)
 		return nil
 	}
 	z.reply = c.s.spec.DNSBL.Replies[arg]
-	if !slices.Contains(c.s.lists, z.suffix) {
-		c.s.lists = append(c.s.lists, z.suffix)
+	l := c.listOf(z.suffix)
+	if !slices.Contains(l.Uses, use) {
+		l.Uses = append(l.Uses, use)
 	}
+	byName := strings.Contains(use, "_rhs") // reject_rhsbl_sender, permit_rhswl_client
+	l.Names, l.Addresses = l.Names || byName, l.Addresses || !byName
 	return z
+}
+
+// listOf is what is known of a zone so far.
+func (c *compiler) listOf(zone string) *DNSList {
+	i := slices.IndexFunc(c.s.lists, func(l DNSList) bool { return l.Zone == zone })
+	if i < 0 {
+		i = len(c.s.lists)
+		c.s.lists = append(c.s.lists, DNSList{Zone: zone})
+	}
+	return &c.s.lists[i]
 }
 
 func (c *compiler) addresses() {
@@ -360,7 +389,7 @@ func (c *compiler) check(where string, r Restriction) (check, bool) {
 			c.actions(ch.table)
 		}
 	case k.arg == argZone:
-		ch.zone = c.zone(where+": "+k.name, r.Arg)
+		ch.zone = c.zone(where+": "+k.name, k.name, r.Arg)
 	case k.arg == argNumber && !allDigits(r.Arg):
 		c.errorf("%s: %s needs a number, not %q", where, k.name, r.Arg)
 	case k.arg == argSPF:

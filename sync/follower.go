@@ -17,14 +17,15 @@ import (
 
 // FollowerOptions configure a Follower. Dir and Domains must be given.
 type FollowerOptions struct {
-	Dir        string           // of keys, pairing and store; Join made it
-	Domains    []string         // the only domains for which the primary may have us accept mail; ".example.org" allows its subdomains
-	StaleAfter time.Duration    // out of contact for longer, unknown recipients are answered 450; default 24 h
-	MaxOctets  int64            // bound on a snapshot, uncompressed; default 1 GiB
-	Report     func() Health    // our state for the primary's operator; nil: only the policy's
-	Log        *slog.Logger     // default: none
-	Metrics    *metrics.Metrics // must be given
-	OnChange   func()           // called when Current has changed; must neither block nor call the Follower; may be nil
+	Dir        string            // of keys, pairing and store; Join made it
+	Domains    []string          // the only domains for which the primary may have us accept mail; ".example.org" allows its subdomains
+	StaleAfter time.Duration     // out of contact for longer, unknown recipients are answered 450; default 24 h
+	MaxOctets  int64             // bound on a snapshot, uncompressed; default 1 GiB
+	Report     func() Health     // our state for the primary's operator; nil: only the policy's
+	Lists      func() []ListView // how we see the policy's DNS lists; nil: the primary's view isn't asked for, either
+	Log        *slog.Logger      // default: none
+	Metrics    *metrics.Metrics  // must be given
+	OnChange   func()            // called when Current has changed; must neither block nor call the Follower; may be nil
 
 	now func() time.Time
 	fs  fileSystem
@@ -79,19 +80,20 @@ type Follower struct {
 
 	mu       sync.Mutex // guards all below; never held while the network is waited for
 	http     remote
-	self     Pin       // of our key
-	newest   *Head     // the last that was verified and stored; no head may be older
-	cur      *version  // the newest whose content is held
-	prev     *version  // the one before, without its tables; nil at first
-	base     *version  // set while a deletion is staged: the version before it
-	rejected bool      // the operator refused the staged deletion
-	gone     *deletion // from base to cur
-	fleeting fleeting  // since base
-	removals *removals // what was deleted without asking; it rests while a deletion is staged
-	changes  changes   // of cur, and of what a crash may bring back
-	sources  []Source  // of the primary, as last reported
-	lastErr  error     // of the last poll, nil when it went well
-	polled   time.Time // the last poll that went well
+	self     Pin        // of our key
+	newest   *Head      // the last that was verified and stored; no head may be older
+	cur      *version   // the newest whose content is held
+	prev     *version   // the one before, without its tables; nil at first
+	base     *version   // set while a deletion is staged: the version before it
+	rejected bool       // the operator refused the staged deletion
+	gone     *deletion  // from base to cur
+	fleeting fleeting   // since base
+	removals *removals  // what was deleted without asking; it rests while a deletion is staged
+	changes  changes    // of cur, and of what a crash may bring back
+	sources  []Source   // of the primary, as last reported
+	lists    []ListView // likewise
+	lastErr  error      // of the last poll, nil when it went well
+	polled   time.Time  // the last poll that went well
 }
 
 // OpenFollower loads the paired primary and the last good snapshot from Dir.

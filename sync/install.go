@@ -60,7 +60,11 @@ func (f *Follower) pollOnce(ctx context.Context) error {
 	case a == AlarmUnreachable, a == AlarmPin, a == AlarmRefused, errors.Is(err, errGone):
 		return err
 	}
-	if told := f.report(ctx, err); err == nil {
+	told := f.report(ctx, err)
+	if told == nil {
+		f.exchangeLists(ctx)
+	}
+	if err == nil {
 		err = told
 	}
 	return err

@@ -30,9 +30,10 @@ const headLife = 10 * time.Minute
 
 // PublisherOptions configure a Publisher. Dir and Metrics must be given.
 type PublisherOptions struct {
-	Dir     string // of keys, peers and the version's number
-	Address string // host:port at which followers reach us; it goes into invitations
-	Hashed  bool   // followers get digests in place of recipients
+	Dir     string            // of keys, peers and the version's number
+	Address string            // host:port at which followers reach us; it goes into invitations
+	Lists   func() []ListView // how we see the policy's DNS lists; nil: not known
+	Hashed  bool              // followers get digests in place of recipients
 	Log     *slog.Logger
 	Metrics *metrics.Metrics
 
@@ -82,6 +83,7 @@ type seen struct {
 	polled   time.Time
 	from     netip.Addr // where it asked from last
 	report   *Report
+	lists    []ListView
 	inFlight int
 	polls    int
 	limit    *rate.Limiter
@@ -375,12 +377,13 @@ func (p *Publisher) Revoke(name string) error {
 
 // Peer is a paired follower, for the operator.
 type Peer struct {
-	Name        string    `json:"name"`
-	Fingerprint string    `json:"fingerprint"`
-	Paired      time.Time `json:"paired"`
-	Polled      time.Time `json:"polled"`            // zero: not since the publisher started
-	Address     string    `json:"address,omitempty"` // where it asked from then
-	Report      *Report   `json:"report,omitempty"`
+	Name        string     `json:"name"`
+	Fingerprint string     `json:"fingerprint"`
+	Paired      time.Time  `json:"paired"`
+	Polled      time.Time  `json:"polled"`            // zero: not since the publisher started
+	Address     string     `json:"address,omitempty"` // where it asked from then
+	Report      *Report    `json:"report,omitempty"`
+	Lists       []ListView `json:"lists,omitempty"` // how it sees the DNS lists
 }
 
 // Peers lists the followers by name.
@@ -391,7 +394,7 @@ func (p *Publisher) Peers() []Peer {
 	for _, q := range p.peers.list() {
 		out := Peer{Name: q.Name, Fingerprint: q.Fingerprint, Paired: q.Paired}
 		if s := p.seen[q.Name]; s != nil {
-			out.Polled, out.Report = s.polled, s.report
+			out.Polled, out.Report, out.Lists = s.polled, s.report, s.lists
 			if s.from.IsValid() {
 				out.Address = s.from.String()
 			}

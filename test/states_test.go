@@ -88,6 +88,8 @@ func TestQueueAlerts(t *testing.T) {
 		{"UnderstudyParityExact", `understudy_parity_differences_total{by="live",class="exact"}`, "0x1490 1x100", "1x1600"},
 		{"UnderstudyDNSFailing", "understudy_dns_failing", "1x1600", "0x1600"},
 		{"UnderstudyDNSFailing", `understudy_dns_lookups_total{type="A",result="servfail"}`, "0+6x1600", "1x1600"},
+		{"UnderstudyDNSListSick", `understudy_dnsbl_zones{state="lists_all"}`, "1x1600", "0x1600"},
+		{"UnderstudyDNSListSick", `understudy_dnsbl_zones{state="refuses"}`, "0x1400 1x200", "0x1490 1x10"},
 		{"UnderstudyDiskAlmostFull", "understudy_queue_free_bytes", "1600-1x1600", "1600x1600"},
 	} {
 		rules := ""

@@ -17,6 +17,7 @@ import (
 
 	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/control"
+	"github.com/understudy-mx/understudy/internal/dnslist"
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/internal/inforce"
 	"github.com/understudy-mx/understudy/internal/meter"
@@ -53,6 +54,7 @@ type daemon struct {
 	queue    *queue.Queue
 	outages  *outage.Book
 	meter    *meter.Meter
+	lists    *dnslist.Watch
 	relay    *relay.Client
 	smtp     *smtpd.Server
 	cert     *smtpd.CertFile // nil: no STARTTLS
@@ -84,6 +86,7 @@ func newDaemon(cfg *config.Config, log *slog.Logger) (_ *daemon, err error) {
 	if err := d.openQueue(); err != nil {
 		return nil, err
 	}
+	d.watchLists()
 	if d.outages, err = outage.Open(outageFile(cfg.StateDir)); err != nil {
 		log.Error("the outages so far are lost", "err", err)
 	}
@@ -224,7 +227,7 @@ func syncDir(cfg *config.Config) string { return filepath.Join(cfg.StateDir, "sy
 func (d *daemon) follow() (*inforce.Primary, error) {
 	return inforce.Follow(policysync.FollowerOptions{
 		Dir: syncDir(d.cfg), Domains: d.cfg.Sync.Domains, StaleAfter: d.cfg.Sync.StaleAfter, MaxOctets: int64(d.cfg.Sync.MaxSize),
-		Report: d.health, Log: d.log, Metrics: d.metrics,
+		Report: d.health, Lists: d.lists.Report, Log: d.log, Metrics: d.metrics,
 	})
 }
 
@@ -348,12 +351,13 @@ func (d *daemon) run(ctx context.Context) error {
 	f.Back("queue", d.queue.Run)
 	f.Back("relay", func(ctx context.Context) error { d.relay.Run(ctx); return nil })
 	f.Back("outages", d.keepOutages)
+	f.Back("DNS lists", d.lists.Run)
 	f.Back("parity meter", func(ctx context.Context) error { return d.meter.Run(ctx, d.current, d.smtp.Resolver) })
 	if d.primary != nil {
 		f.Back("policy sync", d.primary.Run)
 	}
 	f.Back("control socket", func(ctx context.Context) error {
-		return control.Serve(ctx, d.control, operator.ServeDaemon(operator.Desk{Queue: d.queue, Relay: d.relay, Policy: d.primary, Outages: d.outages, Meter: d.meter}))
+		return control.Serve(ctx, d.control, operator.ServeDaemon(operator.Desk{Queue: d.queue, Relay: d.relay, Policy: d.primary, Outages: d.outages, Meter: d.meter, Lists: d.lists}))
 	})
 	f.Web(d.web, metrics.Handler(d.registry, d.ready))
 	if d.page != nil {

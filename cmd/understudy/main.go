@@ -39,6 +39,7 @@ type cli struct {
 	Queue   queueCmd   `cmd:"" help:"Look at the mail that waits, and settle it by hand."`
 	Outage  outageCmd  `cmd:"" help:"Look back at the primary's outages."`
 	Page    pageCmd    `cmd:"" help:"Print the address of the operator's page, with its token."`
+	DNSBL   dnsblCmd   `cmd:"" name:"dnsbl" help:"Show the DNS lists that the policy asks, whether they are well, and how the primary sees them."`
 	Policy  policyCmd  `cmd:"" help:"Import and check a policy, ask it what it would decide, and see how it follows the primary's."`
 	Parity  parityCmd  `cmd:"" help:"Prove that the policy decides as the live primary does."`
 	Setup   setupCmd   `cmd:"" help:"Set a pair up from nothing."`

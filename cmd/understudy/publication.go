@@ -14,6 +14,7 @@ import (
 
 	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/control"
+	"github.com/understudy-mx/understudy/internal/dnslist"
 	"github.com/understudy-mx/understudy/internal/operator"
 	"github.com/understudy-mx/understudy/internal/publisher"
 	"github.com/understudy-mx/understudy/internal/service"
@@ -29,6 +30,7 @@ type publication struct {
 	frame     *service.Frame
 	publisher *publisher.Publisher
 	offer     *policysync.Publisher
+	lists     *dnslist.Watch
 	lock      *os.File
 	door      net.Listener
 	control   net.Listener
@@ -54,12 +56,14 @@ func newPublication(cfg *config.Config, log *slog.Logger) (_ *publication, err e
 	}
 	if p.offer, err = policysync.OpenPublisher(policysync.PublisherOptions{
 		Dir: dir, Address: cfg.Publish.Address, Hashed: cfg.Publish.Hashed, Log: log, Metrics: m,
+		Lists: func() []policysync.ListView { return p.lists.Report() },
 	}); err != nil {
 		return nil, stateError(cfg.StateDir, err)
 	}
 	if p.publisher, err = publisher.New(cfg, p.offer, log, m); err != nil {
 		return nil, err
 	}
+	p.watchLists(log, m)
 	if p.door, err = service.Listen(cfg.Publish.Listen); err != nil {
 		return nil, fmt.Errorf("publish: %w", err)
 	}
@@ -115,8 +119,9 @@ func (p *publication) run(ctx context.Context) error {
 	f.Listening("publish", p.door)
 	f.Front("publish", func(ctx context.Context) error { return p.offer.Serve(ctx, p.door) })
 	f.Front("sources", p.publisher.Run)
+	f.Front("DNS lists", p.lists.Run)
 	f.Front("control socket", func(ctx context.Context) error {
-		return control.Serve(ctx, p.control, operator.ServePublisher(p.offer))
+		return control.Serve(ctx, p.control, operator.ServePublisher(p.offer, p.lists))
 	})
 	f.Web(p.web, metrics.Handler(p.registry, p.publisher.Ready))
 	return f.Run(ctx, "version", versionLine(), "address", p.cfg.Publish.Address, "state_dir", p.cfg.StateDir)

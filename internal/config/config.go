@@ -117,6 +117,7 @@ type DNS struct {
 	Servers   []string // ip:port; none: /etc/resolv.conf
 	Timeout   time.Duration
 	OnFailure string // as-primary, defer
+	SickLists string // as-primary, set-aside, count
 }
 
 // Metrics is section [metrics].

@@ -31,7 +31,7 @@ var sectionDoc = map[string]string{
 	"route":   "May be repeated. Sends some domains to a server of their own; all others go to [primary]. A route has the keys below and all keys of [primary], with their own defaults: nothing is inherited.",
 	"policy":  "The recipients to accept mail for, and what to refuse. A secondary gets its policy from a file or from its primary, see [sync]; a publisher from a file or from its Postfix.",
 	"sync":    "For a secondary that follows its primary's publisher: run `understudy invite` there, and `understudy join` here.",
-	"publish": "For the primary only: this section makes the file one for `understudy publish`. Such a file may also have [policy], [[source]], [metrics] and [log]; state_dir then holds the keys and the paired secondaries.",
+	"publish": "For the primary only: this section makes the file one for `understudy publish`. Such a file may also have [policy], [[source]], [dns] (the servers that this machine's Postfix asks), [metrics] and [log]; state_dir then holds the keys and the paired secondaries.",
 	"source":  "For the primary only. May be repeated. Adds recipients from elsewhere to those of [policy]; only those in its domains count.",
 	"queue":   "The queue of accepted mail.",
 	"dns":     "The resolver for blocklists and host names. Use one of your own, close by: most blocklists refuse public ones.",
@@ -190,6 +190,9 @@ var settings = []setting{
 	{"dns", "on_failure", choice("as-primary", "defer"), `"as-primary"`, nil,
 		"What to do when a DNS blocklist, or every server, fails to answer: as-primary treats the client as not listed, as Postfix does; defer answers 450 unless an earlier rule has decided. Other checks defer mail in any case when the DNS doesn't answer.",
 		func(c *Config) any { return &c.DNS.OnFailure }},
+	{"dns", "sick_lists", choice("as-primary", "set-aside", "count"), `"as-primary"`, nil,
+		"What to do with a DNS list whose test entries show that its answers can't be right: it lists everybody, or nobody any more, or refuses this machine's questions (`understudy dnsbl` tells). set-aside counts each look-up in it as failed for now, see on_failure, until it is well again; as-primary does so unless the primary sees the list in the same state, and decides by it, too; count believes every answer, but for refusals.",
+		func(c *Config) any { return &c.DNS.SickLists }},
 
 	{"publish", "listen", listen, `":9626"`, nil,
 		"Address on which to listen for secondaries, with TLS 1.3 and the keys exchanged at pairing; no certificate is needed. Open the port to the secondaries only.",

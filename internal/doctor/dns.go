@@ -4,13 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/miekg/dns"
+
+	"github.com/understudy-mx/understudy/internal/dnslist"
+	"github.com/understudy-mx/understudy/internal/resolver"
 )
 
 // errNone is the answer that a name doesn't exist, or has no such records.
@@ -112,13 +114,17 @@ func (x *exam) resolver(ctx context.Context) (looked bool) {
 	if len(x.DNS) == 0 {
 		x.report(Fault, "no-resolver", "", "No DNS server is known; every look-up fails, and mail is deferred.", "", "name one in /etc/resolv.conf, or in `servers` under [dns]")
 	}
+	var zones []string
+	for _, l := range x.Zones {
+		zones = append(zones, l.Zone)
+	}
 	for _, s := range x.DNS {
 		if _, err := askServers[*dns.NS](ctx, []string{s}, x.Timeout, ".", dns.TypeNS); err != nil && !errors.Is(err, errNone) {
 			x.report(Fault, "resolver-silent", s, "A DNS server doesn't answer: each look-up waits for it first.", err.Error(), "take it out of /etc/resolv.conf or `servers` under [dns], or mend it")
 		}
 		if a, err := netip.ParseAddr(hostOf(s)); err == nil && len(x.Zones) > 0 && slices.ContainsFunc(publicResolvers, func(p netip.Prefix) bool { return p.Contains(a) }) {
 			x.report(Fault, "resolver-public", s, "DNS lists refuse the questions of public resolvers, or answer them wrongly: spam is let in that the primary refuses.",
-				fmt.Sprintf("the policy asks %s", listed(x.Zones)), "run a resolver of your own (apt-get install unbound) and name 127.0.0.1 in /etc/resolv.conf")
+				fmt.Sprintf("the policy asks %s", listed(zones)), "run a resolver of your own (apt-get install unbound) and name 127.0.0.1 in /etc/resolv.conf")
 		}
 	}
 	return true
@@ -134,42 +140,31 @@ var publicResolvers = func() (all []netip.Prefix) {
 	return all
 }()
 
-// lists: each DNS list as RFC 5782 §5 has it: 127.0.0.2 is always listed,
-// 127.0.0.1 never.
+// lists: every DNS list is asked for its test entries, as the daemon does all the time.
 func (x *exam) lists(ctx context.Context) (looked bool) {
-	for _, zone := range x.Zones {
-		test, err := ask[*dns.A](ctx, x, "2.0.0.127."+zone, dns.TypeA)
-		if err != nil && !errors.Is(err, errNone) {
-			x.report(Fault, "list-silent", zone, "A DNS list doesn't answer: whom it lists is let in, here and at the primary.", err.Error(), "remove it at the primary if it has ceased, or ask it by another resolver")
-			continue
-		}
-		never, _ := ask[*dns.A](ctx, x, "1.0.0.127."+zone, dns.TypeA)
-		if refused := slices.IndexFunc(append(slices.Clone(test), never...), isRefusal); refused >= 0 {
-			x.report(Fault, "list-refuses", zone, "A DNS list refuses our questions.", "it answers "+append(slices.Clone(test), never...)[refused].A.String()+" for its test address",
-				"ask it by a resolver of your own, within its limits, or register with it")
-			continue
-		}
-		switch {
-		case len(never) > 0:
-			x.report(Fault, "list-lists-all", zone, "A DNS list lists everybody: all mail is refused by it.", "1.0.0.127."+zone+" has the address "+never[0].A.String(), "remove it at the primary; lists that cease are often sold")
-		case len(test) == 0 && !x.byName(ctx, zone):
-			x.report(Fault, "list-dead", zone, "A DNS list lists nobody, not even its test entry.", "2.0.0.127."+zone+" and test."+zone+" don't exist", "look at its web page: is it still served, under this name?")
+	r := resolver.New(resolver.Options{Servers: x.DNS, Timeout: x.Timeout})
+	for _, l := range x.Zones {
+		p := dnslist.Ask(ctx, r, l)
+		seen := answers(p.Answers)
+		switch p.State {
+		case dnslist.Silent:
+			x.report(Fault, "list-silent", l.Zone, "A DNS list doesn't answer: whom it lists is let in, here and at the primary.", seen, "remove it at the primary if it has ceased, or ask it by another resolver")
+		case dnslist.Refuses:
+			x.report(Fault, "list-refuses", l.Zone, "A DNS list refuses our questions.", seen, "ask it by a resolver of your own, within its limits, or register with it")
+		case dnslist.ListsAll:
+			x.report(Fault, "list-lists-all", l.Zone, "A DNS list lists everybody: all mail is refused by it.", seen, "remove it at the primary; lists that cease are often sold")
+		case dnslist.Untested:
+			x.report(Fault, "list-dead", l.Zone, "A DNS list lists nobody, not even a test entry.", seen, "look at its web page: is it still served, under this name?")
 		}
 	}
 	return len(x.Zones) > 0
 }
 
-// isRefusal is an answer of 127.255.255.x: an error, no listing.
-func isRefusal(a *dns.A) bool {
-	return a.A.To4() != nil && a.A.Mask(net.CIDRMask(24, 32)).Equal(net.IPv4(127, 255, 255, 0))
-}
-
-// byName tells whether a zone lists names and has their test entry (RFC 5782 §5).
-func (x *exam) byName(ctx context.Context, zone string) bool {
-	for _, name := range []string{"test.", "dbltest.com.", "test.uribl.com.", "surbl-org-permanent-test-point.com."} {
-		if _, err := ask[*dns.A](ctx, x, name+zone, dns.TypeA); !errors.Is(err, errNone) {
-			return true
-		}
+// answers are those to a probe's questions, on one line.
+func answers(all []dnslist.Answer) string {
+	var s []string
+	for _, a := range all {
+		s = append(s, a.Asked+": "+a.Got)
 	}
-	return false
+	return strings.Join(s, "; ")
 }

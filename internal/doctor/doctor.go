@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"github.com/understudy-mx/understudy/internal/service"
+	"github.com/understudy-mx/understudy/policy"
 )
 
 // Severity orders findings: those that cost mail come first.
@@ -64,7 +65,7 @@ type Exam struct {
 	Doors     []string // where it takes mail, host:port
 	Domains   []string // of the policy
 	Hosts     []string // names that the primary takes for its own: looked at where they have MX records
-	Zones     []string // its DNS lists
+	Zones     []policy.DNSList
 	Primaries []Primary
 	StateDir  string
 	MinFree   int64    // octets

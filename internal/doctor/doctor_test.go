@@ -12,6 +12,7 @@ import (
 
 	"github.com/understudy-mx/understudy/internal/demo"
 	"github.com/understudy-mx/understudy/internal/doctor"
+	"github.com/understudy-mx/understudy/policy"
 )
 
 // machine are findings about the machine that runs the test.
@@ -158,7 +159,7 @@ func TestFaults(t *testing.T) {
 		"silent list":       {func(l *lab) { l.behave["2.0.0.127.zen.list.example."] = demo.Behaviour{Rcode: dns.RcodeServerFailure} }, "list-silent"},
 		"list of nobody":    {func(l *lab) { l.without("test.dbl.list.example") }, "list-dead"},
 		"public resolver": {func(l *lab) {
-			l.exam.Zones = append(l.exam.Zones, "x.list.example")
+			l.exam.Zones = append(l.exam.Zones, policy.DNSList{Zone: "x.list.example"})
 			l.exam.DNS = []string{"[2001:4860:4860::8888]:53"}
 			l.exam.Timeout = 100 * time.Millisecond
 			l.exam.Domains = nil

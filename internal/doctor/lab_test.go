@@ -21,6 +21,7 @@ import (
 	"github.com/understudy-mx/understudy/internal/demo"
 	"github.com/understudy-mx/understudy/internal/doctor"
 	"github.com/understudy-mx/understudy/internal/testmx"
+	"github.com/understudy-mx/understudy/policy"
 )
 
 // mailServer is a mail server whose every answer is written down.
@@ -114,7 +115,7 @@ func healthy(t *testing.T) *lab {
 	l := &lab{t: t, behave: map[string]demo.Behaviour{}, sts: map[string]string{}, pairs: map[string]tls.Certificate{}}
 	l.exam = doctor.Exam{
 		Daemon:   doctor.Daemon{Policy: "fresh"},
-		Hostname: ourName, Domains: []string{"example.org"}, Zones: []string{"zen.list.example", "dbl.list.example"},
+		Hostname: ourName, Domains: []string{"example.org"}, Zones: []policy.DNSList{{Zone: "zen.list.example", Addresses: true}, {Zone: "dbl.list.example", Names: true}},
 		StateDir: t.TempDir(), MinFree: 1 << 20, Timeout: 5 * time.Second, Roots: x509.NewCertPool(), Now: time.Now(),
 	}
 	for _, name := range []string{primaryName, ourName} {

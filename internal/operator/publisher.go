@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/understudy-mx/understudy/internal/control"
+	"github.com/understudy-mx/understudy/internal/dnslist"
 	policysync "github.com/understudy-mx/understudy/sync"
 )
 
@@ -18,7 +19,7 @@ type Invitation struct {
 }
 
 // ServePublisher is what a publisher answers.
-func ServePublisher(p *policysync.Publisher) http.Handler {
+func ServePublisher(p *policysync.Publisher, lists *dnslist.Watch) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/invite", func(w http.ResponseWriter, r *http.Request) {
 		name := r.URL.Query().Get("name")
@@ -33,6 +34,7 @@ func ServePublisher(p *policysync.Publisher) http.Handler {
 		boundCounts(s.Counts)
 		answer(w, s, nil)
 	})
+	mux.HandleFunc("GET /v1/lists", func(w http.ResponseWriter, _ *http.Request) { answer(w, lists.Views(), nil) })
 	mux.HandleFunc("GET /v1/peers", func(w http.ResponseWriter, _ *http.Request) { answer(w, p.Peers(), nil) })
 	mux.HandleFunc("DELETE /v1/peers/{name}", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, nil, p.Revoke(r.PathValue("name")))
@@ -61,6 +63,12 @@ type Publisher struct{ *control.Client }
 func (p Publisher) Status(ctx context.Context) (s policysync.PublisherStatus, err error) {
 	err = p.Call(ctx, "GET", "/v1/status", &s)
 	return s, err
+}
+
+// Lists returns the policy's DNS lists as this side sees them.
+func (p Publisher) Lists(ctx context.Context) (all []dnslist.View, err error) {
+	err = p.Call(ctx, "GET", "/v1/lists", &all)
+	return all, err
 }
 
 // Invite makes an invitation; without a name it finds one.

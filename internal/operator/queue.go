@@ -11,6 +11,7 @@ import (
 	"strconv"
 
 	"github.com/understudy-mx/understudy/internal/control"
+	"github.com/understudy-mx/understudy/internal/dnslist"
 	"github.com/understudy-mx/understudy/internal/inforce"
 	"github.com/understudy-mx/understudy/internal/meter"
 	"github.com/understudy-mx/understudy/internal/outage"
@@ -43,6 +44,7 @@ type Desk struct {
 	Policy  *inforce.Primary // nil when it comes from a file
 	Outages *outage.Book
 	Meter   *meter.Meter
+	Lists   *dnslist.Watch
 }
 
 // ServeDaemon is what a daemon answers.
@@ -53,6 +55,7 @@ func ServeDaemon(d Desk) http.Handler {
 	mux.HandleFunc("GET /v1/parity/live", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, d.Meter.Report(r.URL.Query().Has("all")), nil)
 	})
+	mux.HandleFunc("GET /v1/lists", func(w http.ResponseWriter, _ *http.Request) { answer(w, d.Lists.Views(), nil) })
 	mux.Handle("/v1/sync/", servePolicy(d.Policy))
 	mux.HandleFunc("GET /v1/queue", func(w http.ResponseWriter, r *http.Request) {
 		serveList(w, func(fn func(queue.Info) error) error { return q.Walk(r.Context(), fn) })
@@ -130,6 +133,12 @@ type Daemon struct{ *control.Client }
 func (d Daemon) Status(ctx context.Context) (s Status, err error) {
 	err = d.Call(ctx, "GET", "/v1/status", &s)
 	return s, err
+}
+
+// Lists returns the policy's DNS lists as both sides see them.
+func (d Daemon) Lists(ctx context.Context) (all []dnslist.View, err error) {
+	err = d.Call(ctx, "GET", "/v1/lists", &all)
+	return all, err
 }
 
 // Outages lists the primary's outages, the first one first.

@@ -22,6 +22,7 @@ import (
 	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/service"
 	"github.com/understudy-mx/understudy/metrics"
+	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/fidelity"
 	policysync "github.com/understudy-mx/understudy/sync"
 )
@@ -41,6 +42,7 @@ type Publisher struct {
 
 	mu      sync.Mutex          // guards all below
 	files   []string            // to watch
+	lists   []policy.DNSList    // of the policy that was read last
 	polled  bool                // some source has to be asked, or is broken
 	broken  string              // what is wrong with the sources, "" when they are well
 	told    string              // the last summary of an import that was logged
@@ -170,7 +172,7 @@ func (p *Publisher) Read(ctx context.Context) {
 		p.refused(err)
 		return
 	}
-	p.files, p.polled = sorted(r.Files), r.Polled
+	p.files, p.polled, p.lists = sorted(r.Files), r.Polled, r.Snapshot.DNSLists()
 	p.metrics.PublishImports.WithLabelValues("ok").Inc()
 	if p.broken != "" {
 		p.log.Info("the policy's sources are well again")
@@ -180,6 +182,13 @@ func (p *Publisher) Read(ctx context.Context) {
 	p.metrics.PublishFailing.Set(0)
 	p.contradicted(r)
 	p.tell(r)
+}
+
+// DNSLists are those of the policy that was read last.
+func (p *Publisher) DNSLists() []policy.DNSList {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.lists
 }
 
 // contradicted notes the tables whose listing the database contradicts, and logs
