@@ -106,8 +106,8 @@ clients in mynetworks, for example, that send to other domains through it get 45
 ([SECURITY.md](SECURITY.md), [PROTOCOL.md](PROTOCOL.md) §2.2). A policy that is read from a file isn't confined.
 
 A DNS list that lists everybody, lists nobody any more or refuses this machine's questions is set aside, unless the primary sees it so, too: its
-look-ups count as failed for now, which Postfix passes over ([decisions/0013](decisions/0013-sick-dns-lists.md); `+"`[dns] sick_lists`"+`). An answer of
-127.255.255.x is no listing unless a filter names it. `+"`understudy dnsbl`"+` shows how both sides see each list.
+look-ups count as failed for now, which Postfix passes over ([decisions/0013](decisions/0013-sick-dns-lists.md); ` + "`[dns] sick_lists`" + `). An answer of
+127.255.255.x is no listing unless a filter names it. ` + "`understudy dnsbl`" + ` shows how both sides see each list.
 
 The tests: names without a slash are Go tests, "decisions/" is a file of policy/testdata/decisions, played by
 TestDecisions, and "profiles/" a configuration in policy/postfix/testdata/profiles, played by the tests called
