@@ -46,6 +46,9 @@ func explained(d *parity.Difference) (why string, ok bool) {
 	if syntax := primary.Code/100 == 5 && primary.Enhanced == ""; verb == "ETRN" && local.Code == 459 && !syntax {
 		return "the secondary starts no queue, whoever asks for it", true
 	}
+	if verb == "AUTH" && local.Code == 503 && primary.Code != 503 {
+		return "nobody authenticates to the secondary", true
+	}
 	if verb != "MAIL" && verb != "RCPT" && verb != "VRFY" {
 		return "", false
 	}

@@ -145,8 +145,9 @@ func (p *twin) dial(ctx context.Context) (net.Conn, error) {
 // serve runs our server with a policy, in memory.
 func serve(t *testing.T, spec *policy.Spec, nameserver string, proxy bool) (d parity.Dialer, stop func()) {
 	t.Helper()
-	spec.Limits.SoftErrors = 0                                               // as smtpd_error_sleep_time = 0 on the other side
-	spec.Limits.Client.Connections, spec.Limits.Client.ConnectionRate = 0, 0 // as there
+	spec.Limits.SoftErrors = 0 // as smtpd_error_sleep_time = 0 on the other side
+	client := &spec.Limits.Client
+	client.Connections, client.ConnectionRate, client.MessageRate = 0, 0, 0 // as there
 	snap, err := policy.Compile(spec)
 	if err != nil {
 		t.Fatal(err)

@@ -45,6 +45,7 @@ smtpd_authorized_xclient_hosts = 127.0.0.1
 smtpd_error_sleep_time = 0
 smtpd_client_connection_count_limit = 0
 smtpd_client_connection_rate_limit = 0
+smtpd_client_message_rate_limit = 0
 max_use = 5000
 in_flow_delay = 0
 local_transport = discard:
@@ -205,7 +206,7 @@ func (p *twin) even(run string, it fidelity.Item) {
 		p.settled = append(p.settled, it.ID()+" → "+it.Instead)
 	case at < 0 || strings.HasSuffix(it.Parameter, "_restrictions"):
 		list := strings.Join(strings.Fields(strings.ReplaceAll(p.postconf(run, "-xh", it.Parameter), ",", " ")), " ")
-		element := strings.Join(strings.Fields(it.Element), " ")
+		element := strings.Join(strings.Fields(strings.ReplaceAll(it.Element, ",", " ")), " ")
 		if !strings.Contains(" "+list+" ", " "+element+" ") {
 			if name := strings.ReplaceAll(element, ":"+run, ":proxy"); name == element {
 				p.t.Fatalf("%s = %s: %q isn't in it as the report spells it", it.Parameter, list, element)
