@@ -41,6 +41,10 @@ func TestReader(t *testing.T) {
 			map[string]string{"10.1.1.1": "in", "10.2.0.1": "$out", "2001:db8::1": "six", "2001:db8::2": "-", "name": "-"}},
 		"cidr with conditions": {must(NewCIDR([][2]string{{"if 10.0.0.0/8", ""}, {"!10.1.0.0/16", "other"}, {"10.1.0.0/16", "one"}, {"endif", ""}, {"!192.0.2.0/24", "rest"}})),
 			map[string]string{"10.2.0.1": "other", "10.1.0.1": "one", "192.0.2.1": "-", "198.51.100.1": "rest", "::1": "-", "name": "-"}},
+		"cidr of all": {must(NewCIDR([][2]string{{"0.0.0.0/0", "four"}, {"::/0", "six"}})),
+			map[string]string{"10.1.1.1": "four", "::1": "six", "name": "-"}},
+		"cidr of all but": {must(NewCIDR([][2]string{{"!2001:db8::/32", "six"}, {"!10.0.0.0/8", "four"}})),
+			map[string]string{"10.1.1.1": "-", "::1": "six", "2001:db8::1": "-", "192.0.2.1": "four", "name": "-"}},
 		"regexp": {must(NewRegexp([][2]string{{"/^(a+)(b)?$/ix", "$1-${2}-$(1) $$"}, {"/^c/x", ""}})),
 			map[string]string{"aab": "aa-b-aa $", "A": "A--A $", "c": "", "b": "-"}},
 		"pcre": {must(NewPCRE([][2]string{{"if /x/", ""}, {`/^\d+(?=x)/`, "digits"}, {"endif", ""}, {"!/y/", "no y"}})),
@@ -132,9 +136,17 @@ func TestRefused(t *testing.T) {
 		return func() (*Table, error) { return NewCIDR([][2]string{{p, ""}}) }
 	}
 	for want, make := range map[string]func() (*Table, error){
-		`"a" appears twice`:     func() (*Table, error) { return NewSet([]string{"a", "b", "A"}) },
-		`"k" appears twice`:     func() (*Table, error) { return NewHash(map[string]string{"k": "", "K": ""}) },
-		"at most 65535":         func() (*Table, error) { return NewSet([]string{strings.Repeat("x", 1<<16)}) },
+		`"a" appears twice`: func() (*Table, error) { return NewSet([]string{"a", "b", "A"}) },
+		`"k" appears twice`: func() (*Table, error) { return NewHash(map[string]string{"k": "", "K": ""}) },
+		"at most 65535":     func() (*Table, error) { return NewSet([]string{strings.Repeat("x", 1<<16)}) },
+		"takes at most 65535": func() (*Table, error) {
+			b, err := NewBuilder(TypeSet, nil)
+			b.Run().Add(strings.Repeat("x", 1<<16))
+			if err != nil {
+				return nil, nil
+			}
+			return b.Table()
+		},
 		"no secret":             func() (*Table, error) { _, err := NewBuilder("hashed_set", nil); return nil, err },
 		`"hashed_static" is un`: func() (*Table, error) { _, err := NewBuilder("hashed_static", new(Secret)); return nil, err },
 		"$2 is no group":        rule("/(a)/", "$2"), "$0 is no group": rule("/(a)/", "$0"), "$x is no group": rule("/(a)/", "${x}"),
@@ -217,12 +229,19 @@ func TestHashedAgain(t *testing.T) {
 	}
 }
 
-// TestTag: a key without a domain has a tag, too, and the same after others.
+// TestTag: the keys of a domain have one tag, and stand side by side. A key
+// without a domain has a tag, too, and the same after others.
 func TestTag(t *testing.T) {
 	a, b := NewHasher(&Secret{1}), NewHasher(&Secret{1})
 	b.Digest([]byte("x@example.org"))
 	if first, later := string(a.Digest([]byte("x"))), string(b.Digest([]byte("x"))); first != later || strings.HasPrefix(first, "\x00\x00\x00") {
 		t.Errorf("%x, then %x", first, later)
+	}
+	tag := func(key string) string { return string(a.Digest([]byte(key))[:TagSize]) }
+	for _, key := range []string{"bob@example.org", "a@b@example.org", "@example.org"} {
+		if tag(key) != tag("alice@example.org") || tag(key) == tag("alice@example.com") || tag(key) == tag("alice") {
+			t.Errorf("%s isn't with its domain", key)
+		}
 	}
 }
 
