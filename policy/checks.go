@@ -224,9 +224,6 @@ func checkRcptAccess(e *eval, c *check) status {
 }
 
 func rejectUnknownSenderDomain(e *eval, c *check) status {
-	if e.sender.raw == "" {
-		return dunno
-	}
 	return e.unknownDomain(c, &e.sender, classSender, "4.1.8")
 }
 

@@ -357,11 +357,13 @@ func TestContentLookupFails(t *testing.T) {
 		"header":  {"X-Hold: 1\r\n" + slow + ": 1\r\n\r\n", Defer, 451},
 		"body":    {"X-Hold: 1\r\n\r\n" + slow + "\r\n", Defer, 451},
 		"empty":   {"Subject: 1\r\n\r\n\r\nx\r\n\r\n", Permit, 0},
+		"first":   {slow + ": 1\r\nSubject: \xfc\r\n", Defer, 451}, // nothing after it counts
+		"8 bit":   {"Subject: \xfc\r\n", Reject, 550},
 	} {
 		spec := relaySpec(t)
 		spec.Addresses.Relay.Recipients = nil
 		spec.Tables["slow"] = pcre([2]string{"/^X-Hold/", "HOLD"}, [2]string{endless, "WARN"}, [2]string{"/^$/", "REJECT"})
-		spec.Content.Header, spec.Content.Body = []string{"slow"}, []string{"slow"}
+		spec.Content.Header, spec.Content.Body, spec.Content.Strict7BitHeader = []string{"slow"}, []string{"slow"}, true
 		if v := checkReceived(t, spec, 1, tt.text); v.Action != tt.action || v.Reply.Code != tt.code {
 			t.Errorf("%s: %v %s", name, v.Action, v.Reply)
 		}
@@ -544,6 +546,94 @@ func TestEmptyNames(t *testing.T) {
 		spec.Protocol.NoopCommands = []string{name}
 		if _, err := Compile(spec); err == nil || err.Error() != "protocol.noop_commands: an element is empty" {
 			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
+
+// The body's limit counts where a line begins; a boundary counts as far as its
+// own limit goes.
+func TestContentLimits(t *testing.T) {
+	body, err := table.NewPCRE([][2]string{{"/^late/", "REJECT"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mime, err := table.NewPCRE([][2]string{{"/^Content-Type: image/", "REJECT"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := func(octets int) string { return strings.Repeat(strings.Repeat("x", 98)+"\r\n", octets/99) }
+	part := func(boundary string) string {
+		return "Content-Type: multipart/mixed;\r\n boundary=" + strings.Repeat("b", 3000) + "\r\n\r\n--" + boundary + "\r\nContent-Type: image/png\r\n\r\n"
+	}
+	for text, want := range map[string]Action{
+		"\r\n" + lines(51183) + "0123456789abcde\r\nlate\r\n": Permit, // at 51200, the empty line counted
+		"\r\n" + lines(51183) + "0123456789abcd\r\nlate\r\n":  Reject,
+		part(strings.Repeat("b", 2047)):                       Permit,
+		part(strings.Repeat("b", 2040)):                       Permit,
+	} {
+		spec := relaySpec(t)
+		spec.Addresses.Relay.Recipients = nil
+		spec.Tables["body"], spec.Content.Body = body, []string{"body"}
+		spec.Tables["mime"], spec.Content.MIMEHeader = mime, []string{"mime"}
+		if v := checkReceived(t, spec, 1, text); v.Action != want {
+			t.Errorf("%d octets, %.60q: %v", len(text), text, v)
+		}
+	}
+	spec := relaySpec(t)
+	spec.Addresses.Relay.Recipients = nil
+	spec.Tables["mime"], spec.Content.MIMEHeader, spec.Content.BoundaryLimit = mime, []string{"mime"}, 10
+	if v := checkReceived(t, spec, 1, part(strings.Repeat("b", 10))); v.Action != Reject {
+		t.Errorf("a boundary cut to 10 octets: %v", v)
+	}
+}
+
+// The door watches for pipelining wherever a rule asks for it.
+func TestMindsPipelining(t *testing.T) {
+	rule := []Restriction{{Kind: "reject_unauth_pipelining"}}
+	for name, change := range map[string]func(*Spec){
+		"client": func(s *Spec) { s.Restrictions.Client = rule }, "helo": func(s *Spec) { s.Restrictions.Helo = rule },
+		"sender": func(s *Spec) { s.Restrictions.Sender = rule }, "relay": func(s *Spec) { s.Restrictions.Relay = rule },
+		"recipient": func(s *Spec) { s.Restrictions.Recipient = rule }, "data": func(s *Spec) { s.Restrictions.Data = rule },
+		"end": func(s *Spec) { s.Restrictions.EndOfData = rule }, "server": func(s *Spec) { s.Protocol.ForbidPipelining = true },
+		"class": func(s *Spec) { s.Classes = map[string][]Restriction{"a": {{Kind: "permit"}}, "b": rule} }, "nobody": func(*Spec) {},
+	} {
+		spec := relaySpec(t)
+		change(spec)
+		snap, err := Compile(spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := snap.MindsPipelining(); got != (name != "nobody") {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
+// An operator's reply is taken as it is written, or refused.
+func TestOperatorsReplies(t *testing.T) {
+	for reply, want := range map[string]string{
+		"": "REJECT", "Go away": "REJECT Go away", "554 5.7.1 Go away": "554 5.7.1 Go away", "550": "", "250 2.0.0 Welcome": "",
+		"two\nlines": "", strings.Repeat("x", 401): "",
+	} {
+		if got, err := BlockAction(reply); got != want || (err == nil) != (want != "") {
+			t.Errorf("block with %q: %q, %v", reply, got, err)
+		}
+	}
+	for reply, want := range map[string]string{
+		"listed by $rbl_domain": "$rbl_code listed by $rbl_domain", "$rbl_code listed": "$rbl_code listed", "554 listed": "554 listed",
+		"250 welcome": "", "a $ b": "",
+	} {
+		if got, err := ReplyTemplate(reply); got != want || (err == nil) != (want != "") {
+			t.Errorf("a list's reply %q: %q, %v", reply, got, err)
+		}
+	}
+}
+
+// Restrictions under their older names are the same ones.
+func TestOlderNames(t *testing.T) {
+	for old, name := range aliases {
+		if a, b := findKind(strings.ToUpper(old)), findKind(name); a == nil || a != b {
+			t.Errorf("%s: %v, %s: %v", old, a, name, b)
 		}
 	}
 }

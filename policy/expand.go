@@ -74,7 +74,8 @@ func expand(template string, value func(name string) string) (text string, ok bo
 	return b.String(), true
 }
 
-// conditional chooses the text after a name: "?yes", ":no", "?{yes}:{no}".
+// conditional chooses the text after a name: "?yes", ":no", "?{yes}:{no}". s stood
+// between braces.
 func conditional(s, value string) (string, bool) {
 	if s == "" {
 		return "", true
@@ -85,10 +86,7 @@ func conditional(s, value string) (string, bool) {
 	}
 	no := ""
 	if strings.HasPrefix(text, "{") {
-		end := closing(text)
-		if end < 0 {
-			return "", false
-		}
+		end := closing(text) // there is one: braces are paired in s
 		rest := text[end+1:]
 		text = text[1:end]
 		if rest != "" {

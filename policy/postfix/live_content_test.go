@@ -66,6 +66,8 @@ func contentMessages() map[string]string {
 		"shorter line":          "Subject: x\n\n" + strings.Repeat("x", 2047) + "\n",
 		"late":                  "Subject: x\n\n" + strings.Repeat(strings.Repeat("y", 79)+"\n", 600) + "late\n",
 		"too late":              "Subject: x\n\n" + strings.Repeat(strings.Repeat("y", 79)+"\n", 700) + "late\n",
+		"at the limit":          "Subject: x\n\n" + strings.Repeat(strings.Repeat("y", 98)+"\n", 517) + "0123456789abcde\nlate\n",
+		"before the limit":      "Subject: x\n\n" + strings.Repeat(strings.Repeat("y", 98)+"\n", 517) + "0123456789abcd\nlate\n",
 		"late in a second part": multi("\n" + strings.Repeat(strings.Repeat("y", 79)+"\n", 700) + "--b\n\nlate"),
 		"long header":           "Subject: " + strings.Repeat("y", 200) + " lottery\n\nx\n",
 		"long folded header":    "Subject: " + strings.Repeat("y", 120) + "\n more\n lottery\n\nx\n",
