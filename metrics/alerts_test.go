@@ -240,7 +240,7 @@ func exported(t *testing.T) map[string][]map[string]string {
 	t.Helper()
 	reg := prometheus.NewRegistry()
 	m := metrics.New(reg)
-	rules, err := os.ReadFile("../sync/rules.go")
+	rules, err := os.ReadFile("../sync/alarm.go")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -143,7 +143,7 @@ func states(t *testing.T) (series []string) {
 	for _, in := range []struct{ file, pattern, series string }{
 		{"../sync/status.go", `(?m)^\tState\w+ += "(\w+)"`, `understudy_sync_state{state="%s"}`},
 		{"../sync/status.go", `(?m)^\tStaged\w+ += "(\w+)"`, `understudy_sync_staged_deletion{decision="%s"}`},
-		{"../sync/rules.go", `(?m)^\tAlarm\w+ +Alarm = "(\w+)"`, `understudy_sync_alarms_total{alarm="%s"}`},
+		{"../sync/alarm.go", `(?m)^\tAlarm\w+ +Alarm = "(\w+)"`, `understudy_sync_alarms_total{alarm="%s"}`},
 	} {
 		found := regexp.MustCompile(in.pattern).FindAllStringSubmatch(readFile(t, in.file), -1)
 		if len(found) < 2 {
