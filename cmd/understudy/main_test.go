@@ -51,6 +51,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"serve":      cmdServe,
+			"publish":    cmdPublish,
 			"stop":       cmdStop,
 			"signal":     cmdSignal,
 			"waitlog":    cmdWaitlog,
@@ -84,11 +85,16 @@ func proc(ts *testscript.TestScript) *process { return ts.Value("serve").(*proce
 
 // cmdServe starts serve with the given arguments and waits until it is ready.
 // $SMTP and $METRICS are its addresses.
-func cmdServe(ts *testscript.TestScript, neg bool, args []string) {
+func cmdServe(ts *testscript.TestScript, neg bool, args []string) { launch(ts, "serve", args) }
+
+// cmdPublish does the same with publish, in place of serve.
+func cmdPublish(ts *testscript.TestScript, neg bool, args []string) { launch(ts, "publish", args) }
+
+func launch(ts *testscript.TestScript, what string, args []string) {
 	p := proc(ts)
 	exe, err := os.Executable()
 	ts.Check(err)
-	*p = process{cmd: exec.Command(exe, append([]string{"serve"}, args...)...), done: make(chan struct{}), more: make(chan struct{})}
+	*p = process{cmd: exec.Command(exe, append([]string{what}, args...)...), done: make(chan struct{}), more: make(chan struct{})}
 	p.cmd.Args[0] = "understudy"
 	p.cmd.Dir = ts.MkAbs(".")
 	p.cmd.Env = append(os.Environ(), "LISTEN_FDS=", "NOTIFY_SOCKET="+ts.Getenv("NOTIFY_SOCKET"), "WATCHDOG_USEC="+ts.Getenv("WATCHDOG_USEC"))

@@ -23,8 +23,9 @@ import (
 )
 
 type parityCmd struct {
-	Play parityPlayCmd `cmd:"" default:"withargs" help:"Play sessions to the primary and to the policy, and compare every reply; the default."`
-	Live parityLiveCmd `cmd:"" help:"How the policy agrees with the primary in live sessions."`
+	Play   parityPlayCmd   `cmd:"" default:"withargs" help:"Play sessions to the primary and to the policy, and compare every reply; the default."`
+	Live   parityLiveCmd   `cmd:"" help:"How the policy agrees with the primary in live sessions."`
+	Shadow parityShadowCmd `cmd:"" help:"On the primary: how the published policy agrees with the verdicts in its log."`
 }
 
 type parityPlayCmd struct {

@@ -102,3 +102,48 @@ func times(n uint64) string {
 	}
 	return fmt.Sprintf("%d times", n)
 }
+
+type parityShadowCmd struct {
+	publishFlag
+	All  bool `help:"Show each difference that is kept, the last one first."`
+	JSON bool `name:"json" help:"As JSON."`
+}
+
+func (parityShadowCmd) Help() string {
+	return `With log = "auto" under [publish], the publisher reads the primary's own log and judges by the published policy everybody whom the primary judged: each refusal, and each recipient of accepted mail. No mail goes through a secondary for that, so it shows whether the policy can be trusted before the MX record is changed. "understudy parity live --help" explains the classes of differences.
+
+undecided are verdicts for which the log lacks what a rule asks for: the HELO name of accepted mail, TLS, the message. Tables that were edited without postmap are told as stale_table.
+
+Examples:
+
+    understudy parity shadow
+    understudy parity shadow --all --json | jq '.differences[] | select(.class == "exact")'`
+}
+
+func (c *parityShadowCmd) Run(ctx context.Context, out io.Writer) error {
+	return c.ask(func(p operator.Publisher) error {
+		s, err := p.Parity(ctx, c.All)
+		return render(out, c.JSON, s, err, printShadow)
+	})
+}
+
+func printShadow(out io.Writer, s operator.Shadow) error {
+	fmt.Fprintf(out, "log %s: %s, %s", printable(s.Log), plural(int(s.Sessions), "session"), plural(int(s.Judged), "verdict"))
+	for _, n := range []struct {
+		n    uint64
+		what string
+	}{{s.Undecided, "undecided"}, {s.Dropped, "left out, too many at once"}, {s.Unreadable, "unreadable"}} {
+		if n.n > 0 {
+			fmt.Fprintf(out, ", %d %s", n.n, n.what)
+		}
+	}
+	if s.Last.IsZero() {
+		fmt.Fprintln(out, "; no line of Postfix since the start")
+	} else {
+		fmt.Fprintf(out, "; the last line %s ago\n", age(time.Since(s.Last)))
+	}
+	if s.Error != "" {
+		fmt.Fprintf(out, "it can't be read: %s\n", printable(s.Error))
+	}
+	return printParity(out, s.Report, "No verdict has been judged yet.")
+}

@@ -9,16 +9,19 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/control"
 	"github.com/understudy-mx/understudy/internal/dnslist"
+	"github.com/understudy-mx/understudy/internal/meter"
 	"github.com/understudy-mx/understudy/internal/operator"
 	"github.com/understudy-mx/understudy/internal/publisher"
 	"github.com/understudy-mx/understudy/internal/service"
 	"github.com/understudy-mx/understudy/metrics"
+	"github.com/understudy-mx/understudy/policy"
 	policysync "github.com/understudy-mx/understudy/sync"
 )
 
@@ -29,6 +32,9 @@ type publication struct {
 	registry  *prometheus.Registry
 	frame     *service.Frame
 	publisher *publisher.Publisher
+	shadow    *publisher.Shadow // nil: the primary's log isn't read
+	meter     *meter.Meter      // of the shadow
+	resolver  policy.Resolver   // likewise
 	offer     *policysync.Publisher
 	lists     *dnslist.Watch
 	lock      *os.File
@@ -64,6 +70,9 @@ func newPublication(cfg *config.Config, log *slog.Logger) (_ *publication, err e
 		return nil, err
 	}
 	p.watchLists(log, m)
+	if cfg.Publish.Log != "" {
+		p.openShadow(m, log)
+	}
 	if p.door, err = service.Listen(cfg.Publish.Listen); err != nil {
 		return nil, fmt.Errorf("publish: %w", err)
 	}
@@ -72,6 +81,14 @@ func newPublication(cfg *config.Config, log *slog.Logger) (_ *publication, err e
 	}
 	p.web, err = listenWeb(cfg)
 	return p, err
+}
+
+// openShadow has the primary's log held against the policy.
+func (p *publication) openShadow(m *metrics.Metrics, log *slog.Logger) {
+	p.resolver = newResolver(p.cfg, nil)
+	p.meter = meter.Open(meter.Options{File: filepath.Join(publisher.Dir(p.cfg), "parity.json"), Log: log, Hashed: p.cfg.Publish.Hashed,
+		Agreement: m.ShadowAgreement, Differences: m.Differences.MustCurryWith(prometheus.Labels{"by": "shadow"})}, time.Now())
+	p.shadow = publisher.NewShadow(p.publisher, p.meter, p.resolver, log, m)
 }
 
 // lockDir makes dir and keeps other publishers out of it for as long as the
@@ -120,8 +137,16 @@ func (p *publication) run(ctx context.Context) error {
 	f.Front("publish", func(ctx context.Context) error { return p.offer.Serve(ctx, p.door) })
 	f.Front("sources", p.publisher.Run)
 	f.Front("DNS lists", p.lists.Run)
+	var shadow func(all bool) operator.Shadow
+	if p.shadow != nil {
+		shadow = func(all bool) operator.Shadow {
+			return operator.Shadow{Report: p.meter.Report(all), LogStatus: p.shadow.Status()}
+		}
+		f.Front("primary's log", p.shadow.Run)
+		f.Front("parity meter", func(ctx context.Context) error { return p.meter.Run(ctx, p.publisher.Current, p.resolver) })
+	}
 	f.Front("control socket", func(ctx context.Context) error {
-		return control.Serve(ctx, p.control, operator.ServePublisher(p.offer, p.lists))
+		return control.Serve(ctx, p.control, operator.ServePublisher(p.offer, p.lists, shadow))
 	})
 	f.Web(p.web, metrics.Handler(p.registry, p.publisher.Ready))
 	return f.Run(ctx, "version", versionLine(), "address", p.cfg.Publish.Address, "state_dir", p.cfg.StateDir)

@@ -20,6 +20,7 @@ type Publish struct {
 	Listen, Address string // host:port
 	Poll, Debounce  time.Duration
 	Hashed          bool
+	Log             string // "", auto, journal, or a file's absolute name
 }
 
 // Source is a [[source]] of recipients. Type says which keys count.
@@ -165,6 +166,14 @@ func (r *reader) checkPublisher() {
 func checkAssignment(s string) (string, error) {
 	if i := strings.LastIndexByte(s, '='); i < 1 || i == len(s)-1 {
 		return "", fmt.Errorf("%q lacks a name or a value; write name=value", s)
+	}
+	return s, nil
+}
+
+// checkLog checks where the primary's log is.
+func checkLog(s string) (string, error) {
+	if s != "" && s != "auto" && s != "journal" && !filepath.IsAbs(s) {
+		return "", fmt.Errorf(`%q is no log; write "auto", "journal" or a file's absolute name`, s)
 	}
 	return s, nil
 }

@@ -71,6 +71,7 @@ type Options struct {
 	Agreement   *prometheus.CounterVec // counts decisions, by stage, rule kind and "same" or "other"
 	Differences *prometheus.CounterVec // counts differences by class, once the class is certain
 	Log         *slog.Logger
+	Hashed      bool // nothing is written or shown of whom a difference is about; else the snapshot tells
 }
 
 // Meter counts. Its methods may be called at once.
@@ -144,10 +145,20 @@ func (m *Meter) Note(now time.Time, d Decision) {
 	if d.At == policy.Rcpt {
 		e.Recipient = cut("<" + d.To.String() + ">")
 	}
-	if m.of.hashed {
+	if m.of.hashed || m.o.Hashed {
 		e.scrub()
 	}
 	m.keep(e)
+}
+
+// Stale notes a table at the primary whose source was edited and whose index wasn't
+// made anew: no verdict shows that yet.
+func (m *Meter) Stale(now time.Time, text string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.dirty = true
+	m.keep(&entry{d: Decision{At: policy.EndOfData}, Difference: Difference{
+		At: now.UTC(), Stage: "table", Class: Exact, Cause: "stale_table", Kind: "stale_table", Rule: cut(text), Ours: "-", Primary: "-"}})
 }
 
 // keep adds a difference. The caller holds mu.
@@ -188,6 +199,11 @@ func (m *Meter) learn(s *policy.Snapshot) {
 	if m.of = factsOf(s); !m.of.hashed || was {
 		return
 	}
+	m.scrub()
+}
+
+// scrub takes out of all that is kept whom it is about.
+func (m *Meter) scrub() {
 	for _, e := range m.ring {
 		e.scrub()
 	}

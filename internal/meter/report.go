@@ -107,6 +107,18 @@ type Report struct {
 	Differences []Difference `json:"differences,omitempty"` // the last one first
 }
 
+// LogStatus is what has come of the primary's log since the start.
+type LogStatus struct {
+	Log        string    `json:"log"`             // a file, or "journal"
+	Error      string    `json:"error,omitempty"` // why it can't be read
+	Last       time.Time `json:"last,omitzero"`   // when the last line of Postfix came
+	Sessions   uint64    `json:"sessions"`
+	Judged     uint64    `json:"judged"`
+	Undecided  uint64    `json:"undecided"` // the log doesn't have what a rule asks for
+	Dropped    uint64    `json:"dropped"`   // too many at once
+	Unreadable uint64    `json:"unreadable"`
+}
+
 // Report returns what was counted, with all differences that are kept if wanted.
 func (m *Meter) Report(all bool) Report {
 	m.mu.Lock()
@@ -174,6 +186,9 @@ func Open(o Options, now time.Time) *Meter {
 	}
 	for _, d := range f.Differences[:min(len(f.Differences), maxDifferences)] {
 		m.ring = append(m.ring, &entry{Difference: d})
+	}
+	if o.Hashed {
+		m.scrub()
 	}
 	return m
 }

@@ -2,6 +2,7 @@ package operator
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/understudy-mx/understudy/internal/control"
 	"github.com/understudy-mx/understudy/internal/dnslist"
+	"github.com/understudy-mx/understudy/internal/meter"
 	policysync "github.com/understudy-mx/understudy/sync"
 )
 
@@ -18,9 +20,22 @@ type Invitation struct {
 	Token string `json:"token"`
 }
 
-// ServePublisher is what a publisher answers.
-func ServePublisher(p *policysync.Publisher, lists *dnslist.Watch) http.Handler {
+// Shadow is how the published policy agrees with the verdicts in the primary's log.
+type Shadow struct {
+	meter.Report
+	meter.LogStatus
+}
+
+// ServePublisher is what a publisher answers. shadow is nil where it reads no log.
+func ServePublisher(p *policysync.Publisher, lists *dnslist.Watch, shadow func(all bool) Shadow) http.Handler {
 	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/parity/shadow", func(w http.ResponseWriter, r *http.Request) {
+		if shadow == nil {
+			answer(w, nil, errors.New(`the primary's log isn't read; add log = "auto" under [publish] and restart understudy publish`))
+			return
+		}
+		answer(w, shadow(r.URL.Query().Has("all")), nil)
+	})
 	mux.HandleFunc("POST /v1/invite", func(w http.ResponseWriter, r *http.Request) {
 		name := r.URL.Query().Get("name")
 		if name == "" {
@@ -58,6 +73,13 @@ func freeName(peers []policysync.Peer) string {
 
 // Publisher asks a publisher.
 type Publisher struct{ *control.Client }
+
+// Parity returns how the published policy agrees with the primary's log, with every
+// difference that is kept if wanted.
+func (p Publisher) Parity(ctx context.Context, all bool) (s Shadow, err error) {
+	err = p.Call(ctx, "GET", parityTarget("shadow", all), &s)
+	return s, err
+}
 
 // Status returns what is published.
 func (p Publisher) Status(ctx context.Context) (s policysync.PublisherStatus, err error) {

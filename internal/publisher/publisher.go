@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/understudy-mx/understudy/internal/config"
@@ -39,6 +40,8 @@ type Publisher struct {
 	importer Importer
 	watcher  *service.Watcher
 	started  time.Time // when the sources were first read
+
+	last atomic.Pointer[Reading] // that was published; nil before the first
 
 	mu      sync.Mutex          // guards all below
 	files   []string            // to watch
@@ -127,6 +130,14 @@ func (p *Publisher) polls() bool {
 	return p.polled || p.broken != ""
 }
 
+// Current is the policy that was read and published last, nil before the first.
+func (p *Publisher) Current() *policy.Snapshot {
+	if r := p.last.Load(); r != nil {
+		return r.Snapshot
+	}
+	return nil
+}
+
 // Ready says whether a policy is offered, and up to date.
 func (p *Publisher) Ready() error {
 	p.mu.Lock()
@@ -163,7 +174,9 @@ func (p *Publisher) Read(ctx context.Context) {
 	p.noteSources(r.sources)
 	if err == nil {
 		p.offer.SetNotice("") // first: who has the version already waits again after Publish
-		err = p.offer.Publish(r.Snapshot)
+		if err = p.offer.Publish(r.Snapshot); err == nil {
+			p.last.Store(r)
+		}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -105,6 +105,14 @@ type Report struct {
 	// databases, commands, the name service.
 	Files  []string `json:"files,omitempty"`
 	Polled []string `json:"polled,omitempty"`
+
+	// LogFile is where the server logs its verdicts, "" where that is syslog's to
+	// say. LogNames are the names under which its SMTP server does, and what stands
+	// before that.
+	LogFile  string    `json:"-"`
+	LogNames [2]string `json:"-"`
+	// AddsRecipients: it adds recipients of its own to messages.
+	AddsRecipients bool `json:"-"`
 }
 
 // Add notes an item, once.

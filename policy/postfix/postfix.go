@@ -164,6 +164,8 @@ func Import(ctx context.Context, src Source) (*policy.Spec, fidelity.Report, err
 	}
 	src.Memo.only(i.polled)
 	i.report.Files, i.report.Polled = sortedKeys(i.files), sortedKeys(i.polled)
+	i.report.LogFile, i.report.LogNames = i.set["maillog_file"], [2]string{i.set["syslog_name"], i.conf.postscreen["syslog_name"]}
+	i.report.AddsRecipients = i.set["always_bcc"]+i.set["sender_bcc_maps"]+i.set["recipient_bcc_maps"] != ""
 	i.concern()
 	i.report.Sort()
 	return i.spec, i.report, nil
