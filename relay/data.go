@@ -6,6 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
+
+	"github.com/understudy-mx/understudy/internal/authres"
+	"github.com/understudy-mx/understudy/internal/envelope"
 )
 
 // chunk is how much of a message's content is in memory at a time.
@@ -24,16 +28,56 @@ func (e *contentError) Unwrap() error { return e.err }
 
 var errContentSize = errors.New("content has not the length that the envelope states")
 
-// writeContent copies size octets of body to w, dot-stuffed, and ends them with
-// CRLF.CRLF, of which the first CRLF is the content's own if it has one. It
-// writes the final dot only after body ended well and had that length. buf is
-// its scratch space. Errors of body are contentErrors.
-func writeContent(w *bufio.Writer, body io.Reader, size int64, buf []byte) error {
+// sized fails unless its content has the length that was stated.
+type sized struct {
+	io.Reader
+	left int64
+}
+
+func (s *sized) Read(p []byte) (int, error) {
+	n, err := s.Reader.Read(p)
+	switch s.left -= int64(n); {
+	case s.left < 0:
+		err = errContentSize
+	case err == io.EOF && s.left > 0:
+		err = fmt.Errorf("%w: %d octets are missing", errContentSize, s.left)
+	}
+	return n, err
+}
+
+// content is what goes out of a body that is closed at the end.
+type content struct {
+	io.Reader
+	io.Closer
+}
+
+// content returns a message as this next hop gets it: as it is, or with our
+// Authentication-Results.
+func (s *session) content(t *envelope.Transfer, body io.ReadCloser) content {
+	whole := &sized{body, t.Size}
+	if field := s.authResults(t); field != "" {
+		return content{io.MultiReader(strings.NewReader(field), authres.Strip(whole, s.c.hostname)), body}
+	}
+	return content{whole, body}
+}
+
+// authResults is the field that goes before a message, "" for none.
+func (s *session) authResults(t *envelope.Transfer) string {
+	if !s.r.AuthResults || t.Envelope.Report {
+		return ""
+	}
+	return authres.Field(s.c.hostname, t.Envelope)
+}
+
+// writeContent copies body to w, dot-stuffed, and ends it with CRLF.CRLF, of which
+// the first CRLF is the content's own if it has one. It writes the final dot only
+// after body ended well. buf is its scratch space. Errors of body are contentErrors.
+func writeContent(w *bufio.Writer, body io.Reader, buf []byte) error {
 	d := stuffer{w: w, last: [2]byte{'\r', '\n'}}
 	for {
 		n, err := body.Read(buf)
-		if size -= int64(n); size < 0 {
-			return &contentError{errContentSize}
+		if err == errContentSize { // it is too long: what is too much stays here
+			return &contentError{err}
 		}
 		if werr := d.write(buf[:n]); werr != nil {
 			return werr
@@ -44,9 +88,6 @@ func writeContent(w *bufio.Writer, body io.Reader, size int64, buf []byte) error
 		if err != nil {
 			return &contentError{err}
 		}
-	}
-	if size != 0 {
-		return &contentError{fmt.Errorf("%w: %d octets are missing", errContentSize, size)}
 	}
 	return d.end()
 }

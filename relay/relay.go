@@ -13,7 +13,7 @@
 //     hop may get the message twice, never zero times.
 //   - The final dot follows only content that was read to its end and has the
 //     length that the Transfer states; else the connection is closed without
-//     it. Content goes out as it is, but for dot-stuffing.
+//     it. Content goes out as it is, but for dot-stuffing and Route.AuthResults.
 //   - No text of a client's ends a command, and no text of the next hop's leaves
 //     here uncleaned or longer than 256 octets, or in a live session 8 KiB.
 //   - Every read and every write has a deadline.
@@ -70,6 +70,9 @@ type Route struct {
 	// Proxy forwards it by a PROXY protocol header to a next hop that reads it,
 	// in place of XCLIENT.
 	Proxy bool
+	// AuthResults puts our Authentication-Results before each message, and takes
+	// away those that claim to be ours (package authres).
+	AuthResults bool
 	// MaxAsking bounds the sessions that ask about recipients at a time, 10 if 0.
 	MaxAsking int
 	// Live lets clients' sessions be played through, MaxLive at a time, 50 if 0.

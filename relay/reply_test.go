@@ -99,7 +99,7 @@ func FuzzContent(f *testing.F) {
 	f.Fuzz(func(t *testing.T, in []byte, piece byte) {
 		var sent strings.Builder
 		w := bufio.NewWriterSize(&sent, 16)
-		if err := writeContent(w, strings.NewReader(string(in)), int64(len(in)), make([]byte, int(piece)+1)); err != nil {
+		if err := writeContent(w, strings.NewReader(string(in)), make([]byte, int(piece)+1)); err != nil {
 			t.Fatal(err)
 		}
 		w.Flush()

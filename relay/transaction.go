@@ -59,7 +59,7 @@ func (s *session) prepare(t *envelope.Transfer) *transaction {
 		x.settle(&contentError{err})
 		return nil
 	}
-	x.body = body
+	x.body = s.content(t, body)
 	return x
 }
 
@@ -150,7 +150,7 @@ func (s *session) begin(x *transaction) error {
 func (s *session) mailParams(t *envelope.Transfer) string {
 	p, e := "", t.Envelope
 	if s.caps.size && t.Size >= 0 {
-		p += " SIZE=" + strconv.FormatInt(t.Size, 10)
+		p += " SIZE=" + strconv.FormatInt(t.Size+int64(len(s.authResults(t))), 10)
 	}
 	if s.caps.eightBit && e.EightBit {
 		p += " BODY=8BITMIME"
@@ -308,7 +308,7 @@ func (s *session) send(x *transaction) error {
 		}
 		s.buf, s.bw = make([]byte, chunk), bufio.NewWriterSize(s.conn, chunk)
 	}
-	err := writeContent(s.bw, x.body, x.t.Size, s.buf)
+	err := writeContent(s.bw, x.body, s.buf)
 	var ours *contentError
 	switch {
 	case errors.As(err, &ours):

@@ -198,7 +198,7 @@ func (d *daemon) buildSMTP() error {
 		ShutdownTimeout:          c.ShutdownTimeout,
 		BareNewline:              c.BareNewline,
 		Unsure:                   d.unsure,
-		Vouch:                    d.cfg.Queue.Return == returnVouched,
+		Vouch:                    d.cfg.Queue.Return == returnVouched || d.cfg.Relay.AuthenticationResults,
 		Log:                      d.log,
 		Metrics:                  d.metrics,
 	}
@@ -258,7 +258,7 @@ func (d *daemon) buildRelay() {
 	routes := map[string]relay.Route{}
 	add := func(name string, p config.Primary, live bool) {
 		routes[name] = relay.Route{Name: name, Address: p.Address, TLS: p.TLS, TLSName: p.TLSName,
-			TLSCA: p.TLSCA, XClient: p.ByXClient(), Proxy: p.ByProxy(), MaxAsking: p.MaxConnections, ProbeInterval: p.ProbeInterval,
+			TLSCA: p.TLSCA, XClient: p.ByXClient(), Proxy: p.ByProxy(), AuthResults: d.cfg.Relay.AuthenticationResults && !byClientOf(p), MaxAsking: p.MaxConnections, ProbeInterval: p.ProbeInterval,
 			Live: live && p.WhileUp == "live" && byClientOf(p), MaxLive: p.MaxLive}
 	}
 	add(defaultRoute, d.cfg.Primary, true)

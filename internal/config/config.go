@@ -42,6 +42,7 @@ type Config struct {
 	Publish     Publish
 	Sources     []Source
 	Queue       Queue
+	Relay       Relay
 	DNS         DNS
 	Metrics     Metrics
 	Web         Web
@@ -111,6 +112,9 @@ type Queue struct {
 	Return        string // never, vouched
 	ReturnThrough string // a route's name, or "primary"
 }
+
+// Relay is section [relay].
+type Relay struct{ AuthenticationResults bool }
 
 // DNS is section [dns].
 type DNS struct {
@@ -352,6 +356,10 @@ func (r *reader) check() {
 		r.mistake(set, "is set without %s; set both, or neither for no STARTTLS", other)
 	}
 	r.checkRoutes()
+	told := func(p Primary) bool { return p.ByXClient() || p.ByProxy() }
+	if c.Relay.AuthenticationResults && told(c.Primary) && !slices.ContainsFunc(c.Routes, func(rt Route) bool { return !told(rt.Primary) }) {
+		r.mistake("relay.authentication_results", `is for servers that aren't told the client, and all of these are; set identity = "none" for one that can't be, or remove this line`)
+	}
 	r.checkWeb()
 }
 

@@ -18,7 +18,7 @@ type setting struct {
 
 // sections lists the tables in the order in which they are shown.
 func sections() []string {
-	return []string{"smtp", "primary", "route", "policy", "sync", "queue", "dns", "publish", "source", "metrics", "web", "log"}
+	return []string{"smtp", "primary", "route", "policy", "sync", "queue", "relay", "dns", "publish", "source", "metrics", "web", "log"}
 }
 
 // repeated are the sections that may be repeated.
@@ -34,6 +34,7 @@ var sectionDoc = map[string]string{
 	"publish": "For the primary only: this section makes the file one for `understudy publish`. Such a file may also have [policy], [[source]], [dns] (the servers that this machine's Postfix asks), [metrics] and [log]; state_dir then holds the keys and the paired secondaries.",
 	"source":  "For the primary only. May be repeated. Adds recipients from elsewhere to those of [policy]; only those in its domains count.",
 	"queue":   "The queue of accepted mail.",
+	"relay":   "What is done to mail on its way to the servers.",
 	"dns":     "The resolver for blocklists and host names. Use one of your own, close by: most blocklists refuse public ones.",
 	"metrics": "Prometheus metrics and the pages /healthz and /readyz.",
 	"web":     "The operator's page: the state of the primary, the queue and its drain, and held mail. It has no TLS of its own: use ssh -L, or a web server with TLS in front.",
@@ -180,6 +181,10 @@ var settings = []setting{
 	{"queue", "return_through", label, `"primary"`, nil,
 		`Where reports go: "primary" is [primary], any other name that of a [[route]], which then needs no domains: a smarthost. It must accept mail to any domain from this machine. No MX is looked up.`,
 		func(c *Config) any { return &c.Queue.ReturnThrough }},
+
+	{"relay", "authentication_results", boolean, "false", nil,
+		`Put an Authentication-Results field (RFC 8601) with what SPF and DKIM said on top of each message, under hostname, and remove those that claim to be of hostname. It is for servers that can't be told the real client, with identity = "none", whose own SPF check would see this machine; to all others messages go as they came. It is the only change that Understudy makes to mail.`,
+		func(c *Config) any { return &c.Relay.AuthenticationResults }},
 
 	{"dns", "servers", serverList, "[]", nil,
 		"Name servers as ip:port, or ip for port 53. Without any, those of /etc/resolv.conf are asked.",
