@@ -31,6 +31,7 @@ func described(t *testing.T) []description {
 	m := metrics.New(reg)
 	m.Queue(func() metrics.QueueStats { return metrics.QueueStats{} })
 	m.Follower(func() metrics.FollowerStats { return metrics.FollowerStats{} })
+	m.Greylist(func() (int, int64) { return 0, 0 })
 	m.Publisher(func() metrics.PublisherStats { return metrics.PublisherStats{} })
 	descs := make(chan *prometheus.Desc, 1000)
 	reg.Describe(descs)

@@ -50,6 +50,7 @@ type Metrics struct {
 	Differences     *prometheus.CounterVec // differences between the primary's verdicts and the snapshot's, by how they were seen ("live", "shadow") and class
 	ShadowEvents    *prometheus.CounterVec // what the primary's log held, by result: "judged", "undecided", "dropped", "unreadable"
 	PutOff          *prometheus.CounterVec // recipients while the primary is up and wants all senders, by result: "deferred", "taken"
+	Greylisted      *prometheus.CounterVec // attempts by what greylisting made of them: "deferred", "passed", "known" (to the primary), "client", "exempt", "learned" (from a live session)
 	LiveUnused      *prometheus.CounterVec // mail transactions that weren't played through, by reason
 	PrimaryUp       *prometheus.GaugeVec   // by route (configured name)
 	OutageStart     *prometheus.GaugeVec   // by route, Unix time, 0 when up
@@ -139,6 +140,7 @@ func New(reg prometheus.Registerer) *Metrics {
 		ShadowAgreement: counters("shadow_agreement_total", "The primary's verdicts in its own log, by stage, by the kind of the snapshot's rule, and by whether the snapshot's decision (accept, defer or refuse) was the same.", "stage", "rule", "result"),
 		Differences:     counters("parity_differences_total", "Differences between the primary's verdicts and the snapshot's, by how they were seen (live, shadow) and by class; exact ones are counted after half a minute, or as late when a policy that agrees has come.", "by", "class"),
 		ShadowEvents:    counters("shadow_verdicts_total", "The primary's verdicts in its own log, by result: judged beside the snapshot; undecided where the log doesn't have what a rule asks for; dropped when there were too many; unreadable.", "result"),
+		Greylisted:      counters("greylist_attempts_total", "Attempts that the policy's greylisting was asked about, by result: deferred; passed after its delay; known to the primary; client known whatever it sends; exempt by a whitelist. A live session in which the primary let in whom greylisting would have deferred counts again, as learned.", "result"),
 		PutOff:          counters("put_off_recipients_total", "Recipients that the policy lets in while the primary is up, with while_up = \"defer\", by result: deferred to the primary, or taken since the sender came back again and again.", "result"),
 		LiveUnused:      counters("live_unused_total", "Mail transactions judged by the snapshot although live is on, by reason.", "reason"),
 		RelayDuration:   histogram("relay_duration_seconds", "Time from MAIL to the next hop's final reply, one message."),
@@ -234,6 +236,12 @@ func (m *Metrics) Queue(stats func() QueueStats) {
 		}
 		return max(0, time.Since(s.Oldest).Seconds())
 	})
+}
+
+// Greylist exports the size of the greylist's store.
+func (m *Metrics) Greylist(stats func() (entries int, octets int64)) {
+	m.auto.NewGaugeFunc(prometheus.GaugeOpts{Name: "understudy_greylist_entries", Help: "Clients and triplets that greylisting remembers."}, func() float64 { n, _ := stats(); return float64(n) })
+	m.auto.NewGaugeFunc(prometheus.GaugeOpts{Name: "understudy_greylist_bytes", Help: "Octets of what greylisting remembers, before the store compresses them."}, func() float64 { _, n := stats(); return float64(n) })
 }
 
 // FollowerStats is what Follower's callback returns. It must come in constant

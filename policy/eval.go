@@ -54,6 +54,7 @@ type check struct {
 	zone  *zone
 	note  string
 	spf   *spfService
+	grey  *greylist
 	list  *[]check // restriction class
 }
 

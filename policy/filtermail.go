@@ -34,6 +34,9 @@ func (c *compiler) milters() {
 	for name := range f.SPF {
 		c.spf("filters", name)
 	}
+	for name := range f.Greylists {
+		c.greylist("filters", name)
+	}
 	for _, m := range f.Milters {
 		var to milter
 		switch {

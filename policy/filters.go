@@ -7,6 +7,9 @@ type Filters struct {
 	// gives.
 	SPF     map[string]SPFService `json:"policyd_spf,omitempty"`
 	Milters []Milter              `json:"milters,omitempty"` // in the order in which they are asked
+	// Greylists are postgrey's settings by the name that the restriction
+	// check_greylist gives.
+	Greylists map[string]Greylist `json:"postgrey,omitempty"`
 }
 
 // Milter is one of the primary's filters of content: one of the fields is set.

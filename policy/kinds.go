@@ -18,6 +18,7 @@ const (
 	argNumber
 	argNote // what it stands for, for the operator; may be absent
 	argSPF  // of Filters.SPF
+	argGrey // of Filters.Greylists
 )
 
 // kind is a restriction that the engine knows. fn is nil for warn_if_reject,
@@ -134,6 +135,7 @@ var genericKinds = []kind{
 	{kindAsk, argNote, askPrimary},
 	{kindAskElseIgnore, argNote, askPrimary},
 	{kindSPF, argSPF, checkSPF},
+	{kindGreylist, argGrey, checkGreylist},
 	{"sleep", argNumber, nothing},
 	{"reject_unauth_pipelining", argNone, rejectPipelining},
 	{"permit_tls_clientcerts", argNone, permitCert},

@@ -70,9 +70,10 @@
 // Verdict. A temporary DNS failure never makes a permanent reply. Nobody is
 // accepted for a domain that isn't listed.
 //
-// There is no SMTP here, no log, no clock, no state across sessions, and no I/O
-// but through the Resolver. Rate limits, greylisting and content scanners are not
-// in the model; where Verdict.Ask says so, the server asks the primary about them.
+// There is no SMTP here, no log, no clock, no state across sessions but in a
+// GreyMemory, and no I/O but through that and the Resolver. Rate limits and content
+// scanners are not in the model; where Verdict.Ask says so, the server asks the
+// primary about them.
 //
 // RFC 5321 (replies, postmaster), RFC 3463 (status codes), RFC 5782 (DNS
 // lists), RFC 7505 (null MX).

@@ -18,8 +18,9 @@ type Session struct {
 	find    finder
 	lookups lookups
 
-	deferUnanswered bool // see DeferUnanswered
-	vouching        bool // see Vouch
+	deferUnanswered bool       // see DeferUnanswered
+	vouching        bool       // see Vouch
+	grey            GreyMemory // nil: none
 
 	screened  screening
 	heloGiven bool
@@ -39,6 +40,7 @@ type Session struct {
 	content            *content
 	milter             *mailauth.Verifier   // what the milters read
 	signed             *mailauth.DKIMResult // … and what came of it, once somebody asked
+	putOff             []GreyTry            // by greylisting, of the recipient asked about last
 	spfPass            map[string]bool      // what policy services said of the sender, by name
 
 	// State that a stage leaves to later ones.
@@ -200,7 +202,7 @@ func (s *Session) Rcpt(ctx context.Context, to envelope.ForwardPath) Verdict {
 	if s.undeclared(a.raw) {
 		return e.verdict(Rcpt, e.answer(Rule{Stage: Rcpt, Kind: kindStrictUTF8}, 553, "5.6.7", textUndeclared))
 	}
-	s.before, s.hadBefore = s.rcpt, s.hasRcpt
+	s.before, s.hadBefore, s.putOff = s.rcpt, s.hasRcpt, nil
 	s.rcpt, s.hasRcpt = a, true
 	if to.Postmaster() || s.snap.verifies(to) && s.snap.allows(a.domain) {
 		s.rcptCount++
@@ -348,7 +350,7 @@ func (s *Session) Reset() {
 	s.sender, s.rcpt, s.rcptCount = address{}, address{}, 0
 	s.discard, s.hold = false, false
 	s.discardRule, s.holdRule = Rule{}, Rule{}
-	s.content, s.milter, s.signed, s.spfPass = nil, nil, nil, map[string]bool{}
+	s.content, s.milter, s.signed, s.putOff, s.spfPass = nil, nil, nil, nil, map[string]bool{}
 	s.lookups.reset()
 }
 

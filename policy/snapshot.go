@@ -119,6 +119,8 @@ type compiler struct {
 	errs    []error
 	tables  map[string]*dict
 	classes map[string]*[]check
+
+	greylists map[string]*greylist // by name, as far as they are compiled
 }
 
 func (c *compiler) errorf(format string, args ...any) {
@@ -394,6 +396,8 @@ func (c *compiler) check(where string, r Restriction) (check, bool) {
 		c.errorf("%s: %s needs a number, not %q", where, k.name, r.Arg)
 	case k.arg == argSPF:
 		ch.spf = c.spf(where+": "+k.name, r.Arg)
+	case k.arg == argGrey:
+		ch.grey = c.greylist(where+": "+k.name, r.Arg)
 	case k.arg == argNote:
 		ch.note = r.Arg
 		c.s.asks = true

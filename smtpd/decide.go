@@ -120,6 +120,9 @@ func (s *session) decide(c Command) Decision {
 	if d.Overruled {
 		s.policy.Withdraw()
 	}
+	if c.At == policy.Rcpt && d.Rule == primaryRule(c.At) && !refused(d.Verdict) {
+		s.policy.LetIn()
+	}
 	if d.Ask.Kind != "" {
 		s.ask(&d)
 	}

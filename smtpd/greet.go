@@ -196,6 +196,7 @@ func (s *session) adopt(snap *policy.Snapshot) {
 	if s.srv.Vouch {
 		s.policy.Vouch()
 	}
+	s.policy.Remember(s.srv.Greylist)
 }
 
 // pin makes the transaction that begins use the snapshot that is in force now.

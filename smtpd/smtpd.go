@@ -95,6 +95,8 @@ type Server struct {
 	// DeferUnanswered puts mail off when a blocklist in the DNS doesn't answer,
 	// see policy.Session.
 	DeferUnanswered bool
+	// Greylist is what the policy's greylisting remembers by; nil: nothing.
+	Greylist policy.GreyMemory
 
 	// Vouch has SPF and DKIM checked for each message that is kept, for its
 	// Envelope's Auth, although the policy's filters don't.

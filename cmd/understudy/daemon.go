@@ -28,6 +28,7 @@ import (
 	"github.com/understudy-mx/understudy/internal/service"
 	"github.com/understudy-mx/understudy/metrics"
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/greylist"
 	"github.com/understudy-mx/understudy/queue"
 	"github.com/understudy-mx/understudy/queue/store"
 	"github.com/understudy-mx/understudy/relay"
@@ -55,6 +56,7 @@ type daemon struct {
 	outages  *outage.Book
 	meter    *meter.Meter
 	lists    *dnslist.Watch
+	greylist *greylist.Store
 	relay    *relay.Client
 	smtp     *smtpd.Server
 	cert     *smtpd.CertFile // nil: no STARTTLS
@@ -91,6 +93,8 @@ func newDaemon(cfg *config.Config, log *slog.Logger) (_ *daemon, err error) {
 		log.Error("the outages so far are lost", "err", err)
 	}
 	d.openMeter()
+	d.greylist = greylist.Open(greylist.Options{Dir: greylistDir(cfg), Log: log, Metrics: d.metrics})
+	d.smtp.Greylist = d.greylist
 	if d.file == nil {
 		if d.primary, err = d.follow(); err != nil {
 			return nil, err
@@ -161,6 +165,11 @@ func (d *daemon) close() {
 	if d.primary != nil {
 		d.primary.Close()
 	}
+	if d.greylist != nil {
+		if err := d.greylist.Close(); err != nil {
+			d.log.Warn("close the greylist", "err", err)
+		}
+	}
 	if d.queue != nil {
 		if err := d.queue.Close(); err != nil && !errors.Is(err, queue.ErrClosed) {
 			d.log.Error("close queue", "err", err)
@@ -220,6 +229,9 @@ func (d *daemon) current() *policy.Snapshot {
 	}
 	return d.primary.Current()
 }
+
+// greylistDir holds what greylisting remembers.
+func greylistDir(cfg *config.Config) string { return filepath.Join(cfg.StateDir, "greylist") }
 
 // syncDir holds the pairing with the primary, and its policy.
 func syncDir(cfg *config.Config) string { return filepath.Join(cfg.StateDir, "sync") }

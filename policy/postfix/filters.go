@@ -61,10 +61,12 @@ func (i *importer) followed(f *filters.Filter, options []string) fidelity.Class 
 	switch {
 	case options == nil:
 		return fidelity.Exact
-	case f == nil || !f.Judges() || f.DKIM == nil && f.DMARC == nil && f.SPF == nil:
+	case f == nil || !f.Judges() || f.DKIM == nil && f.DMARC == nil && f.SPF == nil && f.Grey == nil:
 		return fidelity.NotReplicated
 	case len(f.Notes) > 0:
 		return fidelity.Approximated
+	case f.Grey != nil:
+		return fidelity.Exact
 	}
 	return fidelity.GivenDNS
 }
@@ -114,6 +116,21 @@ type policyservice struct {
 // policyService translates a policy service, or returns what takes its place.
 func (i *importer) policyService(parameter string, e element) []policy.Restriction {
 	f, why, options := i.filter(e.arg)
+	grey := ""
+	if f != nil && f.Grey != nil {
+		var note string
+		var err error
+		if _, chosen := i.src.Choices[fidelity.Item{Parameter: parameter, Element: e.text()}.ID()]; chosen {
+			why += "; it could be followed, but for your choice"
+			f.Grey = nil
+		} else if grey, note, err = i.greylist(f.Grey); err != nil {
+			why += "; who passed there can't be read: " + err.Error()
+			f.Grey = nil
+		} else if note != "" {
+			f.Notes = append(f.Notes, note)
+			why += "; " + note
+		}
+	}
 	class := i.followed(f, options)
 	s := policyservice{where: secretFree(e.arg), filter: f}
 	if class == fidelity.NotReplicated {
@@ -124,6 +141,10 @@ func (i *importer) policyService(parameter string, e element) []policy.Restricti
 		return i.restriction(parameter, e, class, why, append(options, fidelity.Ask, fidelity.AskElseIgnore))
 	}
 	i.restriction(parameter, e, class, why, nil)
+	if f.Grey != nil {
+		i.services = append(i.services, s)
+		return []policy.Restriction{{Kind: "check_greylist", Arg: grey}}
+	}
 	if f.SPF == nil || options == nil && !i.hasDMARC() {
 		return nil
 	}

@@ -146,7 +146,7 @@ policyd-spf unix - n n - 0 spawn user=nobody argv=/usr/bin/policyd-spf
 		"not-replicated { inet:localhost:8893, connect_timeout=5s }: opendmarc (/etc/opendmarc.conf) refuses what a domain's DMARC policy says to reject; " +
 			"/etc/opendmarc.conf:3: DomainWhitelist: ARC may overrule a failure -> " + fidelity.Ignore,
 		"not-replicated check_policy_service inet:127.0.0.1:10023: postgrey (/etc/default/postgrey) refuses a client, sender and recipient that it doesn't know together, for 300 s; " +
-			"who passed is known to the primary alone -> " + fidelity.Ignore,
+			"who passed there can't be read: /var/lib/postgrey: postgrey.db: no such file or directory -> " + fidelity.Ignore,
 		"not-replicated check_policy_service inet:127.0.0.1:10031: policyd-spf (/etc/spf/strict.conf) refuses SPF that doesn't pass for the HELO name, SPF Fail of the sender; " +
 			`/etc/spf/strict.conf:2: policyd-spf knows no "UnheardOf" -> ` + fidelity.Ignore,
 		"exact local:opendkim/opendkim.sock: opendkim (/etc/opendkim.conf) refuses nothing by its settings -> ",

@@ -22,6 +22,8 @@ type Memo struct {
 	mu     sync.Mutex // guards what follows
 	tables map[string]*remembered
 	seed   maphash.Seed // of the rows' digests
+
+	greylists map[string]*greyKnown // by the directory of a postgrey's database
 }
 
 func (m *Memo) digests() maphash.Seed {

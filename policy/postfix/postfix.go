@@ -28,6 +28,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/fidelity"
@@ -67,6 +68,8 @@ type Source struct {
 	// Filters say which filter listens where, in place of what Debian's
 	// packages do: "ENDPOINT=PROGRAM:FILE", see package filters.
 	Filters []string
+	// Now is the clock by which what a greylist knows is too old; nil: time.Now.
+	Now func() time.Time
 	// Root is put before the paths of filters' configurations; "" for none.
 	Root string
 	// Choices says for an Item, by its ID, which of its Options to take.

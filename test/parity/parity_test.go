@@ -143,7 +143,7 @@ func (p *twin) dial(ctx context.Context) (net.Conn, error) {
 }
 
 // serve runs our server with a policy, in memory.
-func serve(t *testing.T, spec *policy.Spec, nameserver string, proxy bool) (d parity.Dialer, stop func()) {
+func serve(t *testing.T, spec *policy.Spec, nameserver string, proxy bool, options ...func(*smtpd.Server)) (d parity.Dialer, stop func()) {
 	t.Helper()
 	spec.Limits.SoftErrors = 0 // as smtpd_error_sleep_time = 0 on the other side
 	client := &spec.Limits.Client
@@ -156,6 +156,9 @@ func serve(t *testing.T, spec *policy.Spec, nameserver string, proxy bool) (d pa
 		Hostname: "secondary.example.org", Policy: func() *policy.Snapshot { return snap },
 		Resolver: resolver.New(resolver.Options{Servers: []string{nameserver}, Timeout: 30 * time.Second}), Keep: smtpd.Nowhere{},
 		XClientFrom: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}, MaxUnknownRecipients: 1 << 20,
+	}
+	for _, set := range options {
+		set(srv)
 	}
 	pipe := parity.NewPipe()
 	if proxy {

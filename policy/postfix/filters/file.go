@@ -24,6 +24,11 @@ type reader struct {
 
 func (r *reader) text(name string) (string, error) {
 	r.files = append(r.files, name)
+	return r.look(name)
+}
+
+// look reads a file whose change needn't be noticed.
+func (r *reader) look(name string) (string, error) {
 	f, err := os.Open(filepath.Join(r.root, name))
 	if err != nil {
 		var pathErr *os.PathError

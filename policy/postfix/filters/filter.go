@@ -50,6 +50,7 @@ type Filter struct {
 	SPF   *policy.SPFService
 	DKIM  *policy.DKIMFilter
 	DMARC *policy.DMARCFilter
+	Grey  *policy.Greylist
 
 	// What it tells the filters behind it.
 	Verifies bool   // DKIM signatures

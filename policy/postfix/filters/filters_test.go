@@ -206,12 +206,42 @@ func TestPolicySPF(t *testing.T) {
 }
 
 func TestPostgrey(t *testing.T) {
-	f := read(t, Postgrey, "# x\nPOSTGREY_OPTS=\"--inet=10023 --delay=60 -v --frob\"\n")
-	if want := []string{"a client, sender and recipient that it doesn't know together, for 60 s"}; !slices.Equal(f.Refuses, want) {
-		t.Errorf("refuses %q, want %q", f.Refuses, want)
-	}
-	if want := []string{`/f:2: postgrey knows no "--frob"`, whyGrey}; !slices.Equal(f.Unsure, want) {
-		t.Errorf("unsure %q, want %q", f.Unsure, want)
+	base := policy.Greylist{Delay: 300, MaxAge: 35 * 86400, RetryWindow: 2 * 86400, AutoClients: 5, IPv4: 24, IPv6: 64,
+		Action: "DEFER_IF_PERMIT", Text: greyHelpText, Database: greyDir}
+	with := func(f func(*policy.Greylist)) *policy.Greylist { g := base; f(&g); return &g }
+	for _, tt := range []struct {
+		name, opts string
+		want       *policy.Greylist
+		unsure     string
+	}{
+		{"none", "--inet=10023", &base, ""},
+		{"unknown", "--inet=10023 --delay=60 -v --frob", nil, `/f:2: postgrey knows no "--frob"`},
+		{"times", "-i 10023 --delay 60 -max-age=7 --retry-window=6h", with(func(g *policy.Greylist) { g.Delay, g.MaxAge, g.RetryWindow = 60, 7*86400, 6*3600 }), ""},
+		{"zero is the usual", "--delay=0 --max-age=0 --ipv4cidr=0 --retry-window=0", with(func(g *policy.Greylist) { g.RetryWindow = 0 }), ""},
+		{"window in words", "--retry-window=2d", nil, `/f:2: retry-window: "2d" is neither a number of days nor of hours, such as 6h`},
+		{"no automatic clients", "--auto-whitelist-clients=0", with(func(g *policy.Greylist) { g.AutoClients = 0 }), ""},
+		{"automatic clients", "--auto-whitelist-clients --privacy", with(func(g *policy.Greylist) { g.Privacy = true }), ""},
+		{"automatic clients, apart", "--auto-whitelist-clients 3 --auto-whitelist-clients=2", with(func(g *policy.Greylist) { g.AutoClients = 2 }), ""},
+		{"automatic what", "--auto-whitelist-clients=many", nil, `/f:2: auto-whitelist-clients: "many" is no number`},
+		{"networks", "--lookup-by-subnet --ipv4cidr=32 --ipv6cidr=128", with(func(g *policy.Greylist) { g.IPv4, g.IPv6 = 32, 128 }), ""},
+		{"too narrow", "--ipv4cidr=33", nil, `/f:2: ipv4cidr: "33" is no number that postgrey could use`},
+		{"by host", "--lookup-by-host --dbdir=/x --greylist-action=451 --greylist-text=Later", with(func(g *policy.Greylist) {
+			g.ByHost, g.Database, g.Action, g.Text = true, "/x", "451", "Later"
+		}), ""},
+		{"whitelists", "--whitelist-clients=/hosts --whitelist-recipients=/gone", with(func(g *policy.Greylist) {
+			g.Clients = []string{"10.0.0.1", "!10.0.0.0/8", "10.0.0.0/24", ".example.net", "Mail.Example.NET", "[2001:db8::1]"}
+		}), ""},
+		{"a value that is missing", "--delay", nil, `/f:2: delay lacks its value; /f:2: delay: "" is no number that postgrey could use`},
+		{"a flag with a value", "--privacy=yes", nil, `/f:2: privacy takes no value`},
+		{"no effect on decisions", "--pidfile=/x --user=u --group g --daemonize --quiet --exim --hostname=h --listen-queue-size=5 --socketmode=0600 --x-greylist-header=X: --syslogfacility=mail", &base, ""},
+	} {
+		f := read(t, Postgrey, "# x\nPOSTGREY_OPTS=\""+tt.opts+"\"\n")
+		if diff := cmp.Diff(tt.want, f.Grey); diff != "" || strings.Join(f.Unsure, "; ") != tt.unsure {
+			t.Errorf("%s: unsure %q, want %q (-want +got):\n%s", tt.name, f.Unsure, tt.unsure, diff)
+		}
+		if len(f.Refuses) != 1 || !strings.HasPrefix(f.Refuses[0], "a client, sender and recipient that it doesn't know together, for ") {
+			t.Errorf("%s: refuses %q", tt.name, f.Refuses)
+		}
 	}
 }
 
