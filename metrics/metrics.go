@@ -64,6 +64,7 @@ type Metrics struct {
 	DNSLookups      *prometheus.CounterVec // by type and result
 	DNSDuration     prometheus.Histogram   // one look-up that was not cached
 	DNSFailing      prometheus.Gauge       // 1 while all look-ups fail
+	Notices         *prometheus.CounterVec // attempts to tell the operator of an outage, by way ("mail", "webhook") and result ("sent", "failed")
 	DNSLists        *prometheus.GaugeVec   // the policy's DNS lists by state
 	DNSListsAside   prometheus.Gauge       // of them, those whose look-ups count as failed
 	PolicyLoaded    prometheus.Gauge       // Unix time at which the snapshot in force was taken over
@@ -155,6 +156,7 @@ func New(reg prometheus.Registerer) *Metrics {
 		StoreReopens:    counter("queue_store_reopens_total", "Times that the queue's store was reopened after a write error."),
 		DNSLookups:      counters("dns_lookups_total", "DNS look-ups, by type and result; result \"cached\" asked no server.", "type", "result"),
 		DNSFailing:      gauge("dns_failing", "1 after several DNS look-ups in a row without an answer or with a server failure, else 0."),
+		Notices:         counters("notices_total", "Attempts to tell the operator of an outage, by way (mail, webhook) and result (sent, failed).", "way", "result"),
 		DNSLists:        gauges("dnsbl_zones", "DNS lists of the policy, by what their test entries say of them.", "state"),
 		DNSListsAside:   gauge("dnsbl_set_aside_zones", "DNS lists whose look-ups count as failed for now, since their answers can't be right."),
 		DNSDuration:     histogram("dns_lookup_duration_seconds", "Time of a DNS look-up that was not cached."),

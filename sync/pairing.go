@@ -222,6 +222,20 @@ type Joined struct {
 	Fingerprint string // the primary prints the same
 }
 
+// Identity is a follower's key, by which others know what it signs. The first call
+// makes it, in dir, which pairing will then use.
+func Identity(dir string) (ed25519.PrivateKey, error) {
+	fsys := osFS{}
+	err := makeDir(fsys, dir)
+	if err == nil {
+		var key ed25519.PrivateKey
+		if key, err = loadKey(fsys, path.Join(dir, clientKeyFile), true); err == nil {
+			return key, nil
+		}
+	}
+	return nil, fmt.Errorf("this machine's key: %w", err)
+}
+
 // Join pairs this machine with the primary that made the invitation. It writes the
 // key, made here and never sent, and the primary's keys to dir, and replaces any
 // pairing there.

@@ -378,6 +378,7 @@ func (p *Publisher) Revoke(name string) error {
 // Peer is a paired follower, for the operator.
 type Peer struct {
 	Name        string     `json:"name"`
+	Key         Pin        `json:"key"` // its own
 	Fingerprint string     `json:"fingerprint"`
 	Paired      time.Time  `json:"paired"`
 	Polled      time.Time  `json:"polled"`            // zero: not since the publisher started
@@ -392,7 +393,7 @@ func (p *Publisher) Peers() []Peer {
 	defer p.mu.Unlock()
 	byName := map[string]Peer{}
 	for _, q := range p.peers.list() {
-		out := Peer{Name: q.Name, Fingerprint: q.Fingerprint, Paired: q.Paired}
+		out := Peer{Name: q.Name, Key: q.Pins[0], Fingerprint: q.Fingerprint, Paired: q.Paired}
 		if s := p.seen[q.Name]; s != nil {
 			out.Polled, out.Report, out.Lists = s.polled, s.report, s.lists
 			if s.from.IsValid() {

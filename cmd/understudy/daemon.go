@@ -364,12 +364,15 @@ func (d *daemon) run(ctx context.Context) error {
 	f.Back("relay", func(ctx context.Context) error { d.relay.Run(ctx); return nil })
 	f.Back("outages", d.keepOutages)
 	f.Back("DNS lists", d.lists.Run)
+	if n := d.notifier(); n != nil {
+		f.Back("notices", n.Run)
+	}
 	f.Back("parity meter", func(ctx context.Context) error { return d.meter.Run(ctx, d.current, d.smtp.Resolver) })
 	if d.primary != nil {
 		f.Back("policy sync", d.primary.Run)
 	}
 	f.Back("control socket", func(ctx context.Context) error {
-		return control.Serve(ctx, d.control, operator.ServeDaemon(operator.Desk{Queue: d.queue, Relay: d.relay, Policy: d.primary, Outages: d.outages, Meter: d.meter, Lists: d.lists}))
+		return control.Serve(ctx, d.control, operator.ServeDaemon(operator.Desk{Queue: d.queue, Relay: d.relay, Policy: d.primary, Outages: d.outages, Meter: d.meter, Lists: d.lists, Sign: d.signOutage}))
 	})
 	f.Web(d.web, metrics.Handler(d.registry, d.ready))
 	if d.page != nil {

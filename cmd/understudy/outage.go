@@ -2,19 +2,20 @@ package main
 
 import (
 	"context"
+	"crypto/ed25519"
 	"fmt"
-	"html/template"
 	"io"
-	"maps"
+	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"text/tabwriter"
 	"time"
 
+	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/operator"
 	"github.com/understudy-mx/understudy/internal/outage"
 	"github.com/understudy-mx/understudy/metrics"
+	policysync "github.com/understudy-mx/understudy/sync"
 )
 
 // outageSample is how often the book of outages is kept, outageSave how often
@@ -56,9 +57,10 @@ func (d *daemon) sample() outage.Sample {
 		waiting = max(1, q.Messages-q.Held)
 	}
 	settled := metrics.Counts(d.metrics.RelayReplies, "result", nil)
+	ending := metrics.Counts(d.metrics.LiveMessages, "ending", nil)
 	s := outage.Sample{
 		Accepted: q.Accepted, Waiting: waiting, Oldest: q.Oldest,
-		Relayed: settled["relayed"], Held: settled["held"] + settled["expired"], Returned: total(metrics.Counts(d.metrics.Returned, "by", nil)),
+		Relayed: settled["relayed"], Held: settled["held"] + settled["expired"], Returned: total(metrics.Counts(d.metrics.Returned, "by", nil)), Twice: ending["after_dot"] + ending["late"],
 		Refused: metrics.Counts(d.metrics.Verdicts, "rule", map[string]string{"action": "reject"}),
 	}
 	for _, r := range d.relay.Status() {
@@ -77,11 +79,12 @@ func total(counts map[string]uint64) (n uint64) {
 type outageCmd struct {
 	List   outageListCmd   `cmd:"" help:"List the primary's outages, the last one last."`
 	Show   outageShowCmd   `cmd:"" help:"Show one: when, how it was noticed, what became of the mail."`
-	Report outageReportCmd `cmd:"" help:"Write one as a page to print."`
+	Report outageReportCmd `cmd:"" help:"Write one as a page to print, signed."`
+	Verify outageVerifyCmd `cmd:"" help:"Tell whether a report is as it was signed, and by whom."`
 }
 
 func (outageCmd) Help() string {
-	return `An outage begins when the next hop doesn't answer and ends when it does; it is drained when nothing waits any more. Accepted and refused count until the end, relayed, held and returned until it is drained. Saved are the messages that a sender who gives up after 72 hours would have lost; all others would have come late, if at all.`
+	return `An outage begins when the next hop doesn't answer and ends when it does; it is drained when nothing waits any more. Accepted and refused count until the end, relayed, held and returned until it is drained. A message counts as saved when the outage went on for 72 hours or more after it was accepted: a sender that gives up by then would have lost it. All others that were accepted would have come late.`
 }
 
 type outageListCmd struct {
@@ -151,60 +154,25 @@ func (c *outageShowCmd) Run(ctx context.Context, out io.Writer) error {
 
 func printOutage(out io.Writer, o outage.Outage) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	for _, f := range outageFacts(&o) {
-		fmt.Fprintf(w, "%s\t%s\n", f.Name, printable(f.Text))
+	for _, f := range outage.Facts(&o, time.Local, time.Now()) {
+		fmt.Fprintf(w, "%s\t%s\n", f.Name, f.Text)
 	}
 	return w.Flush()
-}
-
-// outageFact is one line about an outage.
-type outageFact struct{ Name, Text string }
-
-func outageFacts(o *outage.Outage) []outageFact {
-	moment := func(t time.Time, none string) string {
-		if t.IsZero() {
-			return none
-		}
-		return t.Local().Format(time.RFC1123)
-	}
-	facts := []outageFact{
-		{"Outage", fmt.Sprintf("%d, of the next hop %s", o.ID, o.Route)},
-		{"Began", moment(o.Began, "")},
-		{"Noticed by", o.Noticed},
-		{"Ended", moment(o.Ended, "not yet")},
-		{"Drained", moment(o.Drained, "not yet")},
-		{"Lasted", age(o.Length(time.Now()))},
-		{"Accepted", plural(int(o.Accepted), "message") + fmt.Sprintf(", beside %d that waited before", o.Waited)},
-		{"Relayed", plural(int(o.Relayed), "recipient")},
-		{"Held", plural(int(o.Held), "recipient")},
-		{"Returned", plural(int(o.Returned), "recipient")},
-		{"Longest wait", age(time.Duration(o.Longest) * time.Second)},
-		{"Saved", fmt.Sprintf("%s from senders who give up after %d hours", plural(int(o.Saved), "message"), outage.Retry)},
-		{"Refused", plural(int(o.Refusals()), "verdict")},
-	}
-	rules := slices.SortedFunc(maps.Keys(o.Refused), func(a, b string) int {
-		if o.Refused[a] != o.Refused[b] {
-			return int(o.Refused[b]) - int(o.Refused[a])
-		}
-		return strings.Compare(a, b)
-	})
-	for _, r := range rules {
-		facts = append(facts, outageFact{"  by " + r, fmt.Sprint(o.Refused[r])})
-	}
-	return facts
 }
 
 type outageReportCmd struct {
 	ID int `arg:"" optional:"" help:"Its number; without it, the last one."`
 	daemonFlag
+	Format string `enum:"html,text,json" default:"html" help:"html (to print), text or json."`
 }
 
 func (outageReportCmd) Help() string {
-	return `Writes HTML that needs nothing else, for a browser to show or print.
+	return `Writes a report that can be shown to others: it is signed with this machine's key, by which its primary knows it. HTML needs nothing else, for a browser to show or print.
 
-Example:
+Examples:
 
-    understudy outage report > outage.html`
+    understudy outage report > outage.html
+    understudy outage report 7 --format text`
 }
 
 func (c *outageReportCmd) Run(ctx context.Context, out io.Writer) error {
@@ -213,23 +181,115 @@ func (c *outageReportCmd) Run(ctx context.Context, out io.Writer) error {
 		if err != nil {
 			return err
 		}
-		return outagePage.Execute(out, outageFacts(&o))
+		report, err := d.OutageReport(ctx, o.ID, c.Format)
+		if err != nil {
+			return err
+		}
+		_, err = out.Write(report)
+		return err
 	})
 }
 
-var outagePage = template.Must(template.New("outage").Parse(`<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<title>Outage</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 42rem; margin: 2rem auto; padding: 0 1rem; color-scheme: light dark }
-th { text-align: left; font-weight: 600; padding-right: 2rem; vertical-align: top; white-space: pre }
-td, th { border-bottom: 1px solid #8884; padding-top: .3rem; padding-bottom: .3rem }
-table { border-collapse: collapse; width: 100% }
-</style>
-<h1>An outage of the primary mail server</h1>
-<table>
-{{range .}}<tr><th scope="row">{{.Name}}</th><td>{{.Text}}</td></tr>
-{{end}}</table>
-</html>
-`))
+// signOutage writes the report of an outage, signed with the key of our pairing.
+func (d *daemon) signOutage(o outage.Outage, format string) ([]byte, error) {
+	key, err := policysync.Identity(syncDir(d.cfg))
+	if err != nil {
+		return nil, err
+	}
+	r := outage.Report{Host: d.cfg.Hostname, Made: time.Now().UTC().Truncate(time.Second), Outage: o}
+	return r.Sign(format, key)
+}
+
+type outageVerifyCmd struct {
+	File string         `arg:"" help:"The report; - is standard input."`
+	Key  policysync.Pin `placeholder:"HEX" help:"The key that must have signed it."`
+	Conf string         `name:"config" short:"c" placeholder:"FILE" help:"The configuration of this machine's daemon or publisher, which knows keys (default: ${publish}, else ${config})."`
+	JSON bool           `name:"json" help:"As JSON."`
+}
+
+func (outageVerifyCmd) Help() string {
+	return `Tells whether a report is as it was signed, and by whom. On the primary, the publisher knows its secondaries' keys (key in peers --json); on a secondary, its own counts; elsewhere --key says which.
+
+Exit status: 0 when the report is unchanged and the key is one that is known, else 1.`
+}
+
+// maxReport bounds a report's size.
+const maxReport = 4 << 20
+
+func (c *outageVerifyCmd) Run(ctx context.Context, out io.Writer) error {
+	in := io.Reader(os.Stdin)
+	if c.File != "-" {
+		f, err := os.Open(c.File)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		in = f
+	}
+	doc, err := io.ReadAll(io.LimitReader(in, maxReport+1))
+	if err == nil && len(doc) > maxReport {
+		err = fmt.Errorf("%s is larger than a report can be", c.File)
+	}
+	if err != nil {
+		return err
+	}
+	key, err := outage.Verify(doc)
+	if err != nil {
+		return fmt.Errorf("%s: %w", c.File, err)
+	}
+	pin := policysync.PinOf(key)
+	signer, err := c.signer(ctx, pin)
+	if err != nil {
+		return err
+	}
+	return render(out, c.JSON, signature{signer, pin.String()}, nil, func(out io.Writer, s signature) error {
+		_, err := fmt.Fprintf(out, "The report is unchanged since %s signed it (key %s).\n", s.Signer, s.Key)
+		return err
+	})
+}
+
+// signature is what is known of a good one.
+type signature struct {
+	Signer string `json:"signer"`
+	Key    string `json:"key"`
+}
+
+// signer says whose a key is.
+func (c *outageVerifyCmd) signer(ctx context.Context, pin policysync.Pin) (string, error) {
+	unknown := fmt.Errorf("the signature is good, but whose key it is isn't known: %s; name the one it must be with --key", pin)
+	if c.Key != (policysync.Pin{}) {
+		if c.Key != pin {
+			return "", fmt.Errorf("another key signed the report: %s", pin)
+		}
+		return "the key named", nil
+	}
+	for _, name := range []string{c.Conf, publishConfig, defaultConfig} {
+		cfg, err := config.Load(name)
+		switch {
+		case name == "":
+			continue
+		case err != nil && name == c.Conf:
+			return "", mistakes{err}
+		case err != nil:
+			continue
+		case !cfg.IsPublisher:
+			if key, err := policysync.Identity(syncDir(cfg)); err == nil && policysync.PinOf(key.Public().(ed25519.PublicKey)) == pin {
+				return "this machine", nil
+			}
+		default:
+			p := publisherOf(cfg)
+			defer p.Close()
+			peers, err := p.Peers(ctx)
+			if err != nil {
+				return "", err
+			}
+			if i := slices.IndexFunc(peers, func(q policysync.Peer) bool { return q.Key == pin }); i >= 0 {
+				return "the secondary " + printable(peers[i].Name), nil
+			}
+		}
+		if c.Conf != "" {
+			break
+		}
+	}
+	return "", unknown
+}

@@ -46,6 +46,7 @@ type Config struct {
 	DNS         DNS
 	Metrics     Metrics
 	Web         Web
+	Notify      Notify
 	Log         Log
 }
 

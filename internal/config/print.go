@@ -54,7 +54,7 @@ func Print(w io.Writer, c *Config, onlyDiffs bool) error {
 			}
 			continue
 		}
-		if (name == "publish") != c.IsPublisher && slices.Contains([]string{"smtp", "primary", "sync", "queue", "publish", "web"}, name) {
+		if (name == "publish") != c.IsPublisher && slices.Contains([]string{"smtp", "primary", "sync", "queue", "publish", "web", "notify"}, name) {
 			continue // of the other daemon
 		}
 		p.section(name, c)

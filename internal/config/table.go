@@ -18,7 +18,7 @@ type setting struct {
 
 // sections lists the tables in the order in which they are shown.
 func sections() []string {
-	return []string{"smtp", "primary", "route", "policy", "sync", "queue", "relay", "dns", "publish", "source", "metrics", "web", "log"}
+	return []string{"smtp", "primary", "route", "policy", "sync", "queue", "relay", "dns", "publish", "source", "metrics", "web", "notify", "log"}
 }
 
 // repeated are the sections that may be repeated.
@@ -38,6 +38,7 @@ var sectionDoc = map[string]string{
 	"dns":     "The resolver for blocklists and host names. Use one of your own, close by: most blocklists refuse public ones.",
 	"metrics": "Prometheus metrics and the pages /healthz and /readyz.",
 	"web":     "The operator's page: the state of the primary, the queue and its drain, and held mail. It has no TLS of its own: use ssh -L, or a web server with TLS in front.",
+	"notify":  "Tells the operator that an outage of the primary has begun, and that it is over. Nothing waits for it, and what fails is tried again for a day.",
 	"log":     "The log, on standard error.",
 }
 
@@ -271,6 +272,16 @@ var settings = []setting{
 	{"web", "show_addresses", choice("token", "all", "none"), `"token"`, nil,
 		"Who may see envelope addresses, and release and remove held mail: those with the token, users of the proxy too, or nobody. Others see only numbers.",
 		func(c *Config) any { return &c.Web.ShowAddresses }},
+
+	{"notify", "mail", mailList, "[]", nil,
+		`Mail addresses at the primary, such as ["ops@example.org"]. The mail waits for the primary in the queue, as all mail does; for news at once, use a webhook, or an address elsewhere for which a [[route]] exists.`,
+		func(c *Config) any { return &c.Notify.Mail }},
+	{"notify", "webhook", hook, `""`, nil,
+		`Address to which a JSON object is posted at once, such as "https://hooks.example.org/understudy"; http only on this machine. It has "event" (outage_began, outage_ended), "host", "outage", "route", "began", "ended", "seconds", "accepted_messages", "refused_verdicts" and "saved_messages".`,
+		func(c *Config) any { return &c.Notify.Webhook }},
+	{"notify", "after", duration("0s", "1h"), `"1m"`, nil,
+		"How long an outage must last before anybody is told.",
+		func(c *Config) any { return &c.Notify.After }},
 
 	{"log", "format", choice("auto", "text", "json"), `"auto"`, nil,
 		"auto is text on a terminal and JSON elsewhere.",

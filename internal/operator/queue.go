@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 
 	"github.com/understudy-mx/understudy/internal/control"
@@ -45,6 +46,7 @@ type Desk struct {
 	Outages *outage.Book
 	Meter   *meter.Meter
 	Lists   *dnslist.Watch
+	Sign    func(o outage.Outage, format string) ([]byte, error) // writes the report of an outage
 }
 
 // ServeDaemon is what a daemon answers.
@@ -52,6 +54,7 @@ func ServeDaemon(d Desk) http.Handler {
 	mux, q := http.NewServeMux(), d.Queue
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { answer(w, Status{q.Status(), d.Relay.Status()}, nil) })
 	mux.HandleFunc("GET /v1/outages", func(w http.ResponseWriter, _ *http.Request) { answer(w, d.Outages.List(), nil) })
+	mux.HandleFunc("GET /v1/outages/{id}/report", d.serveReport)
 	mux.HandleFunc("GET /v1/parity/live", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, d.Meter.Report(r.URL.Query().Has("all")), nil)
 	})
@@ -97,6 +100,23 @@ func ServeDaemon(d Desk) http.Handler {
 		serveBody(w, r, "application/octet-stream", body, err)
 	})
 	return mux
+}
+
+// serveReport writes the report of an outage.
+func (d Desk) serveReport(w http.ResponseWriter, r *http.Request) {
+	all, id := d.Outages.List(), r.PathValue("id")
+	at := slices.IndexFunc(all, func(o outage.Outage) bool { return fmt.Sprint(o.ID) == id })
+	if at < 0 {
+		control.Fail(w, http.StatusNotFound, errors.New("there is no such outage"))
+		return
+	}
+	report, err := d.Sign(all[at], r.URL.Query().Get("format"))
+	if err != nil {
+		control.Fail(w, http.StatusConflict, err)
+		return
+	}
+	w.Header().Set("Content-Type", "application/octet-stream")
+	_, _ = w.Write(report) // fails only when the asker has gone
 }
 
 func refuse(w http.ResponseWriter, r *http.Request, err error) {
@@ -145,6 +165,16 @@ func (d Daemon) Lists(ctx context.Context) (all []dnslist.View, err error) {
 func (d Daemon) Outages(ctx context.Context) (all []outage.Outage, err error) {
 	err = d.Call(ctx, "GET", "/v1/outages", &all)
 	return all, err
+}
+
+// OutageReport returns an outage's report, signed.
+func (d Daemon) OutageReport(ctx context.Context, id int, format string) ([]byte, error) {
+	body, err := d.Stream(ctx, "GET", fmt.Sprintf("/v1/outages/%d/report?format=%s", id, url.QueryEscape(format)))
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	return io.ReadAll(body)
 }
 
 // Parity returns how the snapshot agrees with the primary in live sessions, with

@@ -43,15 +43,18 @@ type Outage struct {
 	Drained time.Time `json:"drained,omitzero"` // zero: mail of it may wait
 	Waited  int       `json:"waited"`           // messages that waited when it began
 
-	Accepted uint64            `json:"accepted"` // messages, while it lasted
-	Refused  map[string]uint64 `json:"refused"`  // verdicts, by kind of rule, while it lasted
-	Relayed  uint64            `json:"relayed"`  // recipients, until it was drained
-	Held     uint64            `json:"held"`     // recipients, until it was drained, less those returned
-	Returned uint64            `json:"returned"` // recipients, until it was drained
+	Accepted uint64            `json:"accepted"`     // messages, while it lasted
+	Refused  map[string]uint64 `json:"refused"`      // verdicts, by kind of rule, while it lasted
+	Relayed  uint64            `json:"relayed"`      // recipients, until it was drained
+	Held     uint64            `json:"held"`         // recipients, until it was drained, less those returned
+	Returned uint64            `json:"returned"`     // recipients, until it was drained
+	Twice    uint64            `json:"may_be_twice"` // messages that the primary had whole and didn't answer, until it was drained
 	Longest  int64             `json:"longest_wait_seconds"`
 	Saved    uint64            `json:"saved"` // messages that a sender who gives up after Retry hours would have lost
 
 	Hours []uint64 `json:"hours,omitempty"` // messages accepted in each hour
+
+	Told map[string]string `json:"told,omitempty"` // what the operator was told last, "began" or "ended", by way
 }
 
 // Length is how long it lasted, or lasts by now.
@@ -85,8 +88,8 @@ type Sample struct {
 	Waiting  int    // messages
 	Oldest   time.Time
 
-	Relayed, Held, Returned uint64            // since the process began
-	Refused                 map[string]uint64 // likewise
+	Relayed, Held, Returned, Twice uint64            // since the process began
+	Refused                        map[string]uint64 // likewise
 }
 
 // file is the book on disk.
@@ -135,7 +138,7 @@ func (b *Book) List() []Outage {
 	defer b.mu.Unlock()
 	all := slices.Clone(b.all)
 	for i := range all {
-		all[i].Refused, all[i].Hours = maps.Clone(all[i].Refused), slices.Clone(all[i].Hours)
+		all[i].Refused, all[i].Hours, all[i].Told = maps.Clone(all[i].Refused), slices.Clone(all[i].Hours), maps.Clone(all[i].Told)
 	}
 	return all
 }
@@ -202,6 +205,7 @@ func (b *Book) count(o *Outage, now time.Time, s *Sample) {
 	returned := since(b.last.Returned, s.Returned)
 	o.Returned += returned
 	o.Held += since(b.last.Held, s.Held)
+	o.Twice += since(b.last.Twice, s.Twice)
 	o.Held -= min(o.Held, returned) // more only where it was held before the outage
 	if s.Waiting > 0 && !s.Oldest.IsZero() {
 		o.Longest = max(o.Longest, int64(now.Sub(s.Oldest)/time.Second))
@@ -230,6 +234,20 @@ func since(before, now uint64) uint64 {
 		return now
 	}
 	return now - before
+}
+
+// Tell notes that the operator was told of an outage by some way.
+func (b *Book) Tell(id int, way, what string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i := range b.all {
+		if o := &b.all[i]; o.ID == id {
+			if o.Told == nil {
+				o.Told = map[string]string{}
+			}
+			o.Told[way], b.dirty = what, true
+		}
+	}
 }
 
 // Save writes the book, if there is anything new.
