@@ -212,7 +212,8 @@ func (e *eval) openDMARC(ctx context.Context, d *DMARCFilter, r *mailauth.DKIMRe
 	got := mailauth.DMARC{Resolver: e.lookups.r, NoSuffixes: d.NoSuffixes}.Check(ctx, a.Domain, e.spfDomain(ctx, d), dkim)
 	rule.Key = got.Policy.String()
 	switch {
-	case got.Policy == mailauth.DMARCTempError || got.Policy == mailauth.DMARCReject && got.Percent > 0 && got.Percent < 100: // the primary tosses a coin
+	case got.Policy == mailauth.DMARCTempError && e.deferUnanswered, // opendmarc accepts
+		got.Policy == mailauth.DMARCReject && got.Percent > 0 && got.Percent < 100: // the primary tosses a coin
 		return e.answer(rule, milterTempfail.Code, milterTempfail.Enhanced, milterTempfail.Text)
 	case got.Policy == mailauth.DMARCReject && got.Percent > 0:
 		text := cmp.Or(d.RejectString, "rejected by DMARC policy for %s")

@@ -41,7 +41,8 @@ func TestMilters(t *testing.T) {
 		{"DMARC quarantines", "192.0.2.1", unsigned, dmarc(strict), "v=DMARC1; p=quarantine", "hold"},
 		{"a coin", "192.0.2.1", unsigned, dmarc(strict), "v=DMARC1; p=reject; pct=50", "defer 451 4.7.1 Service unavailable - try again later"},
 		{"no percent", "192.0.2.1", unsigned, dmarc(strict), "v=DMARC1; p=reject; pct=0", "permit"},
-		{"DMARC without an answer", "192.0.2.1", strings.Replace(unsigned, "author", "silent", 1), dmarc(strict), "", "defer 451 4.7.1 Service unavailable - try again later"},
+		{"DMARC without an answer", "192.0.2.1", strings.Replace(unsigned, "author", "silent", 1), dmarc(strict), "", "permit"},
+		{"DMARC without an answer, and the operator defers", "192.0.2.1", strings.Replace(unsigned, "author", "silent", 1), dmarc(strict), "", "defer 451 4.7.1 Service unavailable - try again later"},
 		{"ignored author", "192.0.2.1", unsigned, dmarc(DMARCFilter{RejectFailures: true, IgnoreDomains: []string{"AUTHOR.test"}}), "v=DMARC1; p=reject", "permit"},
 		{"SPF of its own", "192.0.2.1", unsigned, dmarc(DMARCFilter{RejectFailures: true, SelfSPF: true}), "v=DMARC1; p=reject", "permit"},
 		{"required fields", "192.0.2.1", "From: a@author.test\r\n\r\n", dmarc(DMARCFilter{RequiredHeaders: true}), "", "reject 550 5.7.1 Command rejected"},
@@ -59,6 +60,9 @@ func TestMilters(t *testing.T) {
 			r.TXT["_dmarc.author.test"] = []string{tt.record}
 		}
 		s := snap.Session(r, envelope.Client{Addr: netip.MustParseAddr(tt.client), Helo: "h.test", Name: "client.test", NameStatus: envelope.NameOK})
+		if strings.HasSuffix(tt.name, "the operator defers") {
+			s.DeferUnanswered()
+		}
 		s.Mail(t.Context(), envelope.ReversePath{Mailbox: envelope.Mailbox{Local: "a", Domain: "author.test"}}, MailParams{})
 		s.Rcpt(t.Context(), envelope.ForwardPath{Mailbox: envelope.Mailbox{Local: "b", Domain: "here.test"}})
 		s.Data(t.Context())

@@ -194,7 +194,7 @@ var settings = []setting{
 		"How long one try waits for a server's answer; each server is tried twice. A look-up without an answer counts as a temporary failure, never as an answer.",
 		func(c *Config) any { return &c.DNS.Timeout }},
 	{"dns", "on_failure", choice("as-primary", "defer"), `"as-primary"`, nil,
-		"What to do when a DNS blocklist, or every server, fails to answer: as-primary treats the client as not listed, as Postfix does; defer answers 450 unless an earlier rule has decided. Other checks defer mail in any case when the DNS doesn't answer.",
+		"What to do when a DNS blocklist, or every server, fails to answer: as-primary treats the client as not listed, as Postfix does, and a DMARC record as absent, as opendmarc does; defer answers 450 (DMARC: 451) unless an earlier rule has decided. Other checks defer mail in any case when the DNS doesn't answer.",
 		func(c *Config) any { return &c.DNS.OnFailure }},
 	{"dns", "sick_lists", choice("as-primary", "set-aside", "count"), `"as-primary"`, nil,
 		"What to do with a DNS list whose test entries show that its answers can't be right: it lists everybody, or nobody any more, or refuses this machine's questions (`understudy dnsbl` tells). set-aside counts each look-up in it as failed for now, see on_failure, until it is well again; as-primary does so unless the primary sees the list in the same state, and decides by it, too; count believes every answer, but for refusals.",

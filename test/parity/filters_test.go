@@ -20,7 +20,9 @@ import (
 	"time"
 
 	"github.com/emersion/go-msgauth/dkim"
+	"github.com/miekg/dns"
 
+	"github.com/understudy-mx/understudy/internal/demo"
 	"github.com/understudy-mx/understudy/internal/testmx"
 	"github.com/understudy-mx/understudy/policy/fidelity"
 	"github.com/understudy-mx/understudy/policy/postfix"
@@ -75,6 +77,9 @@ func newFiltered(t *testing.T, dkimConf, dmarcConf, spfConf string) *filtered {
 	f := &filtered{twin: &twin{t: t, dir: tempDir(t), addr: testmx.FreeAddr()}, keys: map[string]*rsa.PrivateKey{}}
 	d := startDNS(t, f.zone(t)...)
 	f.nameserver = d.Addr()
+	for _, name := range []string{"silent.test", "silent.example.com", "example.net"} {
+		d.Behave("_dmarc."+name, demo.Behaviour{Rcode: dns.RcodeServerFailure})
+	}
 	dkimAddr, dmarcAddr := testmx.FreeAddr(), testmx.FreeAddr()
 	for _, name := range []string{"run", "queue", "data"} {
 		if err := os.Mkdir(filepath.Join(f.dir, name), 0o755); err != nil {
@@ -134,7 +139,7 @@ func (f *filtered) zone(t *testing.T) []string {
 	}
 	der, _ := x509.MarshalPKIXPublicKey(&key.PublicKey)
 	zone := []string{`fail.test. 60 TXT "v=spf1 -all"`, `soft.test. 60 TXT "v=spf1 ~all"`, `broken.test. 60 TXT "v=spf1 all:x"`, "mx.pass.test. 60 A 192.0.2.1"}
-	for _, d := range []string{"pass.test", "reject.example.com", "quarantine.test", "none.test", "box.reject.example.com"} {
+	for _, d := range []string{"pass.test", "reject.example.com", "quarantine.test", "none.test", "box.reject.example.com", "silent.test", "silent.example.com", "silent.example.net"} {
 		zone = append(zone, d+`. 60 TXT "v=spf1 ip4:192.0.2.0/24 ?all"`, fmt.Sprintf("key._domainkey.%s. 60 TXT %q", d, "v=DKIM1; p="+base64.StdEncoding.EncodeToString(der)))
 		f.keys[d] = key
 	}
@@ -146,7 +151,7 @@ type message struct{ client, helo, sender, text string }
 
 func (f *filtered) session(rng *mathrand.Rand) message {
 	pick := func(list ...string) string { return list[rng.IntN(len(list))] }
-	domains := []string{"pass.test", "reject.example.com", "quarantine.test", "none.test", "box.reject.example.com"}
+	domains := []string{"pass.test", "reject.example.com", "quarantine.test", "none.test", "box.reject.example.com", "silent.test", "silent.example.com", "silent.example.net"}
 	m := message{
 		client: pick("192.0.2.1", "192.0.2.2", "198.51.100.7", "203.0.113.5"), helo: pick("mx.pass.test", "fail.test", "nowhere.test"),
 		sender: pick("", "a@fail.test", "a@soft.test", "a@broken.test", "a@"+pick(domains...), "a@"+pick(domains...), "a@"+pick(domains...)),
