@@ -1,5 +1,5 @@
 # The commands of the README, by name. CI runs the same ones.
-.PHONY: build deb demo test crash forged soak bench bench-sync bench-door bench-memory bench-live parity parity-filters suites screenshots generate lint
+.PHONY: build deb demo test crash forged soak bench bench-sync bench-door bench-memory bench-live parity parity-filters greylist suites screenshots generate lint
 
 build:
 	go build -o understudy ./cmd/understudy
@@ -76,6 +76,12 @@ bench-memory:
 parity:
 	test/install-peers
 	SESSIONS=100000 MUTANTS=1 go test -timeout 24h -v -run TestProfiles ./test/parity
+
+# 20,000 sessions with a real postgrey behind a real Postfix over simulated time, and
+# the replay of 10,000 triplets. Ten minutes.
+greylist:
+	test/install-peers
+	GREYLIST=20000 TRIPLETS=10000 go test -timeout 2h -v -run TestGreylist ./test/parity
 
 # 20,000 sessions for each profile of filters, with the real ones behind a real Postfix.
 parity-filters:

@@ -34,25 +34,26 @@ const about = `A backup MX that gives every sender the answer your primary would
 
 // cli is the command line; kong reads the tags.
 type cli struct {
-	Serve   serveCmd   `cmd:"" help:"Run the backup MX."`
-	Demo    demoCmd    `cmd:"" help:"Watch an outage, played on this machine: no configuration, no privileges, nothing left behind."`
-	Queue   queueCmd   `cmd:"" help:"Look at the mail that waits, and settle it by hand."`
-	Outage  outageCmd  `cmd:"" help:"Look back at the primary's outages."`
-	Page    pageCmd    `cmd:"" help:"Print the address of the operator's page, with its token."`
-	DNSBL   dnsblCmd   `cmd:"" name:"dnsbl" help:"Show the DNS lists that the policy asks, whether they are well, and how the primary sees them."`
-	Policy  policyCmd  `cmd:"" help:"Import and check a policy, ask it what it would decide, and see how it follows the primary's."`
-	Parity  parityCmd  `cmd:"" help:"Prove that the policy decides as the live primary does."`
-	Setup   setupCmd   `cmd:"" help:"Set a pair up from nothing."`
-	Doctor  doctorCmd  `cmd:"" help:"Look for what is wrong with the set-up, and say what mends it."`
-	Join    joinCmd    `cmd:"" help:"On the secondary: pair with the primary that printed an invitation."`
-	Publish publishCmd `cmd:"" help:"On the primary: offer its policy to the secondaries."`
-	Invite  inviteCmd  `cmd:"" help:"On the primary: invite a secondary."`
-	Peers   peersCmd   `cmd:"" help:"On the primary: list the paired secondaries, their policy and queue."`
-	Revoke  revokeCmd  `cmd:"" help:"On the primary: end a secondary's access."`
-	Rotate  rotateCmd  `cmd:"" help:"Replace the publisher's keys, or a secondary's, without pairing anew."`
-	Config  configCmd  `cmd:"" help:"Print the configuration in force, every key with its meaning."`
-	Version versionCmd `cmd:"" help:"Print the version."`
-	Man     manCmd     `cmd:"" hidden:"" help:"Write the manual pages."`
+	Serve    serveCmd    `cmd:"" help:"Run the backup MX."`
+	Demo     demoCmd     `cmd:"" help:"Watch an outage, played on this machine: no configuration, no privileges, nothing left behind."`
+	Queue    queueCmd    `cmd:"" help:"Look at the mail that waits, and settle it by hand."`
+	Greylist greylistCmd `cmd:"" help:"Look at whom greylisting remembers."`
+	Outage   outageCmd   `cmd:"" help:"Look back at the primary's outages."`
+	Page     pageCmd     `cmd:"" help:"Print the address of the operator's page, with its token."`
+	DNSBL    dnsblCmd    `cmd:"" name:"dnsbl" help:"Show the DNS lists that the policy asks, whether they are well, and how the primary sees them."`
+	Policy   policyCmd   `cmd:"" help:"Import and check a policy, ask it what it would decide, and see how it follows the primary's."`
+	Parity   parityCmd   `cmd:"" help:"Prove that the policy decides as the live primary does."`
+	Setup    setupCmd    `cmd:"" help:"Set a pair up from nothing."`
+	Doctor   doctorCmd   `cmd:"" help:"Look for what is wrong with the set-up, and say what mends it."`
+	Join     joinCmd     `cmd:"" help:"On the secondary: pair with the primary that printed an invitation."`
+	Publish  publishCmd  `cmd:"" help:"On the primary: offer its policy to the secondaries."`
+	Invite   inviteCmd   `cmd:"" help:"On the primary: invite a secondary."`
+	Peers    peersCmd    `cmd:"" help:"On the primary: list the paired secondaries, their policy and queue."`
+	Revoke   revokeCmd   `cmd:"" help:"On the primary: end a secondary's access."`
+	Rotate   rotateCmd   `cmd:"" help:"Replace the publisher's keys, or a secondary's, without pairing anew."`
+	Config   configCmd   `cmd:"" help:"Print the configuration in force, every key with its meaning."`
+	Version  versionCmd  `cmd:"" help:"Print the version."`
+	Man      manCmd      `cmd:"" hidden:"" help:"Write the manual pages."`
 
 	Complete completeCmd `cmd:"" hidden:"" help:"Complete a command line, for a shell."`
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/understudy-mx/understudy/internal/inforce"
 	"github.com/understudy-mx/understudy/internal/meter"
 	"github.com/understudy-mx/understudy/internal/outage"
+	"github.com/understudy-mx/understudy/policy/greylist"
 	"github.com/understudy-mx/understudy/queue"
 	"github.com/understudy-mx/understudy/relay"
 )
@@ -40,13 +41,14 @@ type (
 
 // Desk is what a daemon has for its operator.
 type Desk struct {
-	Queue   *queue.Queue
-	Relay   *relay.Client
-	Policy  *inforce.Primary // nil when it comes from a file
-	Outages *outage.Book
-	Meter   *meter.Meter
-	Lists   *dnslist.Watch
-	Sign    func(o outage.Outage, format string) ([]byte, error) // writes the report of an outage
+	Queue    *queue.Queue
+	Relay    *relay.Client
+	Policy   *inforce.Primary // nil when it comes from a file
+	Outages  *outage.Book
+	Meter    *meter.Meter
+	Lists    *dnslist.Watch
+	Sign     func(o outage.Outage, format string) ([]byte, error) // writes the report of an outage
+	Greylist *greylist.Store
 }
 
 // ServeDaemon is what a daemon answers.
@@ -59,6 +61,7 @@ func ServeDaemon(d Desk) http.Handler {
 		answer(w, d.Meter.Report(r.URL.Query().Has("all")), nil)
 	})
 	mux.HandleFunc("GET /v1/lists", func(w http.ResponseWriter, _ *http.Request) { answer(w, d.Lists.Views(), nil) })
+	mux.HandleFunc("GET /v1/greylist", func(w http.ResponseWriter, _ *http.Request) { serveList(w, d.Greylist.Walk) })
 	mux.Handle("/v1/sync/", servePolicy(d.Policy))
 	mux.HandleFunc("GET /v1/queue", func(w http.ResponseWriter, r *http.Request) {
 		serveList(w, func(fn func(queue.Info) error) error { return q.Walk(r.Context(), fn) })

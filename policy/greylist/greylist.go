@@ -253,7 +253,14 @@ func (s *Store) Passed(t *policy.GreyTry) {
 }
 
 // Exempt is GreyMemory's.
-func (s *Store) Exempt() { s.o.Metrics.Greylisted.WithLabelValues("exempt").Inc() }
+func (s *Store) Exempt() {
+	s.o.Metrics.Greylisted.WithLabelValues("exempt").Inc()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed {
+		s.tidy(s.o.Now().Unix())
+	}
+}
 
 // try is postgrey's decision. passed says that the primary has let the triplet
 // pass.

@@ -234,6 +234,10 @@ func TestTidy(t *testing.T) {
 			t.Errorf("%s: %d entries, want %d", c.now, c.entries, tt.entries)
 		}
 	}
+	c.now = c.now.Add(3 * 24 * time.Hour)
+	if c.Exempt(); c.entries != 0 {
+		t.Errorf("%d entries: an attempt that is exempt is one to tidy after, too", c.entries)
+	}
 }
 
 // TestDamage: a damaged store is put aside, and one that can't be written is

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	mathrand "math/rand/v2"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,12 +19,14 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/internal/testmx"
 	"github.com/understudy-mx/understudy/metrics"
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/fidelity"
 	"github.com/understudy-mx/understudy/policy/greylist"
 	"github.com/understudy-mx/understudy/policy/postfix"
+	"github.com/understudy-mx/understudy/policy/table"
 	"github.com/understudy-mx/understudy/smtpd"
 )
 
@@ -148,8 +151,7 @@ func (p *greylisted) importNow() *policy.Spec {
 
 // secondary serves a policy with a store whose clock is the primary's.
 func (p *greylisted) secondary(spec *policy.Spec) (dial func(context.Context) (net.Conn, error), stop func()) {
-	m := metrics.New(prometheus.NewRegistry())
-	store := greylist.Open(greylist.Options{Dir: filepath.Join(tempDir(p.t), "greylist"), Now: func() time.Time { return p.now }, Log: slog.New(slog.DiscardHandler), Metrics: m})
+	store := p.store()
 	dial, end := serve(p.t, spec, p.nameserver, false, func(s *smtpd.Server) { s.Greylist = store })
 	return dial, func() {
 		end()
@@ -157,6 +159,12 @@ func (p *greylisted) secondary(spec *policy.Spec) (dial func(context.Context) (n
 			p.t.Error(err)
 		}
 	}
+}
+
+// store is a secondary's, with the primary's clock.
+func (p *greylisted) store() *greylist.Store {
+	return greylist.Open(greylist.Options{Dir: filepath.Join(tempDir(p.t), "greylist"), Now: func() time.Time { return p.now }, Log: slog.New(slog.DiscardHandler),
+		Metrics: metrics.New(prometheus.NewRegistry())})
 }
 
 // attempt is a session that comes no further than DATA.
@@ -277,3 +285,151 @@ func TestGreylistLikePostgrey(t *testing.T) {
 		})
 	}
 }
+
+// ask puts a triplet to postgrey itself.
+func (p *greylisted) ask(rw *bufio.ReadWriter, client, sender, rcpt string) (action string) {
+	p.t.Helper()
+	fmt.Fprintf(rw, "request=smtpd_access_policy\nclient_address=%s\nclient_name=unknown\nsender=%s\nrecipient=%s\netrn_domain=\n\n", client, sender, rcpt)
+	if err := rw.Flush(); err != nil {
+		p.t.Fatal(err)
+	}
+	action, err := rw.ReadString('\n')
+	if err == nil {
+		_, err = rw.ReadString('\n')
+	}
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return strings.TrimSpace(strings.TrimPrefix(action, "action="))
+}
+
+func (p *greylisted) connect() *bufio.ReadWriter {
+	p.t.Helper()
+	c, err := net.Dial("tcp", p.grey)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(10 * time.Minute))
+	return bufio.NewReadWriter(bufio.NewReader(c), bufio.NewWriter(c))
+}
+
+// triplet is the number-th of those that are replayed. Each client has few, lest
+// it become known by itself.
+func triplet(n int) (client, sender string) {
+	return fmt.Sprintf("10.%d.%d.7", n/4/250, n/4%250), fmt.Sprintf("s%c@x%d.example", 'a'+n%4, n)
+}
+
+// TestGreylistReplay: the primary knows half of many triplets when it goes away.
+// Here nobody is put off whom it knows, and every other exactly once, also where
+// the policy travels hashed. What has passed here, exported and loaded into
+// postgrey, has passed there. TRIPLETS sets how many; `make greylist` plays 10,000.
+func TestGreylistReplay(t *testing.T) {
+	n := number(t, "TRIPLETS", 400)
+	p := newGreylisted(t, "recipient", "")
+	grey := p.connect()
+	for range 2 {
+		for i := 0; i < n; i += 2 {
+			client, sender := triplet(i)
+			p.ask(grey, client, sender, "user@here.test")
+		}
+		p.set(p.now.Add(10 * time.Minute))
+	}
+	spec := p.importNow() // while postgrey runs, with all of it in its log
+	for _, how := range []string{"plain", "hashed"} {
+		if how == "hashed" {
+			for name, tab := range spec.Tables {
+				if !tab.Keyed() {
+					continue
+				}
+				var err error
+				if spec.Tables[name], err = tab.Hashed(&table.Secret{1}, true, nil, nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		snap, err := policy.Compile(spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		store := p.store()
+		putOff := make([]int, n)
+		for range 3 {
+			for i := range n {
+				client, sender := triplet(i)
+				if greylistDefers(t, snap, store, client, sender) {
+					putOff[i]++
+				}
+			}
+			p.set(p.now.Add(10 * time.Minute))
+		}
+		for i, times := range putOff {
+			if times != i%2 {
+				t.Fatalf("%s: triplet %d was put off %d times", how, i, times)
+			}
+		}
+		if how == "plain" {
+			p.restore(store)
+		}
+		if err := store.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	grey = p.connect()
+	for i := range n {
+		client, sender := triplet(i)
+		if got := p.ask(grey, client, sender, "user@here.test"); strings.HasPrefix(got, "DEFER") {
+			t.Fatalf("postgrey doesn't know triplet %d: %s", i, got)
+		}
+	}
+	if got := p.ask(grey, "10.200.1.1", "new@x.example", "user@here.test"); !strings.HasPrefix(got, "DEFER_IF_PERMIT") {
+		t.Errorf("postgrey knows somebody new: %s", got)
+	}
+}
+
+// restore loads an export into postgrey, as the command's help says.
+func (p *greylisted) restore(s *greylist.Store) {
+	t := p.t
+	t.Helper()
+	if err := p.daemon.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	script := "cd \"$0/db\" && db5.3_recover"
+	for kind, db := range map[string]string{greylist.Triplet: "postgrey.db", greylist.Client: "postgrey_clients.db"} {
+		var b bytes.Buffer
+		if err := greylist.WriteDump(&b, kind, s.Walk); err != nil {
+			t.Fatal(err)
+		}
+		writeOld(t, filepath.Join(p.dir, kind), b.String())
+		script += " && { db5.3_load -n " + db + " < ../" + kind + " || [ $? -eq 1 ]; }"
+	}
+	if out, err := exec.Command("setpriv", "--reuid=postgrey", "--regid=postgrey", "--clear-groups", "sh", "-c", script, p.dir).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	p.startGrey()
+}
+
+// greylistDefers plays a session up to RCPT to a snapshot.
+func greylistDefers(t *testing.T, snap *policy.Snapshot, store *greylist.Store, client, sender string) bool {
+	t.Helper()
+	s := snap.Session(nobody{}, envelope.Client{Addr: netip.MustParseAddr(client), Name: "unknown", NameStatus: envelope.NameOK, Helo: "x"})
+	defer s.Close()
+	s.Remember(store)
+	from, err := envelope.ParseMailbox(sender)
+	if err != nil {
+		t.Fatal(err)
+	}
+	to, err := envelope.ParseMailbox("user@here.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Mail(t.Context(), envelope.ReversePath{Mailbox: from}, policy.MailParams{})
+	v := s.Rcpt(t.Context(), envelope.ForwardPath{Mailbox: to})
+	if v.Action != policy.Permit && v.Rule.Kind != "check_greylist" {
+		t.Fatalf("refused by %s: %s", v.Rule, v.Reply)
+	}
+	return v.Action != policy.Permit
+}
+
+// nobody is a DNS that isn't asked.
+type nobody struct{ policy.Resolver }
