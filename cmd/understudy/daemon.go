@@ -372,7 +372,7 @@ func (d *daemon) run(ctx context.Context) error {
 		f.Back("policy sync", d.primary.Run)
 	}
 	f.Back("control socket", func(ctx context.Context) error {
-		return control.Serve(ctx, d.control, operator.ServeDaemon(operator.Desk{Queue: d.queue, Relay: d.relay, Policy: d.primary, Outages: d.outages, Meter: d.meter, Lists: d.lists, Sign: d.signOutage, Greylist: d.greylist}))
+		return control.Serve(ctx, d.control, operator.ServeDaemon(operator.Desk{Queue: d.queue, Relay: d.relay, Policy: d.primary, Outages: d.outages, Meter: d.meter, Lists: d.lists, Sign: d.signOutage, Greylist: d.greylist, Log: d.log}))
 	})
 	f.Web(d.web, metrics.Handler(d.registry, d.ready))
 	if d.page != nil {

@@ -21,6 +21,7 @@ import (
 type queueCmd struct {
 	List       queueListCmd    `cmd:"" help:"List the messages, oldest first."`
 	Show       queueShowCmd    `cmd:"" help:"Show one message: envelope, state and last reply of each recipient."`
+	Read       queueReadCmd    `cmd:"" help:"Read messages, as text that is safe for a terminal."`
 	Watch      queueWatchCmd   `cmd:"" help:"Watch it fill and drain: rates, when it will be empty, how the primary is."`
 	Flush      queueFlushCmd   `cmd:"" help:"Try everything deferred now."`
 	Hold       queueHoldCmd    `cmd:"" help:"Keep messages back until they are released."`

@@ -86,7 +86,7 @@ func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
 			s.Close()
 		}
 	})
-	err := s.Serve(netutil.LimitListener(l, maxConns))
+	err := s.Serve(netutil.LimitListener(known{l}, maxConns))
 	if stop() {
 		return fmt.Errorf("serve control socket: %w", err)
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"slices"
@@ -49,6 +50,7 @@ type Desk struct {
 	Lists    *dnslist.Watch
 	Sign     func(o outage.Outage, format string) ([]byte, error) // writes the report of an outage
 	Greylist *greylist.Store
+	Log      *slog.Logger // of what the operator reads
 }
 
 // ServeDaemon is what a daemon answers.
@@ -76,6 +78,9 @@ func ServeDaemon(d Desk) http.Handler {
 	})
 	mux.HandleFunc("GET /v1/queue/{id}/body", func(w http.ResponseWriter, r *http.Request) {
 		body, err := q.Body(r.PathValue("id"))
+		if err == nil {
+			d.Log.Info("message read by the operator", "id", r.PathValue("id"), "by", control.Asker(r))
+		}
 		serveBody(w, r, "message/rfc822", body, err)
 	})
 	settle := func(do func(id string) error) http.HandlerFunc {
