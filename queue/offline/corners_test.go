@@ -162,7 +162,26 @@ func TestUnreadable(t *testing.T) {
 	}
 }
 
-// TestRepairNext: behind a repair no number is given twice, though the totals are lost.
+// TestVerifyLostCounts: counts that are lost or damaged are told.
+func TestVerifyLostCounts(t *testing.T) {
+	for name, totals := range map[string][]byte{"lost": nil, "damaged": []byte("x")} {
+		disk := newMemDisk()
+		q := mustOpen(t, dirOn(disk))
+		mustAccept(t, q, "body")
+		mustClose(t, q)
+		meddle(t, dirOn(disk), func(_ store.Store, b *store.Batch) {
+			if b.Delete([]byte{store.SpaceTotals}); totals != nil {
+				b.Put([]byte{store.SpaceTotals}, totals)
+			}
+		})
+		if got := verify(t, mustView(t, dirOn(disk))).Problems; len(got) != 1 || !strings.HasPrefix(got[0], "counts: ") {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+}
+
+// TestRepairNext: after a repair no number is given twice, though the totals are lost:
+// not one whose body alone is left, either.
 func TestRepairNext(t *testing.T) {
 	disk := newMemDisk()
 	q := mustOpen(t, dirOn(disk))
@@ -178,16 +197,17 @@ func TestRepairNext(t *testing.T) {
 	var b store.Batch
 	b.Delete([]byte{store.SpaceTotals})
 	b.Put(store.SeqKey(store.SpaceQuarantine, 7), nil)
+	b.Put(store.SeqKey(store.SpaceBody, 9), []byte("body"))
 	if err := s.Apply(b); err != nil {
 		t.Fatal(err)
 	}
 	r := &repair{store: s, done: new(Repaired)}
-	for _, step := range []func() error{r.records, r.orphans, r.counts, func() error { return r.flush(0) }} {
-		if err := step(); err != nil {
+	for _, step := range []func() error{r.records, r.orphans, r.counts} {
+		if err := errors.Join(step(), r.flush(0)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if totals, err := store.LoadTotals(s); err != nil || totals.Next != 8 || totals.Quarantined != 1 {
+	if totals, err := store.LoadTotals(s); err != nil || totals.Next != 10 || totals.Quarantined != 2 {
 		t.Errorf("%+v, %v", totals, err)
 	}
 }

@@ -119,7 +119,6 @@ func (r *repair) records() error {
 func (r *repair) orphans() error {
 	put := map[uint64]bool{}
 	orphan := func(seq uint64) error {
-		r.next = max(r.next, seq+1)
 		if put[seq] {
 			return nil
 		}

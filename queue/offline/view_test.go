@@ -191,11 +191,12 @@ func TestVerifyCounts(t *testing.T) {
 		b.Put(store.SeqKey(store.SpaceBody, 97), nil)
 		b.Put(store.IDKey("zzzzzzzzzzzzzzzz"), []byte{0, 0, 0, 0, 0, 0, 0, 96})
 		b.Put(store.IDKey("short"), nil)
+		b.Put(store.IDKey("no ID of ours"), []byte{0, 0, 0, 0, 0, 0, 0, 1})
 		b.Put([]byte{store.SpaceTotals}, (&store.Totals{Next: 2, Messages: 2, Quarantined: 3}).Encode())
 	})
 	got := strings.Join(verify(t, mustView(t, dirOn(disk))).Problems, "\n")
 	for _, want := range []string{"2 entries too many, 1 missing", "body of number 97", "ID zzzzzzzzzzzzzzzz: there is no such message",
-		`ID "short": damaged entry`, "1 messages of 4 octets, 0 held, 0 deferred, 0 quarantined are here; the last batch says 2 of 0, 0, 0, 3"} {
+		`ID "short": damaged entry`, `ID "no ID of ours": damaged entry`, "1 messages of 4 octets, 0 held, 0 deferred, 0 quarantined are here; the last batch says 2 of 0, 0, 0, 3"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%q is not in\n%s", want, got)
 		}
