@@ -427,6 +427,35 @@ func TestHealthFrozen(t *testing.T) {
 	})
 }
 
+// TestEndOfProbe: a probe that the daemon's own end breaks off tells no outage.
+func TestEndOfProbe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := &outage{began: time.Now()}
+		c := newClient(t, Route{Name: "main"}, nil)
+		c.dial, c.log = o.dial, slog.New(slog.NewTextHandler(&o.log, nil))
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			c.Run(ctx)
+		}()
+		synctest.Wait()
+		o.mu.Lock()
+		o.silent = true
+		o.mu.Unlock()
+		time.Sleep(11 * time.Second)
+		if got := len(o.probes()); got != 2 {
+			t.Errorf("%d probes, want a second one under way", got)
+		}
+		cancel()
+		<-done
+		failed := testutil.ToFloat64(c.metrics.Probes.WithLabelValues("failed"))
+		if !c.Up(dest) || failed != 0 || strings.Contains(o.log.String(), "down") {
+			t.Errorf("up %v, %v probes failed, the log:\n%s", c.Up(dest), failed, &o.log)
+		}
+	})
+}
+
 // TestNoOutage: what a session may end with that says nothing of the next: 421 to
 // MAIL, which defers the message, and 501 or 550 to one client's XCLIENT.
 func TestNoOutage(t *testing.T) {
