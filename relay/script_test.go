@@ -435,14 +435,28 @@ func TestXClient(t *testing.T) {
 	cmd := func(addr, helo string) string {
 		return "XCLIENT NAME=mail.x.example ADDR=" + addr + " PORT=[UNAVAILABLE] PROTO=ESMTP REVERSE_NAME=mail.x.example HELO=" + helo + "\r\n"
 	}
-	for _, test := range []struct {
+	type session struct {
 		name    string
 		off     bool
 		mail    []envelope.Envelope
 		scripts [][]turn
 		want    [][]int
 		err     string
-	}{
+	}
+	var again []session // XCLIENT is offered twice, and taken once
+	for _, no := range []string{"500 5.5.1 no", "503 5.5.1 no", "504 5.5.1 no", "250 2.0.0 what?"} {
+		again = append(again, session{
+			name: "other client, " + no, mail: []envelope.Envelope{client(a, "192.0.2.1", "h"), client(b, "192.0.2.2", "h")},
+			scripts: [][]turn{
+				append(hello("PIPELINING", offer),
+					turn{cmd("192.0.2.1", "h"), greeting}, turn{"EHLO h\r\n", "250-primary.example\r\n250-PIPELINING\r\n250 " + offer + "\r\n"},
+					turn{first, ok + ok + goAhead}, turn{one + ".\r\n", ok}, turn{cmd("192.0.2.2", "h"), no + "\r\n"}, turn{quit, bye}),
+				append(hello("PIPELINING", offer),
+					turn{cmd("192.0.2.2", "h"), greeting}, turn{"EHLO h\r\n", pipe}, turn{second, ok + ok + goAhead}, turn{one + ".\r\n", ok}, turn{quit, bye})},
+			want: [][]int{{250}, {250}},
+		})
+	}
+	for _, test := range append(again, []session{
 		{
 			name: "same client", mail: []envelope.Envelope{client(a, "192.0.2.1", "h.x.example"), client(b, "192.0.2.1", "h.x.example")},
 			scripts: [][]turn{append(hello("PIPELINING", offer),
@@ -545,7 +559,7 @@ func TestXClient(t *testing.T) {
 				turn{first, ok + ok + goAhead}, turn{one + ".\r\n", ok}, turn{quit, bye})},
 			want: [][]int{{250}},
 		},
-	} {
+	}...) {
 		t.Run(test.name, func(t *testing.T) {
 			var box outbox
 			for _, e := range test.mail {
