@@ -223,6 +223,46 @@ func TestLiveGivenUp(t *testing.T) {
 	}
 }
 
+// deaf reads nothing after DATA.
+type deaf struct {
+	net.Conn
+	data bool
+	over chan struct{}
+}
+
+func (d *deaf) Read(p []byte) (int, error) {
+	if d.data {
+		<-d.over
+		return 0, io.EOF
+	}
+	n, err := d.Conn.Read(p)
+	d.data = bytes.HasSuffix(p[:n], []byte("DATA\r\n"))
+	return n, err
+}
+
+// TestLiveStalled: a next hop that takes no more of a message and says nothing is
+// given up after the time for a block and a short look for its last word.
+func TestLiveStalled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cmd := turn{"XCLIENT NAME=mail.x.example ADDR=192.0.2.1 PORT=[UNAVAILABLE] PROTO=ESMTP REVERSE_NAME=[TEMPUNAVAIL] HELO=h\r\n", greeting}
+		script := append(hello(offer), cmd, turn{"EHLO h\r\n", pipe}, turn{"MAIL FROM:<a@x.example>\r\n", ok}, turn{"RCPT TO:<b@y.example>\r\n", ok}, turn{"DATA\r\n", goAhead})
+		over := make(chan struct{})
+		c := liveClient(t, Route{Timeouts: Timeouts{Block: 3 * time.Second, Quit: 2 * time.Second}}, func(conn net.Conn) {
+			if err := play(&deaf{Conn: conn, over: over}, script); err != nil {
+				t.Error("played otherwise")
+			}
+		})
+		l := c.live()
+		start := time.Now()
+		got := said(t.Context(), l, asked("h"), strings.Repeat("a line of many\r\n", 10_000), "b@y.example")
+		if took := time.Since(start); got[len(got)-1] != "in_message" || took > 6*time.Second {
+			t.Errorf("%q after %v, want in_message after 5 s at most", got, took)
+		}
+		close(over)
+		l.Close()
+	})
+}
+
 // TestLiveSession: a client's transactions share a session for as long as it is
 // the same client, and a session that ended meanwhile costs nothing.
 func TestLiveSession(t *testing.T) {
