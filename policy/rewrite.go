@@ -125,7 +125,7 @@ func (s *Snapshot) rewrite(t parts) parts {
 	case len(t) == 1 && t[0].Kind == '@':
 		return parts{{Kind: envelope.Quoted}}
 	}
-	if colon := t.first(':'); t[0].Kind == '@' && colon >= 0 && colon+1 < len(t) {
+	if colon := t.first(':'); t[0].Kind == '@' && colon >= 0 {
 		t = t[colon+1:] // a source route
 	}
 	if t.last('@') < 0 {
