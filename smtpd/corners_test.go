@@ -2,7 +2,9 @@ package smtpd
 
 import (
 	"fmt"
+	"io"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -240,5 +242,25 @@ func TestNamesForReplies(t *testing.T) {
 		if got := masked(name); got != want {
 			t.Errorf("masked %q: %q, want %q", name, got, want)
 		}
+	}
+}
+
+// TestMoreAfterQUIT: who says more after QUIT gets its reply and an orderly end
+// all the same, no reset that may overtake them.
+func TestMoreAfterQUIT(t *testing.T) {
+	s, _ := newServer(t)
+	ln := listen(t)
+	serve(t, s, ln)
+	for range 5 {
+		c := dial(t, ln)
+		_, err := io.WriteString(c, "EHLO x\r\nQUIT\r\n"+strings.Repeat("x", 60_000)) // less than sockets hold
+		if err != nil {
+			t.Fatal(err)
+		}
+		said, err := io.ReadAll(c)
+		if err != nil || !strings.Contains(string(said), "\r\n221 ") {
+			t.Errorf("%q, %v", said, err)
+		}
+		c.Close()
 	}
 }
