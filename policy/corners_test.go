@@ -637,3 +637,32 @@ func TestOlderNames(t *testing.T) {
 		}
 	}
 }
+
+// A domain whose MX hosts can't be looked up isn't judged by its own address, as one
+// without any is.
+func TestServersInDoubt(t *testing.T) {
+	bad, err := table.NewCIDR([][2]string{{"203.0.113.0/24", "REJECT"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec := relaySpec(t)
+	spec.Addresses.Relay.Recipients = nil
+	spec.Tables["bad"], spec.Restrictions.Sender = bad, []Restriction{{Kind: "check_sender_mx_access", Arg: "bad"}}
+	snap, err := Compile(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dns := &testmx.MapResolver{IP: map[string][]string{"none.example": {"203.0.113.1"}, "soft.example": {"203.0.113.1"}}, Fail: []string{"mx soft.example"}}
+	for domain, want := range map[string]Action{"none.example": Reject, "soft.example": Permit} {
+		s := snap.Session(dns, client)
+		s.Connect(t.Context())
+		s.Helo(t.Context(), "h.example")
+		v := s.Mail(t.Context(), envelope.ReversePath{Mailbox: envelope.Mailbox{Local: "x", Domain: domain}}, MailParams{})
+		if v.Action == Permit {
+			v = s.Rcpt(t.Context(), to)
+		}
+		if s.Close(); v.Action != want {
+			t.Errorf("%s: %v %s", domain, v.Action, v.Reply)
+		}
+	}
+}
