@@ -267,10 +267,13 @@ func TestRepairFaults(t *testing.T) {
 			}
 			return nil
 		})
-		_, err := Repair(dirOn(c), routeByDomain)
+		done, err := Repair(dirOn(c), routeByDomain)
 		more = at >= n
 		c.Fault(nil)
 		what := fmt.Sprintf("operation %d", n)
+		if err == nil && c.Bytes(filepath.Join(done.Aside, filepath.Base(manifest))) == nil {
+			t.Errorf("%s: it repaired, and the damaged store isn't in %q", what, done.Aside)
+		}
 		if err != nil {
 			failed++
 			done, err := Repair(dirOn(c), routeByDomain)
