@@ -16,6 +16,7 @@ import (
 
 	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/doctor"
+	"github.com/understudy-mx/understudy/internal/operator"
 	"github.com/understudy-mx/understudy/internal/publisher"
 	"github.com/understudy-mx/understudy/internal/resolver"
 	"github.com/understudy-mx/understudy/policy"
@@ -97,6 +98,9 @@ func (c *doctorCmd) onSecondary(ctx context.Context, cfg *config.Config, e docto
 	defer daemon.Close()
 	now, err := daemon.Status(ctx)
 	e.Daemon = doctor.Daemon{Err: err, Unpaired: cfg.Policy.File != "", Held: now.Held, Quarantined: now.Quarantined, Damaged: now.Damaged}
+	if err == nil {
+		beside(ctx, daemon, &e.Daemon)
+	}
 	if err == nil && !e.Daemon.Unpaired {
 		s, err := daemon.Policy(ctx)
 		e.Daemon.Policy, e.Daemon.Staged, e.Daemon.Problem = s.State, s.Staged, s.Error
@@ -115,6 +119,20 @@ func (c *doctorCmd) onSecondary(ctx context.Context, cfg *config.Config, e docto
 	e.Zones = snap.DNSLists()
 	e.Domains, e.Hosts = domainsOf(snap.Spec())
 	return e.Run(ctx, progress()), nil
+}
+
+// beside asks a daemon for what it watches by itself: the DNS lists and the parity.
+func beside(ctx context.Context, daemon operator.Daemon, d *doctor.Daemon) {
+	if lists, err := daemon.Lists(ctx); err == nil { // else it is of an earlier version
+		for _, l := range lists {
+			if l.Aside {
+				d.SetAside = append(d.SetAside, l.Zone)
+			}
+		}
+	}
+	if r, err := daemon.Parity(ctx, false); err == nil {
+		d.Decided, d.Unexplained = r.Same+r.Different, r.Unexplained
+	}
 }
 
 // progress shows what is looked at on a terminal.

@@ -15,6 +15,9 @@ type Daemon struct {
 	Held        int    // messages
 	Quarantined int
 	Damaged     bool
+	SetAside    []string // DNS lists
+	Decided     uint64   // by the primary in live sessions
+	Unexplained uint64   // of them, otherwise than by an exact rule of ours
 }
 
 func (x *exam) daemon(context.Context) (looked bool) {
@@ -37,6 +40,12 @@ func (x *exam) daemon(context.Context) (looked bool) {
 	}
 	if d.Held > 0 {
 		x.report(Warning, "mail-held", "", "Mail is held that the primary didn't want, or that grew too old.", fmt.Sprintf("%d messages", d.Held), "understudy queue list")
+	}
+	if len(d.SetAside) > 0 {
+		x.report(Warning, "list-set-aside", "", "DNS lists are set aside: they refuse nobody until their answers can be right again.", listed(d.SetAside), "understudy dnsbl")
+	}
+	if d.Unexplained > 0 {
+		x.report(Warning, "parity", "", "The primary decides otherwise than this machine would, where the policy should be exact.", fmt.Sprintf("%d of %d decisions", d.Unexplained, d.Decided), "understudy parity live")
 	}
 	if d.Quarantined > 0 || d.Damaged {
 		x.report(Fault, "queue-damaged", "", "The queue has damage.", fmt.Sprintf("%d messages put aside; store damaged: %v", d.Quarantined, d.Damaged), "understudy queue quarantine; understudy queue verify")

@@ -62,6 +62,9 @@ func TestFaults(t *testing.T) {
 		"foreign domain":   {func(l *lab) { l.exam.Daemon.Problem = "foreign_domain: example.net" }, "policy-problem"},
 		"staged":           {func(l *lab) { l.exam.Daemon.Staged = "pending" }, "policy-deletion"},
 		"held, damaged":    {func(l *lab) { l.exam.Daemon.Held = 2; l.exam.Daemon.Damaged = true }, "queue-damaged mail-held"},
+		"lists set aside":  {func(l *lab) { l.exam.Daemon.SetAside = []string{"zen.list.example"} }, "list-set-aside"},
+		"another verdict":  {func(l *lab) { l.exam.Daemon.Decided, l.exam.Daemon.Unexplained = 100, 2 }, "parity"},
+		"all alike":        {func(l *lab) { l.exam.Daemon.Decided = 100 }, ""},
 		"policy is a file": {func(l *lab) { l.exam.Daemon = doctor.Daemon{Unpaired: true} }, ""},
 		// Names and addresses.
 		"host name unknown": {func(l *lab) {
@@ -170,6 +173,7 @@ func TestFaults(t *testing.T) {
 		"in memory":       {func(l *lab) { l.mounts += "tmpfs " + l.exam.StateDir + " tmpfs rw 0 0\n" }, "disk-memory"},
 		"no barriers":     {func(l *lab) { l.mounts = "/dev/root / ext4 rw,nobarrier 0 0\n" }, "disk-unsafe"},
 		"far away":        {func(l *lab) { l.mounts = "nas:/x / nfs4 rw 0 0\n" }, "disk-remote"},
+		"in user space":   {func(l *lab) { l.mounts = "s3 / fuse.s3fs rw 0 0\n" }, "disk-remote"},
 		"in a container":  {func(l *lab) { l.mounts = "overlay / overlay rw 0 0\n" }, "disk-container"},
 		"hidden by later": {func(l *lab) { l.mounts += "/dev/root / xfs rw 0 0\n" }, ""},
 	} {

@@ -72,8 +72,8 @@ func (x *exam) fileSystem(m mount) {
 		x.report(Fault, "disk-memory", x.StateDir, "The state directory is in memory: accepted mail is lost with the power.", evidence, "set `state_dir` to a directory on a disk")
 	case unsafe >= 0:
 		x.report(Fault, "disk-unsafe", x.StateDir, "The file system is mounted so that synced data may be lost with the power.", evidence, "mount it without "+options[unsafe])
-	case slices.Contains([]string{"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "fuse.glusterfs", "vboxsf", "virtiofs"}, m.kind):
-		x.report(Warning, "disk-remote", x.StateDir, "The state directory is on another machine: the queue's lock and its syncs are as good as that.", evidence, "use a local disk")
+	case slices.Contains([]string{"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "lustre", "afs", "vboxsf", "virtiofs"}, m.kind) || strings.HasPrefix(m.kind, "fuse."):
+		x.report(Warning, "disk-remote", x.StateDir, "The state directory is on a file system of another machine or program: the queue's lock and its syncs are only as good as that.", evidence, "use a local disk")
 	case m.kind == "overlay":
 		x.report(Warning, "disk-container", x.StateDir, "The state directory is in a container's own layer: the queue goes with the container.", evidence, "mount a volume at "+x.StateDir)
 	}

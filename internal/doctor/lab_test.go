@@ -59,6 +59,10 @@ func (m *mailServer) serve(c net.Conn) {
 		verb, arg, _ := strings.Cut(strings.TrimSpace(line), " ")
 		switch verb {
 		case "EHLO":
+			if arg == "" {
+				say("501 5.5.4 Syntax: EHLO hostname")
+				continue
+			}
 			lines := []string{"250 " + strings.Fields(m.greeting[0])[1]}
 			for _, k := range m.ehlo {
 				if k != "STARTTLS" || !secure {

@@ -101,12 +101,25 @@ func (x *exam) order(ctx context.Context, domain string, all []mxHost) {
 		}
 		x.report(Fault, "mx-missing", domain, "No MX record names this machine: nobody comes here during an outage.", evidence, x.record(domain, pref))
 	case primary < 0:
-		x.report(Warning, "mx-hidden-primary", domain, "No MX record names the primary: all mail comes through here.", evidence, "right for a hidden primary; otherwise name it with a lower number")
+		x.report(Warning, "mx-hidden-primary", domain, "No MX record names the primary: all mail comes through here.", evidence, "right for a hidden primary; otherwise name it with a lower number. A hidden one should let nobody else in: on the primary, "+x.firewall())
 	case all[we].pref < all[primary].pref:
 		x.report(Fault, "mx-order", domain, "Senders come here first, and to the primary when we are away.", evidence, x.record(domain, all[primary].pref+10))
 	case all[we].pref == all[primary].pref:
 		x.report(Warning, "mx-equal", domain, "Senders choose between the primary and this machine by chance.", evidence, x.record(domain, all[primary].pref+10))
 	}
+}
+
+// firewall are the rules that let only this machine talk to a mail server.
+func (x *exam) firewall() string {
+	var rules []string
+	for _, a := range x.ours(context.Background()) {
+		family := "ip"
+		if a.Is6() {
+			family = "ip6"
+		}
+		rules = append(rules, fmt.Sprintf("nft add rule inet filter input %s saddr %s tcp dport 25 accept", family, a))
+	}
+	return strings.Join(append(rules, "nft add rule inet filter input tcp dport 25 drop"), "; ")
 }
 
 func (x *exam) isPrimary(m mxHost, theirs []netip.Addr) bool {
@@ -133,7 +146,7 @@ func (x *exam) others(ctx context.Context) {
 			continue
 		}
 		x.report(Warning, "back-door", host, "Another server takes mail for the domain. If it filters less than the primary, spammers come in there.",
-			fmt.Sprintf("MX of %s; it greets: %s", listed(of), s.greeting), "right if it is another Understudy or filters as the primary does; otherwise take its MX record away")
+			fmt.Sprintf("MX of %s; it greets: %s", listed(of), s.greeting), "right if it is another Understudy or filters as the primary does; otherwise take its MX record away, and let only this machine and the filter in: on "+host+", "+x.firewall())
 	}
 }
 

@@ -1,11 +1,14 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -40,6 +43,8 @@ var publisherChecks = []struct {
 }{
 	{"publisher", "The publisher runs, and every secondary asks it.", (*Publisher).peers},
 	{"trust", "Postfix takes mail from the secondaries as it would from the sender.", (*Publisher).trust},
+	{"reach", "The door of every secondary answers from here.", (*Publisher).reach},
+	{"loops", "Postfix hands nothing over to a secondary.", (*Publisher).loops},
 	{"limits", "No limit of Postfix's chokes a secondary that empties its queue.", (*Publisher).limits},
 	{"policy", "A secondary can know everything that this Postfix decides by.", (*Publisher).gaps},
 }
@@ -47,6 +52,7 @@ var publisherChecks = []struct {
 // RunPublisher examines the primary's side, and those parts of e that both sides
 // have: DNS servers, DNS lists, the clock.
 func (e Exam) RunPublisher(ctx context.Context, p *Publisher, progress func(check string)) []Finding {
+	e.Hostname = cmp.Or(e.Hostname, p.Postconf["myhostname"], "localhost") // to say EHLO
 	x := newExam(e)
 	x.progress = progress
 	for _, c := range publisherChecks {
@@ -114,6 +120,47 @@ func (p *Publisher) trust(ctx context.Context, x *exam) (looked bool) {
 	return true
 }
 
+// reach looks at port 25 of each secondary from outside, as senders do.
+func (p *Publisher) reach(ctx context.Context, x *exam) (looked bool) {
+	for _, a := range p.Secondaries {
+		addr := net.JoinHostPort(a.String(), x.Port)
+		s := x.server(ctx, addr)
+		switch {
+		case s.err != nil && s.code == 0:
+			x.report(Warning, "secondary-unreachable", addr, "Nobody answers at a secondary's door from here: senders find it shut, too, during an outage.", s.err.Error(), "on the secondary: systemctl start understudy.socket; let port 25 through its firewall and its provider's. Behind NAT, where it asks from isn't where it listens")
+		case s.err != nil && s.code != 421: // without a policy it puts clients off
+			x.report(Warning, "secondary-unreachable", addr, "A secondary's door doesn't work from here.", s.err.Error(), "understudy doctor, on the secondary")
+		}
+	}
+	return len(p.Secondaries) > 0
+}
+
+// loops looks for a next hop of Postfix's that is a secondary: mail would go to and
+// fro until its hops are too many.
+func (p *Publisher) loops(ctx context.Context, x *exam) (looked bool) {
+	for _, name := range []string{"relayhost", "smtp_fallback_relay", "relay_transport", "default_transport"} {
+		for _, hop := range fields(p.Postconf[name]) {
+			host := hop
+			if name == "relay_transport" || name == "default_transport" {
+				_, host, _ = strings.Cut(hop, ":")
+			}
+			if open, rest, found := strings.Cut(host, "["); found && open == "" {
+				host, _, _ = strings.Cut(rest, "]")
+			} else {
+				host, _, _ = strings.Cut(host, ":")
+			}
+			if host == "" || !shares(x.addrs(ctx, host).addrs, p.Secondaries) {
+				continue
+			}
+			x.report(Fault, "loop", name, "Postfix hands mail over to a secondary, which hands it back.", name+" = "+p.Postconf[name], "name another next hop, or none: postconf -e '"+name+" ='")
+		}
+	}
+	return true
+}
+
+// fewConnections is what a secondary opens by default to drain its queue and to ask.
+const fewConnections = 20
+
 // exempt tells whether postscreen lets an address pass untested.
 func (p *Publisher) exempt(ctx context.Context, a netip.Addr, trusted bool) bool {
 	for _, element := range fields(p.Postconf["postscreen_access_list"]) {
@@ -142,6 +189,9 @@ func (p *Publisher) limits(ctx context.Context, x *exam) (looked bool) {
 			if v := p.Postconf[name]; v != "" && v != "0" {
 				set = append(set, name+" = "+v)
 			}
+		}
+		if n, err := strconv.Atoi(p.Postconf["smtpd_client_connection_count_limit"]); err == nil && n > 0 && n < fewConnections {
+			set = append(set, fmt.Sprintf("smtpd_client_connection_count_limit = %d", n))
 		}
 		if len(set) > 0 {
 			x.report(Warning, "rate-limits", a.String(), "Postfix limits how much one client may send, and doesn't exempt the secondary: a long queue empties slowly.", strings.Join(set, ", "),

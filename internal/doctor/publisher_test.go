@@ -32,10 +32,10 @@ func TestPublisher(t *testing.T) {
 		"no addresses":    {func(p *doctor.Publisher) { p.Secondaries = nil }, "secondary-unknown"},
 		"untold, trusted": {func(p *doctor.Publisher) { p.Postconf["smtpd_authorized_xclient_hosts"] = "" }, "no-client-identity"},
 		"untold, excluded": {func(p *doctor.Publisher) {
-			p.Postconf["smtpd_authorized_xclient_hosts"] = "!203.0.113.2, 203.0.113.0/24"
+			p.Postconf["smtpd_authorized_xclient_hosts"] = "!127.0.1.2, 127.0.1.0/24"
 		}, "no-client-identity"},
 		"in a file": {func(p *doctor.Publisher) {
-			p.Postconf["smtpd_authorized_xclient_hosts"] = file(t, "# ours\n203.0.113.0/25\n")
+			p.Postconf["smtpd_authorized_xclient_hosts"] = file(t, "# ours\n127.0.1.0/25\n")
 		}, ""},
 		"in no file":     {func(p *doctor.Publisher) { p.Postconf["smtpd_authorized_xclient_hosts"] = "/nonexistent/list" }, "trust-unknown"},
 		"in a table":     {func(p *doctor.Publisher) { p.Postconf["smtpd_authorized_xclient_hosts"] = "hash:/yes" }, ""},
@@ -48,13 +48,29 @@ func TestPublisher(t *testing.T) {
 			p.Postconf["smtpd_client_event_limit_exceptions"] = ""
 		}, "rate-limits"},
 		"limits for others": {func(p *doctor.Publisher) { p.Postconf["smtpd_client_message_rate_limit"] = "60" }, ""},
-		"gaps":              {func(p *doctor.Publisher) { p.Gaps = []string{"smtpd_milters: inet:127.0.0.1:11332"} }, "not-replicated"},
+		"few connections": {func(p *doctor.Publisher) {
+			p.Postconf["smtpd_client_connection_count_limit"] = "3"
+			p.Postconf["smtpd_client_event_limit_exceptions"] = ""
+		}, "rate-limits"},
+		"many connections": {func(p *doctor.Publisher) {
+			p.Postconf["smtpd_client_connection_count_limit"] = "50"
+			p.Postconf["smtpd_client_event_limit_exceptions"] = ""
+		}, ""},
+		"the door is shut": {func(p *doctor.Publisher) {
+			p.Secondaries = append(p.Secondaries, netip.MustParseAddr("127.0.1.9"))
+			trust(p, "127.0.1.9")
+		}, "secondary-unreachable"},
+		"loop by relayhost":   {func(p *doctor.Publisher) { p.Postconf["relayhost"] = "[127.0.1.2]:25" }, "loop"},
+		"loop by a name":      {func(p *doctor.Publisher) { p.Postconf["smtp_fallback_relay"] = "mx9.example.net, mx2.example.org" }, "loop"},
+		"loop by a transport": {func(p *doctor.Publisher) { p.Postconf["relay_transport"] = "smtp:[mx2.example.org]" }, "loop"},
+		"relayhost elsewhere": {func(p *doctor.Publisher) { p.Postconf["relayhost"] = "[127.0.1.8]:25" }, ""},
+		"gaps":                {func(p *doctor.Publisher) { p.Gaps = []string{"smtpd_milters: inet:127.0.0.1:11332"} }, "not-replicated"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := &doctor.Publisher{
 				Postconf: map[string]string{
-					"mynetworks": "127.0.0.0/8 [::1]/128 203.0.113.2", "smtpd_authorized_xclient_hosts": "203.0.113.2",
-					"smtpd_client_event_limit_exceptions": "127.0.0.0/8 203.0.113.2", "postscreen_access_list": "permit_mynetworks",
+					"mynetworks": "127.0.0.0/24 [::1]/128 127.0.1.2", "smtpd_authorized_xclient_hosts": "127.0.1.2",
+					"smtpd_client_event_limit_exceptions": "127.0.0.0/24 127.0.1.2", "postscreen_access_list": "permit_mynetworks",
 				},
 				Lookup: func(_ context.Context, table, key string) (string, bool, error) {
 					if table == "hash:/broken" {
@@ -62,16 +78,17 @@ func TestPublisher(t *testing.T) {
 					}
 					return strings.TrimPrefix(strings.TrimPrefix(table, "cidr:/"), "hash:/"), table != "hash:/no", nil
 				},
-				Secondaries: []netip.Addr{netip.MustParseAddr("203.0.113.2")},
+				Secondaries: []netip.Addr{netip.MustParseAddr("127.0.1.2")},
 				Peers:       []doctor.Peer{{Name: "mx2", Seen: now.Add(-time.Minute)}},
 			}
 			c.fault(p)
-			d, err := demo.StartDNS(". 60 IN NS ns.example.")
+			d, err := demo.StartDNS(". 60 IN NS ns.example.", "mx2.example.org. 60 IN A 127.0.1.2")
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer d.Close()
-			found := doctor.Exam{DNS: []string{d.Addr()}, StateDir: "/", Mounts: file(t, "/dev/root / ext4 rw 0 0\n"), Now: now}.RunPublisher(t.Context(), p, nil)
+			l := &lab{t: t, servers: map[string]*mailServer{"127.0.1.2": {greeting: []string{"220 mx2.example.org ESMTP"}}}}
+			found := doctor.Exam{Port: l.listen(), DNS: []string{d.Addr()}, StateDir: "/", Mounts: file(t, "/dev/root / ext4 rw 0 0\n"), Now: now}.RunPublisher(t.Context(), p, nil)
 			var got []string
 			for _, f := range found {
 				if f.Severity != doctor.OK && !slices.Contains(machine, f.Check) {
@@ -82,6 +99,13 @@ func TestPublisher(t *testing.T) {
 				t.Errorf("got %q, want %q", got, c.want)
 			}
 		})
+	}
+}
+
+// trust lets Postfix know a secondary.
+func trust(p *doctor.Publisher, a string) {
+	for _, name := range []string{"mynetworks", "smtpd_authorized_xclient_hosts", "smtpd_client_event_limit_exceptions"} {
+		p.Postconf[name] += " " + a
 	}
 }
 
