@@ -46,6 +46,7 @@ type Metrics struct {
 	LiveOpen        prometheus.Gauge       // sessions to the primary for clients' sessions that are played through
 	LiveMessages    *prometheus.CounterVec // mail transactions that were played through, by ending
 	LiveAgreement   *prometheus.CounterVec // the primary's verdicts compared with the snapshot's, by stage, the snapshot's rule kind and result: "same", "other"
+	StandInEnd      prometheus.Gauge       // Unix time
 	ShadowAgreement *prometheus.CounterVec // likewise for the primary's log
 	Differences     *prometheus.CounterVec // differences between the primary's verdicts and the snapshot's, by how they were seen ("live", "shadow") and class
 	ShadowEvents    *prometheus.CounterVec // what the primary's log held, by result: "judged", "undecided", "dropped", "unreadable"
@@ -138,6 +139,7 @@ func New(reg prometheus.Registerer) *Metrics {
 		LiveOpen:        gauge("live_sessions_open", "Sessions to the primary open now to play clients' sessions through."),
 		LiveMessages:    counters("live_transactions_total", "Mail transactions played through to the primary, by ending: its reply to the message, or where it was lost; after_dot and late are kept and relayed, and may arrive twice.", "ending"),
 		LiveAgreement:   counters("live_agreement_total", "Commands decided by the primary in a live session, by stage, by the kind of the snapshot's rule, and by whether the snapshot's decision (accept, defer or refuse) was the same.", "stage", "rule", "result"),
+		StandInEnd:      gauge("stand_in_end_timestamp_seconds", "Unix time at which the planned stand-in ends, 0 when there is none."),
 		ShadowAgreement: counters("shadow_agreement_total", "The primary's verdicts in its own log, by stage, by the kind of the snapshot's rule, and by whether the snapshot's decision (accept, defer or refuse) was the same.", "stage", "rule", "result"),
 		Differences:     counters("parity_differences_total", "Differences between the primary's verdicts and the snapshot's, by how they were seen (live, shadow) and by class; exact ones are counted after half a minute, or as late when a policy that agrees has come.", "by", "class"),
 		ShadowEvents:    counters("shadow_verdicts_total", "The primary's verdicts in its own log, by result: judged beside the snapshot; undecided where the log doesn't have what a rule asks for; dropped when there were too many; unreadable.", "result"),

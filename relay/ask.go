@@ -17,6 +17,7 @@ const (
 )
 
 var (
+	errResting   = errors.New("next hop is left alone: a stand-in is planned")
 	errDown      = errors.New("next hop is down")
 	errNoName    = errors.New("the client's address is unknown")
 	errUnsayable = errors.New("the address can't be put into a command that the next hop takes")
@@ -214,6 +215,8 @@ func (r *route) unwilling() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
+	case r.resting.Load():
+		return errResting
 	case r.health == down:
 		return errDown
 	case r.mute:

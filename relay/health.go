@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/understudy-mx/understudy/metrics"
@@ -53,6 +54,7 @@ type route struct {
 	mu       sync.Mutex // guards what follows
 	health   health
 	since    time.Time
+	back     time.Time // the last outage ended, zero when none has
 	lastErr  string
 	thorough bool                  // the last outage was none before STARTTLS or MAIL: probes go as far
 	unnamed  string                // RouteStatus.WithoutXClient
@@ -63,6 +65,7 @@ type route struct {
 	pace pace // of live sessions
 
 	asking, live *pool
+	resting      *atomic.Bool // the Client's
 }
 
 func newRoute(dest string, r Route, m *metrics.Metrics) *route {
@@ -83,7 +86,7 @@ func newRoute(dest string, r Route, m *metrics.Metrics) *route {
 	m.OutageStart.WithLabelValues(r.Name).Set(0)
 	m.WithoutXClient.WithLabelValues(r.Name).Set(0)
 	return &route{Route: r, dest: dest, metrics: m, kick: make(chan struct{}, 1), since: time.Now(),
-		sessions: make(map[*session]struct{}), openings: make(map[*opening]struct{}),
+		resting: new(atomic.Bool), sessions: make(map[*session]struct{}), openings: make(map[*opening]struct{}),
 		asking: newPool(r.MaxAsking, 0, nil), live: newPool(r.MaxLive, max(min(10, r.MaxLive), r.MaxLive/2), m.LiveOpen)}
 }
 
@@ -149,7 +152,9 @@ func (r *route) observe(err error) (is health, changed bool) {
 		isUp, outage = 1, 0
 		r.dropStale()
 	}
-	r.since = now
+	if r.since = now; was == down {
+		r.back = now
+	}
 	r.metrics.PrimaryUp.WithLabelValues(r.Name).Set(isUp)
 	r.metrics.OutageStart.WithLabelValues(r.Name).Set(outage)
 	select {
@@ -201,7 +206,9 @@ func (c *Client) note(r *route, err error) {
 	case !changed:
 	case health == up:
 		c.log.Info("next hop is up", "route", r.Name, "address", r.Address)
-		c.onUp(r.dest)
+		if !c.resting.Load() {
+			c.onUp(r.dest)
+		}
 	default:
 		c.log.Warn("next hop is down", "route", r.Name, "address", r.Address, "err", err)
 	}
@@ -263,15 +270,39 @@ func (c *Client) noteXClient(r *route, why string) {
 	}
 }
 
-// Up says whether dest answered when it was last asked.
+// Rest leaves all next hops alone but for probes: none is Up, is asked or has
+// sessions played through, until it is called with false. What is under way ends.
+func (c *Client) Rest(rest bool) {
+	if was := c.resting.Swap(rest); !was || rest {
+		return
+	}
+	for dest := range c.routes {
+		if c.Up(dest) {
+			c.onUp(dest)
+		}
+	}
+}
+
+// Up says whether dest answered when it was last asked, and isn't left alone.
 func (c *Client) Up(dest string) bool {
 	r, ok := c.routes[dest]
-	if !ok {
+	if !ok || c.resting.Load() {
 		return false
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.health == up
+}
+
+// Back says when dest's last outage ended, zero when none has.
+func (c *Client) Back(dest string) time.Time {
+	r, ok := c.routes[dest]
+	if !ok {
+		return time.Time{}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.back
 }
 
 // Status returns the health of all routes, by name.

@@ -329,6 +329,8 @@ func unusedReason(err error) string {
 	switch {
 	case errors.Is(err, errNotLive):
 		return "route"
+	case errors.Is(err, errResting):
+		return "stand_in"
 	case errors.Is(err, errDown):
 		return "down"
 	case errors.Is(err, errNoSeat):

@@ -963,3 +963,51 @@ func TestCleanLines(t *testing.T) {
 	}
 	all(nil, 6)
 }
+
+// TestRest: a next hop that is left alone is probed and nothing more, until it isn't;
+// the transaction under way is played to its end.
+func TestRest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &primary{xclient: true}
+		woken := 0
+		c := liveClient(t, Route{}, p.serve)
+		c.onUp = func(string) { woken++ }
+		l := c.live()
+		env := asked("h")
+		if reply, err := l.Mail(t.Context(), env, 0); err != nil || !reply.Positive() {
+			t.Fatal(reply, err)
+		}
+		c.Rest(true)
+		if c.Up(dest) || !c.Status()[0].Up {
+			t.Errorf("up %v, in the status %v", c.Up(dest), c.Status()[0].Up)
+		}
+		if got := said(t.Context(), l, env, "x\r\n", "a@corp.example"); len(got) == 0 || strings.HasPrefix(got[0], "250") {
+			t.Errorf("another transaction: %q", got)
+		}
+		if n := testutil.ToFloat64(c.metrics.LiveUnused.WithLabelValues("stand_in")); n != 1 {
+			t.Errorf("counted %v times", n)
+		}
+		if _, live := c.LiveOffers(); live {
+			t.Error("clients are offered what the next hop has")
+		}
+		q := c.Inquire(func(string) string { return dest }, env, 0)
+		if reply, err := q.Ask(t.Context(), &envelope.Recipient{}); !errors.Is(err, errResting) {
+			t.Errorf("asked: %v, %v", reply, err)
+		}
+		q.Close()
+		c.note(c.routes[dest], errors.New("gone"))
+		c.note(c.routes[dest], nil)
+		if woken != 0 {
+			t.Error("the queue is woken")
+		}
+		c.Rest(false)
+		c.Rest(false)
+		if !c.Up(dest) || woken != 1 {
+			t.Errorf("over: up %v, woken %d times", c.Up(dest), woken)
+		}
+		if got := said(t.Context(), l, env, "x\r\n", "a@corp.example"); len(got) == 0 || !strings.HasPrefix(got[0], "250") {
+			t.Errorf("over: %q", got)
+		}
+		l.Close()
+	})
+}

@@ -41,6 +41,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
@@ -146,6 +147,7 @@ type Client struct {
 	asks     func() bool
 	dial     func(ctx context.Context, network, address string) (net.Conn, error)
 	routes   map[string]*route
+	resting  *atomic.Bool // see Rest; the routes' too
 }
 
 // New returns a Client. No destination is up before Run has probed it.
@@ -158,6 +160,7 @@ func New(o Options) *Client {
 		asks:     o.Asks,
 		dial:     o.Dial,
 		routes:   make(map[string]*route, len(o.Routes)),
+		resting:  new(atomic.Bool),
 	}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
@@ -173,6 +176,7 @@ func New(o Options) *Client {
 	}
 	for dest, r := range o.Routes {
 		c.routes[dest] = newRoute(dest, r, c.metrics)
+		c.routes[dest].resting = c.resting
 	}
 	return c
 }

@@ -21,14 +21,22 @@ const (
 	putOffSince = 30 * time.Minute // and so long after the first
 	putOffFor   = 24 * time.Hour   // one that doesn't come back is forgotten
 	putOffSize  = 50_000           // and when there are more, of either kind
+
+	// Whoever comes so soon after an outage has met it: a sender tries the primary
+	// first, and waits there for up to five minutes (RFC 5321 §4.5.3.2).
+	putOffBack = 5 * time.Minute
 )
 
 // PutOff sends clients to the primary while that is up, as it answers 451 to
 // recipients that the snapshot lets in. Whoever comes back again and again is
 // taken: a client's network, or whoever has this sender and this recipient.
+// So is whoever can't have reached the primary, which was away a moment ago.
 type PutOff struct {
 	// Up says that the primary for domain is up, and wants to see all senders.
 	Up func(domain string) bool
+	// Back says when that primary came back from its last outage, zero if none was
+	// seen. May be nil.
+	Back func(domain string) time.Time
 	// Recipients counts, by result: "deferred", "taken". May be nil.
 	Recipients *prometheus.CounterVec
 
@@ -58,7 +66,7 @@ func (p putOff) Decide(ctx context.Context, c *Command) Decision {
 	client := maphash.Comparable(p.seed, network(c.Client(ctx).Addr))
 	pair := maphash.Comparable(p.seed, [2]envelope.Mailbox{c.Env.From.Mailbox, c.To.Path.Mailbox})
 	known, result := p.networks.try(client, now), "taken"
-	if again := p.pairs.try(pair, now); !known && !again {
+	if again := p.pairs.try(pair, now); !known && !again && !p.wasAway(c.To.Path.Domain, now) {
 		result = "deferred"
 		d.Action, d.Rule = policy.Defer, policy.Rule{Stage: policy.Rcpt, Kind: "primary_is_up"}
 		d.Reply = envelope.NewReply(451, "4.7.1", "<%s>: Recipient address rejected: the primary is up, use the MX record of the lowest preference", c.To.Path)
@@ -68,6 +76,11 @@ func (p putOff) Decide(ctx context.Context, c *Command) Decision {
 		p.Recipients.WithLabelValues(result).Inc()
 	}
 	return d
+}
+
+// wasAway says that the primary was out of reach when who comes now tried it.
+func (p *PutOff) wasAway(domain string, now time.Time) bool {
+	return p.Back != nil && now.Sub(p.Back(domain)) < putOffBack
 }
 
 // tries remembers who came when, by a hash. Those that came once make way for

@@ -76,6 +76,34 @@ func TestPutOff(t *testing.T) {
 	})
 }
 
+// TestPutOffBack: for five minutes after an outage nobody is put off; after that who
+// came in them once isn't better off.
+func TestPutOffBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var back time.Time
+		p := &PutOff{Up: func(string) bool { return true }, Back: func(domain string) time.Time {
+			if domain != "corp.example" {
+				t.Errorf("asked about %s", domain)
+			}
+			return back
+		}}
+		if got := comes(p, "192.0.2.1", "a", "alice"); got != 451 {
+			t.Errorf("no outage was seen: %d", got)
+		}
+		back = time.Now()
+		for _, step := range []struct {
+			after time.Duration
+			to    string
+			want  int
+		}{{0, "alice", 250}, {0, "nobody", 550}, {putOffBack - time.Second, "alice", 250}, {putOffBack, "alice", 451}} {
+			time.Sleep(time.Until(back.Add(step.after)))
+			if got := comes(p, "198.51.100.1", "b", step.to); got != step.want {
+				t.Errorf("%v after the outage, %s: %d, want %d", step.after, step.to, got, step.want)
+			}
+		}
+	})
+}
+
 // TestPutOffCrowd: a hostile crowd fills what is bounded, and pushes out nobody
 // who came back.
 func TestPutOffCrowd(t *testing.T) {

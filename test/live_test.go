@@ -349,6 +349,62 @@ func TestPutOff(t *testing.T) {
 	}
 	primary.start()
 	eventually(t, 20*time.Second, "the queue is empty", func() bool { return len(s.queue()) == 0 })
+	s.isLive()
+	if got := sendAs(t, s.addr, "198.51.100.7", &books); !strings.HasPrefix(got, "250 2.1.5") {
+		t.Errorf("a moment after the outage: %s", got)
+	}
+	eventually(t, 20*time.Second, "the queue is empty", func() bool { return len(s.queue()) == 0 })
+	s.stop()
+	closeBooks(t, &books, primary, 0)
+}
+
+// TestStandIn: in a planned window the message under way is the primary's, the next
+// one is kept although the primary is up, also after a restart; when the window is
+// closed it is relayed, and the book has an outage that was planned.
+func TestStandIn(t *testing.T) {
+	primary := newPostfix(t, xclientHosts)
+	primary.start()
+	s := newSecondary(t, primary.addr, policyFor("alice@example.org"), "")
+	s.start()
+	s.isLive()
+	var books testmx.Ledger
+	conn, err := net.Dial("tcp", s.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	d := &dialogue{t: t, conn: conn, in: bufio.NewReader(conn)}
+	d.do("", "220")
+	d.do("EHLO helo.sender.example", "250")
+	d.do("MAIL FROM:<bob@sender.example>", "250")
+	d.do("RCPT TO:<alice@example.org>", "250")
+	s.cli("stand-in", "1h", "--reason", "new disks")
+	d.do("DATA", "354")
+	content := "Subject: under way\r\n\r\nx\r\n"
+	if reply := d.do(content+".", "250"); !strings.Contains(reply, "Ok: queued as") || len(s.queue()) != 0 {
+		t.Errorf("the message under way: %s", reply)
+	}
+	books.Accepted("", "alice@example.org", sum(content))
+	for range 2 {
+		if got := sendAs(t, s.addr, "192.0.2.7", &books); !strings.HasPrefix(got, "250 2.1.5") {
+			t.Errorf("while it stands in: %s", got)
+		}
+		s.stop()
+		s.start()
+		eventually(t, 20*time.Second, "the secondary knows that the primary is up", func() bool { return s.metric(`understudy_primary_up{route="primary"}`) == 1 })
+	}
+	if got := sendAs(t, s.addr, "192.0.2.8", &books); !strings.HasPrefix(got, "250 2.1.5") || len(s.queue()) != 3 {
+		t.Errorf("after a restart: %s, %d in the queue", got, len(s.queue()))
+	}
+	eventually(t, 20*time.Second, "the book has it", func() bool { return strings.Contains(s.cli("outage", "list"), "stand-in") })
+	s.cli("stand-in", "--end")
+	eventually(t, 20*time.Second, "the queue is empty", func() bool { return len(s.queue()) == 0 })
+	eventually(t, 20*time.Second, "it is over", func() bool {
+		return strings.Contains(s.cli("outage", "show"), "new disks") && strings.Contains(s.cli("outage", "list"), "over")
+	})
+	if got := sendAs(t, s.addr, "192.0.2.9", &books); !strings.HasPrefix(got, "250 2.1.5") || len(s.queue()) != 0 {
+		t.Errorf("afterwards: %s", got)
+	}
 	s.stop()
 	closeBooks(t, &books, primary, 0)
 }

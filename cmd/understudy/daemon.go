@@ -26,6 +26,7 @@ import (
 	"github.com/understudy-mx/understudy/internal/page"
 	"github.com/understudy-mx/understudy/internal/resolver"
 	"github.com/understudy-mx/understudy/internal/service"
+	"github.com/understudy-mx/understudy/internal/standin"
 	"github.com/understudy-mx/understudy/metrics"
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/greylist"
@@ -55,6 +56,7 @@ type daemon struct {
 	queue    *queue.Queue
 	outages  *outage.Book
 	meter    *meter.Meter
+	standIn  *standin.Book
 	lists    *dnslist.Watch
 	greylist *greylist.Store
 	relay    *relay.Client
@@ -95,6 +97,7 @@ func newDaemon(cfg *config.Config, log *slog.Logger) (_ *daemon, err error) {
 	d.openMeter()
 	d.greylist = greylist.Open(greylist.Options{Dir: greylistDir(cfg), Log: log, Metrics: d.metrics})
 	d.smtp.Greylist = d.greylist
+	d.standIn = standin.Open(filepath.Join(cfg.StateDir, "standin.json"), log, d.standsIn)
 	if d.file == nil {
 		if d.primary, err = d.follow(); err != nil {
 			return nil, err
@@ -367,12 +370,13 @@ func (d *daemon) run(ctx context.Context) error {
 	if n := d.notifier(); n != nil {
 		f.Back("notices", n.Run)
 	}
+	f.Back("stand-in", d.standIn.Run)
 	f.Back("parity meter", func(ctx context.Context) error { return d.meter.Run(ctx, d.current, d.smtp.Resolver) })
 	if d.primary != nil {
 		f.Back("policy sync", d.primary.Run)
 	}
 	f.Back("control socket", func(ctx context.Context) error {
-		return control.Serve(ctx, d.control, operator.ServeDaemon(operator.Desk{Queue: d.queue, Relay: d.relay, Policy: d.primary, Outages: d.outages, Meter: d.meter, Lists: d.lists, Sign: d.signOutage, Greylist: d.greylist, Log: d.log}))
+		return control.Serve(ctx, d.control, operator.ServeDaemon(operator.Desk{Queue: d.queue, Relay: d.relay, Policy: d.primary, Outages: d.outages, Meter: d.meter, StandIn: d.standIn, Lists: d.lists, Sign: d.signOutage, Greylist: d.greylist, Log: d.log}))
 	})
 	f.Web(d.web, metrics.Handler(d.registry, d.ready))
 	if d.page != nil {

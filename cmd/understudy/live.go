@@ -33,6 +33,7 @@ func (d *daemon) whileUp() {
 	}
 	off := &smtpd.PutOff{
 		Up:         func(domain string) bool { dest := route(domain); return defers[dest] && d.relay.Up(dest) },
+		Back:       func(domain string) time.Time { return d.relay.Back(route(domain)) },
 		Recipients: d.metrics.PutOff,
 	}
 	through := &smtpd.Live{

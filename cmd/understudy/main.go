@@ -39,6 +39,7 @@ type cli struct {
 	Queue    queueCmd    `cmd:"" help:"Look at the mail that waits, and settle it by hand."`
 	Greylist greylistCmd `cmd:"" help:"Look at whom greylisting remembers."`
 	Outage   outageCmd   `cmd:"" help:"Look back at the primary's outages."`
+	StandIn  standInCmd  `cmd:"" help:"Stand in for the primary for a planned time, although it may be up."`
 	Page     pageCmd     `cmd:"" help:"Print the address of the operator's page, with its token."`
 	DNSBL    dnsblCmd    `cmd:"" name:"dnsbl" help:"Show the DNS lists that the policy asks, whether they are well, and how the primary sees them."`
 	Policy   policyCmd   `cmd:"" help:"Import and check a policy, ask it what it would decide, and see how it follows the primary's."`

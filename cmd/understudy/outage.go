@@ -64,7 +64,14 @@ func (d *daemon) sample() outage.Sample {
 		Refused: metrics.Counts(d.metrics.Verdicts, "rule", map[string]string{"action": "reject"}),
 	}
 	for _, r := range d.relay.Status() {
-		s.Routes = append(s.Routes, outage.Route{Name: r.Name, Up: r.Up, Since: r.Since, Error: r.LastError})
+		route := outage.Route{Name: r.Name, Up: r.Up, Since: r.Since, Error: r.LastError}
+		if w := d.standIn.Now(); w != nil {
+			route.Planned = w.Reason
+			if r.Up {
+				route = outage.Route{Name: r.Name, Since: w.Began, Error: "planned: " + w.Reason, Planned: w.Reason}
+			}
+		}
+		s.Routes = append(s.Routes, route)
 	}
 	return s
 }
@@ -115,6 +122,8 @@ func printOutages(out io.Writer, all []outage.Outage) error {
 
 func outageState(o *outage.Outage) string {
 	switch {
+	case o.Ended.IsZero() && o.Planned != "":
+		return "stand-in"
 	case o.Ended.IsZero():
 		return "away"
 	case o.Drained.IsZero():

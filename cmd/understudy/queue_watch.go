@@ -153,6 +153,9 @@ func (n daemonNow) trouble() (lines []string) {
 	if n.Damaged {
 		lines = append(lines, "Store     "+storeDamaged)
 	}
+	if w := n.StandIn; w != nil {
+		lines = append(lines, "Stand-in  "+standInText(w))
+	}
 	return append(lines, n.clientsUntold()...)
 }
 
@@ -188,6 +191,9 @@ func (v watchView) line() string {
 		plural(v.Messages, "message"), v.Deferred, v.Held, bytesText(v.Bytes), v.oldest(), v.In, v.Out, v.ends())
 	for _, r := range v.Routes {
 		fmt.Fprintf(&b, "; %s %s", printable(r.Name), v.route(r))
+	}
+	if v.StandIn != nil {
+		b.WriteString("; stand-in " + standInText(v.StandIn))
 	}
 	if v.Damaged {
 		b.WriteString("; store " + storeDamaged)

@@ -5,6 +5,7 @@
 //	POST /v1/queue/ID/release         puts one back in line
 //	GET  /v1/status                   what waits, and how the next hops are
 //	GET  /v1/parity/live              how the snapshot agrees with the primary; ?all: with each difference that is kept
+//	POST /v1/stand-in?for=2h&reason=X opens a planned window; DELETE closes it
 //	POST /v1/sync/approve/VERSION     lets a mass deletion take effect
 //	POST /v1/invite?name=mx2          on the primary: invites a secondary
 //

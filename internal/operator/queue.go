@@ -11,12 +11,14 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/understudy-mx/understudy/internal/control"
 	"github.com/understudy-mx/understudy/internal/dnslist"
 	"github.com/understudy-mx/understudy/internal/inforce"
 	"github.com/understudy-mx/understudy/internal/meter"
 	"github.com/understudy-mx/understudy/internal/outage"
+	"github.com/understudy-mx/understudy/internal/standin"
 	"github.com/understudy-mx/understudy/policy/greylist"
 	"github.com/understudy-mx/understudy/queue"
 	"github.com/understudy-mx/understudy/relay"
@@ -25,7 +27,8 @@ import (
 // Status is what a daemon answers to one who watches.
 type Status struct {
 	queue.Status
-	Routes []relay.RouteStatus `json:"routes"`
+	Routes  []relay.RouteStatus `json:"routes"`
+	StandIn *standin.Window     `json:"stand_in,omitempty"` // the planned window that is open
 }
 
 // The lines of lists.
@@ -50,13 +53,16 @@ type Desk struct {
 	Lists    *dnslist.Watch
 	Sign     func(o outage.Outage, format string) ([]byte, error) // writes the report of an outage
 	Greylist *greylist.Store
+	StandIn  *standin.Book
 	Log      *slog.Logger // of what the operator reads
 }
 
 // ServeDaemon is what a daemon answers.
 func ServeDaemon(d Desk) http.Handler {
 	mux, q := http.NewServeMux(), d.Queue
-	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { answer(w, Status{q.Status(), d.Relay.Status()}, nil) })
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, Status{q.Status(), d.Relay.Status(), d.StandIn.Now()}, nil)
+	})
 	mux.HandleFunc("GET /v1/outages", func(w http.ResponseWriter, _ *http.Request) { answer(w, d.Outages.List(), nil) })
 	mux.HandleFunc("GET /v1/outages/{id}/report", d.serveReport)
 	mux.HandleFunc("GET /v1/parity/live", func(w http.ResponseWriter, r *http.Request) {
@@ -64,6 +70,15 @@ func ServeDaemon(d Desk) http.Handler {
 	})
 	mux.HandleFunc("GET /v1/lists", func(w http.ResponseWriter, _ *http.Request) { answer(w, d.Lists.Views(), nil) })
 	mux.HandleFunc("GET /v1/greylist", func(w http.ResponseWriter, _ *http.Request) { serveList(w, d.Greylist.Walk) })
+	mux.HandleFunc("POST /v1/stand-in", func(w http.ResponseWriter, r *http.Request) {
+		length, err := time.ParseDuration(r.URL.Query().Get("for"))
+		var open standin.Window
+		if err == nil {
+			open, err = d.StandIn.Begin(time.Now(), length, r.URL.Query().Get("reason"))
+		}
+		answer(w, open, err)
+	})
+	mux.HandleFunc("DELETE /v1/stand-in", func(w http.ResponseWriter, _ *http.Request) { answer(w, nil, d.StandIn.End()) })
 	mux.Handle("/v1/sync/", servePolicy(d.Policy))
 	mux.HandleFunc("GET /v1/queue", func(w http.ResponseWriter, r *http.Request) {
 		serveList(w, func(fn func(queue.Info) error) error { return q.Walk(r.Context(), fn) })
@@ -183,6 +198,17 @@ func (d Daemon) OutageReport(ctx context.Context, id int, format string) ([]byte
 	}
 	defer body.Close()
 	return io.ReadAll(body)
+}
+
+// StandIn opens a planned window, or gives the open one another end and reason.
+func (d Daemon) StandIn(ctx context.Context, length time.Duration, reason string) (w standin.Window, err error) {
+	err = d.Call(ctx, "POST", "/v1/stand-in?"+url.Values{"for": {length.String()}, "reason": {reason}}.Encode(), &w)
+	return w, err
+}
+
+// EndStandIn closes the window.
+func (d Daemon) EndStandIn(ctx context.Context) error {
+	return d.Call(ctx, "DELETE", "/v1/stand-in", nil)
 }
 
 // Parity returns how the snapshot agrees with the primary in live sessions, with

@@ -38,10 +38,11 @@ type Outage struct {
 	ID      int       `json:"id"` // from 1
 	Route   string    `json:"route"`
 	Began   time.Time `json:"began"`
-	Noticed string    `json:"noticed"`          // the error
-	Ended   time.Time `json:"ended,omitzero"`   // zero: it goes on
-	Drained time.Time `json:"drained,omitzero"` // zero: mail of it may wait
-	Waited  int       `json:"waited"`           // messages that waited when it began
+	Noticed string    `json:"noticed"`           // the error
+	Planned string    `json:"planned,omitempty"` // the reason of a stand-in; "" when none was planned
+	Ended   time.Time `json:"ended,omitzero"`    // zero: it goes on
+	Drained time.Time `json:"drained,omitzero"`  // zero: mail of it may wait
+	Waited  int       `json:"waited"`            // messages that waited when it began
 
 	Accepted uint64            `json:"accepted"`     // messages, while it lasted
 	Refused  map[string]uint64 `json:"refused"`      // verdicts, by kind of rule, while it lasted
@@ -79,6 +80,9 @@ type Route struct {
 	Up    bool
 	Since time.Time
 	Error string // "" when it was never found away
+	// Planned is why it is left alone although it may be up; then it isn't Up, and
+	// Since is when that began.
+	Planned string
 }
 
 // Sample is the state of next hops and mail at one moment.
@@ -181,12 +185,15 @@ func (b *Book) turn(now time.Time, r Route, waiting int) (turned bool) {
 		if n := len(b.all); n > 0 {
 			id = b.all[n-1].ID + 1
 		}
-		b.all = append(b.all, Outage{ID: id, Route: r.Name, Began: r.Since, Noticed: r.Error, Waited: waiting, Refused: map[string]uint64{}})
+		b.all = append(b.all, Outage{ID: id, Route: r.Name, Began: r.Since, Noticed: r.Error, Planned: r.Planned, Waited: waiting, Refused: map[string]uint64{}})
 	case open >= 0 && r.Up:
 		o := &b.all[open]
 		o.Ended = r.Since
 		if o.Ended.Before(o.Began) {
 			o.Ended = now
+		}
+		if o.Planned != "" {
+			o.Ended = now // it was up before
 		}
 		late := int(o.Ended.Sub(o.Began)/time.Hour) - Retry
 		for _, n := range o.Hours[:max(0, min(late, len(o.Hours)))] {

@@ -133,3 +133,20 @@ func TestDamagedBook(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestPlanned: a stand-in is an outage that was planned; it ends when the next hop
+// isn't left alone any more, however long that was up.
+func TestPlanned(t *testing.T) {
+	c := newClock(t)
+	planned := Route{Name: "primary", Since: c.begin.Add(time.Hour), Error: "planned: disks", Planned: "disks"}
+	up := Route{Name: "primary", Up: true, Since: c.begin}
+	c.book.Observe(c.begin, Sample{Routes: []Route{up}})
+	c.book.Observe(c.begin.Add(time.Hour), Sample{Routes: []Route{planned}, Accepted: 0})
+	c.reopen()
+	c.book.Observe(c.begin.Add(2*time.Hour), Sample{Routes: []Route{planned}, Accepted: 5, Waiting: 5, Oldest: c.begin.Add(time.Hour)})
+	c.book.Observe(c.begin.Add(3*time.Hour), Sample{Routes: []Route{up}, Accepted: 5})
+	all := c.book.List()
+	if len(all) != 1 || all[0].Planned != "disks" || all[0].Length(c.begin) != 2*time.Hour || all[0].Accepted != 5 || all[0].Drained.IsZero() {
+		t.Errorf("%+v", all)
+	}
+}
