@@ -161,6 +161,10 @@ func (s *statement) rewriteSelect(sel *sqlast.Select) (*Query, error) {
 	return q, nil
 }
 
+// pads says that spaces at the end of a local-part don't count: most of
+// MariaDB's collations take "ann " for "ann".
+func (e equation) pads() bool { return e.template[len(e.template)-1].hole == 'u' }
+
 func (e equation) ties() bool {
 	return slices.ContainsFunc(e.template, func(p part) bool { return p.hole == 0 && p.text == "" })
 }

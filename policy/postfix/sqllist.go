@@ -161,6 +161,9 @@ func (li *listing) rewritten() error {
 		}
 	}
 	for _, q := range queries {
+		if d.Type == "mysql" && slices.ContainsFunc(q.equations, equation.pads) && !strings.Contains(li.table.Unsure, " ") {
+			li.table.Unsure += " "
+		}
 		li.table.DomainWide = li.table.DomainWide || q.domainWide
 		if err := li.rows(&q); err != nil {
 			return err

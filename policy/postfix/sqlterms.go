@@ -23,6 +23,9 @@ func (b *bounder) equals(left, right []alternative) ways {
 			e, ok := equate(l.terms, r.terms)
 			switch both := l.when.and(r.when); {
 			case ok:
+				if b.dialect == sqlast.MySQL && e.template[len(e.template)-1].hole == 'u' { // see equation.pads
+					b.spaces = true
+				}
 				all = all.or(ways{{e}}.and(both))
 			default:
 				all = all.or(both)
