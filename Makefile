@@ -37,7 +37,7 @@ crash:
 # 100,000 messages of forged senders that the primary refuses: no report.
 FORGED = 100000
 forged:
-	FORGED=$(FORGED) go test -timeout 1h -v -run 'TestForged' ./queue
+	FORGED=$(FORGED) go test -timeout 2h -v -run 'TestForged' ./queue ./test
 
 # SIGKILL at any moment, under load.
 KILLS = 10000

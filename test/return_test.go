@@ -2,16 +2,23 @@ package test
 
 import (
 	"bytes"
+	"crypto/ed25519"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/emersion/go-msgauth/dkim"
+
 	"github.com/understudy-mx/understudy/internal/demo"
+	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/internal/outage"
 	"github.com/understudy-mx/understudy/internal/testmx"
 )
@@ -156,4 +163,82 @@ func reportsIn(t *testing.T, primary *postfix, smarthost *demo.Primary) map[stri
 		all["smarthost"] = append(all["smarthost"], strings.ReplaceAll(string(m.Content), "\r\n", "\n"))
 	}
 	return all
+}
+
+// TestForgedSenders: mail of forged senders, with every result of SPF, and with
+// a stranger's signature or one that was replayed, is accepted during the outage
+// and refused by the primary: nobody gets a report. FORGED=100000 is make forged.
+func TestForgedSenders(t *testing.T) {
+	n := 900
+	if more, err := strconv.Atoi(os.Getenv("FORGED")); err == nil {
+		n = more
+	}
+	public, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	record := "v=DKIM1; k=ed25519; p=" + base64.StdEncoding.EncodeToString(public)
+	dns, err := demo.StartDNS(`fail.example. 60 TXT "v=spf1 -all"`, `soft.example. 60 TXT "v=spf1 ~all"`, `neutral.example. 60 TXT "v=spf1 ?all"`, `broken.example. 60 TXT "v=spf1 all:x"`,
+		`anyone.example. 60 TXT "v=spf1 +all"`, `halves.example. 60 TXT "v=spf1 ip4:0.0.0.0/1 ip4:128.0.0.0/1 -all"`, `signed.example. 60 TXT "v=spf1 ip4:203.0.113.1 -all"`,
+		fmt.Sprintf(`k._domainkey.signed.example. 60 TXT %q`, record), fmt.Sprintf(`k._domainkey.stranger.example. 60 TXT %q`, record))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dns.Close()
+	dns.Behave("silent.example", demo.Behaviour{Rcode: 2})
+	primary := new(demo.Primary)
+	if err := primary.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer primary.Stop()
+	primary.ScriptContent("alice@example.org", envelope.NewReply(550, "5.7.1", "not wanted here"))
+	addr := primary.Addr()
+	primary.Stop()
+	s := newSecondary(t, addr, policyFor("alice@example.org"), fmt.Sprintf("while_up = \"accept\"\n[dns]\nservers = [%q]\n[queue]\nreturn = \"vouched\"\n", dns.Addr()))
+	s.start()
+	signed := func(author, domain string) []byte {
+		var b bytes.Buffer
+		err := dkim.Sign(&b, strings.NewReader("From: <"+author+">\r\nSubject: it\r\n\r\nbody\r\n"), &dkim.SignOptions{Domain: domain, Selector: "k", Signer: key, HeaderKeys: []string{"From", "Subject"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b.Bytes()
+	}
+	replayed, strangers := signed("attacker@signed.example", "signed.example"), signed("victim@fail.example", "stranger.example")
+	domains := []string{"fail", "soft", "neutral", "broken", "anyone", "halves", "silent", "none", "signed"}
+	var senders sync.WaitGroup
+	numbers := make(chan int)
+	for range 8 {
+		senders.Go(func() {
+			for i := range numbers {
+				m := demo.Mail{XClient: fmt.Sprintf("ADDR=198.51.100.%d NAME=[UNAVAILABLE]", i%250+1), To: []string{"alice@example.org"}, Content: []byte("Subject: it\r\n\r\nbody\r\n")}
+				m.From = fmt.Sprintf("victim%d@%s.example", i, domains[i%len(domains)])
+				switch {
+				case domains[i%len(domains)] == "signed":
+					m.Content = replayed
+				case i%2 == 0:
+					m.Content = strangers
+				}
+				if o, err := demo.Send(t.Context(), s.addr, m); err != nil || !o.Final.Positive() {
+					t.Errorf("%s: %v %v", m.From, o.Last(), err)
+				}
+			}
+		})
+	}
+	for i := range n {
+		numbers <- i
+	}
+	close(numbers)
+	senders.Wait()
+	if err := primary.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, time.Minute+time.Duration(n)*10*time.Millisecond, "all of it is held", func() bool { return s.metric("understudy_queue_held_messages") == float64(n) })
+	if got := s.metric("understudy_queue_messages"); got != float64(n) {
+		t.Errorf("%v messages", got)
+	}
+	s.stop()
+	if log := readFile(t, s.path("log")); strings.Contains(log, "returned to its sender") || primary.Count() != 0 {
+		t.Errorf("%d reports", primary.Count())
+	}
 }
