@@ -1,5 +1,5 @@
 # The commands of the README, by name. CI runs the same ones.
-.PHONY: build deb demo test crash forged soak bench bench-sync bench-door bench-memory bench-live parity parity-filters greylist suites screenshots generate lint
+.PHONY: build deb demo test crash forged soak bench bench-sync bench-door bench-memory bench-live live parity parity-filters greylist suites screenshots generate lint
 
 build:
 	go build -o understudy ./cmd/understudy
@@ -87,6 +87,12 @@ greylist:
 parity-filters:
 	test/install-peers
 	FILTER_SESSIONS=20000 go test -timeout 10h -v -run TestFiltersLikePostfix ./test/parity
+
+# 10,000 sessions through our door to a live Postfix, and as many with itself: docs/LIVE.md.
+SESSIONS = 1000
+live:
+	test/install-peers
+	SESSIONS=$(SESSIONS) go test -timeout 4h -v -run TestLiveProfiles ./test/parity
 
 # The tables of mail suites, 50,000 keys each: docs/SUITES.md.
 suites:

@@ -81,6 +81,7 @@ type Live struct {
 	size     int64
 	r        *route         // the transaction's, nil before it is known
 	identity string         // whom the session is for
+	helo     string         // … and that client's HELO, as last said there
 	open     bool           // a transaction is, at the next hop
 	goAhead  bool           // … and had its 354
 	refused  envelope.Reply // to MAIL, where that went out with the first RCPT
@@ -139,7 +140,7 @@ func (l *Live) Rcpt(ctx context.Context, to *envelope.Recipient) (envelope.Reply
 	case !l.s.caps.dsn && to.Notify+to.ORcpt != "":
 		return extChanged, nil
 	}
-	return l.say(ctx, stepRcpt, "RCPT TO:<", to.Path.String(), ">", l.s.rcptParams(to))
+	return l.say(ctx, stepRcpt, "RCPT TO:<", asGiven(to.Path.Mailbox, to.Path.Dot), ">", l.s.rcptParams(to))
 }
 
 // Data says DATA. Behind the next hop's 354 goes what is written.

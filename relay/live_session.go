@@ -33,7 +33,10 @@ func (l *Live) begin(ctx context.Context) (envelope.Reply, error) {
 				return reply, err
 			}
 		}
-		reply, err := l.mail(ctx)
+		reply, err := l.helloAgain(ctx)
+		if err == nil && reply.Zero() {
+			reply, err = l.mail(ctx)
+		}
 		if !used || err == nil && !ofSession(reply.Code) || errors.Is(err, os.ErrDeadlineExceeded) || ctx.Err() != nil {
 			return l.noteMail(reply, err)
 		}
@@ -42,17 +45,48 @@ func (l *Live) begin(ctx context.Context) (envelope.Reply, error) {
 	}
 }
 
-// goOn takes up the session that rests, if that is the same client's. A client
-// that has said another HELO since is another one to the next hop.
+// goOn takes up the session that rests, if that is the same client's.
 func (l *Live) goOn() bool {
 	if l.pool == nil || !l.wake() {
 		return false
 	}
-	if l.s.r != l.r || l.identity != l.r.identityOf(&l.env.Client, l.s.xclient) {
+	if l.s.r != l.r || l.identity != l.identityOn(l.s) || l.helo != "" && l.env.Client.Helo == "" {
 		l.close(true)
 		return false
 	}
 	return true
+}
+
+// identityOn is the client's identity but for its HELO, which may change.
+func (l *Live) identityOn(s *session) string {
+	client := l.env.Client
+	client.Helo = ""
+	return l.r.identityOf(&client, s.xclient)
+}
+
+// helloAgain says another HELO that the client has said since. That is refused
+// as to the client itself, and ends an open transaction, too.
+func (l *Live) helloAgain(ctx context.Context) (reply envelope.Reply, err error) {
+	s, helo := l.s, l.env.Client.Helo
+	if l.helo == helo {
+		return reply, nil
+	}
+	if err := s.silent(); err != nil {
+		return reply, err
+	}
+	stop := context.AfterFunc(ctx, func() { s.raw.Close() })
+	defer stop()
+	err = s.ehlo(heloName(helo))
+	s.dirty = false
+	var no *refusal
+	switch {
+	case err == nil:
+		l.helo = helo
+	case errors.As(err, &no) && no.judges():
+		l.helo = ""
+		return no.reply, nil
+	}
+	return reply, err
 }
 
 // introduce opens a session in the client's name; over says that there is no
@@ -95,7 +129,9 @@ func (l *Live) connect(ctx context.Context) error {
 		return err
 	}
 	l.s = s
-	l.r.noteOffers(s.caps)
+	if !l.r.Proxy { // what a client is offered, whom it may refuse, is for that client
+		l.r.noteOffers(s.caps)
+	}
 	stop := context.AfterFunc(ctx, func() { s.raw.Close() })
 	err = s.become(&l.env.Client)
 	if !stop() {
@@ -104,8 +140,7 @@ func (l *Live) connect(ctx context.Context) error {
 	var no *refusal
 	switch {
 	case err == nil:
-		l.identity, s.whole = l.r.identityOf(&l.env.Client, s.xclient), true
-		l.r.noteOffers(s.caps)
+		l.identity, l.helo, s.whole = l.identityOn(s), l.env.Client.Helo, true
 	case !errors.As(err, &no) || !no.judges():
 		l.close(false)
 		l.r.pauseLive(ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded))
@@ -114,16 +149,29 @@ func (l *Live) connect(ctx context.Context) error {
 }
 
 // mail says MAIL. What the client said in it by extensions that aren't there any
-// more can't be said, and must not be left out.
-func (l *Live) mail(ctx context.Context) (envelope.Reply, error) {
+// more can't be said, and must not be left out: only a refusal counts then.
+func (l *Live) mail(ctx context.Context) (reply envelope.Reply, err error) {
 	e, caps := l.env, &l.s.caps
-	if e.UTF8 && !caps.utf8 || e.EightBit && !caps.eightBit || e.Ret+e.EnvID != "" && !caps.dsn {
-		return extChanged, nil
-	}
 	said := *e
 	said.To = nil
 	params := l.s.mailParams(&envelope.Transfer{Envelope: &said, Size: cmp.Or(l.size, -1)})
-	return l.call(ctx, stepMail, "MAIL FROM:<", e.From.String(), ">", params)
+	if e.UTF8 && !caps.utf8 || e.EightBit && !caps.eightBit || e.Ret+e.EnvID != "" && !caps.dsn {
+		defer func() {
+			if err == nil && reply.Positive() {
+				reply, l.s.dirty = extChanged, true
+			}
+		}()
+	}
+	return l.call(ctx, stepMail, "MAIL FROM:<", asGiven(e.From.Mailbox, e.From.Dot), ">", params)
+}
+
+// asGiven is a mailbox with the dot that the client wrote after its domain: the
+// reply repeats it.
+func asGiven(m envelope.Mailbox, dot bool) string {
+	if dot {
+		return m.String() + "."
+	}
+	return m.String()
 }
 
 // noteMail takes over the reply to MAIL.

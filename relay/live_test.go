@@ -83,7 +83,7 @@ func TestLiveDialogue(t *testing.T) {
 	wide.EightBit, ret.Ret, named.EnvID = true, "HDRS", "QQ1"
 	there := asked("h.x.example")
 	there.To = []envelope.Recipient{{Path: envelope.ForwardPath{Mailbox: mailbox("é@y.example")}}}
-	bare := append(known[:3:3], turn{"EHLO h.x.example\r\n", "250 primary.example\r\n"}, end)
+	bare := append(known[:3:3], turn{"EHLO h.x.example\r\n", "250 primary.example\r\n"}, from, end)
 	for _, tt := range []struct {
 		name    string
 		env     *envelope.Envelope
@@ -134,7 +134,8 @@ func TestLiveDialogue(t *testing.T) {
 
 		// What a client may not have passed on.
 		{name: "a path that is too long", to: strings.Repeat("x", maxPath) + "@y.example c", script: script(from, rcpt("c", "550 5.1.1 no\r\n"), end), want: []string{"250", "501 5.1.3 Bad recipient address syntax", "550 5.1.1 no"}},
-		{name: "SMTPUTF8 is gone", env: eight, script: script(end), want: []string{"451 4.3.0 Service extensions have changed"}},
+		{name: "SMTPUTF8 is gone", env: eight, script: script(from, end), want: []string{"451 4.3.0 Service extensions have changed"}},
+		{name: "SMTPUTF8 isn't offered to whom it refuses", env: eight, script: script(turn{from.want, "550 5.7.1 no\r\n"}, end), want: []string{"550 5.7.1 no"}},
 		{name: "8BITMIME is gone", env: wide, script: bare, want: []string{"451 4.3.0 Service extensions have changed"}},
 		{name: "RET's DSN is gone", env: ret, script: bare, want: []string{"451 4.3.0 Service extensions have changed"}},
 		{name: "ENVID's DSN is gone", env: named, script: bare, want: []string{"451 4.3.0 Service extensions have changed"}},
@@ -306,7 +307,7 @@ func TestLiveSession(t *testing.T) {
 			{"h", 0, "EHLO XCLI EHLO MAIL "},
 			{"h", 0, "RSET MAIL "},
 			{"h", seatRest - time.Second, "RSET MAIL "}, // a transaction is open: it doesn't rest
-			{"i", 0, "QUIT EHLO XCLI EHLO MAIL "},
+			{"i", 0, "EHLO MAIL "},
 		} {
 			time.Sleep(step.wait)
 			if got := strings.ReplaceAll(mail(step.helo), "LOST ", ""); got != step.want {

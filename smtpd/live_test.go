@@ -124,6 +124,7 @@ func TestLive(t *testing.T) {
 
 		{"dead before MAIL", answers{"MAIL": "gone"}, hello + "S: 250 2.1.0 Ok\nC: RCPT TO:<nobody@corp.example>\nS: 550 5.1.1\nC: RCPT TO:<alice@corp.example>\nS: 250 2.1.5 Ok\nC: DATA\nS: 354\nC: x\nC: .\n" + queued, 1, false, 0, "MAIL"},
 		{"dead before a recipient", answers{alice: "gone"}, hello + "S: 250\nC: RCPT TO:<nobody@corp.example>\nS: 250 2.1.5 Recipient ok\nC: RCPT TO:<alice@corp.example>\nS: 250 2.1.5 Ok\nC: RCPT TO:<noone@corp.example>\nS: 550 5.1.1\nC: DATA\nS: 354\nC: x\nC: .\n" + queued, 1, false, 0, "MAIL|nobody@corp.example|alice@corp.example"},
+		{"dead in a message for whom only the primary knows", answers{".": "gone"}, hello + "S: 250\nC: RCPT TO:<a@elsewhere.example>\nS: 250 2.1.5 Recipient ok\nC: DATA\nS: 354\nC: x\nC: .\n" + queued, 1, false, 0, ""},
 		{"dead before 354", answers{"DATA": "gone"}, sent + queued, 1, false, 0, "MAIL|alice@corp.example|DATA"},
 		{"dead in the message", answers{".": "gone"}, sent + queued, 1, false, 0, "MAIL|alice@corp.example|DATA|."},
 		{"no reply after the dot", answers{".": "behind"}, sent + queued, 1, true, 0, "MAIL|alice@corp.example|DATA|."},

@@ -18,7 +18,7 @@ type Mailbox struct {
 // reverse-path, <>.
 type ReversePath struct {
 	Mailbox
-	Dot bool // the client wrote a dot behind the domain; only the policy sees it
+	Dot bool // the client wrote a dot after the domain; the policy and a live primary see it
 }
 
 // Null says that the path is <>.

@@ -142,16 +142,23 @@ func (p *twin) dial(ctx context.Context) (net.Conn, error) {
 	return d.DialContext(ctx, "tcp", p.addr)
 }
 
-// serve runs our server with a policy, in memory.
-func serve(t *testing.T, spec *policy.Spec, nameserver string, proxy bool, options ...func(*smtpd.Server)) (d parity.Dialer, stop func()) {
+// compiled is the snapshot of a policy whose primary has testOnly.
+func compiled(t *testing.T, spec *policy.Spec) *policy.Snapshot {
 	t.Helper()
-	spec.Limits.SoftErrors = 0 // as smtpd_error_sleep_time = 0 on the other side
+	spec.Limits.SoftErrors = 0
 	client := &spec.Limits.Client
-	client.Connections, client.ConnectionRate, client.MessageRate = 0, 0, 0 // as there
+	client.Connections, client.ConnectionRate, client.MessageRate = 0, 0, 0
 	snap, err := policy.Compile(spec)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return snap
+}
+
+// serve runs our server with a policy, in memory.
+func serve(t *testing.T, spec *policy.Spec, nameserver string, proxy bool, options ...func(*smtpd.Server)) (d parity.Dialer, stop func()) {
+	t.Helper()
+	snap := compiled(t, spec)
 	srv := &smtpd.Server{
 		Hostname: "secondary.example.org", Policy: func() *policy.Snapshot { return snap },
 		Resolver: resolver.New(resolver.Options{Servers: []string{nameserver}, Timeout: 30 * time.Second}), Keep: smtpd.Nowhere{},

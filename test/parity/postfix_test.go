@@ -58,6 +58,14 @@ default_transport = discard:
 // nameserver for its only one.
 func newPrimary(t *testing.T, profile, nameserver string) *twin {
 	t.Helper()
+	p := newTwin(t, profile)
+	p.start(nameserver)
+	return p
+}
+
+// newTwin imports a profile, and configures the Postfix that is to have it.
+func newTwin(t *testing.T, profile string) *twin {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Fatal("a real Postfix is the primary here, with a DNS of its own; both need root: run the tests as root, as .ci/run does")
 	}
@@ -77,7 +85,6 @@ func newPrimary(t *testing.T, profile, nameserver string) *twin {
 	}
 	p.src = src
 	p.configure(src, run)
-	p.start(nameserver)
 	return p
 }
 
