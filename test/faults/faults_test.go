@@ -55,9 +55,9 @@ const everybody = `domains = ["example.org"]
 recipients = ["alice@example.org", "bob@example.org", "carol@example.org"]
 `
 
-// newChain starts a door before the primary at way.Address, and returns when that
-// is known to be up.
-func newChain(ctx context.Context, snap *policy.Snapshot, way relay.Route) (*chain, error) {
+// newChain starts a door before the primary at way.Address. The queue relays to
+// sound, where nothing goes wrong.
+func newChain(ctx context.Context, snap *policy.Snapshot, way relay.Route, sound string) (*chain, error) {
 	c := &chain{metrics: metrics.New(prometheus.NewRegistry())}
 	way.Name, way.Live, way.TLS = "primary", true, relay.TLSOff
 	client := func(way relay.Route) *relay.Client {
@@ -65,7 +65,7 @@ func newChain(ctx context.Context, snap *policy.Snapshot, way relay.Route) (*cha
 			OnUp: func(dest string) { c.queue.Wake(dest) }})
 	}
 	c.relay = client(way)
-	way.Timeouts = relay.Timeouts{Idle: time.Millisecond}
+	way.Address, way.Timeouts = sound, relay.Timeouts{Idle: time.Millisecond}
 	c.drain = client(way)
 	var err error
 	c.queue, err = queue.Open(queue.Options{Store: storetest.New(), Route: func(string) string { return "" }, Relayer: c.drain, Metrics: c.metrics,
@@ -289,8 +289,9 @@ func (f fault) refuses() bool { return f.kind[0] == '4' || f.kind[0] == '5' }
 type primary struct {
 	fault
 	net.Listener
-	over chan struct{} // closed at the end: then who hangs goes
-	wg   sync.WaitGroup
+	sound net.Listener  // the same, without the fault
+	over  chan struct{} // closed at the end: then who hangs goes
+	wg    sync.WaitGroup
 
 	mu    sync.Mutex // guards what follows
 	armed bool
@@ -299,30 +300,35 @@ type primary struct {
 }
 
 func newPrimary(f fault, books *testmx.Ledger) (*primary, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, err
-	}
-	p := &primary{fault: f, Listener: ln, over: make(chan struct{}), books: books, got: map[string]int{}}
-	p.wg.Go(func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			p.wg.Go(func() {
-				defer c.Close()
-				tcp := c.(*net.TCPConn)
-				tcp.SetReadBuffer(64 << 10)
-				(&served{primary: p, c: tcp, br: bufio.NewReaderSize(tcp, 1<<10), nth: 1}).serve()
-			})
+	p := &primary{fault: f, over: make(chan struct{}), books: books, got: map[string]int{}}
+	for _, ln := range []*net.Listener{&p.Listener, &p.sound} {
+		var err error
+		if *ln, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+			return nil, err
 		}
-	})
+		p.wg.Go(func() { p.listen(*ln, ln == &p.sound) })
+	}
 	return p, nil
+}
+
+func (p *primary) listen(ln net.Listener, sound bool) {
+	for {
+		c, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		p.wg.Go(func() {
+			defer c.Close()
+			tcp := c.(*net.TCPConn)
+			tcp.SetReadBuffer(64 << 10)
+			(&served{primary: p, c: tcp, br: bufio.NewReaderSize(tcp, 1<<10), sound: sound, nth: 1}).serve()
+		})
+	}
 }
 
 func (p *primary) close() {
 	p.Close()
+	p.sound.Close()
 	close(p.over)
 	p.wg.Wait()
 }
@@ -332,6 +338,7 @@ type served struct {
 	*primary
 	c      *net.TCPConn
 	br     *bufio.Reader
+	sound  bool
 	nth    int
 	hellos int
 	to     []string
@@ -341,7 +348,7 @@ type served struct {
 func (s *served) due(step string, behind bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.armed || step != s.step || behind != s.behind || s.nth != s.fault.nth && s.hellos > 1 {
+	if s.sound || !s.armed || step != s.step || behind != s.behind || s.nth != s.fault.nth && s.hellos > 1 {
 		return false
 	}
 	s.armed = false
@@ -488,7 +495,7 @@ func (f fault) play(ctx context.Context, snap *policy.Snapshot, seed int) (endin
 	defer p.close()
 	wait := 700 * time.Millisecond
 	c, err := newChain(ctx, snap, relay.Route{Address: p.Addr().String(), XClient: !f.proxy, Proxy: f.proxy, ProbeInterval: time.Minute,
-		Timeouts: relay.Timeouts{Connect: 5 * time.Second, Greeting: wait, Command: wait, DataInit: wait, Block: wait, DataEnd: wait, LiveEnd: wait, Quit: wait, Idle: time.Millisecond}})
+		Timeouts: relay.Timeouts{Connect: 5 * time.Second, Greeting: wait, Command: wait, DataInit: wait, Block: wait, DataEnd: wait, LiveEnd: wait, Quit: wait}}, p.sound.Addr().String())
 	if err != nil {
 		return nil, 0, err
 	}

@@ -60,8 +60,8 @@ func mailFrom(client, sender string, to []string, text string) parity.Session {
 func TestLiveRspamd(t *testing.T) {
 	d := startWorld(t)
 	l := newPlainPair(t, d, "smtpd_milters = inet:"+startRspamd(t)+"\nmilter_default_action = tempfail\n", smtpdAlone, relay.Route{XClient: true})
-	r := rand.New(rand.NewPCG(1, 1))
 	l.compare(t, number(t, "SESSIONS", liveSessions), func(i int) parity.Session {
+		r := rand.New(rand.NewPCG(1, uint64(i)))
 		text := fmt.Sprintf("From: <bob@good.example>\r\nTo: alice@here.test\r\nDate: %s\r\nMessage-ID: <%d@good.example>\r\nSubject: hello\r\n\r\nHello, %d.\r\n", time.Now().Format(time.RFC1123Z), i, i)
 		if i%3 == 0 {
 			text += gtube + "\r\n"
