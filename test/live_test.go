@@ -408,3 +408,76 @@ func TestStandIn(t *testing.T) {
 	s.stop()
 	closeBooks(t, &books, primary, 0)
 }
+
+// TestLiveCutOff: a line that swallows everything, from one moment on, leaves
+// sessions at each of their steps. Their senders hear 250 all the same.
+func TestLiveCutOff(t *testing.T) {
+	far := newFarAway(t)
+	primary := newPostfix(t)
+	primary.addr = far.addr + ":25"
+	primary.writeMain("inet_interfaces = all", "smtpd_peername_lookup = no", "smtpd_authorized_xclient_hosts = "+far.peer)
+	write(t, filepath.Join(primary.dir, "conf/master.cf"), fmt.Sprintf(testmx.MasterCF, primary.addr))
+	run, err := testmx.StartDaemon(primary.addr, nil, append([]string{"ip", "netns", "exec", far.name}, testmx.PostfixCommand(filepath.Join(primary.dir, "conf"))...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	primary.run = run
+	s := newSecondary(t, primary.addr, policyFor("alice@example.org"), "")
+	s.start()
+	s.isLive()
+	steps := []string{"EHLO", "MAIL", "RCPT", "DATA", "half"}
+	arrived, cut := make(chan string, len(steps)), make(chan struct{})
+	ended := make(chan string, len(steps))
+	var books testmx.Ledger
+	for _, at := range steps {
+		content := message("cut off after "+at, 4_000_000)
+		books.Accepted("", "alice@example.org", sum(content))
+		conn, err := net.Dial("tcp", s.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		go func() { // each gets its 250 within the primary's twenty seconds
+			d := &dialogue{t, conn, bufio.NewReader(conn)}
+			after := func(step string) {
+				if step == at {
+					arrived <- at
+					<-cut
+				}
+			}
+			d.do("", "220")
+			d.do("EHLO sender.example", "250")
+			after("EHLO")
+			d.do("MAIL FROM:<bob@sender.example> BODY=8BITMIME", "250")
+			after("MAIL")
+			d.do("RCPT TO:<alice@example.org>", "250")
+			after("RCPT")
+			d.do("DATA", "354")
+			after("DATA")
+			stuffed := strings.ReplaceAll("\r\n"+content, "\r\n.", "\r\n..")[2:]
+			fmt.Fprint(conn, stuffed[:len(stuffed)/2])
+			after("half")
+			fmt.Fprint(conn, stuffed[len(stuffed)/2:])
+			ended <- at + ": " + d.do(".", "250 2.0.0 Ok: queued as")
+		}()
+	}
+	for range steps {
+		<-arrived
+	}
+	far.run("ip", "-n", far.name, "link", "set", far.there, "down")
+	close(cut)
+	start := time.Now()
+	for range steps {
+		<-ended
+	}
+	if took := time.Since(start); took > time.Minute {
+		t.Errorf("it took %v", took)
+	}
+	if n := s.metric("understudy_accepted_messages_total"); n != float64(len(steps)) {
+		t.Errorf("%v messages were kept, want %d", n, len(steps))
+	}
+	far.run("ip", "-n", far.name, "link", "set", far.there, "up")
+	eventually(t, 2*time.Minute, "the queue is empty", func() bool { return len(s.queue()) == 0 })
+	s.stop()
+	closeBooks(t, &books, primary, 0)
+}
