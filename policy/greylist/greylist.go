@@ -71,8 +71,6 @@ type Store struct {
 	rules   map[string]rules // of services, as they were asked last
 
 	tidied, tidiedKeys int64 // when: postgrey's last_maint and last_maint_keys
-
-	fresh []Entry // what passed since Take
 }
 
 // rules are what tidying goes by.
@@ -299,14 +297,10 @@ func (s *Store) try(t *policy.GreyTry, now int64, passed bool) (wait int64, resu
 	if wait > 0 {
 		return wait, "deferred"
 	}
-	if !before {
-		s.note(kindTriplet, t.Service, t.Triplet, record{r.first, now})
-		if t.Rules.AutoClients > 0 && (!isClient || now >= client.last+3600) {
-			client.first++
-			client.last = now
-			s.put(clientKey, client, newClient)
-			s.note(kindClient, t.Service, t.Client, client)
-		}
+	if !before && t.Rules.AutoClients > 0 && (!isClient || now >= client.last+3600) {
+		client.first++
+		client.last = now
+		s.put(clientKey, client, newClient)
 	}
 	if known {
 		return wait, "known"

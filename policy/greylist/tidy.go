@@ -119,25 +119,6 @@ func (s *Store) Walk(fn func(Entry) error) error {
 	return it.Error()
 }
 
-// maxFresh bounds what Take returns.
-const maxFresh = 500
-
-// note keeps what passed for Take.
-func (s *Store) note(kind byte, service, key string, r record) {
-	if len(s.fresh) < maxFresh {
-		s.fresh = append(s.fresh, s.entry(kind, service, key, r))
-	}
-}
-
-// Take returns what has passed since the last call, up to a bound.
-func (s *Store) Take() []Entry {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	list := s.fresh
-	s.fresh = nil
-	return list
-}
-
 // tidy removes what is too old when postgrey would: after an attempt, between
 // two and seven at night, 23 hours or more after the last time.
 func (s *Store) tidy(now int64) {

@@ -2,11 +2,13 @@ package postfix
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -41,13 +43,14 @@ func TestReadDump(t *testing.T) {
 		{"a long line", "HEADER=END\n " + strings.Repeat("6", maxDumpLine) + "\n", nil, "bufio.Scanner: token too long"},
 	} {
 		got, err := dumped(tt.text)
-		if diff := cmp.Diff(tt.want, got); diff != "" || fmt.Sprint(err) != fmt.Sprint(cmp2(tt.err)) {
+		if diff := cmp.Diff(tt.want, got); diff != "" || fmt.Sprint(err) != fmt.Sprint(orNil(tt.err)) {
 			t.Errorf("%s: %v, want %q (-want +got):\n%s", tt.name, err, tt.err, diff)
 		}
 	}
 }
 
-func cmp2(s string) any {
+// orNil is an error's text, "" for none, as fmt.Sprint prints the error.
+func orNil(s string) any {
 	if s == "" {
 		return nil
 	}
@@ -125,5 +128,43 @@ func TestChooseKnown(t *testing.T) {
 	want := map[string]string{"t passed": "20717", "t just": "20682", "c 192.0.2.1": "5,1790035200", "c 192.0.2.2": "4,1789999900"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestRememberedGreylist: a database is left alone for a while, and one that can't be
+// read any more is what it was.
+func TestRememberedGreylist(t *testing.T) {
+	m := &Memo{}
+	now := time.Now()
+	reads, broken := 0, error(nil)
+	look := func(rules string) (*greyKnown, error) {
+		return m.greylist("dir", rules, func() (*greyKnown, error) {
+			reads++
+			return &greyKnown{read: now, took: time.Second, rules: rules, left: reads}, broken
+		})
+	}
+	for _, tt := range []struct {
+		name, rules string
+		age         time.Duration
+		broken      error
+		left        int
+		err         bool
+		failing     bool
+	}{
+		{"first", "a", 0, nil, 1, false, false},
+		{"soon after", "a", 19 * time.Second, nil, 1, false, false},
+		{"later", "a", 21 * time.Second, nil, 2, false, false},
+		{"broken later", "a", 21 * time.Second, errors.New("gone"), 2, false, true},
+		{"other rules", "b", 0, nil, 4, false, false},
+		{"broken with other rules", "c", 0, errors.New("gone"), 0, true, false},
+	} {
+		if last := m.greylists["dir"]; last != nil {
+			last.read = time.Now().Add(-tt.age)
+		}
+		broken = tt.broken
+		k, err := look(tt.rules)
+		if (err != nil) != tt.err || err == nil && (k.left != tt.left || (k.failing != nil) != tt.failing) {
+			t.Errorf("%s: %+v, %v", tt.name, k, err)
+		}
 	}
 }

@@ -124,7 +124,7 @@ func (i *importer) policyService(parameter string, e element) []policy.Restricti
 			why += "; it could be followed, but for your choice"
 			f.Grey = nil
 		} else if grey, note, err = i.greylist(f.Grey); err != nil {
-			why += "; who passed there can't be read: " + err.Error()
+			why += "; " + whyGreyUnread + ": " + err.Error()
 			f.Grey = nil
 		} else if note != "" {
 			f.Notes = append(f.Notes, note)

@@ -37,6 +37,12 @@ const (
 	day      = 24 * 60 * 60
 )
 
+// whyGreyUnread is why a postgrey isn't followed that could be.
+const whyGreyUnread = "who passed there can't be read"
+
+const greyRemedy = "let the publisher read its database: systemctl edit understudy-publish, [Service], AmbientCapabilities=CAP_DAC_READ_SEARCH, " +
+	"CapabilityBoundingSet=CAP_DAC_READ_SEARCH, PrivateUsers=no; or name a command that prints it: postfix_list = [\"postgrey:DIR=COMMAND\"]"
+
 // greyScript prints both databases as db_dump(1) does.
 const greyScript = `use strict; use BerkeleyDB;
 my ($dir) = @ARGV;

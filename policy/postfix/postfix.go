@@ -197,6 +197,8 @@ func (i *importer) remedy(parameter, element, why string) string {
 	switch {
 	case why == unknownFilter:
 		return filterRemedy(strings.TrimPrefix(element, "check_policy_service "), why)
+	case strings.Contains(why, whyGreyUnread):
+		return greyRemedy
 	case strings.Contains(why, whyRefusing):
 		return "name the answers that count in main.cf: zone=127.0.0.[2..11]"
 	case why == whyReceived:

@@ -176,8 +176,7 @@ func (f *Filter) greyList(r *reader, named []setting, usual string, ofRecipients
 			}
 			passedOver, err := policy.CheckGreylistLine(line, ofRecipients)
 			switch s := (setting{file: name, line: n}); {
-			case passedOver:
-				f.Notes = append(f.Notes, fmt.Sprintf("%s: postgrey passes over %s", s.at(), quote(line)))
+			case passedOver: // by postgrey, too
 			case err != nil:
 				f.unsure(s, "%s: %v", quote(line), err)
 			default:
