@@ -134,7 +134,10 @@ func TestContentLikePostfix(t *testing.T) {
 		"switched off": contentMain + "strict_8bitmime = yes\nstrict_mime_encoding_domain = yes\nmessage_reject_characters = \\a\nreceive_override_options = no_header_body_checks, no_unknown_recipient_checks\n" +
 			"smtpd_recipient_restrictions = reject_unlisted_recipient\nsmtpd_sender_restrictions = reject_unlisted_sender\n",
 	} {
-		t.Run(name, func(t *testing.T) { compareContent(t, extra) })
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			compareContent(t, extra)
+		})
 	}
 }
 

@@ -43,7 +43,10 @@ func TestPostscreenLikePostfix(t *testing.T) {
 		"list only":     "\npostscreen_denylist_action = drop\npostscreen_greet_banner =\n",
 		"reject to all": ", reject\npostscreen_denylist_action = enforce\nsmtpd_client_restrictions = reject\n",
 	} {
-		t.Run(name, func(t *testing.T) { compareScreen(t, screenMain+extra) })
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			compareScreen(t, screenMain+extra)
+		})
 	}
 }
 

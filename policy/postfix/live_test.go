@@ -138,7 +138,10 @@ func TestLikePostfix(t *testing.T) {
 		"bare": "smtpd_client_restrictions =\nsmtpd_helo_restrictions =\nsmtpd_sender_restrictions =\nsmtpd_recipient_restrictions =\n" +
 			"smtpd_relay_restrictions = permit_mynetworks, defer_unauth_destination\nmyorigin = mailbox.example\n",
 	} {
-		t.Run(name, func(t *testing.T) { compare(t, extra) })
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			compare(t, extra)
+		})
 	}
 }
 
@@ -285,6 +288,7 @@ func startServices(t *testing.T, master, extra string, more ...map[string]string
 func TestServicesLikePostfix(t *testing.T) {
 	for n, disable := range []string{"", "A.inet", "B/INET, pass", "!C/inet !!B.inet", "A/inet B/unix !B/inet, B/inet,C/inet", "!A/inet, ./inet"} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			t.Parallel()
 			a, b, c := testmx.FreeAddr(), testmx.FreeAddr(), testmx.FreeAddr()
 			disable := strings.NewReplacer("A", a, "B", b, "C", c).Replace(disable)
 			const line = " inet n - n - - smtpd\n"

@@ -25,6 +25,7 @@ var liveTexts = []string{
 func TestTextsLikePostfix(t *testing.T) {
 	for name, extra := range map[string]string{"utf8": "", "octets": "smtputf8_enable = no\n", "soft": "soft_bounce = yes\n"} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			table := ""
 			for n, text := range liveTexts {
 				table += fmt.Sprintf("u%d@mailbox.example %s\n", n, text)
