@@ -130,6 +130,12 @@ func TestMeter(t *testing.T) {
 	if diff := cmp.Diff(r, again.Report(true)); diff != "" {
 		t.Errorf("after a restart (-want +got):\n%s", diff)
 	}
+	for _, e := range again.ring { // two days ago
+		e.At = e.At.Add(-48 * time.Hour)
+	}
+	if n := again.Report(false).Unexplained; n != 0 {
+		t.Errorf("%d unexplained two days later", n)
+	}
 	again.Note(now, rcpt(t, old, "alice@corp.example", unknown))
 	if k := again.Report(false).Kinds[0]; k.Count != 2 {
 		t.Errorf("it doesn't go on counting: %+v", k)

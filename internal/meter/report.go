@@ -97,8 +97,9 @@ type Report struct {
 	Since     time.Time `json:"since"`
 	Same      uint64    `json:"same"`
 	Different uint64    `json:"different"`
-	// Rate is Same by all, nil before the first decision. Unexplained are
-	// differences of exact rules with which no later policy agreed.
+	// Rate is Same by all, nil before the first decision. Unexplained are the last
+	// day's differences of exact rules with which no later policy agreed, of those
+	// that are kept.
 	Rate        *float64 `json:"rate"`
 	Unexplained uint64   `json:"unexplained"`
 	Stages      []Stage  `json:"stages"`
@@ -137,15 +138,16 @@ func (m *Meter) Report(all bool) Report {
 	}
 	for _, k := range m.kinds {
 		r.Kinds = append(r.Kinds, *k)
-		if k.Class == Exact {
-			r.Unexplained += k.Count - k.Late
-		}
 	}
 	slices.SortFunc(r.Kinds, func(a, b Kind) int {
 		return cmp.Or(cmp.Compare(slices.Index(Classes, a.Class), slices.Index(Classes, b.Class)), cmp.Compare(b.Count, a.Count),
 			cmp.Compare(a.Stage, b.Stage), cmp.Compare(a.Rule, b.Rule), cmp.Compare(a.Cause, b.Cause))
 	})
+	lately := time.Now().Add(-24 * time.Hour)
 	for _, e := range slices.Backward(m.ring) {
+		if e.Class == Exact && e.At.After(lately) {
+			r.Unexplained++
+		}
 		if all {
 			r.Differences = append(r.Differences, e.Difference)
 		}
