@@ -1,5 +1,5 @@
 # The commands of the README, by name. CI runs the same ones.
-.PHONY: build deb demo test crash forged soak bench bench-sync bench-door bench-memory bench-live live parity parity-filters greylist suites screenshots generate lint
+.PHONY: build deb image demo test crash forged soak bench bench-sync bench-door bench-memory bench-live live parity parity-filters greylist suites screenshots generate lint
 
 build:
 	go build -o understudy ./cmd/understudy
@@ -12,6 +12,14 @@ deb:
 	  ARCH=$$arch VERSION='$(VERSION)' SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) \
 	    go run github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2 package -f systemd/deb/nfpm.yaml -p deb -t dist/ || exit 1; \
 	done
+
+# A container image for both architectures in dist/understudy.tar: docs/CONTAINER.md.
+image:
+	for arch in amd64 arm64; do \
+	  CGO_ENABLED=0 GOOS=linux GOARCH=$$arch go build -trimpath -buildvcs=true -ldflags '-s -w -X main.version=$(VERSION)' -o dist/image/$$arch/understudy ./cmd/understudy || exit 1; \
+	done
+	go run ./systemd/oci -o dist/understudy.tar -version '$(VERSION)' -revision "$$(git rev-parse HEAD)" -epoch "$$(git log -1 --format=%ct)" \
+	  amd64=dist/image/amd64/understudy arm64=dist/image/arm64/understudy
 
 demo:
 	go run ./cmd/understudy demo

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -101,54 +102,74 @@ func (a *activated) shut() {
 }
 
 // TestRestartRefusesNobody restarts Understudy three times under
-// systemd-socket-activate while senders come without a break. Each is let in;
-// who meets the end of a process gets 421 and comes again.
+// systemd-socket-activate while senders come.
 func TestRestartRefusesNobody(t *testing.T) {
 	s := newSecondary(t, testmx.FreeAddr(), policyFor("alice@example.org"), "")
 	a := activate(t, s)
 	pid := a.pid(0)
-	var refused, mails, told atomic.Int32
-	stop := make(chan struct{})
-	done := make(chan struct{})
-	for range 4 {
-		go func() {
-			defer func() { done <- struct{}{} }()
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				switch err := deliverOnce(s.addr); {
-				case err == nil:
-					mails.Add(1)
-				case strings.Contains(err.Error(), "421 4.3.2"):
-					told.Add(1)
-				default:
-					refused.Add(1)
-					t.Errorf("a sender was turned away: %v", err)
-				}
-			}
-		}()
-	}
+	senders := send(t, s.addr)
 	for range 3 {
-		before := mails.Load()
-		eventually(t, 30*time.Second, "mail flows", func() bool { return mails.Load() > before+20 || refused.Load() > 0 })
+		senders.flow()
 		a.signal(pid)
 		pid = a.pid(pid)
 	}
-	before := mails.Load()
-	eventually(t, 30*time.Second, "mail flows again", func() bool { return mails.Load() > before+20 || refused.Load() > 0 })
-	close(stop)
-	for range 4 {
-		<-done
-	}
+	senders.flow()
+	mails, told := senders.end()
 	eventually(t, 20*time.Second, "the queue can be read", func() bool { return len(s.queue()) > 0 })
-	if n := len(s.queue()); n != int(mails.Load()) {
-		t.Errorf("%d mails queued, %d were answered 250", n, mails.Load())
+	if n := len(s.queue()); n != mails {
+		t.Errorf("%d mails queued, %d were answered 250", n, mails)
 	}
-	t.Logf("%d mails, %d senders told to come again, over 3 restarts", mails.Load(), told.Load())
+	t.Logf("%d mails, %d senders told to come again, over 3 restarts", mails, told)
 	a.shut()
+}
+
+// senders come to a door without a break. Each is to be let in; who meets the
+// end of a process gets 421 and comes again.
+type senders struct {
+	t                    *testing.T
+	mails, told, refused atomic.Int32
+	stop                 chan struct{}
+	done                 sync.WaitGroup
+}
+
+func send(t *testing.T, addr string) *senders {
+	s := &senders{t: t, stop: make(chan struct{})}
+	for range 4 {
+		s.done.Go(func() {
+			for {
+				select {
+				case <-s.stop:
+					return
+				default:
+				}
+				switch err := deliverOnce(addr); {
+				case err == nil:
+					s.mails.Add(1)
+				case strings.Contains(err.Error(), "421 4.3.2"):
+					s.told.Add(1)
+				default:
+					s.refused.Add(1)
+					t.Errorf("a sender was turned away: %v", err)
+				}
+			}
+		})
+	}
+	return s
+}
+
+// flow waits until more mail has come.
+func (s *senders) flow() {
+	s.t.Helper()
+	before := s.mails.Load()
+	eventually(s.t, 30*time.Second, "mail flows", func() bool { return s.mails.Load() > before+20 || s.refused.Load() > 0 })
+}
+
+// end stops them, and says how many mails were answered 250, and how many
+// senders 421.
+func (s *senders) end() (mails, told int) {
+	close(s.stop)
+	s.done.Wait()
+	return int(s.mails.Load()), int(s.told.Load())
 }
 
 // deliverOnce sends one mail. An error tells the reply, or how the connection

@@ -1,13 +1,17 @@
 package test
 
 import (
-	"bytes"
 	"crypto/sha256"
+	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 )
 
 // sh runs a script and returns what it printed; a failure ends the test.
@@ -23,7 +27,8 @@ func sh(t *testing.T, script string, args ...string) string {
 }
 
 // TestPackage builds the Debian package twice, has lintian look at it, and
-// installs, upgrades, removes and purges it in a Debian made for it.
+// installs, upgrades, removes and purges it in a Debian made for it, which runs
+// under its own systemd.
 func TestPackage(t *testing.T) {
 	packages := func() map[string][32]byte {
 		sh(t, "make deb")
@@ -51,32 +56,115 @@ func TestPackage(t *testing.T) {
 	if out := sh(t, "lintian --allow-root --fail-on error,warning,info dist/*.deb"); out != "" {
 		t.Errorf("lintian:\n%s", out)
 	}
-	root := t.TempDir()
-	sh(t, `debootstrap --variant=minbase --include=ca-certificates bookworm "$1" http://deb.debian.org/debian >"$1.log" 2>&1 || { tail "$1.log"; exit 1; }
-		cp dist/*_$(dpkg --print-architecture).deb "$1/new.deb"
+	d := newDebian(t)
+	sh(t, `cp dist/*_$(dpkg --print-architecture).deb "$1/new.deb"
 		systemd/deb/root $(dpkg --print-architecture) 0.0.1 "$(git log -1 --format=%cD)"
-		ARCH=$(dpkg --print-architecture) VERSION=0.0.1 go run github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2 package -f systemd/deb/nfpm.yaml -p deb -t "$1/old.deb"`, root)
-	in := func(script string) string { return sh(t, `chroot "$1" bash -euo pipefail -c "$2" 2>&1`, root, script) }
-	has := func(what, out, want string) {
-		if !strings.Contains(out, want) {
-			t.Errorf("%s: got %s, want %q", what, out, want)
-		}
-	}
-	has("install", in("dpkg -i old.deb"), "doesn't run yet")
-	has("version", in("understudy version"), "understudy 0.0.1 ")
-	has("unit", in("cat /usr/lib/systemd/system/understudy.service"), "ExecStart=/usr/bin/understudy serve")
-	in(`printf '[primary]\naddress = "mx1.example.org:25"\n[sync]\ndomains = ["example.org"]\n' >/etc/understudy/understudy.toml
-		mkdir -p /var/lib/understudy/queue /var/lib/understudy/sync && echo key >/var/lib/understudy/sync/pairing`)
-	in("understudy config -n")
-	in("dpkg -i new.deb")
-	has("upgraded", in("understudy version"), "understudy 0.1~git")
-	has("after the upgrade", in("cat /var/lib/understudy/sync/pairing /etc/understudy/understudy.toml"), "key\n[primary]")
-	has("completion", in(`source /usr/share/bash-completion/completions/understudy; COMP_WORDS=(understudy queue exp) COMP_CWORD=2; _understudy; echo "${COMPREPLY[*]}"`), "export")
-	in("dpkg -r understudy")
-	has("after removal", in("ls /usr/bin/understudy || true; cat /var/lib/understudy/sync/pairing"), "key")
-	has("purge", in("rm /etc/understudy/understudy.toml; dpkg -P understudy"), "mail that was accepted may wait")
-	in("dpkg -i new.deb; rm -r /var/lib/understudy/queue; dpkg -P understudy")
-	if left := in("ls -d /var/lib/understudy /etc/understudy /usr/share/doc/understudy 2>/dev/null || true"); len(bytes.TrimSpace([]byte(left))) > 0 {
+		ARCH=$(dpkg --print-architecture) VERSION=0.0.1 go run github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2 package -f systemd/deb/nfpm.yaml -p deb -t "$1/old.deb"`, d.root)
+	d.has("install", "dpkg -i /old.deb", "doesn't run yet")
+	d.has("version", "understudy version", "understudy 0.0.1 commit "+strings.TrimSpace(sh(t, "git rev-parse --short=12 HEAD"))+" of 20")
+	d.upgrade()
+	d.has("completion", `source /usr/share/bash-completion/completions/understudy; COMP_WORDS=(understudy queue exp) COMP_CWORD=2; _understudy; echo "${COMPREPLY[*]}"`, "export")
+	d.in("dpkg -r understudy")
+	d.has("after removal", "! systemctl is-active understudy.service understudy.socket understudy-publish.service; ls /usr/bin/understudy || true; ls -d /var/lib/understudy/queue", "/var/lib/understudy/queue")
+	d.has("purge", "rm /etc/understudy/*; dpkg -P understudy", "mail that was accepted may wait")
+	d.in("dpkg -i /new.deb; rm -r /var/lib/private/understudy/queue; dpkg -P understudy")
+	if left := d.in("ls -d /var/lib/understudy /var/lib/private/understudy /etc/understudy /usr/share/doc/understudy 2>/dev/null || true"); left != "" {
 		t.Errorf("left after a purge: %s", left)
 	}
+}
+
+// debian is a Debian in a directory, with a systemd as its first process and a
+// network of its own.
+type debian struct {
+	t    *testing.T
+	root string
+	pid  string // of its first process
+	net  *farAway
+}
+
+func newDebian(t *testing.T) *debian {
+	t.Helper()
+	d := &debian{t: t, root: tempDir(t), net: newFarAway(t)}
+	sh(t, `debootstrap --variant=minbase --include=ca-certificates,systemd,systemd-sysv,dbus bookworm "$1" http://deb.debian.org/debian >"$1.log" 2>&1 || { tail "$1.log"; exit 1; }`, d.root)
+	log, err := os.Create(d.root + ".boot")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	boot := exec.Command("systemd-nspawn", "--keep-unit", "--register=no", "--network-namespace-path=/run/netns/"+d.net.name, "-D", d.root, "--boot")
+	boot.Stdout, boot.Stderr = log, log
+	if err := boot.Start(); err != nil {
+		t.Fatalf("%v (test/install-peers installs systemd-container)", err)
+	}
+	t.Cleanup(func() {
+		_ = boot.Process.Signal(syscall.SIGTERM) // it shuts down
+		_ = boot.Wait()                          // its status is that of the last process
+	})
+	children := fmt.Sprintf("/proc/%d/task/%[1]d/children", boot.Process.Pid)
+	eventually(t, time.Minute, "the Debian is up", func() bool {
+		b, err := os.ReadFile(children)
+		if d.pid = strings.TrimSpace(string(b)); err != nil || d.pid == "" {
+			return false
+		}
+		out, _ := exec.Command("nsenter", "-t", d.pid, "-a", "systemctl", "is-system-running").CombinedOutput()
+		state := strings.TrimSpace(string(out))
+		return state == "running" || state == "degraded"
+	})
+	return d
+}
+
+// in runs a script on the Debian, as its root.
+func (d *debian) in(script string) string {
+	d.t.Helper()
+	return sh(d.t, `exec nsenter -t "$1" -a bash -euo pipefail -c "$2" 2>&1`, d.pid, script)
+}
+
+func (d *debian) has(what, script, want string) {
+	d.t.Helper()
+	if out := d.in(script); !strings.Contains(out, want) {
+		d.t.Errorf("%s: got %s, want %q", what, out, want)
+	}
+}
+
+// upgrade sets a pair up under the real units, and upgrades it from old.deb to
+// new.deb while senders come: none is refused, all mail is there, and the pair
+// is paired.
+func (d *debian) upgrade() {
+	d.t.Helper()
+	d.in(`groupadd -f postfix # whose files the publisher may read
+cat >/etc/understudy/policy.toml <<.
+domains = ["example.org"]
+recipients = ["alice@example.org"]
+.
+cat >/etc/understudy/publish.toml <<.
+publish.address = "127.0.0.1:9626"
+policy.file = "/etc/understudy/policy.toml"
+.
+cat >/etc/understudy/understudy.toml <<.
+hostname = "mx2.example.org"
+primary.address = "127.0.0.1:2525"
+sync.domains = ["example.org"]
+metrics.listen = "" # the publisher has the port
+.
+systemctl enable --now understudy-publish
+understudy join $(understudy invite mx2 | grep -o 'understudy1-[^ ]*')
+systemctl enable --now understudy.socket understudy.service`)
+	paired := func() []string {
+		return strings.Fields(d.in("understudy policy status | grep -i fingerprint; understudy peers --json | grep fingerprint; systemctl is-active understudy.service understudy-publish.service understudy.socket"))
+	}
+	before := paired()
+	senders := send(d.t, d.net.addr+":25")
+	senders.flow()
+	d.in("dpkg -i /new.deb")
+	senders.flow()
+	mails, told := senders.end()
+	d.has("upgraded", "understudy version; readlink /proc/$(systemctl show -P MainPID understudy.service)/exe", "understudy 0.1~git")
+	if after := paired(); !slices.Equal(after, before) {
+		d.t.Errorf("after the upgrade %q, before %q", after, before)
+	}
+	var queue []json.RawMessage
+	if err := json.Unmarshal([]byte(d.in("understudy queue list --json")), &queue); err != nil || len(queue) != mails {
+		d.t.Errorf("%d mails queued, %d were answered 250 (%v)", len(queue), mails, err)
+	}
+	d.t.Logf("%d mails, %d senders told to come again", mails, told)
 }

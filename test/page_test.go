@@ -225,6 +225,30 @@ func TestPage(t *testing.T) {
 	b.wait("#outages", fmt.Sprintf("down now\n%d accepted", n))
 	b.looks("outage")
 
+	// The chart's day, and the page, outlive the daemon.
+	restarted := time.Now()
+	secondary.stop()
+	b.wait("#link", "no connection")
+	secondary.start()
+	b.wait("#link", "live")
+	b.wait("#n-waiting", fmt.Sprint(n))
+	day := eval[[][]float64](b, `fetch("api/events", {headers: {Authorization: "Bearer " + sessionStorage.getItem("token")}}).then(async (r) => {
+		const reader = r.body.pipeThrough(new TextDecoderStream()).getReader();
+		let text = "";
+		while (!text.includes("\n\n")) text += (await reader.read()).value;
+		reader.cancel();
+		return JSON.parse(/^event: history\ndata: (.*)/.exec(text)[1]).day.points;
+	})`)
+	if len(day) == 0 || day[0][0] > float64(restarted.Unix()) || day[len(day)-1][1] != float64(n) {
+		t.Errorf("after a restart the day's chart is %v, want what was before %d", day, restarted.Unix())
+	}
+	eval[any](b, `document.querySelector("input[value=day]").click()`)
+	b.wait("#chart-says", fmt.Sprintf("%d waiting now", n))
+	eval[any](b, `document.querySelector("input[value=minutes]").click()`)
+	b.mu.Lock()
+	b.troubles = slices.DeleteFunc(b.troubles, func(s string) bool { return strings.Contains(s, "net::ERR_") }) // while it was away
+	b.mu.Unlock()
+
 	primary.start()
 	b.wait("#says", "The primary is up")
 	if screenshots != "" {
@@ -262,6 +286,18 @@ func TestPage(t *testing.T) {
 	b.wait("#more", "Nothing waits.")
 	b.wait("#outages", fmt.Sprintf("%d accepted, 0 refused", n))
 	b.looks("drained")
+	// What the report's button saves is the report.
+	saved := eval[string](b, `(() => {
+		const made = URL.createObjectURL;
+		let blob;
+		URL.createObjectURL = (b) => { blob = b; return made.call(URL, b); };
+		HTMLAnchorElement.prototype.click = () => {};
+		document.querySelector("[data-of^='report ']").click();
+		return new Promise((resolve) => { const look = () => blob ? resolve(blob.text()) : setTimeout(look, 20); look(); });
+	})()`)
+	if !strings.Contains(saved, "An outage of the primary mail server") || !strings.Contains(saved, fmt.Sprintf("%d message", n)) {
+		t.Errorf("the report: %s", saved)
+	}
 
 	if eval[int](b, "document.images.length + document.querySelectorAll('main script').length") > 0 {
 		t.Error("what others wrote has become markup")

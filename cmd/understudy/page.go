@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/understudy-mx/understudy/internal/page"
@@ -26,7 +27,8 @@ func (d *daemon) openPage() error {
 	if d.pageAt, err = page.Listen(c.Listen); err != nil {
 		return fmt.Errorf("page: %w", err)
 	}
-	d.page = page.New(page.Options{Hostname: d.cfg.Hostname, Version: versionLine(), Desk: daemonOf(d.cfg), Metrics: d.registry,
+	d.page = page.New(page.Options{Hostname: d.cfg.Hostname, Version: versionLine(), Desk: daemonOf(d.cfg),
+		History: filepath.Join(d.cfg.StateDir, "page.json"), Metrics: d.registry,
 		Token: token, Header: c.TrustedHeader, Hosts: c.Hosts, Addresses: c.ShowAddresses, Log: d.log})
 	return nil
 }

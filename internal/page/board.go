@@ -3,16 +3,25 @@ package page
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"math"
 	"net/http"
+	"os"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/understudy-mx/understudy/internal/control"
 	"github.com/understudy-mx/understudy/internal/operator"
+	"github.com/understudy-mx/understudy/internal/service"
 )
+
+// maxHistory bounds the file of the day's chart, in octets; a full one has a
+// tenth of it.
+const maxHistory = 1 << 20
 
 // point is one moment of the chart: Unix time, what waits, arrival and drain rate
 // a second, and 1 while every next hop is up.
@@ -25,6 +34,16 @@ type series struct {
 
 	max  int
 	part []point // of the step that isn't over
+}
+
+// keep drops points that can't be drawn any more, and what isn't in order.
+func (s *series) keep(points []point, now time.Time) {
+	for _, p := range points {
+		if n := len(s.Points); (n == 0 || p[0] > s.Points[n-1][0]) && p[0] > float64(now.Unix())-s.Step*float64(s.max) && p[0] <= float64(now.Unix()) {
+			s.Points = append(s.Points, p)
+		}
+	}
+	s.Points = s.Points[max(0, len(s.Points)-s.max):]
 }
 
 // add takes a moment. A step of several is their last depth, their mean rates, and
@@ -84,6 +103,50 @@ func (b *board) post(picture []byte, p *point) {
 	b.next = make(chan struct{})
 }
 
+// recall takes over the day that file has from an earlier process. Without it
+// the day begins now.
+func (b *board) recall(file string, now time.Time) error {
+	f, err := os.Open(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var day []point
+	if err := json.NewDecoder(io.LimitReader(f, maxHistory)).Decode(&day); err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.past.Day.keep(day, now)
+	return nil
+}
+
+// close ends the step that isn't over.
+func (b *board) close() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if day := &b.past.Day; len(day.part) > 0 {
+		day.keep([]point{mean(day.part)}, time.Now())
+	}
+}
+
+// day is the day as recall reads it, and its last moment.
+func (b *board) day() (text []byte, last float64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if n := len(b.past.Day.Points); n > 0 {
+		last = b.past.Day.Points[n-1][0]
+	}
+	text, err := json.Marshal(b.past.Day.Points)
+	if err != nil {
+		panic(fmt.Sprintf("page: %v", err)) // numbers can be spelt
+	}
+	return text, last
+}
+
 func (b *board) look() ([]byte, <-chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -96,13 +159,30 @@ func (b *board) memory() ([]byte, error) {
 	return json.Marshal(b.past)
 }
 
-// watch updates the board until ctx ends.
+// watch updates the board until ctx ends, and keeps its day for the next process.
 func (p *Page) watch(ctx context.Context) {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
+	if err := p.board.recall(p.o.History, time.Now()); err != nil {
+		p.o.Log.Warn("the page's chart begins anew", "err", err)
+	}
+	_, kept := p.board.day()
+	keep := func() {
+		day, last := p.board.day()
+		if last == kept {
+			return
+		}
+		kept = last
+		if err := service.ReplaceFile(p.o.History, day); err != nil {
+			p.o.Log.Warn("the page's chart isn't kept", "err", err)
+		}
+	}
+	defer keep()
+	defer p.board.close()
 	s := newSampler()
 	for {
 		p.update(ctx, s)
+		keep()
 		select {
 		case <-ctx.Done():
 			return
@@ -116,7 +196,8 @@ type sampler struct {
 	watch   operator.Watch
 	counts  counts
 	outages []outageNow
-	asked   time.Time // for the outages
+	parity  *parityNow
+	asked   time.Time // for the outages and the parity
 }
 
 func newSampler() *sampler {
@@ -146,8 +227,11 @@ func (p *Page) update(ctx context.Context, s *sampler) {
 		if all, err := p.o.Desk.Outages(ctx); err == nil {
 			s.outages = lastOutages(all)
 		}
+		if r, err := p.o.Desk.Parity(ctx, false); err == nil {
+			s.parity = parityOf(r)
+		}
 	}
-	now.Outages = s.outages
+	now.Outages, now.Parity = s.outages, s.parity
 	now.Policy, now.Verdicts = s.counts.read(p.o.Metrics, now.At)
 	picture, err := json.Marshal(now)
 	if err != nil {

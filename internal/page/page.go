@@ -4,6 +4,7 @@
 //	GET  /, /page.css, /page.js     the page, without data
 //	GET  /api/events                server-sent events: "history" once, then "now" each second
 //	GET  /api/mail                  the oldest messages that wait, and the held ones
+//	GET  /api/outages/ID/report     the report of an outage, HTML to keep
 //	POST /api/mail/ID/release       puts a held one back in line
 //	POST /api/mail/ID/remove        deletes a held one
 //
@@ -18,14 +19,18 @@ import (
 	"context"
 	"embed"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/net/netutil"
 
+	"github.com/understudy-mx/understudy/internal/control"
+	"github.com/understudy-mx/understudy/internal/meter"
 	"github.com/understudy-mx/understudy/internal/operator"
 	"github.com/understudy-mx/understudy/internal/outage"
 	"github.com/understudy-mx/understudy/queue"
@@ -49,6 +54,8 @@ var files embed.FS
 type Desk interface {
 	Status(ctx context.Context) (operator.Status, error)
 	Outages(ctx context.Context) ([]outage.Outage, error)
+	OutageReport(ctx context.Context, id int, format string) ([]byte, error)
+	Parity(ctx context.Context, all bool) (meter.Report, error)
 	Message(ctx context.Context, id string) (queue.Info, error)
 	Messages(ctx context.Context, fn func(queue.Info) error) error
 	Release(ctx context.Context, id string) error
@@ -61,6 +68,7 @@ type Options struct {
 	Hostname  string // of the secondary
 	Version   string
 	Desk      Desk
+	History   string // file that keeps the chart's day
 	Metrics   prometheus.Gatherer
 	Token     string
 	Header    string   // names whom a proxy has let in; "" for no proxy
@@ -138,9 +146,29 @@ func (p *Page) Handler() http.Handler {
 	}
 	mux.HandleFunc("GET /favicon.ico", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	mux.HandleFunc("GET /api/events", p.forKnown(p.events))
+	mux.HandleFunc("GET /api/outages/{id}/report", p.forKnown(p.report))
 	mux.HandleFunc("GET /api/mail", p.forKnown(p.mail))
 	mux.HandleFunc("POST /api/mail/{id}/{what}", p.forKnown(p.settle))
 	return p.guard(mux)
+}
+
+// report sends an outage's report, as a file to keep: a document of its own in this
+// origin would not have the page's bounds.
+func (p *Page) report(w http.ResponseWriter, r *http.Request, _ caller) {
+	var report []byte
+	id, err := strconv.Atoi(r.PathValue("id"))
+	if err != nil || id <= 0 {
+		err = fmt.Errorf("no outage has the number %q", show(r.PathValue("id")))
+	} else {
+		report, err = p.o.Desk.OutageReport(r.Context(), id, "html")
+	}
+	if err != nil {
+		control.Fail(w, http.StatusNotFound, err)
+		return
+	}
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	w.Header().Set("Content-Disposition", fmt.Sprintf("attachment; filename=outage-%d.html", id))
+	_, _ = w.Write(report) // fails only when the reader has gone
 }
 
 func answer(w http.ResponseWriter, v any) {

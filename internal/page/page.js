@@ -163,6 +163,7 @@ function draw(now) {
   drawChart();
   drawHops(now);
   drawPolicy(now.policy, now);
+  drawParity(now);
   drawVerdicts(now.verdicts);
   drawOutages(now);
   refreshMail(now);
@@ -288,7 +289,7 @@ function drawChart() {
   chart.setAttribute("viewBox", `0 0 ${width} ${height}`);
   chart.replaceChildren(...parts);
   const peak = Math.max(...points.map((p) => p[1]));
-  say("chart-says", `${whole(tip[1])} waiting now, ${whole(peak)} at most in this time.`);
+  say("chart-says", `${whole(tip[1])} waiting now, ${whole(peak)} at most in ${age(long)}.`);
 }
 addEventListener("resize", () => { if (last && !last.error) drawChart(); });
 
@@ -318,6 +319,16 @@ function drawPolicy(p, now) {
   say("policy-note", `In force for ${age(at - p.loaded)}${vouched}.${stale}`);
 }
 
+/** How often the snapshot has agreed with the primary; hidden until it is known. */
+function drawParity(now) {
+  const p = now.parity;
+  $("parity").hidden = !p;
+  if (!p) return;
+  const percent = (Math.floor(p.rate * 10000) / 100).toString(); // 100 only when all agreed
+  say("parity-says", `${percent} % of ${count(p.decisions, "decision")} as the primary's`);
+  say("parity-note", `In live sessions since ${when(p.since)}. ${p.unexplained ? `${count(p.unexplained, "difference")} unexplained: see understudy parity live.` : "No difference is unexplained."}`);
+}
+
 function drawVerdicts(list) {
   $("verdicts").hidden = list.length === 0;
   say("verdicts-note", list.length ? "By the rule that decided, and when in a session." : "No rule has decided anything yet.");
@@ -328,14 +339,41 @@ function drawVerdicts(list) {
 }
 
 function drawOutages(now) {
+  const of = JSON.stringify(now.outages) + (now.outages.some((o) => !o.ended) ? age(since(now, now.outages.find((o) => !o.ended).began)) : "");
+  if ($("outages").dataset.of === of) return; // a button keeps its focus
+  const focus = document.activeElement?.dataset.of;
+  $("outages").dataset.of = of;
   const lines = now.outages.map((o) => {
     const end = o.ended ?? now.at;
     const state = !o.ended ? el("span", "bad", "down now") : !o.drained ? el("span", "", "draining") : "";
     const name = o.route === "primary" ? "" : `${o.route}, `;
     return el("li", "", `${name}${when(o.began)}, for ${age((Date.parse(end) - Date.parse(o.began)) / 1000)}`, state ? ", " : "", state,
-      el("br"), el("span", "note", `${whole(o.accepted)} accepted, ${whole(o.refused)} refused, ${whole(o.relayed)} relayed, ${whole(o.held)} held`));
+      el("br"), el("span", "note", `${whole(o.accepted)} accepted, ${whole(o.refused)} refused, ${whole(o.relayed)} relayed, ${whole(o.held)} held`),
+      el("br"), reportButton(o));
   });
   $("outages").replaceChildren(...(lines.length ? lines : [el("li", "note", "None so far.")]));
+  if (focus) document.querySelector(`[data-of="${CSS.escape(focus)}"]`)?.focus();
+}
+
+/** Saves an outage's report: a link couldn't send the token. */
+function reportButton(o) {
+  const b = el("button", "small", "Report", el("span", "alone", ` of outage ${o.id}`));
+  b.type = "button";
+  b.dataset.of = `report ${o.id}`;
+  b.addEventListener("click", async () => {
+    try {
+      const response = await ask(`api/outages/${o.id}/report`);
+      if (!response.ok) throw new Error(await refusal(response));
+      const a = el("a", "");
+      a.href = URL.createObjectURL(await response.blob());
+      a.download = `outage-${o.id}.html`;
+      a.click();
+      setTimeout(() => URL.revokeObjectURL(a.href), 60_000);
+    } catch (e) {
+      say("more", `No report: ${e.message}.`);
+    }
+  });
+  return b;
 }
 
 // ---- mail

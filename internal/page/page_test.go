@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -24,6 +25,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/internal/meter"
 	"github.com/understudy-mx/understudy/internal/operator"
 	"github.com/understudy-mx/understudy/internal/outage"
 	"github.com/understudy-mx/understudy/queue"
@@ -78,6 +80,18 @@ func (d *desk) Outages(context.Context) (all []outage.Outage, _ error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return all, d.broken
+}
+
+func (d *desk) OutageReport(_ context.Context, id int, format string) ([]byte, error) {
+	if id != 7 || format != "html" {
+		return nil, errors.New("there is no such outage")
+	}
+	return []byte("<h1>7</h1>"), nil
+}
+
+func (d *desk) Parity(context.Context, bool) (meter.Report, error) {
+	rate := 0.99996
+	return meter.Report{Rate: &rate, Same: 24999, Different: 1, Unexplained: 1}, nil
 }
 
 func (d *desk) Message(_ context.Context, id string) (queue.Info, error) {
@@ -544,5 +558,80 @@ func TestSocket(t *testing.T) {
 	defer resp.Body.Close()
 	if b, err := io.ReadAll(resp.Body); err != nil || !strings.Contains(string(b), "<title>Understudy") {
 		t.Errorf("%s, %v", b, err)
+	}
+}
+
+// TestDayIsKept: a page begins with the day that the page before it ended with,
+// without what is older than a day, out of order, or from the future; and anew
+// where the file is damaged.
+func TestDayIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		file := filepath.Join(t.TempDir(), "page.json")
+		watch := func(long time.Duration) *Page {
+			p := New(Options{Desk: &desk{}, Metrics: prometheus.NewRegistry(), History: file, Log: slog.New(slog.NewTextHandler(&log, nil))})
+			ctx, cancel := context.WithTimeout(t.Context(), long)
+			defer cancel()
+			p.watch(ctx)
+			return p
+		}
+		begin := time.Now()
+		first := watch(10*time.Minute + 30*time.Second).board.past.Day.Points
+		if len(first) != 6 {
+			t.Fatalf("after ten minutes and a half: %v", first)
+		}
+		time.Sleep(time.Hour)
+		second := watch(5 * time.Minute).board.past.Day.Points
+		if len(second) < 8 || !slices.Equal(second[:6], first) || second[6][0] < float64(begin.Add(70*time.Minute).Unix()) {
+			t.Errorf("the next page has %v, the first had %v", second, first)
+		}
+		time.Sleep(24 * time.Hour)
+		if third := watch(time.Second).board.past.Day.Points; len(third) == 0 || third[0][0] < float64(begin.Add(time.Hour).Unix()) {
+			t.Errorf("a day later it has %v", third)
+		}
+		future := float64(time.Now().Add(time.Hour).Unix())
+		if err := os.WriteFile(file, fmt.Appendf(nil, "[[%.0f,1,1,1,1]]", future), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if p := watch(time.Second).board.past.Day.Points; len(p) != 1 || p[0][0] == future {
+			t.Errorf("the future is drawn: %v", p)
+		}
+		if log.Len() > 0 {
+			t.Errorf("logged: %s", log.String())
+		}
+		if err := os.WriteFile(file, []byte("[["), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if p := watch(time.Second).board.past.Day.Points; len(p) != 1 || !strings.Contains(log.String(), "begins anew") {
+			t.Errorf("of a damaged file it has %v, logged: %s", p, log.String())
+		}
+	})
+}
+
+// TestReport: an outage's report comes as a file, to those who are known.
+func TestReport(t *testing.T) {
+	p := New(Options{Desk: &desk{}, Metrics: prometheus.NewRegistry(), Token: token, Log: slog.New(slog.DiscardHandler)})
+	for _, tt := range []struct {
+		path, token string
+		code        int
+		want        string
+	}{
+		{"/api/outages/7/report", token, 200, "<h1>7</h1>"},
+		{"/api/outages/7/report", "", 403, "token"},
+		{"/api/outages/8/report", token, 404, "no such outage"},
+		{"/api/outages/x%0a/report", token, 404, "no outage has the number"},
+	} {
+		r := httptest.NewRequest("GET", "http://localhost"+tt.path, nil)
+		if tt.token != "" {
+			r.Header.Set("Authorization", "Bearer "+tt.token)
+		}
+		w := httptest.NewRecorder()
+		p.Handler().ServeHTTP(w, r)
+		if w.Code != tt.code || !strings.Contains(w.Body.String(), tt.want) {
+			t.Errorf("%s: %d %s", tt.path, w.Code, w.Body)
+		}
+		if saved := w.Header().Get("Content-Disposition"); (saved == "attachment; filename=outage-7.html") != (tt.code == 200) {
+			t.Errorf("%s: Content-Disposition %q", tt.path, saved)
+		}
 	}
 }

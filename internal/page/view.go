@@ -9,6 +9,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/understudy-mx/understudy/internal/meter"
 	"github.com/understudy-mx/understudy/internal/operator"
 	"github.com/understudy-mx/understudy/internal/outage"
 	"github.com/understudy-mx/understudy/internal/service"
@@ -39,6 +40,7 @@ type now struct {
 	Policy   policyNow   `json:"policy"`
 	Verdicts []verdict   `json:"verdicts"`
 	Outages  []outageNow `json:"outages"` // the last ones, the latest first
+	Parity   *parityNow  `json:"parity"`  // null before the first live decision
 }
 
 // fill takes over what was seen, made safe.
@@ -59,6 +61,21 @@ type policyNow struct {
 	Recipients float64 `json:"recipients"`
 	State      string  `json:"state"`  // fresh, stale, none; "" from a file
 	Staged     string  `json:"staged"` // a mass deletion: pending, rejected
+}
+
+// parityNow is how well the snapshot has agreed with the primary in live sessions.
+type parityNow struct {
+	Rate        float64   `json:"rate"` // of all decisions
+	Decisions   uint64    `json:"decisions"`
+	Unexplained uint64    `json:"unexplained"`
+	Since       time.Time `json:"since"`
+}
+
+func parityOf(r meter.Report) *parityNow {
+	if r.Rate == nil {
+		return nil
+	}
+	return &parityNow{Rate: *r.Rate, Decisions: r.Same + r.Different, Unexplained: r.Unexplained, Since: r.Since}
 }
 
 // outageNow is an outage in numbers.
