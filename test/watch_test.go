@@ -3,9 +3,11 @@ package test
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/understudy-mx/understudy/internal/demo"
 )
@@ -22,7 +24,7 @@ func TestWatch(t *testing.T) {
 	const messages = 3000
 	fillQueue(t, s.path("state/queue"), messages)
 	s.start()
-	cmd := exec.Command(s.binary, "queue", "watch", "--until-empty", "--json", "--interval", "100ms", "-c", s.path("understudy.toml"))
+	cmd := exec.Command(s.binary, "watch", "--until-empty", "--json", "--interval", "100ms", "-c", s.path("understudy.toml"))
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -62,9 +64,49 @@ func TestWatch(t *testing.T) {
 	if !sawDown || !sawRate || v.Waiting || v.Messages != 0 || v.Accepted != messages {
 		t.Errorf("down seen: %v, draining seen: %v, in the end %+v", sawDown, sawRate, v)
 	}
-	// On a terminal it is redrawn in place.
-	screen, err := exec.Command("script", "-qec", s.binary+" queue watch --until-empty -c "+s.path("understudy.toml"), "/dev/null").Output()
-	if err != nil || !strings.Contains(string(screen), "nothing waits\x1b[K\r\n") {
-		t.Errorf("%v: on a terminal %q", err, screen)
+	watchOnTerminal(t, s)
+}
+
+// watchOnTerminal looks at the picture in a real terminal emulator, as it is, after
+// the terminal became smaller, and after the watch was interrupted.
+func watchOnTerminal(t *testing.T, s *secondary) {
+	t.Helper()
+	tmux := func(args ...string) string {
+		t.Helper()
+		out, err := exec.Command("tmux", append([]string{"-S", s.path("tmux")}, args...)...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("tmux %q: %v\n%s (test/install-peers installs tmux)", args, err, out)
+		}
+		return string(out)
+	}
+	tmux("-f", "/dev/null", "new-session", "-d", "-x", "80", "-y", "24", "env", "LC_ALL=C.UTF-8", "sh", "-c", "trap : INT; "+s.binary+" watch --interval 200ms -c "+s.path("understudy.toml")+"; exec sleep 600")
+	t.Cleanup(func() { tmux("kill-server") })
+	screen := func(width, height int, wants ...string) {
+		t.Helper()
+		var shown string
+		eventually(t, 20*time.Second, fmt.Sprintf("a picture with %q", wants), func() bool {
+			shown = tmux("capture-pane", "-p")
+			for _, w := range wants {
+				if !strings.Contains(shown, w) {
+					return false
+				}
+			}
+			return true
+		})
+		for i, line := range strings.Split(strings.TrimRight(shown, "\n"), "\n") {
+			if len([]rune(line)) > width || i >= height {
+				t.Errorf("row %d beyond %d×%d: %q", i, width, height, line)
+			}
+		}
+	}
+	screen(80, 24, "Understudy mx2.example.org", "Queue     0 messages", "nothing waits", "primary   up for", "\nWaiting   ", "\nLeaving   ")
+	tmux("resize-window", "-x", "50", "-y", "12")
+	screen(50, 12, "Understudy mx2.example.org", "Queue     0 messages")
+	tmux("send-keys", "C-c")
+	screen(50, 12, "Queue     0 messages")
+	eventually(t, 20*time.Second, "the charts have gone with the picture", func() bool { return !strings.Contains(tmux("capture-pane", "-p"), "Understudy mx2") })
+	once, err := exec.Command(s.binary, "watch", "--once", "--interval", "100ms", "-c", s.path("understudy.toml")).Output()
+	if err != nil || !strings.Contains(string(once), "nothing waits\n") || strings.Contains(string(once), "\x1b") {
+		t.Errorf("--once: %v %q", err, once)
 	}
 }

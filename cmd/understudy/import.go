@@ -68,8 +68,9 @@ func (c *importPostfixCmd) Run(ctx context.Context, out io.Writer) error {
 		}
 	}
 	commands, queries := postfix.ParseLists(c.List)
+	rows := newProgress("row", 0)
 	src := postfix.Source{
-		ConfigDir: c.ConfigDir, Service: c.Service, Lister: postfix.Databases{},
+		ConfigDir: c.ConfigDir, Service: c.Service, Lister: counted{p: rows},
 		Choices: fidelity.ParseChoices(c.Choose), Commands: commands, Queries: queries, Filters: c.Filter,
 	}
 	if c.Ask != "" {
@@ -80,6 +81,7 @@ func (c *importPostfixCmd) Run(ctx context.Context, out io.Writer) error {
 		}
 	}
 	spec, report, err := postfix.Import(ctx, src)
+	rows.end()
 	if err != nil {
 		return importError(ctx, err)
 	}
@@ -101,6 +103,19 @@ func (c *importPostfixCmd) Run(ctx context.Context, out io.Writer) error {
 	_, err = fmt.Fprintf(out, "\n%s: domains %d, recipients %d, rules %d, %s\n",
 		c.Output, stats.Domains, stats.Recipients, stats.Rules, inforce.Digest(snap))
 	return err
+}
+
+// counted counts what databases list.
+type counted struct {
+	postfix.Databases
+	p *progressLine
+}
+
+func (c counted) Rows(ctx context.Context, db *postfix.Database, query string, row func(columns []string) error) error {
+	return c.Databases.Rows(ctx, db, query, func(columns []string) error {
+		c.p.step(1)
+		return row(columns)
+	})
 }
 
 // importError tells an interrupted import from a wrong configuration.

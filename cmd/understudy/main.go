@@ -16,6 +16,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"text/tabwriter"
 
 	"github.com/alecthomas/kong"
 
@@ -35,14 +36,15 @@ const about = `A backup MX that gives every sender the answer your primary would
 // cli is the command line; kong reads the tags.
 type cli struct {
 	Serve    serveCmd    `cmd:"" help:"Run the backup MX."`
-	Demo     demoCmd     `cmd:"" help:"Watch an outage, played on this machine: no configuration, no privileges, nothing left behind."`
+	Demo     demoCmd     `cmd:"" help:"Play an outage on this machine; it leaves nothing behind."`
+	Watch    watchCmd    `cmd:"" help:"Watch the primary, the queue and its drain."`
 	Queue    queueCmd    `cmd:"" help:"Look at the mail that waits, and settle it by hand."`
 	Greylist greylistCmd `cmd:"" help:"Look at whom greylisting remembers."`
 	Outage   outageCmd   `cmd:"" help:"Look back at the primary's outages."`
 	StandIn  standInCmd  `cmd:"" help:"Stand in for the primary for a planned time, although it may be up."`
 	Page     pageCmd     `cmd:"" help:"Print the address of the operator's page, with its token."`
-	DNSBL    dnsblCmd    `cmd:"" name:"dnsbl" help:"Show the DNS lists that the policy asks, whether they are well, and how the primary sees them."`
-	Policy   policyCmd   `cmd:"" help:"Import and check a policy, ask it what it would decide, and see how it follows the primary's."`
+	DNSBL    dnsblCmd    `cmd:"" name:"dnsbl" help:"Show the policy's DNS lists, and whether they are well."`
+	Policy   policyCmd   `cmd:"" help:"Import, check, explain and compare policies; approve deletions."`
 	Parity   parityCmd   `cmd:"" help:"Prove that the policy decides as the live primary does."`
 	Setup    setupCmd    `cmd:"" help:"Set a pair up from nothing."`
 	Doctor   doctorCmd   `cmd:"" help:"Look for what is wrong with the set-up, and say what mends it."`
@@ -51,7 +53,7 @@ type cli struct {
 	Invite   inviteCmd   `cmd:"" help:"On the primary: invite a secondary."`
 	Peers    peersCmd    `cmd:"" help:"On the primary: list the paired secondaries, their policy and queue."`
 	Revoke   revokeCmd   `cmd:"" help:"On the primary: end a secondary's access."`
-	Rotate   rotateCmd   `cmd:"" help:"Replace the publisher's keys, or a secondary's, without pairing anew."`
+	Rotate   rotateCmd   `cmd:"" help:"Replace the publisher's keys, or a secondary's; the pairing stays."`
 	Config   configCmd   `cmd:"" help:"Print the configuration in force, every key with its meaning."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`
 	Man      manCmd      `cmd:"" hidden:"" help:"Write the manual pages."`
@@ -112,7 +114,25 @@ func newParser(c *cli) (*kong.Kong, error) {
 		kong.Description(about),
 		kong.Vars{"config": defaultConfig, "publish": publishConfig},
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
+		kong.Help(func(o kong.HelpOptions, c *kong.Context) error {
+			if c.Selected() == nil && c.Command() == "" {
+				return overview(c.Stdout, c.Model.Node)
+			}
+			return kong.DefaultHelpPrinter(o, c)
+		}),
 	)
+}
+
+// overview is the help of the program itself: the commands, on one screen.
+func overview(out io.Writer, n *kong.Node) error {
+	fmt.Fprintln(out, "A backup MX that decides as its primary; understudy <command> --help says more.")
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	for _, c := range n.Children {
+		if !c.Hidden {
+			fmt.Fprintf(w, "  %s\t%s\n", c.Name, c.Help)
+		}
+	}
+	return w.Flush()
 }
 
 // commandPath names the command whose help fits a mistake on the command line.

@@ -25,6 +25,7 @@ type policyCmd struct {
 
 type policyCheckCmd struct {
 	File string `arg:"" help:"The policy: TOML, or a snapshot."`
+	JSON bool   `name:"json" help:"What is in it, as JSON."`
 }
 
 func (policyCheckCmd) Help() string {
@@ -41,15 +42,25 @@ Examples:
     understudy policy check new.toml && mv new.toml /etc/understudy/policy.toml`
 }
 
+// checked is what is in a policy that is right.
+type checked struct {
+	Domains    int    `json:"domains"`
+	Recipients int    `json:"recipients"`
+	Rules      int    `json:"rules"`
+	Digest     string `json:"digest"`
+}
+
 func (c *policyCheckCmd) Run(out io.Writer) error {
 	s, _, err := handwritten.Load(c.File, nil)
 	if err != nil {
 		return mistakes{err}
 	}
 	stats := s.Stats()
-	_, err = fmt.Fprintf(out, "%s is right: domains %d, recipients %d, rules %d, %s\n",
-		c.File, stats.Domains, stats.Recipients, stats.Rules, inforce.Digest(s))
-	return err
+	in := checked{stats.Domains, stats.Recipients, stats.Rules, inforce.Digest(s)}
+	return render(out, c.JSON, in, nil, func(out io.Writer, in checked) error {
+		_, err := fmt.Fprintf(out, "%s is right: domains %d, recipients %d, rules %d, %s\n", c.File, in.Domains, in.Recipients, in.Rules, in.Digest)
+		return err
+	})
 }
 
 // policyFlags say which policy to play sessions against.

@@ -22,7 +22,7 @@ type queueCmd struct {
 	List       queueListCmd    `cmd:"" help:"List the messages, oldest first."`
 	Show       queueShowCmd    `cmd:"" help:"Show one message: envelope, state and last reply of each recipient."`
 	Read       queueReadCmd    `cmd:"" help:"Read messages, as text that is safe for a terminal."`
-	Watch      queueWatchCmd   `cmd:"" help:"Watch it fill and drain: rates, when it will be empty, how the primary is."`
+	Watch      watchCmd        `cmd:"" hidden:"" help:"The same as understudy watch."`
 	Flush      queueFlushCmd   `cmd:"" help:"Try everything deferred now."`
 	Hold       queueHoldCmd    `cmd:"" help:"Keep messages back until they are released."`
 	Release    queueReleaseCmd `cmd:"" help:"Put held messages back in line."`
@@ -85,7 +85,7 @@ type queueListCmd struct {
 }
 
 func (queueListCmd) Help() string {
-	return `Below the messages stands what is wrong with the queue itself, if anything; in JSON that is in queue watch --json.
+	return `Below the messages stands what is wrong with the queue itself, if anything; in JSON that is in watch --json.
 
 Examples:
 
@@ -289,7 +289,7 @@ func vouchedText(a envelope.Auth) string {
 func (n daemonNow) wayTo(dest string) string {
 	for _, r := range n.Routes {
 		if r.Name == dest {
-			return printable(dest) + ", " + watchView{operator.View{Status: operator.Status(n)}}.route(r)
+			return printable(dest) + ", " + watchView{View: operator.View{Status: operator.Status(n)}}.route(r)
 		}
 	}
 	return printable(dest)

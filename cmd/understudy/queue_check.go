@@ -30,7 +30,10 @@ func (c *queueVerifyCmd) Run(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	defer v.Close()
+	p := newProgress("message", v.Count())
+	v.Checked = func() { p.step(1) }
 	r, err := v.Verify(ctx)
+	p.end()
 	if err != nil {
 		return err
 	}

@@ -101,7 +101,9 @@ func (c *queueExportCmd) Run(ctx context.Context, out io.Writer) error {
 	}
 	var wrong []error
 	added, there := 0, 0
+	p := newProgress("message", s.Count(ctx))
 	err = s.Messages(ctx, func(i queue.Info) error {
+		p.step(1)
 		if !c.match(i) {
 			return nil
 		}
@@ -121,6 +123,7 @@ func (c *queueExportCmd) Run(ctx context.Context, out io.Writer) error {
 		added++
 		return nil
 	})
+	p.end()
 	if derr := done(); err == nil {
 		err = derr
 	}

@@ -17,7 +17,7 @@ type queueRepairCmd struct {
 }
 
 func (queueRepairCmd) Help() string {
-	return `For a queue that the daemon refuses to open because it is damaged, or of which queue list and queue watch say so; the daemon must be stopped. It is made anew from the files that can be read, and checked as at every start. The damaged store is kept beside it, in the state directory under queue/store.damaged-TIME, as it was found; remove it once nothing is missed.
+	return `For a queue that the daemon refuses to open because it is damaged, or of which queue list and watch say so; the daemon must be stopped. It is made anew from the files that can be read, and checked as at every start. The damaged store is kept beside it, in the state directory under queue/store.damaged-TIME, as it was found; remove it once nothing is missed.
 
 Mail that has left the queue may be back, and be relayed a second time: that is why nothing repairs itself. What is found of a message in part is put aside: see queue quarantine. What can't be read at all is missing; how much that is stands in docs/DURABILITY.md.
 
@@ -32,7 +32,9 @@ func (c *queueRepairCmd) Run(out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	done, err := offline.Repair(queueDir(cfg), routeOf(cfg))
+	p := newProgress("record", 0)
+	done, err := offline.Repair(queueDir(cfg), routeOf(cfg), func() { p.step(1) })
+	p.end()
 	switch {
 	case errors.Is(err, leveldb.ErrWhole):
 		_, err = fmt.Fprintln(out, "Nothing to repair: all of the store can be read.")

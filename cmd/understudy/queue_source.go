@@ -19,6 +19,7 @@ import (
 // or the files when none runs.
 type mailSource interface {
 	Messages(ctx context.Context, fn func(queue.Info) error) error
+	Count(ctx context.Context) int // of messages, 0 if it can't be known
 	Body(ctx context.Context, id string) (io.ReadCloser, error)
 	Quarantined(ctx context.Context, fn func(queue.Quarantine) error) error
 	// QuarantinePart is of "record" or "body".
@@ -30,7 +31,8 @@ type mailSource interface {
 func (f daemonFlag) source() (mailSource, error) {
 	v, err := f.view()
 	if errors.Is(err, queue.ErrLocked) {
-		return f.dial()
+		d, err := f.dial()
+		return daemonSource{d}, err
 	}
 	if err != nil {
 		return nil, err
@@ -61,9 +63,21 @@ func (f daemonFlag) view() (*offline.View, error) {
 	return v, nil
 }
 
+type daemonSource struct{ operator.Daemon }
+
+func (s daemonSource) Count(ctx context.Context) int {
+	now, err := s.Status(ctx)
+	if err != nil {
+		return 0 // who asks for the messages is told why
+	}
+	return now.Messages
+}
+
 type viewSource struct{ v *offline.View }
 
 func (s viewSource) Close() { s.v.Close() }
+
+func (s viewSource) Count(context.Context) int { return s.v.Count() }
 
 func (s viewSource) Messages(ctx context.Context, fn func(queue.Info) error) error {
 	return s.v.Walk(ctx, fn)

@@ -61,7 +61,7 @@ func TestRepairIDs(t *testing.T) {
 		b.Delete(store.SeqKey(store.SpaceRecord, 4)) // its ID and its body's file are left
 	})
 	spoilManifest(disk)
-	done, err := Repair(dirOn(disk), routeByDomain)
+	done, err := Repair(dirOn(disk), routeByDomain, func() {})
 	if notes := strings.Join(done.Notes, "\n"); err != nil || done.Messages != 3 || done.Quarantined != 1 || strings.Count(notes, "the record is lost") != 1 || !strings.Contains(notes, "number 4: ") {
 		t.Errorf("%+v, %v", done, err)
 	}
@@ -132,7 +132,7 @@ func TestUnreadable(t *testing.T) {
 		{"counts", store.SpaceTotals, (*repair).counts},
 		{"counts", store.SpaceQuarantine, (*repair).counts},
 	} {
-		r := &repair{store: unreadable{s, c.space}, done: &Repaired{}}
+		r := &repair{read: func() {}, store: unreadable{s, c.space}, done: &Repaired{}}
 		if err := c.step(r); !errors.Is(err, syscall.EIO) {
 			t.Errorf("repair, %s without %q: %v", c.what, c.space, err)
 		}
@@ -201,7 +201,7 @@ func TestRepairNext(t *testing.T) {
 	if err := s.Apply(b); err != nil {
 		t.Fatal(err)
 	}
-	r := &repair{store: s, done: new(Repaired)}
+	r := &repair{read: func() {}, store: s, done: new(Repaired)}
 	for _, step := range []func() error{r.records, r.orphans, r.counts} {
 		if err := errors.Join(step(), r.flush(0)); err != nil {
 			t.Fatal(err)

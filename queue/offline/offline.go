@@ -27,6 +27,19 @@ type View struct {
 	store  store.Store
 	route  func(string) string
 	alarms []string // what the store complained about
+
+	// Checked is called by Verify after each message, with the number of all;
+	// Checked is called by Verify after each message, unless it is nil.
+	Checked func()
+}
+
+// Count is how many messages the queue says that it holds, 0 if it doesn't.
+func (v *View) Count() int {
+	said, err := store.LoadTotals(v.store)
+	if err != nil {
+		return 0 // Verify says why
+	}
+	return int(said.Messages)
 }
 
 // OpenView opens a queue that is there, under today's routes (see queue.Options).

@@ -28,10 +28,11 @@ func (r *Repaired) add(format string, args ...any) { add(&r.Notes, &r.More, form
 // which order its files replaced each other, so mail that has left may be back.
 //
 // A crash leaves the damaged store in place, or the repaired one.
+// It calls read after each record.
 // ErrLocked, leveldb.ErrWhole, ErrNewerVersion, fs.ErrNotExist.
-func Repair(dir leveldb.Dir, route func(domain string) (dest string)) (Repaired, error) {
+func Repair(dir leveldb.Dir, route func(domain string) (dest string), read func()) (Repaired, error) {
 	var done Repaired
-	if err := repairStore(dir, &done); err != nil {
+	if err := repairStore(dir, &done, read); err != nil {
 		return done, fmt.Errorf("repair queue %s: %w", dir, err)
 	}
 	q, err := queue.Open(queue.Options{Store: dir, Route: route})
@@ -43,14 +44,14 @@ func Repair(dir leveldb.Dir, route func(domain string) (dest string)) (Repaired,
 	return done, q.Close()
 }
 
-func repairStore(dir leveldb.Dir, done *Repaired) error {
+func repairStore(dir leveldb.Dir, done *Repaired, read func()) error {
 	built, err := dir.Rebuild(done.add)
 	if err != nil {
 		return err
 	}
 	defer built.Close()
 	if built.Replaced == "" {
-		r := &repair{store: built, done: done}
+		r := &repair{store: built, done: done, read: read}
 		for _, step := range []func() error{r.format, r.records, r.orphans, r.counts} {
 			if err := errors.Join(step(), r.flush(0)); err != nil {
 				return err
@@ -69,6 +70,7 @@ func repairStore(dir leveldb.Dir, done *Repaired) error {
 
 // repair makes a rebuilt store consistent.
 type repair struct {
+	read  func() // after each record
 	store store.Store
 	done  *Repaired
 	batch store.Batch
@@ -99,6 +101,7 @@ func (r *repair) format() error {
 // file would count as orphaned.
 func (r *repair) records() error {
 	return store.Scan(r.store, []byte{store.SpaceRecord}, func(key, value []byte) error {
+		r.read()
 		seq := store.KeySeq(key)
 		r.next = max(r.next, seq+1)
 		rec, err := store.DecodeRecord(value)

@@ -113,7 +113,7 @@ func TestRepair(t *testing.T) {
 func mustRepair(t *testing.T, what string, disk *testmx.Disk, damagedFile string) *queue.Queue {
 	t.Helper()
 	before := disk.Bytes(damagedFile)
-	done, err := Repair(dirOn(disk), routeByDomain)
+	done, err := Repair(dirOn(disk), routeByDomain, func() {})
 	if err != nil {
 		t.Fatalf("%s: %v", what, err)
 	}
@@ -157,7 +157,7 @@ func TestRepairTables(t *testing.T) {
 		for bit := 0; bit < size; bit += max(1, size/23) {
 			c := flipped(disk, name, bit)
 			what := fmt.Sprintf("%s bit %d", name, bit)
-			done, err := Repair(dirOn(c), routeByDomain)
+			done, err := Repair(dirOn(c), routeByDomain, func() {})
 			if errors.Is(err, leveldb.ErrWhole) {
 				continue // of no consequence, as in a filter
 			}
@@ -219,7 +219,7 @@ func TestRepairCrash(t *testing.T) {
 		c.Journaling = !strict
 		var cuts []*testmx.Disk
 		c.Watch(func(testmx.Op) { cuts = append(cuts, c.Cut(testmx.LeftNothing, nil), c.Cut(testmx.LeftAll, nil)) })
-		if _, err := Repair(dirOn(c), routeByDomain); err != nil {
+		if _, err := Repair(dirOn(c), routeByDomain, func() {}); err != nil {
 			t.Fatal(err)
 		}
 		c.Watch(nil)
@@ -267,7 +267,7 @@ func TestRepairFaults(t *testing.T) {
 			}
 			return nil
 		})
-		done, err := Repair(dirOn(c), routeByDomain)
+		done, err := Repair(dirOn(c), routeByDomain, func() {})
 		more = at >= n
 		c.Fault(nil)
 		what := fmt.Sprintf("operation %d", n)
@@ -276,7 +276,7 @@ func TestRepairFaults(t *testing.T) {
 		}
 		if err != nil {
 			failed++
-			done, err := Repair(dirOn(c), routeByDomain)
+			done, err := Repair(dirOn(c), routeByDomain, func() {})
 			if err != nil && !errors.Is(err, leveldb.ErrWhole) {
 				t.Fatalf("%s: the next repair: %v", what, err)
 			}
@@ -344,7 +344,7 @@ func TestRepairTellsCounts(t *testing.T) {
 		b.Delete([]byte{store.SpaceFormat})
 	})
 	spoilManifest(disk)
-	done, err := Repair(dirOn(disk), routeByDomain)
+	done, err := Repair(dirOn(disk), routeByDomain, func() {})
 	notes := strings.Join(done.Notes, "\n")
 	if err != nil || done.Messages != 1 || done.Quarantined != 1 ||
 		!strings.Contains(notes, "format's version is lost") || strings.Count(notes, "number 2: the record is lost") != 1 {
@@ -372,7 +372,7 @@ func TestRepairNewer(t *testing.T) {
 	}
 	manifest := spoilManifest(disk)
 	for range 2 {
-		if _, err := Repair(dirOn(disk), routeByDomain); !errors.Is(err, queue.ErrNewerVersion) {
+		if _, err := Repair(dirOn(disk), routeByDomain, func() {}); !errors.Is(err, queue.ErrNewerVersion) {
 			t.Errorf("Repair: %v", err)
 		}
 		if got := string(disk.Bytes(manifest)); got != "nonsense" {
@@ -385,17 +385,17 @@ func TestRepairNewer(t *testing.T) {
 func TestRepairRefuses(t *testing.T) {
 	disk := newMemDisk()
 	dir := dirOn(disk)
-	if _, err := Repair(dir, routeByDomain); err == nil {
+	if _, err := Repair(dir, routeByDomain, func() {}); err == nil {
 		t.Error("nothing was repaired")
 	}
 	q := mustOpen(t, dir)
 	mustAccept(t, q, "body")
-	if _, err := Repair(dir, routeByDomain); !errors.Is(err, queue.ErrLocked) {
+	if _, err := Repair(dir, routeByDomain, func() {}); !errors.Is(err, queue.ErrLocked) {
 		t.Errorf("in use: %v", err)
 	}
 	mustClose(t, q)
 	before := disk.Files("/q")
-	if _, err := Repair(dir, routeByDomain); !errors.Is(err, leveldb.ErrWhole) {
+	if _, err := Repair(dir, routeByDomain, func() {}); !errors.Is(err, leveldb.ErrWhole) {
 		t.Errorf("whole: %v", err)
 	}
 	if after := disk.Files("/q"); len(after) != len(before) {

@@ -55,6 +55,9 @@ func (c *checker) records() error {
 		if err := c.ctx.Err(); err != nil {
 			return err
 		}
+		if c.Checked != nil {
+			defer c.Checked()
+		}
 		seq := store.KeySeq(key)
 		r, err := store.DecodeRecordOf(seq, value)
 		if err != nil {

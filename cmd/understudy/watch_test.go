@@ -5,12 +5,15 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/understudy-mx/understudy/internal/control"
 	"github.com/understudy-mx/understudy/internal/operator"
@@ -48,7 +51,7 @@ func TestWatchRates(t *testing.T) {
 		{"damaged", damaged, 0, 0, "; store damaged: stop understudy when you can, run understudy queue repair"},
 	} {
 		w.Add(operator.Status(tt.now))
-		v := watchView{w.View()}
+		v := watchView{View: w.View()}
 		if v.In != tt.in || v.Out != tt.out {
 			t.Errorf("%s: %v in, %v out, want %v, %v", tt.name, v.In, v.Out, tt.in, tt.out)
 		}
@@ -65,7 +68,7 @@ func TestTrouble(t *testing.T) {
 	now := daemonNow{Status: queue.Status{Quarantined: 2, Broken: true, Damaged: true}}
 	want := []string{"Damaged   2 messages put aside", "Store     being reopened", "Store     damaged: stop understudy when you can, run understudy queue repair"}
 	wanted := func(lines []string) bool { return slices.EqualFunc(lines, want, strings.HasPrefix) }
-	if lines := (watchView{operator.View{Status: operator.Status(now)}}).lines(); !wanted(lines[4:]) || len(lines[6]) > 80 {
+	if lines := (watchView{View: operator.View{Status: operator.Status(now)}}).lines(); !wanted(lines[4:]) || len(lines[6]) > 80 {
 		t.Errorf("watch: %q", lines)
 	}
 
@@ -100,5 +103,99 @@ func TestTrouble(t *testing.T) {
 	}
 	if lines := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n"); !wanted(lines[1:]) {
 		t.Errorf("list: %q", lines)
+	}
+}
+
+// TestCanvas draws pictures over each other, and has a terminal's rules applied to
+// what is sent: it shows each picture. A picture of which only the clock moves, or
+// a chart, costs a few octets.
+func TestCanvas(t *testing.T) {
+	t.Setenv("LC_ALL", "C.UTF-8")
+	var past chart
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	view := func(messages int, out float64) watchView {
+		v := watchView{View: operator.View{Out: out}}
+		v.At, v.Messages, v.Waiting, v.Oldest = at, messages, messages > 0, at.Add(-2*time.Hour)
+		v.Routes = []relay.RouteStatus{{Name: "primary", Since: at.Add(-3 * time.Hour), LastError: "dial tcp: 日本"}}
+		return v
+	}
+	var sent bytes.Buffer
+	c := canvas{out: &sent}
+	term := terminal{}
+	step := func(v watchView) int {
+		t.Helper()
+		past.add(v)
+		lines := v.picture("mx2.example.org", &past, 80, 24)
+		sent.Reset()
+		if err := c.draw(lines); err != nil {
+			t.Fatal(err)
+		}
+		n := sent.Len()
+		term.read(t, sent.String())
+		for i := range 24 {
+			want := ""
+			if i < len(lines) {
+				want = strings.TrimRight(clip(lines[i], 80), " ")
+			}
+			if got := strings.TrimRight(string(term[i][:]), " \x00"); got != want {
+				t.Fatalf("row %d shows %q, want %q", i, got, want)
+			}
+		}
+		return n
+	}
+	if len(view(10, 0).picture("mx2.example.org", &past, 80, 24)) > 24 {
+		t.Error("the picture is higher than a terminal")
+	}
+	step(view(10, 0))
+	total := 0
+	for range 200 {
+		at = at.Add(time.Second)
+		total += step(view(10, 0))
+	}
+	if total > 200*20 {
+		t.Errorf("%d octets a second for a clock and charts", total/200)
+	}
+	for i, messages := range []int{9, 1000, 37, 0, 123456, 2} { // anything may change
+		at = at.Add(7 * time.Second)
+		step(view(messages, float64(i)*3.7))
+	}
+	c.width = 79 // as if the terminal had become another
+	step(view(2, 0))
+}
+
+// terminal is a screen that knows what canvas sends.
+type terminal [24][80]rune
+
+func (s *terminal) read(t *testing.T, text string) {
+	t.Helper()
+	row, column := 0, 0
+	escape := regexp.MustCompile(`^\x1b\[([\d;]*)([A-Za-z])`)
+	for text != "" {
+		if m := escape.FindStringSubmatch(text); m != nil {
+			text = text[len(m[0]):]
+			switch m[2] {
+			case "H":
+				if _, err := fmt.Sscanf(m[1], "%d;%d", &row, &column); err != nil {
+					t.Fatal(err)
+				}
+				row, column = row-1, column-1
+			case "J":
+				*s = terminal{}
+			case "K":
+				clear(s[row][column:])
+			case "P":
+				copy(s[row][column:], s[row][column+1:])
+				s[row][79] = 0
+			default:
+				t.Fatalf("sent %q", m[0])
+			}
+			continue
+		}
+		r, n := utf8.DecodeRuneInString(text)
+		text = text[n:]
+		if column < 80 {
+			s[row][column] = r
+		}
+		column++
 	}
 }
