@@ -668,3 +668,17 @@ func TestBackByCatchAll(t *testing.T) {
 		t.Errorf("%d count beside a catch-all", n)
 	}
 }
+
+// The hundredth counts of all recipients together: a domain, or a table, may lose
+// less than half without a question.
+func TestMassOfOneList(t *testing.T) {
+	for _, tt := range []struct {
+		domain loss
+		want   bool
+	}{{loss{n: 150, of: 5000}, false}, {loss{n: 150, of: 301}, false}, {loss{n: 150, of: 300}, true}} {
+		d := &deletion{of: 100_000, lists: map[string]loss{allLists: {n: 150, of: 100_000}, domainList("a.example"): tt.domain}}
+		if got := d.mass(nil); got != tt.want {
+			t.Errorf("150 of 100,000, %d of %d in a domain: asked %v", tt.domain.n, tt.domain.of, got)
+		}
+	}
+}

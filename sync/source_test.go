@@ -3,6 +3,7 @@ package policysync
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"testing"
@@ -94,6 +95,17 @@ func TestBuild(t *testing.T) {
 	c, err := build(h, l, nil, load(src, &n))
 	if err != nil {
 		t.Fatal(err)
+	}
+	for what, lie := range map[string]func(*Head){
+		"records": func(h *Head) { h.Records++ }, "octets": func(h *Head) { h.Octets-- }, "chunks": func(h *Head) { h.Chunks++ },
+		"recipients": func(h *Head) { h.Recipients++ }, "domains": func(h *Head) { h.Domains++ }, "sums": func(h *Head) { h.PerDomain[0] ^= 1 },
+	} {
+		other := *h
+		lie(&other)
+		var alarm *AlarmError
+		if _, err := build(&other, l, nil, load(src, new(int))); !errors.As(err, &alarm) || alarm.Alarm != AlarmContent {
+			t.Errorf("a head with other %s: %v", what, err)
+		}
 	}
 	want, _ := json.Marshal(spec)
 	got, _ := json.Marshal(c.spec)
