@@ -102,6 +102,11 @@ live:
 	test/install-peers
 	SESSIONS=$(SESSIONS) go test -timeout 4h -v -run TestLiveProfiles ./test/parity
 
+# 20,000 sessions beside a real Postfix with two milters: docs/decisions/0014.
+milters:
+	test/install-peers
+	MILTER_SESSIONS=5000 go test -timeout 2h -v -run TestMiltersLikePostfix ./test/parity
+
 # The tables of mail suites, 50,000 keys each: docs/SUITES.md.
 suites:
 	test/install-peers

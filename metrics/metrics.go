@@ -52,6 +52,8 @@ type Metrics struct {
 	ShadowEvents    *prometheus.CounterVec // what the primary's log held, by result: "judged", "undecided", "dropped", "unreadable"
 	PutOff          *prometheus.CounterVec // recipients while the primary is up and wants all senders, by result: "deferred", "taken"
 	Greylisted      *prometheus.CounterVec // attempts by what greylisting made of them: "deferred", "passed", "known" (to the primary), "client", "exempt", "learned" (from a live session)
+	FilterAnswers   *prometheus.CounterVec // by filter (configured name) and result: "passed", "refused", "discarded", "held", "away", "edit_dropped"
+	FilterUp        *prometheus.GaugeVec   // by filter, 1 while it answers
 	LiveUnused      *prometheus.CounterVec // mail transactions that weren't played through, by reason
 	PrimaryUp       *prometheus.GaugeVec   // by route (configured name)
 	OutageStart     *prometheus.GaugeVec   // by route, Unix time, 0 when up
@@ -145,6 +147,8 @@ func New(reg prometheus.Registerer) *Metrics {
 		ShadowEvents:    counters("shadow_verdicts_total", "The primary's verdicts in its own log, by result: judged beside the snapshot; undecided where the log doesn't have what a rule asks for; dropped when there were too many; unreadable.", "result"),
 		Greylisted:      counters("greylist_attempts_total", "Attempts that the policy's greylisting was asked about, by result: deferred; passed after its delay; known to the primary; client known whatever it sends; exempt by a whitelist. A live session in which the primary let in whom greylisting would have deferred counts again, as learned.", "result"),
 		PutOff:          counters("put_off_recipients_total", "Recipients that the policy lets in while the primary is up, with while_up = \"defer\", by result: deferred to the primary, or taken since the sender came back again and again.", "result"),
+		FilterAnswers:   counters("filter_answers_total", "What filters that stand for the primary's milters said: messages passed, refusals, discards, holds; away, times that one was unavailable and the default action its answer; edit_dropped, changes that it wanted and that weren't made.", "filter", "result"),
+		FilterUp:        gauges("filter_up", "1 while a filter that stands for a milter of the primary answers, else 0.", "filter"),
 		LiveUnused:      counters("live_unused_total", "Mail transactions judged by the snapshot although live is on, by reason.", "reason"),
 		RelayDuration:   histogram("relay_duration_seconds", "Time from MAIL to the next hop's final reply, one message."),
 		PrimaryUp:       gauges("primary_up", "Whether the primary answers: 1 or 0, by route.", "route"),

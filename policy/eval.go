@@ -33,6 +33,8 @@ type eval struct {
 	warnIfReject  int // depth of the list that warn_if_reject stands in, 0 when off
 	depth         int
 
+	askFilter func(context.Context, int) Verdict // Message.Ask
+
 	reply    envelope.Reply
 	rule     Rule   // what decided
 	listed   Rule   // the entry that says that the recipient exists

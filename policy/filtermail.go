@@ -37,8 +37,20 @@ func (c *compiler) milters() {
 	for name := range f.Greylists {
 		c.greylist("filters", name)
 	}
+	c.s.milterMaps = c.named("filters.milter_maps", f.MilterMaps)
+	if t := c.s.MilterSettings(); min(t.ConnectTimeout, t.CommandTimeout, t.ContentTimeout) <= 0 || t.HeaderSize < 0 {
+		c.errorf("filters.milter_settings: want times above 0")
+	}
 	for _, m := range f.Milters {
 		var to milter
+		var use MilterUse
+		if m.Where != "" {
+			var err error
+			if use, err = c.s.MilterSettings().Use(m.Where); err != nil {
+				c.errorf("filters.milters: %w", err)
+			}
+		}
+		use.Program, use.defers = m.Program, m.Defer
 		switch {
 		case m.DKIM != nil && m.DMARC == nil:
 			d := m.DKIM
@@ -56,11 +68,15 @@ func (c *compiler) milters() {
 			if _, known := f.SPF[m.DMARC.SPF]; m.DMARC.SPF != "" && !known {
 				c.errorf("filters.milters: filters.policyd_spf has no %q", m.DMARC.SPF)
 			}
+		case m.DKIM == nil && m.Where != "":
+			c.s.milterUses = append(c.s.milterUses, use)
+			continue
 		default:
-			c.errorf("filters.milters: want opendkim or opendmarc")
+			c.errorf("filters.milters: want an endpoint, or one of opendkim and opendmarc")
 			continue
 		}
-		c.s.milters = append(c.s.milters, to)
+		use.follow = &to
+		c.s.milterUses = append(c.s.milterUses, use)
 	}
 }
 
@@ -74,11 +90,18 @@ var (
 // there are none. The signatures are verified once, by the first opendkim's
 // limits.
 func (s *Session) milterReader() io.Writer {
-	if len(s.snap.milters) == 0 && !s.vouching {
+	var followed []*milter
+	list := s.Milters(context.Background())
+	for i := range list {
+		if u := &list[i]; u.follow != nil && (u.follow.dkim != nil || !s.stands(u)) {
+			followed = append(followed, u.follow)
+		}
+	}
+	if len(followed) == 0 && !s.vouching {
 		return nil
 	}
 	d := mailauth.DKIM{Resolver: s.lookups.r, Now: time.Now(), MaxHeader: s.snap.spec.Limits.HeaderBytes}
-	for _, m := range s.snap.milters {
+	for _, m := range followed {
 		if m.dkim != nil {
 			d = mailauth.DKIM{Resolver: s.lookups.r, Now: time.Now(), MaxSignatures: m.dkim.MaxSignatures, MinKeyBits: m.dkim.MinKeyBits,
 				MaxHeader: m.dkim.MaxHeader, ClockDrift: time.Duration(m.dkim.ClockDrift) * time.Second, Signs: m.dkim.Signs}
@@ -91,16 +114,35 @@ func (s *Session) milterReader() io.Writer {
 
 // askMilters asks the milters in order; the first that doesn't accept decides.
 func (e *eval) askMilters(st status) status {
-	if st == refused || e.discard || e.milter == nil || len(e.snap.milters) == 0 {
+	list := e.Milters(e.ctx)
+	if st == refused || e.discard || len(list) == 0 {
 		return st
 	}
 	ctx, cancel := context.WithTimeout(e.ctx, milterTime)
 	defer cancel()
-	r := e.signatures(ctx)
+	r := &mailauth.DKIMResult{}
+	if e.milter != nil {
+		r = e.signatures(ctx)
+	}
 	var good []string // domains whose signatures opendmarc hears of
-	for i := range e.snap.milters {
-		m := &e.snap.milters[i]
-		if m.hosts.has(&e.find, e.client.Addr, known(e.client.Name)) {
+	if e.hold {       // by a restriction; a milter that holds ends the list
+		e.hold = false
+		defer func(r Rule) { e.hold, e.holdRule = true, r }(e.holdRule)
+	}
+	for i := range list {
+		m := list[i].follow
+		if e.stands(&list[i]) {
+			if e.askFilter != nil {
+				if got := e.askStandIn(i); got == refused || e.discard || e.hold {
+					return got
+				}
+			}
+			if m != nil && m.dkim != nil {
+				good = append(good, goodSignatures(r)...)
+			}
+			continue
+		}
+		if m == nil || m.hosts.has(&e.find, e.client.Addr, known(e.client.Name)) {
 			continue
 		}
 		got := st
@@ -109,20 +151,26 @@ func (e *eval) askMilters(st status) status {
 				continue
 			}
 			if got = e.openDKIM(m.dkim, r); got != refused {
-				for _, s := range r.Signatures {
-					if s.Status == mailauth.Good {
-						good = append(good, s.Domain)
-					}
-				}
+				good = append(good, goodSignatures(r)...)
 			}
 		} else {
 			got = e.openDMARC(ctx, m.dmarc, r, good)
 		}
-		if got == refused || e.discard {
+		if got == refused || e.discard || e.hold {
 			return got
 		}
 	}
 	return st
+}
+
+// goodSignatures are the domains that have signed the message.
+func goodSignatures(r *mailauth.DKIMResult) (domains []string) {
+	for _, s := range r.Signatures {
+		if s.Status == mailauth.Good {
+			domains = append(domains, s.Domain)
+		}
+	}
+	return domains
 }
 
 // openDKIM is what opendkim does about a verdict.

@@ -10,12 +10,43 @@ type Filters struct {
 	// Greylists are postgrey's settings by the name that the restriction
 	// check_greylist gives.
 	Greylists map[string]Greylist `json:"postgrey,omitempty"`
+	// MilterMaps are tables with other milters for some clients, by address, as
+	// smtpd_milter_maps: a list, or DISABLE.
+	MilterMaps []string        `json:"milter_maps,omitempty"`
+	Asking     *MilterSettings `json:"milter_settings,omitempty"` // how milters are asked
 }
 
-// Milter is one of the primary's filters of content: one of the fields is set.
+// Milter is one of the primary's milters. At most one of DKIM and DMARC is set;
+// a milter with neither is followed where a filter of the secondary stands for
+// it.
 type Milter struct {
-	DKIM  *DKIMFilter  `json:"opendkim,omitempty"`
-	DMARC *DMARCFilter `json:"opendmarc,omitempty"`
+	// Where is the element of smtpd_milters: an endpoint, or one in braces with
+	// settings of its own.
+	Where   string       `json:"where,omitempty"`
+	Program string       `json:"program,omitempty"` // that listens there, "" when that isn't known
+	DKIM    *DKIMFilter  `json:"opendkim,omitempty"`
+	DMARC   *DMARCFilter `json:"opendmarc,omitempty"`
+	// Defer says that mail is deferred by defer_unfiltered where no filter stands
+	// for it.
+	Defer bool `json:"defer,omitempty"`
+}
+
+// MilterSettings are the primary's milter_* parameters.
+type MilterSettings struct {
+	Hostname       string `json:"myhostname,omitempty"`
+	Protocol       string `json:"protocol,omitempty"`       // "" is 6
+	DefaultAction  string `json:"default_action,omitempty"` // "" is tempfail
+	ConnectTimeout int    `json:"connect_timeout"`          // seconds, as the next
+	CommandTimeout int    `json:"command_timeout"`
+	ContentTimeout int    `json:"content_timeout"`
+	HeaderSize     int    `json:"header_size_limit,omitempty"`
+	// Macros are names by event: connect, helo, mail, rcpt, data, end_of_header,
+	// end_of_data, unknown_command.
+	Macros map[string][]string `json:"macros,omitempty"`
+	// Values are those of v and daemon_name, Defaults those of macros that have
+	// none.
+	Values   map[string]string `json:"values,omitempty"`
+	Defaults map[string]string `json:"macro_defaults,omitempty"`
 }
 
 // SPFService is policyd-spf's configuration; see policyd-spf.conf(5). A list of

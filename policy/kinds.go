@@ -123,6 +123,12 @@ var genericKinds = []kind{
 	{"defer_if_permit", argNone, func(e *eval, c *check) status {
 		return e.deferIfPermit(e.ruleOf(c), 450, "4.7.0", e.whatRejected("defer_if_permit requested"))
 	}},
+	{"defer_unfiltered", argNone, func(e *eval, c *check) status { // of ours: see Milter.Defer
+		if !e.unfiltered(e.ctx) {
+			return dunno
+		}
+		return e.deferIfPermit(e.ruleOf(c), 450, "4.7.0", e.whatRejected("no filter is here to ask"))
+	}},
 	{"defer_if_reject", argNone, func(e *eval, c *check) status {
 		return e.deferIfReject(e.ruleOf(c), 450, "4.7.0", e.whatRejected("defer_if_reject requested"))
 	}},

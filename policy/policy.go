@@ -193,6 +193,9 @@ type Message struct {
 	Size int64 // octets, CRLF line ends included
 	Long int64 // octets that LongLine counts
 	Hops int   // Received fields that the client sent
+	// Ask asks the filter that stands for one of Session.Milters; see StandIns.
+	// What it permits, the next one may still refuse. nil: none is asked.
+	Ask func(ctx context.Context, milter int) Verdict
 }
 
 // Stats describes a Snapshot to the operator.

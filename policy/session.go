@@ -18,9 +18,11 @@ type Session struct {
 	find    finder
 	lookups lookups
 
-	deferUnanswered bool       // see DeferUnanswered
-	vouching        bool       // see Vouch
-	grey            GreyMemory // nil: none
+	deferUnanswered bool                  // see DeferUnanswered
+	vouching        bool                  // see Vouch
+	grey            GreyMemory            // nil: none
+	standIn         func(*MilterUse) bool // see StandIns
+	milters         []MilterUse           // of the client; nil: not looked up yet
 
 	screened  screening
 	heloGiven bool
@@ -306,6 +308,7 @@ func (s *Session) Message(ctx context.Context, m Message) Verdict {
 	if st != refused && !s.discard && limits.MessageSize > 0 && s.snap.spec.Content.Hostname != "" && s.queueFile(m) > limits.MessageSize {
 		st = e.answer(Rule{Stage: EndOfData, Kind: kindSize}, 552, "5.3.4", "Error: message file too big")
 	}
+	e.askFilter = m.Ask
 	return e.verdict(EndOfData, e.askMilters(st))
 }
 

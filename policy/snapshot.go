@@ -30,7 +30,8 @@ type Snapshot struct {
 	forbidden      []matchItem // commands, by their first words
 	noop           []matchItem
 	content        contentChecks
-	milters        []milter
+	milterUses     []MilterUse
+	milterMaps     []*dict
 	domains        [classRelay + 1]domainSet
 	recipients     [classRelay + 1][]*dict
 

@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -94,6 +95,25 @@ func (d *Draft) Write(p []byte) (int, error) {
 		return 0, d.err
 	}
 	return len(p), nil
+}
+
+// Open reads from the start what was written so far. The reader is good until the
+// next call of the draft's.
+func (d *Draft) Open() (io.ReadCloser, error) {
+	if d.over || d.err != nil {
+		return nil, errors.New("read a draft that ended")
+	}
+	if d.file == nil {
+		return io.NopCloser(bytes.NewReader(d.buf)), nil
+	}
+	f, err := d.file.Open()
+	if err != nil {
+		return nil, d.q.bodyError("open", err)
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(f, bytes.NewReader(d.buf)), f}, nil
 }
 
 // bodyBuffers holds buffers of up to maxInline octets, spareBuffers those of maxSpare.

@@ -130,14 +130,43 @@ func (s *session) unknownCommand(verb, line string) {
 	case "GET", "POST", "PUT", "HEAD", "OPTIONS", "DELETE", "PATCH", "TRACE", "CONNECT", "PRI":
 	default:
 		letter := verb[0] >= 'A' && verb[0] <= 'Z'
-		if letter && !strings.HasSuffix(verb, ":") && !forbidden {
-			s.reply(envelope.NewReply(500, "5.5.2", "Error: command not recognized"))
+		name, _, isField := strings.Cut(verb, ":")
+		isField = isField && isFieldName([]byte(name))
+		if letter && !isField && !forbidden {
+			s.notRecognized(line)
 			return
 		}
 	}
 	s.limit("not_smtp")
 	s.srv.Log.LogAttrs(s.ctx, slog.LevelInfo, "not SMTP", slog.String("client", s.client.Addr.String()), peer("line", line))
 	s.hangUp("error", envelope.NewReply(221, "2.7.0", "Error: I can break rules, too. Goodbye."))
+}
+
+// notRecognized answers a command that nobody knows, in a filter's words if one
+// has any.
+func (s *session) notRecognized(line string) {
+	verb, _, _ := strings.Cut(line, " ")
+	r := envelope.NewReply(500, "5.5.2", "Error: command not recognized")
+	if !s.policy.Screened() {
+		if word := s.filters.unknown(verb); !word.Zero() {
+			r = word
+		}
+	}
+	s.reply(r)
+}
+
+// barred answers a command that the filters don't hear of, where one of them
+// refuses the whole session.
+func (s *session) barred() bool {
+	r := s.filters.standing()
+	if s.verb == "STARTTLS" && r.Temporary() {
+		r = envelope.NewReply(454, "4.3.0", "Try again later")
+	}
+	if r.Zero() {
+		return false
+	}
+	s.reply(r)
+	return true
 }
 
 // abandon ends the mail transaction, if there is one, for us and for go-smtp.
@@ -152,6 +181,9 @@ func (s *session) abandon() {
 func (s *session) endTransaction() {
 	if s.tx != nil {
 		s.tx.endInquiry()
+		if s.tx.draft != nil {
+			s.abort()
+		}
 	}
 	s.tx, s.size, s.author = nil, 0, false
 	s.decider.Reset()
@@ -188,7 +220,10 @@ func (s *session) helo(arg string) {
 	}
 	s.client.Protocol = "ESMTP"
 	s.offer(hello.Keywords, d.Keywords)
-	s.reply(envelope.Reply{Code: 250, Text: s.srv.Hostname + "\n" + strings.Join(s.offered, "\n")})
+	if d.Bare {
+		s.offered = slices.DeleteFunc(slices.Clone(s.offered), func(ext string) bool { return ext != "ENHANCEDSTATUSCODES" })
+	}
+	s.reply(envelope.Reply{Code: 250, Text: strings.Join(append([]string{s.srv.Hostname}, s.offered...), "\n")})
 }
 
 // offer notes what EHLO offers: all, or what the Decider chose of it.
@@ -246,6 +281,7 @@ func (s *session) startTLS(arg string) {
 	switch {
 	case arg != "":
 		s.reply(envelope.NewReply(501, "5.5.4", "Syntax: STARTTLS"))
+	case s.barred():
 	case s.tls != nil:
 		s.reply(envelope.NewReply(554, "5.5.1", "Error: TLS already active"))
 	case s.srv.TLS == nil:

@@ -69,6 +69,12 @@ type Decision struct {
 	Overruled bool
 	// Ours says that a refusal is no error of the client's.
 	Ours bool
+	// Live says that the primary decided, or at Connect and Helo, that it may
+	// decide what follows.
+	Live bool
+	// Bare, at Helo, says that EHLO offers next to nothing: the client gets
+	// nowhere.
+	Bare bool
 }
 
 // judge is the session's own Decider, which judges by the snapshot.

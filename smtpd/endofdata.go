@@ -21,7 +21,9 @@ func (s *session) receive() {
 	}
 	b.normalize, b.codeLF = s.bareNewline()
 	b.checks = s.policy.Content()
-	b.put([]byte(received(s.srv.Hostname, &tx.env, s.tls != nil)))
+	trace := received(s.srv.Hostname, &tx.env, s.tls != nil)
+	tx.traced = len(trace)
+	b.put([]byte(trace))
 	if err := s.readBody(&b); err != nil {
 		s.abort()
 		if errors.Is(err, os.ErrDeadlineExceeded) {

@@ -58,6 +58,10 @@ func (s *session) greet() {
 	if s.srv.Decide != nil {
 		s.decider = s.srv.Decide(s.decider)
 	}
+	if s.filters = nil; len(s.srv.Filters) > 0 {
+		s.filters = newFiltering(s, s.decider)
+		s.decider = s.filters
+	}
 	s.adopt(snap)
 	if d := s.decide(Command{At: policy.Connect}); refused(d.Verdict) {
 		if s.admitted() {
@@ -83,7 +87,11 @@ func (s *session) greet() {
 	if !s.policy.Screened() && !s.admitted() { // whom postscreen keeps never comes to smtpd
 		return
 	}
-	s.reply(envelope.NewReply(220, "", "%s ESMTP Understudy", s.srv.Hostname))
+	hello := envelope.NewReply(220, "", "%s ESMTP Understudy", s.srv.Hostname)
+	if !s.policy.Screened() {
+		hello = s.filters.greeting(hello)
+	}
+	s.reply(hello)
 }
 
 // moment is how long a client is watched where the policy minds that it speaks
@@ -189,6 +197,9 @@ func (s *session) adopt(snap *policy.Snapshot) {
 	s.policy = snap.Session(s.srv.Resolver, s.client)
 	if s.hasty {
 		s.policy.Pipelined()
+	}
+	if len(s.srv.Filters) > 0 {
+		s.policy.StandIns(func(u *policy.MilterUse) bool { return s.srv.filterFor(u) != nil })
 	}
 	if s.srv.DeferUnanswered {
 		s.policy.DeferUnanswered()

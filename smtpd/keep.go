@@ -2,6 +2,7 @@ package smtpd
 
 import (
 	"context"
+	"errors"
 	"io"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
@@ -24,6 +25,9 @@ type Draft interface {
 	// Spare, before the first Write, says that the message will probably be
 	// aborted: little of it should stay in memory.
 	Spare()
+	// Open reads from the start what was written so far; the reader is closed
+	// before the next call.
+	Open() (io.ReadCloser, error)
 	// Commit returns nil only when the message would survive a power cut.
 	Commit(ctx context.Context) error
 	Abort()
@@ -45,4 +49,5 @@ type forgotten struct{}
 func (forgotten) Write(b []byte) (int, error)  { return len(b), nil }
 func (forgotten) Commit(context.Context) error { return nil }
 func (forgotten) Spare()                       {}
+func (forgotten) Open() (io.ReadCloser, error) { return nil, errors.New("nothing is kept") }
 func (forgotten) Abort()                       {}

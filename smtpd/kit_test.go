@@ -86,6 +86,9 @@ type fakeDraft struct {
 func (d *fakeDraft) ID() string { return d.env.ID }
 func (d *fakeDraft) Spare()     {}
 func (d *fakeDraft) Abort()     { d.finish() }
+func (d *fakeDraft) Open() (io.ReadCloser, error) {
+	return io.NopCloser(bytes.NewReader(d.b.Bytes())), nil
+}
 func (d *fakeDraft) finish() {
 	if d.done {
 		panic("draft ended twice")

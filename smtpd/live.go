@@ -74,9 +74,15 @@ type live struct {
 func primaryRule(at policy.Stage) policy.Rule { return policy.Rule{Stage: at, Kind: "primary"} }
 
 func (l *live) Decide(ctx context.Context, c *Command) Decision {
+	if c.At == policy.EndOfData && l.playing {
+		return l.end(ctx, c)
+	}
 	d := l.snapshot.Decide(ctx, c)
 	switch c.At {
+	case policy.Connect:
+		_, d.Live = l.Offers()
 	case policy.Helo:
+		_, d.Live = l.Offers()
 		if offered, is := l.Offers(); is && c.Keywords != nil {
 			d.Keywords = offered.cut(c.Keywords)
 		}
@@ -103,13 +109,9 @@ func (l *live) Decide(ctx context.Context, c *Command) Decision {
 			l.playing = false
 		case reply.Code == 354:
 			l.compare(c, d.Verdict, reply)
-			return Decision{Verdict: policy.Verdict{Rule: primaryRule(c.At)}, Copy: l.player}
+			return Decision{Verdict: policy.Verdict{Rule: primaryRule(c.At)}, Copy: l.player, Live: true}
 		default:
 			return l.said(c, reply, d)
-		}
-	case policy.EndOfData:
-		if l.playing {
-			return l.end(ctx, c, d)
 		}
 	}
 	return d
@@ -135,7 +137,7 @@ func (l *live) mail(ctx context.Context, c *Command, d Decision) Decision {
 		l.refused = d
 	}
 	if reply.Zero() {
-		return Decision{}
+		return Decision{Live: true}
 	}
 	return l.said(c, reply, d)
 }
@@ -143,18 +145,22 @@ func (l *live) mail(ctx context.Context, c *Command, d Decision) Decision {
 // end has the primary judge the whole message. Without a reply of its own the
 // message is kept, whatever the snapshot says, where the primary may have it:
 // the sender must not be told that it hasn't arrived (RFC 1047).
-func (l *live) end(ctx context.Context, c *Command, d Decision) Decision {
+func (l *live) end(ctx context.Context, c *Command) Decision {
 	reply, err := l.player.End(ctx)
+	unfiltered := *c
+	unfiltered.Message.Ask = nil // the primary has decided, and its filters with it
 	var may MayHaveArrived
 	switch {
 	case err == nil:
-		d = l.said(c, reply, d)
+		d := l.said(c, reply, l.snapshot.Decide(ctx, &unfiltered))
 		d.Elsewhere = !refused(d.Verdict)
+		return d
 	case errors.As(err, &may) && may.MayHaveArrived():
+		l.snapshot.Decide(ctx, &unfiltered)
 		c.Env.MayHaveArrived = true
-		d = Decision{Verdict: policy.Verdict{Rule: primaryRule(c.At)}}
+		return Decision{Verdict: policy.Verdict{Rule: primaryRule(c.At)}, Live: true}
 	}
-	return d
+	return l.snapshot.Decide(ctx, c)
 }
 
 // said is the primary's word, where the snapshot's would have been d.
@@ -167,7 +173,7 @@ func (l *live) said(c *Command, reply envelope.Reply, d Decision) Decision {
 		v.Action = policy.Reject
 	}
 	l.compare(c, d.Verdict, reply)
-	return Decision{Verdict: v, Overruled: c.At == policy.Rcpt && refused(v) && (!refused(d.Verdict) || d.Overruled)}
+	return Decision{Verdict: v, Live: true, Overruled: c.At == policy.Rcpt && refused(v) && (!refused(d.Verdict) || d.Overruled)}
 }
 
 // compare tells both words on a command, unless the snapshot has none: it refused

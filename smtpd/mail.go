@@ -70,6 +70,7 @@ func (s *session) mail(arg string) {
 		return
 	}
 	s.tx = tx
+	s.args = slices.Collect(words(rest))
 	s.mails++
 	s.library.hand("MAIL FROM:<>", s.openTransaction)
 }
@@ -202,7 +203,7 @@ func (s *session) recipient(arg string) {
 		}
 		return
 	}
-	s.rcpt = rcpt
+	s.rcpt, s.args = rcpt, slices.Collect(words(rest))
 	s.library.hand("RCPT TO:<r@x>", s.addRecipient)
 }
 

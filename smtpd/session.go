@@ -38,6 +38,8 @@ type session struct {
 	counters
 
 	decider Decider
+	filters *filtering // around it; nil where nobody stands for a milter
+	args    []string   // address and parameters of the MAIL or RCPT in hand, as they came
 	policy  *policy.Session
 	snap    *policy.Snapshot
 	lim     policy.Limits

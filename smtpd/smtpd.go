@@ -92,6 +92,8 @@ type Server struct {
 	// IsNextHop, if not nil, says that mail for domain goes to the server at addr:
 	// what went there by us and comes back from it runs in a circle.
 	IsNextHop func(domain string, addr netip.Addr) bool
+	// Filters stand for milters of the primary's.
+	Filters []*Filter
 	// DeferUnanswered puts mail off when a blocklist in the DNS doesn't answer,
 	// see policy.Session.
 	DeferUnanswered bool
@@ -184,6 +186,7 @@ func (s *Server) init() {
 		s.Metrics = metrics.New(prometheus.NewRegistry())
 	}
 	s.crowd.max, s.crowd.perClient, s.crowd.perNetwork = s.MaxConnections, s.MaxConnectionsPerClient, s.MaxConnectionsPerNetwork
+	s.initFilters()
 	s.crowd.all, s.crowd.from = make(map[*connection]struct{}), make(map[netip.Prefix]int)
 }
 

@@ -15,6 +15,7 @@ type transaction struct {
 	size    int64     // SIZE=, 0 when absent
 	discard bool      // the policy wants the message accepted and thrown away
 	draft   Draft     // from DATA on
+	traced  int       // octets of our Received field
 	copy    io.Writer // … what the Decider wants of the message, nil when that is nothing
 	inquiry Asker     // from the first recipient that the primary was asked about until DATA
 }
@@ -64,6 +65,10 @@ func (s *session) addRecipient() bool {
 			s.reply(envelope.NewReply(501, "5.1.3", "Bad recipient address syntax"))
 			return false
 		}
+		if s.filters != nil && !s.begin() {
+			s.policy.Withdraw()
+			return false
+		}
 		s.tx.allow(d.Verdict)
 		s.rcpt.Rule = d.Rule.String()
 		s.tx.env.To = append(s.tx.env.To, s.rcpt)
@@ -104,26 +109,39 @@ func (s *session) data(arg string) {
 		s.reply(envelope.NewReply(501, "5.5.4", "Syntax: DATA"))
 		return
 	}
+	tx := s.tx
 	d := s.decide(Command{At: policy.Data})
 	if !s.answer(d, envelope.Reply{}) {
 		return
 	}
-	tx := s.tx
 	tx.allow(d.Verdict)
 	tx.endInquiry()
-	tx.env.Client = s.known(s.ctx)
-	tx.env.Received = time.Now()
-	draft, err := s.srv.Keep.Begin(&tx.env)
-	if err != nil {
-		s.failed("begin", err)
+	if !s.begin() {
 		return
 	}
-	tx.draft, tx.copy = draft, d.Copy
-	if tx.copy != nil { // who gets the copy will answer for the message, as a rule
-		draft.Spare()
+	if tx.copy = d.Copy; tx.copy != nil { // who gets the copy will answer for the message, as a rule
+		tx.draft.Spare()
 	}
 	s.reply(envelope.NewReply(354, "", "End data with <CR><LF>.<CR><LF>"))
 	s.library.hand("DATA", s.takeMessage)
+}
+
+// begin opens the draft, unless that was done for the filters: they are told the
+// ID from the first recipient on.
+func (s *session) begin() bool {
+	tx := s.tx
+	tx.env.Client = s.known(s.ctx)
+	tx.env.Received = time.Now()
+	if tx.draft != nil {
+		return true
+	}
+	draft, err := s.srv.Keep.Begin(&tx.env)
+	if err != nil {
+		s.failed("begin", err)
+		return false
+	}
+	tx.draft = draft
+	return true
 }
 
 // takeMessage reads the message that follows 354.

@@ -37,6 +37,9 @@ func (s *session) verify(arg string) {
 	if s.tooManyRecipients() {
 		return
 	}
+	if s.barred() {
+		return
+	}
 	name := strings.Join(all, " ")
 	path, err := envelope.ParseVerify(name)
 	if err != nil || !path.Postmaster() && !s.policy.Valid(path.Mailbox, path.Dot, utf8) {
@@ -54,6 +57,7 @@ func (s *session) etrn(arg string) {
 	switch all := slices.Collect(words(arg)); {
 	case s.client.Helo == "" && s.snap.Spec().HeloRequired:
 		s.reply(envelope.NewReply(503, "", "Error: send HELO/EHLO first"))
+	case s.barred():
 	case s.tx != nil:
 		s.reply(envelope.NewReply(503, "", "Error: MAIL transaction in progress"))
 	case len(all) != 1:

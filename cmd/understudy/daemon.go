@@ -214,6 +214,10 @@ func (d *daemon) buildSMTP() error {
 		Log:                      d.log,
 		Metrics:                  d.metrics,
 	}
+	var err error
+	if d.smtp.Filters, err = buildFilters(d.cfg); err != nil {
+		return err
+	}
 	if c.TLSCert == "" {
 		return nil
 	}
@@ -376,7 +380,7 @@ func (d *daemon) run(ctx context.Context) error {
 		f.Back("policy sync", d.primary.Run)
 	}
 	f.Back("control socket", func(ctx context.Context) error {
-		return control.Serve(ctx, d.control, operator.ServeDaemon(operator.Desk{Queue: d.queue, Relay: d.relay, Policy: d.primary, Outages: d.outages, Meter: d.meter, StandIn: d.standIn, Lists: d.lists, Sign: d.signOutage, Greylist: d.greylist, Log: d.log}))
+		return control.Serve(ctx, d.control, operator.ServeDaemon(operator.Desk{Filters: d.filterStatus, Queue: d.queue, Relay: d.relay, Policy: d.primary, Outages: d.outages, Meter: d.meter, StandIn: d.standIn, Lists: d.lists, Sign: d.signOutage, Greylist: d.greylist, Log: d.log}))
 	})
 	f.Web(d.web, metrics.Handler(d.registry, d.ready))
 	if d.page != nil {

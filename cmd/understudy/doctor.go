@@ -97,7 +97,7 @@ func (c *doctorCmd) onSecondary(ctx context.Context, cfg *config.Config, e docto
 	daemon := daemonOf(cfg)
 	defer daemon.Close()
 	now, err := daemon.Status(ctx)
-	e.Daemon = doctor.Daemon{Err: err, Unpaired: cfg.Policy.File != "", Held: now.Held, Quarantined: now.Quarantined, Damaged: now.Damaged}
+	e.Daemon = doctor.Daemon{Err: err, Unpaired: cfg.Policy.File != "", Held: now.Held, Quarantined: now.Quarantined, Damaged: now.Damaged, Filters: tryFilters(ctx, cfg)}
 	if err == nil {
 		beside(ctx, daemon, &e.Daemon)
 	}

@@ -37,6 +37,7 @@ type Config struct {
 	SMTP        SMTP
 	Primary     Primary
 	Routes      []Route
+	Filters     []Filter
 	Policy      Policy
 	Sync        Sync
 	Publish     Publish
@@ -91,6 +92,18 @@ type Route struct {
 	Name    string
 	Domains []string // lower case; ".example.org" is every name below it
 	Primary
+}
+
+// Filter is one [[filter]]: a mail filter of ours that stands for a milter of the
+// primary's.
+type Filter struct {
+	Name            string
+	Milter          string // an endpoint, or a program's name
+	Address         string // inet:host:port or unix:/path
+	TLS             bool
+	TLSName         string
+	TLSCA           string
+	TLSCert, TLSKey string
 }
 
 // Policy is section [policy].
@@ -262,9 +275,12 @@ func (r *reader) section(name string, v any) {
 		}
 		for i, t := range list {
 			path := fmt.Sprintf("%s[%d]", name, i)
-			if name == "source" {
+			switch name {
+			case "source":
 				r.source(path, t)
-			} else {
+			case "filter":
+				r.filter(path, t)
+			default:
 				r.route(path, t)
 			}
 		}
@@ -306,6 +322,44 @@ func (r *reader) route(path string, t map[string]any) {
 		}
 	}
 	r.cfg.Routes = append(r.cfg.Routes, rt)
+}
+
+// filter reads one [[filter]].
+func (r *reader) filter(path string, t map[string]any) {
+	c := &Config{Filters: make([]Filter, 1)}
+	for _, s := range settings {
+		if s.section == "filter" {
+			s.setDefault(c)
+		}
+	}
+	for key, v := range t {
+		if s := lookup("filter", key); s != nil {
+			r.set(c, s, path+"."+key, v)
+		} else {
+			r.unknown("filter", path+"."+key, key)
+		}
+	}
+	for _, key := range []string{"name", "milter", "address"} {
+		if _, there := t[key]; !there {
+			r.mistake(path, "lacks the key %q; add it", key)
+		}
+	}
+	f := c.Filters[0]
+	if !f.TLS && f.TLSName+f.TLSCA+f.TLSCert+f.TLSKey != "" {
+		r.mistake(path+".tls", "is off, and other keys of TLS are set; write tls = true")
+	}
+	if (f.TLSCert == "") != (f.TLSKey == "") {
+		r.mistake(path, "has one of tls_cert and tls_key; set both, or none")
+	}
+	for _, other := range r.cfg.Filters {
+		if other.Name == f.Name && f.Name != "" {
+			r.mistake(path+".name", "%q already names another filter; choose another", f.Name)
+		}
+		if other.Milter == f.Milter && f.Milter != "" {
+			r.mistake(path+".milter", "filter %q already stands for %s; keep one", other.Name, f.Milter)
+		}
+	}
+	r.cfg.Filters = append(r.cfg.Filters, f)
 }
 
 func (r *reader) set(c *Config, s *setting, path string, v any) {

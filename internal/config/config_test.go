@@ -141,7 +141,7 @@ func TestTable(t *testing.T) {
 			t.Errorf("%s: doc is no sentence: %q", path, s.doc)
 		}
 		c := Default()
-		c.Routes, c.Sources = make([]Route, 1), make([]Source, 1)
+		c.Routes, c.Sources, c.Filters = make([]Route, 1), make([]Source, 1), make([]Filter, 1)
 		s.setDefault(c)
 		literal(s.field(c))
 	}

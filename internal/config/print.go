@@ -48,6 +48,12 @@ func Print(w io.Writer, c *Config, onlyDiffs bool) error {
 			}
 			continue
 		}
+		if name == "filter" {
+			for _, f := range c.Filters {
+				p.keys("[[filter]]", name, name, &Config{Filters: []Filter{f}}, &Config{Filters: make([]Filter, 1)})
+			}
+			continue
+		}
 		if name == "source" {
 			for _, src := range c.Sources {
 				p.keys("[[source]]", name, name, &Config{Sources: []Source{src}}, &Config{Sources: make([]Source, 1)})

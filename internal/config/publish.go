@@ -155,7 +155,7 @@ func (r *reader) checkPublisher() {
 	for _, at := range []struct {
 		path string
 		set  bool
-	}{{"sync.domains", len(c.Sync.Domains) > 0}, {"primary.address", c.Primary.Address != ""}, {"route", len(c.Routes) > 0}, {"web.listen", c.Web.Listen != ""}} {
+	}{{"sync.domains", len(c.Sync.Domains) > 0}, {"primary.address", c.Primary.Address != ""}, {"route", len(c.Routes) > 0}, {"filter", len(c.Filters) > 0}, {"web.listen", c.Web.Listen != ""}} {
 		if at.set {
 			r.mistake(at.path, "is for a secondary, and this file is a publisher's because of [publish]; keep them in two files")
 		}

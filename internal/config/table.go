@@ -18,17 +18,18 @@ type setting struct {
 
 // sections lists the tables in the order in which they are shown.
 func sections() []string {
-	return []string{"smtp", "primary", "route", "policy", "sync", "queue", "relay", "dns", "publish", "source", "metrics", "web", "notify", "log"}
+	return []string{"smtp", "primary", "route", "filter", "policy", "sync", "queue", "relay", "dns", "publish", "source", "metrics", "web", "notify", "log"}
 }
 
 // repeated are the sections that may be repeated.
-var repeated = []string{"route", "source"}
+var repeated = []string{"route", "filter", "source"}
 
 // sectionDoc introduces a section in the man page.
 var sectionDoc = map[string]string{
 	"smtp":    "The SMTP server for other mail servers.",
 	"primary": "The mail server that Understudy stands in for: where accepted mail goes.",
 	"route":   "May be repeated. Sends some domains to a server of their own; all others go to [primary]. A route has the keys below and all keys of [primary], with their own defaults: nothing is inherited.",
+	"filter":  "For a secondary. May be repeated. A mail filter that is asked in place of one of the primary's milters, by the milter protocol, in its order and with its time limits, macros and default action. No change that it wants is made to the message: see docs/FILTERS.md.",
 	"policy":  "The recipients to accept mail for, and what to refuse. A secondary gets its policy from a file or from its primary, see [sync]; a publisher from a file or from its Postfix.",
 	"sync":    "For a secondary that follows its primary's publisher: run `understudy invite` there, and `understudy join` here.",
 	"publish": "For the primary only: this section makes the file one for `understudy publish`. Such a file may also have [policy], [[source]], [dns] (the servers that this machine's Postfix asks), [metrics] and [log]; state_dir then holds the keys and the paired secondaries.",
@@ -133,6 +134,31 @@ var settings = []setting{
 	{"route", "domains", domainList, "[]", nil,
 		`The domains of this route: "example.org" is that domain alone, ".example.org" all of its subdomains. Must be given, but for a route that queue.return_through names.`,
 		func(c *Config) any { return &last(c).Domains }},
+
+	{"filter", "name", label, "", nil,
+		"A short name for logs and metrics. Must be given.",
+		func(c *Config) any { return &c.Filters[0].Name }},
+	{"filter", "milter", text("milter of the primary", checkMilter), "", nil,
+		`The primary's milter that the filter stands for, as in its smtpd_milters, such as "inet:localhost:11332" or "unix:private/clamav", or the name of a program that the import has recognised there, such as "opendkim". Must be given.`,
+		func(c *Config) any { return &c.Filters[0].Milter }},
+	{"filter", "address", text("inet:host:port or unix:/path", checkEndpoint), "", nil,
+		`Where the filter listens: "inet:127.0.0.1:11332" or "unix:/run/clamav/milter.ctl". Must be given. The protocol isn't encrypted: use it on this machine, or with tls.`,
+		func(c *Config) any { return &c.Filters[0].Address }},
+	{"filter", "tls", boolean, "false", nil,
+		"Connect by TLS, from the first octet, to a filter on another machine that has a TLS proxy in front, such as stunnel or HAProxy. The certificate must be valid for tls_name.",
+		func(c *Config) any { return &c.Filters[0].TLS }},
+	{"filter", "tls_name", hostname, "", nil,
+		"The name for which the filter's certificate must be valid; by default the host of address.",
+		func(c *Config) any { return &c.Filters[0].TLSName }},
+	{"filter", "tls_ca", file, "", nil,
+		"PEM file with the certificates to trust, instead of the system's.",
+		func(c *Config) any { return &c.Filters[0].TLSCA }},
+	{"filter", "tls_cert", file, "", nil,
+		"PEM file with a certificate to show to the filter.",
+		func(c *Config) any { return &c.Filters[0].TLSCert }},
+	{"filter", "tls_key", file, "", nil,
+		"PEM file with the key of tls_cert.",
+		func(c *Config) any { return &c.Filters[0].TLSKey }},
 
 	{"policy", "file", file, "", nil,
 		"The policy file: see `understudy policy check --help`. A secondary needs this or [sync], a publisher this or postfix. This file and those that it names are read again on SIGHUP and when one of them changes; a bad policy is refused with a log line, and the last good one stays in force.",

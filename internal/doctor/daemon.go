@@ -18,10 +18,14 @@ type Daemon struct {
 	SetAside    []string // DNS lists
 	Decided     uint64   // by the primary in live sessions
 	Unexplained uint64   // of them, otherwise than by an exact rule of ours
+	Filters     []string // of [[filter]] that don't answer, and why
 }
 
 func (x *exam) daemon(context.Context) (looked bool) {
 	d := x.Daemon
+	for _, f := range d.Filters {
+		x.report(Fault, "filter-away", "", "A filter that stands for one of the primary's milters doesn't answer: the milter's default action stands for it.", f, "look at the filter's service, and at address under [[filter]]")
+	}
 	if d.Err != nil {
 		x.report(Fault, "daemon-down", "", "The daemon doesn't answer.", d.Err.Error(), "systemctl start understudy.socket understudy.service")
 		return true

@@ -29,6 +29,7 @@ type Status struct {
 	queue.Status
 	Routes  []relay.RouteStatus `json:"routes"`
 	StandIn *standin.Window     `json:"stand_in,omitempty"` // the planned window that is open
+	Filters []Filter            `json:"filters,omitempty"`
 }
 
 // The lines of lists.
@@ -54,14 +55,15 @@ type Desk struct {
 	Sign     func(o outage.Outage, format string) ([]byte, error) // writes the report of an outage
 	Greylist *greylist.Store
 	StandIn  *standin.Book
-	Log      *slog.Logger // of what the operator reads
+	Log      *slog.Logger    // of what the operator reads
+	Filters  func() []Filter // that stand for milters of the primary
 }
 
 // ServeDaemon is what a daemon answers.
 func ServeDaemon(d Desk) http.Handler {
 	mux, q := http.NewServeMux(), d.Queue
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, Status{q.Status(), d.Relay.Status(), d.StandIn.Now()}, nil)
+		answer(w, Status{q.Status(), d.Relay.Status(), d.StandIn.Now(), d.Filters()}, nil)
 	})
 	mux.HandleFunc("GET /v1/outages", func(w http.ResponseWriter, _ *http.Request) { answer(w, d.Outages.List(), nil) })
 	mux.HandleFunc("GET /v1/outages/{id}/report", d.serveReport)

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/fidelity"
@@ -24,6 +25,7 @@ var unreadable = []string{fidelity.Defer, fidelity.Ignore}
 // them.
 func (i *importer) milters() {
 	const parameter = "smtpd_milters"
+	i.asking()
 	var before []*filters.Filter // nil: one that can't be followed
 	for _, w := range words(i.set[parameter]) {
 		f, why, options := i.filter(w)
@@ -43,16 +45,104 @@ func (i *importer) milters() {
 		}
 		if class != fidelity.NotReplicated {
 			if options != nil || f.DKIM != nil && i.hasDMARC() {
-				i.spec.Filters.Milters = append(i.spec.Filters.Milters, policy.Milter{DKIM: f.DKIM, DMARC: f.DMARC})
+				i.carry(policy.Milter{Where: w, Program: f.Program, DKIM: f.DKIM, DMARC: f.DMARC})
 			}
 			i.item(parameter, w, class, why, "")
 			continue
 		}
 		choice := i.choose(parameter, w, options...)
-		if choice == fidelity.Defer {
+		m := policy.Milter{Where: w, Defer: choice == fidelity.Defer}
+		if f != nil {
+			m.Program = f.Program
+		}
+		if !i.carry(m) && choice == fidelity.Defer {
 			i.deferFor(parameter)
 		}
 		i.item(parameter, w, class, why, choice, options...)
+	}
+}
+
+// carry puts a milter into the policy, where a filter of the secondary can stand
+// for it. It says whether that can be.
+func (i *importer) carry(m policy.Milter) bool {
+	if _, err := i.spec.Filters.Asking.Use(m.Where); err != nil {
+		m.Where = "" // no milter that Postfix could reach
+		if m.DKIM == nil && m.DMARC == nil {
+			return false
+		}
+	}
+	i.spec.Filters.Milters = append(i.spec.Filters.Milters, m)
+	if r := &i.spec.Restrictions; m.Defer && !slices.ContainsFunc(r.Data, func(r policy.Restriction) bool { return r.Kind == deferUnfiltered }) {
+		r.Data = slices.Insert(r.Data, 0, policy.Restriction{Kind: deferUnfiltered})
+	}
+	return true
+}
+
+const deferUnfiltered = "defer_unfiltered"
+
+// macroLists are the parameters that name macros, and what a policy calls them.
+var macroLists = map[string]string{
+	"milter_connect_macros": "connect", "milter_helo_macros": "helo", "milter_mail_macros": "mail", "milter_rcpt_macros": "rcpt",
+	"milter_data_macros": "data", "milter_end_of_header_macros": "end_of_header", "milter_end_of_data_macros": "end_of_data",
+	"milter_unknown_command_macros": "unknown_command",
+}
+
+// asking translates how milters are asked.
+func (i *importer) asking() {
+	if i.set["smtpd_milters"]+i.set["smtpd_milter_maps"] == "" {
+		return
+	}
+	seconds := func(name string) int {
+		d, err := policy.ParseTime(i.set[name])
+		if err != nil {
+			i.errorf("%s: %w", name, err)
+		}
+		return int(d / time.Second)
+	}
+	s := &policy.MilterSettings{
+		Hostname: i.set["myhostname"], Protocol: i.set["milter_protocol"], DefaultAction: i.set["milter_default_action"],
+		ConnectTimeout: seconds("milter_connect_timeout"), CommandTimeout: seconds("milter_command_timeout"), ContentTimeout: seconds("milter_content_timeout"),
+		HeaderSize: i.spec.Limits.HeaderBytes,
+		Macros:     map[string][]string{},
+		Values:     map[string]string{"v": i.set["milter_macro_v"], "daemon_name": i.set["milter_macro_daemon_name"]},
+		Defaults:   map[string]string{},
+	}
+	for parameter, name := range macroLists {
+		s.Macros[name] = words(i.set[parameter])
+	}
+	for _, w := range words(i.set["milter_macro_defaults"]) {
+		if inside, braced := unbrace(w); braced && !strings.Contains(w[strings.LastIndexByte(w, '}'):], "=") {
+			w = inside
+		}
+		name, value, _ := strings.Cut(w, "=")
+		name = strings.Trim(strings.TrimSpace(name), "{}")
+		if _, there := s.Defaults[name]; !there {
+			s.Defaults[name] = strings.TrimSpace(value)
+		}
+	}
+	i.spec.Filters.Asking = s
+	i.milterMaps()
+}
+
+// milterMaps translates the milters of certain clients.
+func (i *importer) milterMaps() {
+	const parameter = "smtpd_milter_maps"
+	for _, w := range words(i.set[parameter]) {
+		name, reason := tableName(w)
+		var t *Table
+		if reason == nil {
+			t, reason = i.table(parameter, name)
+		}
+		if t != nil {
+			reason = t.unlisted()
+		}
+		why := "filters of the secondary can stand for its milters; where none does, they decide nothing"
+		if reason != nil {
+			why = reason.Error()
+		} else if t != nil {
+			i.keep(&i.spec.Filters.MilterMaps, name, t, true)
+		}
+		i.item(parameter, name, fidelity.NotReplicated, why, fidelity.Ignore)
 	}
 }
 

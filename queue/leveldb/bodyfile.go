@@ -41,7 +41,7 @@ func (s *Store) makeBodyDirs() error {
 type bodyWriter struct {
 	file File // nil once closed
 	disk Disk
-	dir  string
+	name string
 }
 
 // Create makes a body's file.
@@ -51,10 +51,15 @@ func (s *Store) Create(id string) (store.Body, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &bodyWriter{file: f, disk: s.disk, dir: filepath.Dir(name)}, nil
+	return &bodyWriter{file: f, disk: s.disk, name: name}, nil
 }
 
 func (b *bodyWriter) Write(p []byte) (int, error) { return b.file.Write(p) }
+
+func (b *bodyWriter) Open() (io.ReadCloser, error) {
+	f, _, err := b.disk.Open(b.name)
+	return f, err
+}
 
 // Commit syncs the file, and then its directory.
 func (b *bodyWriter) Commit() error {
@@ -64,7 +69,7 @@ func (b *bodyWriter) Commit() error {
 	if err := b.Close(); err != nil {
 		return err
 	}
-	return b.disk.SyncDir(b.dir)
+	return b.disk.SyncDir(filepath.Dir(b.name))
 }
 
 func (b *bodyWriter) Close() error {

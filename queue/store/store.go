@@ -92,6 +92,8 @@ type Store interface {
 // keep them in pieces.
 type Body interface {
 	io.Writer
+	// Open reads from the start what was written, before Commit.
+	Open() (io.ReadCloser, error)
 	// Commit makes body and name durable, and ends the writing. Until a batch
 	// names the body in a record it may be forgotten.
 	Commit() error

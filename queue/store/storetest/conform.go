@@ -314,6 +314,12 @@ func write(t *testing.T, s store.Store, id string, pieces int) string {
 		_, err := io.WriteString(io.MultiWriter(w, &all), piece)
 		must(t, err)
 	}
+	r, err := w.Open()
+	must(t, err)
+	defer r.Close()
+	if b, err := io.ReadAll(r); err != nil || string(b) != all.String() {
+		t.Errorf("of %d octets %d can be read before the commit: %v", all.Len(), len(b), err)
+	}
 	must(t, w.Commit())
 	return all.String()
 }

@@ -139,6 +139,10 @@ type memoryBody struct {
 	id string
 }
 
+func (b *memoryBody) Open() (io.ReadCloser, error) {
+	return io.NopCloser(bytes.NewReader(b.Bytes())), nil
+}
+
 func (b *memoryBody) Commit() error {
 	b.m.mu.Lock()
 	defer b.m.mu.Unlock()
