@@ -27,7 +27,7 @@ var advice = map[string]string{
 	"domain_not_allowed": "The primary serves a domain that [sync] domains here doesn't name. Add it there.",
 	"substitute":         "The policy defers in place of what isn't replicated. `understudy publish --check` lists the choices.",
 	"dns":                "The DNS answered the primary and us differently: compare the resolvers, and the access to DNS lists.",
-	"greylisting":        "The primary greylists. In live sessions its word counts; during an outage nobody is greylisted.",
+	"greylisting":        "The primary greylists, and remembers others than we do. In live sessions its word counts.",
 	"rate_limit":         "The primary limits how often a client comes. Rates aren't replicated.",
 	"policy_service":     "A policy service of the primary decided, which isn't replicated. In live sessions its word counts.",
 	"milter":             "A milter of the primary decided, which isn't replicated. In live sessions its word counts.",
@@ -82,6 +82,8 @@ func explain(d *Decision, lacks []string) (class, cause, item string) {
 	milters := func() string { return lacking(lacks, d.At, "smtpd_milters") }
 	services := func() string { return lacking(lacks, d.At, "check_policy_service") }
 	switch {
+	case kind == "check_greylist":
+		return Approximated, "greylisting", ""
 	case strings.Contains(text, "greylist") || strings.Contains(text, "graylist"):
 		return NotReplicated, "greylisting", services()
 	case d.Primary.Temporary() && hasAny(text, rateTexts):
@@ -113,6 +115,8 @@ func accepted(d *Decision, kind string, lacks []string) (class, cause, item stri
 	switch {
 	case d.Ours.Unsure != "":
 		return Approximated, "recipient_unsure", ""
+	case kind == "check_greylist": // each remembers its own
+		return Approximated, "greylisting", ""
 	case kind == "foreign_domain":
 		return Approximated, "domain_not_allowed", ""
 	case d.At == policy.Rcpt && strings.HasPrefix(strings.TrimPrefix(kind, "reject_"), "unlisted_recipient"):

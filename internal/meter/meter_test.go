@@ -287,6 +287,8 @@ func TestExplain(t *testing.T) {
 		{"no such domain", policy.Rcpt, no("reject_unknown_sender_domain", policy.Defer), reply(550, "5.1.8", "<a@b.example>: Sender address rejected: Domain not found"), all, "given_dns dns"},
 		{"greylisted", policy.Rcpt, permit, reply(450, "4.2.0", "<a@corp.example>: Recipient address rejected: Greylisted, see http://x"), all, "not_replicated greylisting " + policyd},
 		{"greylisted, no report", policy.Rcpt, permit, reply(450, "4.7.1", "greylisting in action"), nil, "not_replicated greylisting"},
+		{"greylisted here", policy.Rcpt, no("check_greylist", policy.Defer), yes, nil, "approximated greylisting"},
+		{"greylisted here, refused there", policy.Rcpt, no("check_greylist", policy.Defer), unknown, nil, "approximated greylisting"},
 		{"quota", policy.Rcpt, permit, reply(552, "5.2.2", "<a@corp.example>: Recipient address rejected: Mailbox is full"), all, "not_replicated policy_service " + policyd},
 		{"a text, no service", policy.Rcpt, permit, reply(552, "5.2.2", "<a@corp.example>: Recipient address rejected: Mailbox is full"), nil, "exact rule"},
 		{"a milter at MAIL", policy.Mail, permit, reply(550, "5.7.1", "Go away"), all[1:], "not_replicated milter " + milter},
