@@ -20,7 +20,7 @@ const commandBuffer = 8 << 10
 
 // contentError says that a message's own content could not be read. The next
 // hop is not to blame, but the session is over: nothing but closing the
-// connection says "forget it" behind a 354.
+// connection says "forget it" after a 354.
 type contentError struct{ err error }
 
 func (e *contentError) Error() string { return "read content: " + e.err.Error() }
@@ -92,7 +92,7 @@ func writeContent(w *bufio.Writer, body io.Reader, buf []byte) error {
 	return d.end()
 }
 
-// stuffer does RFC 5321 §4.5.2's dot-stuffing. It also stuffs behind a bare LF,
+// stuffer does RFC 5321 §4.5.2's dot-stuffing. It also stuffs after a bare LF,
 // which our own door lets nobody send: a next hop that takes a bare LF for a
 // line's end removes that dot, and one that does not is spared a smuggled end
 // of data.

@@ -21,7 +21,7 @@ var errNewSession = errors.New("another session is needed")
 // should go on in another session, and gets the Transfer, if any, that was
 // taken but not begun in this one. All others are settled.
 //
-// With PIPELINING one message takes one round trip: behind its final dot go the
+// With PIPELINING one message takes one round trip: after its final dot go the
 // next one's MAIL, RCPTs and DATA, as RFC 2920 §3.1 allows, and their replies
 // come with the reply to the dot.
 func (s *session) relay(ctx context.Context, next func(time.Duration) *envelope.Transfer, carried *envelope.Transfer) (*envelope.Transfer, error) {
@@ -82,7 +82,7 @@ func (s *session) first(ctx context.Context, next func(time.Duration) *envelope.
 	}
 }
 
-// behind begins the next transaction behind the final dot of the one before, if
+// behind begins the next transaction after the final dot of the one before, if
 // a message is there and nothing forbids it. Its XCLIENT would: the reply to
 // that is a new greeting.
 func (s *session) behind(ctx context.Context, next func(time.Duration) *envelope.Transfer) (*transaction, error) {
@@ -171,7 +171,7 @@ func (s *session) identityFor(t *envelope.Transfer) string {
 // session: it then knows us for somebody who may not say XCLIENT. A next hop
 // that does not understand our XCLIENT, or makes nothing of it (a new greeting
 // is the only yes), gets the message without it. One that refuses this client, at
-// XCLIENT or at the EHLO behind it, defers the message: it may not be lost for
+// XCLIENT or at the EHLO after it, defers the message: it may not be lost for
 // that, and must not hold up the others.
 //
 // Another session is asked for only in one that has had a client, so that this

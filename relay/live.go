@@ -67,9 +67,9 @@ var (
 // in SMTP's order. A reply that comes back is the next hop's own, whole; an
 // error is a *LostError, and holds until the next Mail.
 //
-// Content goes out only behind 354, and the dot only when End is called. What
+// Content goes out only after 354, and the dot only when End is called. What
 // could end a message early in somebody's eyes (a bare CR or LF, a NUL) isn't
-// passed on. A session stays open for a moment behind a transaction and while its
+// passed on. A session stays open for a moment after a transaction and while its
 // client thinks; then, or when it is wanted for another client, it closes.
 type Live struct {
 	seat
@@ -143,7 +143,7 @@ func (l *Live) Rcpt(ctx context.Context, to *envelope.Recipient) (envelope.Reply
 	return l.say(ctx, stepRcpt, "RCPT TO:<", asGiven(to.Path.Mailbox, to.Path.Dot), ">", l.s.rcptParams(to))
 }
 
-// Data says DATA. Behind the next hop's 354 goes what is written.
+// Data says DATA. What is written after the next hop's 354 goes to it.
 func (l *Live) Data(ctx context.Context) (envelope.Reply, error) {
 	if l.lost != nil {
 		return envelope.Reply{}, l.lost
@@ -215,7 +215,7 @@ func cleanLines(p []byte, cr bool) bool {
 }
 
 // End says that the message is complete and good, and returns the next hop's
-// reply to it. Behind a LostError the message is the caller's.
+// reply to it. After a LostError the message is the caller's.
 func (l *Live) End(ctx context.Context) (envelope.Reply, error) {
 	if l.goAhead {
 		raw := l.s.raw
@@ -241,7 +241,7 @@ func (l *Live) End(ctx context.Context) (envelope.Reply, error) {
 func (l *Live) Reset() {
 	switch {
 	case !l.open:
-	case l.goAhead: // nothing but this says "forget it" behind a 354
+	case l.goAhead: // after a 354 nothing else says "forget it"
 		l.close(false)
 	case l.wake():
 		l.pause()

@@ -1012,3 +1012,23 @@ func TestRest(t *testing.T) {
 		l.Close()
 	})
 }
+
+// TestLiveOffersToOthers: a client that the next hop refuses is offered little
+// there; others are offered what we are.
+func TestLiveOffersToOthers(t *testing.T) {
+	cmd := turn{"XCLIENT NAME=mail.x.example ADDR=192.0.2.1 PORT=[UNAVAILABLE] PROTO=ESMTP REVERSE_NAME=[TEMPUNAVAIL] HELO=h\r\n", greeting}
+	script := append(hello("8BITMIME", "DSN", offer), cmd, turn{"EHLO h\r\n", "250 primary.example\r\n"}, turn{"MAIL FROM:<a@x.example>\r\n", "550 5.7.1 no\r\n"}, turn{quit, bye})
+	played := make(chan error, 1)
+	c := liveClient(t, Route{}, func(conn net.Conn) { played <- play(conn, script) })
+	l := c.live()
+	if reply, err := l.Mail(t.Context(), asked("h"), 0); err != nil || reply.Code != 550 {
+		t.Errorf("%v, %v", reply, err)
+	}
+	l.Close()
+	if err := <-played; err != nil {
+		t.Error(err)
+	}
+	if o, live := c.LiveOffers(); !live || !o.EightBit || !o.DSN || o.UTF8 {
+		t.Errorf("offers %+v, %v", o, live)
+	}
+}

@@ -119,7 +119,7 @@ func (t *Timeouts) defaults() {
 }
 
 // shutdownGrace is what a transaction under way gets to end after its context
-// has: breaking it off behind the final dot would make a duplicate.
+// has: breaking it off after the final dot would make a duplicate.
 const shutdownGrace = 10 * time.Second
 
 // Options are New's.

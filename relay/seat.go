@@ -11,7 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// How long a session waits for its client to go on, behind a transaction and
+// How long a session waits for its client to go on, after a transaction and
 // inside of one.
 const (
 	seatRest = 5 * time.Second

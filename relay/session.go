@@ -94,7 +94,7 @@ type session struct {
 	xclient   string             // XCLIENT's attributes, also when it is offered no more
 	noXClient bool               // the next hop offered XCLIENT, but does not take ours
 	awaited   []awaited          // replies owed to us, in order
-	active    []*transaction     // begun and not settled: one ending, one behind it
+	active    []*transaction     // begun and not settled: one ending, one after it
 	waiting   *envelope.Transfer // taken, to be begun when active is empty
 	done      int                // messages that got their final reply
 	dirty     bool               // a transaction is open that needs RSET

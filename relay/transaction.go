@@ -111,7 +111,7 @@ func isASCII(s string) bool {
 	return true
 }
 
-// begin sends x's commands up to DATA, behind RSET if a transaction is open.
+// begin sends x's commands up to DATA, after RSET if a transaction is open.
 // With PIPELINING their replies are left to drain, but for those that do not
 // fit the window; without, it waits for each.
 func (s *session) begin(x *transaction) error {

@@ -38,7 +38,7 @@ func xclient(c envelope.Client, offered string) string {
 		{"ADDR", prefix + addr.String()},
 		{"PORT", "[UNAVAILABLE]"}, // else each connection of a client would need a session of ours
 		{"PROTO", proto},
-		{"REVERSE_NAME", hostAttr(c.ReverseName, c.ReverseStatus)}, // behind NAME, which sets it too
+		{"REVERSE_NAME", hostAttr(c.ReverseName, c.ReverseStatus)}, // after NAME, which sets it too
 		{"HELO", helo},
 	}
 	command := "XCLIENT"

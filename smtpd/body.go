@@ -20,7 +20,7 @@ type body struct {
 	ended     time.Time
 
 	lineStart bool // what comes next is a line's start
-	afterLF   bool // … and stands behind a bare line feed
+	afterLF   bool // … and stands after a bare line feed
 	inLine    bool // what comes next goes on with a line that was too long for the buffer
 	bareCR    bool
 	bareLF    bool

@@ -65,8 +65,8 @@ func (s *session) obey(line string) {
 	}
 }
 
-// aheadOfTurn notes, for the policy, a client that sent more behind a command
-// that must be the last of a group (RFC 2920 §3.1), or behind any without
+// aheadOfTurn notes, for the policy, a client that sent more after a command
+// that must be the last of a group (RFC 2920 §3.1), or after any without
 // EHLO. It hangs up where the policy wants that.
 func (s *session) aheadOfTurn(verb string) (over bool) {
 	switch verb {

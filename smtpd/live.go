@@ -29,7 +29,7 @@ type Player interface {
 	Close()
 }
 
-// MayHaveArrived is an error behind which the primary may have the message.
+// MayHaveArrived is an error that says whether the primary may have the message.
 type MayHaveArrived interface {
 	error
 	MayHaveArrived() bool

@@ -83,7 +83,7 @@ func (s *session) tooLax(path string) bool {
 	return s.snap.Spec().Protocol.StrictEnvelopes && envelope.Lax(path)
 }
 
-// words are the parameters behind a path. In brackets or quotes they may hold
+// words are the parameters after a path. In brackets or quotes they may hold
 // white space.
 func words(list string) iter.Seq[string] {
 	return func(yield func(string) bool) {
