@@ -66,7 +66,7 @@ func (c *joinCmd) join(ctx context.Context, cfg *config.Config) (*policysync.Joi
 	return joined, giveTo(cfg.StateDir, syncDir(cfg))
 }
 
-// answered says whether a daemon is behind a control socket.
+// answered says whether a daemon answers at a control socket.
 func answered(ctx context.Context, path string) bool {
 	c, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
 	if err == nil {

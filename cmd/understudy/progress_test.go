@@ -2,9 +2,13 @@ package main
 
 import (
 	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/alecthomas/kong"
 )
 
 // TestProgress: nothing in the first second, then at most two lines a second, with
@@ -98,5 +102,38 @@ func TestJSON(t *testing.T) {
 	}
 	if found < 12 {
 		t.Errorf("%d commands looked at: the search is broken", found)
+	}
+}
+
+// TestRunbookCommands: the commands that alerts and the runbook name are there.
+func TestRunbookCommands(t *testing.T) {
+	parser, err := newParser(&cli{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	for _, file := range []string{"../../docs/RUNBOOK.md", "../../docs/CONTAINER.md", "../../metrics/alerts.yml"} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile("(?:`|: \"|-- |; |, |    |understudy )understudy ([a-z]+)( [a-z]+)?").FindAllStringSubmatch(string(text), -1) {
+			n := parser.Model.Node
+			for _, word := range m[1:] {
+				if len(n.Children) == 0 || word == "" {
+					break
+				}
+				i := slices.IndexFunc(n.Children, func(c *kong.Node) bool { return c.Name == strings.TrimSpace(word) })
+				if i < 0 {
+					t.Errorf("%s names %q, which isn't a command", file, strings.TrimSpace(m[0]))
+					break
+				}
+				n = n.Children[i]
+			}
+			found++
+		}
+	}
+	if found < 50 {
+		t.Errorf("%d commands found: the search is broken", found)
 	}
 }

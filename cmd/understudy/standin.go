@@ -32,7 +32,7 @@ type standInCmd struct {
 func (standInCmd) Help() string {
 	return `Before work on the primary: from now on sessions are judged by the policy, accepted mail is kept, and nothing is relayed, although the primary may be up. Sessions that are played through to it end with their message. What the policy has the primary asked about is answered as in an outage. It ends by itself, or by --end, and survives a restart of the daemon; then the backlog is relayed.
 
-Given again, it changes end and reason. It is shown by "understudy queue list" and "queue watch", in the metrics (understudy_stand_in_end_timestamp_seconds) and as a planned one in "understudy outage list".
+Given again, it changes end and reason. It is shown by "understudy queue list" and "understudy watch", in the metrics (understudy_stand_in_end_timestamp_seconds) and as a planned one in "understudy outage list".
 
 Examples:
 

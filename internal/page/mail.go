@@ -17,7 +17,7 @@ const (
 	maxWaiting    = 5
 	maxHeld       = 100
 	maxRecipients = 10              // of a message
-	walkTimeout   = 5 * time.Second // held messages may stand far behind
+	walkTimeout   = 5 * time.Second // held messages may be far back in line
 )
 
 // message is one as it is shown.
