@@ -1,5 +1,5 @@
 # The commands of the README, by name. CI runs the same ones.
-.PHONY: build deb image demo test crash forged soak bench bench-sync bench-door bench-memory bench-live live parity parity-filters greylist suites screenshots generate lint
+.PHONY: build deb image demo test crash forged soak bench bench-sync bench-door bench-memory bench-live live parity parity-filters milters greylist suites screenshots generate lint
 
 build:
 	go build -o understudy ./cmd/understudy
