@@ -178,9 +178,12 @@ func (b *browser) key(keys string) {
 	b.do(chromedp.KeyEvent(keys))
 }
 
+const hostileLetter = "Subject: a <script>alert(2)</script> letter\r\nContent-Type: multipart/alternative; boundary=b\r\n\r\n" +
+	"--b\r\nContent-Type: text/plain\r\n\r\n<img src=x onerror=alert(3)> plain\r\n--b\r\nContent-Type: text/html\r\n\r\n<script>alert(4)</script>\r\n--b--\r\n"
+
 // TestPage watches an outage on the page, in a real browser: the primary is down,
 // mail comes in, the primary is back and refuses some of it, the rest drains, and
-// what is held is released and removed. What others wrote into their mail stays
+// what is held is read, released and removed. What others wrote into their mail stays
 // text.
 func TestPage(t *testing.T) {
 	const refused = "smtpd_recipient_restrictions = check_recipient_access inline:{ {gone@example.org = 550 5.1.1 <script>alert(1)</script>} {late@example.org = 550 5.1.1 later} }"
@@ -190,7 +193,7 @@ func TestPage(t *testing.T) {
 		n, extra = 600, "xclient = false\n"
 	}
 	secondary := newSecondary(t, primary.addr, policyFor("gone@example.org", "late@example.org", "alice@example.org", "bob@example.org"),
-		fmt.Sprintf("%smax_rate = 25\n[web]\nlisten = %q\n", extra, addr))
+		fmt.Sprintf("%smax_rate = 25\n[web]\nlisten = %q\nshow_mail = true\n", extra, addr))
 	secondary.start()
 	url := strings.TrimSpace(secondary.cli("page"))
 
@@ -215,7 +218,7 @@ func TestPage(t *testing.T) {
 	}
 	accept(t, secondary, &books, "late@example.org")
 	o := testmx.Send(t, secondary.addr, demo.Mail{Helo: "client.sender.example", From: `"<img/src=x/onerror=alert(1)>"@sender.example`,
-		To: []string{"gone@example.org"}, Content: []byte(message("refused", 100))}) // not in the books: it is removed
+		To: []string{"gone@example.org"}, Content: []byte(hostileLetter)}) // not in the books: it is removed
 	if !o.Final.Positive() {
 		t.Fatal(o.Last())
 	}
@@ -263,6 +266,19 @@ func TestPage(t *testing.T) {
 	b.wait("#held", "The primary refused it: 550 5.1.1 <gone@example.org>: Recipient address rejected: <script>alert(1)</script>")
 	b.wait("#held", "<img/src=x/onerror=alert(1)>")
 	b.looks("held")
+
+	eval[any](b, `document.querySelector("#held [data-of^=Read]").focus()`)
+	b.key("\r")
+	b.wait("#letter-mail", "to ")
+	b.key("\r") // Close has the focus
+	eval[any](b, `[...document.querySelectorAll("#held li")].find(e => e.innerText.includes("gone@")).querySelector("[data-of^=Read]").click()`)
+	b.wait("#letter-text", "Subject: a <script>alert(2)</script> letter")
+	b.wait("#letter-text", "<img src=x onerror=alert(3)> plain")
+	if text := b.text("#letter-text"); strings.Contains(text, "alert(4)") {
+		t.Errorf("HTML is shown: %s", text)
+	}
+	b.accessible("reading")
+	b.key("\r")
 
 	// By keyboard alone: release the first, once the primary takes it.
 	primary.reconfigure("smtpd_recipient_restrictions = check_recipient_access inline:{ {gone@example.org = 550 5.1.1 gone} }")

@@ -29,7 +29,7 @@ func (d *daemon) openPage() error {
 	}
 	d.page = page.New(page.Options{Hostname: d.cfg.Hostname, Version: versionLine(), Desk: daemonOf(d.cfg),
 		History: filepath.Join(d.cfg.StateDir, "page.json"), Metrics: d.registry,
-		Token: token, Header: c.TrustedHeader, Hosts: c.Hosts, Addresses: c.ShowAddresses, Log: d.log})
+		Token: token, Header: c.TrustedHeader, Hosts: c.Hosts, Addresses: c.ShowAddresses, ShowMail: c.ShowMail, Log: d.log})
 	return nil
 }
 

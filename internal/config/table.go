@@ -298,6 +298,9 @@ var settings = []setting{
 	{"web", "show_addresses", choice("token", "all", "none"), `"token"`, nil,
 		"Who may see envelope addresses, and release and remove held mail: those with the token, users of the proxy too, or nobody. Others see only numbers.",
 		func(c *Config) any { return &c.Web.ShowAddresses }},
+	{"web", "show_mail", boolean, "false", nil,
+		"Whether those who see envelope addresses may read waiting mail as well: its main header fields and text, with what could act in a browser replaced. Each message that is read is logged with the reader.",
+		func(c *Config) any { return &c.Web.ShowMail }},
 
 	{"notify", "mail", mailList, "[]", nil,
 		`Mail addresses at the primary, such as ["ops@example.org"]. The mail waits for the primary in the queue, as all mail does; for news at once, use a webhook, or an address elsewhere for which a [[route]] exists.`,

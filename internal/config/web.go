@@ -16,6 +16,7 @@ type Web struct {
 	Hosts         []string
 	TrustedHeader string
 	ShowAddresses string // token, all, none
+	ShowMail      bool   // to those, what messages say
 }
 
 // WebTokenFile holds the token of the operator's page.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/understudy-mx/understudy/internal/control"
+	"github.com/understudy-mx/understudy/internal/letter"
 	"github.com/understudy-mx/understudy/queue"
 )
 
@@ -72,6 +73,7 @@ type mailNow struct {
 	Waiting []message `json:"waiting"`
 	Held    []message `json:"held"`
 	Cut     bool      `json:"cut"`
+	Read    bool      `json:"read"` // what they say may be read
 }
 
 var errFull = errors.New("enough")
@@ -94,7 +96,7 @@ func (p *Page) mail(w http.ResponseWriter, r *http.Request, who caller) {
 		control.Fail(w, http.StatusServiceUnavailable, errors.New(show(err.Error())))
 		return
 	}
-	list := mailNow{Waiting: []message{}, Held: []message{}}
+	list := mailNow{Waiting: []message{}, Held: []message{}, Read: p.o.ShowMail}
 	err = p.o.Desk.Messages(ctx, func(i queue.Info) error {
 		switch {
 		case anyHeld(i) && len(list.Held) < maxHeld:
@@ -109,6 +111,24 @@ func (p *Page) mail(w http.ResponseWriter, r *http.Request, who caller) {
 	})
 	list.Cut = status.Held > maxHeld || err != nil && !errors.Is(err, errFull)
 	answer(w, list)
+}
+
+// read sends what a message says, as text without anything active.
+func (p *Page) read(w http.ResponseWriter, r *http.Request, who caller) {
+	if !p.o.ShowMail || !who.addresses {
+		control.Fail(w, http.StatusForbidden, errors.New("mail is not for you to read here: [web] show_mail"))
+		return
+	}
+	id := r.PathValue("id")
+	body, err := p.o.Desk.Body(r.Context(), id)
+	if err != nil {
+		control.Fail(w, http.StatusNotFound, errors.New(show(err.Error())))
+		return
+	}
+	defer body.Close()
+	p.o.Log.Info("mail read on the page", "id", show(id), "by", who.name)
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	_ = letter.Write(w, body) // fails only when the reader has gone, or the queue's disk
 }
 
 // settle releases, returns or removes a held message.

@@ -4,6 +4,7 @@
 //	GET  /, /page.css, /page.js     the page, without data
 //	GET  /api/events                server-sent events: "history" once, then "now" each second
 //	GET  /api/mail                  the oldest messages that wait, and the held ones
+//	GET  /api/mail/ID/text          what a message says, as plain text
 //	GET  /api/outages/ID/report     the report of an outage, HTML to keep
 //	POST /api/mail/ID/release       puts a held one back in line
 //	POST /api/mail/ID/remove        deletes a held one
@@ -20,6 +21,7 @@ import (
 	"embed"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -57,6 +59,7 @@ type Desk interface {
 	OutageReport(ctx context.Context, id int, format string) ([]byte, error)
 	Parity(ctx context.Context, all bool) (meter.Report, error)
 	Message(ctx context.Context, id string) (queue.Info, error)
+	Body(ctx context.Context, id string) (io.ReadCloser, error)
 	Messages(ctx context.Context, fn func(queue.Info) error) error
 	Release(ctx context.Context, id string) error
 	Return(ctx context.Context, id string) error
@@ -74,6 +77,7 @@ type Options struct {
 	Header    string   // names whom a proxy has let in; "" for no proxy
 	Hosts     []string // by which the page may be called, besides this machine's
 	Addresses string   // who sees envelopes and settles held mail: ForToken, ForAll, ForNone
+	ShowMail  bool     // to them: what messages say
 	Log       *slog.Logger
 }
 
@@ -148,6 +152,7 @@ func (p *Page) Handler() http.Handler {
 	mux.HandleFunc("GET /api/events", p.forKnown(p.events))
 	mux.HandleFunc("GET /api/outages/{id}/report", p.forKnown(p.report))
 	mux.HandleFunc("GET /api/mail", p.forKnown(p.mail))
+	mux.HandleFunc("GET /api/mail/{id}/text", p.forKnown(p.read))
 	mux.HandleFunc("POST /api/mail/{id}/{what}", p.forKnown(p.settle))
 	return p.guard(mux)
 }

@@ -436,10 +436,10 @@ function drawMail(mail, now) {
   const focus = document.activeElement?.dataset.of;
   say("held-note", mail.held.length === 0 ? "None. Mail that the primary refuses after we took it is kept here." : mail.cut ? "There may be more: understudy queue list." : "");
   $("held").replaceChildren(...mail.held.map((m) => mailLine(m, now,
-    button("Release", "", m, () => settle(m, "release")), m.vouched ? button("Return", "", m, () => settle(m, "return")) : null, m.all_held ? button("Remove", "bad", m, () => settle(m, "remove")) : null)));
+    mail.read ? button("Read", "", m, () => read(m)) : null, button("Release", "", m, () => settle(m, "release")), m.vouched ? button("Return", "", m, () => settle(m, "return")) : null, m.all_held ? button("Remove", "bad", m, () => settle(m, "remove")) : null)));
   const waiting = now.messages - now.held;
   say("waiting-note", waiting === 0 ? "Nothing waits." : waiting > mail.waiting.length ? `The first ${mail.waiting.length} of ${whole(waiting)}.` : "");
-  $("waiting").replaceChildren(...mail.waiting.map((m) => mailLine(m, now)));
+  $("waiting").replaceChildren(...mail.waiting.map((m) => mailLine(m, now, ...(mail.read ? [button("Read", "", m, () => read(m))] : []))));
   if (focus) document.querySelector(`[data-of="${CSS.escape(focus)}"]`)?.focus();
 }
 
@@ -449,11 +449,26 @@ const asks = {
   remove: ["Remove this message?", "It is deleted for good. Neither the sender nor the recipient hears of it.", "Remove"],
 };
 
+const envelope = (m) => ["from ", m.from ? foreign(m.from) : "nobody", " to ", foreign(m.recipients.map((r) => r.address).join(", "))];
+
+async function read(m) {
+  let said = "";
+  try {
+    const response = await ask(`api/mail/${encodeURIComponent(m.id)}/text`);
+    said = response.ok ? await response.text() : `Not shown: ${await refusal(response)}.`;
+  } catch {
+    said = "Not shown: no connection.";
+  }
+  $("letter-mail").replaceChildren(...envelope(m));
+  $("letter-text").replaceChildren(foreign(said));
+  $("letter").showModal();
+}
+
 function confirmed(m, what) {
   const dialog = $("ask"), [title, text, yes] = asks[what];
   say("ask-title", title);
   say("ask-text", text);
-  $("ask-mail").replaceChildren("from ", m.from ? foreign(m.from) : "nobody", " to ", foreign(m.recipients.map((r) => r.address).join(", ")));
+  $("ask-mail").replaceChildren(...envelope(m));
   say("ask-yes", yes);
   $("ask-yes").className = what === "remove" ? "bad" : "";
   dialog.returnValue = "no";

@@ -103,6 +103,13 @@ func (d *desk) Message(_ context.Context, id string) (queue.Info, error) {
 	return queue.Info{}, queue.ErrNotFound
 }
 
+func (d *desk) Body(_ context.Context, id string) (io.ReadCloser, error) {
+	if _, err := d.Message(context.Background(), id); err != nil {
+		return nil, err
+	}
+	return io.NopCloser(strings.NewReader("Subject: =?utf-8?q?gr=C3=BC=C3=9Fe?=\r\nFrom: " + hostile + "\r\nContent-Type: text/html\r\n\r\n<script>alert(2)</script>\r\n")), nil
+}
+
 func (d *desk) Messages(_ context.Context, fn func(queue.Info) error) error {
 	for _, m := range d.mail() {
 		d.walked++
@@ -232,6 +239,50 @@ func TestWhoMayAsk(t *testing.T) {
 			}
 			if settled := strings.HasPrefix(tt.target, "/api/mail/") && tt.want == 200; settled != (len(d.done) == 1) {
 				t.Errorf("did %q", d.done)
+			}
+		})
+	}
+}
+
+// TestRead: what a message says is plain text, for those who may see addresses
+// where the configuration says so, and the log says who read it.
+func TestRead(t *testing.T) {
+	shown := func(o *Options) { o.ShowMail = true }
+	bearer := []string{"Authorization", "Bearer " + token}
+	for _, tt := range []struct {
+		name, id string
+		options  func(*Options)
+		headers  []string
+		want     int
+	}{
+		{"waiting", "W", shown, bearer, 200},
+		{"held", "H", shown, bearer, 200},
+		{"unknown", "X", shown, bearer, 404},
+		{"without the token", "W", shown, nil, 403},
+		{"from elsewhere", "W", shown, append([]string{"Sec-Fetch-Site", "cross-site"}, bearer...), 403},
+		{"not said", "W", func(*Options) {}, bearer, 403},
+		{"nobody sees addresses", "W", func(o *Options) { o.ShowMail, o.Addresses = true, ForNone }, bearer, 403},
+		{"proxy's user", "W", func(o *Options) { o.ShowMail, o.Header = true, "Remote-User" }, []string{"Remote-User", "alice"}, 403},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			o := options(&desk{})
+			tt.options(&o)
+			var logged bytes.Buffer
+			o.Log = slog.New(slog.NewTextHandler(&logged, nil))
+			w := httptest.NewRecorder()
+			New(o).Handler().ServeHTTP(w, request("GET", "/api/mail/"+tt.id+"/text", tt.headers...))
+			if read := strings.Contains(logged.String(), "id="+tt.id+" by=token"); w.Code != tt.want || read != (tt.want == 200) {
+				t.Errorf("%d, want %d: %s\nlogged: %s", w.Code, tt.want, w.Body, &logged)
+			}
+			if w.Code != 200 {
+				return
+			}
+			text, kind := w.Body.String(), w.Header().Get("Content-Type")
+			if !strings.Contains(text, "grüße") || strings.ContainsAny(text, "\x1b\u202e\x00") || strings.Contains(text, "alert(2)") {
+				t.Errorf("it says %q", text)
+			}
+			if kind != "text/plain; charset=utf-8" || w.Header().Get("X-Content-Type-Options") != "nosniff" {
+				t.Errorf("as %q, %v", kind, w.Header())
 			}
 		})
 	}
