@@ -32,6 +32,7 @@ type cell struct {
 	clients  int      // whose identity XCLIENT hands on; 0: without XCLIENT
 	held     bool     // the policy puts all mail on hold
 	live     bool     // the primary is up, rtt away
+	real     bool     // … and a Postfix
 	rounds   int      // at most; 0: as many as are asked for
 	syncs    string   // what Postfix and Understudy sync before their 250
 	target   string

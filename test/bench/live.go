@@ -125,6 +125,10 @@ func (b *bench) live(ctx context.Context) error {
 					c.count /= 2
 				}
 				all = append(all, c)
+				if size == 4<<10 {
+					c.name, c.real, c.count = c.name+", a Postfix", true, c.count/4
+					all = append(all, c)
+				}
 			}
 		}
 	}

@@ -137,7 +137,19 @@ func (b *bench) newLivePeer(ctx context.Context, c cell, p *peer) (err error) {
 	} else if p.kind == direct {
 		at = p.addr
 	}
-	if p.behind, err = startPrimary(at); err != nil || p.kind == direct {
+	if c.real {
+		primary, err := b.postfixPrimary(ctx, p)
+		if err != nil {
+			return err
+		}
+		p.behind, p.primary = primary.run, primary.addr
+		if p.kind == direct {
+			p.addr = primary.addr
+		}
+	} else {
+		p.behind, err = startPrimary(at)
+	}
+	if err != nil || p.kind == direct {
 		return err
 	}
 	file, err := b.imported(ctx, false)

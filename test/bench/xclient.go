@@ -35,24 +35,8 @@ func drainPostfix(ctx context.Context, b *bench, p *peer, c cell) (figures, erro
 	if err != nil {
 		return figures{}, fmt.Errorf("fill the queue: %w", err)
 	}
-	dir := filepath.Join(p.dir, "primary")
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		return figures{}, err
-	}
-	primary, err := b.newPeer(ctx, cell{}, postfix, dir)
+	primary, err := b.postfixPrimary(ctx, p)
 	if err != nil {
-		return figures{}, err
-	}
-	more := "myhostname = primary.example.org\nrelay_transport = discard:\nsmtpd_authorized_xclient_hosts = 127.0.0.1\n"
-	main := filepath.Join(dir, "conf", "main.cf")
-	text, err := os.ReadFile(main)
-	if err == nil {
-		err = os.WriteFile(main, []byte(testmx.Override(string(text), more)), 0o644)
-	}
-	if err != nil {
-		return figures{}, err
-	}
-	if err := primary.start(); err != nil {
 		return figures{}, err
 	}
 	defer primary.stop()
@@ -74,4 +58,27 @@ func drainPostfix(ctx context.Context, b *bench, p *peer, c cell) (figures, erro
 		}
 		return 0, fmt.Errorf("%.0f messages are left", p.metric("understudy_queue_messages"))
 	})
+}
+
+// postfixPrimary starts a Postfix that is p's primary: it takes identities from
+// p, and all mail, and delivers none.
+func (b *bench) postfixPrimary(ctx context.Context, p *peer) (*peer, error) {
+	dir := filepath.Join(p.dir, "primary")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return nil, err
+	}
+	primary, err := b.newPeer(ctx, cell{}, postfix, dir)
+	if err != nil {
+		return nil, err
+	}
+	more := "myhostname = primary.example.org\nrelay_transport = discard:\nsmtpd_authorized_xclient_hosts = 127.0.0.1\n"
+	main := filepath.Join(dir, "conf", "main.cf")
+	text, err := os.ReadFile(main)
+	if err == nil {
+		err = os.WriteFile(main, []byte(testmx.Override(string(text), more)), 0o644)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return primary, primary.start()
 }
