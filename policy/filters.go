@@ -70,7 +70,7 @@ type SPFService struct {
 	Message     string `json:"reason_message"` // with {rejectdefer}, {spf} and {url}
 	OldCodes    bool   `json:"no_enhanced_status_codes,omitempty"`
 	HideRcpt    bool   `json:"hide_receiver,omitempty"`
-	// Header says what it tells the filters behind it: "SPF", "AR" or "None".
+	// Header says what it tells the filters after it: "SPF", "AR" or "None".
 	Header string `json:"header_type,omitempty"`
 }
 

@@ -46,7 +46,7 @@ type cli struct {
 	DNSBL    dnsblCmd    `cmd:"" name:"dnsbl" help:"Show the policy's DNS lists, and whether they are well."`
 	Policy   policyCmd   `cmd:"" help:"Import, check, explain and compare policies; approve deletions."`
 	Parity   parityCmd   `cmd:"" help:"Prove that the policy decides as the live primary does."`
-	Setup    setupCmd    `cmd:"" help:"Set a pair up from nothing."`
+	Setup    setupCmd    `cmd:"" help:"Set up a pair from scratch."`
 	Doctor   doctorCmd   `cmd:"" help:"Look for what is wrong with the set-up, and say what mends it."`
 	Join     joinCmd     `cmd:"" help:"On the secondary: pair with the primary that printed an invitation."`
 	Publish  publishCmd  `cmd:"" help:"On the primary: offer its policy to the secondaries."`

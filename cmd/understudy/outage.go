@@ -87,7 +87,7 @@ type outageCmd struct {
 	List   outageListCmd   `cmd:"" help:"List the primary's outages, the last one last."`
 	Show   outageShowCmd   `cmd:"" help:"Show one: when, how it was noticed, what became of the mail."`
 	Report outageReportCmd `cmd:"" help:"Write one as a page to print, signed."`
-	Verify outageVerifyCmd `cmd:"" help:"Tell whether a report is as it was signed, and by whom."`
+	Verify outageVerifyCmd `cmd:"" help:"Check that a report is as it was signed, and by whom."`
 }
 
 func (outageCmd) Help() string {

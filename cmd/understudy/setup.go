@@ -26,7 +26,7 @@ type setupCmd struct {
 }
 
 func (setupCmd) Help() string {
-	return `Sets a pair up from nothing: on the primary beside Postfix, then, with the line that it prints, on the secondary. Each shows what it writes and which commands it runs, asks before it does so, and ends in ` + "`understudy doctor`" + `. What is there already stays as it is, so it can be run again.`
+	return `Sets up a pair from scratch: on the primary beside Postfix, then, with the line that it prints, on the secondary. Each shows what it writes and which commands it runs, asks before it does so, and ends in ` + "`understudy doctor`" + `. What is there already stays as it is, so it can be run again.`
 }
 
 // setup asks, shows and does.

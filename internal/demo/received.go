@@ -19,7 +19,7 @@ type skipReceived struct {
 const (
 	matchName = iota // comparing the content's start with the field's name
 	inField
-	afterLine // behind a line end in the field: does a continuation follow?
+	afterLine // after a line end in the field: does a continuation follow?
 	pass
 )
 

@@ -19,7 +19,7 @@ type Mail struct {
 	XClient string // attributes for XCLIENT, as "ADDR=192.0.2.1 NAME=a.example"; "" for no XCLIENT
 	Helo    string // argument of EHLO, default "sender.example"
 	From    string // reverse-path without <>
-	Params  string // behind MAIL FROM:<…>, as "SIZE=100"
+	Params  string // after MAIL FROM:<…>, as "SIZE=100"
 	To      []string
 	Content []byte // lines end in CRLF, the last one too; not dot-stuffed
 }

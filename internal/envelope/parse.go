@@ -23,7 +23,7 @@ var (
 	errUTF8       = errors.New("not UTF-8 text")
 )
 
-// ParseReversePath reads the text behind "MAIL FROM:". params is what follows
+// ParseReversePath reads the text after "MAIL FROM:". params is what follows
 // the path. It is as lenient as a Postfix without strict_rfc821_envelopes:
 // brackets may lack, source routes are cut off (RFC 5321 §4.1.1.3), comments,
 // spaces around "@" and "." and one dot at the domain's end don't count. Whether
@@ -33,7 +33,7 @@ func ParseReversePath(arg string) (p ReversePath, params string, err error) {
 	return p, params, err
 }
 
-// ParseForwardPath reads the text behind "RCPT TO:", as ParseReversePath does;
+// ParseForwardPath reads the text after "RCPT TO:", as ParseReversePath does;
 // the null path is an error.
 func ParseForwardPath(arg string) (p ForwardPath, params string, err error) {
 	path, dot, m, params, err := readPath(arg)

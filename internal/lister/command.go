@@ -13,7 +13,7 @@ import (
 	"github.com/understudy-mx/understudy/internal/program"
 )
 
-// listCommand runs a command: each line of its output is a key and, behind a
+// listCommand runs a command: each line of its output is a key and, after a
 // tab, a value. Anything but exit 0 fails the listing, whatever was printed.
 func (s *Source) listCommand(ctx context.Context, row func(key, value string) error) error {
 	argv := s.Command

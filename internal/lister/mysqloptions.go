@@ -73,7 +73,7 @@ func (o *optionFiles) read(name string, depth int) error {
 	return nil
 }
 
-// unquoteOption takes off quotes, or a comment behind the value.
+// unquoteOption takes off quotes, or a comment after the value.
 func unquoteOption(v string) string {
 	v = strings.TrimSpace(v)
 	if len(v) > 1 && (v[0] == '"' || v[0] == '\'') && v[len(v)-1] == v[0] {

@@ -130,7 +130,7 @@ func (s *scanner) header() string {
 	return path
 }
 
-// key reads a dotted key and the space behind it.
+// key reads a dotted key and the space after it.
 func (s *scanner) key() (string, bool) {
 	path := ""
 	for {

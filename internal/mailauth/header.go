@@ -70,7 +70,7 @@ func (h *headerReader) end() {
 }
 
 // flush keeps the pending field, if it is one. As in opendkim a name with a
-// semicolon in it is none, and white space behind the name is gone: Postfix
+// semicolon in it is none, and white space after the name is gone: Postfix
 // doesn't show it to a milter.
 func (h *headerReader) flush() {
 	raw := bytes.TrimSuffix(bytes.TrimSuffix(h.pending, []byte("\n")), []byte("\r"))

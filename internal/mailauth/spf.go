@@ -274,7 +274,7 @@ func (q *spfQuery) mx(m spfMechanism) (bool, error) {
 		return false, spfMistake(fmt.Sprintf("More than %d MX records returned", spfMaxNames))
 	}
 	var all []netip.Addr
-	for _, mx := range mxs { // all of them, as pyspf does: one that fails counts even behind one that matches
+	for _, mx := range mxs { // all of them, as pyspf does: one that fails counts even after one that matches
 		addrs, err := q.addresses(mx.Host, q.ip.Is4())
 		if err != nil {
 			return false, err

@@ -34,7 +34,7 @@ var (
 	spfMacro     = regexp.MustCompile(`^([A-Za-z])([0-9]*)([rR]?)([-.+,/_=]*)$`)
 )
 
-// parse reads the whole record before any of it counts: a mistake behind the
+// parse reads the whole record before any of it counts: a mistake after the
 // mechanism that matches is one nevertheless, RFC 7208 §4.6.
 func (q *spfQuery) parse(record, domain string) (spfRecord, error) {
 	var out spfRecord

@@ -30,7 +30,7 @@ func (s *diskStore) Close() error                  { return nil }
 
 // SetMeta and GetMeta keep the last CURRENT as CURRENT.bak, like goleveldb's
 // own storage: it removes a manifest when SetMeta fails, even if it failed
-// behind the rename.
+// after the rename.
 func (s *diskStore) SetMeta(fd storage.FileDesc) error {
 	current := filepath.Join(s.dir, "CURRENT")
 	if old := s.d.Bytes(current); old != nil {

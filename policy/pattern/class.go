@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// class reads a bracket expression behind its "[".
+// class reads a bracket expression after its "[".
 func (t *translator) class() (charset, error) {
 	var set charset
 	negated := t.eat("^")
@@ -153,7 +153,7 @@ func escapedSet(c byte) (charset, bool) {
 	return charset{}, false
 }
 
-// escapedChar reads PCRE's escape of one character, behind the backslash.
+// escapedChar reads PCRE's escape of one character, after the backslash.
 func (t *translator) escapedChar() (byte, error) {
 	c := t.src[t.pos]
 	t.pos++

@@ -90,7 +90,7 @@ func (t *translator) flagGroup() (repeatable bool, err error) {
 	return true, err
 }
 
-// conditional reads (?(1)yes|no) behind the second "(": its condition is a
+// conditional reads (?(1)yes|no) after the second "(": its condition is a
 // group by number or name.
 func (t *translator) conditional() error {
 	t.irregular = true

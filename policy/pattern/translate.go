@@ -224,7 +224,7 @@ func (t *translator) quantifier() (string, error) {
 	return "{" + lo + map[bool]string{true: "," + hi}[ranged] + "}", nil
 }
 
-// repeat writes a quantifier behind what was written since start.
+// repeat writes a quantifier after what was written since start.
 func (t *translator) repeat(start int, q string, again bool) {
 	lazy, possessive := false, false
 	if t.d == PCRE {
@@ -296,10 +296,10 @@ func (t *translator) anchor(whole, line string) {
 	t.out = append(t.out, whole...)
 }
 
-// noRepeat refuses a quantifier behind an anchor.
+// noRepeat refuses a quantifier after an anchor.
 func (t *translator) noRepeat() error {
 	if t.pos < len(t.src) && strings.IndexByte("*+?", t.src[t.pos]) >= 0 {
-		return errors.New("nothing to repeat behind an anchor")
+		return errors.New("nothing to repeat after an anchor")
 	}
 	return nil
 }

@@ -275,7 +275,7 @@ func checkListing(a asker, t *Table, rejects bool) error {
 	return err
 }
 
-// candidates asks about whatever looks like a key in the tables behind.
+// candidates asks about whatever looks like a key in the tables that the query reads.
 func (li *listing) candidates(why error) error {
 	c := newCandidates()
 	tables, err := li.behind()

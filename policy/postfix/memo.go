@@ -39,11 +39,11 @@ func (m *Memo) digests() maphash.Seed {
 type remembered struct {
 	db     *Database
 	query  string
-	stamps map[string]string // of the tables behind: "" when the database can't tell
+	stamps map[string]string // of the tables that the query reads: "" when the database can't tell
 	table  *Table
 	asked  map[string]bool                // the keys that were asked for, nil: none
 	full   time.Time                      // when all of them were
-	rows   map[string]map[uint64][]string // of the tables behind: what each row equates with the key, by its digest
+	rows   map[string]map[uint64][]string // of those tables: what each row equates with the key, by its digest
 }
 
 // maxRemembered bounds the rows whose texts are kept for one table.
@@ -214,7 +214,7 @@ var unsteady = map[string]bool{
 	"timestamp": true, "current_user": true, "user": true, "localtime": true,
 }
 
-// unchanged says that a table behind is as it was.
+// unchanged says that a table that the query reads is as it was.
 func (r *remembered) unchanged(table, stamp string) bool {
 	return stamp != "" && stamp == r.stamps[table] && !strings.HasPrefix(stamp, fresh)
 }
@@ -232,7 +232,7 @@ func (r *remembered) same(d *Database, now map[string]string) *Table {
 	return r.table
 }
 
-// readRows reads the rows of a table behind, for what changes.
+// readRows reads the rows of such a table, for what changes.
 func (li *listing) readRows(table string, tied []string, known map[uint64][]string) (map[uint64][]string, error) {
 	columns, err := li.session.Columns("SELECT * FROM " + table + " LIMIT 0")
 	if err != nil {
@@ -275,7 +275,7 @@ func (li *listing) readRows(table string, tied []string, known map[uint64][]stri
 // that would matter to them.
 const askAgain = 10 * time.Minute
 
-// changes reads the rows of the tables behind that the query ties to the key,
+// changes reads the rows of the tables that the query ties to the key,
 // and says what came or went since. nil means that any key may be concerned.
 func (li *listing) changes() (*touched, error) {
 	tied := li.db.statement.tied()

@@ -19,7 +19,7 @@ const (
 type segment struct {
 	n      int
 	prefix []byte   // of every key
-	suffix []byte   // of every key, behind the prefix
+	suffix []byte   // of every key, after the prefix
 	data   []byte   // what is left of each
 	ends   []uint16 // of each key in data; nil: every key has DigestSize octets
 	vals   []uint16 // hash: for each key its index in values
@@ -70,7 +70,7 @@ func (s *segment) equal(o *segment) bool {
 }
 
 // common counts the octets that every key of s begins with, and those that it
-// ends with behind them.
+// ends with after them.
 func (s *segment) common() (prefix, suffix int) {
 	first, last := s.rest(0), s.rest(s.n-1)
 	for prefix < min(len(first), len(last)) && first[prefix] == last[prefix] {

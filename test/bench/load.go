@@ -78,7 +78,7 @@ func (c *client) reply() (string, error) {
 	}
 }
 
-// talk sends each command and wants its reply to begin with the code behind it.
+// talk sends each command and wants its reply to begin with the code after it.
 func (c *client) talk(dialogue ...string) error {
 	for i := 0; i < len(dialogue); i += 2 {
 		if dialogue[i] != "" {

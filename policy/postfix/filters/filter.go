@@ -52,7 +52,7 @@ type Filter struct {
 	DMARC *policy.DMARCFilter
 	Grey  *policy.Greylist
 
-	// What it tells the filters behind it.
+	// What it tells the filters after it.
 	Verifies bool   // DKIM signatures
 	ServerID string // its authserv-id: "" is Postfix's name, HOSTNAME the host's
 	Trusts   []string

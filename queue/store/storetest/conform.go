@@ -259,7 +259,7 @@ func atomic(t *testing.T, sub Subject) {
 	readers.Wait()
 }
 
-// durable: each batch is there after a power cut right behind it.
+// durable: each batch is there after a power cut right after it.
 func durable(t *testing.T, sub Subject) {
 	o := sub.New(t)
 	for i := range 5 {
@@ -383,7 +383,7 @@ func bodies(t *testing.T, sub Subject) {
 	}
 }
 
-// bodiesDurable: a body is there, whole, after a power cut right behind Commit.
+// bodiesDurable: a body is there, whole, after a power cut right after Commit.
 func bodiesDurable(t *testing.T, sub Subject) {
 	o := sub.New(t)
 	text := write(t, open(t, o), bodyID, 40)
