@@ -150,9 +150,8 @@ func (e *eval) askMilters(st status) status {
 			if slices.ContainsFunc(m.dkim.Exempt, func(d string) bool { return strings.EqualFold(d, r.Author.Domain) }) {
 				continue
 			}
-			if got = e.openDKIM(m.dkim, r); got != refused {
-				good = append(good, goodSignatures(r)...)
-			}
+			got = e.openDKIM(m.dkim, r)
+			good = append(good, goodSignatures(r)...)
 		} else {
 			got = e.openDMARC(ctx, m.dmarc, r, good)
 		}

@@ -126,6 +126,7 @@ var contentAttacks = []attack{
 		f.index = f.index[:len(f.index)-1]
 	}},
 	{name: "index with an unknown tag", want: AlarmContent, forge: func(f *forgery) { f.index = []byte{9, 0, 0} }},
+	{name: "index that can't be read, of nothing", want: AlarmContent, forge: func(f *forgery) { f.index, f.layout = []byte{9}, nil }},
 	{name: "unknown kind of table", want: AlarmContent, forge: func(f *forgery) { f.layout[1].kind = 77 }},
 	{name: "second settings", want: AlarmContent, forge: func(f *forgery) { f.layout = append(f.layout, f.layout[0]) }},
 	{name: "table without a name", want: AlarmContent, forge: func(f *forgery) { f.layout[1].name = "" }},

@@ -134,6 +134,17 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+// TestAlarmTimes: what an operator reads about times names them, in UTC: whose
+// clock is wrong shows there alone.
+func TestAlarmTimes(t *testing.T) {
+	h := testHead(time.Unix(1_800_000_000, 0))
+	h.Expires = h.Created.Add(2 * time.Hour)
+	const want = "the head is valid from 2027-01-15T08:00:00Z to 2027-01-15T10:00:00Z"
+	if err := judgeTimes(h, h.Created); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("got %v, want %q", err, want)
+	}
+}
+
 func TestAlarmsAreListed(t *testing.T) {
 	seen := map[Alarm]bool{}
 	for _, a := range Alarms() {

@@ -296,6 +296,11 @@ func TestSameKeysStay(t *testing.T) {
 		t.Errorf("the pairing was written anew, %v", err)
 	}
 	h.PolicyKeys = append([]Pin{{1}}, h.PolicyKeys...)
+	f.o.fs = &failing{osFS{}, "write", pairingFile}
+	if err := f.trust(h); alarmOf(err, "") != AlarmStore || log.Len() > 0 {
+		t.Errorf("another key that can't be stored: %v, log %q", err, log.String())
+	}
+	f.o.fs = osFS{}
 	if err := f.trust(h); err != nil || !strings.Contains(log.String(), "policy_keys=2") {
 		t.Errorf("another key: %v, log %q", err, log.String())
 	}

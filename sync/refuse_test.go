@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"path"
 	"strings"
 	"testing"
@@ -49,6 +51,44 @@ func (f *failing) SyncDir(dir string) error {
 		return err
 	}
 	return f.fileSystem.SyncDir(dir)
+}
+
+func (f *failing) ReadDir(dir string) ([]string, error) {
+	if err := f.fails("list", dir); err != nil {
+		return nil, err
+	}
+	return f.fileSystem.ReadDir(dir)
+}
+
+// TestHeadsUnreadable: a follower that can't see which version it holds doesn't
+// start as if it held none: it would take an older one.
+func TestHeadsUnreadable(t *testing.T) {
+	p := newTestPublisher(t)
+	o := FollowerOptions{Dir: p.join(t, "mx2"), Domains: []string{"example.org"}, Metrics: newMetrics(), fs: &failing{osFS{}, "list", "heads"}}
+	if _, err := OpenFollower(o); !errors.Is(err, errKilled) {
+		t.Errorf("it starts: %v", err)
+	}
+}
+
+// TestJoinDamagedKey: a key that can't be read is named, and the invitation
+// stands.
+func TestJoinDamagedKey(t *testing.T) {
+	p, dir := newTestPublisher(t), t.TempDir()
+	invitation, err := p.Invite("mx2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := path.Join(dir, clientKeyFile)
+	write(t, key, []byte("no key"))
+	if _, err := Join(t.Context(), dir, invitation); err == nil || !strings.Contains(err.Error(), key) {
+		t.Errorf("got %v, want an error that names %s", err, key)
+	}
+	if err := os.Remove(key); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Join(t.Context(), dir, invitation); err != nil {
+		t.Errorf("without it: %v", err)
+	}
 }
 
 // TestRotationFails: keys that could not be stored are not said to be.

@@ -2,10 +2,12 @@ package policysync
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -145,6 +147,27 @@ func TestBuild(t *testing.T) {
 	}
 	if most := len(l2[0].chunks) + 5; n > most {
 		t.Errorf("a small change loaded %d chunks, more than %d", n, most)
+	}
+}
+
+// TestSettingsBound: a stolen key makes no follower read settings without end.
+func TestSettingsBound(t *testing.T) {
+	text := append([]byte(`{"version":1}`), bytes.Repeat([]byte(" "), maxSettings)...)
+	for n := maxSettings; n <= maxSettings+1; n++ {
+		chunks := map[hash][]byte{}
+		s := new(section)
+		for v := range slices.Chunk(text[:n], maxValue) {
+			b, err := appendRecord(nil, nil, v)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := ref{hash: sha256.Sum256(b), size: uint32(len(b)), records: 1}
+			s.chunks, chunks[r.hash] = append(s.chunks, r), b
+		}
+		_, err := buildSettings(s, func(r ref) ([]byte, error) { return chunks[r.hash], nil })
+		if long := n > maxSettings; (err != nil) != long || long && alarmOf(err, "") != AlarmContent {
+			t.Errorf("%d octets: %v", n, err)
+		}
 	}
 }
 

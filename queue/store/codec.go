@@ -124,8 +124,8 @@ func (c *codec) record(r *Record) {
 // part is a part of a record that need not be there.
 func (c *codec) part(number uint64, there *bool, content func()) {
 	if c.reads {
-		n, size := binary.Uvarint(c.b)
-		*there = size > 0 && n == number
+		n, _ := binary.Uvarint(c.b) // 0, which no part has, where there is none
+		*there = n == number
 	}
 	if *there {
 		c.uint(&number)

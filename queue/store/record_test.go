@@ -52,6 +52,33 @@ func TestRecordRoundTrip(t *testing.T) {
 	}
 }
 
+// TestRecordParts: what came later stands at a record's end under its number,
+// where the next version looks for it. What this version doesn't know is no part.
+func TestRecordParts(t *testing.T) {
+	base := fullRecord().Encode()[5:]
+	for part, mark := range map[string]func(*envelope.Envelope){
+		"\x01":                 func(e *envelope.Envelope) { e.MayHaveArrived = true },
+		"\x02\x04pass\x00\x00": func(e *envelope.Envelope) { e.Auth = envelope.Auth{Checked: true, SPF: "pass"} },
+		"\x02\x00\x00\x01\x0bexample.org\x04pass": func(e *envelope.Envelope) {
+			e.Auth = envelope.Auth{Checked: true, DKIM: []envelope.Signature{{Domain: "example.org", Result: "pass"}}}
+		},
+		"\x03": func(e *envelope.Envelope) { e.Report = true },
+	} {
+		r := fullRecord()
+		mark(&r.Env)
+		payload := r.Encode()[5:]
+		if got, found := bytes.CutPrefix(payload, base); !found || string(got) != part {
+			t.Errorf("got %q, want %q", got, part)
+		}
+		if got, err := DecodeRecord(seal(payload)); err != nil || !reflect.DeepEqual(got, r) {
+			t.Errorf("%q is read as %+v, %v", part, got, err)
+		}
+		if _, err := DecodeRecord(seal(append(payload, 4))); !errors.Is(err, ErrRecord) {
+			t.Errorf("an unknown part after %q: %v", part, err)
+		}
+	}
+}
+
 // Every flipped bit and every cut is noticed.
 func TestRecordDamage(t *testing.T) {
 	good := fullRecord().Encode()
@@ -68,6 +95,17 @@ func TestRecordDamage(t *testing.T) {
 	r.Recipients[0].Reply.Code = 1000
 	if _, err := DecodeRecord(r.Encode()); !errors.Is(err, ErrRecord) {
 		t.Errorf("a reply of four digits: %v", err)
+	}
+	yes, no := fullRecord(), fullRecord()
+	no.Env.UTF8 = false
+	one, zero := yes.Encode()[5:], no.Encode()[5:]
+	for i := range one {
+		if one[i] != zero[i] {
+			one[i] = 2
+		}
+	}
+	if _, err := DecodeRecord(seal(one)); !errors.Is(err, ErrRecord) {
+		t.Errorf("neither yes nor no: %v", err)
 	}
 	for i := range good {
 		if _, err := DecodeRecord(good[:i]); !errors.Is(err, ErrRecord) {

@@ -6,7 +6,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -97,6 +99,139 @@ func TestTotals(t *testing.T) {
 		if got, err := store.DecodeTotals(bad); !errors.Is(err, store.ErrRecord) {
 			t.Errorf("%x: %+v, %v", bad, got, err)
 		}
+	}
+}
+
+// watched is a store that fails to read keys, and counts its open files.
+type watched struct {
+	store.Store
+	err  error
+	open int
+}
+
+func (w *watched) Get(key []byte) ([]byte, error) {
+	if w.err != nil {
+		return nil, w.err
+	}
+	return w.Store.Get(key)
+}
+
+type watchedFile struct {
+	io.ReadCloser
+	w *watched
+}
+
+func (f watchedFile) Close() error {
+	f.w.open--
+	return f.ReadCloser.Close()
+}
+
+func (w *watched) Open(id string) (io.ReadCloser, int64, error) {
+	f, n, err := w.Store.Open(id)
+	if err == nil {
+		w.open++
+		f = watchedFile{f, w}
+	}
+	return f, n, err
+}
+
+// TestReadingFails: a disk that fails isn't a message that is gone, and no body
+// stays open: a queue has more of them than a process may have files.
+func TestReadingFails(t *testing.T) {
+	s, err := storetest.New().Open(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	const id = "0123456789abcdef"
+	body, err := s.Create(id)
+	if err == nil {
+		_, err = body.Write([]byte("body"))
+		err = errors.Join(err, body.Commit())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &watched{Store: s}
+	r := &store.Record{Size: 4, Sum: sha256.Sum256([]byte("body"))}
+	r.Env.ID = id
+	for size, good := range map[int64]bool{4: true, 5: false} {
+		r.Size = size
+		if err := store.CheckBody(w, r); (err == nil) != good || w.open != 0 {
+			t.Errorf("%d octets: %v, %d files are open", size, err, w.open)
+		}
+		if err := store.ReadWhole(w, r); (err == nil) != good || w.open != 0 {
+			t.Errorf("%d octets read: %v, %d files are open", size, err, w.open)
+		}
+	}
+	w.err = errors.New("I/O error")
+	if _, err := store.SeqOf(w, id); !errors.Is(err, w.err) {
+		t.Errorf("by ID: %v", err)
+	}
+	if _, err := store.Load(w, 7); !errors.Is(err, w.err) {
+		t.Errorf("by number: %v", err)
+	}
+	if _, err := store.LoadTotals(w); !errors.Is(err, w.err) {
+		t.Errorf("totals: %v", err)
+	}
+	if _, err := store.Has(w, store.IDKey(id)); !errors.Is(err, w.err) {
+		t.Errorf("there: %v", err)
+	}
+}
+
+// TestTotalsReports: totals of format 1 have no reports, and none has less than
+// one.
+func TestTotalsReports(t *testing.T) {
+	for reports, good := range map[int64]bool{-1: false, 0: true, 1: true, 1 << 40: true} {
+		want := store.Totals{Next: 5, Reports: reports}
+		if got, err := store.DecodeTotals(want.Encode()); (err == nil) != good || good && got != want {
+			t.Errorf("%d reports: %+v, %v", reports, got, err)
+		}
+	}
+}
+
+// TestConvert: an older store is of this program's format from then on, a newer
+// one is refused by what it is.
+func TestConvert(t *testing.T) {
+	full := errors.New("no room")
+	newest := store.FormatValue(store.FormatVersion)
+	for name, tt := range map[string]struct {
+		value, after []byte
+		full         bool
+		want         error
+		says         string
+	}{
+		"none":              {nil, nil, false, store.ErrNotFound, "format version"},
+		"empty":             {[]byte{}, []byte{}, false, store.ErrRecord, "format version"},
+		"no number":         {bytes.Repeat([]byte{0xff}, 11), bytes.Repeat([]byte{0xff}, 11), false, store.ErrRecord, "format version"},
+		"older":             {store.FormatValue(1), newest, false, nil, ""},
+		"older, no room":    {store.FormatValue(1), store.FormatValue(1), true, full, ""},
+		"this one":          {newest, newest, false, nil, ""},
+		"this one, no room": {newest, newest, true, nil, ""},
+		"newer":             {store.FormatValue(store.FormatVersion + 1), store.FormatValue(store.FormatVersion + 1), false, store.ErrNewerVersion, fmt.Sprint("knows up to ", store.FormatVersion)},
+	} {
+		m := storetest.New()
+		s, err := m.Open(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var b store.Batch
+		if b.Delete([]byte{store.SpaceFormat}); tt.value != nil {
+			b.Put([]byte{store.SpaceFormat}, tt.value)
+		}
+		if err := s.Apply(b); err != nil {
+			t.Fatal(err)
+		}
+		if tt.full {
+			m.Fault(func(store.Batch) (bool, error) { return false, full })
+		}
+		if err := store.Convert(s); !errors.Is(err, tt.want) || err != nil && !strings.Contains(err.Error(), tt.says) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if v, err := s.Get([]byte{store.SpaceFormat}); !bytes.Equal(v, tt.after) || (err != nil) != (tt.after == nil) {
+			t.Errorf("%s became %x, %v", name, v, err)
+		}
+		s.Close()
 	}
 }
 
