@@ -112,6 +112,17 @@ func TestForeignDomain(t *testing.T) {
 	}
 }
 
+// TestForeignNames: the alarm names three domains, and says how many more there
+// are.
+func TestForeignNames(t *testing.T) {
+	for n, want := range map[int]string{1: `"a"`, 3: `"a", "b", "c"`, 4: `"a", "b", "c" and 1 more`} {
+		f := &Follower{cur: &version{head: new(Head), foreign: []string{"a", "b", "c", "d"}[:n]}}
+		if err := f.foreign(); err == nil || !strings.Contains(err.Error(), "mail for "+want+": not in") {
+			t.Errorf("%d: %v", n, err)
+		}
+	}
+}
+
 // TestAlarmReport: an older publisher gets no field that it would refuse, and a
 // strange alarm isn't shown.
 func TestAlarmReport(t *testing.T) {

@@ -96,6 +96,8 @@ func TestJudge(t *testing.T) {
 		{"next version", func(h *Head) {}, 0, ""},
 		{"versions missed", func(h *Head) { h.Version = 12; h.Prev = hash{1} }, 0, ""},
 		{"new epoch", func(h *Head) { h.Epoch++; h.Version = 1; h.Prev = hash{} }, 0, ""},
+		{"new epoch with the version's number", func(h *Head) { h.Epoch++; h.Version = 7 }, 0, ""},
+		{"new epoch with the next number", func(h *Head) { h.Epoch++; h.Prev = hash{1} }, 0, ""},
 		{"for us", func(h *Head) { h.Audience = self }, 0, ""},
 		{"clocks four minutes apart", func(h *Head) { h.Created = now.Add(4 * time.Minute); h.Expires = h.Created.Add(headLife) }, 0, ""},
 		{"other stream", func(h *Head) { h.Stream[0]++ }, 0, AlarmStream},

@@ -70,6 +70,16 @@ func TestHeadsUnreadable(t *testing.T) {
 	}
 }
 
+// TestInviteWithoutAddress: an invitation to nowhere isn't made.
+func TestInviteWithoutAddress(t *testing.T) {
+	for n, good := range map[int]bool{0: false, 1: true, 255: true, 256: false} {
+		p := newTestPublisher(t, func(o *PublisherOptions) { o.Address = strings.Repeat("a", n) })
+		if _, err := p.Invite("mx2"); (err == nil) != good {
+			t.Errorf("an address of %d octets: %v", n, err)
+		}
+	}
+}
+
 // TestJoinDamagedKey: a key that can't be read is named, and the invitation
 // stands.
 func TestJoinDamagedKey(t *testing.T) {

@@ -271,10 +271,7 @@ func (s *source) chunk(h hash) []byte {
 	if b, ok := s.index[h]; ok {
 		return b
 	}
-	p, ok := s.places[h]
-	if !ok {
-		return nil
-	}
+	p := s.places[h] // of an unknown name a place without entries
 	var b []byte
 	for key, value := range s.entries(p.section, p.from, p.to) {
 		b, _ = appendRecord(b, key, []byte(value)) // it went through once
