@@ -65,6 +65,8 @@ func TestBuilderRefuses(t *testing.T) {
 		{"second static value", "static", [][2]string{{"", "OK"}, {"", "OK"}}},
 		{"static key", "static", [][2]string{{"a", "OK"}}},
 		{"no static value", "static", nil},
+		{"key in a union", "union", [][2]string{{"a", "b"}}},
+		{"key in a pipe", "pipe", [][2]string{{"a", "b"}}},
 		{"unknown type", "cdb", nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -344,10 +344,11 @@ func TestRepairTellsCounts(t *testing.T) {
 		b.Delete([]byte{store.SpaceFormat})
 	})
 	spoilManifest(disk)
-	done, err := Repair(dirOn(disk), routeByDomain, func() {})
+	read := 0
+	done, err := Repair(dirOn(disk), routeByDomain, func() { read++ })
 	notes := strings.Join(done.Notes, "\n")
-	if err != nil || done.Messages != 1 || done.Quarantined != 1 ||
-		!strings.Contains(notes, "format's version is lost") || strings.Count(notes, "number 2: the record is lost") != 1 {
+	if err != nil || done.Messages != 1 || done.Quarantined != 1 || read != 1 ||
+		!strings.Contains(notes, fmt.Sprintf("format's version is lost; it was taken to be %d", store.FormatVersion)) || strings.Count(notes, "number 2: the record is lost") != 1 {
 		t.Errorf("%+v, %v", done, err)
 	}
 	if r := verify(t, mustView(t, dirOn(disk))); len(r.Problems) > 0 {

@@ -1,6 +1,7 @@
 package offline
 
 import (
+	"context"
 	"errors"
 	"io"
 	"io/fs"
@@ -54,8 +55,13 @@ func TestVerifyChangesNothing(t *testing.T) {
 	dir.Path = copied
 	before := contents(t, copied)
 	v := mustView(t, dir)
-	if r := verify(t, v); r.Messages != 2 || r.Bytes != 200_005 || len(r.Problems) != 0 {
-		t.Errorf("%+v", r)
+	if r := verify(t, v); r.Messages != 2 || r.Bytes != 200_005 || len(r.Problems) != 0 || v.Count() != 2 {
+		t.Errorf("%+v of %d messages", r, v.Count())
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if r, err := v.Verify(ctx); !errors.Is(err, context.Canceled) || r.Messages > 0 {
+		t.Errorf("interrupted: %+v, %v", r, err)
 	}
 	if f, err := v.Body(small); err != nil {
 		t.Error(err)
