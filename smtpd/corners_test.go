@@ -264,3 +264,15 @@ func TestMoreAfterQUIT(t *testing.T) {
 		c.Close()
 	}
 }
+
+// TestLoneLineFeed: a line of nothing but a line feed is one, and is answered: a
+// client that sends it doesn't wait for its time-out.
+func TestLoneLineFeed(t *testing.T) {
+	text := []byte("\nQUIT\r\n")
+	in, skipped := &input{buf: text, w: len(text)}, 0
+	for _, want := range []string{"\n", "QUIT\r\n", ""} {
+		if line, err := in.line(&skipped); string(line) != want || err != nil {
+			t.Errorf("got %q, %v, want %q", line, err, want)
+		}
+	}
+}
