@@ -589,7 +589,7 @@ func TestDiff(t *testing.T) {
 		}
 	}
 	if err == nil {
-		s.Tables["senders"], err = senders.Table()
+		s.Tables["access"], err = senders.Table()
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -601,7 +601,7 @@ func TestDiff(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := &Change{From: 1, To: 2, Added: 2, Removed: 1, AddedSome: []string{"c@example.org"}, RemovedSome: []string{"a@example.org"},
-			Tables: []string{"recipients", "senders"}, Entries: []string{"+ senders: partner.example OK"}, Settings: []string{`- "helo_required": false`, `+ "helo_required": true`}}
+			Tables: []string{"access", "recipients"}, Entries: []string{"+ access: partner.example OK"}, Settings: []string{`- "helo_required": false`, `+ "helo_required": true`}}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
 		}

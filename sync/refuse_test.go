@@ -167,6 +167,21 @@ func TestPairingCheck(t *testing.T) {
 	}
 }
 
+// TestKeyNotStored: a follower whose next key couldn't be stored is told: it would
+// use that and be turned away.
+func TestKeyNotStored(t *testing.T) {
+	p := newTestPublisher(t)
+	p.publish(t, newSpec(t, []string{"example.org"}, "a@example.org"))
+	f := p.follow(t, p.join(t, "mx2"), "example.org")
+	p.peers.fs = &failing{osFS{}, "write", ".json"}
+	req := struct {
+		Pin Pin `json:"pin"`
+	}{Pin{1}}
+	if _, err := f.http.post(t.Context(), "/v1/key", req, 1024); err == nil || !strings.Contains(err.Error(), "500") {
+		t.Errorf("%v", err)
+	}
+}
+
 // TestKeyOfAnother: a follower that announces the key of another as its next one
 // gets 409, and the key stays where it is.
 func TestKeyOfAnother(t *testing.T) {

@@ -49,7 +49,7 @@ func TestRepairIDs(t *testing.T) {
 	disk := newMemDisk()
 	q := mustOpen(t, dirOn(disk))
 	var ids []string
-	for i := range 4 {
+	for i := range 5 {
 		ids = append(ids, mustAccept(t, q, bodyOf(large, i)))
 	}
 	mustClose(t, q)
@@ -59,10 +59,13 @@ func TestRepairIDs(t *testing.T) {
 		b.Put(store.IDKey(ids[2]), []byte("short"))
 		b.Put(store.IDKey(strings.Repeat("z", store.IDLen)), []byte("short too"))
 		b.Delete(store.SeqKey(store.SpaceRecord, 4)) // its ID and its body's file are left
+		b.Delete(store.SeqKey(store.SpaceRecord, 5)) // its body's file alone is left
+		b.Delete(store.IDKey(ids[4]))
 	})
 	spoilManifest(disk)
 	done, err := Repair(dirOn(disk), routeByDomain, func() {})
-	if notes := strings.Join(done.Notes, "\n"); err != nil || done.Messages != 3 || done.Quarantined != 1 || strings.Count(notes, "the record is lost") != 1 || !strings.Contains(notes, "number 4: ") {
+	if notes := strings.Join(done.Notes, "\n"); err != nil || done.Messages != 3 || done.Quarantined != 1 || strings.Count(notes, "the record is lost") != 1 || !strings.Contains(notes, "number 4: ") ||
+		!strings.Contains(notes, "nothing else is left is now /q/body/aside/"+ids[4]) {
 		t.Errorf("%+v, %v", done, err)
 	}
 	q = mustOpen(t, dirOn(disk))

@@ -35,10 +35,7 @@ type View struct {
 
 // Count is how many messages the queue says that it holds, 0 if it doesn't.
 func (v *View) Count() int {
-	said, err := store.LoadTotals(v.store)
-	if err != nil {
-		return 0 // Verify says why
-	}
+	said, _ := store.LoadTotals(v.store) // Verify says why there are none
 	return int(said.Messages)
 }
 
