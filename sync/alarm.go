@@ -95,8 +95,7 @@ func judge(last, h *Head, stream [16]byte, self Pin, now time.Time) error {
 	switch {
 	case h.Epoch < last.Epoch, h.Epoch == last.Epoch && h.Version < last.Version:
 		return alarm(AlarmRollback, "version %d.%d is older than %d.%d, which is held", h.Epoch, h.Version, last.Epoch, last.Version)
-	case h.Epoch > last.Epoch:
-		return nil
+	case h.Epoch > last.Epoch: // it follows from nothing that is held
 	case h.Version == last.Version && h.identity != last.identity && !h.renewedSecret(last):
 		return alarm(AlarmEquivocal, "version %d.%d exists with two contents, %x and %x", h.Epoch, h.Version, last.identity[:8], h.identity[:8])
 	case h.Created.Before(last.Created):
