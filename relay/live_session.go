@@ -360,10 +360,7 @@ func (s *session) silent() (err error) {
 // plainTCP is the connection where what the kernel has received is what a read
 // would return.
 func (s *session) plainTCP() (syscall.RawConn, bool) {
-	t, ok := s.conn.(timedConn)
-	if !ok {
-		return nil, false
-	}
+	t, _ := s.conn.(timedConn) // TLS has no Conn here
 	c, ok := t.Conn.(syscall.Conn)
 	if !ok {
 		return nil, false

@@ -1032,3 +1032,23 @@ func TestLiveOffersToOthers(t *testing.T) {
 		t.Errorf("offers %+v, %v", o, live)
 	}
 }
+
+// TestSeatsOfOneClient: a client takes no more places than it may, 1 as any other
+// number, and 0 is no bound.
+func TestSeatsOfOneClient(t *testing.T) {
+	one, other := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
+	for most, want := range []int{3, 1, 2, 3} {
+		p, n := newPool(4, most, nil), 0
+		for range 3 {
+			if p.sitNow(one) == nil {
+				n++
+			}
+		}
+		if n != want {
+			t.Errorf("of %d places a client takes %d", most, n)
+		}
+		if err := p.sitNow(other); err != nil {
+			t.Errorf("another client: %v", err)
+		}
+	}
+}
