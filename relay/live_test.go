@@ -1052,3 +1052,24 @@ func TestSeatsOfOneClient(t *testing.T) {
 		}
 	}
 }
+
+// TestLivePace: the replies of a live session are those whose pace counts: a quick
+// one ends a row of slow ones.
+func TestLivePace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := liveClient(t, Route{}, yes(make(chan string, 1000)))
+		r := c.routes[dest]
+		for range liveSlows - 1 {
+			r.notePace(liveSlow)
+		}
+		l := c.live()
+		defer l.Close()
+		if _, err := l.Mail(t.Context(), asked("h"), 0); err != nil {
+			t.Fatal(err)
+		}
+		r.notePace(liveSlow)
+		if err := r.willing(); err != nil {
+			t.Errorf("after a quick reply: %v", err)
+		}
+	})
+}
