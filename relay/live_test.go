@@ -1073,3 +1073,18 @@ func TestLivePace(t *testing.T) {
 		}
 	})
 }
+
+// TestUnusedReason: each reason for no live session has a label of its own, by which
+// an operator tells a primary that is down from one that is full.
+func TestUnusedReason(t *testing.T) {
+	for want, errs := range map[string][]error{
+		"route": {errNotLive}, "stand_in": {errResting}, "down": {errDown}, "full": {errNoSeat}, "slow": {errSlow}, "loop": {errLoop},
+		"unnamed": {errXClient, errNoName}, "failed": {io.EOF},
+	} {
+		for _, err := range errs {
+			if got := unusedReason(fmt.Errorf("live: %w", err)); got != want {
+				t.Errorf("%v is %q, want %q", err, got, want)
+			}
+		}
+	}
+}
