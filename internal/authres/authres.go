@@ -181,7 +181,7 @@ func serverOf(value string) (string, bool) {
 		case strings.IndexByte(" \t\r\n\v\f", c) >= 0:
 			value = value[1:]
 		case c == '(':
-			n := commentLen(value)
+			n := envelope.CommentLen(value)
 			if n == 0 {
 				return "", false
 			}
@@ -198,24 +198,6 @@ func serverOf(value string) (string, bool) {
 		}
 	}
 	return "", false
-}
-
-// commentLen is the length of the comment that s begins with; 0 where it has no end.
-func commentLen(s string) int {
-	depth := 0
-	for i := 0; i < len(s); i++ {
-		switch s[i] {
-		case '\\':
-			i++
-		case '(':
-			depth++
-		case ')':
-			if depth--; depth == 0 {
-				return i + 1
-			}
-		}
-	}
-	return 0
 }
 
 // unquote reads a quoted string, without the quote that opens it.

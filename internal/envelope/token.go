@@ -33,7 +33,10 @@ func Scan(s string) []Token {
 		case c == ' ' || c == '\t' || c == '\r' || c == '\n':
 			s = s[1:]
 		case c == '(':
-			n := commentLen(s)
+			n := CommentLen(s)
+			if n == 0 {
+				n = len(s)
+			}
 			all, s = append(all, Token{comment, s[:n]}), s[n:]
 		case c == '[' || c == '"':
 			kind, end := byte(Quoted), byte('"')
@@ -85,8 +88,8 @@ func atomKind(text string) byte {
 	return Atom
 }
 
-// commentLen is the length of the comment that s begins with.
-func commentLen(s string) int {
+// CommentLen is the length of the comment that s begins with; 0 where it has no end.
+func CommentLen(s string) int {
 	depth := 0
 	for i := 0; i < len(s); i++ {
 		switch s[i] {
@@ -100,7 +103,7 @@ func commentLen(s string) int {
 			}
 		}
 	}
-	return len(s)
+	return 0
 }
 
 // Join spells tokens without any quoting.
