@@ -487,15 +487,3 @@ func (f *filtering) Close() {
 		c.Client.Close()
 	}
 }
-
-// initFilters sets up the metrics of all filters, so that an alert sees them before the first
-// message.
-func (s *Server) initFilters() {
-	m := s.Metrics
-	for _, f := range s.Filters {
-		m.FilterUp.WithLabelValues(f.Name).Set(1)
-		for _, result := range []string{"passed", "refused", "discarded", "held", "away", "edit_dropped"} {
-			m.FilterAnswers.WithLabelValues(f.Name, result)
-		}
-	}
-}

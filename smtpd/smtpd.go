@@ -315,3 +315,15 @@ func addrOf(a net.Addr) netip.AddrPort {
 	ap := tcp.AddrPort() // none of another network's
 	return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
 }
+
+// initFilters sets up the metrics of all filters, so that an alert sees them before the first
+// message.
+func (s *Server) initFilters() {
+	m := s.Metrics
+	for _, f := range s.Filters {
+		m.FilterUp.WithLabelValues(f.Name).Set(1)
+		for _, result := range []string{"passed", "refused", "discarded", "held", "away", "edit_dropped"} {
+			m.FilterAnswers.WithLabelValues(f.Name, result)
+		}
+	}
+}
