@@ -47,21 +47,30 @@ func (q *Queue) Remove(id string) error {
 	})
 }
 
+// claimed claims a message and reads it. release ends the claim.
+func (q *Queue) claimed(id string) (was *store.Record, release func(), err error) {
+	seq, err := store.SeqOf(q.store, id)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := q.claim(seq); err != nil {
+		return nil, nil, err
+	}
+	if was, err = q.find(id); err != nil {
+		q.release(seq)
+		return nil, nil, err
+	}
+	return was, func() { q.release(seq) }, nil
+}
+
 // change claims a message, lets fn change its copy and writes it. A message
 // without recipients is removed.
 func (q *Queue) change(id string, fn func(*store.Record) bool) error {
-	seq, err := store.SeqOf(q.store, id)
+	was, release, err := q.claimed(id)
 	if err != nil {
 		return err
 	}
-	if err := q.claim(seq); err != nil {
-		return err
-	}
-	defer q.release(seq)
-	was, err := q.find(id)
-	if err != nil {
-		return err
-	}
+	defer release()
 	is := was.Clone()
 	if !fn(is) {
 		return nil

@@ -61,18 +61,11 @@ func unvouched(r *store.Record) string {
 
 // giveBack returns the recipients that pick chooses. by is the metric's label.
 func (q *Queue) giveBack(id, by string, pick func(*store.Recipient) bool) error {
-	seq, err := store.SeqOf(q.store, id)
+	was, release, err := q.claimed(id)
 	if err != nil {
 		return err
 	}
-	if err := q.claim(seq); err != nil {
-		return err
-	}
-	defer q.release(seq)
-	was, err := q.find(id)
-	if err != nil {
-		return err
-	}
+	defer release()
 	if why := unvouched(was); why != "" {
 		return NotReturned(why)
 	}
