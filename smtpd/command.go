@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"log/slog"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -121,8 +122,7 @@ func (s *session) unknownCommand(verb, line string) {
 		s.reply(envelope.NewReply(503, "5.5.1", "Error: authentication not enabled"))
 		return
 	case "BDAT":
-		// What follows is message text and must not be read as commands.
-		s.hangUp("error", envelope.NewReply(502, "5.5.1", "Error: CHUNKING was not offered"))
+		s.chunk(line)
 		return
 	case "":
 		s.reply(envelope.NewReply(500, "5.5.2", "Error: bad syntax"))
@@ -141,6 +141,19 @@ func (s *session) unknownCommand(verb, line string) {
 	s.srv.Log.LogAttrs(s.ctx, slog.LevelInfo, "not SMTP", slog.String("client", s.client.Addr.String()), peer("line", line))
 	s.hangUp("error", envelope.NewReply(221, "2.7.0", "Error: I can break rules, too. Goodbye."))
 }
+
+// chunk answers BDAT as a Postfix does that doesn't offer CHUNKING: what follows
+// is message text and must not be read as commands.
+func (s *session) chunk(line string) {
+	r := envelope.NewReply(521, "5.5.1", "Error: command not implemented")
+	if !bdat.MatchString(line) {
+		r = envelope.NewReply(521, "5.5.4", "Syntax: BDAT count [LAST]")
+	}
+	s.hangUp("error", r)
+}
+
+// bdat has counts that Postfix takes for numbers.
+var bdat = regexp.MustCompile(`(?i)^BDAT\s+\d{1,18}(\s+LAST)?\s*$`)
 
 // notRecognized answers a command that nobody knows, in a filter's words if one
 // has any.

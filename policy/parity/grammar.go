@@ -53,7 +53,7 @@ func (m *Material) session(r *rand.Rand) Session {
 		case d.oneIn(12):
 			add(d.helo())
 		case d.oneIn(40):
-			add(d.pick([]string{"NOOP", "RSET now", "NOOP x", "DATA now", "FOO bar", "HELP", "HELP MAIL", "EXPN bob", "TURN", "XFORWARD NAME=x", "AUTH PLAIN", "QUERY x"}))
+			add(d.pick([]string{"NOOP", "RSET now", "NOOP x", "DATA now", "FOO bar", "HELP", "HELP MAIL", "EXPN bob", "TURN", "XFORWARD NAME=x", "AUTH PLAIN", "QUERY x", "BDAT", "BDAT x LAST"}))
 		case d.oneIn(20):
 			add("VRFY " + strings.Trim(d.pick([]string{d.pick(d.m.Recipients), d.recipient(), "bob", "", "<>", "bob@" + d.often(d.m.Senders), d.pick(d.m.Strings)}), " "))
 		case d.oneIn(100):

@@ -173,7 +173,7 @@ var missing = []Parameter{
 	{Name: "smtpd_command_filter", Class: fidelity.Exact, Elements: true, Why: "for tables that can be listed"},
 	{Name: "smtpd_forbidden_commands", Class: fidelity.Approximated, Elements: true, Why: whyForbidden},
 	{Name: "smtpd_noop_commands", Class: fidelity.Exact, Elements: true},
-	{Name: "smtpd_discard_ehlo_keywords", Class: fidelity.Exact, Elements: true, Why: "DSN and SMTPUTF8; STARTTLS not-replicated; nothing is decided by the others"},
+	{Name: "smtpd_discard_ehlo_keywords", Class: fidelity.Exact, Elements: true, Why: "DSN and SMTPUTF8; STARTTLS not-replicated; nothing is decided by the others. The secondary never offers CHUNKING: BDAT gets 521, as where the primary discards it"},
 	{Name: "smtpd_discard_ehlo_keyword_address_maps", Class: fidelity.NotReplicated, Off: "-", Why: "every client is offered the same extensions"},
 	{Name: "smtpd_client_auth_rate_limit", Class: fidelity.NotReplicated, Off: "0", Guard: "smtpd_sasl_auth_enable", Why: "nobody authenticates to the secondary"},
 	{Name: "smtpd_reject_filter_maps", Class: fidelity.NotReplicated, Off: "-", Why: "replies aren't rewritten; it came with Postfix 3.11, and can turn no refusal into an acceptance"},
