@@ -370,6 +370,11 @@ func (c *filterClient) miss(f *filtering) {
 	c.helos, c.mailed, c.rcpts, c.data = f.helos, f.mail != nil, len(f.rcpts), f.data
 }
 
+// knows says that a filter has nothing left to hear before the message.
+func (c *filterClient) knows(f *filtering) bool {
+	return c.connected && c.helos == f.helos && c.mailed == (f.mail != nil) && c.rcpts == len(f.rcpts) && c.data == f.data
+}
+
 // tell brings one filter up to what was said, and returns its answer to that.
 func (f *filtering) tell(ctx context.Context, c *filterClient) (a milter.Answer) {
 	if !c.connected {
@@ -426,7 +431,10 @@ func (f *filtering) ask(ctx context.Context, i int) policy.Verdict {
 	if c == nil || c.out || f.discard {
 		return policy.Verdict{}
 	}
-	a := f.tell(ctx, c)
+	var a milter.Answer // what it refused before, and one before it hid, cleanup(8) doesn't hear of either
+	if !c.knows(f) {
+		a = f.tell(ctx, c)
+	}
 	if a.Action == milter.Continue || a.Action == milter.Hold {
 		f.content = true
 		defer func() { f.content = false }()

@@ -50,7 +50,10 @@ func TestMiltersLikePostfix(t *testing.T) {
 			rng := mathrand.New(mathrand.NewPCG(uint64(number(t, "SEED", 13)), 1))
 			seen := map[string]bool{}
 			for n := range sessions {
-				script := milterScript(rng)
+				script := hiddenRefusal
+				if n > 0 {
+					script = milterScript(rng)
+				}
 				want := m.play(t, m.dial, script)
 				heardA, heardB := m.a.Heard(0), m.b.Heard(0)
 				got := m.play(t, m.local, script)
@@ -79,6 +82,11 @@ func TestMiltersLikePostfix(t *testing.T) {
 		})
 	}
 }
+
+// hiddenRefusal is a session in which milter A quarantines at HELO, and by that hides
+// that B has refused the client: the message goes through.
+var hiddenRefusal = []string{"EHLO first.test", "XCLIENT ADDR=192.0.2.1 NAME=host.test PORT=4321", "EHLO q.helo.test", "MAIL FROM:<a@there.test>", "RCPT TO:<user@here.test>",
+	"DATA", "Subject: it", "", "text", ".", "QUIT"}
 
 // miltered is a primary with two milters, and we with the same two.
 type miltered struct {
