@@ -4,10 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
 )
 
 // MilterUse is one of the primary's milters, as it is asked about one client.
@@ -24,28 +25,6 @@ type MilterUse struct {
 
 	follow *milter // our own evaluation; nil when there is none
 	defers bool
-}
-
-// MilterName returns an endpoint of smtpd_milters in one spelling: "unix:PATH" or
-// "inet:HOST:PORT".
-func MilterName(endpoint string) (string, error) {
-	kind, rest, _ := strings.Cut(strings.TrimSpace(endpoint), ":")
-	switch {
-	case rest == "" || strings.ContainsAny(rest, " \t\r\n,{}"):
-	case kind == "unix", kind == "local":
-		return "unix:" + rest, nil
-	case kind == "inet", kind == "inet6":
-		host, port, err := net.SplitHostPort(rest)
-		if err != nil || port == "" {
-			break
-		}
-		switch host = strings.ToLower(host); host {
-		case "", "127.0.0.1", "::1":
-			host = "localhost"
-		}
-		return "inet:" + net.JoinHostPort(host, port), nil
-	}
-	return "", fmt.Errorf("%.60q isn't inet:HOST:PORT or unix:PATH", endpoint)
 }
 
 // disableMilters is what smtpd_milter_maps says for none.
@@ -86,7 +65,7 @@ func (m *MilterSettings) Use(element string) (u MilterUse, err error) {
 	if len(words) == 0 {
 		return u, errors.New("milter without a name")
 	}
-	if u.Name, err = MilterName(words[0]); err != nil {
+	if u.Name, err = envelope.MilterName(words[0]); err != nil {
 		return u, err
 	}
 	protocol := m.Protocol

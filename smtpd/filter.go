@@ -18,7 +18,7 @@ import (
 // milters.
 type Filter struct {
 	Name string // for logs and metrics
-	// For is the endpoint of the primary's milter, as policy.MilterName has it,
+	// For is the endpoint of the primary's milter, as envelope.MilterName has it,
 	// or the name of its program.
 	For  string
 	Dial func(context.Context) (net.Conn, error)

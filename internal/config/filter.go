@@ -5,31 +5,24 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
 )
 
 // checkMilter reads the spelling of one of the primary's milters: an endpoint, or
 // a program's name.
 func checkMilter(s string) (string, error) {
-	kind, rest, isEndpoint := strings.Cut(s, ":")
 	switch {
 	case s == "" || strings.ContainsAny(s, " \t\r\n,{}"):
 		return "", fmt.Errorf("%q is no milter; write it as in the primary's smtpd_milters, without braces and settings", s)
-	case !isEndpoint:
+	case !strings.Contains(s, ":"):
 		return s, nil
-	case (kind == "unix" || kind == "local") && rest != "":
-		return "unix:" + rest, nil
-	case kind == "inet" || kind == "inet6":
-		host, port, err := net.SplitHostPort(rest)
-		if err != nil || port == "" {
-			break
-		}
-		switch host = strings.ToLower(host); host {
-		case "", "127.0.0.1", "::1":
-			host = "localhost"
-		}
-		return "inet:" + net.JoinHostPort(host, port), nil
 	}
-	return "", fmt.Errorf("%q is no milter; write inet:HOST:PORT or unix:PATH as in the primary's smtpd_milters, or a program's name", s)
+	name, err := envelope.MilterName(s)
+	if err != nil {
+		return "", fmt.Errorf("%w, as in the primary's smtpd_milters, nor a program's name", err)
+	}
+	return name, nil
 }
 
 // checkEndpoint reads where a filter listens.

@@ -143,7 +143,7 @@ func (m *miltered) serve(nameserver, addrA, addrB string) {
 		t.Fatal(err)
 	}
 	filter := func(name, addr string) *smtpd.Filter {
-		endpoint, err := policy.MilterName("inet:" + addr)
+		endpoint, err := envelope.MilterName("inet:" + addr)
 		if err != nil {
 			t.Fatal(err)
 		}

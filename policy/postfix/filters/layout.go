@@ -5,6 +5,8 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
 )
 
 // Endpoint is where main.cf says that a filter listens: "inet:host:port" or
@@ -18,32 +20,19 @@ func ParseEndpoint(s, queueDirectory string) (Endpoint, error) {
 	if i := strings.IndexAny(s, ", \t"); i >= 0 {
 		s = s[:i]
 	}
-	kind, rest, ok := strings.Cut(s, ":")
-	if !ok {
-		return "", fmt.Errorf("%s isn't inet:host:port or unix:path", quote(s))
-	}
-	switch kind {
-	case "unix", "local":
-		if !filepath.IsAbs(rest) {
-			rest = filepath.Join(queueDirectory, rest)
+	name, err := envelope.MilterName(s)
+	if path, isUnix := strings.CutPrefix(name, "unix:"); isUnix {
+		if !filepath.IsAbs(path) {
+			path = filepath.Join(queueDirectory, path)
 		}
-		return Endpoint("unix:" + clean(rest)), nil
-	case "inet", "inet6":
-		host, port, err := net.SplitHostPort(rest)
-		if err != nil {
-			return "", fmt.Errorf("%s isn't inet:host:port", quote(s))
-		}
-		return inetEndpoint(host, port), nil
+		name = "unix:" + clean(path)
 	}
-	return "", fmt.Errorf("%s isn't inet:host:port or unix:path", quote(s))
+	return Endpoint(name), err
 }
 
 func inetEndpoint(host, port string) Endpoint {
-	switch strings.ToLower(host) {
-	case "localhost", "127.0.0.1", "::1", "":
-		host = "localhost"
-	}
-	return Endpoint("inet:" + net.JoinHostPort(strings.ToLower(host), port))
+	e, _ := ParseEndpoint("inet:"+net.JoinHostPort(host, port), "")
+	return e
 }
 
 // milterSocket reads the Socket of opendkim.conf and opendmarc.conf:
