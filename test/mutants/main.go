@@ -17,6 +17,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -26,9 +27,13 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 func main() {
@@ -37,6 +42,7 @@ func main() {
 	only := flag.String("only", "", "none but those whose description contains this")
 	files := flag.String("files", "", "none but those of files whose name matches this")
 	run := flag.String("run", "^Test", "the tests that may notice")
+	workers := flag.Int("workers", runtime.GOMAXPROCS(0)+1, "how many are tried at a time: some hang until their time is over")
 	list := flag.String("explained", "test/mutants/equivalent.txt", "survivors with their reasons")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
@@ -51,7 +57,7 @@ func main() {
 			break
 		}
 		var left int
-		left, err = try(ctx, os.Stdout, dir, selection{*n, *seed, *only, *files, *run}, reasons)
+		left, err = try(ctx, os.Stdout, dir, selection{*n, *workers, *seed, *only, *files, *run}, reasons)
 		failing += left
 	}
 	if err != nil {
@@ -82,7 +88,7 @@ func readReasons(name string) (map[string]bool, error) {
 
 // selection says which mutants are tried, and by which tests.
 type selection struct {
-	n                      int
+	n, workers             int
 	seed, only, files, run string
 }
 
@@ -110,37 +116,50 @@ func try(ctx context.Context, out io.Writer, dir string, s selection, reasons ma
 	if err := p.choose(s); err != nil {
 		return 0, err
 	}
-	b := &binary{name: filepath.Join(temp, "test"), dir: dir, log: filepath.Join(temp, "reached")}
+	b := &binary{name: filepath.Join(temp, "test"), dir: dir, temp: temp}
 	if err := p.compile(ctx, temp, b.name); err != nil {
 		return 0, err
 	}
 	p.mutants = p.mutants[:min(s.n, len(p.mutants))]
-	tests, err := b.reach(ctx, s.run)
+	tests, err := b.reach(ctx, s.run, s.workers)
 	if err != nil {
 		return 0, err
 	}
 	fmt.Fprintf(out, "%s: %d of %d mutants, %d tests reach some, after %s\n", dir, len(p.mutants), all, len(tests), time.Since(start).Round(time.Second))
-	count := map[string]int{}
-	for _, m := range p.mutants {
-		result, by, err := b.meet(ctx, m.id, tests)
-		if err != nil {
-			return failing, err
-		}
-		switch {
-		case reasons[m.what] && result == killed:
-			result = stale
-		case reasons[m.what]:
-			result = explained
-		}
-		if result != killed && result != explained {
-			failing++
-		}
-		count[result]++
-		fmt.Fprintf(out, "%-9s line %d of %s %s\n", result, m.line, m.what, by)
-	}
+	count, err := b.meetAll(ctx, out, p.mutants, tests, s.workers, reasons)
+	left := count[survived] + count[unmet]
 	fmt.Fprintf(out, "%s: %d mutants, %d killed, %d explained, %d survive, %d of them met by no test, %d stale, %s\n", dir, len(p.mutants),
-		count[killed], count[explained], count[survived]+count[unmet], count[unmet], failing-count[survived]-count[unmet], time.Since(start).Round(time.Second))
-	return failing, nil
+		count[killed], count[explained], left, count[unmet], failing+count[stale], time.Since(start).Round(time.Second))
+	return failing + left + count[stale], err
+}
+
+// meetAll tries mutants, some at a time, and counts what becomes of them.
+func (b *binary) meetAll(ctx context.Context, out io.Writer, mutants []*mutant, tests []test, workers int, reasons map[string]bool) (map[string]int, error) {
+	var mu sync.Mutex // guards count and out
+	count := map[string]int{}
+	work, ctx := errgroup.WithContext(ctx)
+	work.SetLimit(workers)
+	for _, m := range mutants {
+		work.Go(func() error {
+			result, by, err := b.meet(ctx, m.id, tests)
+			if err != nil {
+				return err
+			}
+			switch {
+			case reasons[m.what] && result == killed:
+				result = stale
+			case reasons[m.what]:
+				result = explained
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			count[result]++
+			fmt.Fprintf(out, "%-9s line %d of %s %s\n", result, m.line, m.what, by)
+			return nil
+		})
+	}
+	err := work.Wait()
+	return count, err
 }
 
 // What becomes of a mutant.
@@ -153,7 +172,7 @@ const (
 )
 
 // binary is the test binary with all mutants.
-type binary struct{ name, dir, log string }
+type binary struct{ name, dir, temp string }
 
 // test is a test that reaches mutants.
 type test struct {
@@ -162,60 +181,66 @@ type test struct {
 	reaches map[int]bool
 }
 
-// run runs tests against a mutant, 0 for none.
-func (b *binary) run(ctx context.Context, mutant int, pattern string, limit time.Duration) (string, error) {
+// run runs tests against a mutant, 0 for none. What they reach goes to the file
+// log, unless that is "".
+func (b *binary) run(ctx context.Context, mutant int, pattern string, limit time.Duration, log string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit+10*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, b.name, "-test.short", "-test.failfast", "-test.timeout", limit.String(), "-test.run", pattern)
 	cmd.Dir = b.dir
 	cmd.WaitDelay = time.Second
-	cmd.Env = append(os.Environ(), fmt.Sprint("MUTANT=", mutant))
-	if mutant == 0 {
-		cmd.Env = append(cmd.Env, "MUTANTS_REACHED="+b.log)
-	}
+	cmd.Env = append(os.Environ(), fmt.Sprint("MUTANT=", mutant), "MUTANTS_REACHED="+log)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }
 
 // reach runs each test by itself without a mutant.
-func (b *binary) reach(ctx context.Context, pattern string) (tests []test, err error) {
+func (b *binary) reach(ctx context.Context, pattern string, workers int) (tests []test, err error) {
 	cmd := exec.CommandContext(ctx, b.name, "-test.list", pattern)
 	cmd.Dir = b.dir
 	list, err := cmd.Output()
 	if err != nil {
 		return nil, fmt.Errorf("list tests of %s: %w", b.dir, err)
 	}
+	var mu sync.Mutex // guards tests
+	var work errgroup.Group
+	work.SetLimit(workers)
 	for _, name := range strings.Fields(string(list)) {
 		if !strings.HasPrefix(name, "Test") {
 			continue
 		}
-		_ = os.Remove(b.log)
-		start := time.Now()
-		if out, err := b.run(ctx, 0, "^"+name+"$", 10*time.Minute); err != nil {
-			fmt.Fprintf(os.Stderr, "%s: left out, it fails without a mutant: %v\n%s\n", name, err, out[max(0, len(out)-500):])
-			continue
-		}
-		t := test{name, time.Since(start), map[int]bool{}}
-		reached, _ := os.ReadFile(b.log) // there is none when it reaches nothing
-		for _, f := range strings.Fields(string(reached)) {
-			var id int
-			if _, err := fmt.Sscan(f, &id); err == nil {
-				t.reaches[id] = true
+		work.Go(func() error {
+			log := filepath.Join(b.temp, "reached-"+name)
+			start := time.Now()
+			if out, err := b.run(ctx, 0, "^"+name+"$", 10*time.Minute, log); err != nil {
+				fmt.Fprintf(os.Stderr, "%s: left out, it fails without a mutant: %v\n%s\n", name, err, out[max(0, len(out)-500):])
+				return nil
 			}
-		}
-		if len(t.reaches) > 0 {
-			tests = append(tests, t)
-		}
+			t := test{name, time.Since(start), map[int]bool{}}
+			reached, _ := os.ReadFile(log) // there is none when it reaches nothing
+			for _, f := range strings.Fields(string(reached)) {
+				var id int
+				if _, err := fmt.Sscan(f, &id); err == nil {
+					t.reaches[id] = true
+				}
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if len(t.reaches) > 0 {
+				tests = append(tests, t)
+			}
+			return nil
+		})
 	}
-	slices.SortFunc(tests, func(x, y test) int { return int(x.took - y.took) })
+	_ = work.Wait()
+	slices.SortFunc(tests, func(x, y test) int { return cmp.Or(int(x.took-y.took), strings.Compare(x.name, y.name)) })
 	return tests, ctx.Err()
 }
 
 // quick is how long the tests of a batch take together, at least.
 const quick = 2 * time.Second
 
-// meet lets the tests that reach a mutant meet it, until one fails twice: under
-// load a test may fail of its own.
+// meet lets the tests that reach a mutant meet it, until one kills it.
 func (b *binary) meet(ctx context.Context, id int, tests []test) (result, by string, err error) {
 	var batch []string
 	var took time.Duration
@@ -229,22 +254,40 @@ func (b *binary) meet(ctx context.Context, id int, tests []test) (result, by str
 		if len(batch) == 0 || took < quick && i < len(tests)-1 {
 			continue
 		}
-		pattern, limit := "^("+strings.Join(batch, "|")+")$", 10*took+20*time.Second
-		if out, err := b.run(ctx, id, pattern, limit); err != nil {
-			by := failing(out)
-			if by == "" { // a panic, a time-out, or TestMain
-				return killed, "by " + strings.Join(batch, " "), ctx.Err()
-			}
-			if _, err := b.run(ctx, id, "^"+by+"$", limit); err != nil {
-				return killed, "by " + by, ctx.Err()
-			}
-			if out, err := b.run(ctx, id, pattern, limit); err != nil {
-				return killed, "by " + failing(out), ctx.Err()
-			}
+		if by := b.kill(ctx, id, batch, 5*took+5*time.Second); by != "" {
+			return killed, "by " + by, ctx.Err()
 		}
 		batch, took = nil, 0
 	}
 	return result, "", ctx.Err()
+}
+
+// kill says which of some tests kills a mutant. Under load a test may fail of
+// its own: so it has to fail twice, and where all that is known is that they
+// didn't end well, they must do so without the mutant.
+func (b *binary) kill(ctx context.Context, id int, batch []string, limit time.Duration) (by string) {
+	pattern := "^(" + strings.Join(batch, "|") + ")$"
+	for range 2 {
+		out, err := b.run(ctx, id, pattern, limit, "")
+		if err == nil {
+			return ""
+		}
+		before := by
+		if by = failing(out); by != "" && by == before {
+			return by
+		}
+		if by == "" { // a panic, a time-out, or TestMain
+			if _, err := b.run(ctx, 0, pattern, limit, ""); err == nil {
+				return strings.Join(batch, " ")
+			}
+			limit *= 2
+			continue
+		}
+		if _, err := b.run(ctx, id, "^"+by+"$", limit, ""); err != nil {
+			return by
+		}
+	}
+	return ""
 }
 
 // failing finds the test that failed.

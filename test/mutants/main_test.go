@@ -15,7 +15,7 @@ func TestTry(t *testing.T) {
 		"testdata/other.go: Limit: gone":                       true,
 	}
 	var out bytes.Buffer
-	left, err := try(t.Context(), &out, "./testdata/little", selection{n: 100, seed: "1", run: "^Test"}, reasons)
+	left, err := try(t.Context(), &out, "./testdata/little", selection{n: 100, workers: 2, seed: "1", run: "^Test"}, reasons)
 	if err != nil {
 		t.Fatal(err)
 	}
