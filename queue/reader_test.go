@@ -2,10 +2,14 @@ package queue
 
 import (
 	"errors"
+	"io"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/understudy-mx/understudy/internal/testmx"
+	"github.com/understudy-mx/understudy/queue/store"
 )
 
 // TestListingHoldsUpNobody has an operator stop reading in the middle of a list.
@@ -53,5 +57,44 @@ func TestListingHoldsUpNobody(t *testing.T) {
 			}
 			mustClose(t, q)
 		})
+	}
+}
+
+// TestListingDamage lists while a record is damaged that nothing has met yet,
+// and reads what is left of messages whose records say nothing any more.
+func TestListingDamage(t *testing.T) {
+	disk := newMemDisk()
+	q := mustOpen(t, options(disk))
+	first := mustAccept(t, q, bodyOf(100_000, 1), "a@example.com")
+	second := mustAccept(t, q, bodyOf(100_000, 2), "a@example.com")
+	whole := mustAccept(t, q, "whole", "a@example.com")
+	var b store.Batch
+	for seq := range uint64(2) {
+		b.Put(store.SeqKey(store.SpaceRecord, seq+1), []byte("evil"))
+	}
+	b.Delete(store.IDKey(second))
+	if err := q.store.Apply(b); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	if err := q.Walk(t.Context(), func(i Info) error { got = append(got, i.ID); return nil }); err != nil {
+		t.Error(err)
+	}
+	if diff := cmp.Diff([]string{whole}, got); diff != "" {
+		t.Error(diff)
+	}
+	mustClose(t, q)
+	q = mustOpen(t, options(disk)) // which puts the two aside
+	defer mustClose(t, q)
+	body, err := q.QuarantineBody(1)
+	if err != nil {
+		t.Fatalf("the body of %s: %v", first, err)
+	}
+	defer body.Close()
+	if text, err := io.ReadAll(body); err != nil || string(text) != bodyOf(100_000, 1) {
+		t.Errorf("the body of %s: %d octets, %v", first, len(text), err)
+	}
+	if _, err := q.QuarantineBody(2); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a body that nothing leads to: %v", err)
 	}
 }
