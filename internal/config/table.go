@@ -233,7 +233,7 @@ var settings = []setting{
 		`The address at which secondaries reach it, host:port, such as "mx1.example.org:9626". It goes into invitations. Must be given.`,
 		func(c *Config) any { return &c.Publish.Address }},
 	{"publish", "poll", duration("1s", "1d"), `"30s"`, nil,
-		"How often sources that announce no change are listed: databases, directories, commands. Files are read as soon as they change. SQL tables of Postfix are listed within a second or so when the database can tell cheaply that a row has changed: MySQL by UPDATE_TIME, PostgreSQL by its counters (track_counts), SQLite by the file's time; a query that uses a view, a clock or a function of your own waits for the poll. A check, with any listing after it, delays the next one: by 20 times its own duration, up to 5 seconds, but by at least 4 times.",
+		"How often sources that announce no change are listed: databases, directories, commands. Files are read as soon as they change. Tables of Postfix in SQL are listed within a second or so when the database can tell cheaply that a row has changed: MySQL by UPDATE_TIME, PostgreSQL by its counters (track_counts), SQLite by the file's time; so are LDAP tables where the server is an OpenLDAP with the overlay syncprov, and its contextCSN can be read. A query that uses a view, a clock or a function of your own waits for the poll. A check, with any listing after it, delays the next one: by 20 times its own duration, up to 5 seconds, but by at least 4 times.",
 		func(c *Config) any { return &c.Publish.Poll }},
 	{"publish", "debounce", duration("10ms", "1m"), `"100ms"`, nil,
 		"How long files must be unchanged before they are read.",

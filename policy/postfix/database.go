@@ -29,6 +29,7 @@ type Directory interface {
 	Search(s lister.Search, entry func(lister.Entry) error) error
 	Ask(s lister.Search, limit int) ([]lister.Entry, error)
 	Schema() (schema lister.Schema, contexts []string, err error)
+	State(base string) (string, error)
 }
 
 // Database is a table that a database answers for.
@@ -215,8 +216,7 @@ func (d *Database) domains() []string {
 // list enumerates the table. hints may be parts of its keys.
 func (d *Database) list(ctx context.Context, l Lister, hints ...string) (*Table, error) {
 	if d.Type == "ldap" {
-		t := &Table{Type: d.Type, Kind: Indexed, Entries: map[string]string{}}
-		return t, l.Directory(ctx, d, func(dir Directory) error { return d.Search.list(dir, t, hints) })
+		return d.listLDAP(ctx, l, hints)
 	}
 	return d.listSQL(ctx, l, hints)
 }

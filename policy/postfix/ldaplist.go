@@ -1,11 +1,13 @@
 package postfix
 
 import (
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/go-ldap/ldap/v3"
 
@@ -62,6 +64,43 @@ func markOf(dn string) mark {
 
 // found are the entries by the arms that find them, nil when there is one.
 type found map[mark]uint64
+
+// listLDAP lists a table, unless its directory says that nothing has changed.
+func (d *Database) listLDAP(ctx context.Context, l Lister, hints []string) (t *Table, err error) {
+	before := d.memo.of(d.Table)
+	err = l.Directory(ctx, d, func(dir Directory) error {
+		var now map[string]string
+		if d.memo != nil {
+			if now, err = d.Search.state(dir); err != nil {
+				return err
+			}
+		}
+		if t = before.same(d, now); t != nil && time.Since(before.full) < askAgain {
+			return nil
+		}
+		t = &Table{Type: d.Type, Kind: Indexed, Entries: map[string]string{}}
+		if err := d.Search.list(dir, t, hints); err != nil {
+			return err
+		}
+		d.memo.keep(d.Table, &remembered{db: d, stamps: now, table: t, full: time.Now()})
+		return nil
+	})
+	return t, err
+}
+
+// state are the directory's marks of the table's part of it: of all of it where
+// results or aliases lead elsewhere.
+func (se *Search) state(dir Directory) (map[string]string, error) {
+	base := se.listBase
+	if len(se.result.special) > 0 || !slices.Contains([]string{"", "0"}, se.db.Settings["dereference"]) {
+		base = ""
+	}
+	state, err := dir.State(base)
+	if state == "" {
+		return nil, err
+	}
+	return map[string]string{base: state}, err
+}
 
 // list enumerates the table: exactly, where the directory's schema lets us tell
 // what an entry answers to, else by candidates. What was listed is then checked.

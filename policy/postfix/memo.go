@@ -15,7 +15,7 @@ import (
 	"github.com/understudy-mx/understudy/policy/postfix/sqlast"
 )
 
-// Memo is what imports remember of SQL tables, so that the next one asks the
+// Memo is what imports remember of databases' tables, so that the next one asks the
 // databases only what has changed. It belongs to one configuration; the zero
 // value is empty.
 type Memo struct {
@@ -38,8 +38,7 @@ func (m *Memo) digests() maphash.Seed {
 // remembered is a table as it was listed.
 type remembered struct {
 	db     *Database
-	query  string
-	stamps map[string]string // of the tables that the query reads: "" when the database can't tell
+	stamps map[string]string // of the tables that the query reads, or of bases in a directory: "" when the database can't tell
 	table  *Table
 	asked  map[string]bool                // the keys that were asked for, nil: none
 	full   time.Time                      // when all of them were
@@ -100,26 +99,45 @@ func (m *Memo) Changed(ctx context.Context, l Lister) bool {
 		if len(names) == 0 {
 			continue
 		}
-		changed := false
-		err := l.Session(ctx, group[0].db, func(s Session) error {
-			s.Patience(5 * time.Second)
-			now, err := stamps(group[0].db, s, names)
-			for _, t := range names {
-				changed = changed || now[t] != want[t] || strings.HasPrefix(want[t], fresh)
+		now, err := glance(ctx, l, group[0].db, names)
+		if err != nil {
+			continue
+		}
+		for _, t := range names {
+			if now[t] != want[t] || strings.HasPrefix(want[t], fresh) {
+				return true
 			}
-			return err
-		})
-		if err == nil && changed {
-			return true
 		}
 	}
 	return false
 }
 
+// glance asks a database for its stamps in a session of their own.
+func glance(ctx context.Context, l Lister, d *Database, names []string) (now map[string]string, err error) {
+	if d.Type == "ldap" {
+		err = l.Directory(ctx, d, func(dir Directory) error {
+			now = map[string]string{}
+			for _, base := range names {
+				if now[base], err = dir.State(base); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		return now, err
+	}
+	err = l.Session(ctx, d, func(s Session) error {
+		s.Patience(5 * time.Second)
+		now, err = stamps(d, s, names)
+		return err
+	})
+	return now, err
+}
+
 // place is where a table's database is, and who asks it.
 func (d *Database) place() string {
 	s := []string{d.Type}
-	for _, n := range []string{"hosts", "user", "password", "dbname", "dbpath", "option_file", "option_group"} {
+	for _, n := range []string{"hosts", "user", "password", "dbname", "dbpath", "option_file", "option_group", "server_host", "server_port", "bind", "bind_dn", "bind_pw"} {
 		s = append(s, d.Settings[n])
 	}
 	return strings.Join(s, "\x00")
@@ -219,9 +237,14 @@ func (r *remembered) unchanged(table, stamp string) bool {
 	return stamp != "" && stamp == r.stamps[table] && !strings.HasPrefix(stamp, fresh)
 }
 
+// fits says that a table was listed with the settings that it has.
+func (r *remembered) fits(d *Database) bool {
+	return r != nil && maps.Equal(r.db.Settings, d.Settings) && r.db.Unlisted == d.Unlisted && r.db.utf8 == d.utf8
+}
+
 // same returns the table as it was listed, when nothing has changed since.
 func (r *remembered) same(d *Database, now map[string]string) *Table {
-	if r == nil || r.query != d.query() || len(now) == 0 || len(now) != len(r.stamps) {
+	if !r.fits(d) || len(now) == 0 || len(now) != len(r.stamps) {
 		return nil
 	}
 	for t, stamp := range now {
@@ -280,7 +303,7 @@ const askAgain = 10 * time.Minute
 func (li *listing) changes() (*touched, error) {
 	tied := li.db.statement.tied()
 	old, t := li.before, newTouched()
-	if old == nil || old.asked == nil || old.query != li.db.query() || time.Since(old.full) > askAgain {
+	if !old.fits(li.db) || old.asked == nil || time.Since(old.full) > askAgain {
 		t = nil
 	}
 	li.rowsBehind = map[string]map[uint64][]string{}

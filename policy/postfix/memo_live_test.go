@@ -99,7 +99,16 @@ func TestMemo(t *testing.T) {
 				}
 				return table
 			}
+			plain := cf
+			cf += "result_format = <%s>\n"
+			if got := list().Entries["user7@d7.example"]; got != "<d7.example/user7/>" {
+				t.Errorf("with result_format: %q", got)
+			}
+			cf = plain
 			first := list()
+			if got := first.Entries["user7@d7.example"]; got != "d7.example/user7/" {
+				t.Errorf("without result_format: %q", got)
+			}
 			if first.How.Asked < 350 {
 				t.Errorf("the first listing asks for %d keys", first.How.Asked)
 			}

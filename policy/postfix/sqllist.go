@@ -97,7 +97,7 @@ func (d *Database) stampsNow(ctx context.Context, l Lister) (now map[string]stri
 }
 
 func (li *listing) remember() *remembered {
-	r := &remembered{db: li.db, query: li.db.query(), stamps: li.stamps, table: li.table, rows: li.rowsBehind, full: time.Now()}
+	r := &remembered{db: li.db, stamps: li.stamps, table: li.table, rows: li.rowsBehind, full: time.Now()}
 	if len(li.ask.all) > 0 {
 		r.asked = li.ask.all
 	}

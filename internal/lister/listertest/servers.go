@@ -99,6 +99,28 @@ func (s *Server) Database(t testing.TB, name, script string) {
 // indexed.
 func OpenLDAP(t testing.TB, ldif string, limit int, schema ...string) *Server {
 	t.Helper()
+	return openLDAP(t, ldif, limit, nil, "", schema)
+}
+
+// Provider starts an OpenLDAP that numbers its changes for replicas.
+func Provider(t testing.TB, ldif string, limit int) *Server {
+	t.Helper()
+	return openLDAP(t, ldif, limit, nil, "syncprov", nil)
+}
+
+// NumberedOnce starts an OpenLDAP with the number of its last change, which it
+// doesn't keep: slapadd wrote it.
+func NumberedOnce(t testing.TB, ldif string, limit int) *Server {
+	t.Helper()
+	return openLDAP(t, ldif, limit, []string{"-w"}, "", nil)
+}
+
+func openLDAP(t testing.TB, ldif string, limit int, slapadd []string, overlay string, schema []string) *Server {
+	t.Helper()
+	module := ""
+	if overlay != "" {
+		module, overlay = "moduleload "+overlay, "overlay "+overlay
+	}
 	if len(schema) == 0 {
 		schema = []string{MailSchema}
 	}
@@ -116,6 +138,7 @@ include /etc/ldap/schema/inetorgperson.schema
 pidfile %[1]s/pid
 modulepath /usr/lib/ldap
 moduleload back_mdb
+%[9]s
 TLSCACertificateFile %[2]s
 TLSCertificateFile %[3]s
 TLSCertificateKeyFile %[4]s
@@ -131,7 +154,8 @@ rootpw %[5]s
 limits dn.exact="cn=reader,dc=example,dc=org" size.soft=%[6]d size.hard=%[6]d size.prtotal=%[6]d
 access to attrs=userPassword by anonymous auth
 access to * by dn.exact="cn=reader,dc=example,dc=org" read
-`, dir, s.CA, cert, key, hash, limit, strings.Join(schema, "\n"), indexes(schema)))
+%[10]s
+`, dir, s.CA, cert, key, hash, limit, strings.Join(schema, "\n"), indexes(schema), module, overlay))
 	ldif = `dn: dc=example,dc=org
 objectClass: dcObject
 objectClass: organization
@@ -143,7 +167,7 @@ objectClass: person
 cn: reader
 sn: reader
 userPassword: ` + hash + "\n\n" + ldif
-	run(t, owner, dir, ldif, program(t, "slapadd", "/usr/sbin/slapadd"), "-f", conf, "-q")
+	run(t, owner, dir, ldif, program(t, "slapadd", "/usr/sbin/slapadd"), append(slapadd, "-f", conf, "-q")...)
 	s.start(t, owner, func(port int) []string {
 		return []string{slapd, "-d", "0", "-f", conf, "-h", fmt.Sprintf("ldap://127.0.0.1:%d ldapi://%s", port, strings.ReplaceAll(s.Socket, "/", "%2F"))}
 	})
