@@ -337,8 +337,12 @@ func (d *daemon) openQueue() error {
 	for _, r := range d.cfg.Routes {
 		limit[r.Name], rate[r.Name], byClient[r.Name] = r.MaxConnections, r.MaxRate, byClientOf(r.Primary)
 	}
+	opener, err := queueStore(d.cfg, d.log)
+	if err != nil {
+		return err
+	}
 	q, err := queue.Open(queue.Options{
-		Store:          queueDir(d.cfg),
+		Store:          opener,
 		Route:          routeOf(d.cfg),
 		Relayer:        d.relay,
 		MaxAge:         d.cfg.Queue.MaxAge,
@@ -353,7 +357,7 @@ func (d *daemon) openQueue() error {
 		Metrics:        d.metrics,
 	})
 	if err != nil {
-		return stateError(d.cfg.StateDir, err)
+		return storeError(d.cfg, err)
 	}
 	d.queue = q
 	d.metrics.Queue(q.Stats)

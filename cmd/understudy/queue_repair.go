@@ -32,6 +32,10 @@ func (c *queueRepairCmd) Run(out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if cfg.Queue.Store == storePostgres {
+		return errors.New("the queue is in a database, and isn't repaired from here: understudy queue verify says what can't be read; " +
+			"pg_amcheck and a REINDEX, or a standby that is whole, mend the database (docs/FLEET.md). What can be read is relayed meanwhile")
+	}
 	p := newProgress("record", 0)
 	done, err := offline.Repair(queueDir(cfg), routeOf(cfg), func() { p.step(1) })
 	p.end()

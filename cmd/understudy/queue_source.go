@@ -6,12 +6,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"path/filepath"
 
-	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/operator"
 	"github.com/understudy-mx/understudy/queue"
-	"github.com/understudy-mx/understudy/queue/leveldb"
 	"github.com/understudy-mx/understudy/queue/offline"
 )
 
@@ -40,25 +37,26 @@ func (f daemonFlag) source() (mailSource, error) {
 	return viewSource{v}, nil
 }
 
-// queueDir is where the queue of a state directory is.
-func queueDir(cfg *config.Config) leveldb.Dir {
-	return leveldb.Dir{Path: filepath.Join(cfg.StateDir, "queue")}
-}
-
 // view opens the queue's files for reading; no daemon may have them.
 func (f daemonFlag) view() (*offline.View, error) {
 	cfg, err := loadConfig(f.Conf)
 	if err != nil {
 		return nil, err
 	}
-	v, err := offline.OpenView(queueDir(cfg), routeOf(cfg))
+	opener, err := queueStore(cfg, nil)
+	if err != nil {
+		return nil, err
+	}
+	v, err := offline.OpenView(opener, routeOf(cfg))
 	switch {
 	case errors.Is(err, queue.ErrLocked):
 		return nil, err
+	case errors.Is(err, fs.ErrNotExist) && cfg.Queue.Store == storePostgres:
+		return nil, fmt.Errorf("no %w: has the daemon of this configuration run yet?", err)
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("no queue in state directory %s: is it the daemon's? Name its configuration with -c", cfg.StateDir)
 	case err != nil:
-		return nil, stateError(cfg.StateDir, err)
+		return nil, storeError(cfg, err)
 	}
 	return v, nil
 }

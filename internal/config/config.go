@@ -125,6 +125,10 @@ type Queue struct {
 	MinFreeInodes int
 	Return        string // never, vouched
 	ReturnThrough string // a route's name, or "primary"
+	Store         string // leveldb, postgres
+	DSN           string // of PostgreSQL, without a password
+	DSNPassword   string // file
+	Durability    string // quorum, one-machine
 }
 
 // Relay is section [relay].
@@ -416,6 +420,18 @@ func (r *reader) check() {
 		r.mistake("relay.authentication_results", `is for servers that aren't told the client, and all of these are; set identity = "none" for one that can't be, or remove this line`)
 	}
 	r.checkWeb()
+	r.checkStore()
+}
+
+// checkStore looks whether the keys of the queue's store go together.
+func (r *reader) checkStore() {
+	q := r.cfg.Queue
+	switch {
+	case q.Store == "postgres" && q.DSN == "" && !r.failed("queue.dsn"):
+		r.mistake("queue.store", `"postgres" needs the key "dsn" under [queue]; add it, such as dsn = "postgres://understudy@db1.example.org,db2.example.org/understudy?sslmode=verify-full"`)
+	case q.Store != "postgres" && q.DSN != "" && !r.failed("queue.store"):
+		r.mistake("queue.dsn", `is for store = "postgres", and store is "leveldb"; add that line, or remove this one`)
+	}
 }
 
 // checkIdentity looks whether a server is told the clients in one way.

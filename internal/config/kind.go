@@ -167,6 +167,22 @@ func choice(options ...string) *kind {
 }
 
 // text makes a kind of a check on one string; "" passes only if check lets it.
+// checkDSN looks at what is plain in the address of a database; the rest is for
+// its reader.
+func checkDSN(s string) (string, error) {
+	const example = `write it like "postgres://understudy@db1.example.org,db2.example.org/understudy?sslmode=verify-full"`
+	if !strings.HasPrefix(s, "postgres://") && !strings.HasPrefix(s, "postgresql://") {
+		return "", errors.New("is no address of a PostgreSQL database; " + example)
+	}
+	_, rest, _ := strings.Cut(s, "://")
+	authority, _, _ := strings.Cut(rest, "/")
+	user, _, found := strings.Cut(authority, "@")
+	if found && strings.Contains(user, ":") {
+		return "", errors.New("has a password; write that into a file of its own, and name the file by dsn_password")
+	}
+	return s, nil
+}
+
 func text(name string, check func(string) (string, error)) *kind {
 	return &kind{name: name, parse: func(v, dst any) error {
 		s, err := one(v, check)

@@ -16,7 +16,6 @@ import (
 	"fmt"
 
 	"github.com/understudy-mx/understudy/queue"
-	"github.com/understudy-mx/understudy/queue/leveldb"
 	"github.com/understudy-mx/understudy/queue/store"
 )
 
@@ -39,9 +38,15 @@ func (v *View) Count() int {
 	return int(said.Messages)
 }
 
+// Opener opens a queue's store for reading alone: ErrLocked, ErrNewerVersion,
+// fs.ErrNotExist. It names it for an error message.
+type Opener interface {
+	OpenReadOnly(alarm func(kind, line string)) (store.Store, error)
+	String() string
+}
+
 // OpenView opens a queue that is there, under today's routes (see queue.Options).
-// ErrLocked, ErrNewerVersion, fs.ErrNotExist.
-func OpenView(dir leveldb.Dir, route func(domain string) (dest string)) (*View, error) {
+func OpenView(dir Opener, route func(domain string) (dest string)) (*View, error) {
 	v := &View{route: route}
 	s, err := dir.OpenReadOnly(func(_, line string) { v.alarms = append(v.alarms, store.Cut(line)) })
 	if err != nil {

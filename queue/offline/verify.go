@@ -32,11 +32,11 @@ func (v *View) Verify(ctx context.Context) (Report, error) {
 			if ctx.Err() != nil {
 				return c.Report, ctx.Err()
 			}
-			c.add("LevelDB: %v", err) // it can't read on in this part
+			c.add("store: %v", err) // it can't read on in this part
 		}
 	}
 	for _, line := range v.alarms {
-		c.add("LevelDB: %s", line)
+		c.add("store: %s", line)
 	}
 	return c.Report, nil
 }
