@@ -29,7 +29,8 @@ test:
 	go test -race -shuffle=on -timeout 30m -skip '^Test(LDAP)?Suites$$' $$(go list ./... | grep -v /test)
 	go test -timeout 30m -run '^Test(LDAP)?Suites$$' ./policy/postfix
 	go test -timeout 30m ./queue/...
-	go test -race -p 1 -timeout 40m ./test/...
+	go test -race -p 1 -timeout 40m $$(go list ./test/... | grep -v /test/parity)
+	go test -timeout 30m ./test/parity
 
 # Breaks the program in so many places a package, and looks who notices:
 # docs/TESTING.md. Half an hour to two.
