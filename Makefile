@@ -1,5 +1,5 @@
 # The commands of the README, by name. CI runs the same ones.
-.PHONY: build deb image demo test crash forged soak bench bench-sync bench-door bench-memory bench-live live parity parity-filters milters greylist suites screenshots generate lint
+.PHONY: build deb image demo test crash forged soak bench bench-all bench-sync bench-door bench-memory bench-live live parity parity-filters milters greylist suites screenshots generate lint
 
 build:
 	go build -o understudy ./cmd/understudy
@@ -74,6 +74,12 @@ bench-door:
 bench-live:
 	test/install-peers
 	go run ./test/bench -live -json bench-live.json
+
+# Both tables, Queue and daemon and Live, in one run of at most 15 minutes: one
+# round of each row, and more of those for which there is time.
+bench-all:
+	test/install-peers
+	go run ./test/bench -all -within 14m -json bench-all.json
 
 # What a policy of 1 and 10 million recipients takes: docs/BENCHMARKS.md, Policy in memory.
 bench-memory:

@@ -3,6 +3,7 @@ package testmx
 import (
 	"net"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -61,11 +62,23 @@ func (l *Link) carry(dst, src net.Conn) {
 		}
 	}()
 	for p := range line {
-		time.Sleep(time.Until(p.due))
+		rest(time.Until(p.due))
 		if _, err := dst.Write(p.data); err != nil {
 			src.Close() // ends the reader; what it still has is let go
 		}
 	}
 	dst.Close()
 	src.Close()
+}
+
+// rest sleeps as long as it is told to. A timer of Go's would be up to a
+// millisecond late, and a session crosses the line a dozen times.
+func rest(d time.Duration) {
+	for d > 0 {
+		left := syscall.NsecToTimespec(int64(d))
+		if syscall.Nanosleep(&left, &left) == nil {
+			return
+		}
+		d = time.Duration(left.Nano()) // a signal came
+	}
 }

@@ -21,6 +21,7 @@ import (
 const (
 	direct  = "direct"  // the load goes to the primary itself
 	through = "through" // … and here through Understudy to it
+	between = "between" // … or through a go-between that does nothing else
 )
 
 const primaryEHLO = "250-primary.example.org\r\n250-PIPELINING\r\n250-SIZE\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250-DSN\r\n250 XCLIENT NAME ADDR PORT PROTO REVERSE_NAME HELO\r\n"
@@ -99,22 +100,17 @@ func startPrimary(addr string) (*testmx.Daemon, error) {
 	return testmx.StartDaemon(addr, nil, self, "-primary", addr)
 }
 
-// live measures sessions that are played through beside sessions with the
+// liveCells are sessions that are played through, beside sessions with the
 // primary itself.
-func (b *bench) live(ctx context.Context) error {
-	stopDNS, err := b.startDNS()
-	if err != nil {
-		return err
-	}
-	defer stopDNS()
-	both := []string{direct, through}
+func liveCells() []cell {
+	three := []string{direct, through, between}
 	var all []cell
 	for _, size := range []int{4 << 10, 1 << 20} {
 		for _, sessions := range []int{1, 20, 100} {
 			for _, many := range []bool{false, true} {
-				c := acceptCell(size, sessions, many, both)
+				c := acceptCell(size, sessions, many, three)
 				c.name = strings.Replace(c.name, "accept", "live", 1)
-				c.count, c.factor, c.rounds = 8000, 1, b.rounds
+				c.count, c.factor, c.rounds = 8000, 1, 0
 				if size > 4<<10 {
 					c.count = 400
 				}
@@ -134,22 +130,16 @@ func (b *bench) live(ctx context.Context) error {
 	}
 	for _, rtt := range []time.Duration{0, 20 * time.Millisecond} {
 		all = append(all,
-			cell{name: fmt.Sprintf("latency of a session, ms, %v away", rtt), peers: both, rtt: rtt, size: 4 << 10, count: 25, factor: 1, measure: latency},
-			cell{name: fmt.Sprintf("latency of a further message, ms, %v away", rtt), peers: both, rtt: rtt, size: 4 << 10, count: 25, factor: 1, many: true, measure: latency})
+			cell{name: fmt.Sprintf("latency of a session, ms, %v away", rtt), peers: three, rtt: rtt, size: 4 << 10, count: 25, factor: 1, measure: latency},
+			cell{name: fmt.Sprintf("latency of a further message, ms, %v away", rtt), peers: three, rtt: rtt, size: 4 << 10, count: 25, factor: 1, many: true, measure: latency})
 	}
 	for _, size := range []int{0, 4 << 10, 64 << 10, 1 << 20, 8 << 20} {
-		all = append(all, cell{name: fmt.Sprintf("memory, %d KiB of the message sent", size>>10), peers: both[1:], sessions: 100, size: size, measure: liveMemory, rounds: 1})
+		all = append(all, cell{name: fmt.Sprintf("memory, %d KiB of the message sent", size>>10), peers: three[1:2], sessions: 100, size: size, measure: liveMemory, rounds: 1})
 	}
-	for _, c := range all {
-		if !b.only.MatchString(c.name) {
-			continue
-		}
-		c.live = true
-		if err := b.cell(ctx, c); err != nil {
-			return fmt.Errorf("%s: %w", c.name, err)
-		}
+	for i := range all {
+		all[i].live = true
 	}
-	return nil
+	return all
 }
 
 // settled waits until the door plays sessions through.
@@ -245,9 +235,14 @@ func liveMemory(_ context.Context, _ *bench, p *peer, c cell) (figures, error) {
 // printLive writes the live rows in Markdown.
 func (r *report) printLive(w io.Writer) {
 	fmt.Fprintf(w, "%s UTC, %s, %s in all. Medians [min–max].\n\n", r.When, r.Machine, r.Took)
-	fmt.Fprintln(w, "| messages a second, milliseconds, KiB | to the primary | through Understudy | through ÷ to | Understudy's CPU, ms |\n| --- | --- | --- | --- | --- |")
+	fmt.Fprintln(w, "| messages a second, milliseconds, KiB | to the primary | through Understudy | ÷ to the primary | through a bare go-between | Understudy ÷ that | Understudy's CPU, ms | the go-between's |")
+	fmt.Fprintln(w, "| --- | --- | --- | --- | --- | --- | --- | --- |")
 	for _, c := range r.Cells {
-		to, by := c.of(direct, rate), c.of(through, rate)
-		fmt.Fprintf(w, "| %s | %s | %s | %s | %s |\n", c.Cell, to.show("%.4g"), by.show("%.4g"), ratio(by, to, "%.2f"), c.of(through, cpu).show("%.3f"))
+		to, by, bare := c.of(direct, rate), c.of(through, rate), c.of(between, rate)
+		if by.median == 0 {
+			continue
+		}
+		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s | %s | %s |\n", c.Cell, to.show("%.4g"), by.show("%.4g"), ratio(by, to, "%.2f"),
+			bare.show("%.4g"), ratio(by, bare, "%.2f"), c.of(through, cpu).show("%.3f"), c.of(between, cpu).show("%.3f"))
 	}
 }

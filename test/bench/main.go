@@ -16,6 +16,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"io"
 	"log"
 	"os"
 	"os/exec"
@@ -30,6 +31,7 @@ import (
 type bench struct {
 	full   bool
 	rounds int
+	within time.Duration // 0: as long as it takes
 	only   *regexp.Regexp
 	dir    string // scratch, for spools and logs
 	binary string // understudy
@@ -52,7 +54,10 @@ func main() {
 	channel := flag.Bool("sync", false, "measure the policy channel instead, beside rsync and postmap")
 	live := flag.Bool("live", false, "measure sessions that are played through to the primary instead")
 	primaryAt := flag.String("primary", "", "be a primary at this `address`: how the benchmark starts one of its peers")
+	betweenOf := flag.String("between", "", "pass sessions at -addr on to the primary at this `address`: how the benchmark starts one of its peers")
 	flag.IntVar(&b.rounds, "rounds", 0, "rounds of each cell; default 3, with -full 5")
+	all := flag.Bool("all", false, "measure the daemon beside Postfix, and live sessions, too")
+	flag.DurationVar(&b.within, "within", 0, "leave out later rounds of cells that would end after this `time`")
 	flag.Parse()
 	var err error
 	if b.only, err = regexp.Compile(*only); err != nil {
@@ -66,34 +71,43 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if *doorOf != "" {
-		if err := serveDoor(ctx, *doorOf, *addr, *dns); err != nil {
-			log.Fatal(err)
-		}
-		return
-	}
-	if *primaryAt != "" {
-		if err := servePrimary(ctx, *primaryAt); err != nil {
-			log.Fatal(err)
-		}
-		return
-	}
-	measure, print := b.queue, b.report.print
 	switch {
-	case *channel:
-		measure, print = b.channel, b.report.printSync
-	case *live:
-		measure, print = b.live, b.report.printLive
+	case *doorOf != "":
+		err = serveDoor(ctx, *doorOf, *addr, *dns)
+	case *primaryAt != "":
+		err = servePrimary(ctx, *primaryAt)
+	case *betweenOf != "":
+		err = serveBetween(ctx, *addr, *betweenOf)
+	default:
+		err = b.main(ctx, *channel, *live, *all, *out)
 	}
-	if err := b.run(ctx, measure); err != nil {
+	if err != nil {
 		log.Print(err)
 		stop()
 		os.Exit(1)
 	}
-	print(os.Stdout)
-	if err := b.report.save(*out); err != nil {
-		log.Fatal(err)
+}
+
+// main measures, and writes what came of it.
+func (b *bench) main(ctx context.Context, channel, live, all bool, out string) error {
+	measure, print := b.cellsOf(b.cells()), b.report.print
+	switch {
+	case channel:
+		measure, print = b.channel, b.report.printSync
+	case live:
+		measure, print = b.cellsOf(liveCells()), b.report.printLive
+	case all:
+		measure, print = b.cellsOf(append(b.cells(), liveCells()...)), func(w io.Writer) {
+			b.report.print(w)
+			fmt.Fprintln(w)
+			b.report.printLive(w)
+		}
 	}
+	if err := b.run(ctx, measure); err != nil {
+		return err
+	}
+	print(os.Stdout)
+	return b.report.save(out)
 }
 
 func (b *bench) run(ctx context.Context, measure func(context.Context) error) error {
@@ -122,48 +136,53 @@ func (b *bench) run(ctx context.Context, measure func(context.Context) error) er
 	return err
 }
 
-// queue measures the daemon beside Postfix.
-func (b *bench) queue(ctx context.Context) error {
-	stopDNS, err := b.startDNS()
-	if err != nil {
-		return err
-	}
-	defer stopDNS()
-	for _, c := range b.cells() {
-		if !b.only.MatchString(c.name) {
-			continue
-		}
-		took, err := syncedAppend(b.dir)
+// cellsOf measures cells, round by round: the time that -within gives goes first
+// to one round of each.
+func (b *bench) cellsOf(cells []cell) func(context.Context) error {
+	return func(ctx context.Context) error {
+		stopDNS, err := b.startDNS()
 		if err != nil {
 			return err
 		}
-		b.report.Appends = append(b.report.Appends, took.Seconds()*1000)
-		if err := b.cell(ctx, c); err != nil {
-			return fmt.Errorf("%s: %w", c.name, err)
+		defer stopDNS()
+		began, took := time.Now(), map[string]time.Duration{}
+		for round := range b.rounds {
+			for _, c := range cells {
+				start := time.Now()
+				switch {
+				case !b.only.MatchString(c.name), c.rounds > 0 && round >= c.rounds:
+					continue
+				case b.within > 0 && start.Sub(began)+took[c.name] > b.within:
+					continue
+				}
+				if err := b.cell(ctx, c, round); err != nil {
+					return fmt.Errorf("%s: %w", c.name, err)
+				}
+				took[c.name] = time.Since(start)
+			}
 		}
+		return nil
 	}
-	return nil
 }
 
-// cell runs one cell's rounds, the peers by turns.
-func (b *bench) cell(ctx context.Context, c cell) error {
-	rounds := b.rounds
-	if c.rounds > 0 {
-		rounds = min(rounds, c.rounds)
+// cell runs one round of a cell, the peers by turns.
+func (b *bench) cell(ctx context.Context, c cell, round int) error {
+	append4K, err := syncedAppend(b.dir)
+	if err != nil {
+		return err
 	}
-	for round := range rounds {
-		for _, kind := range c.peers {
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			f, err := b.once(ctx, c, kind)
-			if err != nil {
-				return fmt.Errorf("%s: %w", kind, err)
-			}
-			f.Round = round
-			b.report.add(c, kind, f)
-			log.Printf("%-34s %-10s %s", c.name, kind, f)
+	b.report.Appends = append(b.report.Appends, append4K.Seconds()*1000)
+	for _, kind := range c.peers {
+		if ctx.Err() != nil {
+			return ctx.Err()
 		}
+		f, err := b.once(ctx, c, kind)
+		if err != nil {
+			return fmt.Errorf("%s: %w", kind, err)
+		}
+		f.Round = round
+		b.report.add(c, kind, f)
+		log.Printf("%-34s %-10s %s", c.name, kind, f)
 	}
 	return nil
 }

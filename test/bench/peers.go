@@ -36,7 +36,7 @@ type peer struct {
 func (b *bench) newPeer(ctx context.Context, c cell, kind, dir string) (*peer, error) {
 	p := &peer{kind: kind, dir: dir, addr: testmx.FreeAddr(), primary: testmx.FreeAddr(), web: testmx.FreeAddr()}
 	switch kind {
-	case direct, through:
+	case direct, through, between:
 		return p, b.newLivePeer(ctx, c, p)
 	case understudy, door:
 		file, err := b.imported(ctx, c.held)
@@ -150,6 +150,11 @@ func (b *bench) newLivePeer(ctx context.Context, c cell, p *peer) (err error) {
 		p.behind, err = startPrimary(at)
 	}
 	if err != nil || p.kind == direct {
+		return err
+	}
+	if p.kind == between {
+		self, err := os.Executable()
+		p.argv = []string{self, "-between", p.primary, "-addr", p.addr}
 		return err
 	}
 	file, err := b.imported(ctx, false)
