@@ -303,6 +303,14 @@ func TestIDs(t *testing.T) {
 	if id := next.next(now.AddDate(-3, 0, 0)); id <= last {
 		t.Errorf("after a restart %q, before %q", id, last)
 	}
+	var unordered ids // of one millisecond, met in whatever order
+	low, high := last[:9]+"0000000", last[:9]+"z000000"
+	for _, id := range []string{high, low} {
+		unordered.raise(id)
+	}
+	if id := unordered.next(now.AddDate(-3, 0, 0)); id <= high {
+		t.Errorf("after a restart %q, before %q", id, high)
+	}
 }
 
 func TestHoldReleaseRemove(t *testing.T) {

@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"context"
 	"errors"
 	"io"
 	"testing"
@@ -86,6 +87,14 @@ func TestListingDamage(t *testing.T) {
 	mustClose(t, q)
 	q = mustOpen(t, options(disk)) // which puts the two aside
 	defer mustClose(t, q)
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := q.Walk(over, func(Info) error { return nil }); !errors.Is(err, context.Canceled) {
+		t.Errorf("a listing that nobody waits for: %v", err)
+	}
+	if err := q.WalkQuarantine(over, func(Quarantine) error { return nil }); !errors.Is(err, context.Canceled) {
+		t.Errorf("a listing that nobody waits for: %v", err)
+	}
 	body, err := q.QuarantineBody(1)
 	if err != nil {
 		t.Fatalf("the body of %s: %v", first, err)
