@@ -93,6 +93,9 @@ func (a *auditor) record(key, value []byte) error {
 	}
 	a.found.Add(r, 1)
 	a.q.ids.raise(r.Env.ID)
+	if r.Origin != "" {
+		a.q.coming[seq] = coming{r.Env.ID, r.Origin}
+	}
 	for _, e := range r.Index(a.q.route) {
 		a.want.add(a.seed, e.Key)
 		if dest, ok := store.KeyDest(e.Key); ok {

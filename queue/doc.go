@@ -49,6 +49,8 @@
 //	q dest seq          in line for dest, by age; value: whose mail, see store.ClientSum
 //	d dest time seq     deferred for dest until time; value: when last tried
 //	x seq               quarantined record
+//	u                   the store's identity, once messages were moved from it or to it
+//	o id                a message that was moved: to which store
 //
 // Sequence numbers are given by the one goroutine that writes, without gaps.
 // Destinations appear only in the index keys q and d, never in a record: they

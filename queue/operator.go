@@ -60,6 +60,10 @@ func (q *Queue) claimed(id string) (was *store.Record, release func(), err error
 		q.release(seq)
 		return nil, nil, err
 	}
+	if was.Origin != "" {
+		q.release(seq)
+		return nil, nil, ErrComing
+	}
 	return was, func() { q.release(seq) }, nil
 }
 

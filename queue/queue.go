@@ -26,6 +26,8 @@ var (
 	// is a moment away.
 	ErrBusy   = errors.New("message is being relayed, try again in a moment")
 	ErrClosed = errors.New("queue is closed")
+	// ErrComing means that another store may still have the message.
+	ErrComing = errors.New("message is being moved here from another store, which may still have it; try again when that is done")
 )
 
 // Relayer carries messages to a next hop.
@@ -129,7 +131,8 @@ type Queue struct {
 		seq uint64
 		at  time.Time
 	}
-	flight  map[uint64]bool // claimed messages: in a lane, or the operator's
+	flight  map[uint64]bool   // claimed messages: in a lane, or the operator's
+	coming  map[uint64]coming // messages that another store may still have
 	dests   map[string]*dest
 	started func(*dest) // starts a destination's drain while Run runs, else nil
 
@@ -147,7 +150,7 @@ func Open(o Options) (*Queue, error) {
 		ops: make(chan *op, 256), written: make(chan struct{}),
 		litter: make(chan string, 256), cleaned: make(chan struct{}),
 		failures: make(chan string, 256),
-		flight:   map[uint64]bool{}, dests: map[string]*dest{},
+		flight:   map[uint64]bool{}, coming: map[uint64]coming{}, dests: map[string]*dest{},
 	}
 	q.opened = q.now()
 	if err := q.open(); err != nil {

@@ -37,7 +37,10 @@ type Info struct {
 	// Auth is what SPF and DKIM said when it came. With Vouched it may be returned.
 	Auth envelope.Auth `json:"auth,omitzero"`
 	// Report says that the message is a DSN of our own.
-	Report     bool            `json:"report,omitempty"`
+	Report bool `json:"report,omitempty"`
+	// Coming says that it is being moved here from another store, which may still
+	// have it: it isn't relayed before that is settled.
+	Coming     bool            `json:"coming,omitempty"`
 	Recipients []RecipientInfo `json:"recipients"` // not the ones that are done
 }
 
@@ -57,7 +60,7 @@ type RecipientInfo struct {
 func (x Reader) info(r *store.Record) Info {
 	i := Info{ID: r.Env.ID, Seq: r.Seq, Accepted: r.Env.Received, Size: r.Size,
 		From: r.Env.From.String(), Client: r.Env.Client, MayHaveArrived: r.Env.MayHaveArrived,
-		Auth: r.Env.Auth, Report: r.Env.Report}
+		Auth: r.Env.Auth, Report: r.Env.Report, Coming: r.Origin != ""}
 	for k := range r.Recipients {
 		c := &r.Recipients[k]
 		ri := RecipientInfo{Address: c.Path.String(), Destination: r.Dest(c, x.route),

@@ -119,6 +119,8 @@ func (c *codec) record(r *Record) {
 	c.part(1, &r.Env.MayHaveArrived, func() {})
 	c.part(2, &r.Env.Auth.Checked, func() { c.auth(&r.Env.Auth) })
 	c.part(3, &r.Env.Report, func() {})
+	moving := r.Origin != ""
+	c.part(4, &moving, func() { c.str(&r.Origin) })
 }
 
 // part is a part of a record that need not be there.

@@ -8,7 +8,8 @@ import "encoding/binary"
 //	1  the first
 //	2  records may have what SPF and DKIM said, and be DSNs; totals count DSNs.
 //	   What format 1 wrote is read as it is.
-const FormatVersion = 2
+//	3  records may name the store from which they come
+const FormatVersion = 3
 
 // MaxBatch bounds the octets of one synced batch, but for a single larger
 // message.
@@ -24,6 +25,8 @@ const (
 	SpaceLine       = 'q'
 	SpaceDeferred   = 'd'
 	SpaceQuarantine = 'x'
+	SpaceIdentity   = 'u'
+	SpaceMoved      = 'o'
 )
 
 // SeqKey is the key of a message's record, body or quarantined record.
@@ -33,6 +36,9 @@ func SeqKey(space byte, seq uint64) []byte {
 
 // IDKey is the key that finds a message's number.
 func IDKey(id string) []byte { return append([]byte{SpaceID}, id...) }
+
+// MovedKey says, by the identity under it, to which store a message has gone.
+func MovedKey(id string) []byte { return append([]byte{SpaceMoved}, id...) }
 
 // KeySeq is the sequence number at the end of a key, 0 when there is none.
 func KeySeq(key []byte) uint64 {

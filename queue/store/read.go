@@ -1,6 +1,7 @@
 package store
 
 import (
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -57,6 +58,19 @@ func Has(s Store, key []byte) (bool, error) {
 	}
 	return err == nil, err
 }
+
+// Identity is a store's name among all stores, and is made when there is none.
+func Identity(s Store) (string, error) {
+	b, err := s.Get([]byte{SpaceIdentity})
+	if errors.Is(err, ErrNotFound) {
+		b = NewIdentity()
+		err = s.Apply(Batch{{Key: []byte{SpaceIdentity}, Value: b}})
+	}
+	return string(b), err
+}
+
+// NewIdentity names a store.
+func NewIdentity() []byte { return []byte(rand.Text()) }
 
 // LoadTotals reads the counts as the last durable batch left them.
 func LoadTotals(s Store) (Totals, error) {

@@ -59,6 +59,9 @@ type Record struct {
 	Sum        [32]byte // SHA-256 of the content
 	Inline     bool     // the body is in the store, not in a file
 	Recipients []Recipient
+	// Origin is the identity of the store from which the message comes, while that
+	// one may still have it: until then it has no place in line. "" otherwise.
+	Origin string
 }
 
 // Clone is a copy whose recipients may be changed.
@@ -95,8 +98,11 @@ func (r *Record) Dest(c *Recipient, route func(string) string) string {
 
 // Index lists the keys under which the drain finds the message: for each
 // destination at most one, in line if a recipient is, else deferred until the
-// earliest next attempt. Held recipients have none.
+// earliest next attempt. Held recipients have none, nor has a message with an Origin.
 func (r *Record) Index(route func(string) string) []IndexEntry {
+	if r.Origin != "" {
+		return nil
+	}
 	var entries []IndexEntry
 	dests := make([]string, 0, 4)
 next:
@@ -151,8 +157,9 @@ type Totals struct {
 	Messages, Held, Deferred int64
 	Bytes                    int64
 	Quarantined              int64
-	// Reports counts the numbers that went to DSNs of our own since the queue was
-	// made: Next less these is how many messages were accepted.
+	// Reports counts the numbers that went to DSNs of our own, and to messages of
+	// other stores, since the queue was made: Next less these is how many messages
+	// were accepted.
 	Reports int64
 	// Alive is how long this queue has been open in all its runs, ns. Mail
 	// expires only when it is old by this clock too: a wall clock that jumps
