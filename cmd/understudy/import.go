@@ -25,7 +25,7 @@ type importPostfixCmd struct {
 	Service   string   `placeholder:"NAME" help:"The service of master.cf to stand in for (default: the one on port 25)."`
 	Output    string   `required:"" short:"o" placeholder:"FILE" help:"Where to write the snapshot."`
 	Choose    []string `placeholder:"ITEM=CHOICE" sep:"none" help:"What to do instead of an item that isn't replicated, one of the options that the report shows for it; an item is named \"parameter: element\"."`
-	Filter    []string `placeholder:"ENDPOINT=PROGRAM:FILE" sep:"none" help:"Which filter listens at an endpoint of main.cf and where its configuration is, such as inet:localhost:8891=opendkim:/etc/opendkim.conf; programs: opendkim, opendmarc, policyd-spf, postgrey."`
+	Filter    []string `placeholder:"ENDPOINT=PROGRAM:FILE" sep:"none" help:"Which filter listens at an endpoint of main.cf and where its configuration is, such as inet:localhost:8891=opendkim:/etc/opendkim.conf; programs: amavis, clamav-milter, clamsmtpd, dspam, opendkim, opendmarc, policyd-spf, postgrey, rspamd, spamass-milter, spampd."`
 	List      []string `placeholder:"TABLE=COMMAND" sep:"none" help:"A shell command that prints the entries of a table that can't be read otherwise: key, tab, value. Or, for mysql, pgsql and sqlite, query: and a SELECT of key and value, which is put to the table's own database."`
 	Ask       string   `placeholder:"FILE" help:"Recipients, one a line, to ask the tables about that can't be listed; they need not exist."`
 	All       bool     `help:"Report what is replicated, too, item by item."`

@@ -173,7 +173,7 @@ var settings = []setting{
 		`Publisher only: what to do instead of items that aren't replicated, such as "smtpd_milters: inet:localhost:11332=defer". The report of "understudy publish --check" shows the choices for each; "understudy policy import postfix --help" explains them.`,
 		func(c *Config) any { return &c.Policy.PostfixChoose }},
 	{"policy", "postfix_filter", list("ENDPOINT=PROGRAM:FILE", checkAssignment), "[]", nil,
-		`Publisher only: which filter listens at an endpoint of smtpd_milters or check_policy_service, and where its configuration is, such as "inet:localhost:8891=opendkim:/etc/opendkim.conf". Programs: opendkim, opendmarc, policyd-spf, postgrey. Files where Debian's packages keep them are found by themselves.`,
+		`Publisher only: which filter listens at an endpoint of smtpd_milters, check_policy_service, smtpd_proxy_filter or a content_filter's transport, and where its configuration is, such as "inet:localhost:8891=opendkim:/etc/opendkim.conf". Programs: amavis, clamav-milter, clamsmtpd, dspam, opendkim, opendmarc, policyd-spf, postgrey, rspamd, spamass-milter, spampd. Files where Debian's packages keep them are found by themselves.`,
 		func(c *Config) any { return &c.Policy.PostfixFilter }},
 	{"policy", "postfix_list", list("TABLE=COMMAND", checkAssignment), "[]", nil,
 		`Publisher only: for tables that can't be listed, or not completely, a shell command that prints the entries, one a line: a key, or key, tab and value. An example is "socketmap:inet:localhost:9999:users=/usr/local/bin/list-users". Or, for mysql, pgsql and sqlite, a query to the table's own database, such as "mysql:/etc/postfix/aliases.cf=query:SELECT address, goto FROM alias".`,

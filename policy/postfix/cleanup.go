@@ -191,6 +191,9 @@ func (i *importer) contentTable(l checks, w string, refuses bool) {
 			return // the import has failed
 		}
 	}
+	if reason == nil {
+		i.noteFilters(t)
+	}
 	if reason == nil && refuses && (t.Kind == Indexed || t.Kind == Networks) {
 		reason = fmt.Errorf("tables of type %s hold whole headers and lines only; use regexp or pcre", t.Type)
 	}

@@ -40,11 +40,11 @@ func (i *importer) milters() {
 			class, why = fidelity.NotReplicated, why+"; smtpd_milter_maps has other milters for some clients"
 		}
 		before = append(before, nil)
-		if f != nil && (options == nil || class != fidelity.NotReplicated) && (!f.Verifies || f.DKIM != nil) {
+		if f != nil && (options == nil || class != fidelity.NotReplicated || f.Live) && (!f.Verifies || f.DKIM != nil) {
 			before[len(before)-1] = f
 		}
 		if class != fidelity.NotReplicated {
-			if options != nil || f.DKIM != nil && i.hasDMARC() {
+			if options != nil || f.Live || f.DKIM != nil && i.hasDMARC() {
 				i.carry(policy.Milter{Where: w, Program: f.Program, DKIM: f.DKIM, DMARC: f.DMARC})
 			}
 			i.item(parameter, w, class, why, "")
@@ -268,29 +268,20 @@ func (i *importer) filter(where string) (f *filters.Filter, why string, options 
 	if err != nil {
 		return nil, err.Error(), options
 	}
-	place, known := i.placed()[at]
-	if !known {
-		place, known = i.spawned(at, queue)
-	}
-	if !known {
-		var files []string
-		place, files, known = filters.Find(i.src.Root, at, queue)
-		for _, name := range files {
-			i.files[filepath.Join(i.src.Root, name)] = true
-		}
-	}
+	place, known := i.place(at)
 	if !known {
 		return nil, unknownFilter, options
 	}
-	f, err = filters.Read(i.src.Root, place.Program, place.File)
-	for _, name := range f.Files {
-		i.files[filepath.Join(i.src.Root, name)] = true
-	}
+	f, err = i.readFilter(place)
 	switch {
 	case err != nil:
 		return nil, fmt.Sprintf("%s can't be read: %v", place, err), slices.Clone(unreadable)
 	case f.Harmless():
-		return f, place.String() + " refuses nothing by its settings", nil
+		why = place.String() + " refuses nothing by its settings"
+		if len(f.Handles) > 0 {
+			why += "; accepted, and then thrown away, returned or quarantined: " + strings.Join(f.Handles, ", ")
+		}
+		return f, why, nil
 	case len(f.Refuses) == 0:
 		return f, fmt.Sprintf("%s can't be followed: %s", place, strings.Join(f.Unsure, "; ")), options
 	}
@@ -299,6 +290,33 @@ func (i *importer) filter(where string) (f *filters.Filter, why string, options 
 		why += "; " + strings.Join(more, "; ")
 	}
 	return f, why, options
+}
+
+// place finds the filter that listens at an endpoint.
+func (i *importer) place(at filters.Endpoint) (place filters.Place, known bool) {
+	queue := i.set["queue_directory"]
+	if place, known = i.placed()[at]; known {
+		return place, true
+	}
+	if place, known = i.spawned(at, queue); known {
+		return place, true
+	}
+	place, files, known := filters.Find(i.src.Root, at, queue)
+	i.watch(files)
+	return place, known
+}
+
+func (i *importer) readFilter(p filters.Place) (*filters.Filter, error) {
+	f, err := filters.Read(i.src.Root, p.Program, p.File)
+	i.watch(f.Files)
+	return f, err
+}
+
+// watch notes files of filters that the policy depends on.
+func (i *importer) watch(names []string) {
+	for _, name := range names {
+		i.files[filepath.Join(i.src.Root, name)] = true
+	}
 }
 
 // placed are the filters that the operator names.
@@ -330,22 +348,23 @@ func (i *importer) spawned(at filters.Endpoint, queue string) (filters.Place, bo
 		}) {
 			continue
 		}
-		argv := slices.IndexFunc(s.args, func(a string) bool { return strings.HasPrefix(a, "argv=") })
-		if argv < 0 {
-			return filters.Place{}, false
-		}
-		args := slices.Clone(s.args[argv:])
-		args[0] = strings.TrimPrefix(args[0], "argv=")
-		return filters.Spawned(args)
+		return filters.Spawned(s.argv())
 	}
 	return filters.Place{}, false
 }
 
 // filterRemedy is what the operator can do about a filter that isn't followed.
-func filterRemedy(where, why string) string {
-	if why != unknownFilter {
-		return ""
+func filterRemedy(parameter, element, why string) string {
+	where, _, _ := strings.Cut(strings.Trim(strings.TrimPrefix(element, "check_policy_service "), "{ }"), ",")
+	if where = strings.TrimSpace(where); where == "" {
+		where = "ENDPOINT"
 	}
-	where, _, _ = strings.Cut(cmp.Or(strings.Trim(where, "{ }"), "ENDPOINT"), ",")
-	return fmt.Sprintf("--filter '%s=PROGRAM:FILE', if it is one of %s", strings.TrimSpace(where), strings.Join(filters.Programs(), ", "))
+	var remedies []string
+	if why == unknownFilter {
+		remedies = append(remedies, fmt.Sprintf("--filter '%s=PROGRAM:FILE', if it is one of %s", where, strings.Join(filters.For(parameter), ", ")))
+	}
+	if parameter == "smtpd_milters" && (why == unknownFilter || strings.HasSuffix(why, filters.WhyLive)) {
+		remedies = append(remedies, fmt.Sprintf("a [[filter]] of the secondary, with milter = %q", where))
+	}
+	return strings.Join(remedies, "; or ")
 }

@@ -58,6 +58,9 @@ func TestFollowedFilters(t *testing.T) {
 		{"policyd-spf writes nothing", "inet:localhost:8893", "", map[string]string{spfConf: "Header_Type = None\n"}, "given-dns given-dns; DKIM false, SPF , self false; check_spf policyd-spf-1"},
 		{"policyd-spf only tests, and nobody hears", "inet:localhost:8891", "", map[string]string{spfConf: "TestOnly = 0\n"}, "given-dns exact"},
 		{"an unknown milter first", "inet:localhost:11332, inet:localhost:8893", "", nil, "not-replicated not-replicated given-dns; check_spf policyd-spf-1"},
+		{"clamav-milter first, which writes no results", "inet:localhost:7357, inet:localhost:8893", "", map[string]string{"clamav/clamav-milter.conf": "MilterSocket inet:7357@localhost\nOnInfected Reject\n"},
+			"not-replicated given-dns given-dns; DKIM false, SPF policyd-spf-1, self false; check_spf policyd-spf-1"},
+		{"rspamd first, which does", "inet:localhost:11332, inet:localhost:8893", "", map[string]string{"rspamd/rspamd.conf": ""}, "not-replicated not-replicated given-dns; check_spf policyd-spf-1"},
 		{"an unknown milter last", "inet:localhost:8893, inet:localhost:11332", "", nil, "given-dns not-replicated given-dns; DKIM false, SPF policyd-spf-1, self false; check_spf policyd-spf-1"},
 		{"policyd-spf that can't be followed", "inet:localhost:8893", "", map[string]string{spfConf: "Prospective = 192.0.2.1\n"}, "not-replicated not-replicated"},
 		{"other milters for some", "inet:localhost:8891", "smtpd_milter_maps = cidr:{192.0.2.0/24 DISABLE}\n", nil, "not-replicated given-dns; check_spf policyd-spf-1"},
@@ -159,8 +162,78 @@ policyd-spf unix - n n - 0 spawn user=nobody argv=/usr/bin/policyd-spf
 			t.Errorf("%s isn't watched", name)
 		}
 	}
-	src.Filters = []string{"inet:127.0.0.1:8895=rspamd:/etc/x"}
+	src.Filters = []string{"inet:127.0.0.1:8895=sendmail:/etc/x"}
 	if _, _, err := postfix.Import(t.Context(), src); err == nil || !strings.Contains(err.Error(), "postfix_filter:") {
 		t.Errorf("an odd postfix_filter: %v", err)
+	}
+}
+
+// TestContentFilters: programs to which whole messages are handed over. After the
+// queue they refuse nobody; before it they may.
+func TestContentFilters(t *testing.T) {
+	const master = "smtp inet n - y - - smtpd\nsmtp-amavis unix - - n - 2 smtp\nrelay unix - - n - - smtp\ndspam unix - n n - 10 pipe flags=Rhqu user=dspam argv=/usr/bin/dspam --client -f ${sender}\n" +
+		"own unix - n n - 10 pipe user=nobody argv=/usr/local/bin/filter\nspamassassin unix - n n - - pipe user=nobody argv=/usr/bin/spamc -e /usr/sbin/sendmail -oi -f ${sender} ${recipient}\n"
+	files := map[string]string{
+		"amavis/conf.d/50-user": "$final_spam_destiny = D_BOUNCE;\n", "clamsmtpd.conf": "Listen: 127.0.0.1:10026\nAction: bounce\n",
+		"default/spampd": "LISTENPORT=10025\n", "dspam/dspam.conf": "ServerPort 2424\n", "rspamd/rspamd.conf": "",
+		"clamav/clamav-milter.conf": "MilterSocket /q/clamav.ctl\n",
+	}
+	for _, tt := range []struct{ name, main, item, want, remedy string }{
+		{"amavis after the queue", "content_filter = smtp-amavis:[127.0.0.1]:10024", "content_filter: smtp-amavis:[127.0.0.1]:10024",
+			"exact " + afterQueue + "; amavis (/etc/amavis/conf.d) throws away, returns or quarantines: a virus (D_DISCARD), a forbidden attachment (D_DISCARD), spam (D_BOUNCE)", ""},
+		{"clamsmtpd after the queue", "content_filter = relay:127.0.0.1:10026", "content_filter: relay:127.0.0.1:10026",
+			"exact " + afterQueue + "; clamsmtpd (/etc/clamsmtpd.conf) returns to the sender: a virus (bounce)", ""},
+		{"dspam by pipe", "content_filter = dspam:", "content_filter: dspam:", "exact " + afterQueue + "; dspam (/etc/dspam/dspam.conf) throws away, returns or quarantines: spam (quarantine)", ""},
+		{"a program of one's own", "content_filter = own:x", "content_filter: own:x", "exact " + afterQueue + "; what it does then isn't known", ""},
+		{"no such transport", "content_filter = gone:x", "content_filter: gone:x", "exact " + afterQueue + "; what it does then isn't known", ""},
+		{"FILTER of a client", "smtpd_client_restrictions = check_client_access cidr:{{192.0.2.0/24 filter smtp-amavis:[127.0.0.1]:10024}}", "content_filter: FILTER smtp-amavis:[127.0.0.1]:10024",
+			"exact " + afterQueue + "; amavis (/etc/amavis/conf.d) throws away, returns or quarantines: a virus (D_DISCARD), a forbidden attachment (D_DISCARD), spam (D_BOUNCE)", ""},
+		{"FILTER of a header", "header_checks = pcre:{{/^Subject: x/ FILTER relay:[127.0.0.1]:10025}}", "content_filter: FILTER relay:[127.0.0.1]:10025",
+			"exact " + afterQueue + "; spampd (/etc/default/spampd) marks mail at most", ""},
+		{"amavis before the queue", "smtpd_proxy_filter = [127.0.0.1]:10024", "smtpd_proxy_filter: [127.0.0.1]:10024",
+			"exact amavis (/etc/amavis/conf.d) refuses nothing by its settings; accepted, and then thrown away, returned or quarantined: a virus (D_DISCARD), a forbidden attachment (D_DISCARD), spam (D_BOUNCE)", ""},
+		{"clamsmtpd before the queue", "smtpd_proxy_filter = 10026", "smtpd_proxy_filter: 10026",
+			"not-replicated clamsmtpd (/etc/clamsmtpd.conf) refuses a virus (bounce); what a message holds is decided live -> ignore", ""},
+		{"unknown before the queue", "smtpd_proxy_filter = inet:localhost:9999", "smtpd_proxy_filter: inet:localhost:9999",
+			"not-replicated what listens there isn't known; it decides live -> ignore", "--filter 'inet:localhost:9999=PROGRAM:FILE', if it is one of "},
+		{"rspamd as a milter", "smtpd_milters = inet:localhost:11332", "smtpd_milters: inet:localhost:11332",
+			"not-replicated rspamd (/etc/rspamd/rspamd.conf) refuses what its rules score too high; what a message holds is decided live -> ignore", "a [[filter]] of the secondary, with milter = \"inet:localhost:11332\""},
+		{"clamav-milter", "smtpd_milters = unix:clamav.ctl", "smtpd_milters: unix:clamav.ctl",
+			"exact clamav-milter (/etc/clamav/clamav-milter.conf) refuses nothing by its settings; accepted, and then thrown away, returned or quarantined: a virus (Quarantine)", ""},
+	} {
+		src := install(t, map[string]string{"main.cf": base + "queue_directory = /q\n" + tt.main + "\n", "master.cf": master})
+		etc(t, src, files)
+		spec, report, err := postfix.Import(t.Context(), src)
+		if err != nil {
+			t.Errorf("%s: %v", tt.name, err)
+			continue
+		}
+		got, remedy := "", ""
+		for _, it := range report.Items {
+			if it.ID() == tt.item {
+				if got, remedy = string(it.Class)+" "+it.Why, it.Remedy; it.Instead != "" {
+					got += " -> " + it.Instead
+				}
+			}
+		}
+		if got != tt.want || !strings.HasPrefix(remedy, tt.remedy) || tt.remedy == "" && remedy != "" {
+			t.Errorf("%s: %s, remedy %q\nwant %s, %q", tt.name, got, remedy, tt.want, tt.remedy)
+		}
+		if is := strings.HasPrefix(tt.main, "smtpd_milters"); is != (len(spec.Filters.Milters) == 1) {
+			t.Errorf("%s: milters of the policy: %+v", tt.name, spec.Filters.Milters)
+		}
+	}
+}
+
+// afterQueue is what the report says of every filter after the queue.
+const afterQueue = "no verdict: it decides after the primary's 250, and when the message is relayed"
+
+// TestProxyFilterDefers: the choice for smtpd_proxy_filter defers at DATA.
+func TestProxyFilterDefers(t *testing.T) {
+	src := install(t, map[string]string{"main.cf": base + "smtpd_proxy_filter = localhost:9999\n", "master.cf": "smtp inet n - y - - smtpd\n"})
+	src.Choices = fidelity.Choices{"smtpd_proxy_filter: localhost:9999": fidelity.Defer}
+	spec, _, err := postfix.Import(t.Context(), src)
+	if err != nil || len(spec.Restrictions.Data) != 1 || spec.Restrictions.Data[0].Kind != "defer_if_permit" {
+		t.Errorf("%v, %v", spec, err)
 	}
 }

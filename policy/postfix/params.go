@@ -167,7 +167,7 @@ const whyForbidden = "the secondary also hangs up on every method of HTTP"
 var missing = []Parameter{
 	{Name: "smtpd_milters", Class: fidelity.NotReplicated, Elements: true, Why: "milters decide live; exact for one that by its configuration refuses nothing; see the filters below"},
 	{Name: "smtpd_milter_maps", Class: fidelity.NotReplicated, Elements: true, Why: "milters decide live; filters of the secondary can stand for them"},
-	{Name: "smtpd_proxy_filter", Class: fidelity.NotReplicated, Off: "-", Why: "a filter before the queue decides live", Options: refuses},
+	{Name: "smtpd_proxy_filter", Class: fidelity.NotReplicated, Elements: true, Why: "a filter before the queue decides live; exact for one that by its configuration refuses nothing; see the filters below", Options: refuses},
 	{Name: "smtpd_sender_login_maps", Class: fidelity.Exact, Elements: true, Why: "for tables that can be listed"},
 	{Name: "smtpd_etrn_restrictions", Class: fidelity.NotReplicated, Off: "-", Why: "the secondary starts no queue when told to: ETRN for a domain of `fast_flush_domains` gets 250 Queuing started there and 459 here"},
 	{Name: "smtpd_command_filter", Class: fidelity.Exact, Elements: true, Why: "for tables that can be listed"},

@@ -75,7 +75,8 @@ What an import makes of the options of the filters that decide beside Postfix, a
 ` + "`smtpd_milters` or `check_policy_service`" + ` stands for is found by their own configurations, or said by ` + "`postfix_filter`" + `
 ([FILTERS.md](FILTERS.md)). A filter that refuses nothing by its settings is no gap. An option that isn't known makes a filter one
 that isn't followed, and so does one that isn't replicated where it is set; the report names it with file and line. The tests are
-those of policy/postfix/filters, which compare with the programs themselves.
+those of policy/postfix/filters, which compare with the programs themselves. Programs that examine what a message holds (rspamd, amavis and
+others) aren't followed at all; of their options those count that say what becomes of what they find.
 `
 
 // TestParityDoc keeps docs/PARITY.md equal to the tables; with UPDATE=1 it

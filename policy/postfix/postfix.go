@@ -32,6 +32,7 @@ import (
 
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/fidelity"
+	"github.com/understudy-mx/understudy/policy/postfix/filters"
 	"github.com/understudy-mx/understudy/policy/table"
 )
 
@@ -110,6 +111,8 @@ type importer struct {
 
 	learned []learnedTable
 
+	filterActions map[string]bool // destinations of FILTER in tables
+
 	services  []policyservice // in the order of the restrictions
 	badPlaces bool            // Filters can't be read, and that is said
 
@@ -132,6 +135,7 @@ func Import(ctx context.Context, src Source) (*policy.Spec, fidelity.Report, err
 	i := &importer{
 		ctx: ctx, src: &src, conf: conf, set: conf.smtpd, spec: policy.NewSpec(),
 		files: map[string]bool{}, polled: map[string]bool{}, read: map[string]reading{}, classes: map[string]bool{}, implied: map[string]string{},
+		filterActions: map[string]bool{},
 	}
 	i.spec.Tables = map[string]*table.Table{}
 	i.spec.Classes = map[string][]policy.Restriction{}
@@ -149,6 +153,7 @@ func Import(ctx context.Context, src Source) (*policy.Spec, fidelity.Report, err
 	i.postscreen()
 	i.content()
 	i.milters()
+	i.contentFilters()
 	i.otherTables()
 	i.commands()
 	i.parameters()
@@ -195,8 +200,8 @@ func (i *importer) item(parameter, element string, class fidelity.Class, why, in
 // it is.
 func (i *importer) remedy(parameter, element, why string) string {
 	switch {
-	case why == unknownFilter:
-		return filterRemedy(strings.TrimPrefix(element, "check_policy_service "), why)
+	case why == unknownFilter || strings.HasSuffix(why, filters.WhyLive):
+		return filterRemedy(parameter, element, why)
 	case strings.Contains(why, whyGreyUnread):
 		return greyRemedy
 	case strings.Contains(why, whyRefusing):

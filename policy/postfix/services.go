@@ -18,6 +18,17 @@ type service struct {
 
 func (s service) key() string { return s.name + "/" + s.typ }
 
+// argv is the command line of spawn(8) or pipe(8); nil where none is.
+func (s service) argv() []string {
+	at := slices.IndexFunc(s.args, func(a string) bool { return strings.HasPrefix(a, "argv=") })
+	if at < 0 {
+		return nil
+	}
+	argv := slices.Clone(s.args[at:])
+	argv[0] = strings.TrimPrefix(argv[0], "argv=")
+	return argv
+}
+
 // readServices lists what master(8) starts, and what master_service_disable
 // keeps it from. Of two lines with one name it takes the last.
 func readServices(ctx context.Context, src *Source) ([]service, error) {

@@ -349,6 +349,7 @@ func (i *importer) useKeys(name string, keys map[string]bool) (string, error) {
 // useAccess puts an access table into the Spec. Values that are lists of
 // restrictions are translated like lists.
 func (i *importer) useAccess(name string, t *Table, implied string) (reason error) {
+	i.noteFilters(t)
 	if err := t.unlisted(); err != nil {
 		return err
 	}

@@ -1,7 +1,8 @@
 // Package filters reads the configurations of the filters that decide beside a
 // Postfix: opendkim, opendmarc, policyd-spf and postgrey, as Debian 12 has them.
 // It says what each of them could refuse, and gives the settings that a
-// secondary follows.
+// secondary follows. Of programs that examine what a message holds, such as
+// rspamd and amavis, it says what becomes of what they find; they aren't followed.
 //
 // It finds out which filter listens at an endpoint of main.cf or master.cf by
 // the places where Debian keeps their configurations. It runs none of them and
@@ -15,6 +16,7 @@ package filters
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -42,6 +44,10 @@ type Filter struct {
 	Refuses []string
 	// Unsure are settings because of which it can't be followed.
 	Unsure []string
+	// Handles are what it throws away, quarantines or returns after it was taken.
+	Handles []string
+	// Live says that it decides by what a message holds.
+	Live bool
 	// Notes are where a secondary that follows it differs.
 	Notes []string
 
@@ -91,28 +97,40 @@ func Options(program string) []Option {
 }
 
 // Programs returns the programs that are understood, sorted.
-func Programs() []string { return []string{OpenDKIM, OpenDMARC, PolicySPF, Postgrey} }
+func Programs() []string { return slices.Sorted(maps.Keys(readers)) }
 
-var options = map[string][]Option{OpenDKIM: dkimOptions, OpenDMARC: dmarcOptions, PolicySPF: spfOptions, Postgrey: greyOptions}
+// For are those that can stand at a parameter or restriction of main.cf.
+func For(parameter string) []string {
+	switch parameter {
+	case "smtpd_milters":
+		return []string{ClamAVMilter, OpenDKIM, OpenDMARC, Rspamd, SpamAssMilter}
+	case "smtpd_proxy_filter":
+		return []string{Amavis, ClamSMTPD, SpamPD}
+	}
+	return []string{PolicySPF, Postgrey} // check_policy_service
+}
+
+var options = map[string][]Option{OpenDKIM: dkimOptions, OpenDMARC: dmarcOptions, PolicySPF: spfOptions, Postgrey: greyOptions,
+	Rspamd: lives("actions"), ClamAVMilter: lives("OnInfected", "OnClean"), SpamAssMilter: lives("-r"), ClamSMTPD: lives("Action", "Bounce"), SpamPD: lives("--dose"), DSPAM: lives("Preference spamAction", "ClamAVResponse"),
+	Amavis: lives("$final_virus_destiny", "$final_banned_destiny", "$final_unchecked_destiny", "$final_spam_destiny", "$final_bad_header_destiny"),
+}
+
+var readers = map[string]func(*Filter, *reader) error{
+	OpenDKIM: (*Filter).openDKIM, OpenDMARC: (*Filter).openDMARC, PolicySPF: (*Filter).policySPF, Postgrey: (*Filter).postgrey,
+	Rspamd: (*Filter).rspamd, ClamAVMilter: (*Filter).clamavMilter, SpamAssMilter: (*Filter).spamassMilter, Amavis: (*Filter).amavis,
+	ClamSMTPD: (*Filter).clamSMTPD, SpamPD: (*Filter).spamPD, DSPAM: (*Filter).dspam,
+}
 
 // Read reads a program's configuration. root is put before each path, "" on the
 // primary itself. A file that can't be read is an error.
 func Read(root, program, file string) (*Filter, error) {
 	f := &Filter{Program: program, File: file}
 	r := reader{root: root}
-	var err error
-	switch program {
-	case OpenDKIM:
-		err = f.openDKIM(&r)
-	case OpenDMARC:
-		err = f.openDMARC(&r)
-	case PolicySPF:
-		err = f.policySPF(&r)
-	case Postgrey:
-		err = f.postgrey(&r)
-	default:
-		err = fmt.Errorf("%q is none of %s", program, strings.Join(Programs(), ", "))
+	read := readers[program]
+	if read == nil {
+		return f, fmt.Errorf("%q is none of %s", program, strings.Join(Programs(), ", "))
 	}
+	err := read(f, &r)
 	slices.Sort(r.files)
 	f.Files = slices.Compact(r.files)
 	return f, err

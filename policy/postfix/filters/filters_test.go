@@ -45,6 +45,8 @@ func TestDebian(t *testing.T) {
 		{OpenDMARC, "/etc/opendmarc.conf", ""},
 		{PolicySPF, "/etc/postfix-policyd-spf-python/policyd-spf.conf", "SPF Fail of the HELO name; SPF Fail of the sender"},
 		{Postgrey, "/etc/default/postgrey", "a client, sender and recipient that it doesn't know together, for 300 s"},
+		{Rspamd, "/etc/rspamd/rspamd.conf", "what its rules score too high"},
+		{ClamAVMilter, "/etc/clamav/clamav-milter.conf", ""},
 	} {
 		f, err := Read("", tt.program, tt.file)
 		if err != nil {
@@ -53,7 +55,7 @@ func TestDebian(t *testing.T) {
 		if got := strings.Join(f.Refuses, "; "); got != tt.refuses {
 			t.Errorf("%s refuses %q, want %q", tt.program, got, tt.refuses)
 		}
-		if tt.program != Postgrey && len(f.Unsure) > 0 {
+		if tt.program != Postgrey && tt.program != Rspamd && len(f.Unsure) > 0 {
 			t.Errorf("%s: %q", tt.program, f.Unsure)
 		}
 	}
@@ -282,7 +284,7 @@ func TestFind(t *testing.T) {
 	if p, ok := Spawned([]string{"/usr/bin/python3", "/usr/bin/policyd-spf", "/etc/x.conf"}); !ok || p.File != "/etc/x.conf" {
 		t.Errorf("policyd-spf by python3: %v, %v", p, ok)
 	}
-	for _, bad := range []string{"x", "inet:localhost:1", "inet:localhost:1=opendkim", "inet:localhost:1=rspamd:/etc/x", "tcp:a:1=opendkim:/etc/x", "inet:localhost:1=opendkim:etc"} {
+	for _, bad := range []string{"x", "inet:localhost:1", "inet:localhost:1=opendkim", "inet:localhost:1=sendmail:/etc/x", "tcp:a:1=opendkim:/etc/x", "inet:localhost:1=opendkim:etc"} {
 		if _, err := ParsePlaces([]string{bad}, "/q"); err == nil {
 			t.Errorf("%q is taken", bad)
 		}

@@ -25,9 +25,17 @@ func ParseEndpoint(s, queueDirectory string) (Endpoint, error) {
 		if !filepath.IsAbs(path) {
 			path = filepath.Join(queueDirectory, path)
 		}
-		name = "unix:" + clean(path)
+		return unixEndpoint(path), nil
 	}
 	return Endpoint(name), err
+}
+
+// unixEndpoint is a path's; /var/run is another name of /run.
+func unixEndpoint(path string) Endpoint {
+	if path = clean(path); strings.HasPrefix(path, "/var/run/") {
+		path = strings.TrimPrefix(path, "/var")
+	}
+	return Endpoint("unix:" + path)
 }
 
 func inetEndpoint(host, port string) Endpoint {
@@ -40,13 +48,13 @@ func inetEndpoint(host, port string) Endpoint {
 func milterSocket(s string) Endpoint {
 	kind, rest, ok := strings.Cut(strings.TrimSpace(s), ":")
 	if !ok {
-		return Endpoint("unix:" + clean(kind))
+		return unixEndpoint(kind)
 	}
 	if kind == "inet" || kind == "inet6" {
 		port, host, _ := strings.Cut(rest, "@")
 		return inetEndpoint(strings.Trim(host, "[]"), port)
 	}
-	return Endpoint("unix:" + clean(rest))
+	return unixEndpoint(rest)
 }
 
 // Place is a program and its configuration's file.
@@ -81,12 +89,13 @@ func Find(root string, e Endpoint, queueDirectory string) (p Place, files []stri
 			if err != nil {
 				host, port = "", where
 			}
-			if isInet && inetEndpoint(host, port) == e || isUnix && Endpoint("unix:"+clean(path)) == e {
+			if isInet && inetEndpoint(host, port) == e || isUnix && unixEndpoint(path) == e {
 				return Place{Postgrey, grey}, r.files, true
 			}
 		}
 	}
-	return Place{}, r.files, false
+	p, ok = r.findContent(e)
+	return p, r.files, ok
 }
 
 // override is the socket that systemd starts a milter with, "" where its unit
@@ -111,7 +120,7 @@ func (r *reader) override(program string) string {
 	return socket
 }
 
-// Spawned says which policy service a command of master.cf's spawn is.
+// Spawned says which program a command of master.cf's spawn or pipe is.
 func Spawned(argv []string) (Place, bool) {
 	for i, w := range argv {
 		switch filepath.Base(w) {
@@ -120,6 +129,9 @@ func Spawned(argv []string) (Place, bool) {
 			if i+1 < len(argv) {
 				p.File = argv[i+1]
 			}
+			return p, true
+		}
+		if p, ok := spawnedContent[filepath.Base(w)]; ok {
 			return p, true
 		}
 	}
@@ -139,7 +151,7 @@ func ParsePlaces(list []string, queueDirectory string) (map[Endpoint]Place, erro
 			return nil, err
 		}
 		program, file, ok := strings.Cut(s[i+1:], ":")
-		if _, known := options[program]; !ok || !known || !filepath.IsAbs(file) {
+		if !ok || readers[program] == nil || !filepath.IsAbs(file) {
 			return nil, fmt.Errorf("%s isn't PROGRAM:FILE, with a program of %s", quote(s[i+1:]), strings.Join(Programs(), ", "))
 		}
 		all[e] = Place{program, file}
