@@ -1,5 +1,5 @@
 # The commands of the README, by name. CI runs the same ones.
-.PHONY: build deb image demo test crash forged soak bench bench-all bench-sync bench-door bench-memory bench-live live parity parity-filters milters greylist suites screenshots generate lint
+.PHONY: build deb image demo test crash forged soak bench bench-all bench-sync bench-door bench-memory bench-live bench-push live parity parity-filters milters greylist suites screenshots generate lint
 
 build:
 	go build -o understudy ./cmd/understudy
@@ -52,6 +52,10 @@ forged:
 KILLS = 10000
 soak:
 	go test -timeout 10h -run 'TestSoak' -v ./test -args -kills $(KILLS)
+
+# A million recipients pushed: docs/BENCHMARKS.md.
+bench-push:
+	MILLION=1 go test -run TestMillion -v ./internal/push
 
 # Beside a real Postfix, as root; BENCH=-full takes longer and says more.
 bench:

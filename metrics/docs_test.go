@@ -33,6 +33,7 @@ func described(t *testing.T) []description {
 	m.Follower(func() metrics.FollowerStats { return metrics.FollowerStats{} })
 	m.Greylist(func() (int, int64) { return 0, 0 })
 	m.Publisher(func() metrics.PublisherStats { return metrics.PublisherStats{} })
+	m.Pushed(func() metrics.PushStats { return metrics.PushStats{} })
 	descs := make(chan *prometheus.Desc, 1000)
 	reg.Describe(descs)
 	close(descs)

@@ -84,6 +84,7 @@ type Metrics struct {
 	PublishRequests *prometheus.CounterVec // by endpoint and class of the HTTP status
 	PublishImports  *prometheus.CounterVec // readings of the policy's sources by result: "ok", "refused"
 	PublishRead     prometheus.Gauge       // Unix time of the last reading that was published
+	PushRequests    *prometheus.CounterVec // by result
 	PublishFailing  prometheus.Gauge       // 1 while the last reading was refused
 
 	follower atomic.Pointer[func() FollowerStats] // what the collectors of Follower read
@@ -179,6 +180,7 @@ func New(reg prometheus.Registerer) *Metrics {
 		PublishRequests: counters("publish_requests_total", "Requests of followers answered, by endpoint and class of the status.", "endpoint", "class"),
 		PublishImports:  counters("publish_imports_total", "Readings of the policy's sources, by result.", "result"),
 		PublishRead:     gauge("publish_read_timestamp_seconds", "Unix time of the last complete reading of the policy's sources, 0 before the first."),
+		PushRequests:    counters("push_requests_total", "Requests to push a list of recipients, by result.", "result"),
 		PublishFailing:  gauge("publish_failing", "1 while the policy's sources can't be read and the last good policy stays published, else 0."),
 	}
 	m.begin()
@@ -195,6 +197,7 @@ func (m *Metrics) begin() {
 	}{
 		{m.LiveMessages, []string{"accepted", "deferred", "refused", "before_reply", "in_message", "after_dot", "late"}},
 		{m.ShadowEvents, []string{"judged", "undecided", "dropped", "unreadable"}},
+		{m.PushRequests, []string{"applied", "unchanged", "staged", "refused", "rejected", "denied", "conflict", "limited", "failed", "read"}},
 		{m.Asked, []string{"accepted", "refused", "deferred", "unasked"}},
 		{m.PolicyReloads, []string{"changed", "unchanged", "refused"}},
 		{m.CertReloads, []string{"changed", "unchanged", "refused"}},
@@ -311,6 +314,19 @@ func (o *oneOf) Collect(ch chan<- prometheus.Metric) {
 	for _, v := range o.values {
 		ch <- prometheus.MustNewConstMetric(o.desc, prometheus.GaugeValue, oneIf(v == now), v)
 	}
+}
+
+// PushStats is the state of the lists of recipients that are pushed.
+type PushStats struct{ Stale, Staged, Recipients int }
+
+// Pushed exports that state.
+func (m *Metrics) Pushed(stats func() PushStats) {
+	g := func(name, help string, value func(PushStats) int) {
+		m.auto.NewGaugeFunc(prometheus.GaugeOpts{Name: "understudy_push_" + name, Help: help}, func() float64 { return float64(value(stats())) })
+	}
+	g("stale_lists", "Domains whose list of recipients wasn't pushed within stale_after, or never; unknown recipients are answered 450.", func(s PushStats) int { return s.Stale })
+	g("staged_lists", "Domains whose list of recipients had a mass deletion that waits for the operator.", func(s PushStats) int { return s.Staged })
+	g("recipients", "Recipients of the lists that were pushed.", func(s PushStats) int { return s.Recipients })
 }
 
 // PublisherStats is what Publisher's callback returns. It must come in

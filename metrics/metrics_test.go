@@ -23,6 +23,7 @@ func TestLint(t *testing.T) {
 	m.Follower(func() metrics.FollowerStats { return metrics.FollowerStats{State: "fresh", Staged: "pending"} })
 	m.Follower(func() metrics.FollowerStats { return metrics.FollowerStats{State: "stale", Version: 7} }) // paired anew
 	m.Publisher(func() metrics.PublisherStats { return metrics.PublisherStats{Version: 1} })
+	m.Pushed(func() metrics.PushStats { return metrics.PushStats{} })
 	m.Verdicts.WithLabelValues("rcpt", "reject", "reject_unlisted_recipient").Inc()
 	m.PrimaryUp.WithLabelValues("default").Set(1)
 	problems, err := testutil.GatherAndLint(reg)

@@ -65,6 +65,7 @@ type daemon struct {
 	doors    []*service.Door
 	web      net.Listener // nil: no metrics
 	control  net.Listener
+	push     *pushDesk
 	page     *page.Page // nil: none
 	pageAt   net.Listener
 	stopping atomic.Bool
@@ -111,6 +112,9 @@ func newDaemon(cfg *config.Config, log *slog.Logger) (_ *daemon, err error) {
 		return nil, err
 	}
 	if d.web, err = listenWeb(cfg); err != nil {
+		return nil, err
+	}
+	if d.push, err = openPush(cfg, log, d.metrics); err != nil {
 		return nil, err
 	}
 	if err := d.openPage(); err != nil {
@@ -165,6 +169,7 @@ func (d *daemon) close() {
 	if d.pageAt != nil {
 		d.pageAt.Close()
 	}
+	d.push.close()
 	if d.primary != nil {
 		d.primary.Close()
 	}
@@ -384,7 +389,7 @@ func (d *daemon) run(ctx context.Context) error {
 		f.Back("policy sync", d.primary.Run)
 	}
 	f.Back("control socket", func(ctx context.Context) error {
-		return control.Serve(ctx, d.control, operator.ServeDaemon(operator.Desk{Filters: d.filterStatus, Queue: d.queue, Relay: d.relay, Policy: d.primary, Outages: d.outages, Meter: d.meter, StandIn: d.standIn, Lists: d.lists, Sign: d.signOutage, Greylist: d.greylist, Log: d.log}))
+		return control.Serve(ctx, d.control, operator.WithPush(operator.ServeDaemon(operator.Desk{Filters: d.filterStatus, Queue: d.queue, Relay: d.relay, Policy: d.primary, Outages: d.outages, Meter: d.meter, StandIn: d.standIn, Lists: d.lists, Sign: d.signOutage, Greylist: d.greylist, Log: d.log}), d.push.lists()))
 	})
 	f.Web(d.web, metrics.Handler(d.registry, d.ready))
 	if d.page != nil {
@@ -395,6 +400,7 @@ func (d *daemon) run(ctx context.Context) error {
 		f.Listening("smtp", l)
 		f.Front("smtp", func(ctx context.Context) error { return d.smtp.Serve(ctx, l) })
 	}
+	d.push.join(f)
 	d.watchFiles()
 	return f.Run(ctx, "version", versionLine(), "hostname", d.cfg.Hostname, "state_dir", d.cfg.StateDir)
 }

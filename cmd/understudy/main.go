@@ -4,7 +4,8 @@
 // This package parses the command line and wires the rooms together; it
 // decides nothing itself. Exit codes: 0 done; 1 something at run time is in the
 // way (state directory, port, no daemon); 2 the command line, the
-// configuration or the policy is wrong, one line for each mistake.
+// configuration or the policy is wrong, one line for each mistake; 3 a list that
+// was pushed waits for the operator.
 package main
 
 import (
@@ -53,6 +54,7 @@ type cli struct {
 	Invite   inviteCmd   `cmd:"" help:"On the primary: invite a secondary."`
 	Peers    peersCmd    `cmd:"" help:"On the primary: list the paired secondaries, their policy and queue."`
 	Revoke   revokeCmd   `cmd:"" help:"On the primary: end a secondary's access."`
+	Push     pushCmd     `cmd:"" help:"Push a list of recipients from a primary that can't be read; manage lists that were pushed."`
 	Rotate   rotateCmd   `cmd:"" help:"Replace the publisher's keys, or a secondary's; the pairing stays."`
 	Config   configCmd   `cmd:"" help:"Print the configuration in force, every key with its meaning."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`
@@ -94,6 +96,9 @@ func run() int {
 	switch {
 	case err == nil:
 		return 0
+	case errors.Is(err, errStaged):
+		fmt.Fprintln(os.Stderr, "understudy:", err)
+		return 3
 	case errors.As(err, &wrong):
 		for line := range strings.SplitSeq(err.Error(), "\n") {
 			fmt.Fprintln(os.Stderr, line)

@@ -84,7 +84,7 @@ type process struct {
 func proc(ts *testscript.TestScript) *process { return ts.Value("serve").(*process) }
 
 // cmdServe starts serve with the given arguments and waits until it is ready.
-// $SMTP and $METRICS are its addresses.
+// $SMTP, $METRICS and $PUSH are its addresses.
 func cmdServe(ts *testscript.TestScript, neg bool, args []string) { launch(ts, "serve", args) }
 
 // cmdPublish does the same with publish, in place of serve.
@@ -108,7 +108,7 @@ func launch(ts *testscript.TestScript, what string, args []string) {
 		ts.Logf("the daemon's log:\n%s", strings.Join(p.log, "\n"))
 	})
 	p.wait(ts, `"msg":"ready"`)
-	for name, what := range map[string]string{"SMTP": "smtp", "METRICS": "metrics"} {
+	for name, what := range map[string]string{"SMTP": "smtp", "METRICS": "metrics", "PUSH": "push"} {
 		for _, line := range p.lines() {
 			var l struct{ Msg, For, Addr string }
 			if json.Unmarshal([]byte(line), &l) == nil && l.Msg == "listening" && l.For == what {
@@ -262,7 +262,9 @@ func cmdCert(ts *testscript.TestScript, neg bool, args []string) {
 	if !ok {
 		ts.Fatalf("serial number %q", args[0])
 	}
-	cert, key := testmx.Certificate("mx2.example.org", func(c *x509.Certificate) { c.SerialNumber = serial })
+	cert, key := testmx.Certificate("mx2.example.org", func(c *x509.Certificate) {
+		c.SerialNumber, c.IPAddresses = serial, []net.IP{net.IPv4(127, 0, 0, 1)}
+	})
 	ts.Check(os.WriteFile(ts.MkAbs(args[1]), cert, 0o600))
 	ts.Check(os.WriteFile(ts.MkAbs(args[2]), key, 0o600))
 }

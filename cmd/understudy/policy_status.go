@@ -23,6 +23,8 @@ type policyStatusCmd struct {
 func (policyStatusCmd) Help() string {
 	return `Asks the running daemon how it follows its primary. State fresh: as the primary decides; stale: out of contact for longer than stale_after, unknown recipients are answered 450; none: no policy yet, clients are answered 421. Last change: when the content of the policy changed last, and in what; sources: when the primary read each of them last without a mistake.
 
+With [push] it shows the lists of recipients that were pushed, as ` + "`understudy push list`" + ` does.
+
 On the primary, with the publisher's configuration, it asks the publisher what it publishes.
 
 Examples:
@@ -32,11 +34,18 @@ Examples:
 }
 
 func (c *policyStatusCmd) Run(ctx context.Context, out io.Writer) error {
-	if cfg, err := config.Load(c.Conf); err == nil && cfg.IsPublisher {
+	cfg, err := config.Load(c.Conf)
+	if err == nil && cfg.IsPublisher {
 		return publishFlag{c.Conf}.ask(func(p operator.Publisher) error {
 			s, err := p.Status(ctx)
-			return render(out, c.JSON, &s, err, printPublisher)
+			if err := render(out, c.JSON, &s, err, printPublisher); err != nil || c.JSON || cfg.Push.Listen == "" {
+				return err
+			}
+			return showPushed(ctx, out, operator.Pushed{Client: p.Client})
 		})
+	}
+	if err == nil && cfg.Push.Listen != "" {
+		return (&pushListCmd{pushFlag{c.Conf}, c.JSON}).Run(ctx, out)
 	}
 	return c.ask(func(d operator.Daemon) error {
 		s, err := d.Policy(ctx)
@@ -49,6 +58,14 @@ func (c *policyStatusCmd) Run(ctx context.Context, out io.Writer) error {
 		}
 		return err
 	})
+}
+
+func showPushed(ctx context.Context, out io.Writer, p operator.Pushed) error {
+	all, err := p.Lists(ctx)
+	if err != nil {
+		return err
+	}
+	return printPushed(out, all)
 }
 
 func printFollower(out io.Writer, s *operator.PolicyStatus) error {

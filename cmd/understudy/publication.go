@@ -41,6 +41,7 @@ type publication struct {
 	door      net.Listener
 	control   net.Listener
 	web       net.Listener // nil: no metrics
+	push      *pushDesk
 }
 
 // newPublication opens and listens; then nothing moves yet.
@@ -79,7 +80,10 @@ func newPublication(cfg *config.Config, log *slog.Logger) (_ *publication, err e
 	if p.control, err = control.Listen(control.SocketPath(dir)); err != nil {
 		return nil, err
 	}
-	p.web, err = listenWeb(cfg)
+	if p.web, err = listenWeb(cfg); err != nil {
+		return nil, err
+	}
+	p.push, err = openPush(cfg, log, m)
 	return p, err
 }
 
@@ -118,6 +122,7 @@ func (p *publication) close() {
 			l.Close()
 		}
 	}
+	p.push.close()
 	if p.offer != nil {
 		p.offer.Close()
 	}
@@ -146,8 +151,9 @@ func (p *publication) run(ctx context.Context) error {
 		f.Front("parity meter", func(ctx context.Context) error { return p.meter.Run(ctx, p.publisher.Current, p.resolver) })
 	}
 	f.Front("control socket", func(ctx context.Context) error {
-		return control.Serve(ctx, p.control, operator.ServePublisher(p.offer, p.lists, shadow))
+		return control.Serve(ctx, p.control, operator.WithPush(operator.ServePublisher(p.offer, p.lists, shadow), p.push.lists()))
 	})
+	p.push.join(f)
 	f.Web(p.web, metrics.Handler(p.registry, p.publisher.Ready))
 	return f.Run(ctx, "version", versionLine(), "address", p.cfg.Publish.Address, "state_dir", p.cfg.StateDir)
 }

@@ -42,6 +42,7 @@ type Config struct {
 	Sync        Sync
 	Publish     Publish
 	Sources     []Source
+	Push        Push
 	Queue       Queue
 	Relay       Relay
 	DNS         DNS
@@ -414,6 +415,7 @@ func (r *reader) check() {
 		}
 		r.mistake(set, "is set without %s; set both, or neither for no STARTTLS", other)
 	}
+	r.checkPush()
 	r.checkRoutes()
 	told := func(p Primary) bool { return p.ByXClient() || p.ByProxy() }
 	if c.Relay.AuthenticationResults && told(c.Primary) && !slices.ContainsFunc(c.Routes, func(rt Route) bool { return !told(rt.Primary) }) {

@@ -23,6 +23,15 @@ type Publish struct {
 	Log             string // "", auto, journal, or a file's absolute name
 }
 
+// Push is section [push]: lists of recipients that are pushed here.
+type Push struct {
+	Listen          string // host:port, "" is off
+	Domains         []string
+	TLSCert, TLSKey string
+	StaleAfter      time.Duration
+	MaxRecipients   int
+}
+
 // Source is a [[source]] of recipients. Type says which keys count.
 type Source struct {
 	Name, Type  string
@@ -152,6 +161,7 @@ func (r *reader) checkPublisher() {
 			r.mistake(fmt.Sprintf("source[%d].ask", i), "needs the tables of a Postfix; remove it, or set postfix under [policy]")
 		}
 	}
+	r.checkPush()
 	for _, at := range []struct {
 		path string
 		set  bool
@@ -159,6 +169,31 @@ func (r *reader) checkPublisher() {
 		if at.set {
 			r.mistake(at.path, "is for a secondary, and this file is a publisher's because of [publish]; keep them in two files")
 		}
+	}
+}
+
+// checkPush checks what pushing needs.
+func (r *reader) checkPush() {
+	p := &r.cfg.Push
+	if (p.TLSCert == "") != (p.TLSKey == "") {
+		r.mistake("push", "has one of tls_cert and tls_key; set both")
+	}
+	if p.TLSCert == "" {
+		p.TLSCert, p.TLSKey = r.cfg.SMTP.TLSCert, r.cfg.SMTP.TLSKey
+	}
+	for _, d := range p.Domains {
+		if strings.HasPrefix(d, ".") {
+			r.mistake("push.domains", "%q: each domain has a list of its own; name the domains", d)
+		}
+	}
+	switch {
+	case p.Listen == "":
+	case p.TLSCert == "" && !r.failed("push.tls_cert") && !r.failed("smtp.tls_cert"):
+		r.mistake("push.tls_cert", "missing: tokens and addresses travel by TLS only; add tls_cert and tls_key")
+	case len(p.Domains) == 0 && !r.failed("push.domains"):
+		r.mistake("push.domains", `missing: whose lists may be pushed? Add domains = ["example.org"] under [push]`)
+	case len(r.cfg.Sync.Domains) > 0:
+		r.mistake("push.listen", "is for a secondary whose policy comes from a file, or for a publisher; push to the publisher")
 	}
 }
 

@@ -18,7 +18,7 @@ type setting struct {
 
 // sections lists the tables in the order in which they are shown.
 func sections() []string {
-	return []string{"smtp", "primary", "route", "filter", "policy", "sync", "queue", "relay", "dns", "publish", "source", "metrics", "web", "notify", "log"}
+	return []string{"smtp", "primary", "route", "filter", "policy", "sync", "queue", "relay", "dns", "publish", "source", "push", "metrics", "web", "notify", "log"}
 }
 
 // repeated are the sections that may be repeated.
@@ -32,11 +32,12 @@ var sectionDoc = map[string]string{
 	"filter":  "For a secondary. May be repeated. A mail filter that is asked in place of one of the primary's milters, by the milter protocol, in its order and with its time limits, macros and default action. No change that it wants is made to the message: see docs/FILTERS.md.",
 	"policy":  "The recipients to accept mail for, and what to refuse. A secondary gets its policy from a file or from its primary, see [sync]; a publisher from a file or from its Postfix.",
 	"sync":    "For a secondary that follows its primary's publisher: run `understudy invite` there, and `understudy join` here.",
-	"publish": "For the primary only: this section makes the file one for `understudy publish`. Such a file may also have [policy], [[source]], [dns] (the servers that this machine's Postfix asks), [metrics] and [log]; state_dir then holds the keys and the paired secondaries.",
+	"publish": "For the primary only: this section makes the file one for `understudy publish`. Such a file may also have [policy], [[source]], [push], [dns] (the servers that this machine's Postfix asks), [metrics] and [log]; state_dir then holds the keys and the paired secondaries.",
 	"source":  "For the primary only. May be repeated. Adds recipients from elsewhere to those of [policy]; only those in its domains count.",
 	"queue":   "The queue of accepted mail.",
 	"relay":   "What is done to mail on its way to the servers.",
 	"dns":     "The resolver for blocklists and host names. Use one of your own, close by: most blocklists refuse public ones.",
+	"push":    "Lists of recipients that are pushed here, with HTTPS, from a primary that can't be read: see docs/PUSH.md. The policy file names them by recipients_pushed. Works on a secondary and for a publisher.",
 	"metrics": "Prometheus metrics and the pages /healthz and /readyz.",
 	"web":     "The operator's page: the state of the primary, the queue and its drain, and held mail. It has no TLS of its own: use ssh -L, or a web server with TLS in front.",
 	"notify":  "Tells the operator that an outage of the primary has begun, and that it is over. Nothing waits for it, and what fails is tried again for a day.",
@@ -291,6 +292,25 @@ var settings = []setting{
 	{"source", "ask", boolean, "false", nil,
 		"With [policy] postfix: these addresses need not exist. Tables of recipients that can't be listed (tcp, socketmap, queries that compute) are asked about each, so that a secondary has the answers before it needs them. The mail log is a good source.",
 		func(c *Config) any { return &lastSource(c).Ask }},
+
+	{"push", "listen", optionalListen, `""`, nil,
+		`Address on which lists are pushed, such as ":9628", or "" for none. Open the port to those who push only.`,
+		func(c *Config) any { return &c.Push.Listen }},
+	{"push", "domains", domainList, "[]", nil,
+		`The domains whose lists may be pushed. Each needs a token: "understudy push token DOMAIN". Lists of other domains are refused.`,
+		func(c *Config) any { return &c.Push.Domains }},
+	{"push", "tls_cert", file, "", nil,
+		"PEM file with the certificate chain; by default smtp.tls_cert. There is no push without TLS.",
+		func(c *Config) any { return &c.Push.TLSCert }},
+	{"push", "tls_key", file, "", nil,
+		"PEM file with the key of tls_cert.",
+		func(c *Config) any { return &c.Push.TLSKey }},
+	{"push", "stale_after", duration("1m", "365d"), `"2d"`, nil,
+		"After that long without a push, even of the same list, unknown recipients of the domain are answered 450 instead of 550. Known ones are accepted indefinitely.",
+		func(c *Config) any { return &c.Push.StaleAfter }},
+	{"push", "max_recipients", count(1, 20_000_000), "2000000", nil,
+		"The most addresses that a list may have.",
+		func(c *Config) any { return &c.Push.MaxRecipients }},
 
 	{"metrics", "listen", optionalListen, `"127.0.0.1:9625"`, nil,
 		`Address of the HTTP server, or "" for none. It has no password: keep it on the loopback interface, or behind a proxy with one.`,

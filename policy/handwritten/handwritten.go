@@ -31,7 +31,7 @@ import (
 // Keys of the hand-written policy file, by table.
 var (
 	rootKeys = []string{
-		"domains", "recipients", "recipients_file", "recipient_delimiter", "delay_reject", "dnsbl_threshold",
+		"domains", "recipients", "recipients_file", "recipients_pushed", "recipient_delimiter", "delay_reject", "dnsbl_threshold",
 		"client", "helo", "sender", "checks", "dnsbl", "limits",
 	}
 	listKeys  = []string{"allow", "block"}
@@ -58,6 +58,7 @@ type file struct {
 	open    opener
 	before  *policy.Snapshot // shares memory with it, unless nil
 	domains map[string]int   // each with a number
+	unsure  map[string]bool  // domains where an unknown recipient is refused for now only
 }
 
 // recipientsTable is the name of the table of recipients.
@@ -128,9 +129,16 @@ func (p *file) addresses(n node) {
 	if _, given := n.m["domains"].(string); len(vals) == 0 && !given {
 		n.wrong("domains", "no domains; list those to accept mail for: domains = [\"example.org\"]")
 	}
-	a.VirtualMailbox.Domains = slices.Sorted(maps.Keys(p.domains))
-	a.VirtualMailbox.Recipients = []string{recipientsTable}
 	p.recipients(n, vals, paths)
+	sure := maps.Clone(p.domains)
+	for d := range p.unsure {
+		delete(sure, d)
+	}
+	a.VirtualMailbox.Domains = slices.Sorted(maps.Keys(sure))
+	a.VirtualMailbox.Recipients = []string{recipientsTable}
+	if len(p.unsure) > 0 {
+		a.Relay = policy.AddressClass{Domains: slices.Sorted(maps.Keys(p.unsure)), Recipients: []string{recipientsTable}, Incomplete: true}
+	}
 }
 
 // checks sorts the switched-on checks into the lists where they belong.

@@ -82,7 +82,7 @@ func parse(name string, r io.ReadSeeker, open func(string) (io.ReadSeekCloser, e
 	if err != nil {
 		return nil, err
 	}
-	p := &file{document: d, spec: policy.NewSpec(), before: before, domains: map[string]int{}}
+	p := &file{document: d, spec: policy.NewSpec(), before: before, domains: map[string]int{}, unsure: map[string]bool{}}
 	p.open = func(file string) (string, io.ReadCloser, error) {
 		if !filepath.IsAbs(file) {
 			file = filepath.Join(filepath.Dir(name), file)

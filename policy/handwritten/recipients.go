@@ -2,8 +2,12 @@ package handwritten
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"maps"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -11,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/internal/pushed"
 	"github.com/understudy-mx/understudy/policy/table"
 )
 
@@ -40,6 +45,9 @@ func (p *file) recipients(n node, doms, domPaths []string) {
 		}
 		all = append(all, more...)
 	}
+	if dir := n.str("recipients_pushed"); dir != "" {
+		all = append(all, p.pushed(n, dir, b, all)...)
+	}
 	used := make([]bool, len(p.domains))
 	for _, c := range all {
 		for i := range used {
@@ -47,7 +55,7 @@ func (p *file) recipients(n node, doms, domPaths []string) {
 		}
 	}
 	for i, v := range doms {
-		if no, ours := p.domains[table.Fold(v)]; ours && known && !used[no] {
+		if no, ours := p.domains[table.Fold(v)]; ours && known && !used[no] && !p.unsure[table.Fold(v)] {
 			n.wrong(domPaths[i], "domain %q has no recipient; list some, or %q to accept every address", v, "@"+v)
 		}
 	}
@@ -108,10 +116,56 @@ func (p *file) list(file string, b *table.Builder) ([]*piece, error) {
 		return nil, err
 	}
 	defer r.Close()
+	return p.pieces(path, r, b)
+}
+
+// pushed reads the list that was pushed for each domain. Where none was yet, where it
+// is stale, and while a deletion waits for the operator, an unknown recipient is put off.
+func (p *file) pushed(n node, dir string, b *table.Builder, before []*piece) (all []*piece) {
+	for _, domain := range slices.Sorted(maps.Keys(p.domains)) {
+		no := p.domains[domain]
+		path, r, err := p.open(filepath.Join(dir, pushed.ListName(domain)))
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			if !slices.ContainsFunc(before, func(c *piece) bool { return c.used[no] }) {
+				p.unsure[domain] = true
+			}
+			continue
+		case err == nil:
+			var more []*piece
+			more, err = p.pushedList(path, r, b)
+			all = append(all, more...)
+		}
+		if err != nil {
+			n.wrong("recipients_pushed", "%v; name the directory push in the state directory of understudy", err)
+			continue
+		}
+		_, mark, err := p.open(filepath.Join(dir, pushed.UnsureName(domain)))
+		if err == nil {
+			mark.Close()
+		}
+		if !errors.Is(err, fs.ErrNotExist) { // in doubt, too
+			p.unsure[domain] = true
+		}
+	}
+	return all
+}
+
+func (p *file) pushedList(path string, r io.ReadCloser, b *table.Builder) ([]*piece, error) {
+	defer r.Close()
+	v, err := pushed.Verify(path, r)
+	if err != nil {
+		return nil, err
+	}
+	return p.pieces(path, v, b)
+}
+
+// pieces reads a list.
+func (p *file) pieces(path string, r io.Reader, b *table.Builder) ([]*piece, error) {
 	var all []*piece
 	var work errgroup.Group
 	work.SetLimit(runtime.GOMAXPROCS(0))
-	err = eachPiece(r, func(text string) {
+	err := eachPiece(r, func(text string) {
 		c := p.newPiece(b)
 		all = append(all, c)
 		work.Go(func() error {

@@ -1,0 +1,546 @@
+package push
+
+import (
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/understudy-mx/understudy/internal/pushed"
+	"github.com/understudy-mx/understudy/metrics"
+)
+
+const domain = "example.org"
+
+// site is a server at work, with a list of ten in force.
+type site struct {
+	dir, certs, addr   string
+	token, other, etag string // other is the token of example.net
+	store              *pushed.Store
+	roots              *x509.CertPool
+}
+
+func writePair(t *testing.T, dir string) *x509.CertPool {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true}
+	der, err := x509.CreateCertificate(rand.Reader, c, c, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, b := range map[string]*pem.Block{"cert": {Type: "CERTIFICATE", Bytes: der}, "key": {Type: "PRIVATE KEY", Bytes: k}} {
+		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(b), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	return roots
+}
+
+func start(t *testing.T, most int) *site {
+	t.Helper()
+	s := &site{dir: t.TempDir(), certs: t.TempDir()}
+	s.roots = writePair(t, s.certs)
+	var err error
+	if s.store, err = pushed.Open(pushed.Options{Dir: s.dir, Domains: []string{domain, "example.net"}, MaxEntries: most, StaleAfter: time.Hour}); err != nil {
+		t.Fatal(err)
+	}
+	if s.token, err = s.store.NewToken(domain); err != nil {
+		t.Fatal(err)
+	}
+	if s.other, err = s.store.NewToken("example.net"); err != nil {
+		t.Fatal(err)
+	}
+	server, err := New(Options{Store: s.store, MaxEntries: most, TLSCert: filepath.Join(s.certs, "cert"), TLSKey: filepath.Join(s.certs, "key"),
+		Log: slog.New(slog.DiscardHandler), Metrics: metrics.New(prometheus.NewRegistry())})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.addr = l.Addr().String()
+	ctx, stop := context.WithCancel(context.Background())
+	var work sync.WaitGroup
+	work.Go(func() {
+		if err := server.Serve(ctx, l); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(func() { stop(); work.Wait() })
+	r, err := s.store.Replace(domain, "", func(add func(string) error) error { return addAll(add, users(10)) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.etag = r.ETag
+	return s
+}
+
+func addAll(add func(string) error, list []string) error {
+	for _, a := range list {
+		if err := add(a); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func users(n int) (list []string) {
+	for i := range n {
+		list = append(list, fmt.Sprintf("u%07d@example.org", i))
+	}
+	return list
+}
+
+// raw sends octets over TLS and returns the status, 0 for none.
+func (s *site) raw(t *testing.T, octets []byte, half bool) int {
+	t.Helper()
+	c, err := tls.Dial("tcp", s.addr, &tls.Config{RootCAs: s.roots})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	go func() {
+		_, _ = c.Write(octets) // the server may have heard enough
+		if half {
+			_ = c.CloseWrite()
+		}
+	}()
+	_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
+	r := bufio.NewReader(c)
+	for {
+		resp, err := http.ReadResponse(r, nil)
+		if err != nil {
+			return 0
+		}
+		if resp.StatusCode != http.StatusContinue {
+			return resp.StatusCode
+		}
+	}
+}
+
+// request spells a request; a header "-Name" takes that one out.
+func (s *site) request(method, target string, content []byte, headers ...string) []byte {
+	h := map[string]string{"Host": "mx2.example.org", "Authorization": "Bearer " + s.token, "Content-Length": fmt.Sprint(len(content)), "Connection": "close"}
+	var extra []string
+	for _, line := range headers {
+		name, value, _ := strings.Cut(line, ": ")
+		if without, out := strings.CutPrefix(name, "-"); out {
+			delete(h, without)
+		} else if _, there := h[name]; there {
+			h[name] = value
+		} else {
+			extra = append(extra, line)
+		}
+	}
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "%s %s HTTP/1.1\r\n", method, target)
+	for k, v := range h {
+		fmt.Fprintf(&b, "%s: %s\r\n", k, v)
+	}
+	for _, line := range extra {
+		b.WriteString(line + "\r\n")
+	}
+	b.WriteString("\r\n")
+	b.Write(content)
+	return b.Bytes()
+}
+
+func gz(b []byte) []byte {
+	var out bytes.Buffer
+	z := gzip.NewWriter(&out)
+	_, _ = z.Write(b)
+	_ = z.Close()
+	return out.Bytes()
+}
+
+func zst(b []byte) []byte {
+	z, _ := zstd.NewWriter(nil)
+	return z.EncodeAll(b, nil)
+}
+
+func sum(b []byte) string {
+	h := sha256.Sum256(b)
+	return "Content-Digest: sha-256=:" + base64.StdEncoding.EncodeToString(h[:]) + ":"
+}
+
+func chunked(parts ...string) []byte {
+	var b bytes.Buffer
+	for _, p := range parts {
+		fmt.Fprintf(&b, "%x\r\n%s\r\n", len(p), p)
+	}
+	return b.Bytes()
+}
+
+type attack struct {
+	name string
+	raw  []byte
+	want int
+	half bool // the client hangs up after it
+}
+
+// attacks are requests that must change nothing.
+func (s *site) attacks() []attack {
+	const at = prefix + domain
+	nine := []byte(strings.Join(users(9), "\n") + "\n")
+	put := func(content []byte, h ...string) []byte { return s.request("PUT", at, content, h...) }
+	to := func(target string) []byte { return s.request("PUT", target, nine) }
+	line := func(text string) []byte { return put(append(slices.Clone(nine), text+"\n"...)) }
+	json := func(text string) []byte { return put([]byte(text), "Content-Type: application/json") }
+	patch := func(text string, h ...string) []byte {
+		return s.request("PATCH", at, []byte(text), append([]string{"Content-Type: application/json"}, h...)...)
+	}
+	match := `If-Match: "` + s.etag + `"`
+	open := func(method, body string, h ...string) []byte {
+		return append(s.request(method, at, nil, append(h, "-Content-Length: ", "Transfer-Encoding: chunked")...), body...)
+	}
+	bomb := bytes.Repeat([]byte("u@example.org\n"), 200_000)
+	return []attack{
+		{"no token", put(nine, "-Authorization: "), 401, false},
+		{"wrong token", put(nine, "Authorization: Bearer "+strings.Repeat("A", 43)), 401, false},
+		{"empty token", put(nine, "Authorization: Bearer "), 401, false},
+		{"token's hash", put(nine, "Authorization: Bearer "+func() string { h := sha256.Sum256([]byte(s.token)); return fmt.Sprintf("%x", h) }()), 401, false},
+		{"another domain's token", put(nine, "Authorization: Bearer "+s.other), 401, false},
+		{"our token, another domain", to(prefix + "example.net"), 401, false},
+		{"basic", put(nine, "Authorization: Basic "+s.token), 401, false},
+		{"token twice", s.request("PUT", at, nil, "authorization: Bearer "+s.other), 401, false},
+		{"token in the target", s.request("PUT", at+"?token="+s.token, nine, "-Authorization: "), 401, false},
+		{"unknown domain", to(prefix + "example.com"), 401, false},
+		{"dot dot", to(prefix + "../recipients/" + domain), 401, false},
+		{"dot dot, escaped", to(prefix + "%2e%2e/recipients/" + domain), 401, false},
+		{"escaped", to(prefix + "%65xample.org"), 401, false},
+		{"double slash", to("/v1//recipients/" + domain), 401, false},
+		{"upper case", to(prefix + "EXAMPLE.ORG"), 401, false},
+		{"trailing dot", to(at + "."), 401, false},
+		{"trailing slash", to(at + "/"), 401, false},
+		{"NUL in the path", to(at + "%00"), 401, false},
+		{"a file's name", to(at + ".json"), 401, false},
+		{"IDN", to(prefix + "ex%C3%A4mple.org"), 401, false},
+		{"query", to(at + "?x=1"), 401, false},
+		{"absolute form", to("https://mx2.example.org" + at), 401, false},
+		{"POST", s.request("POST", at, nine), 405, false},
+		{"DELETE", s.request("DELETE", at, nil), 405, false},
+		{"old ETag", put(nine, `If-Match: "`+pushed.ETag(nil)+`"`), 412, false},
+		{"weak ETag", put(nine, `If-Match: W/"`+s.etag+`"`), 412, false},
+		{"list of ETags", put(nine, `If-Match: "x", "`+s.etag+`"`), 412, false},
+		{"If-Match twice", put(nine, match, match), 400, false},
+		{"Content-Type twice", put(nine, "Content-Type: text/plain", "Content-Type: application/json"), 400, false},
+		{"Content-Encoding twice", put(gz(gz(nine)), "Content-Encoding: gzip", "Content-Encoding: gzip"), 400, false},
+		{"two lengths", put(nine, "Content-length: 5"), 400, false},
+		{"length and chunks", append(s.request("PUT", at, nil, "Transfer-Encoding: chunked", "Content-Length: 5"), append(chunked(string(nine)), "0\r\n\r\n"...)...), 411, false},
+		{"chunked, no digest", open("PUT", string(chunked(string(nine)))+"0\r\n\r\n"), 411, false},
+		{"chunked and cut off", open("PUT", string(chunked(string(nine))), sum(nine)), 422, true},
+		{"chunked, closed early", open("PUT", string(chunked(string(nine[:40])))+"0\r\n\r\n", sum(nine)), 422, false},
+		{"announced trailer doesn't come", open("PUT", string(chunked(string(nine)))+"0\r\n\r\n", "Trailer: Content-Digest"), 422, false},
+		{"wrong trailer", open("PUT", string(chunked(string(nine)))+"0\r\n"+sum(nil)+"\r\n\r\n", "Trailer: Content-Digest"), 422, false},
+		{"another trailer", open("PUT", string(chunked(string(nine)))+"0\r\nX-A: b\r\n\r\n", "Trailer: X-A"), 422, false},
+		{"shorter than its length", put(nine, fmt.Sprintf("Content-Length: %d", len(nine)+5)), 422, true},
+		{"wrong digest", put(nine, sum(nil)), 422, false},
+		{"digest of another kind", put(nine, "Content-Digest: md5=:AAAA:"), 422, false},
+		{"digest of what is unpacked", put(gz(nine), "Content-Encoding: gzip", sum(nine)), 422, false},
+		{"gzip cut off", put(gz(nine)[:40], "Content-Encoding: gzip"), 422, false},
+		{"gzip and more", put(append(gz(nine), "junk"...), "Content-Encoding: gzip"), 422, false},
+		{"no gzip at all", put(nine, "Content-Encoding: gzip"), 422, false},
+		{"zstd cut off", put(zst(nine)[:20], "Content-Encoding: zstd"), 422, false},
+		{"gzip bomb", put(gz(bomb), "Content-Encoding: gzip"), 413, false},
+		{"zstd bomb", put(zst(bomb), "Content-Encoding: zstd"), 413, false},
+		{"bomb of blank lines", put(gz(bytes.Repeat([]byte("\n"), 8<<20)), "Content-Encoding: gzip"), 413, false},
+		{"gzip in gzip", put(gz(gz(nine)), "Content-Encoding: gzip, gzip"), 415, false},
+		{"br", put(nine, "Content-Encoding: br"), 415, false},
+		{"empty", put(nil), 422, false},
+		{"blank lines", put([]byte("\n\r\n\n")), 422, false},
+		{"too many", put([]byte(strings.Join(users(1001), "\n"))), 413, false},
+		{"endless line", line(strings.Repeat("a", 1<<20)), 422, false},
+		{"long address", line(strings.Repeat("a", 400) + "@example.org"), 422, false},
+		{"other domain", line("a@example.net"), 422, false},
+		{"subdomain", line("a@sub.example.org"), 422, false},
+		{"domain with a dot", line("a@example.org."), 422, false},
+		{"two domains", line("a@example.org@example.net"), 422, false},
+		{"catch-all", line("@example.org"), 422, false},
+		{"NUL", line("a\x00b@example.org"), 422, false},
+		{"CR", line("a\rb@example.org"), 422, false},
+		{"quoted line end", line("\"a\\\r\"@example.org"), 422, false},
+		{"tab", line("a\tb@example.org"), 422, false},
+		{"comment", line("#a@example.org"), 422, false},
+		{"bad UTF-8", line("\xff@example.org"), 422, false},
+		{"source route", line("@x:a@example.org"), 422, false},
+		{"brackets", line("<a@example.org>"), 422, false},
+		{"HTML", put([]byte("<html>login</html>\n")), 422, false},
+		{"JSON as text", put([]byte(`{"recipients": ["a@example.org"]}`)), 422, false},
+		{"XML", put(nine, "Content-Type: application/xml"), 415, false},
+		{"JSON cut off", json(`{"recipients": ["a@example.org"`), 422, false},
+		{"JSON and more", json(`{"recipients": ["a@example.org"]} {}`), 422, false},
+		{"JSON, key twice", json(`{"recipients": ["a@example.org"], "recipients": ["b@example.org"]}`), 422, false},
+		{"JSON, other key", json(`{"recipients": ["a@example.org"], "admin": true}`), 422, false},
+		{"JSON, no strings", json(`{"recipients": [1]}`), 422, false},
+		{"JSON, null", json(`{"recipients": null}`), 422, false},
+		{"JSON, an escape", json(`{"recipients": ["a\u000ab@example.org"]}`), 422, false},
+		{"JSON, deep", json(`{"recipients": ` + strings.Repeat("[", 1000)), 422, false},
+		{"JSON, a huge token", json(`{"recipients": ["` + strings.Repeat("a", 900_000) + `"]}`), 422, false},
+		{"PATCH without If-Match", patch(`{"removed": ["u0000001@example.org"]}`), 428, false},
+		{"PATCH of any", patch(`{"removed": ["u0000001@example.org"]}`, "If-Match: *"), 428, false},
+		{"PATCH of an old list", patch(`{"removed": ["u0000001@example.org"]}`, `If-Match: "`+pushed.ETag(nil)+`"`), 412, false},
+		{"PATCH as text", s.request("PATCH", at, nine, match), 415, false},
+		{"PATCH, other domain", patch(`{"added": ["a@example.net"]}`, match), 422, false},
+		{"PATCH, both", patch(`{"added": ["a@example.org"], "removed": ["a@example.org"]}`, match), 422, false},
+		{"PATCH, all go", patch(`{"removed": ["`+strings.Join(users(10), `","`)+`"]}`, match), 422, false},
+		{"PATCH cut off", patch(`{"removed": ["u0000001@example.org"`, match), 422, false},
+		{"PATCH, key twice", patch(`{"added": [], "added": ["a@example.org"]}`, match), 422, false},
+		{"PATCH, wrong digest", patch(`{"added": ["a@example.org"]}`, match, sum(nil)), 422, false},
+		{"huge header", put(nine, "X-A: "+strings.Repeat("a", 64<<10)), 431, false},
+		{"no HTTP", []byte("EHLO example.org\r\n\r\n"), 400, false},
+		{"HTTP/2", []byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), 401, false},
+	}
+}
+
+// TestAttacks sends what must not change the list.
+func TestAttacks(t *testing.T) {
+	s := start(t, 1000)
+	name := filepath.Join(s.dir, pushed.ListName(domain))
+	before, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range s.attacks() {
+		t.Run(a.name, func(t *testing.T) {
+			got := s.raw(t, a.raw, a.half)
+			if got != a.want && !(a.half && got == 0) {
+				t.Errorf("answered %d, want %d", got, a.want)
+			}
+			after, err := os.ReadFile(name)
+			if err != nil || !bytes.Equal(before, after) {
+				t.Fatalf("the list has changed: %v", err)
+			}
+			files, _ := filepath.Glob(filepath.Join(s.dir, "*"))
+			for _, f := range files {
+				if base := filepath.Base(f); !strings.HasPrefix(base, domain+".") && !strings.HasPrefix(base, "example.net.json") {
+					t.Errorf("there is a file %s", f)
+				}
+			}
+		})
+	}
+}
+
+// TestGood has every form that a list may come in.
+func TestGood(t *testing.T) {
+	s := start(t, 1000)
+	const at = prefix + domain
+	nine := []byte(strings.Join(users(9), "\r\n"))
+	for _, tt := range []struct {
+		name string
+		raw  []byte
+		want int
+	}{
+		{"text", s.request("PUT", at, nine), 200},
+		{"again", s.request("PUT", at, nine, sum(nine)), 200},
+		{"gzip", s.request("PUT", at, gz(nine), "Content-Encoding: gzip", sum(gz(nine))), 200},
+		{"zstd", s.request("PUT", at, zst(nine), "Content-Encoding: zstd"), 200},
+		{"JSON", s.request("PUT", at, []byte(`{"recipients": ["`+strings.Join(users(9), `","`)+`"]}`), "Content-Type: application/json; charset=utf-8"), 200},
+		{"chunked with a trailer", append(s.request("PUT", at, nil, "-Content-Length: ", "Transfer-Encoding: chunked", "Trailer: Content-Digest"), string(chunked(string(nine[:50]), string(nine[50:])))+"0\r\n"+sum(nine)+"\r\n\r\n"...), 200},
+		{"If-Match", s.request("PUT", at, nine, `If-Match: "`+pushed.ETag(users(9))+`"`), 200},
+		{"confirm", s.request("PATCH", at, []byte("{}"), "Content-Type: application/json", `If-Match: "`+pushed.ETag(users(9))+`"`), 200},
+		{"GET", s.request("GET", at, nil), 200},
+		{"mass deletion", s.request("PUT", at, []byte(strings.Join(users(2), "\n"))), 202},
+		{"and back", s.request("PATCH", at, []byte(`{"added": ["`+strings.Join(users(9), `","`)+`"]}`), "Content-Type: application/json", `If-Match: "`+pushed.ETag(users(2))+`"`), 200},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := s.raw(t, tt.raw, false); got != tt.want {
+				t.Errorf("answered %d, want %d", got, tt.want)
+			}
+		})
+	}
+	if st, err := s.store.One(domain); err != nil || st.Count != 9 || st.Staged != nil {
+		t.Errorf("in the end %+v, %v", st, err)
+	}
+}
+
+// TestTogether pushes many lists at once: one after the other or not at all.
+func TestTogether(t *testing.T) {
+	s := start(t, 1000)
+	var work sync.WaitGroup
+	var mu sync.Mutex
+	codes := map[int]int{}
+	for i := range 20 {
+		work.Go(func() {
+			list := append(users(10), fmt.Sprintf("n%d@example.org", i))
+			got := s.raw(t, s.request("PUT", prefix+domain, []byte(strings.Join(list, "\n")), `If-Match: "`+s.etag+`"`), false)
+			mu.Lock()
+			codes[got]++
+			mu.Unlock()
+		})
+	}
+	work.Wait()
+	if codes[200] != 1 || codes[200]+codes[412]+codes[429] != 20 {
+		t.Errorf("of 20 lists made of one before: %v", codes)
+	}
+	if st, err := s.store.One(domain); err != nil || st.Count != 11 {
+		t.Errorf("in the end %+v, %v", st, err)
+	}
+}
+
+// TestSlow leaves requests unfinished: they hold a place until they are given up,
+// and the server answers others meanwhile.
+func TestSlow(t *testing.T) {
+	s := start(t, 1000)
+	for _, begin := range []string{"", "PUT " + prefix + domain + " HTTP/1.1\r\nHost: x\r\n", string(s.request("PUT", prefix+domain, nil, "Content-Length: 100")) + "u0@"} {
+		for range 10 {
+			c, err := tls.Dial("tcp", s.addr, &tls.Config{RootCAs: s.roots})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			if _, err := io.WriteString(c, begin); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if got := s.raw(t, s.request("GET", prefix+domain, nil), false); got != 200 {
+		t.Errorf("GET answered %d", got)
+	}
+	if st, err := s.store.One(domain); err != nil || st.ETag != s.etag {
+		t.Errorf("half a list counts: %+v, %v", st, err)
+	}
+}
+
+func (s *site) client() *Client {
+	return &Client{URL: "https://" + s.addr, Token: s.token, Roots: s.roots, Tries: 3, Wait: func(context.Context, time.Duration) error { return nil }}
+}
+
+func TestClient(t *testing.T) {
+	s := start(t, 1000)
+	push := func(list, before []string, want string) {
+		t.Helper()
+		a, sent, err := s.client().Push(t.Context(), domain, list, before)
+		if err != nil || sent != want || a.ETag != pushed.ETag(list) {
+			t.Errorf("%d before %d: %s, %+v, %v; want %s", len(list), len(before), sent, a, err, want)
+		}
+	}
+	push(users(10), nil, "confirmed")
+	push(users(12), nil, "PUT")
+	push(users(13), users(12), "PATCH")
+	push(users(14), users(12), "PUT") // the server has another one
+	push(users(500), users(14), "PUT")
+	if _, _, err := s.client().Push(t.Context(), "example.net", []string{"a@example.net"}, nil); err == nil || !strings.Contains(err.Error(), "401") {
+		t.Errorf("without its token: %v", err)
+	}
+	for text, want := range map[string]string{"": "empty", "# nothing\n": "empty", "a@example.net\n": "line 1", "a@example.org\n\nx\n": "line 3"} {
+		if _, err := ReadList(strings.NewReader(text), domain); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("a list %q: %v, want %s", text, err, want)
+		}
+	}
+}
+
+// TestClientTries has a server that fails before it succeeds, or for good.
+func TestClientTries(t *testing.T) {
+	s := start(t, 1000)
+	for _, tt := range []struct {
+		name  string
+		codes []int // of the first answers
+		tries int   // made
+		ok    bool
+	}{
+		{"503 twice", []int{503, 503}, 3, true},
+		{"412", []int{412}, 2, true},
+		{"429", []int{429}, 2, true},
+		{"500 for ever", []int{500, 500, 500, 500}, 3, false},
+		{"401", []int{401}, 1, false},
+		{"422", []int{422}, 1, false},
+		{"302", []int{302}, 1, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			n := 0
+			pair, err := tls.LoadX509KeyPair(filepath.Join(s.certs, "cert"), filepath.Join(s.certs, "key"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{pair}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			front := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.Method == http.MethodGet {
+					if n++; n <= len(tt.codes) {
+						w.Header().Set("Location", "https://"+s.addr)
+						w.WriteHeader(tt.codes[n-1])
+						return
+					}
+				}
+				fmt.Fprintf(w, `{"etag": %q, "count": 10}`, pushed.ETag(users(10)))
+			})}
+			var work sync.WaitGroup
+			work.Go(func() { _ = front.Serve(l) })
+			defer work.Wait()
+			defer front.Close()
+			c := s.client()
+			c.URL = "https://" + l.Addr().String()
+			_, _, err = c.Push(t.Context(), domain, users(10), nil)
+			if (err == nil) != tt.ok || n != tt.tries {
+				t.Errorf("%d tries, %v; want %d", n, err, tt.tries)
+			}
+		})
+	}
+}
+
+// FuzzServer reads any list: what is taken is what was meant.
+func FuzzServer(f *testing.F) {
+	for _, s := range []string{"a@example.org\n", "a@example.org\r\nb@example.org", `{"recipients": ["a@example.org"]}`, "\x00", "a\rb@example.org"} {
+		f.Add([]byte(s), false)
+		f.Add([]byte(s), true)
+	}
+	f.Fuzz(func(t *testing.T, b []byte, asJSON bool) {
+		read := readLines
+		if asJSON {
+			read = readJSON
+		}
+		var got []string
+		err := read(&bounded{bytes.NewReader(b), 1 << 20}, func(s string) error {
+			a, err := pushed.Address(s, domain)
+			got = append(got, a)
+			return err
+		})
+		if err != nil {
+			return
+		}
+		for _, a := range got {
+			if strings.ContainsAny(a, "\r\n\x00") || !strings.HasSuffix(a, "@example.org") {
+				t.Errorf("%q gives %q", b, a)
+			}
+		}
+		if n := bytes.Count(b, []byte("@")); len(got) > n && !asJSON {
+			t.Errorf("%q gives %d addresses", b, len(got))
+		}
+	})
+}

@@ -1,0 +1,334 @@
+// Package pushed keeps lists of recipients that somebody else pushes: one list for
+// each domain, from a primary that can't be read, such as Microsoft 365.
+//
+// A list is a text file that every reader of addresses understands:
+//
+//	# understudy list, sha256 5d41…
+//	alice@example.org
+//	bob@example.org
+//
+// It appears under its name only when it is whole and on the disk, so readers see the
+// old list or the new one, after a crash, too. Each has an ETag, the SHA-256 of its
+// lines, which whoever pushes can compute as well.
+//
+// A list that deletes too much is staged: it takes effect, but nobody of that
+// domain is unknown for good (P3) until the operator has decided. The same holds for a
+// list that nobody has confirmed for too long. Readers tell by a file beside the list,
+// DOMAIN.unsure.
+package pushed
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+)
+
+// The files of a domain, by their endings.
+const (
+	listFile   = ".list"
+	unsureFile = ".unsure" // there while unknown recipients are to be put off
+	stateFile  = ".json"
+	heldFile   = ".held" // the list before a staged deletion
+	baseFile   = ".base" // the list of one to two windows ago
+	nextFile   = ".next" // that takes its place
+)
+
+// ListName and UnsureName are the names of a domain's files for readers.
+func ListName(domain string) string   { return domain + listFile }
+func UnsureName(domain string) string { return domain + unsureFile }
+
+// What a deletion may take before it is staged, as for a policy from the primary
+// (sync/guard.go): half of a list, or more than one in a hundred and more than
+// minDeletion, within a window.
+const (
+	minDeletion = 100
+	deletionPct = 1
+	window      = 7 * 24 * time.Hour
+)
+
+// MaxChange bounds the addresses that one Change names.
+const MaxChange = 100_000
+
+// Errors for callers that branch.
+var (
+	ErrUnknown  = errors.New("no such domain")
+	ErrBusy     = errors.New("another list of this domain is being stored")
+	ErrETag     = errors.New("the list is not the one that If-Match names")
+	ErrRejected = errors.New("the operator has rejected this list")
+	ErrTooLong  = errors.New("the list has too many addresses")
+	ErrContent  = errors.New("the list is refused")
+)
+
+// Options say where lists are and what they may be.
+type Options struct {
+	Dir        string
+	Domains    []string // lower case; lists of others are refused
+	MaxEntries int      // of a list
+	StaleAfter time.Duration
+	Now        func() time.Time // nil: time.Now
+	disk       disk             // nil: the real one
+}
+
+// Store owns a directory of lists.
+type Store struct {
+	o     Options
+	lists map[string]*list
+}
+
+// list is one domain's.
+type list struct {
+	store  *Store
+	domain string
+	writes sync.Mutex // one change at a time
+
+	mu    sync.Mutex // guards what follows
+	state state
+}
+
+// state is what DOMAIN.json has. The list's file says which list is in force.
+type state struct {
+	Token    string    `json:"token,omitempty"` // SHA-256 of it, hexadecimal
+	ETag     string    `json:"etag,omitempty"`
+	Count    int       `json:"count"`
+	Pushed   time.Time `json:"pushed,omitzero"`  // or confirmed, last
+	Changed  time.Time `json:"changed,omitzero"` // last
+	Staged   *Staged   `json:"staged,omitempty"`
+	Rejected string    `json:"rejected,omitempty"` // ETag of a list that the operator refused
+	BaseAt   time.Time `json:"base_at,omitzero"`
+	NextAt   time.Time `json:"next_at,omitzero"`
+}
+
+// Staged is a deletion that waits for the operator.
+type Staged struct {
+	Removed int       `json:"removed"` // within the window
+	Of      int       `json:"of"`
+	Since   time.Time `json:"since"`
+}
+
+// Status tells an operator of a list.
+type Status struct {
+	Domain  string    `json:"domain"`
+	Token   bool      `json:"token"` // there is one
+	ETag    string    `json:"etag,omitempty"`
+	Count   int       `json:"count"`
+	Pushed  time.Time `json:"pushed,omitzero"`
+	Changed time.Time `json:"changed,omitzero"`
+	Stale   bool      `json:"stale"` // unknown recipients are put off
+	Staged  *Staged   `json:"staged,omitempty"`
+}
+
+// Open opens the store, and makes its directory. What a crash left behind is removed.
+func Open(o Options) (*Store, error) {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.disk == nil {
+		o.disk = osDisk{}
+	}
+	s := &Store{o: o, lists: map[string]*list{}}
+	if err := o.disk.MkdirAll(o.Dir); err != nil {
+		return nil, err
+	}
+	if err := o.disk.RemoveTemps(o.Dir); err != nil {
+		return nil, err
+	}
+	for _, d := range o.Domains {
+		l := &list{store: s, domain: d}
+		if err := l.load(); err != nil {
+			return nil, err
+		}
+		s.lists[d] = l
+	}
+	return s, s.Tick()
+}
+
+func (l *list) path(ending string) string { return filepath.Join(l.store.o.Dir, l.domain+ending) }
+
+// load reads the state. The list's own file has the last word on its ETag: a crash
+// may have come between the two.
+func (l *list) load() error {
+	b, err := l.store.o.disk.ReadFile(l.path(stateFile))
+	if err == nil {
+		err = json.Unmarshal(b, &l.state)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("read %s: %w; remove it, and make a new token", l.path(stateFile), err)
+	}
+	etag, n, err := l.sum(listFile)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		l.state.ETag, l.state.Count = "", 0
+	case err != nil:
+		return err
+	case etag != l.state.ETag:
+		l.state.ETag, l.state.Count = etag, n
+	}
+	return nil
+}
+
+// Tick marks the lists that nobody confirmed for too long. It is called now and then.
+func (s *Store) Tick() error {
+	var errs []error
+	for _, l := range s.lists {
+		l.writes.Lock()
+		errs = append(errs, l.mark(l.get()))
+		l.writes.Unlock()
+	}
+	return errors.Join(errs...)
+}
+
+// mark makes the file that tells readers what st means to unknown recipients agree
+// with st. The caller holds writes.
+func (l *list) mark(st state) error {
+	d := l.store.o.disk
+	there, err := d.Exists(l.path(unsureFile))
+	unsure := st.Staged != nil || l.stale(st)
+	switch {
+	case err != nil || there == unsure || st.ETag == "" && !there:
+		return err
+	case unsure:
+		return l.place(unsureFile, []byte("unknown recipients are put off: the list is stale, or a deletion waits for the operator\n"))
+	}
+	return errors.Join(d.Remove(l.path(unsureFile)), d.SyncDir(l.store.o.Dir))
+}
+
+func (l *list) stale(st state) bool {
+	return st.ETag != "" && l.store.o.Now().Sub(st.Pushed) > l.store.o.StaleAfter
+}
+
+func (l *list) get() state {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.state
+}
+
+// put makes a state durable, and then ours.
+func (l *list) put(st state) error {
+	b, err := json.Marshal(&st)
+	if err == nil {
+		err = l.place(stateFile, b)
+	}
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.state = st
+	return nil
+}
+
+// Status returns the lists by domain.
+func (s *Store) Status() []Status {
+	var all []Status
+	for _, d := range slices.Sorted(slices.Values(s.o.Domains)) {
+		l := s.lists[d]
+		st := l.get()
+		all = append(all, Status{Domain: d, Token: st.Token != "", ETag: st.ETag, Count: st.Count, Pushed: st.Pushed, Changed: st.Changed, Stale: l.stale(st), Staged: st.Staged})
+	}
+	return all
+}
+
+// One returns the state of one list.
+func (s *Store) One(domain string) (Status, error) {
+	for _, st := range s.Status() {
+		if st.Domain == domain {
+			return st, nil
+		}
+	}
+	return Status{}, ErrUnknown
+}
+
+// NewToken makes the token with which a domain's list is pushed. The one before ends.
+func (s *Store) NewToken(domain string) (string, error) {
+	b := make([]byte, 32)
+	rand.Read(b)
+	token := base64.RawURLEncoding.EncodeToString(b)
+	return token, s.edit(domain, func(st *state) { st.Token = digest(token) })
+}
+
+// RevokeToken ends a domain's token; its list stays.
+func (s *Store) RevokeToken(domain string) error {
+	return s.edit(domain, func(st *state) { st.Token = "" })
+}
+
+// edit changes a domain's state.
+func (s *Store) edit(domain string, change func(*state)) error {
+	l := s.lists[domain]
+	if l == nil {
+		return fmt.Errorf("%s is not in domains under [push]: %w", domain, ErrUnknown)
+	}
+	l.writes.Lock()
+	defer l.writes.Unlock()
+	st := l.get()
+	change(&st)
+	return l.put(st)
+}
+
+func digest(token string) string {
+	h := sha256.Sum256([]byte(token))
+	return hex.EncodeToString(h[:])
+}
+
+// Allowed says whether token is the domain's. It takes as long for a domain that
+// isn't ours.
+func (s *Store) Allowed(domain, token string) bool {
+	want := digest("")
+	l := s.lists[domain]
+	if l != nil && l.get().Token != "" {
+		want = l.get().Token
+	}
+	same := subtle.ConstantTimeCompare([]byte(digest(token)), []byte(want)) == 1
+	return same && token != "" && l != nil
+}
+
+// Address checks and folds an address of domain.
+func Address(text, domain string) (string, error) {
+	at := strings.LastIndexByte(text, '@')
+	switch {
+	case len(text) > 320:
+		return "", fmt.Errorf("%w: %.60q… is longer than any address", ErrContent, text)
+	case at <= 0:
+		return "", fmt.Errorf("%w: %.80q is no address; a catch-all belongs in the policy file", ErrContent, text)
+	case !strings.EqualFold(text[at+1:], domain):
+		return "", fmt.Errorf("%w: %.80q is not in %s", ErrContent, text, domain)
+	}
+	folded := strings.ToLower(text)
+	if plain(folded[:at]) {
+		return folded, nil
+	}
+	m, err := envelope.ParseMailbox(text)
+	if err != nil || m.String() != text || len(m.Local) > 64 || strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '\ufffd' }) ||
+		strings.HasPrefix(text, "#") || len(folded) > 320 {
+		return "", fmt.Errorf("%w: %.80q is no address as a list can have it", ErrContent, text)
+	}
+	return folded, nil
+}
+
+// plain says that a local-part is one of those that nearly all are.
+func plain(s string) bool {
+	dot := true
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-' || c == '_':
+			dot = false
+		case c == '.' && !dot:
+			dot = true
+		default:
+			return false
+		}
+	}
+	return !dot && len(s) <= 64
+}

@@ -1,0 +1,455 @@
+package pushed
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+const domain = "example.org"
+
+// clock is a time that tests move.
+type clock struct{ at time.Time }
+
+func (c *clock) now() time.Time { return c.at }
+
+func open(t *testing.T, dir string, c *clock, d disk) *Store {
+	t.Helper()
+	s, err := Open(Options{Dir: dir, Domains: []string{domain}, MaxEntries: 1000, StaleAfter: time.Hour, Now: c.now, disk: d})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func users(from, to int) (list []string) {
+	for i := from; i < to; i++ {
+		list = append(list, fmt.Sprintf("u%04d@example.org", i))
+	}
+	return list
+}
+
+func put(s *Store, list ...string) (Result, error) {
+	return s.Replace(domain, "", func(add func(string) error) error {
+		for _, a := range list {
+			if err := add(a); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// inForce reads a list as a policy does.
+func inForce(t *testing.T, dir string) (list []string, unsure bool) {
+	t.Helper()
+	f, err := os.Open(filepath.Join(dir, ListName(domain)))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, false
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	v, err := Verify(f.Name(), f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = os.Stat(filepath.Join(dir, UnsureName(domain)))
+	return strings.Fields(string(b)), err == nil
+}
+
+func TestReplace(t *testing.T) {
+	dir, c := t.TempDir(), &clock{time.Unix(1e9, 0)}
+	s := open(t, dir, c, nil)
+	r, err := put(s, "Bob@Example.org", "alice@example.org", "bob@example.org", `"a,b"@example.org`)
+	want := []string{`"a,b"@example.org`, "alice@example.org", "bob@example.org"}
+	if err != nil || !r.Changed || r.Count != 3 || r.ETag != ETag(want) {
+		t.Fatalf("got %+v, %v; want ETag %s", r, err, ETag(want))
+	}
+	b, _ := os.ReadFile(filepath.Join(dir, "example.org.list"))
+	if got := strings.Split(strings.TrimSpace(string(b)), "\n")[1:]; !slices.Equal(got, want) {
+		t.Errorf("the file has %q", got)
+	}
+	r, err = put(s, "alice@example.org", "bob@example.org", `"a,b"@example.org`)
+	if err != nil || r.Changed {
+		t.Errorf("the same list again: %+v, %v", r, err)
+	}
+	if r, err = s.Change(domain, r.ETag, []string{"carol@example.org", "aa@example.org", "zed@example.org"}, []string{"bob@example.org", "nobody@example.org"}); err != nil {
+		t.Fatal(err)
+	}
+	if got, unsure := inForce(t, dir); strings.Join(got, " ") != `"a,b"@example.org aa@example.org alice@example.org carol@example.org zed@example.org` || unsure {
+		t.Errorf("after a change: %q, %v", got, unsure)
+	}
+	if _, err = s.Change(domain, ETag(want), nil, nil); !errors.Is(err, ErrETag) {
+		t.Errorf("a change of an old list: %v", err)
+	}
+	again := open(t, dir, c, nil)
+	if st, err := again.One(domain); err != nil || st.ETag != r.ETag || st.Count != 5 {
+		t.Errorf("after a restart: %+v, %v", st, err)
+	}
+}
+
+// TestSorted has lists that are longer than a run.
+func TestSorted(t *testing.T) {
+	dir := t.TempDir()
+	s, err := Open(Options{Dir: dir, Domains: []string{domain}, MaxEntries: 250_000, StaleAfter: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []string
+	for i := range 150_000 {
+		list = append(list, fmt.Sprintf("somebody.with.a.long.name.%06d@example.org", i))
+	}
+	want := ETag(list)
+	rand.New(rand.NewPCG(1, 2)).Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
+	r, err := put(s, append(list, list[:50_000]...)...)
+	if err != nil || r.ETag != want || r.Count != 150_000 {
+		t.Errorf("got %+v, %v", r, err)
+	}
+	if _, err := put(s, append(list, list[:100_001]...)...); !errors.Is(err, ErrTooLong) {
+		t.Errorf("a list that is too long: %v", err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, tempPrefix+"*")); len(left) > 0 {
+		t.Errorf("temporary files are left: %q", left)
+	}
+}
+
+func TestMassDeletion(t *testing.T) {
+	for _, tt := range []struct {
+		name        string
+		before      int
+		after       []string
+		staged      int // removed, 0: not staged
+		removedFrom int
+	}{
+		{"one of three", 3, users(1, 3), 0, 3},
+		{"two of four", 4, users(2, 4), 2, 4},
+		{"half and others came", 10, append(users(5, 10), users(20, 40)...), 5, 10},
+		{"a hundred of 900", 900, users(100, 900), 0, 900},
+		{"101 of 900", 900, users(101, 900), 101, 900},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir, c := t.TempDir(), &clock{time.Unix(1e9, 0)}
+			s := open(t, dir, c, nil)
+			if _, err := put(s, users(0, tt.before)...); err != nil {
+				t.Fatal(err)
+			}
+			r, err := put(s, tt.after...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := 0
+			if r.Staged != nil {
+				got = r.Staged.Removed
+			}
+			if list, unsure := inForce(t, dir); got != tt.staged || unsure != (tt.staged > 0) || len(list) != len(tt.after) {
+				t.Errorf("staged %d, unsure %v, %d in force", got, unsure, len(list))
+			}
+		})
+	}
+}
+
+// TestSlices removes a list in slices, each of which is small.
+func TestSlices(t *testing.T) {
+	dir, c := t.TempDir(), &clock{time.Unix(1e9, 0)}
+	s := open(t, dir, c, nil)
+	if _, err := put(s, users(0, 1000)...); err != nil {
+		t.Fatal(err)
+	}
+	for n := 1; ; n++ {
+		c.at = c.at.Add(time.Hour)
+		r, err := put(s, users(n*30, 1000)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Staged != nil {
+			if n != 4 {
+				t.Errorf("staged after %d slices of 30, want 4 (120 > 100)", n)
+			}
+			break
+		}
+		if n == 20 {
+			t.Fatal("600 recipients are gone in slices, and nothing was staged")
+		}
+	}
+	if err := s.Approve(domain); err != nil {
+		t.Fatal(err)
+	}
+	// From then on it is counted anew, and what is older than two weeks is forgotten.
+	for n := 5; n < 8; n++ {
+		c.at = c.at.Add(8 * 24 * time.Hour)
+		if r, err := put(s, users(n*30, 1000)...); err != nil || r.Staged != nil {
+			t.Errorf("slice %d: %+v, %v", n, r, err)
+		}
+	}
+}
+
+func TestDecide(t *testing.T) {
+	dir, c := t.TempDir(), &clock{time.Unix(1e9, 0)}
+	s := open(t, dir, c, nil)
+	if err := s.Approve(domain); !errors.Is(err, errNothing) {
+		t.Errorf("approve nothing: %v", err)
+	}
+	all, few := users(0, 10), users(0, 3)
+	for _, list := range [][]string{all, few} {
+		if _, err := put(s, list...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s = open(t, dir, c, nil) // it outlives a restart
+	if _, unsure := inForce(t, dir); !unsure {
+		t.Error("the restart has let the deletion in")
+	}
+	if err := s.Reject(domain); err != nil {
+		t.Fatal(err)
+	}
+	if got, unsure := inForce(t, dir); !slices.Equal(got, all) || unsure {
+		t.Errorf("after reject: %d, unsure %v", len(got), unsure)
+	}
+	if _, err := put(s, few...); !errors.Is(err, ErrRejected) {
+		t.Errorf("the rejected list again: %v", err)
+	}
+	if r, err := put(s, few[:2]...); err != nil || r.Staged == nil {
+		t.Errorf("another such list: %+v, %v", r, err)
+	}
+	if r, err := put(s, users(0, 9)...); err != nil || r.Staged != nil {
+		t.Errorf("they are back: %+v, %v", r, err)
+	}
+	if got, unsure := inForce(t, dir); len(got) != 9 || unsure {
+		t.Errorf("they are back: %d, unsure %v", len(got), unsure)
+	}
+	if r, err := put(s, few...); err != nil || r.Staged == nil {
+		t.Fatalf("staged once more: %+v, %v", r, err)
+	}
+	if err := s.Approve(domain); err != nil {
+		t.Fatal(err)
+	}
+	if got, unsure := inForce(t, dir); len(got) != 3 || unsure {
+		t.Errorf("after approve: %d, unsure %v", len(got), unsure)
+	}
+}
+
+func TestStale(t *testing.T) {
+	dir, c := t.TempDir(), &clock{time.Unix(1e9, 0)}
+	s := open(t, dir, c, nil)
+	tick := func(after time.Duration) bool {
+		c.at = c.at.Add(after)
+		if err := s.Tick(); err != nil {
+			t.Fatal(err)
+		}
+		_, unsure := inForce(t, dir)
+		return unsure
+	}
+	if _, err := put(s, users(0, 3)...); err != nil {
+		t.Fatal(err)
+	}
+	if tick(time.Hour) || !tick(time.Second) {
+		t.Error("the list must be stale after an hour, not before")
+	}
+	if r, err := put(s, users(0, 3)...); err != nil || r.Changed || tick(0) {
+		t.Errorf("a confirmation: %+v, %v", r, err)
+	}
+	if !tick(2 * time.Hour) {
+		t.Error("stale once more")
+	}
+}
+
+func TestTokens(t *testing.T) {
+	dir, c := t.TempDir(), &clock{time.Unix(1e9, 0)}
+	s := open(t, dir, c, nil)
+	if s.Allowed(domain, "") || s.Allowed(domain, "x") {
+		t.Error("allowed without a token")
+	}
+	first, err := s.NewToken(domain)
+	if err != nil || !s.Allowed(domain, first) || s.Allowed("example.net", first) || s.Allowed("Example.org", first) {
+		t.Errorf("token %q: %v", first, err)
+	}
+	if b, _ := os.ReadFile(filepath.Join(dir, "example.org.json")); strings.Contains(string(b), first) || !strings.Contains(string(b), digest(first)) {
+		t.Errorf("the disk has %s", b)
+	}
+	second, err := s.NewToken(domain)
+	if err != nil || s.Allowed(domain, first) || !open(t, dir, c, nil).Allowed(domain, second) {
+		t.Errorf("second token: %v", err)
+	}
+	if err := s.RevokeToken(domain); err != nil || s.Allowed(domain, second) {
+		t.Errorf("revoked: %v", err)
+	}
+	if _, err := s.NewToken("example.net"); !errors.Is(err, ErrUnknown) {
+		t.Errorf("another domain: %v", err)
+	}
+}
+
+func TestDamaged(t *testing.T) {
+	dir, c := t.TempDir(), &clock{time.Unix(1e9, 0)}
+	if _, err := put(open(t, dir, c, nil), users(0, 5)...); err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(dir, ListName(domain))
+	b, _ := os.ReadFile(name)
+	for i := range b {
+		bad := slices.Clone(b)
+		bad[i] ^= 4
+		if err := os.WriteFile(name, bad, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(Options{Dir: dir, Domains: []string{domain}, MaxEntries: 10}); err == nil {
+			t.Fatalf("octet %d is damaged, and nobody minds", i)
+		}
+	}
+}
+
+// dying is a disk that dies at operation n: that one and all after it fail.
+type dying struct {
+	osDisk
+	left int
+}
+
+var errDead = errors.New("the disk is gone")
+
+func (d *dying) op() error {
+	if d.left--; d.left < 0 {
+		return errDead
+	}
+	return nil
+}
+
+func (d *dying) Create(dir string) (file, error) {
+	if err := d.op(); err != nil {
+		return nil, err
+	}
+	f, err := os.CreateTemp(dir, tempPrefix)
+	return &dyingFile{f, d}, err
+}
+
+func (d *dying) Rename(from, to string) error {
+	return errors.Join(d.op(), errUnless(d.left >= 0, func() error { return os.Rename(from, to) }))
+}
+
+func (d *dying) Link(from, to string) error {
+	return errors.Join(d.op(), errUnless(d.left >= 0, func() error { return d.osDisk.Link(from, to) }))
+}
+
+func (d *dying) Remove(name string) error {
+	return errors.Join(d.op(), errUnless(d.left >= 0, func() error { return d.osDisk.Remove(name) }))
+}
+
+func (d *dying) SyncDir(dir string) error { return d.op() }
+
+func errUnless(alive bool, do func() error) error {
+	if alive {
+		return do()
+	}
+	return nil
+}
+
+type dyingFile struct {
+	*os.File
+	d *dying
+}
+
+func (f *dyingFile) Write(b []byte) (int, error) {
+	if err := f.d.op(); err != nil {
+		n, _ := f.File.Write(b[:len(b)/2]) // torn
+		return n, err
+	}
+	return f.File.Write(b)
+}
+
+func (f *dyingFile) WriteAt(b []byte, at int64) (int, error) {
+	if err := f.d.op(); err != nil {
+		return 0, err
+	}
+	return f.File.WriteAt(b, at)
+}
+
+func (f *dyingFile) Sync() error { return f.d.op() }
+
+// TestCrash ends the disk at each of its operations, for each kind of change: after
+// it the list is the old one or the new one, never a mixture; the new one if the
+// change was said to be done; and a mass deletion is never in force without its mark.
+func TestCrash(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		next []string
+		do   func(s *Store) error
+	}{
+		{"small change", users(0, 19), func(s *Store) error { _, err := put(s, users(0, 19)...); return err }},
+		{"mass deletion", users(0, 5), func(s *Store) error { _, err := put(s, users(0, 5)...); return err }},
+		{"difference", users(0, 21), func(s *Store) error {
+			_, err := s.Change(domain, ETag(users(0, 20)), users(20, 21), nil)
+			return err
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for n := 0; ; n++ {
+				dir, c := t.TempDir(), &clock{time.Unix(1e9, 0)}
+				if _, err := put(open(t, dir, c, nil), users(0, 20)...); err != nil {
+					t.Fatal(err)
+				}
+				d := &dying{left: 1 << 30}
+				s := open(t, dir, c, d)
+				d.left = n
+				err := tt.do(s)
+				list, unsure := inForce(t, dir)
+				isNew := slices.Equal(list, tt.next)
+				switch {
+				case !isNew && !slices.Equal(list, users(0, 20)):
+					t.Fatalf("dead at %d: %d recipients, neither list", n, len(list))
+				case err == nil && !isNew:
+					t.Fatalf("dead at %d: said to be done, and isn't", n)
+				case isNew && len(list) < 10 && !unsure:
+					t.Fatalf("dead at %d: the mass deletion is in force", n)
+				}
+				again := open(t, dir, c, nil)
+				if _, unsure = inForce(t, dir); isNew && len(list) < 10 && !unsure {
+					t.Fatalf("dead at %d: the restart lets the mass deletion in", n)
+				}
+				if _, err := put(again, users(0, 20)...); err != nil {
+					t.Fatalf("dead at %d: nothing can be pushed any more: %v", n, err)
+				}
+				if list, unsure = inForce(t, dir); len(list) != 20 || unsure {
+					t.Fatalf("dead at %d: after another push %d, unsure %v", n, len(list), unsure)
+				}
+				if left, _ := filepath.Glob(filepath.Join(dir, tempPrefix+"*")); len(left) > 0 {
+					t.Fatalf("dead at %d: temporary files are left: %q", n, left)
+				}
+				if err == nil && d.left > 0 {
+					if n < 8 {
+						t.Fatalf("only %d operations", n)
+					}
+					return
+				}
+			}
+		})
+	}
+}
+
+func FuzzAddress(f *testing.F) {
+	for _, s := range []string{"a@example.org", `"a b"@example.org`, "é@example.org", "@example.org", "a@b@example.org", "a\x00@example.org", "#a@example.org", "a@EXAMPLE.org", `"\"@example.org`} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		a, err := Address(s, domain)
+		if err != nil {
+			return
+		}
+		if strings.ContainsAny(a, "\r\n\x00\t") || !strings.HasSuffix(a, "@example.org") || len(a) > 320 || a[0] == '#' || a[0] == '@' {
+			t.Errorf("%q became %q", s, a)
+		}
+		if b, err := Address(a, domain); err != nil || a != b {
+			t.Errorf("%q became %q, and that %q, %v", s, a, b, err)
+		}
+	})
+}
