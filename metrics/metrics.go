@@ -227,6 +227,7 @@ type QueueStats struct {
 	Oldest                   time.Time // acceptance of the oldest message, zero when empty
 	FreeBytes                uint64    // space left to the queue's file system
 	Damaged                  bool      // the store has a damaged block, and isn't merged
+	Away                     bool      // the store can't be written: mail is answered 451
 }
 
 // Queue exports the queue's depth by reading stats at each scrape.
@@ -241,6 +242,7 @@ func (m *Metrics) Queue(stats func() QueueStats) {
 	g("bytes", "Content octets in the queue.", func(s QueueStats) float64 { return float64(s.Bytes) })
 	g("free_bytes", "Space left to the queue's file system.", func(s QueueStats) float64 { return float64(s.FreeBytes) })
 	g("store_damaged", "1 while the queue's store isn't merged because of a damaged block, else 0.", func(s QueueStats) float64 { return oneIf(s.Damaged) })
+	g("store_away", "1 while the queue's store can't be written and mail is answered 451, else 0.", func(s QueueStats) float64 { return oneIf(s.Away) })
 	g("oldest_age_seconds", "Age of the oldest message in the queue, 0 when it is empty.", func(s QueueStats) float64 {
 		if s.Oldest.IsZero() {
 			return 0

@@ -156,7 +156,7 @@ func (h *fakeHop) mostSessions() int {
 }
 
 // run drains q until the end of the test, which calls stop.
-func run(t *testing.T, q *Queue) (stop func()) {
+func run(t testing.TB, q *Queue) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- q.Run(ctx) }()

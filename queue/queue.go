@@ -257,7 +257,7 @@ func (q *Queue) Stats() metrics.QueueStats {
 	free, _, _ := q.free()
 	s := metrics.QueueStats{
 		Messages: int(t.Messages), Held: int(t.Held), Deferred: int(t.Deferred),
-		Bytes: t.Bytes, FreeBytes: free, Damaged: q.store.Damaged(),
+		Bytes: t.Bytes, FreeBytes: free, Damaged: q.store.Damaged(), Away: q.poison.Load() != nil,
 	}
 	if t.Messages > 0 {
 		s.Oldest = q.oldestTime()

@@ -78,6 +78,7 @@ func TestQueueAlerts(t *testing.T) {
 		{"UnderstudyStoreTrouble", `understudy_queue_store_errors_total{operation="write"}`, "0x1490 1x100", "1x1600"},
 		{"UnderstudyStoreTrouble", `understudy_queue_store_alarms_total{kind="drop"}`, "0x1490 1x100", "1x1600"},
 		{"UnderstudyStoreTrouble", "understudy_queue_quarantined_records_total", "0x1490 1x100", "1x1600"},
+		{"UnderstudyStoreAway", "understudy_queue_store_away", "1x1600", "0x1600"},
 		{"UnderstudyStoreDamaged", "understudy_queue_store_damaged", "1x1600", "0x1600"},
 		{"UnderstudyPrimaryDown", `understudy_primary_up{route="primary"}`, "0x1600", "1x1600"},
 		{"UnderstudyPrimaryWithoutXClient", `understudy_primary_without_xclient{route="primary"}`, "1x1600", "0x1600"},

@@ -220,7 +220,7 @@ var settings = []setting{
 		`File with the password for dsn; "$CREDENTIALS_DIRECTORY/NAME" names a file that systemd's LoadCredential= passes. It is read again for each connection.`,
 		func(c *Config) any { return &c.Queue.DSNPassword }},
 	{"queue", "durability", choice("quorum", "one-machine"), `"quorum"`, nil,
-		`With store = "postgres": quorum accepts mail only while the server waits for a standby at each commit (synchronous_standby_names is set, such as 'ANY 1 (db2, db3)'); a message is answered 250 when two machines have it, and 451 when no standby answers within ten seconds. one-machine is content with the server alone.`,
+		`With store = "postgres": quorum accepts mail only while the server waits for a standby at each commit (synchronous_standby_names is set, such as 'ANY 1 (db2, db3)'); a message is answered 250 when two machines have it, and 451 when no standby answers within five seconds. one-machine is content with the server alone.`,
 		func(c *Config) any { return &c.Queue.Durability }},
 
 	{"relay", "authentication_results", boolean, "false", nil,

@@ -24,7 +24,7 @@ import (
 // outcome is unknown.
 const (
 	connectTimeout = 5 * time.Second
-	commitTimeout  = 10 * time.Second
+	commitTimeout  = 5 * time.Second
 	readTimeout    = 10 * time.Second
 	lockTimeout    = 3 * time.Second
 	cancelTimeout  = time.Second      // for the answer to a cancel request
