@@ -8,8 +8,10 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/inforce"
 	"github.com/understudy-mx/understudy/internal/lister"
+	"github.com/understudy-mx/understudy/internal/publisher"
 	"github.com/understudy-mx/understudy/internal/service"
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/fidelity"
@@ -22,6 +24,10 @@ type policyImportCmd struct {
 
 type importPostfixCmd struct {
 	ConfigDir string   `placeholder:"DIR" help:"Postfix's configuration directory (default: that of the default instance)."`
+	Suite     string   `placeholder:"NAME" help:"The mail suite that it belongs to: one of ${suites}."`
+	Prefix    string   `placeholder:"COMMAND" help:"The command that runs a command where Postfix lives, such as \"docker exec -i NAME\" or \"ssh root@mx1\"."`
+	Root      string   `placeholder:"DIR" help:"The directory that is Postfix's root: that of a container's file system, or of a chroot."`
+	Host      []string `placeholder:"ADDRESS=ADDRESS" sep:"none" help:"How a server is reached from here that a table names, such as mysql=127.0.0.1:13306."`
 	Service   string   `placeholder:"NAME" help:"The service of master.cf to stand in for (default: the one on port 25)."`
 	Output    string   `required:"" short:"o" placeholder:"FILE" help:"Where to write the snapshot."`
 	Choose    []string `placeholder:"ITEM=CHOICE" sep:"none" help:"What to do instead of an item that isn't replicated, one of the options that the report shows for it; an item is named \"parameter: element\"."`
@@ -56,22 +62,31 @@ If anything can't be read, nothing is written, each mistake is named with its pa
 Examples:
 
     understudy policy import postfix -o /var/lib/understudy/policy.json
+    understudy policy import postfix --suite mailcow -o policy.json
+    understudy policy import postfix --prefix 'docker exec -i mail' --host mysql=127.0.0.1:13306 -o policy.json
     understudy policy import postfix --config-dir /etc/postfix-in -o policy.json --json > report.json
     understudy policy import postfix -o policy.json --list 'mysql:/etc/postfix/aliases.cf=query:SELECT address, goto FROM alias'
     understudy policy import postfix -o policy.json --choose 'smtpd_recipient_restrictions: check_policy_service inet:127.0.0.1:10023=defer'`
 }
 
 func (c *importPostfixCmd) Run(ctx context.Context, out io.Writer) error {
-	for _, s := range slices.Concat(c.Choose, c.List, c.Filter) {
+	for _, s := range slices.Concat(c.Choose, c.List, c.Filter, c.Host) {
 		if !strings.Contains(s, "=") {
-			return mistakes{fmt.Errorf("--choose, --list and --filter: %q lacks a \"=\"", s)}
+			return mistakes{fmt.Errorf("--choose, --list, --filter and --host: %q lacks a \"=\"", s)}
 		}
 	}
-	commands, queries := postfix.ParseLists(c.List)
+	p := config.Policy{Suite: c.Suite, Postfix: c.ConfigDir, PostfixPrefix: strings.Fields(c.Prefix), PostfixRoot: c.Root, PostfixHosts: c.Host, PostfixList: c.List}
+	if err := p.FillPreset(); err != nil {
+		return mistakes{err}
+	}
+	commands, queries := postfix.ParseLists(p.PostfixList)
 	rows := newProgress("row", 0)
 	src := postfix.Source{
-		ConfigDir: c.ConfigDir, Service: c.Service, Lister: counted{p: rows},
+		Host: publisher.HostOf(&p), ConfigDir: p.Postfix, Service: c.Service, Lister: counted{p: rows},
 		Choices: fidelity.ParseChoices(c.Choose), Commands: commands, Queries: queries, Filters: c.Filter,
+	}
+	if p.Preset != nil {
+		src.Usual = fidelity.ParseChoices(p.Preset.Choose)
 	}
 	if c.Ask != "" {
 		src.Learned = &postfix.Learned{}

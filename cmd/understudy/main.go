@@ -22,6 +22,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/understudy-mx/understudy/internal/config"
+	"github.com/understudy-mx/understudy/internal/suite"
 )
 
 //go:generate go run . man ../../docs/man
@@ -117,7 +118,7 @@ func newParser(c *cli) (*kong.Kong, error) {
 	return kong.New(c,
 		kong.Name("understudy"),
 		kong.Description(about),
-		kong.Vars{"config": defaultConfig, "publish": publishConfig},
+		kong.Vars{"config": defaultConfig, "publish": publishConfig, "suites": strings.Join(suite.Names(), ", ")},
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
 		kong.Help(func(o kong.HelpOptions, c *kong.Context) error {
 			if c.Selected() == nil && c.Command() == "" {

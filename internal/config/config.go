@@ -21,6 +21,7 @@ import (
 	"github.com/BurntSushi/toml"
 
 	"github.com/understudy-mx/understudy/internal/locate"
+	"github.com/understudy-mx/understudy/internal/suite"
 )
 
 // maxFile bounds a configuration file; a real one has a few kilobytes.
@@ -110,13 +111,19 @@ type Filter struct {
 // Policy is section [policy].
 type Policy struct {
 	File           string
+	Suite          string   // a preset of what follows, and where it isn't set
 	Postfix        string   // configuration directory
+	PostfixPrefix  []string // a command that runs a command where Postfix lives
+	PostfixRoot    string   // the directory that is its root
+	PostfixHosts   []string // "address there=address here"
 	PostfixService string   // of master.cf
 	PostfixChoose  []string // "parameter: element=choice"
 	PostfixFilter  []string // "endpoint=program:file"
 	PostfixList    []string // "table=command"
 
 	PostfixUnlisted string // "defer" or "reject"
+
+	Preset *suite.Suite // of Suite
 }
 
 // Queue is section [queue].

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/understudy-mx/understudy/internal/suite"
 )
 
 // Sync is section [sync]: a secondary's policy comes from its primary.
@@ -140,9 +142,52 @@ func (p *Policy) Kind() string {
 	return ""
 }
 
+// FillPreset fills what the suite sets and nobody else has.
+func (p *Policy) FillPreset() error {
+	if p.Suite == "" {
+		return nil
+	}
+	found := suite.Find(p.Suite)
+	if found == nil {
+		return fmt.Errorf("no suite is called %q; choose one of %s", p.Suite, strings.Join(suite.Names(), ", "))
+	}
+	s := found.Renamed(nil)
+	p.Preset = &s
+	if p.Postfix == "" {
+		p.Postfix = s.Postfix
+	}
+	if len(p.PostfixPrefix) == 0 && p.PostfixRoot == "" {
+		p.PostfixPrefix = s.Prefix
+	}
+	p.PostfixHosts = merged(p.PostfixHosts, s.Hosts)
+	p.PostfixList = merged(p.PostfixList, s.List)
+	return nil
+}
+
+// merged adds the assignments of a preset whose names aren't there.
+func merged(own, preset []string) []string {
+	all := slices.Clone(own)
+	for _, s := range preset {
+		name := assigned(s)
+		if !slices.ContainsFunc(own, func(o string) bool { return assigned(o) == name }) {
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
+func assigned(s string) string {
+	name, _, _ := strings.Cut(s, "=")
+	return name
+}
+
 // checkPublisher checks what a publisher needs.
 func (r *reader) checkPublisher() {
 	c := r.cfg
+	_ = c.Policy.FillPreset() // another suite than those that there are is a mistake already
+	if c.Policy.PostfixRoot != "" && len(c.Policy.PostfixPrefix) > 0 {
+		r.mistake("policy.postfix_root", "and policy.postfix_prefix are both set; remove one")
+	}
 	if c.Publish.Address == "" && !r.failed("publish.address") {
 		r.mistake("publish.address", `missing: where do secondaries reach this machine? Add address = "mx1.example.org:9626"`)
 	}

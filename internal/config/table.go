@@ -2,6 +2,8 @@ package config
 
 import (
 	"os"
+
+	"github.com/understudy-mx/understudy/internal/suite"
 )
 
 // setting is one key: the only place that knows its name, type, default and
@@ -164,9 +166,21 @@ var settings = []setting{
 	{"policy", "file", file, "", nil,
 		"The policy file: see `understudy policy check --help`. A secondary needs this or [sync], a publisher this or postfix. This file and those that it names are read again on SIGHUP and when one of them changes; a bad policy is refused with a log line, and the last good one stays in force.",
 		func(c *Config) any { return &c.Policy.File }},
+	{"policy", "suite", choice(suite.Names()...), "", nil,
+		`Publisher only: the mail suite that Postfix belongs to. It sets the keys postfix, postfix_prefix, postfix_hosts, postfix_list and postfix_choose as that suite needs them; what is set here, too, takes precedence, in the lists item by item. docs/PRIMARIES.md has a page for each.`,
+		func(c *Config) any { return &c.Policy.Suite }},
 	{"policy", "postfix", file, "", nil,
 		`Publisher only: the configuration directory of the Postfix to stand in for, such as "/etc/postfix". Its main.cf, master.cf and maps are the policy; "understudy publish --check" lists what can't be replicated.`,
 		func(c *Config) any { return &c.Policy.Postfix }},
+	{"policy", "postfix_prefix", list("words", checkFile), "[]", nil,
+		`Publisher only: where Postfix lives in a container or on another machine, the command that runs a command there, such as ["docker", "exec", "-i", "NAME"], ["podman", "exec", "-i", "NAME"], ["docker", "compose", "-f", "/srv/mail/compose.yaml", "exec", "-T", "SERVICE"] or ["ssh", "root@mx1.example.org"]. It must pass on standard input. postconf, postmap, sh, cat and stat are run there, and all files are read there.`,
+		func(c *Config) any { return &c.Policy.PostfixPrefix }},
+	{"policy", "postfix_root", file, "", nil,
+		`Publisher only, in place of postfix_prefix: the directory that is Postfix's root, such as that of a container's file system or of a chroot. postconf and postmap are run by chroot(2), which takes root or CAP_SYS_CHROOT, with the publisher's rights: prefer postfix_prefix for a container whose programs you don't trust.`,
+		func(c *Config) any { return &c.Policy.PostfixRoot }},
+	{"policy", "postfix_hosts", list("ADDRESS=ADDRESS", checkAssignment), "[]", nil,
+		`Publisher only, with postfix_prefix or postfix_root: how servers are reached from here that Postfix's tables name, such as "mysql=127.0.0.1:13306" or "unix:/var/run/mysqld/mysqld.sock=127.0.0.1:13306". The loopback interface and sockets there are other ones than here.`,
+		func(c *Config) any { return &c.Policy.PostfixHosts }},
 	{"policy", "postfix_service", text("service", checkService), "", nil,
 		"Publisher only: the first column of master.cf's line for the SMTP server to stand in for; by default the one on port 25.",
 		func(c *Config) any { return &c.Policy.PostfixService }},

@@ -43,7 +43,7 @@ func (s *Source) ldapConnect(ctx context.Context, m *meter) (conn *ldap.Conn, er
 	if err != nil {
 		return nil, err
 	}
-	config, err := s.tlsConfig(tlsNames{"tls_ca_cert_file", "tls_ca_cert_dir", "tls_cert", "tls_key"})
+	config, err := s.tlsConfig(ctx, tlsNames{"tls_ca_cert_file", "tls_ca_cert_dir", "tls_cert", "tls_key"})
 	if err != nil {
 		return nil, err
 	}

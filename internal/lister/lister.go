@@ -26,6 +26,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/understudy-mx/understudy/internal/host"
 )
 
 // Limits bound one listing. A zero field stands for its default.
@@ -52,6 +54,10 @@ type Source struct {
 	Shell    bool              // command: Command[0] is a script for sh, the rest its arguments
 	Path     string            // file: its path; map: its name for Postfix, such as "hash:/etc/postfix/virtual"
 	Postmap  string            // map: the postmap command, "" for the one on the path or in /usr/sbin
+
+	// Host is where programs would know the addresses and files of Settings; nil is
+	// this machine.
+	Host *host.Host
 
 	Limits Limits
 
@@ -164,7 +170,7 @@ func (s *Source) bounded(ctx context.Context, list func(context.Context, *meter)
 	lim := s.Limits.defaults()
 	ctx, cancel := context.WithTimeoutCause(ctx, lim.Time, ErrTime)
 	defer cancel()
-	m := &meter{limits: lim}
+	m := &meter{limits: lim, host: s.Host}
 	err := list(ctx, m)
 	// A context that ends makes a driver fail in its own words, or stop
 	// as if all had been said.

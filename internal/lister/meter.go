@@ -6,11 +6,14 @@ import (
 	"net"
 	"sync/atomic"
 	"time"
+
+	"github.com/understudy-mx/understudy/internal/host"
 )
 
 // meter counts what a listing takes.
 type meter struct {
 	limits Limits
+	host   *host.Host // whose addresses are dialled
 	rows   int
 	octets atomic.Int64
 	over   atomic.Bool // of octets
@@ -57,8 +60,7 @@ func (c meteredConn) Read(p []byte) (int, error) { return metered{c.Conn, c.m}.R
 const connectTimeout = 10 * time.Second
 
 func (m *meter) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	d := net.Dialer{Timeout: connectTimeout}
-	c, err := d.DialContext(ctx, network, address)
+	c, err := m.host.Dial(ctx, network, address, connectTimeout)
 	if err != nil {
 		return nil, err
 	}

@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"time"
 
@@ -14,13 +13,13 @@ import (
 
 // mysql opens a transaction of MySQL or MariaDB.
 func (s *Source) mysql(ctx context.Context, m *meter, use func(*Session) error) error {
-	options, err := s.mysqlOptions()
+	options, err := s.mysqlOptions(ctx)
 	if err != nil {
 		return err
 	}
 	var hosts []endpoint
 	for _, w := range words(s.set("hosts", orElse(options["host"], "localhost"))) {
-		e, err := mysqlHost(w, options)
+		e, err := s.mysqlHost(ctx, w, options)
 		if err != nil {
 			return s.fail("hosts", "write inet:host:port or unix:/socket", fmt.Errorf("%s: %w", w, err))
 		}
@@ -29,7 +28,7 @@ func (s *Source) mysql(ctx context.Context, m *meter, use func(*Session) error) 
 	var db *sql.DB
 	var tx *sql.Tx
 	err = s.eachHost(ctx, "hosts", hosts, func(short context.Context, h endpoint) error {
-		c, err := s.mysqlConfig(h, options, m)
+		c, err := s.mysqlConfig(ctx, h, options, m)
 		if err != nil {
 			return err
 		}
@@ -131,31 +130,32 @@ func (q mysqlSession) many(ctx context.Context, queries []string, answer func(n 
 
 // mysqlHost reads [unix:]path or [inet:]host[:port]. "localhost" is a socket,
 // as for MySQL's own library.
-func mysqlHost(w string, options map[string]string) (endpoint, error) {
+func (s *Source) mysqlHost(ctx context.Context, w string, options map[string]string) (endpoint, error) {
 	if path, ok := strings.CutPrefix(w, "unix:"); ok && !strings.EqualFold(path, "localhost") {
 		return endpoint{"unix", path, w}, nil
 	}
 	name := strings.TrimPrefix(strings.TrimPrefix(w, "inet:"), "unix:")
 	host, _, _ := strings.Cut(name, ":")
 	if strings.EqualFold(host, "localhost") {
-		return endpoint{"unix", mysqlSocket(options["socket"]), w}, nil
+		return endpoint{"unix", s.mysqlSocket(ctx, options["socket"]), w}, nil
 	}
 	address, err := splitPort(name, orElse(options["port"], "3306"))
 	return endpoint{"tcp", address, w}, err
 }
 
 // mysqlSocket is where distributions put it.
-func mysqlSocket(path string) string {
+func (s *Source) mysqlSocket(ctx context.Context, path string) string {
+	if path != "" {
+		return path
+	}
 	usual := []string{"/run/mysqld/mysqld.sock", "/var/lib/mysql/mysql.sock", "/tmp/mysql.sock"}
+	there, _ := s.Host.Stamps(ctx, usual)
 	for _, p := range usual {
-		if path != "" {
-			break
-		}
-		if _, err := os.Stat(p); err == nil {
-			path = p
+		if there[p] != "" {
+			return p
 		}
 	}
-	return orElse(path, usual[0])
+	return usual[0]
 }
 
 func orElse(s, fallback string) string {
@@ -169,7 +169,7 @@ type silent struct{}
 
 func (silent) Print(...any) {}
 
-func (s *Source) mysqlConfig(h endpoint, options map[string]string, m *meter) (*mysql.Config, error) {
+func (s *Source) mysqlConfig(ctx context.Context, h endpoint, options map[string]string, m *meter) (*mysql.Config, error) {
 	c := mysql.NewConfig()
 	c.Net, c.Addr = h.network, h.address
 	c.User = s.set("user", options["user"])
@@ -182,14 +182,14 @@ func (s *Source) mysqlConfig(h endpoint, options map[string]string, m *meter) (*
 	if err := c.Apply(mysql.Charset(s.set("charset", "utf8mb4"), "")); err != nil {
 		return nil, err
 	}
-	return c, s.mysqlTLS(c, h, options)
+	return c, s.mysqlTLS(ctx, c, h, options)
 }
 
 // mysqlTLS demands TLS when a setting speaks of it. An authority that is named
 // is checked; the server's name too with tls_verify_cert. With neither, the
 // connection is encrypted to whoever answers, as mysql_table(5) has it.
-func (s *Source) mysqlTLS(c *mysql.Config, h endpoint, options map[string]string) error {
-	t := Source{Name: s.Name, Settings: map[string]string{}}
+func (s *Source) mysqlTLS(ctx context.Context, c *mysql.Config, h endpoint, options map[string]string) error {
+	t := Source{Name: s.Name, Host: s.Host, Settings: map[string]string{}}
 	for name, option := range map[string]string{
 		"tls_CAfile": "ssl_ca", "tls_CApath": "ssl_capath", "tls_cert_file": "ssl_cert", "tls_key_file": "ssl_key",
 		"tls_verify_cert": "ssl_verify_server_cert", "tls_ciphers": "ssl_cipher",
@@ -205,7 +205,7 @@ func (s *Source) mysqlTLS(c *mysql.Config, h endpoint, options map[string]string
 	if err != nil {
 		return err
 	}
-	if c.TLS, err = t.tlsConfig(tlsNames{"tls_CAfile", "tls_CApath", "tls_cert_file", "tls_key_file"}); err != nil {
+	if c.TLS, err = t.tlsConfig(ctx, tlsNames{"tls_CAfile", "tls_CApath", "tls_cert_file", "tls_key_file"}); err != nil {
 		return err
 	}
 	switch {

@@ -1,17 +1,21 @@
 package lister
 
 import (
+	"context"
+	"errors"
 	"fmt"
-	"os"
+	"io/fs"
 	"path/filepath"
 	"strings"
+
+	"github.com/understudy-mx/understudy/internal/host"
 )
 
 // mysqlOptions reads the option files of MySQL's client library, which Postfix
 // obeys: option_group (by default "client") of option_file, or of the usual
 // files. Names come back with "_" for "-".
-func (s *Source) mysqlOptions() (map[string]string, error) {
-	o := optionFiles{group: s.set("option_group", "client"), options: map[string]string{}}
+func (s *Source) mysqlOptions(ctx context.Context) (map[string]string, error) {
+	o := optionFiles{ctx: ctx, host: s.Host, group: s.set("option_group", "client"), options: map[string]string{}}
 	if name := s.Settings["option_file"]; name != "" {
 		if err := o.read(name, 0); err != nil {
 			return nil, s.fail("option_file", "name a readable file", err)
@@ -19,7 +23,7 @@ func (s *Source) mysqlOptions() (map[string]string, error) {
 		return o.options, nil
 	}
 	for _, name := range []string{"/etc/my.cnf", "/etc/mysql/my.cnf"} {
-		if err := o.read(name, 0); err != nil && !os.IsNotExist(err) {
+		if err := o.read(name, 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, s.fail("option_file", "make "+name+" readable, or name another file", err)
 		}
 	}
@@ -27,20 +31,18 @@ func (s *Source) mysqlOptions() (map[string]string, error) {
 }
 
 type optionFiles struct {
+	ctx     context.Context
+	host    *host.Host
 	group   string
 	options map[string]string
 }
 
 func (o *optionFiles) read(name string, depth int) error {
 	const maxDepth, maxSize = 10, 1 << 20
-	st, err := os.Stat(name)
-	if err != nil {
-		return err
+	if depth > maxDepth {
+		return fmt.Errorf("%s includes itself", name)
 	}
-	if depth > maxDepth || st.Size() > maxSize {
-		return fmt.Errorf("%s is too long or includes itself", name)
-	}
-	text, err := os.ReadFile(name)
+	text, err := o.host.ReadFile(o.ctx, name, maxSize)
 	if err != nil {
 		return err
 	}
@@ -52,7 +54,7 @@ func (o *optionFiles) read(name string, depth int) error {
 		case line[0] == '[':
 			group = strings.Trim(line, "[] ")
 		case strings.HasPrefix(line, "!includedir "):
-			files, err := filepath.Glob(filepath.Join(strings.TrimSpace(line[len("!includedir "):]), "*.cnf"))
+			files, err := o.host.Glob(o.ctx, filepath.Join(strings.TrimSpace(line[len("!includedir "):]), "*.cnf"))
 			if err != nil {
 				return err
 			}

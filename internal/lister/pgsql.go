@@ -21,6 +21,9 @@ func (s *Source) pgsql(ctx context.Context, m *meter, use func(*Session) error) 
 	err = s.eachHost(ctx, "hosts", hosts, func(ctx context.Context, h endpoint) (err error) {
 		c := configs[h]
 		c.DialFunc, c.ConnectTimeout = m.dial, connectTimeout
+		if !m.host.Local() { // whose names aren't ours
+			c.LookupFunc = func(_ context.Context, name string) ([]string, error) { return []string{name}, nil }
+		}
 		c.MaxProtocolMessageBodyLen = int(min(m.limits.Bytes, 1<<30))
 		conn, err = pgconn.ConnectConfig(ctx, c)
 		return err

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"strings"
 )
@@ -107,21 +106,21 @@ type tlsNames struct{ file, dir, cert, key string }
 
 // tlsConfig reads certificates. Authorities that are given are used; whether
 // the server's name counts is the caller's business.
-func (s *Source) tlsConfig(n tlsNames) (*tls.Config, error) {
+func (s *Source) tlsConfig(ctx context.Context, n tlsNames) (*tls.Config, error) {
 	c := &tls.Config{MinVersion: tls.VersionTLS12}
 	var files []string
 	if f := s.Settings[n.file]; f != "" {
 		files = append(files, f)
 	}
 	if dir := s.Settings[n.dir]; dir != "" {
-		list, err := filepath.Glob(filepath.Join(dir, "*"))
+		list, err := s.Host.Glob(ctx, filepath.Join(dir, "*"))
 		if err != nil || len(list) == 0 {
 			return nil, s.fail(n.dir, "put certificates of authorities there", fmt.Errorf("%s holds no file", dir))
 		}
 		files = append(files, list...)
 	}
 	for _, f := range files {
-		pem, err := os.ReadFile(f)
+		pem, err := s.Host.ReadFile(ctx, f, maxPEM)
 		if err != nil {
 			return nil, s.fail(n.file, "name a readable file", err)
 		}
@@ -133,13 +132,28 @@ func (s *Source) tlsConfig(n tlsNames) (*tls.Config, error) {
 		}
 	}
 	if cert := s.Settings[n.cert]; cert != "" {
-		pair, err := tls.LoadX509KeyPair(cert, s.set(n.key, cert))
+		pair, err := s.keyPair(ctx, cert, s.set(n.key, cert))
 		if err != nil {
 			return nil, s.fail(n.cert, "name the PEM files of a certificate and of its key", err)
 		}
 		c.Certificates = []tls.Certificate{pair}
 	}
 	return c, nil
+}
+
+// maxPEM bounds a file of certificates: a system's bundle has some 200 KiB.
+const maxPEM = 16 << 20
+
+func (s *Source) keyPair(ctx context.Context, cert, key string) (pair tls.Certificate, err error) {
+	certPEM, err := s.Host.ReadFile(ctx, cert, maxPEM)
+	if err != nil {
+		return pair, err
+	}
+	keyPEM, err := s.Host.ReadFile(ctx, key, maxPEM)
+	if err != nil {
+		return pair, err
+	}
+	return tls.X509KeyPair(certPEM, keyPEM)
 }
 
 // chainOnly makes c check the server's chain, but not its name.

@@ -21,6 +21,10 @@ func (s *Source) sqlite(ctx context.Context, m *meter, use func(*Session) error)
 	if !strings.HasPrefix(path, "/") {
 		return s.fail("dbpath", "name the database with its whole path", fmt.Errorf("%q isn't one", path))
 	}
+	path, err := s.Host.Path(path)
+	if err != nil {
+		return s.fail("dbpath", "list it by a command: postfix_list", err)
+	}
 	if _, err := os.Stat(path); err != nil {
 		return s.fail("dbpath", "name a database that is there and readable", err)
 	}

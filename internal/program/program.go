@@ -46,7 +46,10 @@ func Read(ctx context.Context, cmd *exec.Cmd, read func(io.Reader) error) (readE
 	}
 	cmd.Env = append(cmd.Env, mark)
 	cmd.Stdout = w
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Setpgid = true
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second
 	err = cmd.Start()

@@ -7,10 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"time"
 
 	"github.com/understudy-mx/understudy/internal/config"
+	"github.com/understudy-mx/understudy/internal/host"
 	"github.com/understudy-mx/understudy/internal/service"
 	"github.com/understudy-mx/understudy/policy/fidelity"
 	"github.com/understudy-mx/understudy/policy/postfix"
@@ -22,6 +26,7 @@ type postfixImporter struct {
 	keep    bool   // what was learned, in the file
 	file    string // has what the tables that can't be listed answered; only a cache: without it they are asked again
 	learned postfix.Learned
+	stamps  stamps
 	saved   []byte // of learned, as the disk has it
 	memo    postfix.Memo
 }
@@ -30,8 +35,11 @@ func newPostfix(cfg *config.Config, keep bool) (Importer, error) {
 	c := &cfg.Policy
 	i := &postfixImporter{keep: keep, file: filepath.Join(Dir(cfg), "learned.json")}
 	i.src = postfix.Source{
-		ConfigDir: c.Postfix, Service: c.PostfixService, Lister: postfix.Databases{}, Learned: &i.learned, Memo: &i.memo,
+		Host: HostOf(c), ConfigDir: c.Postfix, Service: c.PostfixService, Lister: postfix.Databases{}, Learned: &i.learned, Memo: &i.memo,
 		Choices: fidelity.ParseChoices(c.PostfixChoose), Filters: c.PostfixFilter, RejectUnlisted: c.PostfixUnlisted == "reject",
+	}
+	if c.Preset != nil {
+		i.src.Usual = fidelity.ParseChoices(c.Preset.Choose)
 	}
 	i.src.Commands, i.src.Queries = postfix.ParseLists(c.PostfixList)
 	b, err := os.ReadFile(i.file)
@@ -49,10 +57,51 @@ func newPostfix(cfg *config.Config, keep bool) (Importer, error) {
 
 func (*postfixImporter) Name() string { return "postfix" }
 
-func (i *postfixImporter) Changed(ctx context.Context) bool { return i.memo.Changed(ctx, i.src.Lister) }
+// Changed asks the databases, and where Postfix lives elsewhere, for its files.
+func (i *postfixImporter) Changed(ctx context.Context) bool {
+	return i.memo.Changed(ctx, i.src.Lister) || i.stamps.changed(ctx, i.src.Host)
+}
+
+// HostOf is where the Postfix of a [policy] lives.
+func HostOf(c *config.Policy) *host.Host {
+	return &host.Host{Prefix: c.PostfixPrefix, Root: c.PostfixRoot, Servers: host.ParseServers(c.PostfixHosts)}
+}
+
+// stamps are those of files that can't be watched.
+type stamps struct {
+	of     map[string]string
+	looked time.Time
+}
+
+// stampsEvery bounds how often a command is run for them.
+const stampsEvery = 5 * time.Second
+
+func (s *stamps) changed(ctx context.Context, h *host.Host) bool {
+	if len(s.of) == 0 || time.Since(s.looked) < stampsEvery {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	now, err := h.Stamps(ctx, slices.Sorted(maps.Keys(s.of)))
+	s.looked = time.Now()
+	return err == nil && !maps.Equal(now, s.of) // what can't be asked is read by and by, and then says so
+}
+
+// take notes the files as they are.
+func (s *stamps) take(ctx context.Context, h *host.Host, files []string) {
+	s.of, s.looked = nil, time.Now()
+	if now, err := h.Stamps(ctx, files); err == nil {
+		s.of = now
+	}
+}
 
 func (i *postfixImporter) Import(ctx context.Context, ask []string) (r Imported, err error) {
+	here := i.src.Host.Local()
 	for _, name := range []string{"main.cf", "master.cf"} {
+		if !here {
+			r.Polled = true
+			continue
+		}
 		r.Files = append(r.Files, filepath.Join(i.src.ConfigDir, name))
 	}
 	src := i.src
@@ -63,7 +112,12 @@ func (i *postfixImporter) Import(ctx context.Context, ask []string) (r Imported,
 	}
 	spec.NotReplicated = report.Lacking()
 	r.Choosing = `postfix_choose = ["ITEM=CHOICE", ...], postfix_list = ["TABLE=COMMAND", ...]`
-	r.Report, r.Files, r.Polled = &report, append(r.Files, report.Files...), len(report.Polled) > 0
+	r.Report, r.Polled = &report, !here || len(report.Polled) > 0
+	if here {
+		r.Files = append(r.Files, report.Files...)
+	} else {
+		i.stamps.take(ctx, i.src.Host, report.Files)
+	}
 	if r.Snapshot, err = compile(spec); err == nil && i.keep {
 		err = i.save()
 	}

@@ -3,7 +3,6 @@ package postfix
 import (
 	"fmt"
 	"maps"
-	"net"
 	"net/netip"
 	"slices"
 	"sort"
@@ -182,12 +181,7 @@ func (i *importer) own(parameters ...string) (addrs []netip.Addr) {
 		for _, w := range words(i.set[parameter]) {
 			switch a, err := netip.ParseAddr(strings.Trim(w, "[]")); {
 			case w == "all":
-				ifas, _ := net.InterfaceAddrs()
-				for _, ifa := range ifas {
-					if p, err := netip.ParsePrefix(ifa.String()); err == nil {
-						addrs = append(addrs, p.Addr().Unmap().WithZone(""))
-					}
-				}
+				addrs = append(addrs, i.src.Host.Addresses(i.ctx)...)
 			case w == "loopback-only" || w == "localhost":
 				addrs = append(addrs, netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback())
 			case err == nil:

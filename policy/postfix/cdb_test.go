@@ -19,7 +19,7 @@ func TestCDB(t *testing.T) {
 	if out, err := exec.Command("/usr/sbin/postmap", "cdb:"+file).CombinedOutput(); err != nil {
 		t.Fatalf("postmap: %v (install postfix-cdb, see test/install-peers)\n%s", err, out)
 	}
-	i := &importer{files: map[string]bool{}}
+	i := &importer{src: &Source{}, files: map[string]bool{}}
 	tab, err := i.cdbTable(file)
 	if err != nil {
 		t.Fatal(err)
@@ -59,6 +59,6 @@ func FuzzCDB(f *testing.F) {
 		if err := os.WriteFile(file+".cdb", []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		_, _ = (&importer{files: map[string]bool{}}).cdbTable(file)
+		_, _ = (&importer{src: &Source{}, files: map[string]bool{}}).cdbTable(file)
 	})
 }

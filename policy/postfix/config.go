@@ -8,14 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"os/exec"
 	"path"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/understudy-mx/understudy/internal/program"
+	"github.com/understudy-mx/understudy/internal/host"
 )
 
 // Bounds on what a command may print: far above what any site has.
@@ -87,7 +85,7 @@ func checkMain(ctx context.Context, src *Source) error {
 	if src.ConfigDir != "" {
 		args = append([]string{"-c", src.ConfigDir}, args...)
 	}
-	_, err := run(ctx, cmp.Or(src.Postmap, "postmap"), args, func(string) error { return nil })
+	_, err := src.run(ctx, cmp.Or(src.Postmap, "postmap"), args, func(string) error { return nil })
 	if err != nil {
 		return fmt.Errorf("main.cf is refused by Postfix: %w", err)
 	}
@@ -137,7 +135,7 @@ func (s *Source) postconf(ctx context.Context, warnings *[]string, line func(str
 	key := strings.Join(args, "\x00")
 	a, known := s.said[key]
 	if !known {
-		a.stderr, err = run(ctx, cmp.Or(s.Postconf, "postconf"), args, func(l string) error {
+		a.stderr, err = s.run(ctx, cmp.Or(s.Postconf, "postconf"), args, func(l string) error {
 			a.lines = append(a.lines, l)
 			return nil
 		})
@@ -165,36 +163,20 @@ func (s *Source) postconf(ctx context.Context, warnings *[]string, line func(str
 	return err
 }
 
-// command is a program to run.
-type command struct {
-	name       string
-	args       []string
-	dir, stdin string
+// run runs a program where Postfix lives.
+func (s *Source) run(ctx context.Context, name string, args []string, line func(string) error) (stderr string, err error) {
+	return run(ctx, s.Host, host.Program{Argv: append([]string{name}, args...)}, line)
 }
 
-func run(ctx context.Context, name string, args []string, line func(string) error) (stderr string, err error) {
-	return command{name: name, args: args}.run(ctx, line)
-}
-
-// run feeds the lines of the command's output to line. The error carries what
-// the command said.
-func (c command) run(ctx context.Context, line func(string) error) (stderr string, err error) {
-	name := c.name
-	if p, lookErr := exec.LookPath(name); lookErr == nil {
-		name = p
-	} else if p = "/usr/sbin/" + name; !strings.Contains(name, "/") && exists(p) {
-		name = p
-	}
+// run feeds the lines of a program's output to line. The error carries what the
+// program said.
+func run(ctx context.Context, h *host.Host, p host.Program, line func(string) error) (stderr string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, name, c.args...)
-	if cmd.Dir = c.dir; c.stdin != "" {
-		cmd.Stdin = strings.NewReader(c.stdin)
-	}
-	cmd.Env = append(os.Environ(), "LC_ALL=C")
 	errs := &bounded{max: maxStderr}
-	cmd.Stderr = errs
-	lineErr, err := program.Read(ctx, cmd, func(out io.Reader) error {
+	p.Stderr = errs
+	name := path.Base(p.Argv[0])
+	lineErr, err := h.Run(ctx, p, func(out io.Reader) error {
 		sc := bufio.NewScanner(out)
 		sc.Buffer(nil, maxLine)
 		for sc.Scan() {
@@ -204,14 +186,16 @@ func (c command) run(ctx context.Context, line func(string) error) (stderr strin
 		}
 		return sc.Err()
 	})
-	if err != nil && cmd.Process == nil {
-		return "", fmt.Errorf("run %s: %w", path.Base(name), err)
-	}
+	var exit *host.ExitError
 	switch {
+	case errors.Is(err, host.ErrStart):
+		return "", fmt.Errorf("run %s: %w", name, err)
 	case lineErr != nil:
-		return errs.String(), fmt.Errorf("%s: %w", path.Base(name), lineErr)
+		return errs.String(), fmt.Errorf("%s: %w", name, lineErr)
+	case err != nil && !h.Local() && !errors.As(err, &exit):
+		return errs.String(), fmt.Errorf("run %s: %w", name, err)
 	case err != nil:
-		return errs.String(), &commandError{path.Base(name), complaint(errs.String(), err), err}
+		return errs.String(), &commandError{name, complaint(errs.String(), err), err}
 	}
 	return errs.String(), nil
 }
@@ -239,8 +223,6 @@ func complaint(stderr string, err error) string {
 	}
 	return cmp.Or(last, err.Error())
 }
-
-func exists(name string) bool { _, err := os.Stat(name); return err == nil }
 
 // bounded keeps the first max octets and drops the rest.
 type bounded struct {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/understudy-mx/understudy/internal/host"
 	"github.com/understudy-mx/understudy/internal/lister"
 	"github.com/understudy-mx/understudy/policy/fidelity"
 )
@@ -37,6 +38,7 @@ type Database struct {
 	Type     string            // mysql, pgsql, sqlite or ldap
 	Table    string            // as in main.cf
 	Settings map[string]string // of its .cf file, as in mysql_table(5) and its like; hold the password
+	Host     *host.Host        // whose addresses and files these are; nil is this machine
 
 	// How to list what the table answers to.
 	Queries []Query // arms of a UNION; nil: they have to be asked about
@@ -93,7 +95,7 @@ func (i *importer) database(parameter, typ, name, arg string) (*Table, error) {
 		i.errorf("%s: table %s: %w", parameter, name, err)
 		return nil, nil
 	}
-	db := &Database{Type: typ, Table: name, Unlisted: i.src.RejectUnlisted, memo: i.src.Memo, utf8: since(i.report.MailVersion, 3, 8)}
+	db := &Database{Host: i.src.Host, Type: typ, Table: name, Unlisted: i.src.RejectUnlisted, memo: i.src.Memo, utf8: since(i.report.MailVersion, 3, 8)}
 	if strings.HasPrefix(arg, "/") || strings.HasPrefix(arg, ".") {
 		text, err := i.readFile(arg)
 		if err != nil {

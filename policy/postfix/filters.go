@@ -3,12 +3,12 @@ package postfix
 import (
 	"cmp"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/understudy-mx/understudy/internal/host"
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/fidelity"
 	"github.com/understudy-mx/understudy/policy/postfix/filters"
@@ -190,9 +190,7 @@ func (i *importer) hears(f *filters.Filter, before []*filters.Filter) string {
 // server is an authserv-id; by default that of Postfix.
 func (i *importer) server(id string) string {
 	if id == "HOSTNAME" {
-		if name, err := os.Hostname(); err == nil {
-			id = name
-		}
+		id = i.src.Host.Hostname(i.ctx)
 	}
 	return strings.ToLower(cmp.Or(id, i.set["myhostname"]))
 }
@@ -301,13 +299,13 @@ func (i *importer) place(at filters.Endpoint) (place filters.Place, known bool) 
 	if place, known = i.spawned(at, queue); known {
 		return place, true
 	}
-	place, files, known := filters.Find(i.src.Root, at, queue)
+	place, files, known := filters.Find(i.ctx, i.filterHost(), at, queue)
 	i.watch(files)
 	return place, known
 }
 
 func (i *importer) readFilter(p filters.Place) (*filters.Filter, error) {
-	f, err := filters.Read(i.src.Root, p.Program, p.File)
+	f, err := filters.Read(i.ctx, i.filterHost(), p.Program, p.File)
 	i.watch(f.Files)
 	return f, err
 }
@@ -317,6 +315,14 @@ func (i *importer) watch(names []string) {
 	for _, name := range names {
 		i.files[filepath.Join(i.src.Root, name)] = true
 	}
+}
+
+// filterHost is where the filters' configurations are.
+func (i *importer) filterHost() *host.Host {
+	if i.src.Root != "" {
+		return &host.Host{Root: i.src.Root}
+	}
+	return i.src.Host
 }
 
 // placed are the filters that the operator names.

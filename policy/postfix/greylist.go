@@ -80,13 +80,17 @@ func (i *importer) greylist(g *policy.Greylist) (name, note string, err error) {
 			return name, "", nil
 		}
 	}
-	dir := filepath.Join(i.src.Root, g.Database)
-	known, err := i.src.Memo.greylist(dir, greyRules(g), func() (*greyKnown, error) {
+	listed := i.src.Commands["postgrey:"+g.Database]
+	dir, err := i.filterHost().Path(g.Database)
+	if err != nil && listed == nil {
+		return "", "", err
+	}
+	known, err := i.src.Memo.greylist(g.Database, greyRules(g), func() (*greyKnown, error) {
 		start, now := time.Now(), time.Now
 		if i.src.Now != nil {
 			now = i.src.Now
 		}
-		k, err := readPostgrey(i.ctx, dir, i.src.Commands["postgrey:"+g.Database], g, now().Unix())
+		k, err := readPostgrey(i.ctx, dir, listed, g, now().Unix())
 		if err == nil {
 			k.read, k.took, k.rules = start, time.Since(start), greyRules(g)
 		}
@@ -109,7 +113,7 @@ func (i *importer) greylist(g *policy.Greylist) (name, note string, err error) {
 		i.spec.Filters.Greylists = map[string]policy.Greylist{}
 	}
 	i.spec.Filters.Greylists[name] = spec
-	i.polled[dir] = true
+	i.polled[g.Database] = true
 	return name, note, nil
 }
 

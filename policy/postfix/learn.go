@@ -4,12 +4,12 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/understudy-mx/understudy/internal/host"
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/fidelity"
 )
@@ -171,13 +171,13 @@ func (i *importer) ask(l learnedTable, keys []string, now time.Time) error {
 // relative to the queue directory. When nothing is found postmap fails, too, but
 // then it says nothing.
 func (i *importer) lookUp(args, keys []string, line func(string)) error {
-	c := command{
-		name: cmp.Or(i.src.Postmap, "postmap"), args: args,
-		dir: i.set["queue_directory"], stdin: strings.Join(keys, "\n") + "\n",
+	p := host.Program{
+		Argv: append([]string{cmp.Or(i.src.Postmap, "postmap")}, args...),
+		Dir:  i.set["queue_directory"], Stdin: strings.Join(keys, "\n") + "\n",
 	}
-	stderr, err := c.run(i.ctx, func(l string) error { line(l); return nil })
-	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.ExitCode() == 1 && !strings.Contains(stderr, "fatal: ") {
+	stderr, err := run(i.ctx, i.src.Host, p, func(l string) error { line(l); return nil })
+	var exit *host.ExitError
+	if errors.As(err, &exit) && exit.Status == 1 && !strings.Contains(stderr, "fatal: ") {
 		return nil
 	}
 	return err

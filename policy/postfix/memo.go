@@ -151,7 +151,7 @@ func stamps(d *Database, s Session, tables []string) (map[string]string, error) 
 		plain := strings.ToLower(strings.Trim(t, "`\"[]"))
 		switch d.Type {
 		case "sqlite":
-			all[t] = fileStamp(d.Settings["dbpath"])
+			all[t] = d.fileStamp()
 			continue
 		case "mysql":
 			// UPDATE_TIME is in whole seconds, and NULL until the first
@@ -192,7 +192,11 @@ func escapeName(s string) string {
 
 // fileStamp is that of an SQLite database and its log. A file that has just
 // changed may change again without a new time.
-func fileStamp(path string) (stamp string) {
+func (d *Database) fileStamp() (stamp string) {
+	path, err := d.Host.Path(d.Settings["dbpath"])
+	if err != nil {
+		return ""
+	}
 	for _, name := range []string{path, path + "-wal"} {
 		st, err := os.Stat(name)
 		switch {

@@ -122,7 +122,7 @@ func (i *importer) skippedLines(name string) map[int]string {
 		args = append([]string{"-c", i.src.ConfigDir}, args...)
 	}
 	// That x isn't found is an error, too.
-	stderr, _ := run(i.ctx, cmp.Or(i.src.Postmap, "postmap"), args, func(string) error { return nil })
+	stderr, _ := i.src.run(i.ctx, cmp.Or(i.src.Postmap, "postmap"), args, func(string) error { return nil })
 	skipped := map[int]string{}
 	for _, m := range warnedLine.FindAllStringSubmatch(stderr, -1) {
 		if n, _ := strconv.Atoi(m[1]); !harmless.MatchString(m[2]) {

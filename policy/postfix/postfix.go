@@ -30,6 +30,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/understudy-mx/understudy/internal/host"
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/fidelity"
 	"github.com/understudy-mx/understudy/policy/postfix/filters"
@@ -38,6 +39,9 @@ import (
 
 // Source says where a Postfix is and how to ask it.
 type Source struct {
+	// Host is where it lives; nil is this machine. Whatever is read, run or connected to
+	// goes through it, but Commands.
+	Host      *host.Host
 	ConfigDir string // of the instance; "" for the default instance
 	Service   string // master.cf's name of the service to stand in for, "" for the one on port 25
 
@@ -45,9 +49,10 @@ type Source struct {
 
 	// Lister enumerates databases; nil leaves their tables unreplicated.
 	Lister Lister
-	// Commands print the entries of a table that can't be read otherwise: for
-	// each a line "key", a tab and the value, or the key alone. The map's key
-	// is the table as in main.cf, without "proxy:".
+	// Commands print, on this machine, the entries of a table that can't be read
+	// otherwise: for each a line "key", a tab and the value, or the key alone. A line
+	// that begins with a tab says in words what the list lacks; then other keys may be
+	// there, too. The map's key is the table as in main.cf, without "proxy:".
 	Commands map[string][]string
 	// Queries list tables of mysql, pgsql and sqlite by way of the Lister and
 	// the table's own connection: a SELECT of a key and, if a second column is
@@ -73,8 +78,9 @@ type Source struct {
 	Now func() time.Time
 	// Root is put before the paths of filters' configurations; "" for none.
 	Root string
-	// Choices says for an Item, by its ID, which of its Options to take.
-	Choices fidelity.Choices
+	// Choices says for an Item, by its ID, which of its Options to take. Usual does so
+	// for items that need not be there, where Choices doesn't.
+	Choices, Usual fidelity.Choices
 
 	said map[string]said // by postconf, for the time of one import
 }
@@ -122,7 +128,7 @@ type importer struct {
 // Import reads the configuration. An error joins all that is wrong; then there
 // is no Spec. The Report is sorted and complete for the Spec that it comes with.
 func Import(ctx context.Context, src Source) (*policy.Spec, fidelity.Report, error) {
-	if src.ConfigDir != "" { // commands run in other directories
+	if src.ConfigDir != "" && src.Host.Local() { // commands run in other directories
 		var err error
 		if src.ConfigDir, err = filepath.Abs(src.ConfigDir); err != nil {
 			return nil, fidelity.Report{}, err
@@ -228,9 +234,14 @@ func (i *importer) remedy(parameter, element, why string) string {
 
 // choose returns the option that the operator wants.
 func (i *importer) choose(parameter, element string, options ...string) string {
-	choice, err := i.src.Choices.Of(fidelity.Item{Parameter: parameter, Element: element}, options)
+	it := fidelity.Item{Parameter: parameter, Element: element}
+	choice, err := i.src.Choices.Of(it, options)
 	if err != nil {
 		i.errs = append(i.errs, err)
+	}
+	usual := i.src.Usual[it.ID()]
+	if _, chosen := i.src.Choices[it.ID()]; !chosen && slices.Contains(options, usual) {
+		return usual
 	}
 	return choice
 }

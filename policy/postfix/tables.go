@@ -7,10 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 
+	"github.com/understudy-mx/understudy/internal/host"
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/fidelity"
 	"github.com/understudy-mx/understudy/policy/table"
@@ -104,7 +104,7 @@ func (i *importer) readTable(parameter, name string) (*Table, error) {
 	if _, queried := i.src.Queries[name]; queried && !isSQL(typ) {
 		return fail(errors.New("a query lists tables of mysql, pgsql and sqlite; give a command that prints the entries"))
 	}
-	if typ == "nis" && nisOff(readFile("/proc/sys/kernel/domainname")) {
+	if typ == "nis" && nisOff(i.look("/proc/sys/kernel/domainname")) {
 		return &Table{Type: typ, Kind: Indexed, Note: whyNISOff}, nil
 	}
 	if one := words(strings.Trim(arg, "{}")); typ == "randmap" && len(one) == 1 {
@@ -174,7 +174,7 @@ func (i *importer) postmap(typ, name string) (*Table, error) {
 	if i.src.ConfigDir != "" {
 		args = append([]string{"-c", i.src.ConfigDir}, args...)
 	}
-	stderr, err := run(i.ctx, cmp.Or(i.src.Postmap, "postmap"), args, func(line string) error {
+	stderr, err := i.src.run(i.ctx, cmp.Or(i.src.Postmap, "postmap"), args, func(line string) error {
 		key, value, _ := strings.Cut(line, "\t")
 		if key != strings.ToLower(key) {
 			return nil
@@ -190,8 +190,12 @@ func (i *importer) postmap(typ, name string) (*Table, error) {
 func (i *importer) commandTable(typ string, command []string) (*Table, error) {
 	t := &Table{Type: typ, Kind: Indexed, Entries: map[string]string{}}
 	i.polled[strings.Join(command, " ")] = true
-	_, err := run(i.ctx, command[0], command[1:], func(line string) error {
+	_, err := run(i.ctx, nil, host.Program{Argv: command}, func(line string) error {
 		key, value, _ := strings.Cut(line, "\t")
+		if key == "" && strings.TrimSpace(value) != "" {
+			t.Partial = strings.ToValidUTF8(strings.TrimSpace(value), "?")
+			return nil
+		}
 		return t.add(strings.ToLower(strings.TrimSpace(key)), strings.TrimSpace(value))
 	})
 	return t, err
@@ -205,7 +209,7 @@ func (i *importer) unixTable(arg string) (*Table, error) {
 	}
 	t := &Table{Type: "unix", Kind: Indexed, Entries: map[string]string{}}
 	i.polled["unix:"+arg] = true
-	_, err := run(i.ctx, cmp.Or(i.src.Getent, "getent"), []string{db}, func(line string) error {
+	_, err := i.src.run(i.ctx, cmp.Or(i.src.Getent, "getent"), []string{db}, func(line string) error {
 		if name, _, ok := strings.Cut(line, ":"); ok && name == strings.ToLower(name) {
 			return t.add(name, "x")
 		}
@@ -215,7 +219,7 @@ func (i *importer) unixTable(arg string) (*Table, error) {
 		return nil, fmt.Errorf("%s can't be enumerated: %w", arg, err)
 	}
 	if i.src.Getent == "" {
-		text, _ := readFile("/etc/nsswitch.conf")
+		text, _ := i.look("/etc/nsswitch.conf")
 		t.Partial = partialNSS(text, db)
 	}
 	return t, nil
@@ -432,18 +436,12 @@ func isAction(value string) bool {
 // readFile reads a source and notes that the policy depends on it.
 func (i *importer) readFile(name string) (string, error) {
 	i.files[name] = true
-	return readFile(name)
+	return i.look(name)
 }
 
-func readFile(name string) (string, error) {
+// look reads a file whose change needn't be noticed.
+func (i *importer) look(name string) (string, error) {
 	const maxSource = 256 << 20
-	st, err := os.Stat(name)
-	if err == nil && st.Size() > maxSource {
-		err = fmt.Errorf("%s is larger than %d octets", name, maxSource)
-	}
-	if err != nil {
-		return "", err
-	}
-	b, err := os.ReadFile(name)
+	b, err := i.src.Host.ReadFile(i.ctx, name, maxSource)
 	return string(b), err
 }

@@ -1,7 +1,6 @@
 package filters
 
 import (
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -134,17 +133,12 @@ func (f *Filter) amavis(r *reader) error {
 // comments.
 func (r *reader) perl(name string) (lines []setting, err error) {
 	names := []string{name}
-	if st, err := os.Stat(filepath.Join(r.root, name)); err == nil && st.IsDir() {
-		all, err := os.ReadDir(filepath.Join(r.root, name))
-		if err != nil {
-			return nil, err
-		}
-		names = nil
-		for _, e := range all {
-			if amavisName.MatchString(e.Name()) {
-				names = append(names, filepath.Join(name, e.Name()))
-			}
-		}
+	all, err := r.host.Glob(r.ctx, name+"/*")
+	if err != nil {
+		return nil, err
+	}
+	if len(all) > 0 {
+		names = slices.DeleteFunc(all, func(name string) bool { return !amavisName.MatchString(filepath.Base(name)) })
 	}
 	for _, name := range names {
 		text, err := r.text(name)

@@ -3,6 +3,8 @@ package filters
 import (
 	"strings"
 	"testing"
+
+	"github.com/understudy-mx/understudy/internal/host"
 )
 
 // TestContent: what the programs refuse, and what they do after they have taken a
@@ -75,7 +77,7 @@ func TestFindContent(t *testing.T) {
 		if strings.HasPrefix(tt.file, "/etc/rspamd/") {
 			files["/etc/rspamd/rspamd.conf"] = ""
 		}
-		place, _, ok := Find(tree(t, files), ProxyEndpoint(tt.at, "/q"), "/q")
+		place, _, ok := Find(t.Context(), &host.Host{Root: tree(t, files)}, ProxyEndpoint(tt.at, "/q"), "/q")
 		if place.Program != tt.want || ok != (tt.want != "") {
 			t.Errorf("%s: %v, %v", tt.name, place, ok)
 		}

@@ -2,12 +2,13 @@ package filters
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"path/filepath"
 	"strings"
+
+	"github.com/understudy-mx/understudy/internal/host"
 )
 
 // Bounds of what is read: far above what any site has.
@@ -16,9 +17,10 @@ const (
 	maxInclude = 5 // as in opendkim
 )
 
-// reader reads files below a root.
+// reader reads the files of a host.
 type reader struct {
-	root  string
+	ctx   context.Context
+	host  *host.Host
 	files []string
 }
 
@@ -29,21 +31,13 @@ func (r *reader) text(name string) (string, error) {
 
 // look reads a file whose change needn't be noticed.
 func (r *reader) look(name string) (string, error) {
-	f, err := os.Open(filepath.Join(r.root, name))
+	b, err := r.host.ReadFile(r.ctx, name, maxFile)
 	if err != nil {
 		var pathErr *os.PathError
 		if errors.As(err, &pathErr) {
 			err = pathErr.Err
 		}
 		return "", fmt.Errorf("%s: %w", name, err)
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	switch {
-	case err != nil:
-		return "", fmt.Errorf("%s: %w", name, err)
-	case len(b) > maxFile:
-		return "", fmt.Errorf("%s is larger than %d octets", name, maxFile)
 	}
 	return string(bytes.ToValidUTF8(b, []byte("?"))), nil
 }

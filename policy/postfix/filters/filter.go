@@ -15,12 +15,14 @@ package filters
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
 
+	"github.com/understudy-mx/understudy/internal/host"
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/fidelity"
 )
@@ -121,11 +123,11 @@ var readers = map[string]func(*Filter, *reader) error{
 	ClamSMTPD: (*Filter).clamSMTPD, SpamPD: (*Filter).spamPD, DSPAM: (*Filter).dspam,
 }
 
-// Read reads a program's configuration. root is put before each path, "" on the
-// primary itself. A file that can't be read is an error.
-func Read(root, program, file string) (*Filter, error) {
+// Read reads a program's configuration on the host where it runs. A file that can't be
+// read is an error.
+func Read(ctx context.Context, h *host.Host, program, file string) (*Filter, error) {
 	f := &Filter{Program: program, File: file}
-	r := reader{root: root}
+	r := reader{ctx: ctx, host: h}
 	read := readers[program]
 	if read == nil {
 		return f, fmt.Errorf("%q is none of %s", program, strings.Join(Programs(), ", "))

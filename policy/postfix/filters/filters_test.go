@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/understudy-mx/understudy/internal/host"
 	"github.com/understudy-mx/understudy/policy"
 )
 
@@ -31,7 +32,7 @@ func tree(t *testing.T, files map[string]string) (root string) {
 
 func read(t *testing.T, program, text string) *Filter {
 	t.Helper()
-	f, err := Read(tree(t, map[string]string{"/f": text, "/hosts": "# ours\n10.0.0.1\n!10.0.0.0/8\n\n10.0.0.0/24\n.example.net\nMail.Example.NET\n[2001:db8::1]\n"}), program, "/f")
+	f, err := Read(t.Context(), &host.Host{Root: tree(t, map[string]string{"/f": text, "/hosts": "# ours\n10.0.0.1\n!10.0.0.0/8\n\n10.0.0.0/24\n.example.net\nMail.Example.NET\n[2001:db8::1]\n"})}, program, "/f")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +49,7 @@ func TestDebian(t *testing.T) {
 		{Rspamd, "/etc/rspamd/rspamd.conf", "what its rules score too high"},
 		{ClamAVMilter, "/etc/clamav/clamav-milter.conf", ""},
 	} {
-		f, err := Read("", tt.program, tt.file)
+		f, err := Read(t.Context(), nil, tt.program, tt.file)
 		if err != nil {
 			t.Fatalf("%v; run test/install-peers", err)
 		}
@@ -276,7 +277,7 @@ func TestFind(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p, _, ok := Find(tree(t, tt.files), e, "/var/spool/postfix")
+		p, _, ok := Find(t.Context(), &host.Host{Root: tree(t, tt.files)}, e, "/var/spool/postfix")
 		if got := p.String(); ok != (tt.want != "") || ok && got != tt.want {
 			t.Errorf("%s: %s, %v; want %q", tt.where, got, ok, tt.want)
 		}
@@ -293,14 +294,14 @@ func TestFind(t *testing.T) {
 
 func TestIncludes(t *testing.T) {
 	root := tree(t, map[string]string{"/f": "Include /g\nMaximumHeaders 0\n", "/g": "On-BadSignature reject\n", "/loop": "Include /loop\n"})
-	f, err := Read(root, OpenDKIM, "/f")
+	f, err := Read(t.Context(), &host.Host{Root: root}, OpenDKIM, "/f")
 	if err != nil || f.DKIM == nil || f.DKIM.BadSignature != "reject" || !slices.Equal(f.Files, []string{"/f", "/g"}) {
 		t.Errorf("%+v, %v", f, err)
 	}
-	if _, err := Read(root, OpenDKIM, "/loop"); err == nil || !strings.Contains(err.Error(), "/loop:1") {
+	if _, err := Read(t.Context(), &host.Host{Root: root}, OpenDKIM, "/loop"); err == nil || !strings.Contains(err.Error(), "/loop:1") {
 		t.Errorf("a file that includes itself: %v", err)
 	}
-	if _, err := Read(root, OpenDKIM, "/gone"); err == nil || err.Error() != "/gone: no such file or directory" {
+	if _, err := Read(t.Context(), &host.Host{Root: root}, OpenDKIM, "/gone"); err == nil || err.Error() != "/gone: no such file or directory" {
 		t.Errorf("a missing file: %v", err)
 	}
 }
@@ -314,14 +315,14 @@ func FuzzFilters(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		root := tree(t, map[string]string{"/f": text})
 		for _, program := range Programs() {
-			got, err := Read(root, program, "/f")
+			got, err := Read(t.Context(), &host.Host{Root: root}, program, "/f")
 			if err == nil && (got.DKIM != nil || got.DMARC != nil || got.SPF != nil) && len(got.Unsure) > 0 {
 				t.Errorf("%s is followed in spite of %q", program, got.Unsure)
 			}
 		}
 		for line := range strings.Lines(text) {
 			if e, err := ParseEndpoint(line, "/q"); err == nil {
-				Find(root, e, "/q")
+				Find(t.Context(), &host.Host{Root: root}, e, "/q")
 			}
 		}
 	})

@@ -1,12 +1,14 @@
 package filters
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"path/filepath"
 	"strings"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/internal/host"
 )
 
 // Endpoint is where main.cf says that a filter listens: "inet:host:port" or
@@ -65,8 +67,8 @@ func (p Place) String() string { return p.Program + " (" + p.File + ")" }
 // Find says which filter listens at an endpoint, by the configurations that
 // Debian's packages keep. queueDirectory is Postfix's, where a filter may be
 // chrooted to. ok is false where none of them does.
-func Find(root string, e Endpoint, queueDirectory string) (p Place, files []string, ok bool) {
-	r := reader{root: root}
+func Find(ctx context.Context, h *host.Host, e Endpoint, queueDirectory string) (p Place, files []string, ok bool) {
+	r := reader{ctx: ctx, host: h}
 	for _, milter := range []Place{{OpenDKIM, "/etc/opendkim.conf"}, {OpenDMARC, "/etc/opendmarc.conf"}} {
 		settings, err := r.milterConf(milter.File, 0)
 		if err != nil {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -197,9 +196,9 @@ func (r *reader) greyText(file string) (text string, line int, ok bool) {
 			break
 		}
 	}
-	dropIns, _ := filepath.Glob(filepath.Join(r.root, "/etc/systemd/system/postgrey.service.d/*.conf"))
+	dropIns, _ := r.host.Glob(r.ctx, "/etc/systemd/system/postgrey.service.d/*.conf")
 	for _, name := range dropIns {
-		if t, err := r.look(strings.TrimPrefix(name, strings.TrimSuffix(r.root, "/"))); err == nil {
+		if t, err := r.look(name); err == nil {
 			unit += "\n" + t
 		}
 	}
@@ -219,8 +218,8 @@ func (r *reader) greyText(file string) (text string, line int, ok bool) {
 	if !strings.Contains(start, "--greylist-text=") || !strings.Contains(start, "POSTGREY_TEXT") {
 		return "", 0, false
 	}
-	if host, err := os.Hostname(); err == nil {
-		text = strings.ReplaceAll(text, "%H", host)
+	if name := r.host.Hostname(r.ctx); name != "" {
+		text = strings.ReplaceAll(text, "%H", name)
 	}
 	if v, line, err := r.shellVariable(file, "POSTGREY_TEXT"); err == nil && line > 0 {
 		return v, line, true
