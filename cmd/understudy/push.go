@@ -110,7 +110,7 @@ Exit status: 0 the list is in force; 1 it could not be pushed, and the old one s
 
 Examples:
 
-    contrib/microsoft365 --tenant-file t --secret-file s example.org > list && understudy push example.org list --url https://mx2.example.org:9628 --token-file token
+    contrib/list-recipients google --key-file sa.json --admin me@example.org example.org > list && understudy push example.org list --url https://mx2.example.org:9628 --token-file token
     understudy push example.org list --dry-run --url https://mx2.example.org:9628 --token-file token --cache pushed`
 }
 

@@ -1,0 +1,361 @@
+// Package contrib has scripts for primaries that can't be read; here are their tests,
+// against fakes that answer as the published APIs do.
+package contrib
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/understudy-mx/understudy/internal/lister/listertest"
+)
+
+// list runs the script.
+func list(t *testing.T, args ...string) (out, stderr string, code int) {
+	t.Helper()
+	cmd := exec.Command("/usr/bin/python3", append([]string{"-I", "list-recipients"}, args...)...)
+	var o, e bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &o, &e
+	err := cmd.Run()
+	if cmd.ProcessState == nil {
+		t.Fatal(err)
+	}
+	return o.String(), e.String(), cmd.ProcessState.ExitCode()
+}
+
+// wants compares a list, one word an address.
+func wants(t *testing.T, want string, args ...string) {
+	t.Helper()
+	out, stderr, code := list(t, args...)
+	if code != 0 || strings.Join(strings.Fields(out), " ") != want {
+		t.Errorf("exit %d, %q, want %q; %s", code, out, want, stderr)
+	}
+}
+
+// fails expects nothing on the standard output: no half of a list.
+func fails(t *testing.T, reason string, args ...string) {
+	t.Helper()
+	out, stderr, code := list(t, args...)
+	if code == 0 || out != "" || !strings.Contains(stderr, reason) {
+		t.Errorf("exit %d, %q, %q; want a failure with %q", code, out, stderr, reason)
+	}
+}
+
+func file(t *testing.T, text string) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+// fake serves what a test's steps say, in place of an API.
+type fake struct {
+	*httptest.Server
+	how string // how it fails: "", or a word of the test's
+	n   int    // requests that asked for a page
+}
+
+func serve(t *testing.T, h func(f *fake, w http.ResponseWriter, r *http.Request)) *fake {
+	f := &fake{}
+	f.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost {
+			_ = r.ParseForm()
+		}
+		h(f, w, r)
+	}))
+	t.Cleanup(f.Close)
+	return f
+}
+
+func answer(w http.ResponseWriter, text string, args ...any) {
+	w.Header().Set("Content-Type", "application/json")
+	fmt.Fprintf(w, text, args...)
+}
+
+// fault fails page n in the way that how says, and says whether it has.
+func (f *fake) fault(w http.ResponseWriter, page int) bool {
+	if f.n++; f.n != page {
+		return false
+	}
+	switch f.how {
+	case "429":
+		w.Header().Set("Retry-After", "0")
+		w.WriteHeader(429)
+	case "later":
+		w.Header().Set("Retry-After", "9000")
+		w.WriteHeader(429)
+	case "403":
+		w.WriteHeader(403)
+	case "garbage":
+		answer(w, "<html>")
+	case "other":
+		answer(w, "{}")
+	case "cut":
+		w.Header().Set("Content-Length", "1000")
+		answer(w, `{"value": [`)
+	default:
+		return false
+	}
+	return true
+}
+
+func TestMicrosoft365(t *testing.T) {
+	f := serve(t, func(f *fake, w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		switch {
+		case r.URL.Path == "/t1/oauth2/v2.0/token" && r.Form.Get("grant_type") == "client_credentials" && r.Form.Get("client_id") == "app" && r.Form.Get("client_secret") == "s3cret" && strings.HasSuffix(r.Form.Get("scope"), "/.default"):
+			answer(w, `{"token_type": "Bearer", "expires_in": 3599, "access_token": "tok"}`)
+		case r.Header.Get("Authorization") != "Bearer tok":
+			w.WriteHeader(401)
+		case f.fault(w, 3):
+		case r.URL.Path == "/v1.0/users" && q.Get("$skiptoken") == "" && q.Get("$top") == "999" && q.Get("$select") == "mail,proxyAddresses":
+			next := f.URL
+			if f.how == "elsewhere" {
+				next = "http://127.0.0.2:1"
+			}
+			answer(w, `{"@odata.context": "x", "@odata.nextLink": "%s/v1.0/users?$select=mail,proxyAddresses&$top=999&$skiptoken=p2", "value": [
+				{"id": "1", "mail": "Alice@Example.org", "proxyAddresses": ["SMTP:Alice@Example.org", "smtp:a.l@example.org", "SIP:alice@example.org", "X500:/o=x"]},
+				{"id": "2", "mail": null, "proxyAddresses": []},
+				{"id": "3", "mail": "guest@elsewhere.example", "proxyAddresses": ["SMTP:guest@elsewhere.example"]}]}`, next)
+		case r.URL.Path == "/v1.0/users" && f.how == "loop":
+			answer(w, `{"@odata.nextLink": "%s/v1.0/users?$select=mail,proxyAddresses&$top=999&$skiptoken=p2", "value": []}`, f.URL)
+		case r.URL.Path == "/v1.0/users":
+			answer(w, `{"value": [{"id": "4", "mail": "shared@example.org", "proxyAddresses": ["SMTP:shared@example.org"]}]}`)
+		case r.URL.Path == "/v1.0/groups":
+			answer(w, `{"value": [{"id": "5", "mail": "all@example.org", "proxyAddresses": ["SMTP:all@example.org", "smtp:all@example.onmicrosoft.com"]}]}`)
+		case r.URL.Path == "/v1.0/contacts":
+			answer(w, `{"value": [{"id": "6", "mail": "out@example.org", "proxyAddresses": ["smtp:out@example.org"]}]}`)
+		default:
+			w.WriteHeader(404)
+		}
+	})
+	args := []string{"microsoft365", "example.org", "--tenant", "t1", "--client-id", "app", "--secret-file", file(t, "s3cret\n"), "--url", f.URL, "--login-url", f.URL}
+	const want = "a.l@example.org alice@example.org all@example.org out@example.org shared@example.org"
+	wants(t, want, args...)
+	for _, word := range []string{"429", "cut"} {
+		f.how, f.n = word, 0
+		wants(t, want, args...)
+	}
+	for word, reason := range map[string]string{"later": "try again after 9000 s", "403": "403", "garbage": "no JSON", "other": "lacks 'value'"} {
+		f.how, f.n = word, 0
+		fails(t, reason, args...)
+	}
+	f.how, f.n = "elsewhere", 0
+	fails(t, "sends us to another", args...)
+	f.how, f.n = "loop", 0
+	fails(t, "no end", args...)
+	args[1], f.how, f.n = "example.com", "", 0
+	fails(t, "no recipient of example.com", args...)
+	fails(t, "401", append(args[:6:6], "--secret-file", file(t, "wrong"), "--url", f.URL, "--login-url", f.URL)...)
+	fails(t, "https only", "microsoft365", "example.org", "--tenant", "t1", "--client-id", "app", "--secret-file", file(t, "x"), "--url", f.URL, "--login-url", "http://192.0.2.1")
+}
+
+func TestGoogle(t *testing.T) {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	account, _ := json.Marshal(map[string]string{"type": "service_account", "client_email": "sa@p.iam.gserviceaccount.com",
+		"private_key": string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))})
+	f := serve(t, func(f *fake, w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		switch {
+		case r.URL.Path == "/token":
+			if err := checkJWT(r.Form, &key.PublicKey, f.URL+"/token"); err != nil {
+				w.WriteHeader(400)
+				t.Error(err)
+				return
+			}
+			answer(w, `{"access_token": "tok", "expires_in": 3599}`)
+		case r.Header.Get("Authorization") != "Bearer tok" || q.Get("customer") != "my_customer":
+			w.WriteHeader(401)
+		case f.fault(w, 2):
+		case r.URL.Path == "/admin/directory/v1/users" && q.Get("pageToken") == "":
+			answer(w, `{"kind": "admin#directory#users", "nextPageToken": "p2", "users": [
+				{"primaryEmail": "alice@example.org", "aliases": ["a@example.org"], "nonEditableAliases": ["alice@example.org.test-google-a.com"]},
+				{"primaryEmail": "gone@example.org", "suspended": true}]}`)
+		case r.URL.Path == "/admin/directory/v1/users" && q.Get("pageToken") == "p2":
+			answer(w, `{"kind": "admin#directory#users", "users": [{"primaryEmail": "bob@example.net", "aliases": ["bob@example.org"]}]}`)
+		case r.URL.Path == "/admin/directory/v1/groups" && q.Get("maxResults") == "200":
+			answer(w, `{"kind": "admin#directory#groups", "groups": [{"email": "team@example.org", "aliases": ["all@example.org"]}]}`)
+		default:
+			w.WriteHeader(404)
+		}
+	})
+	args := []string{"google", "example.org", "--key-file", file(t, string(account)), "--admin", "admin@example.org", "--url", f.URL, "--token-url", f.URL + "/token"}
+	const want = "a@example.org alice@example.org all@example.org bob@example.org team@example.org"
+	wants(t, want, args...)
+	f.how, f.n = "429", 0
+	wants(t, want, args...)
+	f.how, f.n = "other", 0
+	fails(t, "answer", args...)
+	fails(t, "can't sign", "google", "example.org", "--key-file", file(t, `{"client_email": "x", "private_key": "none"}`), "--admin", "a@example.org", "--url", f.URL, "--token-url", f.URL+"/token")
+}
+
+// checkJWT verifies an assertion as Google's token endpoint does.
+func checkJWT(form url.Values, key *rsa.PublicKey, aud string) error {
+	parts := strings.Split(form.Get("assertion"), ".")
+	if form.Get("grant_type") != "urn:ietf:params:oauth:grant-type:jwt-bearer" || len(parts) != 3 {
+		return fmt.Errorf("bad request %v", form)
+	}
+	sig, err := base64.RawURLEncoding.DecodeString(parts[2])
+	if err != nil {
+		return err
+	}
+	sum := sha256.Sum256([]byte(parts[0] + "." + parts[1]))
+	if err := rsa.VerifyPKCS1v15(key, crypto.SHA256, sum[:], sig); err != nil {
+		return err
+	}
+	var claims struct {
+		Iss, Sub, Aud, Scope string
+		Iat, Exp             int64
+	}
+	b, err := base64.RawURLEncoding.DecodeString(parts[1])
+	if err == nil {
+		err = json.Unmarshal(b, &claims)
+	}
+	if err == nil && (claims.Iss != "sa@p.iam.gserviceaccount.com" || claims.Sub != "admin@example.org" || claims.Aud != aud || claims.Exp-claims.Iat > 3600 || !strings.Contains(claims.Scope, "user.readonly")) {
+		err = fmt.Errorf("bad claims %+v", claims)
+	}
+	return err
+}
+
+func TestStalwart(t *testing.T) {
+	f := serve(t, func(f *fake, w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		total := 3
+		if f.how == "changed" {
+			total = 4
+		}
+		switch {
+		case r.Header.Get("Authorization") != "Bearer api_key":
+			w.WriteHeader(401)
+		case r.URL.Path != "/api/principal" || q.Get("types") != "individual,group,list":
+			w.WriteHeader(404)
+		case f.fault(w, 2):
+		case q.Get("page") == "1":
+			answer(w, `{"data": {"items": [{"id": 1, "type": "individual", "name": "alice", "emails": ["alice@example.org", "@example.org"]}, {"id": 2, "type": "group", "name": "team", "emails": "team@example.org"}], "total": %d}}`, total)
+		case q.Get("page") == "2":
+			answer(w, `{"data": {"items": [{"id": 3, "type": "list", "name": "all", "emails": ["all@example.org"]}], "total": %d}}`, total)
+		default:
+			answer(w, `{"data": {"items": [], "total": %d}}`, total)
+		}
+	})
+	args := []string{"stalwart", "example.org", "--url", f.URL, "--key-file", file(t, "api_key")}
+	wants(t, "alice@example.org all@example.org team@example.org", args...)
+	f.how, f.n = "other", 0
+	fails(t, "answer", args...)
+	f.how, f.n = "changed", 0
+	fails(t, "3 of 4", args...)
+}
+
+func TestMox(t *testing.T) {
+	f := serve(t, func(f *fake, w http.ResponseWriter, r *http.Request) {
+		var call struct{ Params []string }
+		_ = json.NewDecoder(r.Body).Decode(&call)
+		cookie := func(name string) bool { c, err := r.Cookie(name); return err == nil && c.Value == name }
+		ready := cookie("webadminsession") && r.Header.Get("x-mox-csrf") == "csrf"
+		switch {
+		case r.URL.Path == "/admin/api/LoginPrep":
+			http.SetCookie(w, &http.Cookie{Name: "webadminlogin", Value: "webadminlogin", Path: "/admin"})
+			answer(w, `{"result": "logintoken"}`)
+		case r.URL.Path == "/admin/api/Login" && cookie("webadminlogin") && strings.Join(call.Params, " ") == "logintoken pass":
+			http.SetCookie(w, &http.Cookie{Name: "webadminsession", Value: "webadminsession", Path: "/admin"})
+			answer(w, `{"result": "csrf"}`)
+		case r.URL.Path == "/admin/api/Login":
+			answer(w, `{"error": {"code": "user:loginFailed", "message": "invalid credentials"}}`)
+		case !ready:
+			answer(w, `{"error": {"code": "user:noAuth", "message": "no session"}}`)
+		case f.fault(w, 1):
+		case r.URL.Path == "/admin/api/DomainLocalparts" && f.how == "old":
+			answer(w, `{"result": {"alice": "alice", "": "alice"}}`)
+		case r.URL.Path == "/admin/api/DomainLocalparts" && strings.Join(call.Params, " ") == "example.org":
+			answer(w, `{"result": [{"alice": "alice", "": "alice", "a.b": "alice"}, {"team": {"LocalpartStr": "team"}}]}`)
+		default:
+			answer(w, `{"result": null}`)
+		}
+	})
+	args := []string{"mox", "example.org", "--url", f.URL + "/admin", "--password-file", file(t, "pass\n")}
+	wants(t, "a.b@example.org alice@example.org team@example.org", args...)
+	f.how, f.n = "old", 0
+	wants(t, "alice@example.org", args...)
+	f.how, f.n = "other", 0
+	fails(t, "another form", args...)
+	fails(t, "loginFailed", "mox", "example.org", "--url", f.URL+"/admin", "--password-file", file(t, "wrong"))
+}
+
+func TestProxmox(t *testing.T) {
+	f := serve(t, func(f *fake, w http.ResponseWriter, r *http.Request) {
+		c, _ := r.Cookie("PMGAuthCookie")
+		switch path := strings.TrimPrefix(r.URL.Path, "/api2/json"); {
+		case path == "/access/ticket" && r.Form.Get("username") == "push@pmg" && r.Form.Get("password") == "pass":
+			answer(w, `{"data": {"ticket": "PMG:push@pmg:65::x", "CSRFPreventionToken": "y", "role": "audit"}}`)
+		case c == nil || c.Value != url.QueryEscape("PMG:push@pmg:65::x"):
+			w.WriteHeader(401)
+		case f.fault(w, 4):
+		case path == "/config/domains":
+			answer(w, `{"data": [{"domain": "example.org", "comment": ""}]}`)
+		case path == "/config/ldap":
+			answer(w, `{"data": [{"profile": "ad", "server1": "192.0.2.1"}, {"profile": "old", "disable": 1}]}`)
+		case path == "/config/ldap/ad/users":
+			answer(w, `{"data": [{"dn": "cn=a", "account": "alice", "pmail": "alice@example.org"}, {"dn": "cn=b", "account": "bob", "pmail": "bob@example.org"}]}`)
+		case path == "/config/ldap/ad/users/alice@example.org":
+			answer(w, `{"data": [{"primary": 1, "email": "alice@example.org"}, {"primary": 0, "email": "a@example.org"}]}`)
+		case path == "/config/ldap/ad/users/bob@example.org":
+			answer(w, `{"data": [{"primary": 1, "email": "bob@example.org"}]}`)
+		default:
+			w.WriteHeader(404)
+		}
+	})
+	args := []string{"proxmox", "example.org", "--url", f.URL, "--user", "push@pmg", "--password-file", file(t, "pass")}
+	wants(t, "a@example.org alice@example.org bob@example.org", args...)
+	f.how, f.n = "other", 0
+	fails(t, "answer", args...)
+	args[1], f.how, f.n = "example.net", "", 0
+	fails(t, "no relay domain", args...)
+}
+
+// TestLDAP lists a real OpenLDAP, in pages, and one that cuts the search off.
+func TestLDAP(t *testing.T) {
+	var ldif strings.Builder
+	var want []string
+	for i := range 1200 {
+		fmt.Fprintf(&ldif, "dn: uid=u%04d,dc=example,dc=org\nobjectClass: inetOrgPerson\nuid: u%04d\ncn: u\nsn: u\nmail: U%04d@example.org\n\n", i, i, i)
+		want = append(want, fmt.Sprintf("u%04d@example.org", i))
+	}
+	server := listertest.OpenLDAP(t, ldif.String(), 2000)
+	args := []string{"ldap", "example.org", "--url", "ldap://" + server.Address(), "--base", "dc=example,dc=org", "--no-tls", "--bind-dn", "cn=reader,dc=example,dc=org", "--password-file", file(t, listertest.Password)}
+	wants(t, strings.Join(want, " "), args...)
+	fails(t, "ends with 32", "ldap", "example.org", "--url", "ldap://"+server.Address(), "--base", "dc=nobody", "--no-tls", "--bind-dn", "cn=reader,dc=example,dc=org", "--password-file", file(t, listertest.Password))
+	server.Stop()
+	fails(t, "ends with", args...)
+}
+
+func TestHelp(t *testing.T) {
+	for _, kind := range []string{"microsoft365", "google", "stalwart", "mox", "proxmox", "ldap"} {
+		if out, stderr, code := list(t, kind, "--help"); code != 0 || !strings.Contains(out, "domain") {
+			t.Errorf("%s: %d %s", kind, code, stderr)
+		}
+	}
+}
