@@ -149,8 +149,11 @@ func (s *Snapshot) MilterSettings() *MilterSettings {
 	return &usual
 }
 
-// MilterList are the milters that the policy names, but not those of MilterMaps.
-func (s *Snapshot) MilterList() []MilterUse { return s.milterUses }
+// MilterList are the milters that the policy names. more says that smtpd_milter_maps
+// may name others.
+func (s *Snapshot) MilterList() (list []MilterUse, more bool) {
+	return s.milterUses, len(s.milterMaps) > 0
+}
 
 // Milters returns the primary's milters for the client, in the order in which
 // they are asked; Message.Ask gets the index.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -38,14 +39,19 @@ type FilterStatus struct {
 	Refused uint64    `json:"refused"`
 	Dropped uint64    `json:"edits_dropped"`
 	Unasked uint64    `json:"unavailable"` // times that the default action was its answer
+	Idle    bool      `json:"idle"`        // the policy has no milter that it stands for
 }
 
-// Status is how the filter is since the start.
-func (f *Filter) Status() FilterStatus {
+// Status is how the filter is since the start, with the policy in force, if any.
+func (f *Filter) Status(p *policy.Snapshot) FilterStatus {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	s := f.state
 	s.Name, s.For = f.Name, f.For
+	if p != nil {
+		list, more := p.MilterList()
+		s.Idle = !more && !slices.ContainsFunc(list, func(u policy.MilterUse) bool { return f.standsFor(&u) })
+	}
 	return s
 }
 

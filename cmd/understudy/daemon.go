@@ -228,7 +228,7 @@ func (d *daemon) buildSMTP() error {
 	}
 	cert, err := smtpd.OpenCertFile(c.TLSCert, c.TLSKey, d.log, d.metrics)
 	if err != nil {
-		return certMistake(d.cfg, err)
+		return certMistake(d.cfg, "smtp", d.cfg.SMTP.TLSCert, d.cfg.SMTP.TLSKey, err)
 	}
 	d.cert, d.smtp.TLS = cert, cert.Config()
 	return nil

@@ -98,6 +98,11 @@ func (c *doctorCmd) onSecondary(ctx context.Context, cfg *config.Config, e docto
 	defer daemon.Close()
 	now, err := daemon.Status(ctx)
 	e.Daemon = doctor.Daemon{Err: err, Unpaired: cfg.Policy.File != "", Held: now.Held, Quarantined: now.Quarantined, Damaged: now.Damaged, Filters: tryFilters(ctx, cfg)}
+	for _, f := range now.Filters {
+		if f.Idle {
+			e.Daemon.Idle = append(e.Daemon.Idle, f.Name+" for "+f.For)
+		}
+	}
 	if err == nil {
 		beside(ctx, daemon, &e.Daemon)
 	}

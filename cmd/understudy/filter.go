@@ -20,9 +20,13 @@ import (
 func buildFilters(cfg *config.Config) (all []*smtpd.Filter, err error) {
 	var errs []error
 	for i, f := range cfg.Filters {
+		section := fmt.Sprintf("filter[%d]", i)
 		dial, key, err := dialFilter(f)
-		if err != nil {
-			errs = append(errs, cfg.Mistake(fmt.Sprintf("filter[%d].%s", i, key), "%v", err))
+		switch {
+		case err != nil && key == "tls_cert":
+			errs = append(errs, certMistake(cfg, section, f.TLSCert, f.TLSKey, err))
+		case err != nil:
+			errs = append(errs, cfg.Mistake(section+"."+key, "%v", err))
 		}
 		all = append(all, &smtpd.Filter{Name: f.Name, For: f.Milter, Dial: dial})
 	}
@@ -51,10 +55,10 @@ func dialFilter(f config.Filter) (dial func(context.Context) (net.Conn, error), 
 	if f.TLSCA != "" {
 		pem, err := os.ReadFile(f.TLSCA)
 		if err != nil {
-			return plain, "tls_ca", err
+			return plain, "tls_ca", fmt.Errorf("%w%s; name a file that this user may read", err, unreadable(err, f.TLSCA))
 		}
 		if conf.RootCAs = x509.NewCertPool(); !conf.RootCAs.AppendCertsFromPEM(pem) {
-			return plain, "tls_ca", fmt.Errorf("%s holds no certificate; write one in PEM", f.TLSCA)
+			return plain, "tls_ca", fmt.Errorf("%s holds no certificate in PEM%s; name the file that does", f.TLSCA, holds(pemTypes(pem)))
 		}
 	}
 	if f.TLSCert != "" {
@@ -66,14 +70,18 @@ func dialFilter(f config.Filter) (dial func(context.Context) (net.Conn, error), 
 	}
 	return func(ctx context.Context) (net.Conn, error) {
 		d := tls.Dialer{Config: conf}
-		return d.DialContext(ctx, network, addr)
+		c, err := d.DialContext(ctx, network, addr)
+		if err != nil {
+			return nil, fmt.Errorf("connect by TLS: %w", err)
+		}
+		return c, nil
 	}, "", nil
 }
 
 // filterStatus is how the filters are.
 func (d *daemon) filterStatus() (all []operator.Filter) {
 	for _, f := range d.smtp.Filters {
-		all = append(all, operator.Filter(f.Status()))
+		all = append(all, operator.Filter(f.Status(d.current())))
 	}
 	return all
 }

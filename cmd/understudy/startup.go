@@ -53,12 +53,12 @@ func policyMistake(cfg *config.Config, err error) error {
 	return cfg.Mistake("policy.file", "%v%s; name the policy's file: understudy policy check FILE tries one", err, unreadable(err, path.Path))
 }
 
-// certMistake says which of certificate and key can't be used.
-func certMistake(cfg *config.Config, err error) error {
-	c := &cfg.SMTP
+// certMistake says which of certificate and key can't be used, which the keys
+// tls_cert and tls_key of a section name.
+func certMistake(cfg *config.Config, section, cert, key string, err error) error {
 	for _, f := range []struct{ key, file, want string }{
-		{"smtp.tls_cert", c.TLSCert, "CERTIFICATE"},
-		{"smtp.tls_key", c.TLSKey, "PRIVATE KEY"},
+		{section + ".tls_cert", cert, "CERTIFICATE"},
+		{section + ".tls_key", key, "PRIVATE KEY"},
 	} {
 		text, readErr := os.ReadFile(f.file)
 		switch types := pemTypes(text); {
@@ -70,10 +70,10 @@ func certMistake(cfg *config.Config, err error) error {
 			return cfg.Mistake(f.key, "%s holds no %s in PEM%s; name the file that does", f.file, strings.ToLower(f.want), holds(types))
 		}
 	}
-	if _, pairErr := tls.LoadX509KeyPair(c.TLSCert, c.TLSKey); pairErr != nil && strings.Contains(pairErr.Error(), "does not match") {
-		return cfg.Mistake("smtp.tls_key", "%s is not the key of the certificate in %s; name the two that were issued together", c.TLSKey, c.TLSCert)
+	if _, pairErr := tls.LoadX509KeyPair(cert, key); pairErr != nil && strings.Contains(pairErr.Error(), "does not match") {
+		return cfg.Mistake(section+".tls_key", "%s is not the key of the certificate in %s; name the two that were issued together", key, cert)
 	}
-	return cfg.Mistake("smtp.tls_cert", "%v; name a certificate with its chain and its key, both in PEM", err)
+	return cfg.Mistake(section+".tls_cert", "%v; name a certificate with its chain and its key, both in PEM", err)
 }
 
 func pemTypes(text []byte) (types []string) {

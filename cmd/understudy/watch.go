@@ -273,6 +273,14 @@ func (n daemonNow) trouble() (lines []string) {
 	if w := n.StandIn; w != nil {
 		lines = append(lines, "Stand-in  "+standInText(w))
 	}
+	for _, f := range n.Filters {
+		switch {
+		case f.Away:
+			lines = append(lines, fmt.Sprintf("Filter    %s doesn't answer since %s: %s", printable(f.Name), f.Since.Local().Format(time.DateTime), printable(f.Error)))
+		case f.Idle:
+			lines = append(lines, fmt.Sprintf("Filter    %s is never asked: the policy has no milter %s", printable(f.Name), printable(f.For)))
+		}
+	}
 	return append(lines, n.clientsUntold()...)
 }
 

@@ -20,7 +20,7 @@ func checkMilter(s string) (string, error) {
 	}
 	name, err := envelope.MilterName(s)
 	if err != nil {
-		return "", fmt.Errorf("%w, as in the primary's smtpd_milters, nor a program's name", err)
+		return "", fmt.Errorf("%w; write one as in the primary's smtpd_milters, or a program's name", err)
 	}
 	return name, nil
 }

@@ -19,6 +19,7 @@ type Daemon struct {
 	Decided     uint64   // by the primary in live sessions
 	Unexplained uint64   // of them, otherwise than by an exact rule of ours
 	Filters     []string // of [[filter]] that don't answer, and why
+	Idle        []string // of [[filter]] that stand for no milter of the policy
 }
 
 func (x *exam) daemon(context.Context) (looked bool) {
@@ -38,6 +39,9 @@ func (x *exam) daemon(context.Context) (looked bool) {
 		x.report(Fault, "policy-stale", "", "The policy is old: unknown recipients get 450.", d.Problem, "systemctl status understudy-publish, on the primary")
 	case d.Problem != "":
 		x.report(Fault, "policy-problem", "", "The primary's policy can't be followed as it is.", d.Problem, "understudy policy status")
+	}
+	if len(d.Idle) > 0 {
+		x.report(Warning, "filter-idle", "", "Filters are never asked: the policy has no milter that they stand for.", listed(d.Idle), "write milter under [[filter]] as the primary's smtpd_milters has it")
 	}
 	if d.Staged != "" {
 		x.report(Fault, "policy-deletion", "", "Many recipients were deleted at the primary: somebody has to say that this was meant.", d.Staged, "understudy policy pending")

@@ -13,4 +13,5 @@ type Filter struct {
 	Refused uint64    `json:"refused"`
 	Dropped uint64    `json:"edits_dropped"`
 	Unasked uint64    `json:"unavailable"`
+	Idle    bool      `json:"idle"`
 }

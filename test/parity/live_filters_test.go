@@ -45,8 +45,6 @@ func newPlainPair(t *testing.T, d *demo.DNS, main string, master func(addr strin
 
 func smtpdAlone(addr string) string { return fmt.Sprintf(testmx.MasterCF, addr) }
 
-const gtube = "XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X"
-
 // mailFrom is a session with one message.
 func mailFrom(client, sender string, to []string, text string) parity.Session {
 	c := []parity.Command{{Line: "EHLO mail.good.example"}, {Line: "MAIL FROM:<" + sender + ">"}}
@@ -59,12 +57,14 @@ func mailFrom(client, sender string, to []string, text string) parity.Session {
 // TestLiveRspamd: Debian's rspamd refuses GTUBE through us as it does itself.
 func TestLiveRspamd(t *testing.T) {
 	d := startWorld(t)
-	l := newPlainPair(t, d, "smtpd_milters = inet:"+startRspamd(t)+"\nmilter_default_action = tempfail\n", smtpdAlone, relay.Route{XClient: true})
+	rspamd := testmx.FreeAddr()
+	testmx.StartRspamd(t, rspamd)
+	l := newPlainPair(t, d, "smtpd_milters = inet:"+rspamd+"\nmilter_default_action = tempfail\n", smtpdAlone, relay.Route{XClient: true})
 	l.compare(t, number(t, "SESSIONS", liveSessions), func(i int) parity.Session {
 		r := rand.New(rand.NewPCG(1, uint64(i)))
 		text := fmt.Sprintf("From: <bob@good.example>\r\nTo: alice@here.test\r\nDate: %s\r\nMessage-ID: <%d@good.example>\r\nSubject: hello\r\n\r\nHello, %d.\r\n", time.Now().Format(time.RFC1123Z), i, i)
 		if i%3 == 0 {
-			text += gtube + "\r\n"
+			text += testmx.GTUBE + "\r\n"
 		}
 		return mailFrom(fmt.Sprintf("198.18.1.%d", 1+i%200), "bob@good.example", []string{[]string{"alice", "bob", "nobody"}[r.IntN(3)] + "@here.test", "alice@here.test"}, text)
 	})

@@ -8,7 +8,6 @@ import (
 	"hash/fnv"
 	"io"
 	"net"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -206,38 +205,6 @@ func startPostgrey(t *testing.T, delay int) (addr string) {
 	t.Cleanup(func() {
 		if err := d.Kill(); err != nil {
 			t.Errorf("kill postgrey: %v", err)
-		}
-	})
-	return addr
-}
-
-// startRspamd runs Debian's rspamd as a milter without rules: it knows GTUBE by
-// itself, and asks nobody.
-func startRspamd(t *testing.T) (addr string) {
-	t.Helper()
-	dir := tempDir(t)
-	addr = testmx.FreeAddr()
-	if err := os.Mkdir(filepath.Join(dir, "run"), 0o777); err != nil {
-		t.Fatal(err)
-	}
-	conf := filepath.Join(dir, "rspamd.conf")
-	writeOld(t, conf, fmt.Sprintf(`options { pidfile = "%[1]s/pid"; filters = ""; }
-actions { reject = 15; add_header = 6; }
-logging { type = "file"; filename = "%[1]s/log"; level = "warning"; }
-worker "rspamd_proxy" { bind_socket = "%[2]s"; milter = yes; count = 1; timeout = 60s; upstream "local" { default = yes; self_scan = yes; } }
-`, dir, addr))
-	if out, err := exec.Command("chown", "-R", "_rspamd", dir).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s; run test/install-peers", err, out)
-	}
-	var out bytes.Buffer
-	d, err := testmx.StartDaemon(addr, &out, "/usr/bin/rspamd", "-f", "-u", "_rspamd", "-g", "_rspamd", "-c", conf, "--var=RUNDIR="+dir+"/run", "--var=DBDIR="+dir)
-	if err != nil {
-		log, _ := os.ReadFile(filepath.Join(dir, "log"))
-		t.Fatalf("%v: %s\n%s", err, &out, log)
-	}
-	t.Cleanup(func() {
-		if err := d.Kill(); err != nil {
-			t.Errorf("kill rspamd: %v", err)
 		}
 	})
 	return addr

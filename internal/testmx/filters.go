@@ -1,0 +1,125 @@
+package testmx
+
+import (
+	"bytes"
+	"encoding/hex"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// What the filters below refuse: rspamd GTUBE by itself, and the subjects
+// "forbidden" (554) and "later" (451); ClamAV the virus.
+const (
+	GTUBE = "XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X"
+	Virus = "understudy: a body that only this test's signature knows"
+)
+
+const rspamdConf = `options { pidfile = "%[1]s/pid"; filters = ""; }
+actions { reject = 15; add_header = 6; }
+logging { type = "file"; filename = "%[1]s/log"; level = "warning"; }
+worker "rspamd_proxy" { bind_socket = "%[2]s"; milter = yes; count = 1; timeout = 60s; upstream "local" { default = yes; self_scan = yes; } }
+lua = "%[1]s/rules.lua";
+`
+
+const rspamdRules = `rspamd_config.FORBIDDEN = { callback = function(task) return task:get_header('Subject') == 'forbidden' end, score = 20 }
+rspamd_config.LATER = { callback = function(task)
+  if task:get_header('Subject') == 'later' then task:set_pre_result('soft reject', 'Try again in an hour') end
+end, type = 'prefilter' }
+`
+
+// StartRspamd runs Debian's rspamd as a milter at addr. It asks nobody.
+func StartRspamd(t testing.TB, addr string) *Daemon {
+	t.Helper()
+	dir := openDir(t)
+	run := filepath.Join(dir, "run")
+	if err := os.Mkdir(run, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	conf := put(t, dir, "rspamd.conf", fmt.Sprintf(rspamdConf, dir, addr))
+	put(t, dir, "rules.lua", rspamdRules)
+	if out, err := exec.Command("chown", "-R", "_rspamd", dir).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s; run test/install-peers", err, out)
+	}
+	return startFilter(t, addr, filepath.Join(dir, "log"), "/usr/bin/rspamd", "-f", "-u", "_rspamd", "-g", "_rspamd", "-c", conf, "--var=RUNDIR="+run, "--var=DBDIR="+dir)
+}
+
+// ClamAV is Debian's clamav-milter with a clamd that knows one signature.
+type ClamAV struct {
+	t    testing.TB
+	addr string
+	dir  string
+	*Daemon
+}
+
+// StartClamAV runs both. What is infected is refused.
+func StartClamAV(t testing.TB, addr string) *ClamAV {
+	t.Helper()
+	dir := openDir(t)
+	if err := os.Mkdir(filepath.Join(dir, "db"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	put(t, dir, "db/test.ndb", "Understudy.Test:0:*:"+hex.EncodeToString([]byte(Virus))+"\n")
+	_, port, _ := net.SplitHostPort(addr)
+	clamd := FreeAddr()
+	_, clamdPort, _ := net.SplitHostPort(clamd)
+	conf := put(t, dir, "clamd.conf", "TCPSocket "+clamdPort+"\nTCPAddr 127.0.0.1\nDatabaseDirectory "+dir+"/db\nForeground true\nLogFile "+dir+"/log\nTemporaryDirectory "+dir+"\n")
+	put(t, dir, "milter.conf", "MilterSocket inet:"+port+"@127.0.0.1\nClamdSocket tcp:127.0.0.1:"+clamdPort+"\nForeground true\nOnInfected Reject\nRejectMsg Infected: %v\nTemporaryDirectory "+dir+"\n")
+	startFilter(t, clamd, filepath.Join(dir, "log"), "/usr/sbin/clamd", "-c", conf)
+	c := &ClamAV{t: t, addr: addr, dir: dir}
+	c.Restart()
+	return c
+}
+
+// Restart starts the milter anew, after a Kill.
+func (c *ClamAV) Restart() {
+	c.t.Helper()
+	c.Daemon = startFilter(c.t, c.addr, filepath.Join(c.dir, "log"), "/usr/sbin/clamav-milter", "-c", filepath.Join(c.dir, "milter.conf"))
+}
+
+func startFilter(t testing.TB, addr, log string, argv ...string) *Daemon {
+	t.Helper()
+	var out bytes.Buffer
+	d, err := StartDaemon(addr, &out, argv...)
+	if err != nil {
+		text, _ := os.ReadFile(log)
+		t.Fatalf("%v: %s\n%s; run test/install-peers", err, &out, text)
+	}
+	t.Cleanup(func() {
+		if err := d.Kill(); err != nil {
+			t.Errorf("kill %s: %v", argv[0], err)
+		}
+		if t.Failed() {
+			text, _ := os.ReadFile(log)
+			t.Logf("%s: %s", argv[0], strings.TrimSpace(string(text[max(0, len(text)-2000):])))
+		}
+	})
+	return d
+}
+
+// openDir is like t.TempDir, but other users may pass through it.
+func openDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "understudy-filter")
+	if err == nil {
+		err = os.Chmod(dir, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+func put(t testing.TB, dir, name, text string) string {
+	t.Helper()
+	name = filepath.Join(dir, name)
+	if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
