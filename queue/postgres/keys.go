@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -52,10 +53,11 @@ type folded struct {
 	last                       map[string]int
 	keys, values, gone         [][]byte
 	keyArray, valueArray, dead []byte
+	rows                       []byte // for COPY, instead of keyArray and valueArray
 }
 
-func (f *folded) fold(b store.Batch) {
-	if f.last == nil || cap(f.valueArray) > 4*store.MaxBatch {
+func (f *folded) fold(spool int32, b store.Batch) {
+	if f.last == nil || max(cap(f.valueArray), cap(f.rows)) > 4*store.MaxBatch {
 		*f = folded{last: map[string]int{}} // at first, and after a huge message
 	}
 	clear(f.last)
@@ -72,7 +74,13 @@ func (f *folded) fold(b store.Batch) {
 			f.keys, f.values = append(f.keys, c.Key), append(f.values, c.Value)
 		}
 	}
-	f.keyArray, f.valueArray = byteas(f.keyArray[:0], f.keys), byteas(f.valueArray[:0], f.values)
+	f.rows, f.keyArray, f.valueArray = f.rows[:0], f.keyArray[:0], f.valueArray[:0]
+	if len(f.keys) >= copyAbove {
+		f.rows = copyRows(f.rows, spool, f.keys, f.values)
+		f.gone = append(f.gone, f.keys...)
+	} else {
+		f.keyArray, f.valueArray = byteas(f.keyArray, f.keys), byteas(f.valueArray, f.values)
+	}
 	f.dead = byteas(f.dead[:0], f.gone)
 	clear(f.keys) // the batch stays its owner's
 	clear(f.values)
@@ -90,7 +98,10 @@ func (s *Store) Apply(b store.Batch) error {
 	}
 	err := s.fresh()
 	if err == nil {
-		err = s.apply(b)
+		s.batch.fold(s.id.Load(), b)
+		s.ahead.change(s.batch.last)
+		err = s.apply()
+		s.ahead.change(nil)
 	}
 	if err != nil {
 		s.ready.Store(false)
@@ -110,10 +121,16 @@ func (s *Store) fresh() error {
 	return s.Reopen()
 }
 
-func (s *Store) apply(b store.Batch) error {
+func (s *Store) apply() error {
 	id := int4(s.id.Load())
+	if len(s.batch.rows) > 0 {
+		fence := strings.NewReplacer("$1", fmt.Sprint(s.id.Load()), "$2", fmt.Sprint(s.epoch.Load())).Replace(fenceSQL)
+		if err := s.writer.commitCopy(fence, query{deleteSQL, [][]byte{id, s.batch.dead}}, s.batch.rows); err != nil {
+			return failed("commit a batch", err)
+		}
+		return nil
+	}
 	queries := []query{{fenceSQL, [][]byte{id, int8b(s.epoch.Load())}}}
-	s.batch.fold(b)
 	if len(s.batch.gone) > 0 {
 		queries = append(queries, query{deleteSQL, [][]byte{id, s.batch.dead}})
 	}
@@ -136,8 +153,7 @@ func (s *Store) read(use func(context.Context, *session) error) error {
 	return s.pool.with(ctx, func(n *session) error { return use(ctx, n) })
 }
 
-// Get reads one key.
-func (s *Store) Get(key []byte) (value []byte, err error) {
+func (s *Store) get(key []byte) (value []byte, err error) {
 	found := false
 	err = s.read(func(ctx context.Context, n *session) error {
 		return n.rows(ctx, query{getSQL, [][]byte{int4(s.id.Load()), key}}, func(c [][]byte) {

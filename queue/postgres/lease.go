@@ -145,6 +145,7 @@ func (s *Store) take(schema func(context.Context, *session) error) error {
 		return err
 	}
 	s.writer = n
+	s.ahead.forget()
 	s.lost.Store(false)
 	s.ready.Store(true)
 	return nil

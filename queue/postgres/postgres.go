@@ -100,6 +100,7 @@ type Store struct {
 	writer *session // Apply's and Reopen's
 	batch  folded   // Apply's, used again
 	pool   pool
+	ahead  ahead
 
 	stop context.CancelFunc // ends the keeper
 	kept sync.WaitGroup

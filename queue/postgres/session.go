@@ -115,8 +115,7 @@ func (s *Store) connect(ctx context.Context) (*session, error) {
 	}
 	n := &session{quorum: !s.o.OneMachine, prepared: map[string]bool{}, used: time.Now()}
 	c.OnNotice = func(_ *pgconn.PgConn, notice *pgconn.Notice) {
-		// The text is in the server's language, so any warning counts.
-		n.warned = n.warned || notice.SeverityUnlocalized == "WARNING"
+		n.noticed(notice.SeverityUnlocalized)
 	}
 	var err error
 	if n.conn, err = pgconn.ConnectConfig(ctx, c); err != nil {
@@ -172,6 +171,10 @@ func (s *Store) fit(ctx context.Context, n *session) error {
 	return nil
 }
 
+// noticed takes note of a notice. Its text is in the server's language, so any
+// warning counts.
+func (n *session) noticed(severity string) { n.warned = n.warned || severity == "WARNING" }
+
 func (n *session) close() {
 	ctx, cancel := context.WithTimeout(context.Background(), cancelTimeout)
 	defer cancel()
@@ -213,6 +216,11 @@ func (n *session) rows(ctx context.Context, q query, fn func([][]byte)) error {
 	return err
 }
 
+// namesSQL finds a row if commits wait for a standby. The server signals its
+// processes before any of them can commit without waiting, so a process that
+// is asked after a commit sees the new setting if the commit did.
+const namesSQL = `SELECT 1 WHERE current_setting('synchronous_standby_names') <> ''`
+
 // commit runs queries in one transaction, in one round trip, and returns when
 // that is committed and a standby has it, too. It tells how many rows the last
 // query changed or returned.
@@ -230,9 +238,7 @@ func (n *session) commit(ctx context.Context, queries ...query) (changed int64, 
 		p.SendQueryPrepared(q.sql, q.params, binaryForm, binaryForm)
 	}
 	p.SendPipelineSync()
-	// The server signals its processes before any of them can commit without
-	// waiting, so this one sees the new setting if the commit did.
-	p.SendQueryParams("SELECT 1 WHERE current_setting('synchronous_standby_names') <> ''", nil, nil, nil, nil)
+	p.SendQueryParams(namesSQL, nil, nil, nil, nil)
 	err = p.Sync()
 	var names int64
 	for err == nil {

@@ -1,0 +1,348 @@
+package postgres
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/understudy-mx/understudy/internal/lister/listertest"
+	"github.com/understudy-mx/understudy/queue/store"
+)
+
+func mustOpen(t testing.TB, o Opener) *Store {
+	t.Helper()
+	s, err := o.Open(func(kind, detail string) { t.Errorf("alarm %s: %s", kind, detail) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s.(*Store)
+}
+
+func put(key, value string) (b store.Batch) {
+	b.Put([]byte(key), []byte(value))
+	return b
+}
+
+// TestServer has one server after the other change under its stores.
+func TestServer(t *testing.T) {
+	node := listertest.Primary(t)
+	n := 0
+	opener := func(t *testing.T) Opener {
+		n++
+		o := mustParse(t, listertest.DSN(node))
+		o.Spool, o.OneMachine = fmt.Sprint("member ", n), true
+		return o
+	}
+	for name, test := range map[string]func(*testing.T, *listertest.Node, Opener){
+		"lease": lease, "fence": fence, "return": comeBack, "ahead": readAhead, "read only": lookOnly,
+		"cancelled wait": cancelledWait, "quorum": quorum, "disk full": diskFull,
+	} {
+		t.Run(name, func(t *testing.T) { test(t, node, opener(t)) })
+	}
+	t.Run("schema", func(t *testing.T) { schema(t, node, opener(t)) }) // the last: it spoils the rest
+}
+
+// lease: another member gets a spool when its lease is over, by the database's
+// clock, or was let go, and not before.
+func lease(t *testing.T, node *listertest.Node, o Opener) {
+	o.Lease = 4 * time.Second
+	s := mustOpen(t, o)
+	other := o
+	other.Dir, other.Member = t.TempDir(), "another"
+	if _, err := other.Open(nil); !errors.Is(err, store.ErrLocked) || !strings.Contains(err.Error(), o.Spool) {
+		t.Errorf("taken while it is held: %v", err)
+	}
+	row := "lease_until FROM understudy.spool WHERE name = '" + o.Spool + "'"
+	until := node.SQL(t, "SELECT "+row)
+	func() {
+		deadline := time.After(30 * time.Second)
+		for tick := time.Tick(20 * time.Millisecond); node.SQL(t, "SELECT "+row) == until; {
+			select {
+			case <-deadline:
+				t.Fatal("the lease isn't renewed")
+			case <-tick:
+			}
+		}
+	}()
+	s.stop() // as if it had died
+	s.kept.Wait()
+	other.Patience = time.Minute
+	taken := mustOpen(t, other)
+	if _, err := s.Get([]byte("f")); !errors.Is(err, store.ErrReopening) {
+		t.Errorf("who was taken for dead goes on reading: %v", err)
+	}
+	if err := s.Apply(put("k", "v")); !errors.Is(err, errFenced) {
+		t.Errorf("who was taken for dead goes on writing: %v", err)
+	}
+	if err := s.Reopen(); !errors.Is(err, store.ErrLocked) || !strings.Contains(err.Error(), "another") {
+		t.Errorf("it takes the spool back: %v", err)
+	}
+	if err := taken.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := s.Reopen(); err != nil {
+		t.Errorf("it was let go: %v", err)
+	}
+	if _, err := taken.Get([]byte("k")); err == nil {
+		t.Error("a closed one goes on reading")
+	}
+}
+
+// fence: what an earlier connection has under way is done or refused once Reopen
+// has returned.
+func fence(t *testing.T, _ *listertest.Node, o Opener) {
+	s := mustOpen(t, o)
+	if err := s.Apply(put("a", "1")); err != nil {
+		t.Fatal(err)
+	}
+	late := s.writer
+	s.writer = nil // a connection that was cut, and whose server doesn't know it yet
+	if err := s.Reopen(); err != nil {
+		t.Fatal(err)
+	}
+	fresh := s.writer
+	s.writer = late
+	s.epoch.Add(-1)
+	for _, b := range []store.Batch{put("a", "2"), func() (b store.Batch) {
+		for i := range 2 * copyAbove {
+			b.Put([]byte(fmt.Sprint("z", i)), []byte("v"))
+		}
+		return b
+	}()} {
+		s.ready.Store(true)
+		if err := s.Apply(b); !errors.Is(err, errFenced) {
+			t.Errorf("%d changes of an earlier epoch: %v", len(b), err)
+		}
+	}
+	late.close()
+	s.writer = fresh
+	s.epoch.Add(1)
+	s.ready.Store(true)
+	if v, err := s.Get([]byte("a")); err != nil || string(v) != "1" {
+		t.Errorf("%q, %v", v, err)
+	}
+	if ok, err := store.Has(s, []byte("z1")); ok || err != nil {
+		t.Errorf("part of a refused batch: %v, %v", ok, err)
+	}
+}
+
+// comeBack: after a kill -9 the same directory needn't wait for the lease.
+func comeBack(t *testing.T, _ *listertest.Node, o Opener) {
+	o.Lease = time.Hour
+	mustOpen(t, o)
+	again := o
+	again.Dir = filepath.Join(t.TempDir(), "as it was")
+	if err := os.CopyFS(again.Dir, os.DirFS(o.Dir)); err != nil {
+		t.Fatal(err)
+	}
+	mustOpen(t, again)
+}
+
+// readAhead: keys are got in order while they change; nobody sees what isn't true
+// any more.
+func readAhead(t *testing.T, _ *listertest.Node, o Opener) {
+	s := mustOpen(t, o)
+	const n = 600
+	var b store.Batch
+	for i := range uint64(n) {
+		b.Put(store.SeqKey('m', i), []byte(fmt.Sprint(i)))
+	}
+	if err := s.Apply(b); err != nil {
+		t.Fatal(err)
+	}
+	for i := range uint64(n) {
+		got, err := s.Get(store.SeqKey('m', i))
+		switch {
+		case i%7 == 3:
+			if !errors.Is(err, store.ErrNotFound) {
+				t.Fatalf("%d was deleted, and is %q, %v", i, got, err)
+			}
+		case i%7 == 5:
+			if string(got) != "changed" {
+				t.Fatalf("%d was changed, and is %q, %v", i, got, err)
+			}
+		case err != nil || string(got) != fmt.Sprint(i):
+			t.Fatalf("%d is %q, %v", i, got, err)
+		}
+		if i%7 == 0 {
+			var b store.Batch
+			b.Delete(store.SeqKey('m', i+3))
+			b.Put(store.SeqKey('m', i+5), []byte("changed"))
+			if err := s.Apply(b); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if len(s.ahead.values) == 0 {
+		t.Error("nothing was read ahead")
+	}
+	// A change that comes while keys are being read, or before they are kept.
+	_, _, age := s.ahead.take(store.SeqKey('y', 1))
+	s.ahead.take(store.SeqKey('y', 2)) // the second in order: read ahead
+	s.ahead.change(map[string]int{"y1": 0})
+	s.ahead.change(nil)
+	s.ahead.keep(age, [][]byte{[]byte("y1"), []byte("y2")}, [][]byte{[]byte("old"), []byte("good")})
+	if s.ahead.values["y1"] != nil || s.ahead.values["y2"] == nil {
+		t.Errorf("kept %q and %q", s.ahead.values["y1"], s.ahead.values["y2"])
+	}
+}
+
+// lookOnly: who only looks finds what is there, and changes nothing.
+func lookOnly(t *testing.T, node *listertest.Node, o Opener) {
+	if _, err := o.OpenReadOnly(nil); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a spool that isn't there: %v", err)
+	}
+	s := mustOpen(t, o)
+	if err := s.Apply(put("k", "v")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := o.OpenReadOnly(nil); !errors.Is(err, store.ErrLocked) {
+		t.Errorf("beside the holder: %v", err)
+	}
+	s.Close()
+	before := node.SQL(t, "SELECT sum(epoch) FROM understudy.spool")
+	v, err := o.OpenReadOnly(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	if got, err := v.Get([]byte("k")); err != nil || string(got) != "v" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if after := node.SQL(t, "SELECT sum(epoch) FROM understudy.spool"); after != before {
+		t.Error("it took the spool")
+	}
+}
+
+// cancelledWait: PostgreSQL has committed, and says so, when the wait for a standby
+// is cancelled. That isn't known to be durable.
+func cancelledWait(t *testing.T, node *listertest.Node, o Opener) {
+	node.Admin(t, "SET synchronous_commit = off; ALTER SYSTEM SET synchronous_standby_names = ''; SELECT pg_reload_conf()")
+	s := mustOpen(t, o)
+	node.Admin(t, "SET synchronous_commit = off; ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 (nobody)'; SELECT pg_reload_conf()")
+	defer node.Admin(t, "SET synchronous_commit = off; ALTER SYSTEM SET synchronous_standby_names = ''; SELECT pg_reload_conf()")
+	node.Await(t, "SELECT current_setting('synchronous_standby_names') <> ''")
+	for _, n := range []int{1, 2 * copyAbove} {
+		s.ready.Store(true)
+		result := make(chan error, 1)
+		var b store.Batch
+		for i := range n {
+			b.Put([]byte(fmt.Sprint("k", i)), []byte("v"))
+		}
+		go func() { result <- s.Apply(b) }()
+		node.Await(t, "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND usename = 'understudy'")
+		node.Admin(t, "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+		if err := <-result; !errors.Is(err, errWarned) {
+			t.Errorf("%d changes, wait cancelled: %v", n, err)
+		}
+	}
+}
+
+// quorum: it is demanded, by default, at the start and at each commit.
+func quorum(t *testing.T, node *listertest.Node, o Opener) {
+	o.OneMachine = false
+	if _, err := o.Open(nil); !errors.Is(err, errNoQuorum) {
+		t.Errorf("opened without: %v", err)
+	}
+	standby := node.Standby(t, "db2")
+	node.Quorum(t, "db2")
+	s := mustOpen(t, o)
+	if err := s.Apply(put("k", "v")); err != nil {
+		t.Fatal(err)
+	}
+	node.Quorum(t)
+	var many store.Batch
+	for i := range 2 * copyAbove {
+		many.Put([]byte(fmt.Sprint("k", i)), []byte("v"))
+	}
+	for _, b := range []store.Batch{put("k", "2"), many} {
+		s.ready.Store(true)
+		if err := s.Apply(b); !errors.Is(err, errNoQuorum) {
+			t.Errorf("%d changes, nobody waits for a standby any more: %v", len(b), err)
+		}
+	}
+	if _, err := s.Get([]byte("k")); !errors.Is(err, store.ErrReopening) {
+		t.Errorf("read on after that: %v", err)
+	}
+	if err := s.Reopen(); !errors.Is(err, errNoQuorum) {
+		t.Errorf("reopened: %v", err)
+	}
+	if got := standby.SQL(t, "SELECT count(*) FROM understudy.kv JOIN understudy.spool ON id = spool WHERE key = 'k' AND name = '"+o.Spool+"'"); got != "1" {
+		t.Errorf("the standby has %s", got)
+	}
+}
+
+// diskFull: a full disk of the server is one to the queue, which then answers 452.
+func diskFull(t *testing.T, node *listertest.Node, o Opener) {
+	s := mustOpen(t, o)
+	dir := filepath.Join(node.Dir, "small")
+	if out, err := exec.Command("sh", "-c", "mkdir "+dir+" && mount -t tmpfs -o size=8m tmpfs "+dir+" && chown postgres: "+dir).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	defer exec.Command("umount", "-l", dir).Run()
+	node.SQL(t, "CREATE TABLESPACE small LOCATION '"+dir+"'")
+	node.SQL(t, "ALTER TABLE understudy.kv SET TABLESPACE small")
+	defer node.SQL(t, "ALTER TABLE understudy.kv SET TABLESPACE pg_default; DROP TABLESPACE small")
+	err := error(nil)
+	for i := 0; i < 100 && err == nil; i++ {
+		err = s.Apply(put(fmt.Sprint("k", i), strings.Repeat("v", 1<<20)))
+	}
+	if !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("full: %v", err)
+	}
+	if err := s.Reopen(); err != nil {
+		t.Errorf("reopened: %v", err)
+	}
+	if err := s.Apply(store.Batch{{Key: []byte("k0"), Delete: true}}); err != nil {
+		t.Errorf("mail can't leave: %v", err)
+	}
+}
+
+// schema: one that is newer, or spoilt, is refused.
+func schema(t *testing.T, node *listertest.Node, o Opener) {
+	s := mustOpen(t, o)
+	refused := func(what string, want error) {
+		t.Helper()
+		if err := s.Reopen(); !errors.Is(err, want) {
+			t.Errorf("%s: reopened: %v", what, err)
+		}
+		if _, err := o.OpenReadOnly(nil); !errors.Is(err, store.ErrLocked) { // s has the directory
+			t.Errorf("%s: %v", what, err)
+		}
+		other := o
+		other.Dir = t.TempDir()
+		if _, err := other.Open(nil); !errors.Is(err, want) {
+			t.Errorf("%s: opened: %v", what, err)
+		}
+	}
+	node.SQL(t, fmt.Sprintf("UPDATE understudy.meta SET version = %d", SchemaVersion+1))
+	refused("newer", store.ErrNewerVersion)
+	node.SQL(t, "DELETE FROM understudy.meta")
+	refused("without a version", store.ErrDamaged)
+	node.SQL(t, "DROP TABLE understudy.meta")
+	refused("without its table", store.ErrDamaged)
+	node.SQL(t, "DROP SCHEMA understudy CASCADE")
+	if err := s.Reopen(); !errors.Is(err, store.ErrDamaged) {
+		t.Errorf("a schema that is gone: %v", err)
+	}
+}
+
+// TestParseDSN: no password, and only the server that takes writes.
+func TestParseDSN(t *testing.T) {
+	for _, bad := range []string{"postgres://u:secret@db/understudy", "nonsense", "postgres://u@db:port/understudy"} {
+		if _, err := ParseDSN(bad); err == nil || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+	c, err := ParseDSN("postgres://u@db1,db2:5433/understudy?sslmode=disable")
+	if err != nil || hosts(c) != "db1:5432,db2:5433" || c.ValidateConnect == nil {
+		t.Errorf("%+v, %v", c, err)
+	}
+}
