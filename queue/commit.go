@@ -46,7 +46,7 @@ func (t *tx) delete(key []byte)     { t.batch.Delete(key) }
 // replace writes what became of a message: was nil for a new one, is nil for
 // one that leaves. Only the holder of the message's claim may call it.
 func (t *tx) replace(was, is *store.Record) error {
-	if t.again {
+	if t.again || t.q.reopenedSince(was) {
 		if applied, err := t.applied(was, is); err != nil || applied {
 			return err
 		}
@@ -83,8 +83,20 @@ func (t *tx) replace(was, is *store.Record) error {
 	return nil
 }
 
-// applied says that the change is in the store already: its batch failed, but
-// reached the disk.
+// reopenedSince says that the store was reopened after a message was claimed. If it
+// is shared, the message may have gone to another queue meanwhile.
+func (q *Queue) reopenedSince(was *store.Record) bool {
+	if was == nil {
+		return false
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	at, claimed := q.flight[was.Seq]
+	return claimed && at != q.opens
+}
+
+// applied says that there is nothing to do: the batch failed, but reached the disk,
+// or the message isn't here any more.
 func (t *tx) applied(was, is *store.Record) (bool, error) {
 	if was == nil {
 		return false, nil // new messages are never written again
@@ -327,6 +339,9 @@ func (c *committer) reopen() error {
 	}
 	c.totals, c.broken = t, nil
 	c.q.m.StoreReopens.Inc()
+	c.q.mu.Lock()
+	c.q.opens++
+	c.q.mu.Unlock()
 	ops := c.pending
 	c.pending = nil
 	if c.write(ops, true); c.broken != nil { // also proves that writes work

@@ -133,9 +133,10 @@ func (q *Queue) startLanes(ctx context.Context, d *dest, lanes *sync.WaitGroup) 
 	return idlePoll
 }
 
-// room is the number of sessions allowed now. The caller holds mu.
+// room is the number of sessions allowed now, of those shared with others perhaps
+// none. The caller holds mu.
 func (d *dest) room() int {
-	return min(int(d.pace.window), max(1, d.q.o.MaxConnections(d.name)))
+	return min(int(d.pace.window), d.q.o.MaxConnections(d.name))
 }
 
 // lane is one session to a destination.
@@ -270,7 +271,8 @@ func (l *lane) settled(c *claim) {
 func (q *Queue) busy(seq uint64) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.flight[seq]
+	_, claimed := q.flight[seq]
+	return claimed
 }
 
 // claim takes a message for one lane or one operation of the operator: until
@@ -282,10 +284,10 @@ func (q *Queue) claim(seq uint64) error {
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.flight[seq] {
+	if _, claimed := q.flight[seq]; claimed {
 		return ErrBusy
 	}
-	q.flight[seq] = true
+	q.flight[seq] = q.opens
 	return nil
 }
 

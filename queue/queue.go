@@ -53,7 +53,7 @@ type Options struct {
 	MaxAge         time.Duration         // deferred for longer ⇒ held; default 14 days
 	MinFree        uint64                // octets that must stay free, 0 for none
 	MinFreeInodes  uint64                // likewise
-	MaxConnections func(dest string) int // sessions to dest at a time; default 10
+	MaxConnections func(dest string) int // sessions to dest at a time, asked again and again; default 10
 	MaxRate        func(dest string) int // messages to dest a second; default 0, no limit
 	// ByClient says that dest takes one client a session (XCLIENT): then a
 	// session goes on with the same client's messages, as far as they are read
@@ -131,7 +131,8 @@ type Queue struct {
 		seq uint64
 		at  time.Time
 	}
-	flight  map[uint64]bool   // claimed messages: in a lane, or the operator's
+	flight  map[uint64]uint64 // claimed messages, in a lane or the operator's: opens at that time
+	opens   uint64            // how often the store was reopened
 	coming  map[uint64]coming // messages that another store may still have
 	dests   map[string]*dest
 	started func(*dest) // starts a destination's drain while Run runs, else nil
@@ -150,7 +151,7 @@ func Open(o Options) (*Queue, error) {
 		ops: make(chan *op, 256), written: make(chan struct{}),
 		litter: make(chan string, 256), cleaned: make(chan struct{}),
 		failures: make(chan string, 256),
-		flight:   map[uint64]bool{}, coming: map[uint64]coming{}, dests: map[string]*dest{},
+		flight:   map[uint64]uint64{}, coming: map[uint64]coming{}, dests: map[string]*dest{},
 	}
 	q.opened = q.now()
 	if err := q.open(); err != nil {

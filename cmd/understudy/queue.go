@@ -31,6 +31,7 @@ type queueCmd struct {
 	Export     queueExportCmd  `cmd:"" help:"Copy messages into a maildir or an mbox, without touching the queue."`
 	Verify     queueVerifyCmd  `cmd:"" help:"Check all that is stored, while the daemon is stopped."`
 	Repair     queueRepairCmd  `cmd:"" help:"Make a damaged queue anew from what can be read of it, while the daemon is stopped."`
+	Migrate    queueMigrateCmd `cmd:"" help:"Move the queue to another store, while the daemon is stopped."`
 	Quarantine quarantineCmd   `cmd:"" help:"What was put aside because it is damaged."`
 }
 

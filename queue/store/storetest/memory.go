@@ -41,6 +41,16 @@ func (m *Memory) FaultOnce(applied bool, err error) {
 	})
 }
 
+// Fence applies b in place of the next batch, which fails: another holder of the
+// store was quicker.
+func (m *Memory) Fence(b store.Batch, err error) {
+	m.Fault(func(store.Batch) (bool, error) {
+		m.fault = nil // Apply holds the lock
+		m.apply(b)
+		return false, err
+	})
+}
+
 // Clone is another store of the same content, as a power cut leaves it.
 func (m *Memory) Clone() *Memory {
 	m.mu.Lock()

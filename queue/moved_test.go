@@ -1,0 +1,97 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/queue/store"
+	"github.com/understudy-mx/understudy/queue/store/storetest"
+)
+
+// TestMovedMeanwhile: a queue loses its store while a message is in a session, and
+// another moves that message away. What the next hop answers then changes nothing: no
+// half a message comes back, and the counts stay right.
+func TestMovedMeanwhile(t *testing.T) {
+	for _, code := range []int{250, 450, 550} {
+		mem := storetest.New()
+		o := options(nil)
+		o.Store = mem
+		relaying, answer := make(chan struct{}), make(chan struct{})
+		o.Relayer = relayFunc(func(next func(time.Duration) *envelope.Transfer) {
+			for t := next(0); t != nil; t = next(0) {
+				close(relaying)
+				<-answer
+				t.Settle([]envelope.Reply{envelope.NewReply(code, "", "answer")}, nil)
+			}
+		})
+		q := mustOpen(t, o)
+		id, err := commit(q, mailTo("a@example.com"), "Subject: moved\r\n\r\n")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ran := make(chan error)
+		go func() { ran <- q.Run(ctx) }()
+		<-relaying
+		takeAway(t, q, mem, id)
+		close(answer)
+		for q.busy(1) {
+			if err := q.Healthy(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cancel()
+		if err := errors.Join(<-ran, q.Close()); err != nil {
+			t.Fatal(err)
+		}
+		again := options(nil)
+		again.Store = mem
+		q = mustOpen(t, again)
+		if n := testutil.ToFloat64(again.Metrics.StoreAlarms.WithLabelValues("missing")) + testutil.ToFloat64(again.Metrics.Quarantined); n != 0 || len(walk(t, q)) != 0 {
+			t.Errorf("%d: %v alarms, messages %+v", code, n, walk(t, q))
+		}
+		mustClose(t, q)
+	}
+}
+
+// takeAway deletes a message as another holder of the store does, whose change makes
+// the queue's next one fail.
+func takeAway(t *testing.T, q *Queue, mem *storetest.Memory, id string) {
+	t.Helper()
+	rec, err := q.find(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	totals, err := store.LoadTotals(q.store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	totals.Add(rec, -1)
+	b := store.Batch{{Key: []byte{store.SpaceTotals}, Value: totals.Encode()}}
+	for _, key := range [][]byte{store.SeqKey(store.SpaceRecord, rec.Seq), store.SeqKey(store.SpaceBody, rec.Seq), store.IDKey(id)} {
+		b.Delete(key)
+	}
+	for _, e := range rec.Index(q.route) {
+		b.Delete(e.Key)
+	}
+	mem.Fence(b, errors.New("fenced"))
+	if q.Healthy() == nil {
+		t.Fatal("no fault")
+	}
+	for q.Healthy() != nil {
+	}
+}
+
+type relayFunc func(next func(time.Duration) *envelope.Transfer)
+
+func (relayFunc) Up(string) bool { return true }
+
+func (f relayFunc) Relay(_ context.Context, _ string, next func(time.Duration) *envelope.Transfer) error {
+	f(next)
+	return nil
+}
