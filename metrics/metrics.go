@@ -23,57 +23,63 @@ type Metrics struct {
 	auto promauto.Factory
 
 	// smtpd
-	Sessions        *prometheus.CounterVec // by result: "completed", "aborted", "refused", "timeout", "error"
-	SessionsOpen    prometheus.Gauge
-	Commands        *prometheus.CounterVec // by verb (closed set, else "other") and reply class
-	SMTPLimits      *prometheus.CounterVec // by limit: which of our bounds a client ran into
-	TLSHandshakes   *prometheus.CounterVec // by result: "ok", "failed"
-	CertReloads     *prometheus.CounterVec // by result
-	CertExpiry      prometheus.Gauge       // Unix time of NotAfter
-	AcceptDuration  prometheus.Histogram   // end of data to our 250
-	Verdicts        *prometheus.CounterVec // by stage, action, rule kind
-	Asked           *prometheus.CounterVec // recipients that the primary was to be asked about, by result: "accepted", "refused", "deferred", "unasked"
-	Contradicted    *prometheus.CounterVec // recipients whom the primary knows and the policy's lists don't or the reverse, by how it said so ("live", "ask", "relay") and by the lists: "listed", "unlisted"
-	Accepted        prometheus.Counter     // messages answered 250 after the synced commit
-	AcceptedBytes   prometheus.Counter     // their content
-	AcceptedRcpts   prometheus.Counter     // their recipients
-	Returned        *prometheus.CounterVec // recipients by who returned them: "queue", "operator"
-	Reports         *prometheus.CounterVec // DSNs of ours, by result as RelayReplies
-	RelayReplies    *prometheus.CounterVec // recipients by result: "relayed", "deferred", "held", "expired"
-	RelayedBytes    prometheus.Counter     // content of messages that the next hop took
-	RelaySessions   *prometheus.CounterVec // sessions to the next hop by result: "ok", "failed"
-	RelayDuration   prometheus.Histogram   // one message: MAIL to the final reply
-	LiveOpen        prometheus.Gauge       // sessions to the primary for clients' sessions that are played through
-	LiveMessages    *prometheus.CounterVec // mail transactions that were played through, by ending
-	LiveAgreement   *prometheus.CounterVec // the primary's verdicts compared with the snapshot's, by stage, the snapshot's rule kind and result: "same", "other"
-	StandInEnd      prometheus.Gauge       // Unix time
-	ShadowAgreement *prometheus.CounterVec // likewise for the primary's log
-	Differences     *prometheus.CounterVec // differences between the primary's verdicts and the snapshot's, by how they were seen ("live", "shadow") and class
-	ShadowEvents    *prometheus.CounterVec // what the primary's log held, by result: "judged", "undecided", "dropped", "unreadable"
-	PutOff          *prometheus.CounterVec // recipients while the primary is up and wants all senders, by result: "deferred", "taken"
-	Greylisted      *prometheus.CounterVec // attempts by what greylisting made of them: "deferred", "passed", "known" (to the primary), "client", "exempt", "learned" (from a live session)
-	FilterAnswers   *prometheus.CounterVec // by filter (configured name) and result: "passed", "refused", "discarded", "held", "away", "edit_dropped"
-	FilterUp        *prometheus.GaugeVec   // by filter, 1 while it answers
-	LiveUnused      *prometheus.CounterVec // mail transactions that weren't played through, by reason
-	PrimaryUp       *prometheus.GaugeVec   // by route (configured name)
-	OutageStart     *prometheus.GaugeVec   // by route, Unix time, 0 when up
-	WithoutXClient  *prometheus.GaugeVec   // by route, 1 while clients should be named to it but can't be
-	Probes          *prometheus.CounterVec // by result
-	Commits         prometheus.Counter     // synced batches written
-	StoreErrors     *prometheus.CounterVec // by operation
-	StoreAlarms     *prometheus.CounterVec // by what the store's own log complained about
-	Quarantined     prometheus.Counter     // records put aside
-	StoreReopens    prometheus.Counter     // reopened after a write error
-	DNSLookups      *prometheus.CounterVec // by type and result
-	DNSDuration     prometheus.Histogram   // one look-up that was not cached
-	DNSFailing      prometheus.Gauge       // 1 while all look-ups fail
-	Notices         *prometheus.CounterVec // attempts to tell the operator of an outage, by way ("mail", "webhook") and result ("sent", "failed")
-	DNSLists        *prometheus.GaugeVec   // the policy's DNS lists by state
-	DNSListsAside   prometheus.Gauge       // of them, those whose look-ups count as failed
-	PolicyLoaded    prometheus.Gauge       // Unix time at which the snapshot in force was taken over
-	PolicyVersion   prometheus.Gauge       // its version; rises with every change
-	PolicyReloads   *prometheus.CounterVec // by result: "changed", "unchanged", "refused"
-	PolicyRcpts     prometheus.Gauge       // recipients in the snapshot in force
+	Sessions         *prometheus.CounterVec // by result: "completed", "aborted", "refused", "timeout", "error"
+	SessionsOpen     prometheus.Gauge
+	Commands         *prometheus.CounterVec // by verb (closed set, else "other") and reply class
+	SMTPLimits       *prometheus.CounterVec // by limit: which of our bounds a client ran into
+	TLSHandshakes    *prometheus.CounterVec // by result: "ok", "failed"
+	CertReloads      *prometheus.CounterVec // by result
+	CertExpiry       prometheus.Gauge       // Unix time of NotAfter
+	AcceptDuration   prometheus.Histogram   // end of data to our 250
+	Verdicts         *prometheus.CounterVec // by stage, action, rule kind
+	Asked            *prometheus.CounterVec // recipients that the primary was to be asked about, by result: "accepted", "refused", "deferred", "unasked"
+	Contradicted     *prometheus.CounterVec // recipients whom the primary knows and the policy's lists don't or the reverse, by how it said so ("live", "ask", "relay") and by the lists: "listed", "unlisted"
+	Accepted         prometheus.Counter     // messages answered 250 after the synced commit
+	AcceptedBytes    prometheus.Counter     // their content
+	AcceptedRcpts    prometheus.Counter     // their recipients
+	Returned         *prometheus.CounterVec // recipients by who returned them: "queue", "operator"
+	Reports          *prometheus.CounterVec // DSNs of ours, by result as RelayReplies
+	RelayReplies     *prometheus.CounterVec // recipients by result: "relayed", "deferred", "held", "expired"
+	RelayedBytes     prometheus.Counter     // content of messages that the next hop took
+	RelaySessions    *prometheus.CounterVec // sessions to the next hop by result: "ok", "failed"
+	RelayDuration    prometheus.Histogram   // one message: MAIL to the final reply
+	LiveOpen         prometheus.Gauge       // sessions to the primary for clients' sessions that are played through
+	LiveMessages     *prometheus.CounterVec // mail transactions that were played through, by ending
+	LiveAgreement    *prometheus.CounterVec // the primary's verdicts compared with the snapshot's, by stage, the snapshot's rule kind and result: "same", "other"
+	StandInEnd       prometheus.Gauge       // Unix time
+	ShadowAgreement  *prometheus.CounterVec // likewise for the primary's log
+	Differences      *prometheus.CounterVec // differences between the primary's verdicts and the snapshot's, by how they were seen ("live", "shadow") and class
+	ShadowEvents     *prometheus.CounterVec // what the primary's log held, by result: "judged", "undecided", "dropped", "unreadable"
+	PutOff           *prometheus.CounterVec // recipients while the primary is up and wants all senders, by result: "deferred", "taken"
+	Greylisted       *prometheus.CounterVec // attempts by what greylisting made of them: "deferred", "passed", "known" (to the primary), "client", "exempt", "learned" (from a live session)
+	FilterAnswers    *prometheus.CounterVec // by filter (configured name) and result: "passed", "refused", "discarded", "held", "away", "edit_dropped"
+	FilterUp         *prometheus.GaugeVec   // by filter, 1 while it answers
+	LiveUnused       *prometheus.CounterVec // mail transactions that weren't played through, by reason
+	PrimaryUp        *prometheus.GaugeVec   // by route (configured name)
+	OutageStart      *prometheus.GaugeVec   // by route, Unix time, 0 when up
+	WithoutXClient   *prometheus.GaugeVec   // by route, 1 while clients should be named to it but can't be
+	Probes           *prometheus.CounterVec // by result
+	Commits          prometheus.Counter     // synced batches written
+	StoreErrors      *prometheus.CounterVec // by operation
+	StoreAlarms      *prometheus.CounterVec // by what the store's own log complained about
+	Quarantined      prometheus.Counter     // records put aside
+	StoreReopens     prometheus.Counter     // reopened after a write error
+	FleetMembers     prometheus.Gauge       // that live
+	FleetUnheard     prometheus.Gauge       // 1 while the others aren't heard of
+	FleetDiffers     prometheus.Gauge       // 1 while another has a newer policy
+	FleetAdopted     prometheus.Counter     // messages of dead members
+	Fallback         prometheus.Gauge       // 1 while mail is kept on this machine alone
+	FallbackMessages prometheus.Gauge       // that are
+	DNSLookups       *prometheus.CounterVec // by type and result
+	DNSDuration      prometheus.Histogram   // one look-up that was not cached
+	DNSFailing       prometheus.Gauge       // 1 while all look-ups fail
+	Notices          *prometheus.CounterVec // attempts to tell the operator of an outage, by way ("mail", "webhook") and result ("sent", "failed")
+	DNSLists         *prometheus.GaugeVec   // the policy's DNS lists by state
+	DNSListsAside    prometheus.Gauge       // of them, those whose look-ups count as failed
+	PolicyLoaded     prometheus.Gauge       // Unix time at which the snapshot in force was taken over
+	PolicyVersion    prometheus.Gauge       // its version; rises with every change
+	PolicyReloads    *prometheus.CounterVec // by result: "changed", "unchanged", "refused"
+	PolicyRcpts      prometheus.Gauge       // recipients in the snapshot in force
 
 	// policysync
 	SyncAlarms      *prometheus.CounterVec // by alarm: why a follower kept what it had
@@ -120,57 +126,63 @@ func New(reg prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		reg: reg, auto: f,
 
-		Sessions:        counters("smtp_sessions_total", "SMTP sessions that ended, by result.", "result"),
-		SessionsOpen:    gauge("smtp_sessions_open", "SMTP sessions open now."),
-		Commands:        counters("smtp_commands_total", "SMTP commands answered, by verb and reply class.", "verb", "class"),
-		SMTPLimits:      counters("smtp_limits_total", "Times that a client ran into one of our limits, by limit.", "limit"),
-		TLSHandshakes:   counters("smtp_tls_handshakes_total", "STARTTLS handshakes, by result.", "result"),
-		CertReloads:     counters("smtp_certificate_reloads_total", "Reloads of the TLS certificate, by result.", "result"),
-		CertExpiry:      gauge("smtp_certificate_expiry_timestamp_seconds", "Unix time at which the TLS certificate in use expires."),
-		AcceptDuration:  histogram("accept_duration_seconds", "Time from the end of data to our 250: policy and synced commit."),
-		Verdicts:        counters("policy_verdicts_total", "Policy verdicts, by stage, action and kind of the rule that decided.", "stage", "action", "rule"),
-		Asked:           counters("asked_recipients_total", "Recipients about whom the primary was to be asked, by result; \"unasked\" where it couldn't be asked.", "result"),
-		Contradicted:    counters("recipients_contradicted_total", "Recipients about whom the primary contradicts the policy's lists, by how it said so (live, ask, relay) and by what the lists say: \"listed\" whom it refused as unknown, \"unlisted\" whom it took.", "by", "lists"),
-		Accepted:        counter("accepted_messages_total", "Messages accepted: synced to disk and answered 250."),
-		AcceptedBytes:   counter("accepted_bytes_total", "Content octets of the accepted messages."),
-		AcceptedRcpts:   counter("accepted_recipients_total", "Recipients of the accepted messages."),
-		RelayReplies:    counters("relay_recipients_total", "Recipients settled by an attempt to relay, by result.", "result"),
-		Returned:        counters("queue_returned_recipients_total", "Recipients whose message was returned to a sender for whom SPF or DKIM vouched, by who decided: the queue itself or the operator.", "by"),
-		Reports:         counters("reports_total", "Attempts to relay DSNs of our own, by result; they aren't counted as relayed recipients.", "result"),
-		RelayedBytes:    counter("relayed_bytes_total", "Content octets of messages that the next hop accepted."),
-		RelaySessions:   counters("relay_sessions_total", "SMTP sessions to the next hop, by result.", "result"),
-		LiveOpen:        gauge("live_sessions_open", "Sessions to the primary open now to play clients' sessions through."),
-		LiveMessages:    counters("live_transactions_total", "Mail transactions played through to the primary, by ending: its reply to the message, or where it was lost; after_dot and late are kept and relayed, and may arrive twice.", "ending"),
-		LiveAgreement:   counters("live_agreement_total", "Commands decided by the primary in a live session, by stage, by the kind of the snapshot's rule, and by whether the snapshot's decision (accept, defer or refuse) was the same.", "stage", "rule", "result"),
-		StandInEnd:      gauge("stand_in_end_timestamp_seconds", "Unix time at which the planned stand-in ends, 0 when there is none."),
-		ShadowAgreement: counters("shadow_agreement_total", "The primary's verdicts in its own log, by stage, by the kind of the snapshot's rule, and by whether the snapshot's decision (accept, defer or refuse) was the same.", "stage", "rule", "result"),
-		Differences:     counters("parity_differences_total", "Differences between the primary's verdicts and the snapshot's, by how they were seen (live, shadow) and by class; exact ones are counted after half a minute, or as late when a policy that agrees has come.", "by", "class"),
-		ShadowEvents:    counters("shadow_verdicts_total", "The primary's verdicts in its own log, by result: judged beside the snapshot; undecided where the log doesn't have what a rule asks for; dropped when there were too many; unreadable.", "result"),
-		Greylisted:      counters("greylist_attempts_total", "Attempts that the policy's greylisting was asked about, by result: deferred; passed after its delay; known to the primary; client known whatever it sends; exempt by a whitelist. A live session in which the primary let in whom greylisting would have deferred counts again, as learned.", "result"),
-		PutOff:          counters("put_off_recipients_total", "Recipients that the policy lets in while the primary is up, with while_up = \"defer\", by result: deferred to the primary, or taken since the sender came back again and again.", "result"),
-		FilterAnswers:   counters("filter_answers_total", "What filters that stand for the primary's milters said: messages passed, refusals, discards, holds; away, times that one was unavailable and the default action its answer; edit_dropped, changes that it wanted and that weren't made.", "filter", "result"),
-		FilterUp:        gauges("filter_up", "1 while a filter that stands for a milter of the primary answers, else 0.", "filter"),
-		LiveUnused:      counters("live_unused_total", "Mail transactions judged by the snapshot although live is on, by reason.", "reason"),
-		RelayDuration:   histogram("relay_duration_seconds", "Time from MAIL to the next hop's final reply, one message."),
-		PrimaryUp:       gauges("primary_up", "Whether the primary answers: 1 or 0, by route.", "route"),
-		OutageStart:     gauges("primary_outage_start_timestamp_seconds", "Unix time at which the current outage began, 0 when there is none, by route.", "route"),
-		WithoutXClient:  gauges("primary_without_xclient", "1 while the primary doesn't accept XCLIENT from us although [primary] xclient is on, by route.", "route"),
-		Probes:          counters("primary_probes_total", "Health probes of the primary, by result.", "result"),
-		Commits:         counter("queue_commits_total", "Synced batches written to the queue."),
-		StoreErrors:     counters("queue_store_errors_total", "Failed operations of the queue's store, by operation.", "operation"),
-		StoreAlarms:     counters("queue_store_alarms_total", "Complaints of the queue's store about its own data, by kind.", "kind"),
-		Quarantined:     counter("queue_quarantined_records_total", "Damaged queue records put aside, none deleted."),
-		StoreReopens:    counter("queue_store_reopens_total", "Times that the queue's store was reopened after a write error."),
-		DNSLookups:      counters("dns_lookups_total", "DNS look-ups, by type and result; result \"cached\" asked no server.", "type", "result"),
-		DNSFailing:      gauge("dns_failing", "1 after several DNS look-ups in a row without an answer or with a server failure, else 0."),
-		Notices:         counters("notices_total", "Attempts to tell the operator of an outage, by way (mail, webhook) and result (sent, failed).", "way", "result"),
-		DNSLists:        gauges("dnsbl_zones", "DNS lists of the policy, by what their test entries say of them.", "state"),
-		DNSListsAside:   gauge("dnsbl_set_aside_zones", "DNS lists whose look-ups count as failed for now, since their answers can't be right."),
-		DNSDuration:     histogram("dns_lookup_duration_seconds", "Time of a DNS look-up that was not cached."),
-		PolicyLoaded:    gauge("policy_loaded_timestamp_seconds", "Unix time at which the policy in force was loaded, 0 without one."),
-		PolicyVersion:   gauge("policy_version", "Version of the policy in force; rises with each change."),
-		PolicyReloads:   counters("policy_reloads_total", "Policy reloads, by result.", "result"),
-		PolicyRcpts:     gauge("policy_recipients", "Recipients listed in the policy in force."),
+		Sessions:         counters("smtp_sessions_total", "SMTP sessions that ended, by result.", "result"),
+		SessionsOpen:     gauge("smtp_sessions_open", "SMTP sessions open now."),
+		Commands:         counters("smtp_commands_total", "SMTP commands answered, by verb and reply class.", "verb", "class"),
+		SMTPLimits:       counters("smtp_limits_total", "Times that a client ran into one of our limits, by limit.", "limit"),
+		TLSHandshakes:    counters("smtp_tls_handshakes_total", "STARTTLS handshakes, by result.", "result"),
+		CertReloads:      counters("smtp_certificate_reloads_total", "Reloads of the TLS certificate, by result.", "result"),
+		CertExpiry:       gauge("smtp_certificate_expiry_timestamp_seconds", "Unix time at which the TLS certificate in use expires."),
+		AcceptDuration:   histogram("accept_duration_seconds", "Time from the end of data to our 250: policy and synced commit."),
+		Verdicts:         counters("policy_verdicts_total", "Policy verdicts, by stage, action and kind of the rule that decided.", "stage", "action", "rule"),
+		Asked:            counters("asked_recipients_total", "Recipients about whom the primary was to be asked, by result; \"unasked\" where it couldn't be asked.", "result"),
+		Contradicted:     counters("recipients_contradicted_total", "Recipients about whom the primary contradicts the policy's lists, by how it said so (live, ask, relay) and by what the lists say: \"listed\" whom it refused as unknown, \"unlisted\" whom it took.", "by", "lists"),
+		Accepted:         counter("accepted_messages_total", "Messages accepted: synced to disk and answered 250."),
+		AcceptedBytes:    counter("accepted_bytes_total", "Content octets of the accepted messages."),
+		AcceptedRcpts:    counter("accepted_recipients_total", "Recipients of the accepted messages."),
+		RelayReplies:     counters("relay_recipients_total", "Recipients settled by an attempt to relay, by result.", "result"),
+		Returned:         counters("queue_returned_recipients_total", "Recipients whose message was returned to a sender for whom SPF or DKIM vouched, by who decided: the queue itself or the operator.", "by"),
+		Reports:          counters("reports_total", "Attempts to relay DSNs of our own, by result; they aren't counted as relayed recipients.", "result"),
+		RelayedBytes:     counter("relayed_bytes_total", "Content octets of messages that the next hop accepted."),
+		RelaySessions:    counters("relay_sessions_total", "SMTP sessions to the next hop, by result.", "result"),
+		LiveOpen:         gauge("live_sessions_open", "Sessions to the primary open now to play clients' sessions through."),
+		LiveMessages:     counters("live_transactions_total", "Mail transactions played through to the primary, by ending: its reply to the message, or where it was lost; after_dot and late are kept and relayed, and may arrive twice.", "ending"),
+		LiveAgreement:    counters("live_agreement_total", "Commands decided by the primary in a live session, by stage, by the kind of the snapshot's rule, and by whether the snapshot's decision (accept, defer or refuse) was the same.", "stage", "rule", "result"),
+		StandInEnd:       gauge("stand_in_end_timestamp_seconds", "Unix time at which the planned stand-in ends, 0 when there is none."),
+		ShadowAgreement:  counters("shadow_agreement_total", "The primary's verdicts in its own log, by stage, by the kind of the snapshot's rule, and by whether the snapshot's decision (accept, defer or refuse) was the same.", "stage", "rule", "result"),
+		Differences:      counters("parity_differences_total", "Differences between the primary's verdicts and the snapshot's, by how they were seen (live, shadow) and by class; exact ones are counted after half a minute, or as late when a policy that agrees has come.", "by", "class"),
+		ShadowEvents:     counters("shadow_verdicts_total", "The primary's verdicts in its own log, by result: judged beside the snapshot; undecided where the log doesn't have what a rule asks for; dropped when there were too many; unreadable.", "result"),
+		Greylisted:       counters("greylist_attempts_total", "Attempts that the policy's greylisting was asked about, by result: deferred; passed after its delay; known to the primary; client known whatever it sends; exempt by a whitelist. A live session in which the primary let in whom greylisting would have deferred counts again, as learned.", "result"),
+		PutOff:           counters("put_off_recipients_total", "Recipients that the policy lets in while the primary is up, with while_up = \"defer\", by result: deferred to the primary, or taken since the sender came back again and again.", "result"),
+		FilterAnswers:    counters("filter_answers_total", "What filters that stand for the primary's milters said: messages passed, refusals, discards, holds; away, times that one was unavailable and the default action its answer; edit_dropped, changes that it wanted and that weren't made.", "filter", "result"),
+		FilterUp:         gauges("filter_up", "1 while a filter that stands for a milter of the primary answers, else 0.", "filter"),
+		LiveUnused:       counters("live_unused_total", "Mail transactions judged by the snapshot although live is on, by reason.", "reason"),
+		RelayDuration:    histogram("relay_duration_seconds", "Time from MAIL to the next hop's final reply, one message."),
+		PrimaryUp:        gauges("primary_up", "Whether the primary answers: 1 or 0, by route.", "route"),
+		OutageStart:      gauges("primary_outage_start_timestamp_seconds", "Unix time at which the current outage began, 0 when there is none, by route.", "route"),
+		WithoutXClient:   gauges("primary_without_xclient", "1 while the primary doesn't accept XCLIENT from us although [primary] xclient is on, by route.", "route"),
+		Probes:           counters("primary_probes_total", "Health probes of the primary, by result.", "result"),
+		Commits:          counter("queue_commits_total", "Synced batches written to the queue."),
+		StoreErrors:      counters("queue_store_errors_total", "Failed operations of the queue's store, by operation.", "operation"),
+		StoreAlarms:      counters("queue_store_alarms_total", "Complaints of the queue's store about its own data, by kind.", "kind"),
+		Quarantined:      counter("queue_quarantined_records_total", "Damaged queue records put aside, none deleted."),
+		StoreReopens:     counter("queue_store_reopens_total", "Times that the queue's store was reopened after a write error."),
+		FleetMembers:     gauge("fleet_members", "Secondaries that share the database and were heard of lately, this one too; 0 without a database."),
+		FleetUnheard:     gauge("fleet_unheard", "1 while this secondary can't hear of the others in the database."),
+		FleetDiffers:     gauge("fleet_policy_differs", "1 while another secondary that lives has a newer policy, or one of another content, than this one."),
+		FleetAdopted:     counter("fleet_adopted_messages_total", "Messages of dead secondaries that were moved into this one's queue."),
+		Fallback:         gauge("queue_fallback", "1 while mail is kept on this machine alone, because the database is away or was, else 0."),
+		FallbackMessages: gauge("queue_fallback_messages", "Messages that are on this machine alone."),
+		DNSLookups:       counters("dns_lookups_total", "DNS look-ups, by type and result; result \"cached\" asked no server.", "type", "result"),
+		DNSFailing:       gauge("dns_failing", "1 after several DNS look-ups in a row without an answer or with a server failure, else 0."),
+		Notices:          counters("notices_total", "Attempts to tell the operator of an outage, by way (mail, webhook) and result (sent, failed).", "way", "result"),
+		DNSLists:         gauges("dnsbl_zones", "DNS lists of the policy, by what their test entries say of them.", "state"),
+		DNSListsAside:    gauge("dnsbl_set_aside_zones", "DNS lists whose look-ups count as failed for now, since their answers can't be right."),
+		DNSDuration:      histogram("dns_lookup_duration_seconds", "Time of a DNS look-up that was not cached."),
+		PolicyLoaded:     gauge("policy_loaded_timestamp_seconds", "Unix time at which the policy in force was loaded, 0 without one."),
+		PolicyVersion:    gauge("policy_version", "Version of the policy in force; rises with each change."),
+		PolicyReloads:    counters("policy_reloads_total", "Policy reloads, by result.", "result"),
+		PolicyRcpts:      gauge("policy_recipients", "Recipients listed in the policy in force."),
 
 		SyncAlarms:      counters("sync_alarms_total", "Times that a follower kept its policy because something was wrong, by alarm.", "alarm"),
 		SyncApplied:     counter("sync_applied_versions_total", "Versions of the primary's policy taken into force."),

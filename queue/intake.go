@@ -103,6 +103,18 @@ func (q *Queue) Coming(origin string) (ids []string) {
 	return ids
 }
 
+// Origins lists the stores from which messages are Coming.
+func (q *Queue) Origins() (origins []string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, c := range q.coming {
+		if !slices.Contains(origins, c.origin) {
+			origins = append(origins, c.origin)
+		}
+	}
+	return origins
+}
+
 // Full says that Store is due.
 func (in *Intake) Full() bool {
 	return in.octets >= store.MaxBatch || len(in.fresh)+len(in.known) >= 256

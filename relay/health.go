@@ -336,10 +336,33 @@ func (c *Client) watch(ctx context.Context, r *route) {
 			return
 		case <-timer.C:
 			started = time.Now()
-			c.probe(ctx, r)
+			if !c.agrees(r) {
+				c.probe(ctx, r)
+			}
 		case <-r.kick:
 		}
 		timer.Reset(max(0, time.Until(started.Add(r.interval()))))
+	}
+}
+
+// agrees says that another secondary probes a route, and sees what is known here.
+func (c *Client) agrees(r *route) bool {
+	if c.elsewhere == nil {
+		return false
+	}
+	isUp, known := c.elsewhere(r.dest)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return known && (isUp && r.health == up || !isUp && r.health == down)
+}
+
+// Limit has the places for live sessions, and for asking, shared with others: share
+// is this one's part of a limit. It is called again when that has changed.
+func (c *Client) Limit(share func(limit int) int) {
+	for _, r := range c.routes {
+		for _, p := range []*pool{r.asking, r.live} {
+			p.withhold(cap(p.seats) - share(cap(p.seats)))
+		}
 	}
 }
 

@@ -134,33 +134,39 @@ type Options struct {
 	// Asks says whether somebody means to Inquire: then Run's probes look
 	// whether that is possible. May be nil.
 	Asks func() bool
+	// Elsewhere is how another secondary that probes sees a destination; not known
+	// without one. While it agrees with what is known here, Run doesn't probe. May be
+	// nil.
+	Elsewhere func(dest string) (up, known bool)
 	// Dial replaces the dialer of net. May be nil.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // Client relays to a set of next hops.
 type Client struct {
-	hostname string
-	log      *slog.Logger
-	metrics  *metrics.Metrics
-	onUp     func(dest string)
-	asks     func() bool
-	dial     func(ctx context.Context, network, address string) (net.Conn, error)
-	routes   map[string]*route
-	resting  *atomic.Bool // see Rest; the routes' too
+	hostname  string
+	log       *slog.Logger
+	metrics   *metrics.Metrics
+	onUp      func(dest string)
+	asks      func() bool
+	elsewhere func(dest string) (up, known bool)
+	dial      func(ctx context.Context, network, address string) (net.Conn, error)
+	routes    map[string]*route
+	resting   *atomic.Bool // see Rest; the routes' too
 }
 
 // New returns a Client. No destination is up before Run has probed it.
 func New(o Options) *Client {
 	c := &Client{
-		hostname: o.Hostname,
-		log:      o.Log,
-		metrics:  o.Metrics,
-		onUp:     o.OnUp,
-		asks:     o.Asks,
-		dial:     o.Dial,
-		routes:   make(map[string]*route, len(o.Routes)),
-		resting:  new(atomic.Bool),
+		hostname:  o.Hostname,
+		log:       o.Log,
+		metrics:   o.Metrics,
+		onUp:      o.OnUp,
+		asks:      o.Asks,
+		elsewhere: o.Elsewhere,
+		dial:      o.Dial,
+		routes:    make(map[string]*route, len(o.Routes)),
+		resting:   new(atomic.Bool),
 	}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)

@@ -29,6 +29,7 @@ type pool struct {
 
 	mu      sync.Mutex // guards what follows
 	wanted  int        // how many wait for a place
+	held    int        // places that are not for us now
 	resting []*seat    // the one that rests longest first
 	clients map[netip.Addr]int
 }
@@ -88,6 +89,24 @@ func (p *pool) sitNow(client netip.Addr) error {
 		return nil
 	default:
 		return errNoSeat
+	}
+}
+
+// withhold keeps n places from being taken. Those that are taken now count once they
+// are free and it is called again.
+func (p *pool) withhold(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for ; p.held > n; p.held-- {
+		<-p.seats
+	}
+	for p.held < n {
+		select {
+		case p.seats <- struct{}{}:
+			p.held++
+		default:
+			return
+		}
 	}
 }
 

@@ -191,3 +191,10 @@ func (h *history) has(who netip.Prefix, within time.Duration) bool {
 	e, known := h.byAddr[who]
 	return known && (within == 0 || time.Since(e.Value.(deed).when) < within)
 }
+
+// Sessions counts the open connections.
+func (s *Server) Sessions() int {
+	s.crowd.mu.Lock()
+	defer s.crowd.mu.Unlock()
+	return len(s.crowd.all)
+}

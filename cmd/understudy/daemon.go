@@ -19,6 +19,7 @@ import (
 	"github.com/understudy-mx/understudy/internal/control"
 	"github.com/understudy-mx/understudy/internal/dnslist"
 	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/internal/fleet"
 	"github.com/understudy-mx/understudy/internal/inforce"
 	"github.com/understudy-mx/understudy/internal/meter"
 	"github.com/understudy-mx/understudy/internal/operator"
@@ -54,6 +55,8 @@ type daemon struct {
 	file     *inforce.File    // nil: the policy comes from the primary
 	primary  *inforce.Primary // nil: from a file
 	queue    *queue.Queue
+	fleet    *fleet.Fleet // nil: no database is shared
+	fallback *fallback    // nil: none
 	outages  *outage.Book
 	meter    *meter.Meter
 	standIn  *standin.Book
@@ -105,6 +108,9 @@ func newDaemon(cfg *config.Config, log *slog.Logger) (_ *daemon, err error) {
 		}
 	}
 	d.smtp.Keep = spool{d.queue}
+	if d.fallback != nil {
+		d.smtp.Keep = d.fallback
+	}
 	if d.doors, err = service.ListenDoors(cfg.SMTP.Listen); err != nil {
 		return nil, err
 	}
@@ -290,7 +296,7 @@ func (d *daemon) buildRelay() {
 		add(r.Name, r.Primary, len(r.Domains) > 0)
 	}
 	d.relay = relay.New(relay.Options{Routes: routes, Hostname: d.cfg.Hostname, Log: d.log, Metrics: d.metrics,
-		OnUp: func(dest string) { d.queue.Wake(dest) }, Asks: d.asks})
+		OnUp: d.wake, Asks: d.asks, Elsewhere: d.elsewhere})
 }
 
 // asks says that the policy in force has the primary asked.
@@ -346,27 +352,31 @@ func (d *daemon) openQueue() error {
 	if err != nil {
 		return err
 	}
-	q, err := queue.Open(queue.Options{
+	if err := d.joinFleet(); err != nil {
+		return err
+	}
+	o := queue.Options{
 		Store:          opener,
 		Route:          routeOf(d.cfg),
 		Relayer:        d.relay,
 		MaxAge:         d.cfg.Queue.MaxAge,
 		MinFree:        uint64(d.cfg.Queue.MinFree),
 		MinFreeInodes:  uint64(d.cfg.Queue.MinFreeInodes),
-		MaxConnections: func(dest string) int { return limit[dest] },
-		MaxRate:        func(dest string) int { return rate[dest] },
+		MaxConnections: func(dest string) int { return d.share(limit[dest]) },
+		MaxRate:        func(dest string) int { return d.shareRate(rate[dest]) },
 		Return:         d.cfg.Queue.Return == returnVouched,
 		Hostname:       d.cfg.Hostname,
 		ByClient:       func(dest string) bool { return byClient[dest] },
 		Log:            d.log,
 		Metrics:        d.metrics,
-	})
+	}
+	q, err := queue.Open(o)
 	if err != nil {
 		return storeError(d.cfg, err)
 	}
 	d.queue = q
 	d.metrics.Queue(q.Stats)
-	return nil
+	return d.openFallback(o)
 }
 
 // run works until ctx ends or a part fails; then it stops in an order that
@@ -377,6 +387,12 @@ func (d *daemon) run(ctx context.Context) error {
 	f := d.frame
 	f.Alive, f.Stopping = d.alive, func() { d.stopping.Store(true) }
 	f.Back("queue", d.queue.Run)
+	if d.fleet != nil {
+		f.Back("fleet", func(ctx context.Context) error { return d.fleet.Run(ctx, d.queue) })
+	}
+	if d.fallback != nil {
+		f.Back("fallback", d.fallback.run)
+	}
 	f.Back("relay", func(ctx context.Context) error { d.relay.Run(ctx); return nil })
 	f.Back("outages", d.keepOutages)
 	f.Back("DNS lists", d.lists.Run)
@@ -389,7 +405,7 @@ func (d *daemon) run(ctx context.Context) error {
 		f.Back("policy sync", d.primary.Run)
 	}
 	f.Back("control socket", func(ctx context.Context) error {
-		return control.Serve(ctx, d.control, operator.WithPush(operator.ServeDaemon(operator.Desk{Filters: d.filterStatus, Queue: d.queue, Relay: d.relay, Policy: d.primary, Outages: d.outages, Meter: d.meter, StandIn: d.standIn, Lists: d.lists, Sign: d.signOutage, Greylist: d.greylist, Log: d.log}), d.push.lists()))
+		return control.Serve(ctx, d.control, operator.WithPush(operator.ServeDaemon(operator.Desk{Filters: d.filterStatus, Queue: d.queue, Relay: d.relay, Policy: d.primary, Outages: d.outages, Meter: d.meter, StandIn: d.standIn, Lists: d.lists, Sign: d.signOutage, Greylist: d.greylist, Log: d.log, Fleet: d.fleetView}), d.push.lists()))
 	})
 	f.Web(d.web, metrics.Handler(d.registry, d.ready))
 	if d.page != nil {

@@ -21,6 +21,9 @@ func (d *daemon) ready() error {
 	case d.current() == nil:
 		return errors.New("no policy is held")
 	}
+	if d.fallback != nil {
+		return d.fallback.healthy()
+	}
 	return d.queue.Healthy()
 }
 
@@ -28,8 +31,10 @@ func (d *daemon) ready() error {
 // store is written and synced, and each door is answered. A full disk is no
 // reason: the door answers 452, and mail flows when there is space again.
 func (d *daemon) alive(ctx context.Context) error {
-	if err := d.queue.Healthy(); err != nil && !d.noSpace() {
-		return err
+	if d.fleet == nil { // a restart doesn't bring a database back
+		if err := d.queue.Healthy(); err != nil && !d.noSpace() {
+			return err
+		}
 	}
 	for _, door := range d.doors {
 		if err := door.Knock(ctx, knockTimeout); err != nil {

@@ -42,6 +42,7 @@ type cli struct {
 	Watch    watchCmd    `cmd:"" help:"Watch the primary, the queue and its drain."`
 	Queue    queueCmd    `cmd:"" help:"Look at the mail that waits, and settle it by hand."`
 	Greylist greylistCmd `cmd:"" help:"Look at whom greylisting remembers."`
+	Fleet    fleetCmd    `cmd:"" help:"List the secondaries that share the database."`
 	Outage   outageCmd   `cmd:"" help:"Look back at the primary's outages."`
 	StandIn  standInCmd  `cmd:"" help:"Stand in for the primary for a planned time, although it may be up."`
 	Page     pageCmd     `cmd:"" help:"Print the address of the operator's page, with its token."`

@@ -137,6 +137,8 @@ type Queue struct {
 	DSN           string // of PostgreSQL, without a password
 	DSNPassword   string // file
 	Durability    string // quorum, one-machine
+	Fallback      string // defer, leveldb
+	AdoptAfter    time.Duration
 }
 
 // Relay is section [relay].

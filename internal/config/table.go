@@ -225,7 +225,7 @@ var settings = []setting{
 		func(c *Config) any { return &c.Queue.ReturnThrough }},
 
 	{"queue", "store", choice("leveldb", "postgres"), `"leveldb"`, nil,
-		"Where accepted mail is kept. leveldb: in state_dir, on this machine. postgres: in the database of dsn, so that with standbys it survives the loss of a machine (docs/FLEET.md). To change it, drain the queue first; mail isn't moved.",
+		"Where accepted mail is kept. leveldb: in state_dir, on this machine. postgres: in the database of dsn, so that with standbys it survives the loss of a machine (docs/FLEET.md). understudy queue migrate moves the mail.",
 		func(c *Config) any { return &c.Queue.Store }},
 	{"queue", "dsn", text("URL", checkDSN), "", nil,
 		`With store = "postgres": the database, such as "postgres://understudy@db1.example.org,db2.example.org/understudy?sslmode=verify-full&sslrootcert=/etc/understudy/db.pem", with libpq's parameters. Of several hosts, the one that takes writes is used. Connect to the servers themselves, or to a pool of sessions; a pool of transactions won't do. The user must be able to create a schema in the database: make it the owner.`,
@@ -236,6 +236,13 @@ var settings = []setting{
 	{"queue", "durability", choice("quorum", "one-machine"), `"quorum"`, nil,
 		`With store = "postgres": quorum accepts mail only while the server waits for a standby at each commit (synchronous_standby_names is set, such as 'ANY 1 (db2, db3)'); a message is answered 250 when two machines have it, and 451 when no standby answers within five seconds. one-machine is content with the server alone.`,
 		func(c *Config) any { return &c.Queue.Durability }},
+
+	{"queue", "fallback", choice("defer", "leveldb"), `"defer"`, nil,
+		`With store = "postgres", while the database is away: defer answers 451, and senders come again. leveldb accepts mail into state_dir, on this machine alone, relays it from there if it can, and moves the rest into the database when that is back. What is in state_dir from earlier is moved as well.`,
+		func(c *Config) any { return &c.Queue.Fallback }},
+	{"queue", "adopt_after", duration("20s", "30d"), `"1m"`, nil,
+		`With store = "postgres": how long another secondary may be silent before its mail is moved into this one's queue. A restart that takes longer than this does no harm: the other one gets what hasn't been moved by then.`,
+		func(c *Config) any { return &c.Queue.AdoptAfter }},
 
 	{"relay", "authentication_results", boolean, "false", nil,
 		`Put an Authentication-Results field (RFC 8601) with what SPF and DKIM said on top of each message, under hostname, and remove those that claim to be of hostname. It is for servers that can't be told the real client, with identity = "none", whose own SPF check would see this machine; to all others messages go as they came. It is the only change that Understudy makes to mail.`,

@@ -15,6 +15,7 @@ import (
 
 	"github.com/understudy-mx/understudy/internal/control"
 	"github.com/understudy-mx/understudy/internal/dnslist"
+	"github.com/understudy-mx/understudy/internal/fleet"
 	"github.com/understudy-mx/understudy/internal/inforce"
 	"github.com/understudy-mx/understudy/internal/meter"
 	"github.com/understudy-mx/understudy/internal/outage"
@@ -57,6 +58,7 @@ type Desk struct {
 	StandIn  *standin.Book
 	Log      *slog.Logger    // of what the operator reads
 	Filters  func() []Filter // that stand for milters of the primary
+	Fleet    func() (fleet.View, error)
 }
 
 // ServeDaemon is what a daemon answers.
@@ -64,6 +66,10 @@ func ServeDaemon(d Desk) http.Handler {
 	mux, q := http.NewServeMux(), d.Queue
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, Status{q.Status(), d.Relay.Status(), d.StandIn.Now(), d.Filters()}, nil)
+	})
+	mux.HandleFunc("GET /v1/fleet", func(w http.ResponseWriter, _ *http.Request) {
+		v, err := d.Fleet()
+		answer(w, v, err)
 	})
 	mux.HandleFunc("GET /v1/outages", func(w http.ResponseWriter, _ *http.Request) { answer(w, d.Outages.List(), nil) })
 	mux.HandleFunc("GET /v1/outages/{id}/report", d.serveReport)
@@ -200,6 +206,12 @@ func (d Daemon) OutageReport(ctx context.Context, id int, format string) ([]byte
 	}
 	defer body.Close()
 	return io.ReadAll(body)
+}
+
+// Fleet returns the secondaries that share the database.
+func (d Daemon) Fleet(ctx context.Context) (v fleet.View, err error) {
+	err = d.Call(ctx, "GET", "/v1/fleet", &v)
+	return v, err
 }
 
 // StandIn opens a planned window, or gives the open one another end and reason.

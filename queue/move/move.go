@@ -41,6 +41,36 @@ type Move struct {
 	// Gently leaves the queue half of the time.
 	Gently bool
 	Moved  func(messages int) // is told of progress; may be nil
+	// Ask asks a third store about a message of the origin that came from there; nil
+	// where nobody can be asked, and Still is the answer.
+	Ask func(store, to, id string) (Whereabouts, error)
+}
+
+// Whereabouts is what a store knows of a message that another one names it as the
+// origin of.
+type Whereabouts int
+
+const (
+	Still   Whereabouts = iota // it has the message
+	Came                       // it notes that the message went to that other store
+	Settled                    // neither: it relayed the message, or whatever its daemon did
+	Gone                       // there is no such store any more
+)
+
+// Whereis asks a store about a message that came from there to the store of identity to.
+func Whereis(s store.Store, to, id string) (Whereabouts, error) {
+	there, err := store.Has(s, store.IDKey(id))
+	if there || err != nil { // a note, if any, is of an earlier move
+		return Still, err
+	}
+	switch where, err := s.Get(store.MovedKey(id)); {
+	case err == nil && string(where) == to:
+		return Came, nil
+	case err == nil, errors.Is(err, store.ErrNotFound):
+		return Settled, nil
+	default:
+		return Still, err
+	}
 }
 
 // Result counts.
@@ -97,9 +127,16 @@ func (r *run) begin() (err error) {
 
 // goOn settles what an earlier attempt left between two steps.
 func (r *run) goOn() error {
-	came, dropped, err := Settled(r.From, r.here, r.To.Coming(r.origin))
-	if err != nil {
-		return err
+	var came, dropped []string
+	for _, id := range r.To.Coming(r.origin) {
+		switch where, err := Whereis(r.From, r.here, id); {
+		case err != nil:
+			return err
+		case where == Came:
+			came = append(came, id)
+		case where == Settled:
+			dropped = append(dropped, id)
+		}
 	}
 	if err := r.To.Confirm(r.origin, came, false); err != nil {
 		return err
@@ -116,29 +153,6 @@ func (r *run) goOn() error {
 		}
 		return nil
 	})
-}
-
-// Settled asks an origin about messages that came from it to the store here: which
-// have left it for here, and which it has settled by itself. The others it has still.
-func Settled(origin store.Store, here string, ids []string) (came, settled []string, err error) {
-	for _, id := range ids {
-		there, err := store.Has(origin, store.IDKey(id))
-		if err != nil {
-			return nil, nil, err
-		}
-		if there {
-			continue // a note, if any, is of an earlier move
-		}
-		switch where, err := origin.Get(store.MovedKey(id)); {
-		case err == nil && string(where) == here:
-			came = append(came, id)
-		case err == nil, errors.Is(err, store.ErrNotFound):
-			settled = append(settled, id)
-		default:
-			return nil, nil, err
-		}
-	}
-	return came, settled, nil
 }
 
 // apply writes a batch at the origin, with its counts.
@@ -180,22 +194,28 @@ func (r *run) messages() error {
 	return r.flush()
 }
 
-// disown looks at a message that the origin itself was being given. If the giver is
-// the queue to which it goes now, that knows whose it is; else it is left.
+// disown looks at a message that the origin itself was being given. Its giver knows
+// whose it is; where that can't be asked it is left.
 func (r *run) disown(rec *store.Record) (ours bool, err error) {
-	if rec.Origin != r.here {
+	where := Still
+	switch {
+	case rec.Origin == r.here:
+		where, err = r.whereHere(rec.Env.ID)
+	case r.Ask != nil:
+		where, err = r.Ask(rec.Origin, r.origin, rec.Env.ID)
+	}
+	switch {
+	case err != nil:
+		return false, err
+	case where == Came, where == Gone:
+		rec.Env.MayHaveArrived = rec.Env.MayHaveArrived || where == Gone
+		rec.Origin = ""
+		return true, nil
+	case where == Still && rec.Origin != r.here:
 		r.Left++
 		return false, nil
 	}
-	here, movedTo, err := r.To.Knows(rec.Env.ID)
-	if err != nil {
-		return false, err
-	}
-	if !here && movedTo == r.origin {
-		rec.Origin = ""
-		return true, nil
-	}
-	r.Dropped++
+	r.Dropped++ // the giver has it, or settled it
 	r.totals.Add(rec, -1)
 	var b store.Batch
 	forget(&b, rec, r.Route)
@@ -203,6 +223,18 @@ func (r *run) disown(rec *store.Record) (ours bool, err error) {
 		return false, err
 	}
 	return false, r.From.Remove(rec.Env.ID)
+}
+
+// whereHere is Whereis for the queue.
+func (r *run) whereHere(id string) (Whereabouts, error) {
+	here, movedTo, err := r.To.Knows(id)
+	switch {
+	case err != nil || here:
+		return Still, err
+	case movedTo == r.origin:
+		return Came, nil
+	}
+	return Settled, nil
 }
 
 // setAside quarantines a message at the origin that can't be read, as an audit does.

@@ -3,6 +3,7 @@ package move_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"net/netip"
@@ -18,11 +19,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/internal/lister/listertest"
 	"github.com/understudy-mx/understudy/internal/testmx"
 	"github.com/understudy-mx/understudy/metrics"
 	"github.com/understudy-mx/understudy/queue"
 	"github.com/understudy-mx/understudy/queue/leveldb"
 	"github.com/understudy-mx/understudy/queue/move"
+	"github.com/understudy-mx/understudy/queue/postgres"
 	"github.com/understudy-mx/understudy/queue/store"
 	"github.com/understudy-mx/understudy/queue/store/storetest"
 )
@@ -77,47 +80,69 @@ func TestMove(t *testing.T) {
 func TestKilled(t *testing.T) {
 	for _, pair := range [][2]kind{{kinds[0], kinds[1]}, {kinds[1], kinds[0]}} {
 		for _, then := range []string{"goes on", "origin in service", "goes back"} {
-			t.Run(pair[0].name+" to "+pair[1].name+", "+then, func(t *testing.T) {
-				cuts := 0
-				for ended := false; !ended; cuts++ {
-					for _, applied := range []bool{false, true} {
-						a, b := pair[0].make(t), pair[1].make(t)
-						want := fill(t, a)
-						damageOne(t, a)
-						damaged := want["damaged"]
-						delete(want, "damaged")
-						c := &cut{left: cuts, applied: applied}
-						if _, err := moveAll(t, a, b, c); err == nil {
-							ended = true
-							break
-						}
-						if then == "origin in service" {
-							relayOne(t, a, want)
-						}
-						if then == "goes back" {
-							// The owner of the target is told to return what it has.
-							if _, err := moveAll(t, b, a, nil); err != nil {
-								t.Fatalf("cut %d, applied %v: back: %v", cuts, applied, err)
-							}
-						}
-						if _, err := moveAll(t, a, b, nil); err != nil {
-							t.Fatalf("cut %d, applied %v: again: %v", cuts, applied, err)
-						}
-						if then == "goes back" {
-							want = unordered(want)
-						}
-						same(t, b, want)
-						aside(t, b, damaged.id)
-						if empty(t, a); t.Failed() {
-							t.Fatalf("cut %d, applied %v", cuts, applied)
-						}
-					}
-				}
-				if cuts < 8 {
-					t.Errorf("only %d operations", cuts)
-				}
-			})
+			t.Run(pair[0].name+" to "+pair[1].name+", "+then, func(t *testing.T) { killed(t, pair, then, 1) })
 		}
+	}
+}
+
+// killed stops at every step-th operation.
+func killed(t *testing.T, pair [2]kind, then string, step int) {
+	cuts := 0
+	for ended := false; !ended; cuts += step {
+		for _, applied := range []bool{false, true} {
+			a, b := pair[0].make(t), pair[1].make(t)
+			want := fill(t, a)
+			damageOne(t, a)
+			damaged := want["damaged"]
+			delete(want, "damaged")
+			c := &cut{left: cuts, applied: applied}
+			if _, err := moveAll(t, a, b, c); err == nil {
+				ended = true
+				break
+			}
+			if then == "origin in service" {
+				relayOne(t, a, want)
+			}
+			if then == "goes back" {
+				// The owner of the target is told to return what it has.
+				if _, err := moveAll(t, b, a, nil); err != nil {
+					t.Fatalf("cut %d, applied %v: back: %v", cuts, applied, err)
+				}
+			}
+			if _, err := moveAll(t, a, b, nil); err != nil {
+				t.Fatalf("cut %d, applied %v: again: %v", cuts, applied, err)
+			}
+			if then == "goes back" {
+				want = unordered(want)
+			}
+			same(t, b, want)
+			aside(t, b, damaged.id)
+			if empty(t, a); t.Failed() {
+				t.Fatalf("cut %d, applied %v", cuts, applied)
+			}
+		}
+	}
+	if cuts < 8 {
+		t.Errorf("only %d operations", cuts)
+	}
+}
+
+// TestKilledDatabase is TestKilled with a real database, either way, at every third
+// operation; at each of them it was run once.
+func TestKilledDatabase(t *testing.T) {
+	node := listertest.Primary(t)
+	n := 0
+	database := kind{"postgres", func(t *testing.T) store.Opener {
+		n++
+		c, err := postgres.ParseDSN(listertest.DSN(node))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return postgres.Opener{Config: c, Password: func() (string, error) { return listertest.Password, nil },
+			Spool: fmt.Sprint("spool ", n), Dir: t.TempDir(), OneMachine: true}
+	}}
+	for _, pair := range [][2]kind{{kinds[1], database}, {database, kinds[1]}} {
+		t.Run(pair[0].name+" to "+pair[1].name, func(t *testing.T) { killed(t, pair, "goes on", 3) })
 	}
 }
 

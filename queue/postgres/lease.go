@@ -17,7 +17,7 @@ import (
 var schemas embed.FS
 
 // SchemaVersion is the last of the schema's versions.
-const SchemaVersion = 1
+const SchemaVersion = 2
 
 // schemaLock is the advisory lock of who looks at the schema to change it.
 const schemaLock = 0x756e64657273

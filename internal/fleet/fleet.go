@@ -1,0 +1,299 @@
+// Package fleet makes one of several secondaries that share a database.
+//
+// Each member writes a line into the database every few seconds, and reads those of
+// the others:
+//
+//	mx2.example.org  seen 2 s ago   policy 41, 3 sessions, primary up    spool: 1200 messages
+//	mx3.example.org  seen 4 s ago   policy 41, 0 sessions, primary up    spool: 3 messages
+//	mx4.example.org  seen 9 min ago                                      spool: 88 messages
+//
+// From that follows, without further talk, by the database's clock alone:
+//
+//   - who lives: who was heard of in the last 15 seconds;
+//   - the share of each in the primary's limits: the limit by the number of the
+//     living. Where it doesn't divide, the rest goes round with the minutes;
+//   - who probes the primary: the first of the living by name. The others look for
+//     themselves when that one sees another state than they do;
+//   - whose mail is adopted: that of a member silent for a minute, whose lease is over. Whoever
+//     takes its spool first moves its mail into a queue of its own, and lets go when
+//     the member is heard of again.
+//
+// While the database is away the last known share stays.
+package fleet
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/understudy-mx/understudy/metrics"
+	"github.com/understudy-mx/understudy/queue"
+	"github.com/understudy-mx/understudy/queue/postgres"
+)
+
+const (
+	beatEvery  = 3 * time.Second
+	deadAfter  = 15 * time.Second
+	adoptAfter = time.Minute
+	rotateRest = 60 // seconds
+)
+
+// Says is what a member says of itself.
+type Says struct {
+	Software string          `json:"software,omitempty"`
+	Epoch    uint64          `json:"epoch,omitempty"`
+	Version  uint64          `json:"version,omitempty"` // of the policy in force
+	Digest   string          `json:"digest,omitempty"`  // "" where members' differ by nature
+	Sessions int             `json:"sessions"`          // of clients
+	Relaying int             `json:"relaying"`          // sessions to next hops
+	Draining bool            `json:"draining,omitempty"`
+	Up       map[string]bool `json:"up,omitempty"` // next hops, at most 100
+	Problem  string          `json:"problem,omitempty"`
+}
+
+// Options of a Fleet.
+type Options struct {
+	// Spool is a member's spool, to be opened by this one.
+	Spool func(member string) postgres.Opener
+	Self  string
+	Route func(domain string) (dest string)
+	Says  func() Says
+	// Changed is called after each news.
+	Changed func()
+	// AdoptAfter is how long a member is silent before its mail is taken over; default
+	// a minute.
+	AdoptAfter time.Duration
+	Beat       time.Duration // default 3 s
+	DeadAfter  time.Duration // without a beat; default 15 s
+	Log        *slog.Logger
+	Metrics    *metrics.Metrics
+}
+
+// Fleet is this member's view of all.
+type Fleet struct {
+	o       Options
+	members *postgres.Members
+	queue   *queue.Queue // that adopts
+
+	mu     sync.Mutex // guards the rest
+	last   []Member   // by name
+	at     time.Time  // of last, by our clock
+	clock  time.Time  // of last, by the database's
+	err    error      // why last is old
+	adopts string     // whose mail is being moved here
+	// resting has members whose mail isn't to be moved before that time.
+	resting map[string]time.Time
+}
+
+// Member is one as the others see it.
+type Member struct {
+	Name     string  `json:"name"`
+	Seen     float64 `json:"seen_seconds"` // ago; -1 for never
+	Alive    bool    `json:"alive"`
+	Holder   string  `json:"holder,omitempty"` // of its spool, if another member's
+	Messages int64   `json:"messages"`         // in its spool
+	Held     int64   `json:"held"`
+	Bytes    int64   `json:"bytes"`
+	Share    float64 `json:"share"` // of all messages
+	Differs  bool    `json:"policy_differs,omitempty"`
+	Says
+}
+
+// View is a fleet as one member sees it.
+type View struct {
+	Self    string    `json:"self"`
+	At      time.Time `json:"at"`
+	Error   string    `json:"error,omitempty"`
+	Adopts  string    `json:"adopts,omitempty"`
+	Members []Member  `json:"members"`
+}
+
+// New makes a member, unheard of before its first Beat.
+func New(o Options) (*Fleet, error) {
+	if o.AdoptAfter <= 0 {
+		o.AdoptAfter = adoptAfter
+	}
+	if o.Beat <= 0 {
+		o.Beat = beatEvery
+	}
+	if o.DeadAfter <= 0 {
+		o.DeadAfter = deadAfter
+	}
+	m, err := o.Spool(o.Self).Members()
+	if err != nil {
+		return nil, err
+	}
+	return &Fleet{o: o, members: m, resting: map[string]time.Time{}}, nil
+}
+
+// Run beats until ctx ends, and adopts into q.
+func (f *Fleet) Run(ctx context.Context, q *queue.Queue) error {
+	f.queue = q
+	defer f.members.Close()
+	var adoption sync.WaitGroup
+	defer adoption.Wait()
+	adopting := make(chan struct{}, 1)
+	tick := time.NewTicker(f.o.Beat)
+	defer tick.Stop()
+	for {
+		f.Beat(ctx)
+		select {
+		case adopting <- struct{}{}:
+			adoption.Go(func() {
+				defer func() { <-adopting }()
+				f.adoptOne(ctx)
+			})
+		default:
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// Beat tells the others that this member lives, and hears of them.
+func (f *Fleet) Beat(ctx context.Context) {
+	says, err := json.Marshal(f.o.Says())
+	var all []postgres.Member
+	var clock time.Time
+	if err == nil {
+		all, clock, err = f.members.Beat(ctx, f.o.Self, says)
+	}
+	if ctx.Err() != nil {
+		return
+	}
+	f.hear(all, clock, err)
+	f.o.Changed()
+}
+
+// hear takes over what was heard of the others.
+func (f *Fleet) hear(all []postgres.Member, clock time.Time, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if (err == nil) != (f.err == nil) {
+		if err != nil {
+			f.o.Log.Warn("the other members aren't heard of; the last known share of the limits stays", "members", f.living(), "err", err)
+		} else {
+			f.o.Log.Info("the other members are heard of again")
+		}
+	}
+	if f.err = err; err != nil {
+		f.o.Metrics.FleetUnheard.Set(1)
+		return
+	}
+	f.last, f.at, f.clock = view(all, f.o.DeadAfter), time.Now(), clock
+	f.o.Metrics.FleetUnheard.Set(0)
+	f.o.Metrics.FleetMembers.Set(float64(f.living()))
+	differs := 0.0
+	for _, m := range f.last {
+		if m.Name == f.o.Self && m.Differs {
+			differs = 1
+		}
+	}
+	f.o.Metrics.FleetDiffers.Set(differs)
+}
+
+// view sorts the members and compares their policies: who hasn't the newest of those
+// that living members have differs.
+func view(all []postgres.Member, deadAfter time.Duration) []Member {
+	var members []Member
+	var messages int64
+	var newest Says
+	for _, p := range all {
+		m := Member{Name: p.Name, Seen: p.Ago.Seconds(), Alive: p.Ago >= 0 && p.Ago < deadAfter,
+			Messages: p.Totals.Messages, Held: p.Totals.Held, Bytes: p.Totals.Bytes}
+		if p.Ago < 0 {
+			m.Seen = -1
+		}
+		if p.Holder != p.Name {
+			m.Holder = p.Holder
+		}
+		_ = json.Unmarshal(p.Says, &m.Says) // of a newer version: what can't be read is missing
+		messages += m.Messages
+		if m.Alive && (m.Epoch > newest.Epoch || m.Epoch == newest.Epoch && m.Version > newest.Version) {
+			newest = m.Says
+		}
+		members = append(members, m)
+	}
+	for i := range members {
+		m := &members[i]
+		m.Share = float64(m.Messages) / float64(max(1, messages))
+		m.Differs = m.Alive && (m.Epoch != newest.Epoch || m.Version != newest.Version || m.Digest != newest.Digest)
+	}
+	slices.SortFunc(members, func(a, b Member) int { return strings.Compare(a.Name, b.Name) })
+	return members
+}
+
+// View is all that is known.
+func (f *Fleet) View() View {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	v := View{Self: f.o.Self, At: f.at, Members: slices.Clone(f.last), Adopts: f.adopts}
+	if f.err != nil {
+		v.Error = f.err.Error()
+	}
+	return v
+}
+
+// living counts the members that live, at least this one. The caller holds mu.
+func (f *Fleet) living() int {
+	n := 0
+	for _, m := range f.last {
+		if m.Alive || m.Name == f.o.Self {
+			n++
+		}
+	}
+	return max(1, n)
+}
+
+// Share is this member's part of a limit on all members together.
+func (f *Fleet) Share(limit int) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n, rank := f.living(), 0
+	for _, m := range f.last {
+		if m.Name == f.o.Self {
+			break
+		}
+		if m.Alive {
+			rank++
+		}
+	}
+	// The clock goes on while the database is away: members started together stay so.
+	minutes := int64(0)
+	if !f.clock.IsZero() {
+		minutes = int64(f.clock.Add(time.Since(f.at)).Unix()) / rotateRest
+	}
+	turn := int((int64(rank) + minutes) % int64(n))
+	share := limit / n
+	if turn < limit%n {
+		share++
+	}
+	return share
+}
+
+// Elsewhere is how the member that probes sees a next hop. It isn't known to that
+// member itself, nor without news.
+func (f *Fleet) Elsewhere(dest string) (up, known bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err != nil || time.Since(f.at) > f.o.DeadAfter {
+		return false, false
+	}
+	for _, m := range f.last {
+		if m.Name == f.o.Self {
+			return false, false
+		}
+		if m.Alive {
+			up, known = m.Up[dest]
+			return up, known
+		}
+	}
+	return false, false
+}

@@ -1,0 +1,274 @@
+package fleet
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/internal/lister/listertest"
+	"github.com/understudy-mx/understudy/metrics"
+	"github.com/understudy-mx/understudy/queue"
+	"github.com/understudy-mx/understudy/queue/postgres"
+)
+
+func route(string) string { return "primary" }
+
+// member is a secondary in this process, with a way to the database of its own.
+type member struct {
+	*Fleet
+	queue   *queue.Queue
+	way     *way
+	metrics *metrics.Metrics
+	says    Says
+	stop    context.CancelFunc
+	ran     chan error
+}
+
+// way carries connections to the database until it is cut.
+type way struct {
+	net.Listener
+	mu    sync.Mutex // guards the rest
+	down  bool
+	conns []net.Conn
+}
+
+func newWay(t *testing.T, to string) *way {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &way{Listener: l}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			s, err := net.Dial("tcp", to)
+			w.mu.Lock()
+			if err != nil || w.down {
+				c.Close()
+			} else {
+				w.conns = append(w.conns, c, s)
+				go func() { io.Copy(s, c); s.Close() }()
+				go func() { io.Copy(c, s); c.Close() }()
+			}
+			w.mu.Unlock()
+		}
+	}()
+	t.Cleanup(func() { l.Close(); w.cut(true) })
+	return w
+}
+
+func (w *way) cut(down bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.down = down; down {
+		for _, c := range w.conns {
+			c.Close()
+		}
+		w.conns = nil
+	}
+}
+
+// join makes a member. The fleet runs, the queue relays nothing.
+func join(t *testing.T, node *listertest.Node, name string, says Says) *member {
+	t.Helper()
+	m := &member{way: newWay(t, node.Address()), metrics: metrics.New(prometheus.NewRegistry()), says: says, ran: make(chan error, 1)}
+	c, err := postgres.ParseDSN("postgres://understudy@" + m.way.Addr().String() + "/understudy?sslmode=disable")
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := postgres.Opener{Config: c, Password: func() (string, error) { return listertest.Password, nil }, Member: name, OneMachine: true, Lease: 2 * time.Second}
+	spool := func(of string) postgres.Opener {
+		o := own
+		o.Spool = of
+		return o
+	}
+	log := slog.New(slog.NewTextHandler(t.Output(), nil)).With("member", name)
+	m.Fleet, err = New(Options{Spool: spool, Self: name, Route: route, Says: func() Says { return m.says }, Changed: func() {},
+		AdoptAfter: 3 * time.Second, Beat: 200 * time.Millisecond, DeadAfter: time.Second, Log: log, Metrics: m.metrics})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Beat(t.Context())
+	o := spool(name)
+	o.Patience = 20 * time.Second
+	if m.queue, err = queue.Open(queue.Options{Store: o, Route: route, Metrics: m.metrics}); err != nil {
+		t.Fatal(err)
+	}
+	var ctx context.Context
+	ctx, m.stop = context.WithCancel(context.Background())
+	go func() { m.ran <- m.Run(ctx, m.queue) }()
+	t.Cleanup(func() { m.leave(t) })
+	return m
+}
+
+// leave stops a member, once.
+func (m *member) leave(t *testing.T) {
+	if m.stop == nil {
+		return
+	}
+	m.stop()
+	m.stop = nil
+	if err := <-m.ran; err != nil {
+		t.Error(err)
+	}
+	m.queue.Close()
+}
+
+func (m *member) accept(t *testing.T, n, size int) (ids []string) {
+	t.Helper()
+	for i := range n {
+		env := &envelope.Envelope{From: envelope.ReversePath{Mailbox: envelope.Mailbox{Local: "s", Domain: "example.org"}},
+			To: []envelope.Recipient{{Path: envelope.ForwardPath{Mailbox: envelope.Mailbox{Local: "r", Domain: "example.com"}}}}}
+		env.Client.Addr = netip.MustParseAddr("192.0.2.1")
+		d, err := m.queue.Begin(env)
+		if err == nil {
+			fmt.Fprintf(d, "Subject: %d\r\n\r\n%s\r\n", i, strings.Repeat("x", size))
+			err = d.Commit(t.Context())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, d.ID())
+	}
+	return ids
+}
+
+// has names what is in line.
+func (m *member) has(t *testing.T) map[string]bool {
+	t.Helper()
+	all := map[string]bool{}
+	if err := m.queue.Walk(t.Context(), func(i queue.Info) error { all[i.ID] = !i.Coming; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// await waits until ok.
+func await(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.NewTimer(30 * time.Second)
+	defer deadline.Stop()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-deadline.C:
+			t.Fatalf("not in time: %s", what)
+		case <-tick.C:
+		}
+	}
+}
+
+// TestAdoption: a member is cut off. Of two others each takes all of its mail or none,
+// and it can change nothing any more until it is back; then it takes mail again.
+func TestAdoption(t *testing.T) {
+	node := listertest.Primary(t)
+	lost, b, c := join(t, node, "mx2", Says{}), join(t, node, "mx3", Says{}), join(t, node, "mx4", Says{})
+	ids := append(lost.accept(t, 300, 100), lost.accept(t, 3, 200_000)...)
+	if err := lost.queue.Hold(ids[7]); err != nil {
+		t.Fatal(err)
+	}
+	lost.way.cut(true)
+	await(t, "adoption", func() bool {
+		return testutil.ToFloat64(b.metrics.FleetAdopted)+testutil.ToFloat64(c.metrics.FleetAdopted) == float64(len(ids))
+	})
+	inB, inC := b.has(t), c.has(t)
+	for _, id := range ids {
+		if inB[id] == inC[id] {
+			t.Errorf("%s: in line at mx3 %v, at mx4 %v", id, inB[id], inC[id])
+		}
+	}
+	if len(inB)+len(inC) != len(ids) {
+		t.Errorf("%d and %d messages of %d", len(inB), len(inC), len(ids))
+	}
+	for _, m := range []*member{b, c} {
+		if i, err := m.queue.Get(ids[7]); err == nil && i.Recipients[0].Reason != "operator" {
+			t.Errorf("held no more: %+v", i)
+		}
+	}
+	lost.way.cut(false)
+	await(t, "the lost one is back", func() bool { return lost.queue.Healthy() == nil })
+	if left := lost.has(t); len(left) != 0 {
+		t.Errorf("it still has %v", left)
+	}
+	lost.accept(t, 1, 10)
+}
+
+// TestBackInTime: a member that is heard of while its mail is moved gets the rest.
+func TestBackInTime(t *testing.T) {
+	node := listertest.Primary(t)
+	lost, b := join(t, node, "mx2", Says{}), join(t, node, "mx3", Says{})
+	ids := lost.accept(t, 600, 60_000)
+	lost.way.cut(true)
+	await(t, "adoption begins", func() bool { return testutil.ToFloat64(b.metrics.FleetAdopted) > 0 })
+	lost.way.cut(false)
+	await(t, "the lost one is back", func() bool { return lost.queue.Healthy() == nil && b.View().Adopts == "" })
+	inB, here := b.has(t), lost.has(t)
+	await(t, "no message is between the two", func() bool { inB = b.has(t); return len(b.queue.Origins()) == 0 })
+	for _, id := range ids {
+		if inB[id] == here[id] {
+			t.Errorf("%s: in line at mx2 %v, at mx3 %v", id, here[id], inB[id])
+		}
+	}
+	if len(inB) == 0 || len(here) == 0 {
+		t.Errorf("%d are at mx3, %d at mx2", len(inB), len(here))
+	}
+}
+
+// TestShare: the parts of a limit add up to it, whoever lives, and stay while the
+// database is away.
+func TestShare(t *testing.T) {
+	node := listertest.Primary(t)
+	all := []*member{join(t, node, "mx2", Says{Up: map[string]bool{"primary": true}}), join(t, node, "mx3", Says{}), join(t, node, "mx4", Says{Version: 7})}
+	await(t, "all are heard of", func() bool {
+		for _, m := range all {
+			if testutil.ToFloat64(m.metrics.FleetMembers) != 3 {
+				return false
+			}
+		}
+		return true
+	})
+	for _, limit := range []int{1, 2, 3, 10, 100} {
+		sum := func() (n int) {
+			for _, m := range all {
+				n += m.Share(limit)
+			}
+			return n
+		}
+		await(t, fmt.Sprintf("shares of %d", limit), func() bool { return sum() == limit }) // two may be a beat apart at a minute's turn
+	}
+	if up, known := all[0].Elsewhere("primary"); known {
+		t.Errorf("the first doesn't probe: %v", up)
+	}
+	if up, known := all[1].Elsewhere("primary"); !known || !up {
+		t.Errorf("the second isn't told: %v, %v", up, known)
+	}
+	await(t, "the policy differs at two", func() bool {
+		return testutil.ToFloat64(all[0].metrics.FleetDiffers) == 1 && testutil.ToFloat64(all[1].metrics.FleetDiffers) == 1
+	})
+	if n := testutil.ToFloat64(all[2].metrics.FleetDiffers); n != 0 {
+		t.Error("the newest policy differs")
+	}
+	all[0].way.cut(true)
+	await(t, "the first hears of nobody", func() bool { return testutil.ToFloat64(all[0].metrics.FleetUnheard) == 1 })
+	if n := all[0].Share(300); n != 100 {
+		t.Errorf("its share is %d", n)
+	}
+	if v := all[0].View(); v.Error == "" || len(v.Members) != 3 {
+		t.Errorf("%+v", v)
+	}
+}
