@@ -120,6 +120,7 @@ func TestContentFails(t *testing.T) {
 		{"fails at the end", 4, body(io.MultiReader(strings.NewReader("12\r\n"), iotest.ErrReader(broken))), broken, false},
 		{"fails after much", 1 << 20, body(io.MultiReader(strings.NewReader(strings.Repeat("a\r\n", 100000)), iotest.ErrReader(broken))), broken, false},
 		{"too short", 8, body(strings.NewReader("12\r\n")), errContentSize, false},
+		{"an octet too short", 5, body(strings.NewReader("12\r\n")), errContentSize, false},
 		{"too long", 3, body(strings.NewReader("12\r\n")), errContentSize, false},
 		{"much too long", 3, body(strings.NewReader(strings.Repeat("a\r\n", 100000))), errContentSize, false},
 	} {
