@@ -31,6 +31,7 @@ type Directory interface {
 	Ask(s lister.Search, limit int) ([]lister.Entry, error)
 	Schema() (schema lister.Schema, contexts []string, err error)
 	State(base string) (string, error)
+	Changes(s lister.Search, state string, changed func(lister.UUID, lister.Entry) error) (gone func(lister.UUID) bool, err error)
 }
 
 // Database is a table that a database answers for.

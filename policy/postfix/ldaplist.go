@@ -1,13 +1,11 @@
 package postfix
 
 import (
-	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/go-ldap/ldap/v3"
 
@@ -65,51 +63,13 @@ func markOf(dn string) mark {
 // found are the entries by the arms that find them, nil when there is one.
 type found map[mark]uint64
 
-// listLDAP lists a table, unless its directory says that nothing has changed.
-func (d *Database) listLDAP(ctx context.Context, l Lister, hints []string) (t *Table, err error) {
-	before := d.memo.of(d.Table)
-	err = l.Directory(ctx, d, func(dir Directory) error {
-		var now map[string]string
-		if d.memo != nil {
-			if now, err = d.Search.state(dir); err != nil {
-				return err
-			}
-		}
-		if t = before.same(d, now); t != nil && time.Since(before.full) < askAgain {
-			return nil
-		}
-		t = &Table{Type: d.Type, Kind: Indexed, Entries: map[string]string{}}
-		if err := d.Search.list(dir, t, hints); err != nil {
-			return err
-		}
-		d.memo.keep(d.Table, &remembered{db: d, stamps: now, table: t, full: time.Now()})
-		return nil
-	})
-	return t, err
-}
-
-// state are the directory's marks of the table's part of it: of all of it where
-// results or aliases lead elsewhere.
-func (se *Search) state(dir Directory) (map[string]string, error) {
-	base := se.listBase
-	if len(se.result.special) > 0 || !slices.Contains([]string{"", "0"}, se.db.Settings["dereference"]) {
-		base = ""
-	}
-	state, err := dir.State(base)
-	if state == "" {
-		return nil, err
-	}
-	return map[string]string{base: state}, err
-}
-
 // list enumerates the table: exactly, where the directory's schema lets us tell
 // what an entry answers to, else by candidates. What was listed is then checked.
-func (se *Search) list(dir Directory, t *Table, hints []string) error {
-	x := newExpansion(dir, se)
+func (se *Search) list(x *expansion, t *Table, hints []string) error {
 	var inexact errInexact
 	err := se.inexact
 	if err == nil {
-		if err = se.listExactly(dir, x); err != nil && !errors.As(err, &inexact) {
+		if err = se.listExactly(x.dir, x); err != nil && !errors.As(err, &inexact) {
 			return err
 		}
 	}
@@ -119,6 +79,7 @@ func (se *Search) list(dir Directory, t *Table, hints []string) error {
 		t.Unsure = " " // a directory squeezes space, and leaves it away at the ends
 		err = x.finish(t)
 	} else {
+		x.behind = nil
 		err = x.candidates(err, t, hints)
 	}
 	if err != nil {
@@ -137,7 +98,7 @@ func (se *Search) listExactly(dir Directory, x *expansion) error {
 		scope = "sub"
 	}
 	for _, base := range se.bases(contexts) {
-		if err := se.listBelow(dir, lister.Search{Base: base, Scope: scope, Attributes: se.attributes()}, x); err != nil {
+		if err := se.listBelow(dir, lister.Search{Base: base, Scope: scope, Attributes: append(se.attributes(), x.more...)}, x); err != nil {
 			return err
 		}
 	}
@@ -171,22 +132,16 @@ func (se *Search) attributes() (all []string) {
 // for names first, so that the entries come once and in the order in which
 // Postfix sees them.
 func (se *Search) listBelow(dir Directory, search lister.Search, x *expansion) error {
-	finds := map[string]uint64{}
-	for _, a := range se.arms {
-		finds[a.find] = a.bit
-	}
+	finds, all := se.finds()
 	var by found
-	all := ""
 	for _, find := range sortedKeys(finds) {
-		filter := "(&" + find + ")"
-		all += filter
 		if len(finds) == 1 {
 			break
 		}
 		if by == nil {
 			by = found{}
 		}
-		names := search
+		filter, names := "(&"+find+")", search
 		names.Filter, names.Attributes = filter, []string{"1.1"}
 		if err := dir.Search(names, func(e lister.Entry) error {
 			by[markOf(e.DN)] |= finds[find]
@@ -195,7 +150,7 @@ func (se *Search) listBelow(dir Directory, search lister.Search, x *expansion) e
 			return err
 		}
 	}
-	search.Filter = "(|" + all + ")"
+	search.Filter = all
 	return dir.Search(search, func(e lister.Entry) error {
 		bits := ^uint64(0)
 		if by != nil {
@@ -205,31 +160,25 @@ func (se *Search) listBelow(dir Directory, search lister.Search, x *expansion) e
 	})
 }
 
+// finds are what the arms ask for, with their bits, and a filter for all of it.
+func (se *Search) finds() (bits map[string]uint64, filter string) {
+	bits = map[string]uint64{}
+	for _, a := range se.arms {
+		bits[a.find] = a.bit
+	}
+	for _, find := range sortedKeys(bits) {
+		filter += "(&" + find + ")"
+	}
+	return bits, "(|" + filter + ")"
+}
+
 // entry notes what an entry answers to.
 func (se *Search) entry(e lister.Entry, bits uint64, x *expansion) error {
-	rdns, err := se.rdns(e.DN)
+	keys, err := se.answers(e, bits)
 	if err != nil {
 		return err
 	}
-	keys := map[asked]certainty{}
-	for _, a := range se.arms {
-		if a.bit&bits == 0 {
-			continue
-		}
-		if a.always && slices.ContainsFunc(se.result.all(), func(name string) bool { return len(e.Values(name)) > 0 }) {
-			return errInexact("query_filter finds entries whatever the key is")
-		}
-		for _, it := range slices.Concat(a.must, a.not) {
-			if len(it.values(e)) == 0 {
-				return errInexact("the directory doesn't tell this user " + it.attr + " of every entry")
-			}
-		}
-		for _, key := range se.keys(a, e, rdns) {
-			if l, ok := se.admits(key); ok {
-				keys[key] = max(keys[key], se.holds(a, l, e, rdns))
-			}
-		}
-	}
+	x.note(e, keys)
 	for key, holds := range keys {
 		if !key.wide && keys[asked{key.key, true}] == surely {
 			continue // it is in already
@@ -244,6 +193,35 @@ func (se *Search) entry(e lister.Entry, bits uint64, x *expansion) error {
 		}
 	}
 	return nil
+}
+
+// answers are the keys that an entry may answer to, as one that these finds
+// found.
+func (se *Search) answers(e lister.Entry, bits uint64) (map[asked]certainty, error) {
+	rdns, err := se.rdns(e.DN)
+	if err != nil {
+		return nil, err
+	}
+	keys := map[asked]certainty{}
+	for _, a := range se.arms {
+		if a.bit&bits == 0 {
+			continue
+		}
+		if a.always && slices.ContainsFunc(se.result.all(), func(name string) bool { return len(e.Values(name)) > 0 }) {
+			return nil, errInexact("query_filter finds entries whatever the key is")
+		}
+		for _, it := range slices.Concat(a.must, a.not) {
+			if len(it.values(e)) == 0 {
+				return nil, errInexact("the directory doesn't tell this user " + it.attr + " of every entry")
+			}
+		}
+		for _, key := range se.keys(a, e, rdns) {
+			if l, ok := se.admits(key); ok {
+				keys[key] = max(keys[key], se.holds(a, l, e, rdns))
+			}
+		}
+	}
+	return keys, nil
 }
 
 // rdns are the values of an entry's name from the right, beyond listBase.

@@ -59,6 +59,9 @@ type expansion struct {
 	answers map[string]*answer
 	doubts  map[asked]bool      // keys that the directory itself is to be asked for
 	memo    map[string]referred // entries that others lead to
+
+	behind map[lister.UUID][]asked // which entries answers come from, nil: it isn't noted
+	more   []string                // attributes for that
 }
 
 // referred is what a name or URL leads to.
@@ -357,7 +360,7 @@ func (x *expansion) finish(t *Table) error {
 func (x *expansion) candidates(why error, t *Table, hints []string) error {
 	se := x.se
 	x.answers = map[string]*answer{}
-	bases, c, err := x.behind()
+	bases, c, err := x.entriesBelow()
 	if err != nil {
 		return err
 	}
@@ -385,8 +388,8 @@ func (x *expansion) candidates(why error, t *Table, hints []string) error {
 	return x.finish(t)
 }
 
-// behind collects candidates from all entries that the table is made of.
-func (x *expansion) behind() (bases []string, c *candidates, err error) {
+// entriesBelow collects candidates from all entries that the table is made of.
+func (x *expansion) entriesBelow() (bases []string, c *candidates, err error) {
 	bases = []string{x.se.listBase}
 	if x.se.listBase == "" {
 		if _, bases, err = x.dir.Schema(); err != nil {

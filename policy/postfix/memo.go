@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/understudy-mx/understudy/internal/lister"
 	"github.com/understudy-mx/understudy/policy/postfix/sqlast"
 )
 
@@ -43,6 +44,7 @@ type remembered struct {
 	asked  map[string]bool                // the keys that were asked for, nil: none
 	full   time.Time                      // when all of them were
 	rows   map[string]map[uint64][]string // of those tables: what each row equates with the key, by its digest
+	behind map[lister.UUID][]asked        // of a directory: what each entry may answer to, nil: any key may be concerned
 }
 
 // maxRemembered bounds the rows whose texts are kept for one table.

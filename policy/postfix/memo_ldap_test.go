@@ -2,11 +2,13 @@ package postfix
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/go-ldap/ldap/v3"
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/understudy-mx/understudy/internal/lister/listertest"
 )
@@ -66,6 +68,7 @@ func TestMemoLDAP(t *testing.T) {
 		tells bool // that nothing has changed
 	}{
 		"provider":      {listertest.Provider, true},
+		"log":           {listertest.LoggingProvider, true},
 		"numbered once": {listertest.NumberedOnce, false},
 		"no numbers":    {unnumbered, false},
 	} {
@@ -104,8 +107,8 @@ func TestMemoLDAP(t *testing.T) {
 					t.Errorf("%s: seen at a glance: %v", step.what, seen)
 				}
 				table := listLDAP(t, cf, memo)
-				if got := table.Entries[step.key]; got != step.want {
-					t.Errorf("%s: %q, want %q", step.what, got, step.want)
+				if got := table.Entries[step.key]; got != step.want || s.tells != (table.How.Asked > 0) {
+					t.Errorf("%s: %q, want %q; %d keys asked for", step.what, got, step.want, table.How.Asked)
 				}
 				if again := listLDAP(t, cf, memo); (again == table) != s.tells {
 					t.Errorf("%s: listed once: %v", step.what, again == table)
@@ -118,6 +121,81 @@ func TestMemoLDAP(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestLDAPChanges changes a directory at random: what is brought up to date is
+// the same as what is listed anew.
+func TestLDAPChanges(t *testing.T) {
+	for name, start := range map[string]func(testing.TB, string, int) *listertest.Server{"present": listertest.Provider, "log": listertest.LoggingProvider} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := start(t, people(len(crowd{})), 1000)
+			memo, conn, rng := &Memo{}, admin(t, dir), rand.New(rand.NewPCG(10, 2))
+			cf := strings.Replace(mailCF(dir), "(|(mail=%s)(mailAlias=%s))", "(|(&(mail=%s)(!(title=off)))(&(objectClass=mailBox)(mailAlias=%s)))", 1)
+			listLDAP(t, cf, memo)
+			crowd, asked := crowd{}, 0
+			for n := range crowd {
+				crowd[n] = true
+			}
+			for step := range 20 {
+				for range 1 + rng.IntN(3) {
+					if err := crowd.change(rng, conn); err != nil {
+						t.Fatal(err)
+					}
+				}
+				table, anew := listLDAP(t, cf, memo), listLDAP(t, cf, nil)
+				if diff := cmp.Diff(anew.Entries, table.Entries); diff != "" {
+					t.Fatalf("step %d (-anew +kept):\n%s", step, diff)
+				}
+				asked += table.How.Asked
+			}
+			if asked == 0 || asked > 20*20 {
+				t.Errorf("%d keys asked for", asked)
+			}
+		})
+	}
+}
+
+// crowd says which entries are there.
+type crowd [40]bool
+
+// change changes one entry. It doesn't fail: while a write that failed is on its
+// way out, contextCSN stays behind the next one.
+func (c *crowd) change(rng *rand.Rand, conn *ldap.Conn) error {
+	n := rng.IntN(len(c))
+	dn := fmt.Sprintf("uid=u%d,ou=mail,dc=example,dc=org", n)
+	address := fmt.Sprintf("%c%d@d%d.example", "ua"[rng.IntN(2)], rng.IntN(len(c)), rng.IntN(3))
+	attr := []string{"mail", "mailAlias"}[rng.IntN(2)]
+	if !c[n] {
+		c[n] = true
+		add := ldap.NewAddRequest(dn, nil)
+		for _, a := range [][2]string{{"objectClass", "mailBox"}, {"cn", "x"}, {"sn", "x"}, {attr, address}} {
+			add.Attribute(a[0], []string{a[1]})
+		}
+		add.Attributes[0].Vals = append(add.Attributes[0].Vals, "inetOrgPerson")
+		return conn.Add(add)
+	}
+	modify := ldap.NewModifyRequest(dn, nil)
+	switch rng.IntN(6) {
+	case 0:
+		modify.Replace(attr, []string{address})
+	case 1:
+		modify.Replace(attr, []string{strings.ToUpper(address), "x" + address})
+	case 2:
+		modify.Replace("mailAlias", nil)
+	case 3:
+		modify.Replace("title", [][]string{{"off"}, {"on"}, nil}[rng.IntN(3)])
+	case 4:
+		c[n] = false
+		return conn.Del(ldap.NewDelRequest(dn, nil))
+	default:
+		if to := rng.IntN(len(c)); !c[to] {
+			c[n], c[to] = false, true
+			return conn.ModifyDN(ldap.NewModifyDNRequest(dn, fmt.Sprintf("uid=u%d", to), true, ""))
+		}
+		modify.Replace("sn", []string{address})
+	}
+	return conn.Modify(modify)
 }
 
 func unnumbered(t testing.TB, ldif string, limit int) *listertest.Server {

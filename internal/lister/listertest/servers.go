@@ -105,7 +105,13 @@ func OpenLDAP(t testing.TB, ldif string, limit int, schema ...string) *Server {
 // Provider starts an OpenLDAP that numbers its changes for replicas.
 func Provider(t testing.TB, ldif string, limit int) *Server {
 	t.Helper()
-	return openLDAP(t, ldif, limit, nil, "syncprov", nil)
+	return openLDAP(t, ldif, limit, nil, "overlay syncprov", nil)
+}
+
+// LoggingProvider starts one that remembers what was deleted, too.
+func LoggingProvider(t testing.TB, ldif string, limit int) *Server {
+	t.Helper()
+	return openLDAP(t, ldif, limit, nil, "index entryUUID eq\noverlay syncprov\nsyncprov-sessionlog 1000", nil)
 }
 
 // NumberedOnce starts an OpenLDAP with the number of its last change, which it
@@ -119,7 +125,7 @@ func openLDAP(t testing.TB, ldif string, limit int, slapadd []string, overlay st
 	t.Helper()
 	module := ""
 	if overlay != "" {
-		module, overlay = "moduleload "+overlay, "overlay "+overlay
+		module = "moduleload syncprov"
 	}
 	if len(schema) == 0 {
 		schema = []string{MailSchema}
