@@ -28,7 +28,7 @@ func TestFilterAccounts(t *testing.T) {
 			t.Errorf("no macro %q:\n%s", macros, heard)
 		}
 	}
-	if st := s.Filters[0].Status(); st.Asked != 2 || st.Refused != 1 {
+	if st := s.Filters[0].Status(s.Policy()); st.Asked != 2 || st.Refused != 1 {
 		t.Errorf("%+v", st)
 	}
 	if n := verdicts(s, "connect", "permit", "milter"); n != 0 {
