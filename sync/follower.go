@@ -23,6 +23,7 @@ type FollowerOptions struct {
 	MaxOctets  int64             // bound on a snapshot, uncompressed; default 1 GiB
 	Report     func() Health     // our state for the primary's operator; nil: only the policy's
 	Lists      func() []ListView // how we see the policy's DNS lists; nil: the primary's view isn't asked for, either
+	Learnt     Learnt            // what greylisting learns; nil: nothing is told
 	Log        *slog.Logger      // default: none
 	Metrics    *metrics.Metrics  // must be given
 	OnChange   func()            // called when Current has changed; must neither block nor call the Follower; may be nil

@@ -63,6 +63,7 @@ func (f *Follower) pollOnce(ctx context.Context) error {
 	told := f.report(ctx, err)
 	if told == nil {
 		f.exchangeLists(ctx)
+		f.tellPassed(ctx)
 	}
 	if err == nil {
 		err = told

@@ -30,10 +30,11 @@ const headLife = 10 * time.Minute
 
 // PublisherOptions configure a Publisher. Dir and Metrics must be given.
 type PublisherOptions struct {
-	Dir     string            // of keys, peers and the version's number
-	Address string            // host:port at which followers reach us; it goes into invitations
-	Lists   func() []ListView // how we see the policy's DNS lists; nil: not known
-	Hashed  bool              // followers get digests in place of recipients
+	Dir     string                               // of keys, peers and the version's number
+	Address string                               // host:port at which followers reach us; it goes into invitations
+	Lists   func() []ListView                    // how we see the policy's DNS lists; nil: not known
+	Hashed  bool                                 // followers get digests in place of recipients
+	Passed  func(follower string, list []Passed) // takes whom a follower's greylisting has let in; may be nil
 	Log     *slog.Logger
 	Metrics *metrics.Metrics
 

@@ -110,6 +110,7 @@ func (p *Publisher) handler() http.Handler {
 	mux.HandleFunc("GET /v1/chunks/{name}", p.count("chunk", p.paired(p.serveChunk)))
 	mux.HandleFunc("POST /v1/report", p.count("report", p.paired(p.serveReport)))
 	mux.HandleFunc("POST /v1/lists", p.count("lists", p.paired(p.serveLists)))
+	mux.HandleFunc("POST /v1/passed", p.count("passed", p.paired(p.servePassed)))
 	mux.HandleFunc("POST /v1/key", p.count("key", p.paired(p.serveKey)))
 	return mux
 }

@@ -2,6 +2,7 @@
 package systemd
 
 import (
+	"cmp"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,8 +29,12 @@ func TestExposure(t *testing.T) {
 // pages, which need not be installed here, are taken out first.
 func TestVerify(t *testing.T) {
 	dir := t.TempDir()
-	for _, name := range []string{"understudy.service", "understudy.socket", "understudy-publish.service"} {
-		b, err := os.ReadFile(name)
+	dropIn := filepath.Join("understudy-publish.service.d", "postgrey.conf")
+	if err := os.Mkdir(filepath.Join(dir, filepath.Dir(dropIn)), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, file := range map[string]string{"understudy.service": "", "understudy.socket": "", "understudy-publish.service": "", dropIn: "postgrey.conf"} {
+		b, err := os.ReadFile(cmp.Or(file, name))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -257,7 +257,7 @@ func syncDir(cfg *config.Config) string { return filepath.Join(cfg.StateDir, "sy
 func (d *daemon) follow() (*inforce.Primary, error) {
 	return inforce.Follow(policysync.FollowerOptions{
 		Dir: syncDir(d.cfg), Domains: d.cfg.Sync.Domains, StaleAfter: d.cfg.Sync.StaleAfter, MaxOctets: int64(d.cfg.Sync.MaxSize),
-		Report: d.health, Lists: d.lists.Report, Log: d.log, Metrics: d.metrics,
+		Report: d.health, Lists: d.lists.Report, Learnt: learnt{d.greylist}, Log: d.log, Metrics: d.metrics,
 	})
 }
 

@@ -20,11 +20,26 @@ type greylistCmd struct {
 }
 
 func (greylistCmd) Help() string {
-	return `Where the primary's postgrey is part of the policy, a secondary greylists by itself. It knows whom the primary knew; what it has seen itself these commands show. A client is one that has passed: with as many messages as --auto-whitelist-clients says (5) it is let in whatever it sends. A triplet is a client's network, a sender and a recipient. With --privacy both are hashes.`
+	return `Where the primary's postgrey is part of the policy, a secondary greylists by itself. It knows whom the primary knew; what it has seen itself these commands show. A client is one that has passed: with as many messages as --auto-whitelist-clients says (5) it is let in whatever it sends. A triplet is a client's network, a sender and a recipient. With --privacy both are hashes.
+
+On the primary, with the publisher's configuration, they show whom its secondaries have let in: each tells that while both are up. What passed before a secondary's last start, and more than 10,000 entries at once, "understudy greylist export" there has.
+
+Examples:
+
+    understudy greylist list --passed
+    understudy greylist export triplets -c ` + publishConfig
 }
 
-// walk calls fn for each entry, oldest key first.
+// greylist calls fn for each entry of a secondary, or on the primary for each that
+// its secondaries have told.
 func (f daemonFlag) greylist(ctx context.Context, fn func(greylist.Entry) error) error {
+	cfg, err := loadConfig(f.Conf)
+	if err != nil {
+		return err
+	}
+	if cfg.IsPublisher {
+		return publishFlag{f.Conf}.ask(func(p operator.Publisher) error { return p.Greylist(ctx, fn) })
+	}
 	return f.ask(func(d operator.Daemon) error { return d.Greylist(ctx, fn) })
 }
 
@@ -93,19 +108,19 @@ type greylistExportCmd struct {
 }
 
 func (greylistExportCmd) Help() string {
-	return `After an outage the primary's postgrey can learn who has passed here. Entries that it has stay as they are; db5.3_load names them and exits 1.
+	return `After an outage the primary's postgrey can learn whom its secondaries have let in. Entries that it has stay as they are; db5.3_load names them and exits 1. On the primary:
 
-    understudy greylist export triplets > triplets
-    understudy greylist export clients > clients
-
-and on the primary:
+    understudy greylist export triplets -c ` + publishConfig + ` > /tmp/triplets
+    understudy greylist export clients -c ` + publishConfig + ` > /tmp/clients
 
     systemctl stop postgrey
     cd /var/lib/postgrey
     db5.3_recover
-    db5.3_load -n postgrey.db < triplets
-    db5.3_load -n postgrey_clients.db < clients
-    systemctl start postgrey`
+    db5.3_load -n postgrey.db < /tmp/triplets
+    db5.3_load -n postgrey_clients.db < /tmp/clients
+    systemctl start postgrey
+
+Without -c, on a secondary, it prints what that one has let in.`
 }
 
 func (c *greylistExportCmd) Run(ctx context.Context, out io.Writer) error {

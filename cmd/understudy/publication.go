@@ -22,6 +22,7 @@ import (
 	"github.com/understudy-mx/understudy/internal/service"
 	"github.com/understudy-mx/understudy/metrics"
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/greylist"
 	policysync "github.com/understudy-mx/understudy/sync"
 )
 
@@ -37,6 +38,7 @@ type publication struct {
 	resolver  policy.Resolver   // likewise
 	offer     *policysync.Publisher
 	lists     *dnslist.Watch
+	learned   *greylist.Learned
 	lock      *os.File
 	door      net.Listener
 	control   net.Listener
@@ -63,7 +65,7 @@ func newPublication(cfg *config.Config, log *slog.Logger) (_ *publication, err e
 	}
 	if p.offer, err = policysync.OpenPublisher(policysync.PublisherOptions{
 		Dir: dir, Address: cfg.Publish.Address, Hashed: cfg.Publish.Hashed, Log: log, Metrics: m,
-		Lists: func() []policysync.ListView { return p.lists.Report() },
+		Lists: func() []policysync.ListView { return p.lists.Report() }, Passed: p.learn(dir, log),
 	}); err != nil {
 		return nil, stateError(cfg.StateDir, err)
 	}
@@ -151,7 +153,7 @@ func (p *publication) run(ctx context.Context) error {
 		f.Front("parity meter", func(ctx context.Context) error { return p.meter.Run(ctx, p.publisher.Current, p.resolver) })
 	}
 	f.Front("control socket", func(ctx context.Context) error {
-		return control.Serve(ctx, p.control, operator.WithPush(operator.ServePublisher(p.offer, p.lists, shadow), p.push.lists()))
+		return control.Serve(ctx, p.control, operator.WithPush(operator.ServePublisher(p.offer, p.lists, p.learned, shadow), p.push.lists()))
 	})
 	p.push.join(f)
 	f.Web(p.web, metrics.Handler(p.registry, p.publisher.Ready))

@@ -109,7 +109,7 @@ func TestPublisherRefusals(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(p.Close)
-	h := ServePublisher(p, nil, nil)
+	h := ServePublisher(p, nil, nil, nil)
 	for _, tt := range []struct {
 		method, target string
 		code           int

@@ -11,6 +11,7 @@ import (
 	"github.com/understudy-mx/understudy/internal/control"
 	"github.com/understudy-mx/understudy/internal/dnslist"
 	"github.com/understudy-mx/understudy/internal/meter"
+	"github.com/understudy-mx/understudy/policy/greylist"
 	policysync "github.com/understudy-mx/understudy/sync"
 )
 
@@ -27,8 +28,9 @@ type Shadow struct {
 }
 
 // ServePublisher is what a publisher answers. shadow is nil where it reads no log.
-func ServePublisher(p *policysync.Publisher, lists *dnslist.Watch, shadow func(all bool) Shadow) http.Handler {
+func ServePublisher(p *policysync.Publisher, lists *dnslist.Watch, learned *greylist.Learned, shadow func(all bool) Shadow) http.Handler {
 	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/greylist", func(w http.ResponseWriter, _ *http.Request) { serveList(w, learned.Walk) })
 	mux.HandleFunc("GET /v1/parity/shadow", func(w http.ResponseWriter, r *http.Request) {
 		if shadow == nil {
 			answer(w, nil, errors.New(`the primary's log isn't read; add log = "auto" under [publish] and restart understudy publish`))

@@ -68,7 +68,8 @@ type Store struct {
 	closed  bool
 	entries int
 	octets  int64
-	rules   map[string]rules // of services, as they were asked last
+	rules   map[string]rules  // of services, as they were asked last
+	fresh   map[string]record // what Learnt returns, by key
 
 	tidied, tidiedKeys int64 // when: postgrey's last_maint and last_maint_keys
 }
@@ -301,9 +302,15 @@ func (s *Store) try(t *policy.GreyTry, now int64, passed bool) (wait int64, resu
 		client.first++
 		client.last = now
 		s.put(clientKey, client, newClient)
+		if !passed {
+			s.freshen(clientKey, client)
+		}
 	}
 	if known {
 		return wait, "known"
+	}
+	if !passed { // else the primary knows
+		s.freshen(key, record{r.first, now})
 	}
 	return wait, "passed"
 }

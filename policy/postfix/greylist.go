@@ -40,8 +40,8 @@ const (
 // whyGreyUnread is why a postgrey isn't followed that could be.
 const whyGreyUnread = "who passed there can't be read"
 
-const greyRemedy = "let the publisher read its database: systemctl edit understudy-publish, [Service], AmbientCapabilities=CAP_DAC_READ_SEARCH, " +
-	"CapabilityBoundingSet=CAP_DAC_READ_SEARCH, PrivateUsers=no; or name a command that prints it: postfix_list = [\"postgrey:DIR=COMMAND\"]"
+const greyRemedy = "let the publisher read its database: install -D -m 644 /usr/share/understudy/postgrey.conf /etc/systemd/system/understudy-publish.service.d/postgrey.conf, " +
+	"systemctl daemon-reload, systemctl restart understudy-publish; or name a command that prints it: postfix_list = [\"postgrey:DIR=COMMAND\"]"
 
 // greyScript prints both databases as db_dump(1) does.
 const greyScript = `use strict; use BerkeleyDB;
