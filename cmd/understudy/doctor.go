@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/doctor"
+	"github.com/understudy-mx/understudy/internal/host"
 	"github.com/understudy-mx/understudy/internal/operator"
 	"github.com/understudy-mx/understudy/internal/publisher"
 	"github.com/understudy-mx/understudy/internal/resolver"
@@ -92,6 +94,7 @@ func (c *doctorCmd) onSecondary(ctx context.Context, cfg *config.Config, e docto
 	}
 	e.Hostname, e.Doors = cfg.Hostname, cfg.SMTP.Listen
 	for _, p := range append([]config.Primary{cfg.Primary}, routed(cfg)...) {
+		e.Behind = append(e.Behind, p.Behind...)
 		e.Primaries = append(e.Primaries, doctor.Primary{Address: p.Address, TLS: p.TLS, TLSName: p.TLSName, XClient: p.ByXClient(), Proxy: p.ByProxy()})
 	}
 	daemon := daemonOf(cfg)
@@ -178,7 +181,7 @@ func (c *doctorCmd) onPrimary(ctx context.Context, cfg *config.Config, e doctor.
 	p := &doctor.Publisher{}
 	if cfg.Policy.Postfix != "" {
 		var err error
-		if p, err = examinePostfix(ctx, cfg.Policy.Postfix); err != nil {
+		if p, err = examinePostfix(ctx, publisher.HostOf(&cfg.Policy), cfg.Policy.Postfix); err != nil {
 			return nil, err
 		}
 	}
@@ -206,9 +209,9 @@ func (c *doctorCmd) onPrimary(ctx context.Context, cfg *config.Config, e doctor.
 }
 
 // examinePostfix reads what a doctor has to know of a Postfix.
-func examinePostfix(ctx context.Context, dir string) (*doctor.Publisher, error) {
-	p := &doctor.Publisher{Postconf: map[string]string{}}
-	text, err := command(ctx, "postconf", "-c", dir, "-x")
+func examinePostfix(ctx context.Context, h *host.Host, dir string) (*doctor.Publisher, error) {
+	p := &doctor.Publisher{Postconf: map[string]string{}, ReadFile: h.ReadFile}
+	text, err := hostCommand(ctx, h, "postconf", "-c", dir, "-x")
 	if err != nil {
 		return nil, err
 	}
@@ -216,7 +219,7 @@ func examinePostfix(ctx context.Context, dir string) (*doctor.Publisher, error) 
 		name, value, _ := strings.Cut(line, " =")
 		p.Postconf[name] = strings.TrimSpace(value)
 	}
-	services, err := command(ctx, "postconf", "-c", dir, "-M")
+	services, err := hostCommand(ctx, h, "postconf", "-c", dir, "-M")
 	if err != nil {
 		return nil, err
 	}
@@ -225,9 +228,8 @@ func examinePostfix(ctx context.Context, dir string) (*doctor.Publisher, error) 
 		p.Screened = p.Screened || len(f) > 7 && f[1] == "inet" && f[7] == "postscreen"
 	}
 	p.Lookup = func(ctx context.Context, table, key string) (string, bool, error) {
-		value, err := command(ctx, "postmap", "-c", dir, "-q", key, table)
-		var exit *exec.ExitError
-		if errors.As(err, &exit) && exit.ExitCode() == 1 && len(exit.Stderr) == 0 {
+		value, err := hostCommand(ctx, h, "postmap", "-c", dir, "-q", key, table)
+		if said := (*hostError)(nil); errors.As(err, &said) && said.status == 1 && said.text == "" {
 			return "", false, nil
 		}
 		return strings.TrimSpace(value), err == nil, err
@@ -235,7 +237,37 @@ func examinePostfix(ctx context.Context, dir string) (*doctor.Publisher, error) 
 	return p, nil
 }
 
-// command runs a program of Postfix's for what it prints.
+// hostError is a program's failure where Postfix lives.
+type hostError struct {
+	name, text string
+	status     int
+}
+
+func (e *hostError) Error() string {
+	return fmt.Sprintf("%s: exit status %d: %s", e.name, e.status, e.text)
+}
+
+// hostCommand runs a program where Postfix lives, for what it prints.
+func hostCommand(ctx context.Context, h *host.Host, argv ...string) (string, error) {
+	const most = 4 << 20
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	var out, said bytes.Buffer
+	readErr, err := h.Run(ctx, host.Program{Argv: argv, Stderr: &said}, func(r io.Reader) error {
+		_, err := io.Copy(&out, io.LimitReader(r, most))
+		return err
+	})
+	var exit *host.ExitError
+	switch {
+	case errors.As(err, &exit):
+		err = &hostError{argv[0], strings.TrimSpace(said.String()), exit.Status}
+	case err != nil:
+		err = fmt.Errorf("%s: %w", argv[0], err)
+	}
+	return out.String(), cmp.Or(err, readErr)
+}
+
+// command runs a program for what it prints.
 func command(ctx context.Context, name string, args ...string) (string, error) {
 	path, err := exec.LookPath(name)
 	if err != nil {

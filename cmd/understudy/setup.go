@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/understudy-mx/understudy/internal/config"
+	"github.com/understudy-mx/understudy/internal/host"
 	"github.com/understudy-mx/understudy/internal/operator"
 	"github.com/understudy-mx/understudy/internal/publisher"
 )
@@ -145,19 +146,19 @@ type setupPrimaryCmd struct {
 	From      string `placeholder:"IP" help:"Where it hands mail over from (default: the addresses of its name)."`
 	Address   string `placeholder:"HOST:PORT" help:"Where secondaries reach this machine (default: Postfix's myhostname, port 9626)."`
 	Postfix   string `placeholder:"DIR" help:"Postfix's configuration directory (default: the one it has)."`
+	Suite     string `placeholder:"NAME" help:"The mail suite that Postfix belongs to, or none (default: what is found here): one of ${suites}."`
 	Yes       bool   `short:"y" help:"Don't ask."`
+
+	host *host.Host // where Postfix lives
 }
 
 func (c *setupPrimaryCmd) Run(ctx context.Context, out io.Writer) error {
 	s := newSetup(out, c.Yes)
-	if c.Postfix == "" {
-		dir, err := command(ctx, "postconf", "-h", "config_directory")
-		if err != nil {
-			return fmt.Errorf("find Postfix: %w; name its directory by --postfix", err)
-		}
-		c.Postfix = strings.TrimSpace(dir)
+	keys, err := c.primary(ctx, s)
+	if err != nil {
+		return err
 	}
-	name, err := command(ctx, "postconf", "-c", c.Postfix, "-xh", "myhostname")
+	name, err := hostCommand(ctx, c.host, "postconf", "-c", c.Postfix, "-xh", "myhostname")
 	if err != nil {
 		return err
 	}
@@ -169,7 +170,7 @@ func (c *setupPrimaryCmd) Run(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := s.file(c.Conf, fmt.Sprintf("[publish]\naddress = %q   # let the secondary through the firewall\n\n[policy]\npostfix = %q\n", c.Address, c.Postfix)); err != nil {
+	if err := s.file(c.Conf, fmt.Sprintf("[publish]\naddress = %q   # let the secondary through the firewall\n\n[policy]\n%s", c.Address, keys)); err != nil {
 		return err
 	}
 	cfg, err := c.load()
@@ -225,7 +226,7 @@ func (c *setupPrimaryCmd) from(ctx context.Context) ([]netip.Addr, error) {
 
 // trust lets the secondary in, and lets it name the client.
 func (c *setupPrimaryCmd) trust(ctx context.Context, s *setup, from []netip.Addr) error {
-	p, err := examinePostfix(ctx, c.Postfix)
+	p, err := examinePostfix(ctx, c.host, c.Postfix)
 	if err != nil {
 		return err
 	}
@@ -248,6 +249,13 @@ func (c *setupPrimaryCmd) trust(ctx context.Context, s *setup, from []netip.Addr
 		return nil
 	}
 	fmt.Fprintf(s.out, "Postfix is to take mail from %s without judging it as a sender, and to be told the real one:\n\n", c.Secondary)
+	if !c.host.Local() { // what is changed in a container is gone with it
+		for _, words := range commands {
+			fmt.Fprintf(s.out, "    %s\n", words[len(words)-1])
+		}
+		fmt.Fprintf(s.out, "\nSet this where the suite keeps such settings (docs/PRIMARIES.md), and let Postfix read them.\n\n")
+		return nil
+	}
 	return s.run(ctx, append(commands, []string{"postfix", "-c", c.Postfix, "reload"})...)
 }
 

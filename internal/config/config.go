@@ -71,8 +71,9 @@ type SMTP struct {
 
 // Primary is one next hop: section [primary], and the body of each [[route]].
 type Primary struct {
-	Address        string // host:port
-	TLS            string // opportunistic, require, off
+	Behind         []string // host:port: what a primary that filters hands mail over to
+	Address        string   // host:port
+	TLS            string   // opportunistic, require, off
 	TLSName, TLSCA string
 	XClient        bool
 	Identity       string // xclient, proxy, none

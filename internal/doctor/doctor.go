@@ -67,6 +67,7 @@ type Exam struct {
 	Hosts     []string // names that the primary takes for its own: looked at where they have MX records
 	Zones     []policy.DNSList
 	Primaries []Primary
+	Behind    []string // servers that the primary, a filter, hands mail over to, host:port
 	StateDir  string
 	MinFree   int64    // octets
 	DNS       []string // the servers that are asked, ip:port
@@ -102,6 +103,7 @@ var checks = []check{
 	{"door", "The door answers, and is ours.", (*exam).door},
 	{"certificate", "The door's certificate is good for its name.", (*exam).certificate},
 	{"primary", "The primary answers, and takes mail from here as it would from the sender.", (*exam).primary},
+	{"behind", "The servers behind the primary let no stranger in.", (*exam).behind},
 	{"dns-lists", "Every DNS list lists its test address, and only that.", (*exam).lists},
 	{"clock", "The clock is kept by the time service.", (*exam).clock},
 	{"disk", "The state directory is on a disk that keeps what it synced.", (*exam).disk},

@@ -48,8 +48,20 @@ func TestFaults(t *testing.T) {
 		"an MX host's A fails": {func(l *lab) {
 			l.behave["mx1.example.org."] = demo.Behaviour{Rcode: dns.RcodeServerFailure, Type: dns.TypeA}
 		}, "mx-unknown primary-away"},
-		"another server":       {func(l *lab) { l.other("220 mx3.example.net ESMTP") }, "back-door mta-sts-mx"},
-		"another server, away": {func(l *lab) { l.other(""); l.servers[otherAddr].away = true }, "mx-silent mta-sts-mx"},
+		"another server": {func(l *lab) { l.other("220 mx3.example.net ESMTP") }, "back-door mta-sts-mx"},
+		"a back door": {func(l *lab) {
+			l.behind(map[string]string{"": "550 5.1.1 no such user", "postmaster@example.org": "250 2.1.5 Ok"})
+		}, "back-door"},
+		"a back door for anybody": {func(l *lab) { l.behind(map[string]string{"": "250 2.1.5 Ok"}) }, "back-door"},
+		"a back door, greylisted": {func(l *lab) { l.behind(map[string]string{"": "450 4.2.0 later"}) }, "back-door"},
+		"a back door of no domain": {func(l *lab) {
+			l.behind(map[string]string{"": "250 ok"})
+			l.exam.Domains, l.exam.Hosts = nil, []string{"example.org"}
+		}, "back-door-unknown"},
+		"no back door":             {func(l *lab) { l.behind(map[string]string{"": "554 5.7.1 go through the filter"}) }, ""},
+		"a back door that is shut": {func(l *lab) { l.behind(nil); l.servers[otherAddr].away = true }, ""},
+		"a back door that refuses": {func(l *lab) { l.behind(nil); l.servers[otherAddr].greeting = []string{"554 5.7.1 who are you"} }, ""},
+		"another server, away":     {func(l *lab) { l.other(""); l.servers[otherAddr].away = true }, "mx-silent mta-sts-mx"},
 		"a second domain without": {func(l *lab) {
 			l.exam.Domains = append(l.exam.Domains, "example.net")
 			l.records = append(l.records, "example.net. 60 IN MX 10 mx1.example.org.")
@@ -202,6 +214,12 @@ func TestFaults(t *testing.T) {
 }
 
 // other adds a mail server that is neither.
+// behind puts a server behind the primary, with its replies to recipients.
+func (l *lab) behind(rcpt map[string]string) {
+	l.servers[otherAddr] = &mailServer{greeting: []string{"220 real.example.org ESMTP"}, rcpt: rcpt}
+	l.exam.Behind = []string{otherAddr}
+}
+
 func (l *lab) other(greeting string) {
 	l.records = append(l.records, "example.org. 60 IN MX 30 mx3.example.net.", "mx3.example.net. 60 IN A "+otherAddr)
 	l.servers[otherAddr] = &mailServer{greeting: []string{greeting}}

@@ -211,6 +211,9 @@ func (l *lab) examine() []doctor.Finding {
 			l.exam.Primaries[i].Address = p.Address + ":" + l.exam.Port
 		}
 	}
+	for i, addr := range l.exam.Behind {
+		l.exam.Behind[i] = addr + ":" + l.exam.Port
+	}
 	if l.exam.Doors == nil {
 		l.exam.Doors = []string{ourAddr + ":" + l.exam.Port}
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,6 +25,7 @@ type Publisher struct {
 	Postconf    map[string]string // main.cf's values, expanded
 	Screened    bool              // postscreen stands at port 25
 	Lookup      func(ctx context.Context, table, key string) (value string, found bool, err error)
+	ReadFile    func(ctx context.Context, name string, max int64) ([]byte, error)
 	Secondaries []netip.Addr // where mail is handed over from
 	Peers       []Peer
 	Running     error    // why the publisher can't be asked, nil when it runs
@@ -250,14 +250,7 @@ func (p *Publisher) inList(ctx context.Context, list string, a netip.Addr, depth
 const maxList = 1 << 20
 
 func (p *Publisher) inFile(ctx context.Context, name string, a netip.Addr, depth int) (bool, error) {
-	st, err := os.Stat(name)
-	if err == nil && st.Size() > maxList {
-		err = fmt.Errorf("larger than %d octets", maxList)
-	}
-	if err != nil {
-		return false, err
-	}
-	text, err := os.ReadFile(name)
+	text, err := p.ReadFile(ctx, name, maxList)
 	if err != nil {
 		return false, err
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/understudy-mx/understudy/internal/demo"
 	"github.com/understudy-mx/understudy/internal/doctor"
+	"github.com/understudy-mx/understudy/internal/host"
 )
 
 // TestPublisher breaks a primary that is well in one way each.
@@ -78,6 +79,7 @@ func TestPublisher(t *testing.T) {
 					}
 					return strings.TrimPrefix(strings.TrimPrefix(table, "cidr:/"), "hash:/"), table != "hash:/no", nil
 				},
+				ReadFile:    (*host.Host)(nil).ReadFile,
 				Secondaries: []netip.Addr{netip.MustParseAddr("127.0.1.2")},
 				Peers:       []doctor.Peer{{Name: "mx2", Seen: now.Add(-time.Minute)}},
 			}

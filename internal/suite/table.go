@@ -35,7 +35,7 @@ var Suites = []Suite{
 	{
 		Name: "docker-mailserver", Title: "docker-mailserver",
 		From:       "docker-mailserver/docker-mailserver at c9b015ddc869: compose.yaml, target/postfix, target/scripts",
-		Containers: []Container{{"mailserver", "mailserver", "", "docker-mailserver/docker-mailserver"}, {"hub", "mailserver", "", "mailserver/docker-mailserver"}},
+		Containers: []Container{{"mailserver", "mailserver", "", "mailserver/docker-mailserver"}},
 		Postfix:    "/etc/postfix",
 		Prefix:     []string{"docker", "exec", "-i", "{mailserver}"},
 		Filters: []Filter{
