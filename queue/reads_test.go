@@ -382,3 +382,27 @@ func TestRefusalIsLogged(t *testing.T) {
 		}
 	})
 }
+
+// TestHealthyInTime: a disk that hangs isn't waited for.
+func TestHealthyInTime(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		disk := newMemDisk()
+		q := mustOpen(t, options(disk))
+		defer mustClose(t, q)
+		disk.Fault(func(op testmx.Op) error {
+			if op.Kind == testmx.OpSync {
+				time.Sleep(time.Minute)
+			}
+			return nil
+		})
+		start := time.Now()
+		if err := q.Healthy(); err == nil || time.Since(start) != 10*time.Second {
+			t.Errorf("%v after %v", err, time.Since(start))
+		}
+		disk.Fault(nil)
+		time.Sleep(2 * time.Minute)
+		if err := q.Healthy(); err != nil {
+			t.Error(err)
+		}
+	})
+}

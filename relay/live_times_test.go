@@ -126,6 +126,10 @@ func TestLivePaused(t *testing.T) {
 		if _, err := c.live().Mail(t.Context(), asked("h"), 0); !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(start) != 5*time.Second {
 			t.Errorf("%v after %v", err, time.Since(start))
 		}
+		if err := r.willing(); err != errSlow {
+			t.Errorf("after it couldn't be reached in time: %v", err)
+		}
+		time.Sleep(time.Minute)
 		for wait, want := range map[time.Duration]error{29 * time.Second: errSlow, 31 * time.Second: nil} {
 			r.pauseLive(true)
 			time.Sleep(wait)

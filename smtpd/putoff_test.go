@@ -143,3 +143,19 @@ func TestPutOffDialogue(t *testing.T) {
 		t.Error("it is accepted")
 	}
 }
+
+// TestPutOffApart: tries that are four minutes apart count each.
+func TestPutOffApart(t *testing.T) {
+	for apart, want := range map[time.Duration]int{4 * time.Minute: 250, 4*time.Minute - time.Second: 451} {
+		synctest.Test(t, func(t *testing.T) {
+			p := &PutOff{Up: func(string) bool { return true }}
+			comes(p, "192.0.2.1", "a", "alice")
+			time.Sleep(apart)
+			comes(p, "192.0.2.1", "a", "alice")
+			time.Sleep(30*time.Minute - apart)
+			if got := comes(p, "192.0.2.1", "a", "alice"); got != want {
+				t.Errorf("%v apart: %d, want %d", apart, got, want)
+			}
+		})
+	}
+}

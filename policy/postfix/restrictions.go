@@ -33,7 +33,7 @@ var restrictions = map[string]restriction{
 	"sleep":                                        {arg: argNumber, class: fidelity.Exact, why: "a delay decides nothing; the secondary doesn't wait"},
 	"reject_plaintext_session":                     {class: fidelity.Exact, why: "judges the client's TLS to the secondary"},
 	"reject_unauth_pipelining":                     {class: fidelity.Exact},
-	"check_policy_service":                         {arg: argService, class: fidelity.NotReplicated, why: "a policy service decides live", options: refusesAsk},
+	"check_policy_service":                         {arg: argService, class: fidelity.NotReplicated, why: "a policy service decides live; a postgrey or a policyd-spf that can be followed decides here, too, see the filters below", options: refusesAsk},
 	"permit_sasl_authenticated":                    {class: fidelity.Exact, why: "nobody authenticates to the secondary"},
 	"permit_mynetworks":                            {class: fidelity.Exact},
 	"permit_inet_interfaces":                       {class: fidelity.Exact, why: "Postfix looks at who connects, whomever XCLIENT names"},
