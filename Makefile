@@ -1,5 +1,5 @@
 # The commands of the README, by name. CI runs the same ones.
-.PHONY: build deb image demo test crash forged soak bench bench-all bench-sync bench-door bench-memory bench-live bench-push live parity parity-filters milters greylist suites screenshots generate lint
+.PHONY: build deb image demo test crash forged soak bench bench-all bench-sync bench-door bench-memory bench-live bench-push bench-spool live parity parity-filters milters greylist suites screenshots generate lint
 
 build:
 	go build -o understudy ./cmd/understudy
@@ -72,6 +72,12 @@ bench-sync:
 # 10,000 idle sessions and 5,000 slow senders: docs/BENCHMARKS.md, Door.
 bench-door:
 	LOAD=full go test -timeout 10m -run 'TestIdleSessions|TestSlowSenders|TestSoak' -v ./smtpd
+
+# The queue in a database with a standby, beside one in a directory:
+# docs/BENCHMARKS.md, Spool. SPOOL=1000000 shows the memory of a long queue.
+bench-spool:
+	test/install-peers
+	SPOOL=$${SPOOL:-20000} go test -timeout 3h -run TestSpoolFigures -v ./test
 
 # Sessions that are played through beside sessions with the primary itself:
 # docs/BENCHMARKS.md, Live. Some 10 minutes.

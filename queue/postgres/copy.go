@@ -70,14 +70,14 @@ func (n *session) commitCopy(fence string, deletion query, rows []byte) error {
 	said, err := n.answers(f, 5)
 	n.used = time.Now()
 	switch {
+	case n.warned:
+		return errors.Join(errWarned, err)
 	case err != nil:
 		return err
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case said[3] != "COMMIT":
 		return fmt.Errorf("the server answered %.20q to COMMIT", said[3])
-	case n.warned:
-		return errWarned
 	case n.quorum && said[4] != "SELECT 1":
 		return errNoQuorum
 	}

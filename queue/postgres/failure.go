@@ -13,7 +13,7 @@ import (
 var (
 	errNoQuorum = errors.New("the server commits without waiting for a standby (synchronous_standby_names is empty); " +
 		`name a quorum there, such as 'ANY 1 (mx2, mx3)', or set durability = "one-machine" under [queue]`)
-	errWarned = errors.New("the server warned at the commit: it may be on one machine alone")
+	errWarned = errors.New("the server warned at the commit, as it does when the wait for a standby is cancelled: it may be on one machine alone")
 	errFenced = errors.New("another process has taken the spool")
 )
 
@@ -33,7 +33,7 @@ const (
 // failed makes a server's error one of the store's. Its text is bounded.
 func failed(doing string, err error) error {
 	var pg *pgconn.PgError
-	if !errors.As(err, &pg) {
+	if !errors.As(err, &pg) || errors.Is(err, errWarned) {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
 	said := fmt.Errorf("%s: server says %q (SQLSTATE %.5s)", doing, store.Cut(pg.Message), pg.Code)

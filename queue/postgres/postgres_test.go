@@ -3,6 +3,7 @@ package postgres
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -42,7 +43,7 @@ func TestServer(t *testing.T) {
 	}
 	for name, test := range map[string]func(*testing.T, *listertest.Node, Opener){
 		"lease": lease, "fence": fence, "return": comeBack, "ahead": readAhead, "read only": lookOnly,
-		"cancelled wait": cancelledWait, "quorum": quorum, "disk full": diskFull,
+		"free": free, "cancelled wait": cancelledWait, "quorum": quorum, "disk full": diskFull,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, node, opener(t)) })
 	}
@@ -102,14 +103,14 @@ func fence(t *testing.T, _ *listertest.Node, o Opener) {
 	if err := s.Apply(put("a", "1")); err != nil {
 		t.Fatal(err)
 	}
-	late := s.writer
+	late, was := s.writer, s.epoch.Load()
 	s.writer = nil // a connection that was cut, and whose server doesn't know it yet
 	if err := s.Reopen(); err != nil {
 		t.Fatal(err)
 	}
-	fresh := s.writer
+	fresh, is := s.writer, s.epoch.Load()
 	s.writer = late
-	s.epoch.Add(-1)
+	s.epoch.Store(was)
 	for _, b := range []store.Batch{put("a", "2"), func() (b store.Batch) {
 		for i := range 2 * copyAbove {
 			b.Put([]byte(fmt.Sprint("z", i)), []byte("v"))
@@ -123,7 +124,7 @@ func fence(t *testing.T, _ *listertest.Node, o Opener) {
 	}
 	late.close()
 	s.writer = fresh
-	s.epoch.Add(1)
+	s.epoch.Store(is)
 	s.ready.Store(true)
 	if v, err := s.Get([]byte("a")); err != nil || string(v) != "1" {
 		t.Errorf("%q, %v", v, err)
@@ -276,6 +277,38 @@ func quorum(t *testing.T, node *listertest.Node, o Opener) {
 	}
 	if got := standby.SQL(t, "SELECT count(*) FROM understudy.kv JOIN understudy.spool ON id = spool WHERE key = 'k' AND name = '"+o.Spool+"'"); got != "1" {
 		t.Errorf("the standby has %s", got)
+	}
+}
+
+// free: the space is what the database's own function says, or the disk of a server
+// on this machine; else it isn't known.
+func free(t *testing.T, node *listertest.Node, o Opener) {
+	look := func(o Opener) uint64 {
+		t.Helper()
+		s := mustOpen(t, o)
+		defer s.Close()
+		octets, files, err := s.Free()
+		if err != nil || files == 0 {
+			t.Errorf("%d files, %v", files, err)
+		}
+		return octets
+	}
+	if got := look(o); got != math.MaxInt64 {
+		t.Errorf("of a server far away: %d", got)
+	}
+	here := mustParse(t, fmt.Sprintf("postgres://understudy@/understudy?host=%s&port=%d", node.Dir, node.Port))
+	here.Spool, here.OneMachine = o.Spool, true
+	if got := look(here); got != math.MaxInt64 {
+		t.Errorf("of a server that keeps its directory to itself: %d", got)
+	}
+	node.Admin(t, "GRANT pg_read_all_settings TO understudy")
+	if got := look(here); got == 0 || got == math.MaxInt64 {
+		t.Errorf("of a server on this machine: %d", got)
+	}
+	node.SQL(t, "CREATE FUNCTION understudy.free_octets() RETURNS bigint LANGUAGE sql AS 'SELECT 12345::bigint'")
+	defer node.SQL(t, "DROP FUNCTION understudy.free_octets()")
+	if got := look(o); got != 12345 {
+		t.Errorf("the database said 12345, and it is %d", got)
 	}
 }
 

@@ -255,12 +255,12 @@ func (n *session) commit(ctx context.Context, queries ...query) (changed int64, 
 	err = errors.Join(err, p.Close())
 	n.used = time.Now()
 	switch {
+	case n.warned:
+		return 0, errors.Join(errWarned, err)
 	case err != nil:
 		return 0, err
 	case ctx.Err() != nil:
 		return 0, ctx.Err()
-	case n.warned:
-		return 0, errWarned
 	case n.quorum && names == 0:
 		return 0, errNoQuorum
 	}

@@ -1,0 +1,115 @@
+package test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/understudy-mx/understudy/internal/demo"
+	"github.com/understudy-mx/understudy/internal/lister/listertest"
+	"github.com/understudy-mx/understudy/internal/testmx"
+)
+
+// TestSpoolFigures measures the daemon with its queue in a directory, in a database
+// with a standby, and in that over 1 ms: `make bench-spool`. SPOOL is how many
+// messages of 4 KiB each run gets; without it the database alone gets a few. In any
+// case a daemon stays within 64 MiB, and drains what it took.
+func TestSpoolFigures(t *testing.T) {
+	n, _ := strconv.Atoi(os.Getenv("SPOOL"))
+	full := n > 0
+	if !full {
+		n = 300
+	}
+	db := listertest.Primary(t)
+	db.Standby(t, "db2")
+	db.Quorum(t, "db2")
+	link, err := testmx.NewLink("127.0.0.1:0", db.Address(), time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer link.Close()
+	secret := filepath.Join(tempDir(t), "password")
+	write(t, secret, listertest.Password)
+	conf := func(dsn string) string {
+		return fmt.Sprintf("[queue]\nstore = \"postgres\"\ndsn = %q\ndsn_password = %q\n", dsn, secret)
+	}
+	over := "postgres://understudy@" + link.Addr().String() + "/understudy?sslmode=disable"
+	for range 1 + map[bool]int{true: 1}[full] {
+		for _, peer := range []struct{ name, conf string }{
+			{"leveldb", ""}, {"postgres, loopback", conf(listertest.DSN(db))}, {"postgres, 1 ms", conf(over)},
+		} {
+			for _, sessions := range []int{20, 100} {
+				if full || peer.name == "postgres, loopback" && sessions == 100 {
+					t.Run(fmt.Sprintf("%s, %d", peer.name, sessions), func(t *testing.T) { spoolFigures(t, peer.conf, n, sessions) })
+				}
+			}
+		}
+	}
+}
+
+func spoolFigures(t *testing.T, conf string, n, sessions int) {
+	t.Helper()
+	primary := &demo.Primary{}
+	if err := primary.Start(); err != nil {
+		t.Fatal(err)
+	}
+	addr := primary.Addr()
+	primary.Stop()
+	s := newSecondary(t, addr, policyFor("a@example.org"), conf)
+	s.binary = plainBinary(t)
+	s.start()
+	defer s.stop()
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+	defer cancel()
+	for left := n; left > 0; { // -d: many messages in a session, of which there may be a thousand
+		now := min(left, 500*sessions)
+		left -= now
+		out, err := exec.CommandContext(ctx, "smtp-source", "-d", "-m", strconv.Itoa(now), "-s", strconv.Itoa(sessions), "-l", "4096",
+			"-f", "sender@sender.example", "-t", "a@example.org", "-M", "client.sender.example", s.addr).CombinedOutput()
+		if err != nil || len(out) > 0 {
+			t.Fatalf("smtp-source: %v\n%s", err, out)
+		}
+	}
+	accepted := time.Since(began)
+	memory := pssOf(t, s.cmd.Process.Pid)
+	if got := s.metric("understudy_queue_messages"); got != float64(n) {
+		t.Fatalf("%v messages in the queue, want %d", got, n)
+	}
+	commits := s.metric("understudy_queue_commits_total")
+	sink := exec.CommandContext(ctx, "smtp-sink", "-u", "nobody", addr, "1024")
+	if err := sink.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		sink.Process.Kill()
+		sink.Wait()
+	}()
+	eventually(t, time.Minute, "the drain begins", func() bool { return s.metric("understudy_queue_messages") < float64(n) })
+	began, rest := time.Now(), s.metric("understudy_queue_messages")
+	eventually(t, time.Hour, "the queue is empty", func() bool { return s.metric("understudy_queue_messages") == 0 })
+	drained := rest / time.Since(began).Seconds()
+	memory = max(memory, pssOf(t, s.cmd.Process.Pid))
+	t.Logf("%d accepted, %.0f/s, %.3f commits a message; drained %.0f/s; %.1f MiB PSS", n, float64(n)/accepted.Seconds(),
+		commits/float64(n), drained, memory)
+	if memory > 64 {
+		t.Errorf("%.1f MiB", memory)
+	}
+}
+
+// pssOf is a process's share of memory, in MiB.
+func pssOf(t *testing.T, pid int) float64 {
+	t.Helper()
+	m := regexp.MustCompile(`(?m)^Pss:\s+(\d+) kB`).FindStringSubmatch(readFile(t, fmt.Sprintf("/proc/%d/smaps_rollup", pid)))
+	if m == nil {
+		t.Fatal("no PSS")
+	}
+	kib, _ := strconv.Atoi(m[1])
+	return float64(kib) / 1024
+}
