@@ -8,8 +8,8 @@ import (
 )
 
 // Only compaction frees the space of deleted keys. It is considered this often,
-// and done when at least reclaimAbove octets have left since; the first time in
-// any case, for mail that left in an earlier run.
+// when at least reclaimAbove octets have left since; the first time in any case, for
+// mail that left in an earlier run.
 const (
 	reclaimEvery = 30 * time.Second
 	reclaimAbove = 32 << 20
@@ -45,10 +45,11 @@ func (q *Queue) compactDrained() {
 		oldest = q.oldest.seq
 		q.mu.Unlock()
 	}
+	var drained []store.Range
 	for _, space := range []byte{store.SpaceBody, store.SpaceRecord} {
-		err := q.store.Reclaim(store.Range{Start: []byte{space}, Limit: store.SeqKey(space, oldest)})
-		if err != nil {
-			q.readFailed(err)
-		}
+		drained = append(drained, store.Range{Start: []byte{space}, Limit: store.SeqKey(space, oldest)})
+	}
+	if err := q.store.Reclaim(drained...); err != nil {
+		q.readFailed(err)
 	}
 }

@@ -218,8 +218,10 @@ func (s *Store) Reopen() error {
 // Damaged says that nothing is merged before the next start.
 func (s *Store) Damaged() bool { return s.damaged.Load() }
 
-// Reclaim merges tables, unless the store is damaged; Close ends it.
-func (s *Store) Reclaim(r store.Range) error {
+// Reclaim merges tables, unless the store is damaged, or what they have in ranges is
+// less than two tables: each of level 0 spans every space, so all of them are merged
+// with level 1, and again for as long as mail brings more. Close ends it.
+func (s *Store) Reclaim(ranges ...store.Range) error {
 	if s.damaged.Load() {
 		return nil
 	}
@@ -227,7 +229,19 @@ func (s *Store) Reclaim(r store.Range) error {
 	if err != nil {
 		return err
 	}
-	err = db.CompactRange(util.Range{Start: r.Start, Limit: r.Limit})
+	all := make([]util.Range, len(ranges))
+	whole := false
+	for i, r := range ranges {
+		all[i] = util.Range{Start: r.Start, Limit: r.Limit}
+		whole = whole || r.Limit == nil
+	}
+	sizes, err := db.SizeOf(all)
+	if o := s.options(); err == nil && !whole && sizes.Sum() < 2*int64(o.CompactionTableSize) {
+		return nil
+	}
+	for i := 0; i < len(all) && err == nil; i++ {
+		err = db.CompactRange(all[i])
+	}
 	if errors.Is(err, leveldb.ErrClosed) {
 		return store.ErrReopening
 	}

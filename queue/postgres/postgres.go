@@ -246,4 +246,4 @@ func (s *Store) Close() error {
 func (s *Store) Damaged() bool { return false }
 
 // Reclaim leaves it to autovacuum.
-func (s *Store) Reclaim(store.Range) error { return nil }
+func (s *Store) Reclaim(...store.Range) error { return nil }

@@ -76,9 +76,9 @@ type Store interface {
 
 	// Free is the space left to us, in octets and in files.
 	Free() (octets, files uint64, err error)
-	// Reclaim gives back the space of what was deleted in r. It may take long,
-	// and keeps nobody waiting.
-	Reclaim(r Range) error
+	// Reclaim gives back the space of what was deleted in ranges, if that is worth
+	// it. It may take long, and keeps nobody waiting.
+	Reclaim(ranges ...Range) error
 	// Reopen makes the store ready again after a failed Apply: what was durable
 	// before is there, and the failed batch, or nothing of it.
 	Reopen() error

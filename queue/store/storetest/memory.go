@@ -192,7 +192,7 @@ func (o *opened) Bodies(fn func(id string) error) error {
 }
 
 func (o *opened) Free() (octets, files uint64, err error) { return 1 << 40, 1 << 20, nil }
-func (o *opened) Reclaim(store.Range) error               { return nil }
+func (o *opened) Reclaim(...store.Range) error            { return nil }
 func (o *opened) Damaged() bool                           { return false }
 
 func (o *opened) Reopen() error {
