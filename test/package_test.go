@@ -131,13 +131,16 @@ func (d *debian) has(what, script, want string) {
 // is paired.
 func (d *debian) upgrade() {
 	d.t.Helper()
-	d.in(`groupadd -f postfix # whose files the publisher may read
+	d.in(`umount /proc/sys/kernel/random/boot_id # nspawn's, which the units' own /proc doesn't have
+systemctl restart systemd-journald
+groupadd -f postfix # whose files the publisher may read
 cat >/etc/understudy/policy.toml <<.
 domains = ["example.org"]
 recipients = ["alice@example.org"]
 .
 cat >/etc/understudy/publish.toml <<.
 publish.address = "127.0.0.1:9626"
+publish.log = "journal"
 policy.file = "/etc/understudy/policy.toml"
 .
 cat >/etc/understudy/understudy.toml <<.
@@ -166,5 +169,12 @@ systemctl enable --now understudy.socket understudy.service`)
 	if err := json.Unmarshal([]byte(d.in("understudy queue list --json")), &queue); err != nil || len(queue) != mails {
 		d.t.Errorf("%d mails queued, %d were answered 250 (%v)", len(queue), mails, err)
 	}
+	d.has("the journal, as the publisher's unit may read it", `for i in $(seq 50); do
+	logger -p mail.info -t postfix/smtpd 'connect from mail.example.net[192.0.2.1]'
+	understudy parity shadow --json -c /etc/understudy/publish.toml >/tmp/shadow
+	grep -q '"sessions": [1-9]' /tmp/shadow && break
+	sleep 0.2
+done
+grep '"sessions": [1-9]' /tmp/shadow; cat /tmp/shadow`, `"log": "journal"`)
 	d.t.Logf("%d mails, %d senders told to come again", mails, told)
 }

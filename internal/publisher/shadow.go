@@ -15,12 +15,14 @@ import (
 	"github.com/understudy-mx/understudy/internal/service"
 	"github.com/understudy-mx/understudy/metrics"
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/fidelity"
 	"github.com/understudy-mx/understudy/policy/postfix/maillog"
 )
 
 const (
 	shadowLook     = 250 * time.Millisecond // between two looks at the log
 	shadowRetry    = 5 * time.Second        // before journalctl is run again
+	shadowRuns     = 2 * time.Second        // one that hasn't ended by then reads the journal
 	shadowStale    = 10 * time.Second       // between two looks for tables without a new index, and what an edit may take
 	shadowJudge    = 10 * time.Second       // for one verdict, with its DNS answers
 	shadowWorkers  = 4
@@ -99,7 +101,10 @@ func (s *Shadow) read(ctx context.Context) error {
 		wait := shadowLook
 		at := s.where()
 		if at == "journal" {
-			s.note(at, followJournal(ctx, func(b []byte) { s.line(maillog.Journal(b)) }))
+			runs := time.AfterFunc(shadowRuns, func() { s.note(at, nil) })
+			err := followJournal(ctx, func(b []byte) { s.line(maillog.Journal(b)) })
+			runs.Stop()
+			s.note(at, err)
 			timer.Reset(shadowRetry)
 			continue
 		}
@@ -272,8 +277,7 @@ func (s *Shadow) judgeOne(ctx context.Context, d meter.Decision) {
 	ctx, cancel := context.WithTimeout(ctx, shadowJudge)
 	defer cancel()
 	d.Ours = meter.Judge(ctx, d.Snapshot, s.resolver, d)
-	if ctx.Err() != nil || !meter.Agree(d.Ours, d.Primary) && (undecided(&d, unnamed) ||
-		r.Report != nil && r.Report.AddsRecipients && strings.HasSuffix(d.Ours.Rule.Kind, "_unauth_destination")) {
+	if ctx.Err() != nil || !meter.Agree(d.Ours, d.Primary) && (undecided(&d, unnamed) || unnamed && rewritten(&d, r.Report)) {
 		s.count("undecided")
 		return
 	}
@@ -292,6 +296,17 @@ func undecided(d *meter.Decision, unnamed bool) bool {
 		return true
 	}
 	return strings.Contains(kind, "plaintext") || strings.Contains(kind, "tls") || strings.Contains(d.Client.Helo, "?") && strings.Contains(d.Primary.Text, "Helo command rejected")
+}
+
+// rewritten says that a difference may come of what the primary made of the envelope of
+// a message that it took: senders and recipients are logged after that.
+func rewritten(d *meter.Decision, r *fidelity.Report) bool {
+	if r == nil {
+		return false
+	}
+	rule := d.Ours.Rule
+	return r.RewritesRecipients || r.AddsRecipients && strings.HasSuffix(rule.Kind, "_unauth_destination") ||
+		r.RewritesSenders && (rule.Stage == policy.Mail || strings.Contains(rule.Kind, "sender"))
 }
 
 func ascii(s string) bool { return !strings.ContainsFunc(s, func(r rune) bool { return r >= 0x80 }) }

@@ -111,8 +111,11 @@ type Report struct {
 	// before that.
 	LogFile  string    `json:"-"`
 	LogNames [2]string `json:"-"`
-	// AddsRecipients: it adds recipients of its own to messages.
-	AddsRecipients bool `json:"-"`
+	// AddsRecipients: it adds recipients of its own to messages. RewritesSenders,
+	// RewritesRecipients: its log doesn't have those as the client gave them.
+	AddsRecipients     bool `json:"-"`
+	RewritesSenders    bool `json:"-"`
+	RewritesRecipients bool `json:"-"`
 }
 
 // Add notes an item, once.

@@ -179,10 +179,23 @@ func Import(ctx context.Context, src Source) (*policy.Spec, fidelity.Report, err
 	src.Memo.only(i.polled)
 	i.report.Files, i.report.Polled = sortedKeys(i.files), sortedKeys(i.polled)
 	i.report.LogFile, i.report.LogNames = i.set["maillog_file"], [2]string{i.set["syslog_name"], i.conf.postscreen["syslog_name"]}
-	i.report.AddsRecipients = i.set["always_bcc"]+i.set["sender_bcc_maps"]+i.set["recipient_bcc_maps"] != ""
+	i.logged()
 	i.concern()
 	i.report.Sort()
 	return i.spec, i.report, nil
+}
+
+// logged notes what stands in the log as the client didn't say it.
+func (i *importer) logged() {
+	r := &i.report
+	r.AddsRecipients = i.set["always_bcc"]+i.set["sender_bcc_maps"]+i.set["recipient_bcc_maps"] != ""
+	rewrites := func(table, classes, what string) bool {
+		return i.set[table] != "" && strings.Contains(i.set[classes], what)
+	}
+	r.RewritesSenders = rewrites("canonical_maps", "canonical_classes", "envelope_sender") ||
+		rewrites("sender_canonical_maps", "sender_canonical_classes", "envelope_sender") ||
+		rewrites("masquerade_domains", "masquerade_classes", "envelope_sender")
+	r.RewritesRecipients = i.set["enable_original_recipient"] == "no" // else the log has both
 }
 
 func (i *importer) errorf(format string, args ...any) {
