@@ -240,3 +240,26 @@ func TestPrimaryIsNeeded(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// TestStore: the keys of the queue's store go together.
+func TestStore(t *testing.T) {
+	for _, tt := range []struct{ text, want string }{
+		{"store = \"postgres\"\ndsn = \"postgres://u@db1,db2/understudy\"\ndsn_password = \"pw\"\ndurability = \"one-machine\"\n", ""},
+		{"store = \"postgres\"\n", `x.conf:6:1: queue.store: "postgres" needs the key "dsn"`},
+		{"store = \"postgres\"\ndsn = \"postgres://u:secret@db1/understudy\"\n", `x.conf:7:1: queue.dsn: has a password; write that into a file`},
+		{"store = \"postgres\"\ndsn = \"host=db1\"\n", `x.conf:7:1: queue.dsn: is no address of a PostgreSQL database; write it like`},
+		{"dsn = \"postgres://u@db1/understudy\"\n", `x.conf:6:1: queue.dsn: is for store = "postgres"`},
+		{"store = \"oracle\"\ndsn = \"postgres://u@db1/understudy\"\n", `x.conf:6:1: queue.store: "oracle" is not one of its values`},
+		{"durability = \"none\"\n", `x.conf:6:1: queue.durability: "none" is not one of its values`},
+	} {
+		c, err := Parse("x.conf", []byte(minimal+"[queue]\n"+tt.text))
+		switch {
+		case tt.want == "" && err != nil, tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)):
+			t.Errorf("%s: %v, want %s", tt.text, err, tt.want)
+		case err != nil && strings.Contains(err.Error(), "secret"), err != nil && strings.Count(err.Error(), "\n") > 0:
+			t.Errorf("%s: %v", tt.text, err)
+		case err == nil && (c.Queue.DSN == "" || filepath.Base(c.Queue.DSNPassword) != "pw"):
+			t.Errorf("%s: %+v", tt.text, c.Queue)
+		}
+	}
+}

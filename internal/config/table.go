@@ -231,7 +231,7 @@ var settings = []setting{
 		"Where accepted mail is kept. leveldb: in state_dir, on this machine. postgres: in the database of dsn, so that with standbys it survives the loss of a machine (docs/FLEET.md). understudy queue migrate moves the mail.",
 		func(c *Config) any { return &c.Queue.Store }},
 	{"queue", "dsn", text("URL", checkDSN), "", nil,
-		`With store = "postgres": the database, such as "postgres://understudy@db1.example.org,db2.example.org/understudy?sslmode=verify-full&sslrootcert=/etc/understudy/db.pem", with libpq's parameters. Of several hosts, the one that takes writes is used. Connect to the servers themselves, or to a pool of sessions; a pool of transactions won't do. The user must be able to create a schema in the database: make it the owner.`,
+		`With store = "postgres": the database, such as "postgres://understudy@db1.example.org,db2.example.org/understudy?sslmode=verify-full&sslrootcert=/etc/understudy/db.pem", with libpq's parameters. Of several hosts, the one that takes writes is used. Connect to the servers themselves, or to a pool of sessions; a pool of transactions won't do. There are up to nine connections. The user must be able to create a schema in the database: make it the owner.`,
 		func(c *Config) any { return &c.Queue.DSN }},
 	{"queue", "dsn_password", file, "", nil,
 		`File with the password for dsn; "$CREDENTIALS_DIRECTORY/NAME" names a file that systemd's LoadCredential= passes. It is read again for each connection.`,
