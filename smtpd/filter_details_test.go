@@ -1,6 +1,8 @@
 package smtpd
 
 import (
+	"io"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -119,4 +121,20 @@ func TestPinRefuses(t *testing.T) {
 	})
 	c.send("MAIL FROM:<b@x.example>\r\n")
 	c.want("554 5.7.1")
+}
+
+// TestNoProxyHeader: a listed proxy that doesn't say for whom it comes counts as
+// an error, and as nothing else.
+func TestNoProxyHeader(t *testing.T) {
+	s, _ := newServer(t)
+	s.ProxyFrom = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+	ln := newPipeListener()
+	stop := serve(t, s, ln)
+	c := newClient(t, ln.dial("192.0.2.1"))
+	_, _ = io.WriteString(c, "EHLO x\r\n")
+	c.wantClosed()
+	stop()
+	if n := testutil.ToFloat64(s.Metrics.Sessions.WithLabelValues("error")); n != 1 || testutil.CollectAndCount(s.Metrics.Sessions) != 1 {
+		t.Errorf("%v sessions ended in an error, of %d kinds", n, testutil.CollectAndCount(s.Metrics.Sessions))
+	}
 }
