@@ -36,7 +36,7 @@ test:
 # docs/TESTING.md. Half an hour to two.
 MUTANTS = 65
 mutants:
-	go run ./test/mutants -n $(MUTANTS) ./sync ./relay ./queue ./queue/offline ./queue/store ./smtpd ./policy ./policy/table ./policy/handwritten
+	go run ./test/mutants -n $(MUTANTS) ./sync ./relay ./queue+./queue/move ./queue/offline ./queue/store ./smtpd ./policy ./policy/table ./policy/handwritten
 
 # So many power cuts, each looked at: docs/DURABILITY.md.
 STATES = 1000000

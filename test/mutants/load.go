@@ -153,8 +153,9 @@ func mutantAdd[T ~int | ~int8 | ~int16 | ~int32 | ~int64 | ~uint | ~uint8 | ~uin
 }
 `
 
-// compile builds the test binary. What the compiler refuses is no mutant.
-func (p *pkg) compile(ctx context.Context, temp, binary string) error {
+// compile builds the test binary of a package, with the mutants of p. What the
+// compiler refuses is no mutant.
+func (p *pkg) compile(ctx context.Context, temp, binary, dir string) error {
 	const tries = 20
 	for range tries {
 		overlay := map[string]string{}
@@ -179,16 +180,16 @@ func (p *pkg) compile(ctx context.Context, temp, binary string) error {
 		if err != nil {
 			return err
 		}
-		cmd := exec.CommandContext(ctx, "go", "test", "-c", "-vet=off", "-gcflags=-e", "-overlay", filepath.Join(temp, "overlay.json"), "-o", binary, p.dir)
+		cmd := exec.CommandContext(ctx, "go", "test", "-c", "-vet=off", "-gcflags=-e", "-overlay", filepath.Join(temp, "overlay.json"), "-o", binary, dir)
 		out, err := cmd.CombinedOutput()
 		if err == nil {
 			return nil
 		}
 		if !p.drop(string(out)) {
-			return fmt.Errorf("build %s: %w\n%s", p.dir, err, out)
+			return fmt.Errorf("build %s: %w\n%s", dir, err, out)
 		}
 	}
-	return fmt.Errorf("build %s: the compiler refuses mutants %d times", p.dir, tries)
+	return fmt.Errorf("build %s: the compiler refuses mutants %d times", dir, tries)
 }
 
 var place = regexp.MustCompile(`(?m)^(\S+\.go):(\d+):`)

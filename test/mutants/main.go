@@ -8,7 +8,9 @@
 // the quick ones first. Which mutants are tried depends on the seed and on their
 // own text, not on their neighbours'.
 //
-//	go run ./test/mutants -n 60 ./sync ./relay
+//	go run ./test/mutants -n 60 ./sync ./queue+./queue/move
+//
+// The tests of ./queue/move may notice what becomes of ./queue as well.
 //
 // Survivors that can't be noticed, or needn't be, are explained in
 // equivalent.txt. It exits 0 when all are, and no line there is stale: about a
@@ -52,12 +54,12 @@ func main() {
 		err = errors.New("name the directories of packages, such as ./sync")
 	}
 	failing := 0
-	for _, dir := range flag.Args() {
+	for _, dirs := range flag.Args() {
 		if err != nil {
 			break
 		}
 		var left int
-		left, err = try(ctx, os.Stdout, dir, selection{*n, *workers, *seed, *only, *files, *run}, reasons)
+		left, err = try(ctx, os.Stdout, strings.Split(dirs, "+"), selection{*n, *workers, *seed, *only, *files, *run}, reasons)
 		failing += left
 	}
 	if err != nil {
@@ -92,10 +94,10 @@ type selection struct {
 	seed, only, files, run string
 }
 
-// try tries the mutants of one package and returns how many survive unexplained,
-// and how many explanations are stale.
-func try(ctx context.Context, out io.Writer, dir string, s selection, reasons map[string]bool) (failing int, err error) {
-	start := time.Now()
+// try tries the mutants of the first package by the tests of all and returns how
+// many survive unexplained, and how many explanations are stale.
+func try(ctx context.Context, out io.Writer, dirs []string, s selection, reasons map[string]bool) (failing int, err error) {
+	start, dir := time.Now(), dirs[0]
 	temp, err := os.MkdirTemp("", "mutants")
 	if err != nil {
 		return 0, err
@@ -116,17 +118,22 @@ func try(ctx context.Context, out io.Writer, dir string, s selection, reasons ma
 	if err := p.choose(s); err != nil {
 		return 0, err
 	}
-	b := &binary{name: filepath.Join(temp, "test"), dir: dir, temp: temp}
-	if err := p.compile(ctx, temp, b.name); err != nil {
-		return 0, err
+	var tests []test
+	for i, d := range dirs {
+		b := &binary{name: filepath.Join(temp, fmt.Sprint("test", i)), dir: d}
+		if err := p.compile(ctx, temp, b.name, d); err != nil {
+			return 0, err
+		}
+		more, err := b.reach(ctx, s.run, s.workers)
+		if err != nil {
+			return 0, err
+		}
+		tests = append(tests, more...)
 	}
 	p.mutants = p.mutants[:min(s.n, len(p.mutants))]
-	tests, err := b.reach(ctx, s.run, s.workers)
-	if err != nil {
-		return 0, err
-	}
+	slices.SortFunc(tests, func(x, y test) int { return cmp.Or(int(x.took-y.took), strings.Compare(x.name, y.name)) })
 	fmt.Fprintf(out, "%s: %d of %d mutants, %d tests reach some, after %s\n", dir, len(p.mutants), all, len(tests), time.Since(start).Round(time.Second))
-	count, err := b.meetAll(ctx, out, p.mutants, tests, s.workers, reasons)
+	count, err := meetAll(ctx, out, p.mutants, tests, s.workers, reasons)
 	left := count[survived] + count[unmet]
 	fmt.Fprintf(out, "%s: %d mutants, %d killed, %d explained, %d survive, %d of them met by no test, %d stale, %s\n", dir, len(p.mutants),
 		count[killed], count[explained], left, count[unmet], failing+count[stale], time.Since(start).Round(time.Second))
@@ -134,14 +141,14 @@ func try(ctx context.Context, out io.Writer, dir string, s selection, reasons ma
 }
 
 // meetAll tries mutants, some at a time, and counts what becomes of them.
-func (b *binary) meetAll(ctx context.Context, out io.Writer, mutants []*mutant, tests []test, workers int, reasons map[string]bool) (map[string]int, error) {
+func meetAll(ctx context.Context, out io.Writer, mutants []*mutant, tests []test, workers int, reasons map[string]bool) (map[string]int, error) {
 	var mu sync.Mutex // guards count and out
 	count := map[string]int{}
 	work, ctx := errgroup.WithContext(ctx)
 	work.SetLimit(workers)
 	for _, m := range mutants {
 		work.Go(func() error {
-			result, by, err := b.meet(ctx, m.id, tests)
+			result, by, err := meet(ctx, m.id, tests)
 			if err != nil {
 				return err
 			}
@@ -172,10 +179,11 @@ const (
 )
 
 // binary is the test binary with all mutants.
-type binary struct{ name, dir, temp string }
+type binary struct{ name, dir string }
 
 // test is a test that reaches mutants.
 type test struct {
+	in      *binary
 	name    string
 	took    time.Duration
 	reaches map[int]bool
@@ -210,13 +218,13 @@ func (b *binary) reach(ctx context.Context, pattern string, workers int) (tests 
 			continue
 		}
 		work.Go(func() error {
-			log := filepath.Join(b.temp, "reached-"+name)
+			log := b.name + "-reached-" + name
 			start := time.Now()
 			if out, err := b.run(ctx, 0, "^"+name+"$", 10*time.Minute, log); err != nil {
 				fmt.Fprintf(os.Stderr, "%s: left out, it fails without a mutant: %v\n%s\n", name, err, out[max(0, len(out)-500):])
 				return nil
 			}
-			t := test{name, time.Since(start), map[int]bool{}}
+			t := test{b, name, time.Since(start), map[int]bool{}}
 			reached, _ := os.ReadFile(log) // there is none when it reaches nothing
 			for _, f := range strings.Fields(string(reached)) {
 				var id int
@@ -233,7 +241,6 @@ func (b *binary) reach(ctx context.Context, pattern string, workers int) (tests 
 		})
 	}
 	_ = work.Wait()
-	slices.SortFunc(tests, func(x, y test) int { return cmp.Or(int(x.took-y.took), strings.Compare(x.name, y.name)) })
 	return tests, ctx.Err()
 }
 
@@ -241,25 +248,25 @@ func (b *binary) reach(ctx context.Context, pattern string, workers int) (tests 
 const quick = 2 * time.Second
 
 // meet lets the tests that reach a mutant meet it, until one kills it.
-func (b *binary) meet(ctx context.Context, id int, tests []test) (result, by string, err error) {
+func meet(ctx context.Context, id int, tests []test) (result, by string, err error) {
+	tests = slices.DeleteFunc(slices.Clone(tests), func(t test) bool { return !t.reaches[id] })
+	if len(tests) == 0 {
+		return unmet, "", ctx.Err()
+	}
 	var batch []string
 	var took time.Duration
-	result = unmet
 	for i, t := range tests {
-		if t.reaches[id] {
-			batch = append(batch, t.name)
-			took += t.took
-			result = survived
-		}
-		if len(batch) == 0 || took < quick && i < len(tests)-1 {
+		batch = append(batch, t.name)
+		took += t.took
+		if took < quick && i+1 < len(tests) && tests[i+1].in == t.in {
 			continue
 		}
-		if by := b.kill(ctx, id, batch, 5*took+5*time.Second); by != "" {
+		if by := t.in.kill(ctx, id, batch, 5*took+5*time.Second); by != "" {
 			return killed, "by " + by, ctx.Err()
 		}
 		batch, took = nil, 0
 	}
-	return result, "", ctx.Err()
+	return survived, "", ctx.Err()
 }
 
 // kill says which of some tests kills a mutant. Under load a test may fail of

@@ -15,7 +15,7 @@ func TestTry(t *testing.T) {
 		"testdata/other.go: Limit: gone":                       true,
 	}
 	var out bytes.Buffer
-	left, err := try(t.Context(), &out, "./testdata/little", selection{n: 100, workers: 2, seed: "1", run: "^Test"}, reasons)
+	left, err := try(t.Context(), &out, []string{"./testdata/little", "./testdata/little/user"}, selection{n: 100, workers: 2, seed: "1", run: "^Test"}, reasons)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,6 +39,8 @@ func TestTry(t *testing.T) {
 		"Nobody: returns zeros at once":        unmet,
 		"Nobody: without *p = 7":               unmet,
 		"Nobody: 7 plus one":                   unmet,
+		"Lent: returns zeros at once":          killed,
+		"Lent: 3 plus one":                     killed,
 	}
 	for what, result := range want {
 		if got[what] != result {

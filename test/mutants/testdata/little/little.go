@@ -16,3 +16,6 @@ func Both(a, b bool) bool { return a && b }
 func Nobody(p *int) {
 	*p = 7
 }
+
+// Lent is tested by who uses it.
+func Lent() int { return 3 }
