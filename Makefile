@@ -1,5 +1,5 @@
 # The commands of the README, by name. CI runs the same ones.
-.PHONY: build deb image demo test crash forged soak bench bench-all bench-sync bench-door bench-memory bench-live bench-push bench-spool live parity parity-filters milters greylist suites screenshots generate lint
+.PHONY: build deb image demo test crash forged soak fleet bench bench-all bench-sync bench-door bench-memory bench-live bench-push bench-spool live parity parity-filters milters greylist suites screenshots generate lint
 
 build:
 	go build -o understudy ./cmd/understudy
@@ -52,6 +52,13 @@ forged:
 KILLS = 10000
 soak:
 	go test -timeout 10h -run 'TestSoak' -v ./test -args -kills $(KILLS)
+
+# Three secondaries with one database under Patroni, in network namespaces, and what may
+# go wrong with them: as root. About an hour.
+FAULTS = 200
+fleet:
+	command -v patroni etcd faketime >/dev/null || apt-get install -q -y --no-install-recommends patroni etcd-server faketime
+	go run ./test/fleet -faults $(FAULTS)
 
 # A million recipients pushed: docs/BENCHMARKS.md.
 bench-push:

@@ -28,9 +28,12 @@ func migrate(ctx context.Context, n *session) error {
 	if err != nil || version == SchemaVersion {
 		return err
 	}
-	sql := fmt.Sprintf("BEGIN; SELECT pg_advisory_xact_lock(%d)", schemaLock)
-	if _, err := n.conn.Exec(ctx, sql).ReadAll(); err != nil {
-		return failed("lock the schema", err)
+	// The lock comes before the transaction: within one, the server would go on to
+	// believe that there is no schema, though another process made it meanwhile.
+	for _, sql := range []string{fmt.Sprintf("SELECT pg_advisory_lock(%d)", schemaLock), "BEGIN"} {
+		if _, err := n.conn.Exec(ctx, sql).ReadAll(); err != nil {
+			return failed("lock the schema", err)
+		}
 	}
 	if version, err = schemaVersion(ctx, n); err != nil {
 		return err // the connection is closed with the transaction
@@ -48,8 +51,10 @@ func migrate(ctx context.Context, n *session) error {
 			return failed("make the schema", err)
 		}
 	}
-	if _, err := n.conn.Exec(ctx, "COMMIT").ReadAll(); err != nil {
-		return failed("make the schema", err)
+	for _, sql := range []string{"COMMIT", fmt.Sprintf("SELECT pg_advisory_unlock(%d)", schemaLock)} {
+		if _, err := n.conn.Exec(ctx, sql).ReadAll(); err != nil {
+			return failed("make the schema", err)
+		}
 	}
 	return nil
 }
