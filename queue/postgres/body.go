@@ -40,7 +40,6 @@ type body struct {
 	pieces int32
 	size   int64 // of the pieces
 	err    error
-	over   bool
 }
 
 // Create begins a body. Nothing is stored of a short one before Commit.
@@ -107,7 +106,6 @@ func (b *body) Commit() error {
 	if b.err == nil {
 		b.err = b.flush(true)
 	}
-	b.over = true
 	return b.err
 }
 

@@ -176,6 +176,9 @@ func (o Opener) Open(alarm func(kind, detail string)) (store.Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	if unproven(o.Config) {
+		s.o.Log.Warn("the database's certificate isn't verified: who is on the way can read mail, and answer in its place; add sslmode=verify-full to dsn", "database", o.String())
+	}
 	if err := s.open(); err != nil {
 		s.Close()
 		return nil, err

@@ -379,3 +379,22 @@ func TestParseDSN(t *testing.T) {
 		t.Errorf("%+v, %v", c, err)
 	}
 }
+
+// TestUnproven: a certificate must be verified, but for a server on this machine.
+func TestUnproven(t *testing.T) {
+	for dsn, want := range map[string]bool{
+		"postgres://u@db1/d":                                  true, // sslmode=prefer
+		"postgres://u@db1/d?sslmode=disable":                  true,
+		"postgres://u@db1/d?sslmode=require":                  true,
+		"postgres://u@db1,db2/d?sslmode=verify-full":          false,
+		"postgres://u@db1/d?sslmode=verify-ca":                false,
+		"postgres://u@127.0.0.1,localhost/d?sslmode=disable":  false,
+		"postgres://u@127.0.0.1,192.0.2.1/d?sslmode=disable":  true,
+		"postgres://u@/d?host=/run/postgresql&sslmode=prefer": false,
+	} {
+		c, err := ParseDSN(dsn)
+		if err != nil || unproven(c) != want {
+			t.Errorf("%s: %v, want %v", dsn, err, want)
+		}
+	}
+}

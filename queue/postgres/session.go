@@ -2,11 +2,14 @@ package postgres
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -75,6 +78,19 @@ func ParseDSN(dsn string) (*pgconn.Config, error) {
 		c.RuntimeParams[name] = value
 	}
 	return c, nil
+}
+
+// unproven says that somebody on the way could read the mail, or answer in a
+// server's place: a host elsewhere whose certificate isn't verified.
+func unproven(c *pgconn.Config) bool {
+	weak := func(host string, t *tls.Config) bool {
+		addr, err := netip.ParseAddr(host)
+		if strings.HasPrefix(host, "/") || host == "localhost" || err == nil && addr.IsLoopback() {
+			return false
+		}
+		return t == nil || t.InsecureSkipVerify && t.VerifyPeerCertificate == nil
+	}
+	return weak(c.Host, c.TLSConfig) || slices.ContainsFunc(c.Fallbacks, func(f *pgconn.FallbackConfig) bool { return weak(f.Host, f.TLSConfig) })
 }
 
 func millis(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
