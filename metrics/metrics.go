@@ -90,6 +90,7 @@ type Metrics struct {
 	PublishRequests *prometheus.CounterVec // by endpoint and class of the HTTP status
 	PublishImports  *prometheus.CounterVec // readings of the policy's sources by result: "ok", "refused"
 	PublishRead     prometheus.Gauge       // Unix time of the last reading that was published
+	RecipientsAsked *prometheus.CounterVec // by result
 	PushRequests    *prometheus.CounterVec // by result
 	PublishFailing  prometheus.Gauge       // 1 while the last reading was refused
 
@@ -192,6 +193,7 @@ func New(reg prometheus.Registerer) *Metrics {
 		PublishRequests: counters("publish_requests_total", "Requests of followers answered, by endpoint and class of the status.", "endpoint", "class"),
 		PublishImports:  counters("publish_imports_total", "Readings of the policy's sources, by result.", "result"),
 		PublishRead:     gauge("publish_read_timestamp_seconds", "Unix time of the last complete reading of the policy's sources, 0 before the first."),
+		RecipientsAsked: counters("verified_recipients_total", "Recipients whose existence only the primary knows, by result: remembered, or asked about with the answer yes, no or unsure; unasked and limited ones are put off.", "result"),
 		PushRequests:    counters("push_requests_total", "Requests to push a list of recipients, by result.", "result"),
 		PublishFailing:  gauge("publish_failing", "1 while the policy's sources can't be read and the last good policy stays published, else 0."),
 	}
@@ -209,6 +211,7 @@ func (m *Metrics) begin() {
 	}{
 		{m.LiveMessages, []string{"accepted", "deferred", "refused", "before_reply", "in_message", "after_dot", "late"}},
 		{m.ShadowEvents, []string{"judged", "undecided", "dropped", "unreadable"}},
+		{m.RecipientsAsked, []string{"remembered", "yes", "no", "unsure", "unasked", "limited"}},
 		{m.PushRequests, []string{"applied", "unchanged", "staged", "refused", "rejected", "denied", "conflict", "limited", "failed", "read"}},
 		{m.Asked, []string{"accepted", "refused", "deferred", "unasked"}},
 		{m.PolicyReloads, []string{"changed", "unchanged", "refused"}},

@@ -123,6 +123,15 @@ func askPrimary(e *eval, c *check) status {
 	return dunno
 }
 
+// verifyRecipient has no opinion, but has it verified that the primary has the
+// recipient, if nothing else refuses.
+func verifyRecipient(e *eval, c *check) status {
+	if e.warnIfReject == 0 && e.stage == Rcpt && e.ask[e.stage].Kind == "" {
+		e.ask[e.stage] = e.ruleOf(c)
+	}
+	return dunno
+}
+
 // asked returns the rule for which to ask the primary: a mandatory one, or else
 // the first.
 func (e *eval) asked() (rule Rule) {

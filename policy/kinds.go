@@ -59,6 +59,7 @@ const (
 	kindWarn           = "warn_if_reject"
 	kindAsk            = "ask_primary" // see Verdict.Ask
 	kindAskElseIgnore  = "ask_primary_else_ignore"
+	kindVerify         = "verify_recipient" // see Verdict.MustVerify
 	actionDefer        = "defer"
 	actionPermit       = "defer_if_permit"
 )
@@ -140,6 +141,7 @@ var genericKinds = []kind{
 	}},
 	{kindAsk, argNote, askPrimary},
 	{kindAskElseIgnore, argNote, askPrimary},
+	{kindVerify, argNone, verifyRecipient},
 	{kindSPF, argSPF, checkSPF},
 	{kindGreylist, argGrey, checkGreylist},
 	{"sleep", argNumber, nothing},

@@ -180,7 +180,11 @@ type Verdict struct {
 }
 
 // MustAsk says that a recipient must be deferred when the primary can't be asked.
-func (v Verdict) MustAsk() bool { return v.Ask.Kind == kindAsk }
+func (v Verdict) MustAsk() bool { return v.Ask.Kind == kindAsk || v.MustVerify() }
+
+// MustVerify says that only the recipient's existence is in question, whoever the
+// client is: an earlier answer counts.
+func (v Verdict) MustVerify() bool { return v.Ask.Kind == kindVerify }
 
 // MailParams are the parameters of MAIL that matter for the policy.
 type MailParams struct {

@@ -51,6 +51,54 @@ type asking struct {
 	failed  error          // it can't be asked, for the rest of the transaction
 }
 
+// Verify asks the next hop dest about a recipient, in our own name and from nobody:
+// EHLO, MAIL FROM:<>, RCPT. An error says that there is no answer about the recipient.
+func (c *Client) Verify(ctx context.Context, dest string, m envelope.Mailbox) (reply envelope.Reply, err error) {
+	r := c.routes[dest]
+	if r == nil {
+		return reply, fmt.Errorf("relay: no route %q", dest)
+	}
+	if !sayable(m) {
+		return reply, errUnsayable
+	}
+	if err := r.unwilling(); err != nil && err != errXClient {
+		return reply, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	a := seat{pool: r.asking}
+	if err := r.asking.sit(ctx); err != nil {
+		return reply, err
+	}
+	if a.s, err = c.connect(ctx, r, nil, r.TLS, r.askTimeouts()); err != nil {
+		a.leave()
+		return reply, err
+	}
+	stop := context.AfterFunc(ctx, func() { a.s.raw.Close() })
+	reply, err = a.s.call(stepMail, nil, "MAIL FROM:<>")
+	if err == nil && !reply.Positive() {
+		err = &refusal{stepMail, reply}
+	}
+	if err == nil {
+		reply, err = a.s.call(stepRcpt, nil, "RCPT TO:<", envelope.ForwardPath{Mailbox: m}.String(), ">")
+	}
+	if no := (&refusal{stepRcpt, reply}); err == nil && !reply.Positive() && !no.judges() {
+		err = no
+	}
+	a.end(stop() && err == nil)
+	return reply, err
+}
+
+// askTimeouts are those of a session for questions.
+func (r *route) askTimeouts() Timeouts {
+	t := r.Timeouts
+	for _, d := range []*time.Duration{&t.Connect, &t.Greeting, &t.Command, &t.Block} {
+		*d = min(*d, askTime)
+	}
+	t.Quit = min(t.Quit, askQuit)
+	return t
+}
+
 // Ask returns what to's next hop answers to RCPT, or before that to the client.
 // An error says that it can't be asked; a reply that may be about us instead of
 // the client is one.
@@ -141,12 +189,7 @@ func (a *asking) open(ctx context.Context, c *Client, client *envelope.Client) (
 	if err != nil {
 		return err
 	}
-	t := r.Timeouts
-	for _, d := range []*time.Duration{&t.Connect, &t.Greeting, &t.Command, &t.Block} {
-		*d = min(*d, askTime)
-	}
-	t.Quit = min(t.Quit, askQuit)
-	if a.s, err = c.connect(ctx, r, client, r.TLS, t); err != nil {
+	if a.s, err = c.connect(ctx, r, client, r.TLS, r.askTimeouts()); err != nil {
 		a.leave()
 	}
 	return err

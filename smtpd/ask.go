@@ -14,7 +14,7 @@ var errNobody = errors.New("there is nobody to ask")
 // so. It can only make the decision stricter.
 func (s *session) ask(d *Decision) {
 	result := "accepted"
-	r, err := s.inquire()
+	r, err := s.inquire(d.MustVerify())
 	switch {
 	case err != nil:
 		result = "unasked"
@@ -27,7 +27,9 @@ func (s *session) ask(d *Decision) {
 	case r.Temporary():
 		result, d.Action, d.Reply = "deferred", policy.Defer, r
 	case !r.Positive():
-		s.srv.Compare("ask", d.Verdict, r)
+		if !d.MustVerify() {
+			s.srv.Compare("ask", d.Verdict, r)
+		}
 		result, d.Action, d.Reply = "refused", policy.Reject, r
 	}
 	s.srv.Metrics.Asked.WithLabelValues(result).Inc()
@@ -37,8 +39,18 @@ func (s *session) ask(d *Decision) {
 	}
 }
 
-// inquire asks about the recipient in hand.
-func (s *session) inquire() (envelope.Reply, error) {
+// inquire asks about the recipient in hand; verify: only whether it exists.
+func (s *session) inquire(verify bool) (envelope.Reply, error) {
+	if verify && s.srv.Verify != nil {
+		r, err := s.srv.Verify(s.ctx, s.client.Addr, s.rcpt.Path.Mailbox)
+		if err == nil && r.Permanent() {
+			s.unknown++
+		}
+		return r, err
+	}
+	if verify {
+		return envelope.Reply{}, errNobody
+	}
 	if s.srv.Inquire == nil {
 		return envelope.Reply{}, errNobody
 	}

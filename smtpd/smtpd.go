@@ -138,6 +138,9 @@ type Server struct {
 	// client with its names, the reverse-path and MAIL's parameters, size is
 	// that of SIZE= or 0. If nil, the primary can't be asked.
 	Inquire func(env *envelope.Envelope, size int64) Asker
+	// Verify says whether the primary has a recipient, for policy.Verdict.Ask where
+	// MustVerify says so: 2yz, 5yz or, for now, an error or 4yz. If nil, nobody knows.
+	Verify func(ctx context.Context, client netip.Addr, to envelope.Mailbox) (envelope.Reply, error)
 
 	Log     *slog.Logger
 	Metrics *metrics.Metrics

@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/understudy-mx/understudy/internal/asked"
 	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/control"
 	"github.com/understudy-mx/understudy/internal/dnslist"
@@ -69,6 +70,7 @@ type daemon struct {
 	web      net.Listener // nil: no metrics
 	control  net.Listener
 	push     *pushDesk
+	asked    *asked.Book
 	page     *page.Page // nil: none
 	pageAt   net.Listener
 	stopping atomic.Bool
@@ -90,6 +92,7 @@ func newDaemon(cfg *config.Config, log *slog.Logger) (_ *daemon, err error) {
 	}
 	d.buildRelay()
 	d.smtp.Inquire = inquire(d.relay, routeOf(cfg))
+	d.openAsked()
 	d.whileUp()
 	if err := d.openQueue(); err != nil {
 		return nil, err
@@ -400,12 +403,13 @@ func (d *daemon) run(ctx context.Context) error {
 		f.Back("notices", n.Run)
 	}
 	f.Back("stand-in", d.standIn.Run)
+	f.Back("recipients asked about", d.asked.Run)
 	f.Back("parity meter", func(ctx context.Context) error { return d.meter.Run(ctx, d.current, d.smtp.Resolver) })
 	if d.primary != nil {
 		f.Back("policy sync", d.primary.Run)
 	}
 	f.Back("control socket", func(ctx context.Context) error {
-		return control.Serve(ctx, d.control, operator.WithPush(operator.ServeDaemon(operator.Desk{Filters: d.filterStatus, Queue: d.queue, Relay: d.relay, Policy: d.primary, Outages: d.outages, Meter: d.meter, StandIn: d.standIn, Lists: d.lists, Sign: d.signOutage, Greylist: d.greylist, Log: d.log, Fleet: d.fleetView}), d.push.lists()))
+		return control.Serve(ctx, d.control, operator.WithPush(operator.ServeDaemon(operator.Desk{Filters: d.filterStatus, Queue: d.queue, Relay: d.relay, Policy: d.primary, Outages: d.outages, Meter: d.meter, StandIn: d.standIn, Lists: d.lists, Sign: d.signOutage, Greylist: d.greylist, Log: d.log, Fleet: d.fleetView, Asked: d.asked}), d.push.lists()))
 	})
 	f.Web(d.web, metrics.Handler(d.registry, d.ready))
 	if d.page != nil {

@@ -16,6 +16,7 @@ type policyCmd struct {
 	Import  policyImportCmd  `cmd:"" help:"Make a policy of the primary's own configuration."`
 	Check   policyCheckCmd   `cmd:"" help:"Check a policy file."`
 	Explain policyExplainCmd `cmd:"" help:"Print what a client would be told at each stage, and by which rule."`
+	Learn   policyLearnCmd   `cmd:"" help:"Take recipients from a log, for a primary that gives no list."`
 	Status  policyStatusCmd  `cmd:"" help:"Show the policy that came from the primary: version, age, trouble."`
 	Diff    policyDiffCmd    `cmd:"" help:"Show what changed between two versions."`
 	Pending policyPendingCmd `cmd:"" help:"Show the mass deletion that waits for a decision."`

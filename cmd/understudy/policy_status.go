@@ -12,6 +12,7 @@ import (
 
 	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/operator"
+	"github.com/understudy-mx/understudy/internal/pushed"
 	policysync "github.com/understudy-mx/understudy/sync"
 )
 
@@ -44,8 +45,8 @@ func (c *policyStatusCmd) Run(ctx context.Context, out io.Writer) error {
 			return showPushed(ctx, out, operator.Pushed{Client: p.Client})
 		})
 	}
-	if err == nil && cfg.Push.Listen != "" {
-		return (&pushListCmd{pushFlag{c.Conf}, c.JSON}).Run(ctx, out)
+	if err == nil && cfg.Policy.File != "" {
+		return c.fromFile(ctx, out, cfg)
 	}
 	return c.ask(func(d operator.Daemon) error {
 		s, err := d.Policy(ctx)
@@ -55,6 +56,36 @@ func (c *policyStatusCmd) Run(ctx context.Context, out io.Writer) error {
 		now, err := lookAt(ctx, d)
 		for _, line := range now.clientsUntold() {
 			fmt.Fprintln(out, line)
+		}
+		return err
+	})
+}
+
+// fromFile shows how a policy file's recipients are known that it doesn't list.
+func (c *policyStatusCmd) fromFile(ctx context.Context, out io.Writer, cfg *config.Config) error {
+	return c.ask(func(d operator.Daemon) error {
+		known, err := d.Asked(ctx)
+		if err != nil {
+			return err
+		}
+		if cfg.Push.Listen == "" && len(known.Domains) == 0 {
+			_, err := d.Policy(ctx) // says that there is nothing to follow
+			return err
+		}
+		var lists []pushed.Status
+		if cfg.Push.Listen != "" {
+			if lists, err = (operator.Pushed{Client: d.Client}).Lists(ctx); err != nil {
+				return err
+			}
+		}
+		if c.JSON {
+			return printJSON(out, map[string]any{"pushed": lists, "asked": known})
+		}
+		if cfg.Push.Listen != "" {
+			err = printPushed(out, lists)
+		}
+		if err == nil && len(known.Domains) > 0 {
+			err = printAsked(out, known)
 		}
 		return err
 	})

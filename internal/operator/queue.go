@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/understudy-mx/understudy/internal/asked"
 	"github.com/understudy-mx/understudy/internal/control"
 	"github.com/understudy-mx/understudy/internal/dnslist"
 	"github.com/understudy-mx/understudy/internal/fleet"
@@ -59,6 +60,7 @@ type Desk struct {
 	Log      *slog.Logger    // of what the operator reads
 	Filters  func() []Filter // that stand for milters of the primary
 	Fleet    func() (fleet.View, error)
+	Asked    *asked.Book
 }
 
 // ServeDaemon is what a daemon answers.
@@ -76,6 +78,7 @@ func ServeDaemon(d Desk) http.Handler {
 	mux.HandleFunc("GET /v1/parity/live", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, d.Meter.Report(r.URL.Query().Has("all")), nil)
 	})
+	serveAsked(mux, d.Asked)
 	mux.HandleFunc("GET /v1/lists", func(w http.ResponseWriter, _ *http.Request) { answer(w, d.Lists.Views(), nil) })
 	mux.HandleFunc("GET /v1/greylist", func(w http.ResponseWriter, _ *http.Request) { serveList(w, d.Greylist.Walk) })
 	mux.HandleFunc("POST /v1/stand-in", func(w http.ResponseWriter, r *http.Request) {

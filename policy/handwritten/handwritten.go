@@ -31,7 +31,7 @@ import (
 // Keys of the hand-written policy file, by table.
 var (
 	rootKeys = []string{
-		"domains", "recipients", "recipients_file", "recipients_pushed", "recipient_delimiter", "delay_reject", "dnsbl_threshold",
+		"domains", "recipients", "recipients_file", "recipients_pushed", "recipients_asked", "recipient_delimiter", "delay_reject", "dnsbl_threshold",
 		"client", "helo", "sender", "checks", "dnsbl", "limits",
 	}
 	listKeys  = []string{"allow", "block"}
@@ -58,6 +58,7 @@ type file struct {
 	open    opener
 	before  *policy.Snapshot // shares memory with it, unless nil
 	domains map[string]int   // each with a number
+	asks    []string         // domains whose recipients only the primary knows
 	unsure  map[string]bool  // domains where an unknown recipient is refused for now only
 }
 
@@ -129,6 +130,7 @@ func (p *file) addresses(n node) {
 	if _, given := n.m["domains"].(string); len(vals) == 0 && !given {
 		n.wrong("domains", "no domains; list those to accept mail for: domains = [\"example.org\"]")
 	}
+	p.asked(n)
 	p.recipients(n, vals, paths)
 	sure := maps.Clone(p.domains)
 	for d := range p.unsure {
@@ -139,6 +141,48 @@ func (p *file) addresses(n node) {
 	if len(p.unsure) > 0 {
 		a.Relay = policy.AddressClass{Domains: slices.Sorted(maps.Keys(p.unsure)), Recipients: []string{recipientsTable}, Incomplete: true}
 	}
+}
+
+// askedTable is the name of the access table with the domains whose recipients the
+// primary is asked about.
+const askedTable = "recipients_asked"
+
+// Asked are the domains of a policy file whose recipients the primary is asked about.
+func Asked(s *policy.Snapshot) (domains []string) {
+	if t := s.Spec().Tables[askedTable]; t != nil {
+		for key, value := range t.Entries(0, t.Len()) {
+			if value == "verify_recipient" {
+				domains = append(domains, string(key))
+			}
+		}
+	}
+	return domains
+}
+
+// asked reads the domains where nothing lists the recipients: everybody there is let
+// in, once the primary has said that it has him.
+func (p *file) asked(n node) {
+	vals, paths := n.strings(askedTable)
+	access := map[string]string{}
+	for i, v := range vals {
+		domain := table.Fold(v)
+		if _, ours := p.domains[domain]; !ours || access[domain] != "" {
+			n.wrong(paths[i], "%q is not in domains, or is given twice; add it there, or remove it", v)
+			continue
+		}
+		access[domain] = "verify_recipient"
+		p.asks = append(p.asks, domain)
+	}
+	if len(access) == 0 {
+		return
+	}
+	t, err := table.NewHash(access)
+	if err != nil {
+		n.wrong(askedTable, "%v", err)
+		return
+	}
+	p.spec.Tables[askedTable] = t
+	p.spec.Restrictions.Recipient = []policy.Restriction{{Kind: "check_recipient_access", Arg: askedTable}}
 }
 
 // checks sorts the switched-on checks into the lists where they belong.

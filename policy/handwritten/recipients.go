@@ -30,6 +30,11 @@ func (p *file) recipients(n node, doms, domPaths []string) {
 	}
 	b.Like(before)
 	here := p.newPiece(b)
+	for _, domain := range p.asks {
+		if err := here.add("@" + domain); err != nil {
+			n.wrong(askedTable, "%v", err)
+		}
+	}
 	vals, paths := n.strings("recipients")
 	for i, v := range vals {
 		if err := here.add(v); err != nil {

@@ -1,0 +1,477 @@
+// Package asked remembers which recipients a primary has, where nothing but asking
+// tells: MAIL FROM:<>, RCPT TO:<somebody>, and never DATA; VRFY is not used, which most
+// servers have switched off. It is Postfix's verify(8), with its ages:
+//
+//	         kept     asked again after
+//	yes      31 days  7 days
+//	no       3 days   3 hours
+//
+// What is known so is learned, not listed: who was never asked about is put off while
+// the primary is down, and who was deleted may be let in for a month. A "no" doesn't
+// replace a "yes" before that has expired, as with verify(8): a primary that refuses
+// everybody for an hour makes nobody unknown.
+//
+// Who talks to us chooses what is asked, so questions are few: for each client, and
+// in all. Beyond that nobody is asked, and the recipient is put off.
+package asked
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/internal/service"
+	"github.com/understudy-mx/understudy/metrics"
+)
+
+// The ages of answers, Postfix's address_verify_* by default.
+const (
+	yesKept  = 31 * 24 * time.Hour
+	yesAgain = 7 * 24 * time.Hour
+	noKept   = 3 * 24 * time.Hour
+	noAgain  = 3 * time.Hour
+)
+
+// Bounds of what is remembered and asked.
+const (
+	maxYes       = 100_000
+	maxNo        = 20_000
+	maxClients   = 10_000 // whose questions are counted
+	clientBurst  = 20     // questions of a client at once,
+	clientEvery  = time.Minute
+	totalBurst   = 100 // and of all together
+	totalEvery   = time.Second
+	refreshEvery = 2 * time.Second // one question of our own
+	saveEvery    = time.Minute
+	retryAfter   = 10 * time.Minute // a question of our own that brought no answer
+)
+
+// ErrLimit says that too much was asked already.
+var ErrLimit = errors.New("too many questions about recipients: the primary isn't asked")
+
+// Ask asks the primary about a recipient. An error says that it can't be asked.
+type Ask func(ctx context.Context, m envelope.Mailbox) (envelope.Reply, error)
+
+// Options say where to remember, and how to ask.
+type Options struct {
+	File    string
+	Ask     Ask
+	Domains func() []string // whose recipients the policy has asked about
+	Log     *slog.Logger
+	Metrics *metrics.Metrics
+	Now     func() time.Time // nil: time.Now
+}
+
+// entry is what is known of a recipient.
+type entry struct {
+	Address string    `json:"a"`
+	Yes     bool      `json:"y,omitempty"`
+	At      time.Time `json:"t"`           // of the last answer that counts
+	Asked   time.Time `json:"q,omitzero"`  // of the last question; zero: never, it is from a log
+	Log     bool      `json:"l,omitempty"` // the answer was read in a log
+}
+
+// Book remembers.
+type Book struct {
+	o Options
+
+	mu      sync.Mutex // guards what follows
+	entries map[string]*entry
+	yes     int
+	dirty   bool
+	total   bucket
+	clients map[netip.Prefix]*bucket
+	asking  map[string]*question
+}
+
+// question is one under way, for all who want its answer.
+type question struct {
+	done  chan struct{}
+	reply envelope.Reply
+	err   error
+}
+
+// Open reads what was remembered. A file that can't be read is given up: it is
+// only a memory.
+func Open(o Options) *Book {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	b := &Book{o: o, entries: map[string]*entry{}, clients: map[netip.Prefix]*bucket{}, asking: map[string]*question{}}
+	text, err := os.ReadFile(o.File)
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			o.Log.Error("what was learned of recipients is lost", "err", err)
+		}
+		return b
+	}
+	for line := range bytes.Lines(text) {
+		e := &entry{}
+		if json.Unmarshal(line, e) == nil && e.Address != "" {
+			b.keep(e)
+		}
+	}
+	return b
+}
+
+// keep remembers e, in place of others of its kind when there are too many. The
+// caller holds mu, or has the book for itself.
+func (b *Book) keep(e *entry) {
+	if old := b.entries[e.Address]; old != nil {
+		b.forget(old)
+	}
+	if e.Yes && b.yes >= maxYes {
+		return
+	}
+	if !e.Yes && len(b.entries)-b.yes >= maxNo {
+		for _, old := range b.entries { // any: maps are in no order
+			if !old.Yes {
+				b.forget(old)
+				break
+			}
+		}
+	}
+	b.entries[e.Address], b.dirty = e, true
+	if e.Yes {
+		b.yes++
+	}
+}
+
+func (b *Book) forget(e *entry) {
+	if e.Yes {
+		b.yes--
+	}
+	delete(b.entries, e.Address)
+	b.dirty = true
+}
+
+// expired says that an answer is too old to count.
+func (e *entry) expired(now time.Time) bool {
+	kept := noKept
+	if e.Yes {
+		kept = yesKept
+	}
+	return now.Sub(e.At) > kept
+}
+
+// due says that an answer should be asked for again.
+func (e *entry) due(now time.Time) bool {
+	again := noAgain
+	if e.Yes {
+		again = yesAgain
+	}
+	return now.Sub(e.At) > again && now.Sub(e.Asked) > retryAfter || e.Asked.IsZero()
+}
+
+var (
+	replyYes     = envelope.NewReply(250, "2.1.5", "Ok")
+	replyUnknown = envelope.NewReply(550, "5.1.1", "Recipient address rejected: User unknown")
+)
+
+// Lookup returns what the primary has said of a recipient, or asks it: 250, 550 for
+// an unknown one, or its own temporary reply. An error says that it can't be asked.
+func (b *Book) Lookup(ctx context.Context, client netip.Addr, m envelope.Mailbox) (envelope.Reply, error) {
+	key := strings.ToLower(m.String())
+	now := b.o.Now()
+	b.mu.Lock()
+	if e := b.entries[key]; e != nil && !e.expired(now) {
+		b.mu.Unlock()
+		b.count("remembered")
+		if e.Yes {
+			return replyYes, nil
+		}
+		return replyUnknown, nil
+	}
+	q := b.asking[key]
+	first := q == nil
+	if first {
+		if !b.allow(now, client) {
+			b.mu.Unlock()
+			b.count("limited")
+			return envelope.Reply{}, ErrLimit
+		}
+		q = &question{done: make(chan struct{})}
+		b.asking[key] = q
+	}
+	b.mu.Unlock()
+	if first {
+		q.reply, q.err = b.ask(ctx, key, m)
+		b.mu.Lock()
+		delete(b.asking, key)
+		b.mu.Unlock()
+		close(q.done)
+	}
+	select {
+	case <-q.done:
+		return q.reply, q.err
+	case <-ctx.Done():
+		return envelope.Reply{}, ctx.Err()
+	}
+}
+
+func (b *Book) count(result string) { b.o.Metrics.RecipientsAsked.WithLabelValues(result).Inc() }
+
+// ask asks the primary, and remembers a definite answer.
+func (b *Book) ask(ctx context.Context, key string, m envelope.Mailbox) (envelope.Reply, error) {
+	reply, err := b.o.Ask(ctx, m)
+	now := b.o.Now().UTC().Truncate(time.Second)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	old := b.entries[key]
+	if old != nil {
+		asked := *old // readers have the old one
+		asked.Asked = now
+		b.entries[key], b.dirty = &asked, true
+	}
+	switch {
+	case err != nil:
+		b.count("unasked")
+		return reply, err
+	case reply.Positive():
+		b.keep(&entry{Address: key, Yes: true, At: now, Asked: now})
+		b.count("yes")
+		return replyYes, nil
+	case unknown(reply):
+		if old == nil || !old.Yes || old.expired(now) || old.Log {
+			b.keep(&entry{Address: key, At: now, Asked: now})
+		}
+		b.count("no")
+		return replyUnknown, nil
+	}
+	b.count("unsure")
+	return envelope.Reply{}, errors.New("the primary's answer isn't about the recipient: " + reply.String())
+}
+
+// unknown says that a reply to RCPT means that there is no such recipient. Others are
+// about us, the sender or the moment: nobody is unknown because of them. Exchange
+// Online says 5.4.1 for who isn't in its directory.
+func unknown(r envelope.Reply) bool {
+	if !slices.Contains([]int{550, 551, 553}, r.Code) {
+		return false
+	}
+	return r.Enhanced == "" || slices.Contains([]string{"5.1.0", "5.1.1", "5.1.2", "5.1.3", "5.1.6", "5.1.10", "5.2.1", "5.4.1"}, r.Enhanced)
+}
+
+// bucket counts questions: it fills up again with time.
+type bucket struct {
+	used float64
+	at   time.Time
+}
+
+func (k *bucket) level(now time.Time, every time.Duration) float64 {
+	return max(0, k.used-float64(now.Sub(k.at))/float64(every))
+}
+
+// allow says whether client may cause another question. The caller holds mu.
+func (b *Book) allow(now time.Time, client netip.Addr) bool {
+	bits := 32
+	if client = client.Unmap(); client.Is6() {
+		bits = 64
+	}
+	who, _ := client.Prefix(bits)
+	k := b.clients[who]
+	if k == nil {
+		if len(b.clients) >= maxClients {
+			for p, other := range b.clients {
+				if other.level(now, clientEvery) == 0 {
+					delete(b.clients, p)
+				}
+			}
+		}
+		if len(b.clients) >= maxClients {
+			return false
+		}
+		k = &bucket{}
+		b.clients[who] = k
+	}
+	own, all := k.level(now, clientEvery), b.total.level(now, totalEvery)
+	if own+1 > clientBurst || all+1 > totalBurst {
+		return false
+	}
+	*k, b.total = bucket{own + 1, now}, bucket{all + 1, now}
+	return true
+}
+
+// Status counts what is known.
+type Status struct {
+	Domains []string  `json:"domains"`
+	Yes     int       `json:"yes"`
+	No      int       `json:"no"`
+	Log     int       `json:"log"` // of yes, those that were only read in a log
+	Since   time.Time `json:"since,omitzero"`
+}
+
+// Status returns it.
+func (b *Book) Status() (s Status) {
+	s.Domains = b.o.Domains()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, e := range b.entries {
+		if e.Yes {
+			s.Yes++
+		} else {
+			s.No++
+		}
+		if e.Log {
+			s.Log++
+		}
+		if s.Since.IsZero() || e.At.Before(s.Since) {
+			s.Since = e.At
+		}
+	}
+	return s
+}
+
+// Warm takes addresses that a log says were delivered to. They are asked about
+// soon. It returns how many were new.
+func (b *Book) Warm(addresses []string) (n int) {
+	now, domains := b.o.Now().UTC().Truncate(time.Second), b.o.Domains()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, a := range addresses {
+		m, err := envelope.ParseMailbox(a)
+		if err != nil || len(a) > 320 || !slices.Contains(domains, strings.ToLower(m.Domain)) {
+			continue
+		}
+		key := strings.ToLower(m.String())
+		if b.entries[key] == nil && b.yes < maxYes {
+			b.keep(&entry{Address: key, Yes: true, At: now, Log: true})
+			n++
+		}
+	}
+	return n
+}
+
+// Run asks again in time, since the answers are wanted when the primary is gone, and
+// saves, until ctx ends.
+func (b *Book) Run(ctx context.Context) error {
+	ask, save := time.NewTicker(refreshEvery), time.NewTicker(saveEvery)
+	defer ask.Stop()
+	defer save.Stop()
+	var due []string
+	for {
+		select {
+		case <-ctx.Done():
+			b.save()
+			return nil
+		case <-save.C:
+			b.save()
+			due = b.due()
+		case <-ask.C:
+			if len(due) > 0 {
+				b.refresh(ctx, due[0])
+				due = due[1:]
+			}
+		}
+	}
+}
+
+// due drops what has expired, and lists what should be asked again, the oldest first.
+func (b *Book) due() (keys []string) {
+	now := b.o.Now()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for key, e := range b.entries {
+		switch {
+		case e.expired(now):
+			b.forget(e)
+		case e.due(now) && e.Yes: // a "no" is asked again when somebody wants it
+			keys = append(keys, key)
+		}
+	}
+	slices.SortFunc(keys, func(x, y string) int {
+		return cmp.Or(b.entries[x].Asked.Compare(b.entries[y].Asked), cmp.Compare(x, y))
+	})
+	return keys[:min(len(keys), int(saveEvery/refreshEvery))]
+}
+
+func (b *Book) refresh(ctx context.Context, key string) {
+	m, err := envelope.ParseMailbox(key)
+	if err == nil && slices.Contains(b.o.Domains(), m.Domain) {
+		_, _ = b.ask(ctx, key, m) // counted; it is tried again later
+	}
+}
+
+// save writes what is known, if that has changed.
+func (b *Book) save() {
+	b.mu.Lock()
+	if !b.dirty {
+		b.mu.Unlock()
+		return
+	}
+	b.dirty = false
+	var out bytes.Buffer
+	w := json.NewEncoder(&out)
+	for _, e := range b.entries {
+		_ = w.Encode(e) // nothing in it can fail
+	}
+	b.mu.Unlock()
+	if err := service.ReplaceFile(b.o.File, out.Bytes()); err != nil {
+		b.o.Log.Error("what was learned of recipients isn't saved", "err", err)
+	}
+}
+
+// ReadLog calls fn for each recipient to whom a log of Postfix or Exim says that mail
+// was delivered.
+func ReadLog(r io.Reader, fn func(address string)) error {
+	in := bufio.NewReaderSize(r, 64<<10)
+	for {
+		line, err := in.ReadSlice('\n')
+		if len(line) > 0 && err != bufio.ErrBufferFull {
+			for _, a := range delivered(string(line)) {
+				fn(a)
+			}
+		}
+		for err == bufio.ErrBufferFull { // a line that long is none of theirs
+			_, err = in.ReadSlice('\n')
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// delivered reads a line: Postfix's "to=<a@b>, orig_to=<c@d>, … status=sent", or
+// Exim's "=> local <a@b> R=… T=…".
+func delivered(line string) (found []string) {
+	if strings.Contains(line, ", status=sent (") {
+		for _, key := range []string{" to=<", " orig_to=<"} {
+			if _, rest, ok := strings.Cut(line, key); ok {
+				if address, _, ok := strings.Cut(rest, ">, "); ok {
+					found = append(found, address)
+				}
+			}
+		}
+		return found
+	}
+	for _, arrow := range []string{" => ", " -> "} {
+		_, rest, ok := strings.Cut(line, arrow)
+		if !ok || !strings.Contains(rest, " R=") {
+			continue
+		}
+		to, _, _ := strings.Cut(rest, " R=")
+		words := strings.Fields(to)
+		for _, w := range words[:min(len(words), 2)] {
+			if w = strings.Trim(w, "<>"); strings.Contains(w, "@") {
+				found = append(found, w)
+			}
+		}
+	}
+	return found
+}

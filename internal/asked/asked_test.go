@@ -1,0 +1,242 @@
+package asked
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/metrics"
+)
+
+// primary answers questions from a list of its own.
+type primary struct {
+	mu    sync.Mutex
+	has   map[string]envelope.Reply
+	err   error
+	asked []string
+	now   time.Time
+	hold  chan struct{} // nil: answers at once
+}
+
+func (p *primary) ask(ctx context.Context, m envelope.Mailbox) (envelope.Reply, error) {
+	p.mu.Lock()
+	p.asked = append(p.asked, m.String())
+	hold := p.hold
+	p.mu.Unlock()
+	if hold != nil {
+		<-hold
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if r, ok := p.has[m.String()]; ok || p.err != nil {
+		return r, p.err
+	}
+	return envelope.NewReply(550, "5.1.1", "no such user"), nil
+}
+
+func newBook(t *testing.T, file string, p *primary) *Book {
+	return Open(Options{File: file, Ask: p.ask, Domains: func() []string { return []string{"example.org"} }, Now: func() time.Time { return p.now },
+		Log: slog.New(slog.DiscardHandler), Metrics: metrics.New(prometheus.NewRegistry())})
+}
+
+var client = netip.MustParseAddr("192.0.2.1")
+
+// look returns the reply's code, 0 for an error, and how often the primary was asked.
+func look(t *testing.T, b *Book, p *primary, to string) (code, asked int) {
+	t.Helper()
+	m, err := envelope.ParseMailbox(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := len(p.asked)
+	r, err := b.Lookup(t.Context(), client, m)
+	if err != nil {
+		r.Code = 0
+	}
+	return r.Code, len(p.asked) - before
+}
+
+func TestAges(t *testing.T) {
+	p := &primary{now: time.Unix(1e9, 0), has: map[string]envelope.Reply{"alice@example.org": envelope.NewReply(250, "", "ok")}}
+	b := newBook(t, filepath.Join(t.TempDir(), "asked.json"), p)
+	for _, step := range []struct {
+		after time.Duration
+		to    string
+		code  int
+		asked int
+	}{
+		{0, "alice@example.org", 250, 1},
+		{0, "ALICE@Example.ORG", 250, 0},
+		{0, "bob@example.org", 550, 1},
+		{noKept, "bob@example.org", 550, 0},
+		{time.Second, "bob@example.org", 550, 1},
+		{yesKept - noKept - time.Second, "alice@example.org", 250, 0},
+		{time.Second, "alice@example.org", 250, 1},
+	} {
+		p.now = p.now.Add(step.after)
+		if code, asked := look(t, b, p, step.to); code != step.code || asked != step.asked {
+			t.Errorf("after %v, %s: %d, asked %d times; want %d, %d", step.after, step.to, code, asked, step.code, step.asked)
+		}
+	}
+	// A "no" doesn't replace a "yes", and what can't be asked changes nothing.
+	p.has = nil
+	p.now = p.now.Add(8 * 24 * time.Hour)
+	if due := b.due(); fmt.Sprint(due) != "[alice@example.org]" {
+		t.Errorf("due: %v", due)
+	}
+	b.refresh(t.Context(), "alice@example.org")
+	if code, _ := look(t, b, p, "alice@example.org"); code != 250 {
+		t.Errorf("after a no: %d", code)
+	}
+	if due := b.due(); len(due) > 0 {
+		t.Errorf("due again at once: %v", due)
+	}
+	p.err = errors.New("down")
+	if code, _ := look(t, b, p, "carol@example.org"); code != 0 {
+		t.Errorf("the primary is down: %d", code)
+	}
+}
+
+// TestUnknown has replies that must make nobody unknown.
+func TestUnknown(t *testing.T) {
+	for _, tt := range []struct {
+		reply envelope.Reply
+		want  int
+	}{
+		{envelope.NewReply(250, "2.1.5", "ok"), 250},
+		{envelope.NewReply(251, "", "will forward"), 250},
+		{envelope.NewReply(550, "5.1.1", "x"), 550},
+		{envelope.NewReply(550, "", "no such user"), 550},
+		{envelope.NewReply(550, "5.1.10", "x"), 550},
+		{envelope.NewReply(550, "5.4.1", "Recipient address rejected: Access denied"), 550},
+		{envelope.NewReply(553, "5.1.3", "x"), 550},
+		{envelope.NewReply(550, "5.7.1", "blocked"), 0},
+		{envelope.NewReply(554, "5.7.1", "relay access denied"), 0},
+		{envelope.NewReply(554, "", "no"), 0},
+		{envelope.NewReply(550, "5.1.8", "bad sender"), 0},
+		{envelope.NewReply(552, "5.2.2", "full"), 0},
+		{envelope.NewReply(450, "4.2.0", "greylisted"), 0},
+	} {
+		p := &primary{now: time.Unix(1e9, 0), has: map[string]envelope.Reply{"a@example.org": tt.reply}}
+		if code, _ := look(t, newBook(t, filepath.Join(t.TempDir(), "asked.json"), p), p, "a@example.org"); code != tt.want {
+			t.Errorf("%v: %d, want %d", tt.reply, code, tt.want)
+		}
+	}
+}
+
+func TestLimits(t *testing.T) {
+	p := &primary{now: time.Unix(1e9, 0)}
+	b := newBook(t, filepath.Join(t.TempDir(), "asked.json"), p)
+	asks := func(from netip.Addr, n int) int {
+		before := len(p.asked)
+		for i := range n {
+			_, _ = b.Lookup(t.Context(), from, envelope.Mailbox{Local: fmt.Sprintf("%s-%d-%d", strings.ReplaceAll(from.String(), ":", "-"), i, before), Domain: "example.org"})
+		}
+		return len(p.asked) - before
+	}
+	if n := asks(client, 100); n != clientBurst {
+		t.Errorf("one client causes %d questions", n)
+	}
+	if n := asks(netip.MustParseAddr("2001:db8::1"), 15) + asks(netip.MustParseAddr("2001:db8::2"), 15); n != clientBurst {
+		t.Errorf("one /64 causes %d questions", n)
+	}
+	p.now = p.now.Add(3 * clientEvery)
+	if n := asks(client, 100); n != 3 {
+		t.Errorf("three minutes later %d questions", n)
+	}
+	total := 0
+	for i := range 200 {
+		total += asks(netip.AddrFrom4([4]byte{198, 51, byte(i), 1}), 5)
+	}
+	if total != totalBurst-3 {
+		t.Errorf("all clients together cause %d questions", total)
+	}
+	if s := b.Status(); s.No != len(p.asked) {
+		t.Errorf("%+v of %d", s, len(p.asked))
+	}
+}
+
+// TestTogether asks once for many who want the same answer.
+func TestTogether(t *testing.T) {
+	p := &primary{now: time.Unix(1e9, 0), hold: make(chan struct{})}
+	b := newBook(t, filepath.Join(t.TempDir(), "asked.json"), p)
+	var work sync.WaitGroup
+	for range 20 {
+		work.Go(func() {
+			if r, err := b.Lookup(t.Context(), client, envelope.Mailbox{Local: "a", Domain: "example.org"}); err != nil || r.Code != 550 {
+				t.Errorf("%v, %v", r, err)
+			}
+		})
+	}
+	close(p.hold)
+	work.Wait()
+	if len(p.asked) != 1 {
+		t.Errorf("asked %d times", len(p.asked))
+	}
+}
+
+func TestWarmAndSaved(t *testing.T) {
+	p := &primary{now: time.Unix(1e9, 0)}
+	file := filepath.Join(t.TempDir(), "asked.json")
+	b := newBook(t, file, p)
+	if n := b.Warm([]string{"alice@example.org", "Alice@example.org", "x@example.net", "nonsense", "bob@example.org"}); n != 2 {
+		t.Errorf("%d are new", n)
+	}
+	if code, asked := look(t, b, p, "alice@example.org"); code != 250 || asked != 0 {
+		t.Errorf("from a log: %d, asked %d", code, asked)
+	}
+	// The primary doesn't have her any more: a log's word counts less.
+	b.refresh(t.Context(), "alice@example.org")
+	b.save()
+	b = newBook(t, file, p)
+	if code, _ := look(t, b, p, "alice@example.org"); code != 550 {
+		t.Errorf("asked about since: %d", code)
+	}
+	if s := b.Status(); s.Yes != 1 || s.No != 1 || s.Log != 1 {
+		t.Errorf("saved: %+v", s)
+	}
+}
+
+func TestReadLog(t *testing.T) {
+	const log = `Nov 29 18:00:00 mx1 postfix/lmtp[7]: 4XyZ: to=<alice@example.org>, relay=d[private/lmtp], delay=0.1, delays=0/0/0/0, dsn=2.0.0, status=sent (250 2.0.0 Saved)
+Nov 29 18:00:00 mx1 postfix/virtual[7]: 4XyZ: to=<bob@example.org>, orig_to=<sales@example.org>, relay=virtual, delay=0, delays=0/0/0/0, dsn=2.0.0, status=sent (delivered to maildir)
+Nov 29 18:00:00 mx1 postfix/smtp[7]: 4XyZ: to=<no@example.org>, relay=none, delay=0, delays=0/0/0/0, dsn=5.1.1, status=bounced (host said: status=sent)
+Nov 29 18:00:00 mx1 postfix/smtp[7]: 4XyZ: to=<no@example.org>, relay=none, delay=0, delays=0/0/0/0, dsn=4.4.1, status=deferred (x)
+2026-11-29 18:00:00 1abcde-000001-AB => carol <Carol@example.org> R=localuser T=local_delivery
+2026-11-29 18:00:00 1abcde-000001-AB -> dave@example.org R=smarthost T=remote_smtp H=h [192.0.2.1]
+2026-11-29 18:00:00 1abcde-000001-AB == no@example.org R=smarthost T=remote_smtp defer (-53)
+2026-11-29 18:00:00 1abcde-000001-AB ** no@example.org R=nobody: Unrouteable address
+2026-11-29 18:00:00 1abcde-000001-AB <= no@sender.example H=h P=esmtp S=100
+`
+	var got []string
+	if err := ReadLog(strings.NewReader(log+strings.Repeat("x", 1<<20)+"\n"+"end"), func(a string) { got = append(got, a) }); err != nil {
+		t.Fatal(err)
+	}
+	if s := strings.Join(got, " "); s != "alice@example.org bob@example.org sales@example.org Carol@example.org dave@example.org" {
+		t.Errorf("got %s", s)
+	}
+}
+
+func FuzzReadLog(f *testing.F) {
+	f.Add("x: to=<a@b>, orig_to=<c@d>, status=sent (x)\n")
+	f.Add("=> a <a@b> R=x")
+	f.Fuzz(func(t *testing.T, s string) {
+		if err := ReadLog(strings.NewReader(s), func(a string) {
+			if strings.Contains(a, "\n") {
+				t.Errorf("%q", a)
+			}
+		}); err != nil {
+			t.Error(err)
+		}
+	})
+}
