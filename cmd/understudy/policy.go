@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/inforce"
@@ -16,6 +17,7 @@ type policyCmd struct {
 	Import  policyImportCmd  `cmd:"" help:"Make a policy of the primary's own configuration."`
 	Check   policyCheckCmd   `cmd:"" help:"Check a policy file."`
 	Explain policyExplainCmd `cmd:"" help:"Print what a client would be told at each stage, and by which rule."`
+	Preset  policyPresetCmd  `cmd:"" help:"Print a policy file for a primary of a known kind, to be completed."`
 	Learn   policyLearnCmd   `cmd:"" help:"Take recipients from a log, for a primary that gives no list."`
 	Status  policyStatusCmd  `cmd:"" help:"Show the policy that came from the primary: version, age, trouble."`
 	Diff    policyDiffCmd    `cmd:"" help:"Show what changed between two versions."`
@@ -41,6 +43,32 @@ Examples:
 
     understudy policy check policy.toml
     understudy policy check new.toml && mv new.toml /etc/understudy/policy.toml`
+}
+
+type policyPresetCmd struct {
+	Name string `arg:"" optional:"" help:"The kind; without it, all are listed."`
+}
+
+func (policyPresetCmd) Help() string {
+	return `For primaries that can't be read: what is documented of their rules, with the sources. Write your domains into it.
+
+Examples:
+
+    understudy policy preset
+    understudy policy preset microsoft365 > /etc/understudy/policy.toml`
+}
+
+func (c *policyPresetCmd) Run(out io.Writer) error {
+	if c.Name == "" {
+		_, err := fmt.Fprintln(out, strings.Join(handwritten.Presets(), "\n"))
+		return err
+	}
+	text, known := handwritten.Preset(c.Name)
+	if !known {
+		return mistakes{fmt.Errorf("%q is no preset; choose one of %s", c.Name, strings.Join(handwritten.Presets(), ", "))}
+	}
+	_, err := out.Write(text)
+	return err
 }
 
 // checked is what is in a policy that is right.

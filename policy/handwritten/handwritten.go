@@ -41,7 +41,7 @@ var (
 		"reject_unknown_client_hostname", "reject_unknown_reverse_client_hostname",
 		"helo_required", "reject_invalid_helo_hostname", "reject_non_fqdn_helo_hostname", "reject_unknown_helo_hostname",
 		"reject_non_fqdn_sender", "reject_unknown_sender_domain", "reject_unlisted_sender",
-		"reject_multi_recipient_bounce",
+		"reject_multi_recipient_bounce", "spf", "dmarc",
 	}
 	limitKeys = []string{
 		"message_size", "recipients", "header_size", "line_length", "hops", "soft_errors", "hard_errors", "junk_commands",
@@ -89,6 +89,7 @@ func (p *file) read(m map[string]any) {
 	r.Sender = slices.Concat(senderAllow, senderBlock, checks["sender"])
 	r.Relay = []policy.Restriction{{Kind: "reject_unauth_destination"}}
 	r.Data = checks["data"]
+	r.Recipient = slices.Concat(checks["recipient"], r.Recipient)
 	root.boolean("delay_reject", &p.spec.DelayReject)
 	p.limits(root.table("limits"))
 }
@@ -196,6 +197,11 @@ func (p *file) checks(n node) map[string][]policy.Restriction {
 		case !on:
 		case k == "helo_required":
 			p.spec.HeloRequired = true
+		case k == "spf":
+			p.spf()
+			lists["recipient"] = append(lists["recipient"], policy.Restriction{Kind: "check_spf", Arg: "spf"})
+		case k == "dmarc":
+			p.dmarc()
 		case k == "reject_unlisted_sender":
 			p.spec.RejectUnlistedSender = true
 		case strings.Contains(k, "client"):
@@ -209,6 +215,22 @@ func (p *file) checks(n node) map[string][]policy.Restriction {
 		}
 	}
 	return lists
+}
+
+// spf refuses what SPF fails, as policyd-spf does by default.
+func (p *file) spf() {
+	p.spec.Filters.SPF = map[string]policy.SPFService{"spf": {HELO: "Fail", MailFrom: "Fail", VoidLookups: 2, Seconds: 20, Header: "SPF",
+		Message: "Message {rejectdefer} due to: {spf}. Please see {url}"}}
+}
+
+// dmarc refuses what fails under a policy p=reject, by SPF and by DKIM, as opendmarc
+// does with RejectFailures.
+func (p *file) dmarc() {
+	p.spec.Filters.Milters = []policy.Milter{
+		{DKIM: &policy.DKIMFilter{BadSignature: policy.MilterAccept, NoSignature: policy.MilterAccept, KeyNotFound: policy.MilterAccept, Security: policy.MilterAccept,
+			MaxSignatures: 5, MinKeyBits: 1024, ClockDrift: 300}},
+		{DMARC: &policy.DMARCFilter{RejectFailures: true, DKIM: true, SelfSPF: true}},
+	}
 }
 
 // dnsbl reads the DNS lists. With a threshold their weights add up; without,
