@@ -23,6 +23,7 @@ import (
 	"github.com/miekg/dns"
 
 	"github.com/understudy-mx/understudy/internal/demo"
+	milterclient "github.com/understudy-mx/understudy/internal/milter"
 	"github.com/understudy-mx/understudy/internal/testmx"
 	"github.com/understudy-mx/understudy/policy/fidelity"
 	"github.com/understudy-mx/understudy/policy/postfix"
@@ -50,9 +51,14 @@ func TestFiltersLikePostfix(t *testing.T) {
 			if more, err := strconv.Atoi(os.Getenv("FILTER_SESSIONS")); err == nil {
 				n = more
 			}
+			hungUp := 0
 			for range n {
 				m := f.session(rng)
 				want, got := m.play(t, f.dial), m.play(t, local)
+				if want != got && f.milterFailures() > hungUp && hungUp <= n/1000 {
+					hungUp = f.milterFailures() // libmilter does so now and then on a busy machine: Postfix has heard no verdict
+					want = m.play(t, f.dial)
+				}
 				seen[got]++
 				if want != got {
 					t.Errorf("Postfix %q, we %q:\n%+v", want, got, m)
@@ -126,9 +132,26 @@ func newFiltered(t *testing.T, dkimConf, dmarcConf, spfConf string) *filtered {
 			t.Fatalf("%v: %s; run test/install-peers", err, &out)
 		}
 		t.Cleanup(func() { daemon.Kill() })
+		dial := func(ctx context.Context) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "tcp", addr)
+		}
+		err = milterclient.Try(t.Context(), dial)
+		if err != nil { // it listens before it is ready
+			err = milterclient.Try(t.Context(), dial)
+		}
+		if err != nil {
+			t.Fatalf("%s: %v: %s", argv[0], err, &out)
+		}
 	}
 	f.start(f.nameserver)
 	return f
+}
+
+// milterFailures counts the milters that have failed Postfix so far.
+func (f *filtered) milterFailures() int {
+	b, _ := os.ReadFile(filepath.Join(f.dir, "mail.log"))
+	return bytes.Count(b, []byte("warning: milter "))
 }
 
 // zone has domains whose names say what becomes of their mail.
