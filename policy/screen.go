@@ -3,6 +3,7 @@ package policy
 import (
 	"context"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -63,6 +64,20 @@ func (s *Session) Waits() bool {
 	}
 	permitted, rejected, _ := s.screenAccess()
 	return !permitted && !(rejected && s.snap.spec.Postscreen.DenylistAction == screenDrop)
+}
+
+// GreetPassed is until when the client is spared the wait, since it passed the
+// primary's test; zero for a client that the primary doesn't know.
+func (s *Session) GreetPassed() time.Time {
+	h := s.find.one(s.snap.screenPassed, s.client.Addr.String(), "", s.client.Addr, true)
+	if !h.ok() {
+		return time.Time{}
+	}
+	n, err := strconv.ParseInt(s.find.value(h), 10, 40)
+	if err != nil {
+		return time.Time{}
+	}
+	return time.Unix(n*GreetUnit, 0)
 }
 
 // Screen judges the client as postscreen(8) does, after Connect and the wait of
@@ -200,5 +215,6 @@ func (c *compiler) postscreen() {
 			c.errorf("postscreen.access_list: %q is neither %q nor the name of a table behind %q", name, permitNetworks, tablePrefix)
 		}
 	}
+	c.s.screenPassed = c.named("postscreen.greet_passed", p.GreetPassed)
 	c.s.screenReply = c.named("postscreen.dnsbl_reply_map", p.DNSBLReply)
 }

@@ -39,6 +39,7 @@ type Snapshot struct {
 	transport, relocated, senderLogin, commandFilter        []*dict
 
 	screenAccess, screenReply []*dict // of postscreen; nil is permit_mynetworks
+	screenPassed              []*dict
 
 	sites    []*zone   // of reject_dnsbl_score and postscreen
 	prefetch []string  // DNS lists that every client is looked up in

@@ -222,8 +222,12 @@ type Postscreen struct {
 	GreetAction        string   `json:"greet_action,omitempty"`
 	GreetWait          int      `json:"greet_wait,omitempty"` // seconds
 	GreetBanner        string   `json:"greet_banner,omitempty"`
-	GreetTTL           int      `json:"greet_ttl,omitempty"` // seconds that who passed the pregreet test is spared it; 0: none
+	GreetTTL           int      `json:"greet_ttl,omitempty"`    // seconds that who passed the pregreet test is spared it; 0: none
+	GreetPassed        []string `json:"greet_passed,omitempty"` // tables: by address, until when the client is spared it, in units of GreetUnit since the epoch
 }
+
+// GreetUnit is how exactly Postscreen.GreetPassed says until when, in seconds.
+const GreetUnit = 600
 
 // Protocol is what the SMTP server has to do by itself.
 type Protocol struct {

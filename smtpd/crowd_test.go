@@ -395,11 +395,16 @@ func TestPostscreenSpares(t *testing.T) {
 		{"a neighbour", "2001:db8::1", "2001:db8::2", 86400, time.Second, true},
 		{"mail through XCLIENT", "10.0.0.1", "192.0.2.1", 86400, time.Second, true},
 		{"mail by permission", "198.51.100.1", "198.51.100.1", 86400, time.Second, false},
+		{"passed at the primary", "192.0.2.1", "203.0.113.1", 86400, 3*time.Hour - time.Minute, false},
+		{"passed at the primary too long ago", "192.0.2.1", "203.0.113.1", 86400, 3 * time.Hour, true},
+		{"the primary's word can't be read", "192.0.2.1", "203.0.113.2", 86400, time.Second, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			snap := snapshot(t, func(spec *policy.Spec) {
 				spec.Tables["screen"], _ = table.NewHash(map[string]string{"198.51.100.1": "permit"})
-				spec.Postscreen = &policy.Postscreen{GreetAction: "enforce", GreetWait: 4, GreetTTL: tt.ttl, Access: []string{"table:screen"}}
+				until := time.Date(2000, 1, 1, 3, 0, 0, 0, time.UTC).Unix() / policy.GreetUnit // a bubble's clock begins at 0:00
+				spec.Tables["cache"], _ = table.NewHash(map[string]string{"203.0.113.1": fmt.Sprint(until), "203.0.113.2": "nonsense"})
+				spec.Postscreen = &policy.Postscreen{GreetAction: "enforce", GreetWait: 4, GreetTTL: tt.ttl, Access: []string{"table:screen"}, GreetPassed: []string{"cache"}}
 			})
 			bubble(t, func(s *Server) {
 				s.XClientFrom = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}

@@ -162,12 +162,12 @@ func (s *session) listen(greet policy.Greet) {
 // knownToWait says that the client needn't be watched. Our own wait spares who
 // brought mail before. That is no reason to the policy's postscreen, which may
 // have let that mail in untested: it spares those of its access list and, for
-// ttl, who passed this test.
+// ttl, who passed this test here or on the primary.
 func (s *session) knownToWait(own bool, ttl time.Duration) bool {
 	if own {
 		return s.srv.crowd.good.has(group(s.client.Addr), 0)
 	}
-	return !s.policy.Waits() || ttl > 0 && s.srv.crowd.passed.has(alone(s.client.Addr), ttl)
+	return !s.policy.Waits() || ttl > 0 && (s.srv.crowd.passed.has(alone(s.client.Addr), ttl) || time.Now().Before(s.policy.GreetPassed()))
 }
 
 // spokeEarly counts a client that spoke before the greeting, and does what our

@@ -138,7 +138,7 @@ func TestRememberedGreylist(t *testing.T) {
 	now := time.Now()
 	reads, broken := 0, error(nil)
 	look := func(rules string) (*greyKnown, error) {
-		return m.greylist("dir", rules, func() (*greyKnown, error) {
+		return m.greylist("dir", rules, 10*time.Second, func() (*greyKnown, error) {
 			reads++
 			return &greyKnown{read: now, took: time.Second, rules: rules, left: reads}, broken
 		})

@@ -40,8 +40,11 @@ const (
 // whyGreyUnread is why a postgrey isn't followed that could be.
 const whyGreyUnread = "who passed there can't be read"
 
-const greyRemedy = "let the publisher read its database: install -D -m 644 /usr/share/understudy/postgrey.conf /etc/systemd/system/understudy-publish.service.d/postgrey.conf, " +
-	"systemctl daemon-reload, systemctl restart understudy-publish; or name a command that prints it: postfix_list = [\"postgrey:DIR=COMMAND\"]"
+const (
+	readRemedy = "let the publisher read it: install -D -m 644 /usr/share/understudy/postgrey.conf /etc/systemd/system/understudy-publish.service.d/postgrey.conf, " +
+		"systemctl daemon-reload, systemctl restart understudy-publish"
+	greyRemedy = readRemedy + "; or name a command that prints it: postfix_list = [\"postgrey:DIR=COMMAND\"]"
+)
 
 // greyScript prints both databases as db_dump(1) does.
 const greyScript = `use strict; use BerkeleyDB;
@@ -85,7 +88,7 @@ func (i *importer) greylist(g *policy.Greylist) (name, note string, err error) {
 	if err != nil && listed == nil {
 		return "", "", err
 	}
-	known, err := i.src.Memo.greylist(g.Database, greyRules(g), func() (*greyKnown, error) {
+	known, err := i.src.Memo.greylist(g.Database, greyRules(g), 10*time.Second, func() (*greyKnown, error) {
 		start, now := time.Now(), time.Now
 		if i.src.Now != nil {
 			now = i.src.Now
@@ -122,7 +125,7 @@ func greyRules(g *policy.Greylist) string { return fmt.Sprint(g.Delay, g.MaxAge,
 
 // greylist returns what was read of a database last, unless that is long ago;
 // then it reads, and falls back to the last if that fails.
-func (m *Memo) greylist(dir, rules string, read func() (*greyKnown, error)) (*greyKnown, error) {
+func (m *Memo) greylist(dir, rules string, rest time.Duration, read func() (*greyKnown, error)) (*greyKnown, error) {
 	if m == nil {
 		return read()
 	}
@@ -132,7 +135,7 @@ func (m *Memo) greylist(dir, rules string, read func() (*greyKnown, error)) (*gr
 	if last != nil && last.rules != rules {
 		last = nil
 	}
-	if last != nil && time.Since(last.read) < max(10*time.Second, greyRest*last.took) {
+	if last != nil && time.Since(last.read) < max(rest, greyRest*last.took) {
 		return last, nil
 	}
 	k, err := read()

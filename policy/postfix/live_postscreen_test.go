@@ -5,12 +5,15 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/internal/testmx"
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/fidelity"
 )
 
 const screenMain = "postscreen_upstream_proxy_protocol = haproxy\npostscreen_cache_map =\npostscreen_greet_wait = 4s\n" +
@@ -129,4 +132,66 @@ func screenEngine(t *testing.T, snap *policy.Snapshot, client string, early bool
 		}
 	}
 	return "250 2.1.5"
+}
+
+// TestPostscreenCache: who has passed a real postscreen's pregreet test is spared the wait
+// by the secondary, while postscreen has the cache's file locked.
+func TestPostscreenCache(t *testing.T) {
+	addr, src := startServices(t, strings.Replace(liveMaster, "- - smtpd\n", "- 1 postscreen\nsmtpd pass - - n - - smtpd\n", 1),
+		"postscreen_upstream_proxy_protocol = haproxy\npostscreen_cache_map = btree:$data_directory/screened\npostscreen_greet_wait = 1s\npostscreen_greet_action = enforce\n"+
+			"postscreen_access_list = permit_mynetworks\npostscreen_greet_ttl = 2d\n")
+	for client, early := range map[string]bool{"203.0.113.5": false, "203.0.113.6": true} {
+		screenLive(t, addr, client, early)
+	}
+	passed := func(now time.Time) (all []string) {
+		t.Helper()
+		src.Now = func() time.Time { return now }
+		spec, report := load(t, src)
+		for _, it := range report.Items {
+			if strings.Contains(it.Why, "can't be read") {
+				t.Fatalf("%s: %s", it.ID(), it.Why)
+			}
+		}
+		snap, err := policy.Compile(spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, client := range []string{"203.0.113.5", "203.0.113.6", "203.0.113.7"} {
+			s := snap.Session(nil, envelope.Client{Addr: netip.MustParseAddr(client)})
+			if until := s.GreetPassed(); !until.IsZero() {
+				all = append(all, fmt.Sprintf("%s for %v", client, until.Sub(now).Round(time.Hour)))
+			}
+			s.Close()
+		}
+		return all
+	}
+	if got := passed(time.Now()); !slices.Equal(got, []string{"203.0.113.5 for 48h0m0s"}) {
+		t.Errorf("now: %q", got)
+	}
+	if got := passed(time.Now().Add(49 * time.Hour)); got != nil {
+		t.Errorf("two days later: %q", got)
+	}
+
+	src.Now = nil
+	cache := ""
+	_, report := load(t, src)
+	for _, polled := range report.Polled {
+		if strings.HasPrefix(polled, "btree:") {
+			cache = polled
+		}
+	}
+	src.Commands = map[string][]string{cache: {"printf", "_LAST_CACHE_CLEANUP_COMPLETED_\\t1\\n192.0.2.1\\t99999999999;0;0;0;0\\n192.0.2.2\\t1;0;0;0;0\\nnonsense\\n2001:DB8::1\\t99999999999\\n"}}
+	spec, _ := load(t, src)
+	listed := []string{}
+	tab := spec.Tables[cache+"#postscreen"]
+	for key := range tab.Entries(0, tab.Len()) {
+		listed = append(listed, string(key))
+	}
+	if slices.Sort(listed); !slices.Equal(listed, []string{"192.0.2.1", "2001:db8::1"}) {
+		t.Errorf("by a command: %q", listed)
+	}
+	src.Commands[cache] = []string{"sh", "-c", "echo broken >&2; exit 1"}
+	if spec, report := load(t, src); spec.Postscreen.GreetPassed != nil || !slices.ContainsFunc(report.Items, func(it fidelity.Item) bool { return strings.Contains(it.Why, cache+" can't be read") }) {
+		t.Errorf("a cache that can't be listed: %v", spec.Postscreen.GreetPassed)
+	}
 }

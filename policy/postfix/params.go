@@ -146,7 +146,7 @@ const whySize = "what the primary's queue file must hold is counted; it may hold
 const whyMemory = "every client is tested each time; postscreen remembers for a while who passed"
 
 // whyPassed is what each host finds out by itself.
-const whyPassed = "who passed the pregreet test is remembered for postscreen_greet_ttl, by each host by itself, until it restarts"
+const whyPassed = "who passed the pregreet test at the primary has passed here, where its postscreen_cache_map can be read (btree, lmdb); what passes here is remembered for postscreen_greet_ttl, until a restart"
 
 // whyCounts is what two hosts know of one client.
 const whyCounts = "each host counts what comes to it"

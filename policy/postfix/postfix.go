@@ -223,6 +223,8 @@ func (i *importer) remedy(parameter, element, why string) string {
 		return filterRemedy(parameter, element, why)
 	case strings.Contains(why, whyGreyUnread):
 		return greyRemedy
+	case parameter == "postscreen_greet_action" && strings.Contains(why, whyScreenUnread):
+		return readRemedy
 	case strings.Contains(why, whyRefusing):
 		return "name the answers that count in main.cf: zone=127.0.0.[2..11]"
 	case why == whyReceived:

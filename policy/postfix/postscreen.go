@@ -42,10 +42,14 @@ func (i *importer) screenGreet(to *policy.Postscreen, passed string) {
 		to.GreetAction = action
 		to.GreetWait = min(i.seconds(i.conf.postscreen, "postscreen_greet_wait"), 60) // no client waits longer
 		to.GreetBanner = strings.TrimSpace(strings.TrimPrefix(ps["postscreen_greet_banner"], i.set["myhostname"]))
-		if ps["postscreen_cache_map"] != "" {
+		why := whyPassed
+		if cache := ps["postscreen_cache_map"]; cache != "" {
 			to.GreetTTL = i.seconds(ps, "postscreen_greet_ttl")
+			if err := i.screenPassed(to, cache); err != nil {
+				why = whyPassed + "; " + cache + " " + whyScreenUnread + ": " + err.Error()
+			}
 		}
-		i.item("postscreen_greet_action", action, fidelity.Approximated, whyPassed, "")
+		i.item("postscreen_greet_action", action, fidelity.Approximated, why, "")
 		i.item("postscreen_greet_wait", ps["postscreen_greet_wait"], fidelity.Exact, "", "")
 	}
 }
