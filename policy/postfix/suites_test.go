@@ -174,7 +174,7 @@ type suiteTable struct {
 // wanted is a line of a file want: a table, how it may differ, for which keys,
 // and why. The rules: "unlisted", it can't be listed; "left", it isn't looked
 // at; "few", a thirtieth of the keys is; "unsure" and "partial", a key that isn't listed isn't denied either;
-// "differs", anything.
+// "differs", anything. Lines of the shared file needn't be used: their keys are rare.
 type wanted struct {
 	table, rule string
 	keys        *regexp.Regexp
