@@ -211,21 +211,45 @@ func TestSameID(t *testing.T) {
 // cut lets so many changes through, of either store, and none after them; applied
 // lets the last batch through as well, and says that it failed.
 type cut struct {
-	armed   bool
-	left    int
 	applied bool
+
+	mu    sync.Mutex // guards the rest; the queue's committer counts, too
+	armed bool
+	left  int
 }
 
 var errCut = errors.New("killed")
 
-func (c *cut) spend() error {
+// spend counts a change. last is the one that is cut, and may be applied.
+func (c *cut) spend() (last bool, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if !c.armed {
-		return nil
+		return false, nil
 	}
 	if c.left--; c.left < 0 {
-		return errCut
+		return c.left == -1, errCut
 	}
-	return nil
+	return false, nil
+}
+
+func (c *cut) over() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.left < 0
+}
+
+func (c *cut) arm() {
+	c.mu.Lock()
+	c.armed = true
+	c.mu.Unlock()
+}
+
+// end lets nothing more through: a killed process doesn't even close its queue.
+func (c *cut) end() {
+	c.mu.Lock()
+	c.left = min(c.left, -1)
+	c.mu.Unlock()
 }
 
 type cutOpener struct {
@@ -247,8 +271,8 @@ type cutStore struct {
 }
 
 func (s *cutStore) Apply(b store.Batch) error {
-	if err := s.c.spend(); err != nil {
-		if s.c.applied && s.c.left == -1 {
+	if last, err := s.c.spend(); err != nil {
+		if s.c.applied && last {
 			return errors.Join(err, s.Store.Apply(b))
 		}
 		return err
@@ -257,14 +281,14 @@ func (s *cutStore) Apply(b store.Batch) error {
 }
 
 func (s *cutStore) Remove(id string) error {
-	if err := s.c.spend(); err != nil {
+	if _, err := s.c.spend(); err != nil {
 		return err
 	}
 	return s.Store.Remove(id)
 }
 
 func (s *cutStore) Create(id string) (store.Body, error) {
-	if err := s.c.spend(); err != nil {
+	if _, err := s.c.spend(); err != nil {
 		return nil, err
 	}
 	b, err := s.Store.Create(id)
@@ -272,7 +296,7 @@ func (s *cutStore) Create(id string) (store.Body, error) {
 }
 
 func (s *cutStore) Reopen() error {
-	if s.c.left < 0 {
+	if s.c.over() {
 		return errCut
 	}
 	return s.Store.Reopen()
@@ -284,7 +308,7 @@ type cutBody struct {
 }
 
 func (b *cutBody) Commit() error {
-	if err := b.c.spend(); err != nil {
+	if _, err := b.c.spend(); err != nil {
 		return err
 	}
 	return b.Body.Commit()
@@ -305,8 +329,8 @@ func moveAll(t *testing.T, from, to store.Opener, c *cut) (move.Result, error) {
 		t.Fatal(err)
 	}
 	defer q.Close()
-	c.armed = true
-	defer func() { c.left = min(c.left, -1) }() // a killed one doesn't even close its queue
+	c.arm()
+	defer c.end()
 	return move.Move{From: a, To: q, Route: route}.Run(t.Context())
 }
 
