@@ -204,7 +204,7 @@ func (f *Fleet) hear(all []postgres.Member, clock time.Time, err error) {
 func view(all []postgres.Member, deadAfter time.Duration) []Member {
 	var members []Member
 	var messages int64
-	var newest Says
+	var newest *Says
 	for _, p := range all {
 		m := Member{Name: p.Name, Seen: p.Ago.Seconds(), Alive: p.Ago >= 0 && p.Ago < deadAfter,
 			Messages: p.Totals.Messages, Held: p.Totals.Held, Bytes: p.Totals.Bytes}
@@ -216,17 +216,19 @@ func view(all []postgres.Member, deadAfter time.Duration) []Member {
 		}
 		_ = json.Unmarshal(p.Says, &m.Says) // of a newer version: what can't be read is missing
 		messages += m.Messages
-		if m.Alive && (m.Epoch > newest.Epoch || m.Epoch == newest.Epoch && m.Version > newest.Version) {
-			newest = m.Says
-		}
 		members = append(members, m)
+	}
+	slices.SortFunc(members, func(a, b Member) int { return strings.Compare(a.Name, b.Name) })
+	for i := range members { // of the same version, the first by name has it
+		if m := &members[i]; m.Alive && (newest == nil || m.Epoch > newest.Epoch || m.Epoch == newest.Epoch && m.Version > newest.Version) {
+			newest = &m.Says
+		}
 	}
 	for i := range members {
 		m := &members[i]
 		m.Share = float64(m.Messages) / float64(max(1, messages))
 		m.Differs = m.Alive && (m.Epoch != newest.Epoch || m.Version != newest.Version || m.Digest != newest.Digest)
 	}
-	slices.SortFunc(members, func(a, b Member) int { return strings.Compare(a.Name, b.Name) })
 	return members
 }
 

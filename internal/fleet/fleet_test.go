@@ -272,3 +272,30 @@ func TestShare(t *testing.T) {
 		t.Errorf("%+v", v)
 	}
 }
+
+// TestPolicyDiffers: policies from files have no version, only their content.
+func TestPolicyDiffers(t *testing.T) {
+	says := func(digest string, version uint64) []byte {
+		return fmt.Appendf(nil, `{"digest": %q, "version": %d}`, digest, version)
+	}
+	for name, tt := range map[string]struct {
+		says    [3][]byte
+		differs [3]bool
+	}{
+		"files alike":   {[3][]byte{says("a", 0), says("a", 0), says("a", 0)}, [3]bool{}},
+		"another file":  {[3][]byte{says("a", 0), says("b", 0), says("a", 0)}, [3]bool{false, true, false}},
+		"an older one":  {[3][]byte{says("a", 6), says("b", 7), says("b", 7)}, [3]bool{true, false, false}},
+		"hashed alike":  {[3][]byte{says("", 7), says("", 7), says("", 7)}, [3]bool{}},
+		"another epoch": {[3][]byte{[]byte(`{"epoch": 2, "version": 1}`), says("", 7), says("", 7)}, [3]bool{false, true, true}},
+	} {
+		var all []postgres.Member
+		for i, b := range tt.says {
+			all = append(all, postgres.Member{Name: fmt.Sprint("mx", i), Says: b})
+		}
+		for i, m := range view(all, time.Second) {
+			if m.Differs != tt.differs[i] {
+				t.Errorf("%s: %s differs: %v", name, m.Name, m.Differs)
+			}
+		}
+	}
+}

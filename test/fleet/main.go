@@ -69,6 +69,9 @@ func run(ctx context.Context) error {
 		f := faults[rnd.IntN(len(faults))]
 		m := s.machines[rnd.IntN(len(s.machines))]
 		counts[f.name]++
+		if err := s.revive(); err != nil {
+			return err
+		}
 		before := mail.total()
 		if err := f.do(ctx, s, m, rnd); err != nil {
 			return fmt.Errorf("%s: %w", f.name, err)
@@ -81,7 +84,7 @@ func run(ctx context.Context) error {
 	stop()
 	s.primaryUp(true)
 	log.Printf("%d faults, %d messages in %v; draining", done, mail.total(), time.Since(began).Round(time.Second))
-	if !wait(ctx, 10*time.Minute, s.drained) {
+	if !wait(ctx, 10*time.Minute, func() bool { return s.revive() == nil && s.drained() }) {
 		log.Print("not drained after ten minutes")
 	}
 	lost, twice, wrong, err := mail.compare(filepath.Join(dir, "postfix/mail/all/new"))

@@ -250,6 +250,24 @@ func (s *stage) leader() *machine {
 	return nil
 }
 
+// revive starts what ended by itself, as systemd does: a secondary that found no
+// database, for example.
+func (s *stage) revive() error {
+	for _, m := range s.machines {
+		if m.daemons["understudy"] == nil {
+			continue
+		}
+		select {
+		case <-m.ended["understudy"]:
+			if err := m.startSecondary(); err != nil {
+				return err
+			}
+		default:
+		}
+	}
+	return nil
+}
+
 func (m *machine) metric(name string) float64 {
 	text, err := m.get(9187, "/metrics")
 	if err != nil {
