@@ -49,8 +49,8 @@ func TestRecipientsByAsking(t *testing.T) {
 		}
 	}
 	log, _ := os.ReadFile(primary.dir + "/mail.log")
-	if asked := strings.Count(string(log), "guess"); limited != 10 || asked == 0 {
-		t.Errorf("%d of 30 guesses were put off, want 10; the primary's log has %d", limited, asked)
+	if asked := strings.Count(string(log), "guess"); limited < 5 || limited > 10 || asked == 0 {
+		t.Errorf("%d of 30 guesses were put off, want 10, or some less on a slow machine; the primary's log has %d", limited, asked)
 	}
 	want("192.0.2.1", "bob@example.org", "250 ")
 
