@@ -1,5 +1,5 @@
 # The commands of the README, by name. CI runs the same ones.
-.PHONY: build deb image demo test crash forged soak fleet bench bench-all bench-sync bench-door bench-memory bench-live bench-push bench-spool live parity parity-filters milters greylist suites screenshots generate lint
+.PHONY: build deb image demo test crash forged soak fleet bench bench-all bench-sync bench-door bench-memory bench-live bench-push bench-spool live parity parity-exim parity-filters milters greylist suites screenshots generate lint
 
 build:
 	go build -o understudy ./cmd/understudy
@@ -108,6 +108,11 @@ bench-memory:
 parity:
 	test/install-peers
 	SESSIONS=100000 MUTANTS=1 go test -timeout 24h -v -run TestProfiles ./test/parity
+
+# 10,000 sessions for each profile of a real Exim: docs/PARITY-EXIM.md. Some 20 minutes.
+parity-exim:
+	test/install-peers
+	EXIM_SESSIONS=10000 go test -timeout 5h -v -run TestExim ./test/parity
 
 # 20,000 sessions with a real postgrey behind a real Postfix over simulated time, and
 # the replay of 10,000 triplets; a crowd of a million. Some three minutes.

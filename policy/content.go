@@ -47,6 +47,9 @@ type content struct {
 // Reset drops what was written. The memory is bounded by Limits.HeaderBytes and
 // Limits.LineLength.
 func (s *Session) Content() io.Writer {
+	if s.snap.acl != nil {
+		return s.aclContent()
+	}
 	checks, milters := s.contentChecks(), s.milterReader()
 	switch {
 	case milters == nil:

@@ -76,6 +76,7 @@ func Kinds() []string {
 	for _, k := range kinds {
 		all = append(all, k.name)
 	}
+	all = append(all, aclKindNames...)
 	slices.Sort(all)
 	return all
 }

@@ -24,6 +24,7 @@ type Session struct {
 	standIn         func(*MilterUse) bool // see StandIns
 	milters         []MilterUse           // of the client; nil: not looked up yet
 
+	aclState  aclSession
 	screened  screening
 	heloGiven bool
 	pipelined bool
@@ -70,6 +71,9 @@ func (s *Session) eval(ctx context.Context, st Stage) *eval {
 // Permit.
 func (s *Session) Connect(ctx context.Context) Verdict {
 	s.start(ctx)
+	if s.snap.acl != nil {
+		return s.aclConnect(ctx)
+	}
 	e := s.eval(ctx, Connect)
 	if s.snap.spec.DelayReject {
 		return e.verdict(Connect, dunno)
@@ -129,6 +133,9 @@ func (s *Session) Client(ctx context.Context) envelope.Client {
 
 // Helo judges the argument of HELO or EHLO.
 func (s *Session) Helo(ctx context.Context, name string) Verdict {
+	if s.snap.acl != nil {
+		return s.aclHelo(ctx, name)
+	}
 	before, given := s.client.Helo, s.heloGiven
 	s.client.Helo, s.heloGiven = name, true
 	e := s.eval(ctx, Helo)
@@ -145,6 +152,9 @@ func (s *Session) Helo(ctx context.Context, name string) Verdict {
 
 // Mail judges a reverse-path and begins a mail transaction.
 func (s *Session) Mail(ctx context.Context, from envelope.ReversePath, p MailParams) Verdict {
+	if s.snap.acl != nil {
+		return s.aclMail(ctx, from, p)
+	}
 	s.Reset()
 	e := s.eval(ctx, Mail)
 	if s.snap.spec.HeloRequired && !s.heloGiven {
@@ -186,6 +196,9 @@ func (s *Session) undeclared(raw string) bool {
 // Rcpt judges a forward-path, and with delayed reject the client, its HELO
 // name and the reverse-path too.
 func (s *Session) Rcpt(ctx context.Context, to envelope.ForwardPath) Verdict {
+	if s.snap.acl != nil {
+		return s.aclRcpt(ctx, to)
+	}
 	if s.screen(ctx, false); s.screened.st == refused {
 		return s.screened.e.verdict(Rcpt, refused)
 	}
@@ -222,6 +235,9 @@ func (s *Session) Rcpt(ctx context.Context, to envelope.ForwardPath) Verdict {
 
 // Verify judges VRFY, which changes nothing for the commands that follow.
 func (s *Session) Verify(ctx context.Context, to envelope.ForwardPath, utf8 bool) Verdict {
+	if s.snap.acl != nil { // Exim says nothing about an address
+		return Verdict{Rule: Rule{Stage: Rcpt, Kind: kindNone}}
+	}
 	rcpt, hasRcpt, count, wasUTF8 := s.rcpt, s.hasRcpt, s.rcptCount, s.utf8
 	discard, hold := s.discard, s.hold
 	defer func() {
@@ -250,6 +266,7 @@ func (s *Session) Verify(ctx context.Context, to envelope.ForwardPath, utf8 bool
 func (s *Session) Withdraw() {
 	s.rcpt, s.hasRcpt = s.before, s.hadBefore
 	s.rcptCount--
+	s.aclState.accepted--
 }
 
 // verifies says that to is the sender of Postfix's own address probes
@@ -271,6 +288,9 @@ func (s *Snapshot) verifies(to envelope.ForwardPath) bool {
 // so, too; a server asks first because it examines the parameters after an address
 // only if the address is valid.
 func (s *Session) Valid(m envelope.Mailbox, dot, utf8 bool) bool {
+	if s.snap.acl != nil { // Mail and Rcpt say so
+		return true
+	}
 	a := s.snap.resolve(&s.find, asGiven(m, dot), utf8)
 	s.find.failed = false // then Mail or Rcpt says so
 	return !a.bad
@@ -287,6 +307,9 @@ func asGiven(m envelope.Mailbox, dot bool) envelope.Mailbox {
 
 // Data judges the DATA command.
 func (s *Session) Data(ctx context.Context) Verdict {
+	if s.snap.acl != nil {
+		return s.aclData(ctx)
+	}
 	e := s.eval(ctx, Data)
 	s.names(ctx)
 	return e.verdict(Data, e.checkData(Data, s.snap.data, "DATA", classData))
@@ -294,6 +317,9 @@ func (s *Session) Data(ctx context.Context) Verdict {
 
 // Message judges a whole message.
 func (s *Session) Message(ctx context.Context, m Message) Verdict {
+	if s.snap.acl != nil {
+		return s.aclMessage(ctx, m)
+	}
 	e := s.eval(ctx, EndOfData)
 	limits := &s.snap.spec.Limits
 	if limits.MessageSize > 0 && m.Size > limits.MessageSize {
@@ -355,6 +381,7 @@ func (s *Session) Reset() {
 	s.discardRule, s.holdRule = Rule{}, Rule{}
 	s.content, s.milter, s.signed, s.putOff, s.spfPass = nil, nil, nil, nil, map[string]bool{}
 	s.lookups.reset()
+	s.resetACL()
 }
 
 // Close ends the session's look-ups and waits for them.

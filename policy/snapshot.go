@@ -20,6 +20,9 @@ type Snapshot struct {
 
 	late func(value string) access // reads a value that depends on the key
 
+	acl      *acl // nil: the restrictions decide
+	patterns *patternCache
+
 	client, helo, sender, relay, recipient, data, endOfData []check
 
 	allowed        map[string]bool // domains that Confine allows, ".example.org" those below; nil: all
@@ -58,13 +61,14 @@ func Compile(spec *Spec) (_ *Snapshot, err error) {
 		}
 	}()
 	c := &compiler{
-		s:       &Snapshot{spec: spec},
+		s:       &Snapshot{spec: spec, patterns: new(patternCache)},
 		tables:  map[string]*dict{},
 		classes: map[string]*[]check{},
 	}
 	c.settings()
 	c.addresses()
 	c.restrictions()
+	c.acl()
 	c.s.late = c.lateAccess()
 	if err := errors.Join(c.errs...); err != nil {
 		return nil, err

@@ -61,6 +61,9 @@ type Spec struct {
 	// decisions and has no place here, such as "smtpd_milters: inet:localhost:11332".
 	// Nothing is decided by it: it explains differences.
 	NotReplicated []string `json:"not_replicated,omitempty"`
+
+	// ACL decides in place of Restrictions where the primary is an Exim.
+	ACL *ACL `json:"acl,omitempty"`
 }
 
 // Learned is what is known of a table beside the keys that it holds. A

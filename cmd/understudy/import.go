@@ -20,6 +20,7 @@ import (
 
 type policyImportCmd struct {
 	Postfix importPostfixCmd `cmd:"" help:"Read a Postfix's configuration on the machine where it runs."`
+	Exim    importEximCmd    `cmd:"" help:"Read an Exim's configuration on the machine where it runs."`
 }
 
 type importPostfixCmd struct {
@@ -100,23 +101,28 @@ func (c *importPostfixCmd) Run(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return importError(ctx, err)
 	}
+	return writeImport(out, c.Output, spec, &report, c.JSON, c.All)
+}
+
+// writeImport writes an import's policy, and prints its report.
+func writeImport(out io.Writer, path string, spec *policy.Spec, report *fidelity.Report, asJSON, all bool) error {
 	spec.NotReplicated = report.Lacking()
 	snap, err := policy.Compile(spec)
 	if err != nil {
 		return mistakes{err}
 	}
-	if err := service.ReplaceFile(c.Output, snap.Encode()); err != nil {
+	if err := service.ReplaceFile(path, snap.Encode()); err != nil {
 		return err
 	}
-	if c.JSON {
-		return printJSON(out, report)
+	if asJSON {
+		return printJSON(out, *report)
 	}
-	if err := report.Print(out, c.All); err != nil {
+	if err := report.Print(out, all); err != nil {
 		return err
 	}
 	stats := snap.Stats()
 	_, err = fmt.Fprintf(out, "\n%s: domains %d, recipients %d, rules %d, %s\n",
-		c.Output, stats.Domains, stats.Recipients, stats.Rules, inforce.Digest(snap))
+		path, stats.Domains, stats.Recipients, stats.Rules, inforce.Digest(snap))
 	return err
 }
 

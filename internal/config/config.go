@@ -125,6 +125,10 @@ type Policy struct {
 	PostfixUnlisted string // "defer" or "reject"
 
 	Preset *suite.Suite // of Suite
+
+	Exim       string   // program, or "auto"
+	EximConfig string   // its configuration file
+	EximChoose []string // as PostfixChoose
 }
 
 // Queue is section [queue].

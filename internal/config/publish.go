@@ -129,6 +129,7 @@ var policyKinds = []struct {
 	of  func(*Policy) string
 }{
 	{"postfix", func(p *Policy) string { return p.Postfix }},
+	{"exim", func(p *Policy) string { return p.Exim }},
 	{"file", func(p *Policy) string { return p.File }},
 }
 
@@ -199,7 +200,10 @@ func (r *reader) checkPublisher() {
 		}
 	}
 	if kind == "" && !failed {
-		r.mistake("policy.postfix", `missing: what is the policy? Add postfix = "/etc/postfix", or file = "policy.toml", under [policy]`)
+		r.mistake("policy.postfix", `missing: what is the policy? Add postfix = "/etc/postfix", exim = "auto" or file = "policy.toml" under [policy]`)
+	}
+	if kind == "exim" && c.Publish.Hashed {
+		r.mistake("publish.hashed", "and policy.exim are both set; an Exim's routers look addresses up in ways that digests don't allow")
 	}
 	for i, s := range c.Sources {
 		if s.Ask && c.Policy.Postfix == "" {
@@ -240,6 +244,14 @@ func (r *reader) checkPush() {
 	case len(r.cfg.Sync.Domains) > 0:
 		r.mistake("push.listen", "is for a secondary whose policy comes from a file, or for a publisher; push to the publisher")
 	}
+}
+
+// checkEximProgram checks the name of Exim's program.
+func checkEximProgram(s string) (string, error) {
+	if s != "" && s != "auto" && !filepath.IsAbs(s) {
+		return "", fmt.Errorf("%q is neither \"auto\" nor an absolute path, such as /usr/sbin/exim4", s)
+	}
+	return s, nil
 }
 
 // checkAssignment checks "name=value".

@@ -200,6 +200,16 @@ var settings = []setting{
 		`Publisher only: how secondaries answer a recipient missing from the listing of an SQL table that isn't exact, because its query computes: the table was then asked about everything in its database that looks like an address or a domain. "defer": 450. "reject": 550, as long as each listing passes its check: random keys must not be there, and a sample of the listed ones must.`,
 		func(c *Config) any { return &c.Policy.PostfixUnlisted }},
 
+	{"policy", "exim", text("program", checkEximProgram), "", nil,
+		`Publisher only: the Exim 4 to stand in for: the path of its program, or "auto" for exim4 or exim where Debian has it. What "exim -bP config" prints is the policy; "understudy publish --check" lists what can't be replicated.`,
+		func(c *Config) any { return &c.Policy.Exim }},
+	{"policy", "exim_config", file, "", nil,
+		"Publisher only: Exim's configuration file, where that isn't its own choice.",
+		func(c *Config) any { return &c.Policy.EximConfig }},
+	{"policy", "exim_choose", list("ITEM=CHOICE", checkAssignment), "[]", nil,
+		`Publisher only: what to do instead of items that aren't replicated, as with postfix_choose: "acl_check_rcpt: deny ratelimit = 10 / 1h=defer".`,
+		func(c *Config) any { return &c.Policy.EximChoose }},
+
 	{"sync", "domains", domainList, "[]", nil,
 		`The domains for which the primary may name recipients: "example.org" is that domain alone, ".example.org" all of its subdomains. With this key the policy comes from the primary. Recipients of other domains are answered 450, whatever the policy permits.`,
 		func(c *Config) any { return &c.Sync.Domains }},

@@ -38,6 +38,7 @@ type Imported struct {
 var importers = map[string]func(cfg *config.Config, keep bool) (Importer, error){
 	"file":    func(cfg *config.Config, _ bool) (Importer, error) { return &fileImporter{path: cfg.Policy.File}, nil },
 	"postfix": newPostfix,
+	"exim":    newExim,
 }
 
 // fileImporter reads a policy file.

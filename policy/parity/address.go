@@ -12,7 +12,7 @@ func (d draw) path(mailbox string) string {
 	if at < 0 {
 		local, domain = mailbox, d.often(d.m.Senders)
 	}
-	if d.focus != mixed || d.IntN(4) > 0 {
+	if d.focus != mixed || d.IntN(4) > 0 || d.m.Sober {
 		return "<" + local + "@" + domain + ">"
 	}
 	f := addressForms[d.IntN(len(addressForms))]

@@ -33,7 +33,7 @@ func (m *Material) session(r *rand.Rand) Session {
 	if d.oneIn(2) {
 		d.focus = focus(1 + d.IntN(4))
 	}
-	s := Session{Client: d.client()}
+	s := Session{Client: d.client(), Proxied: m.Proxied}
 	add := func(line string) { s.Commands = append(s.Commands, Command{Line: line}) }
 	if !d.oneIn(40) {
 		add(d.helo())
@@ -52,6 +52,7 @@ func (m *Material) session(r *rand.Rand) Session {
 		switch {
 		case d.oneIn(12):
 			add(d.helo())
+		case d.m.Sober:
 		case d.oneIn(40):
 			add(d.pick([]string{"NOOP", "RSET now", "NOOP x", "DATA now", "FOO bar", "HELP", "HELP MAIL", "EXPN bob", "TURN", "XFORWARD NAME=x", "AUTH PLAIN", "QUERY x", "BDAT", "BDAT x LAST"}))
 		case d.oneIn(20):
@@ -123,7 +124,7 @@ func (d draw) mail() string {
 	if d.plain(onSender) {
 		return verb + "<bob@" + d.m.first(d.m.Senders) + ">"
 	}
-	if d.oneIn(20) {
+	if !d.m.Sober && d.oneIn(20) {
 		verb = d.pick([]string{"mail from:", "MAIL FROM: ", "MAIL  FROM:", "MAIL TO:", "MAIL ", "Mail From:"})
 	}
 	return verb + d.sender() + d.mailParams()
@@ -147,6 +148,12 @@ func (d draw) sender() string {
 
 func (d draw) mailParams() string {
 	var b strings.Builder
+	if d.m.Sober {
+		if d.oneIn(6) {
+			return " SIZE=" + fmt.Sprint(d.m.Size+int64(d.IntN(3))-1)
+		}
+		return ""
+	}
 	for d.oneIn(6) {
 		size := d.m.Size
 		b.WriteString(" " + d.pick([]string{
@@ -167,7 +174,7 @@ func (d draw) rcpt() string {
 	if d.plain(onRecipient) {
 		return verb + d.path(d.pick(d.m.Recipients))
 	}
-	if d.oneIn(25) {
+	if !d.m.Sober && d.oneIn(25) {
 		verb = d.pick([]string{"rcpt to:", "RCPT TO: ", "RCPT  TO:", "RCPT FROM:", "RCPT ", "Rcpt To:"})
 	}
 	return verb + d.recipient() + d.rcptParams()
@@ -176,6 +183,9 @@ func (d draw) rcpt() string {
 func (d draw) recipient() string {
 	switch d.IntN(24) {
 	case 0:
+		if d.m.Sober {
+			return d.pick([]string{"<postmaster>", "<Postmaster>", "<abuse>", "<root>"})
+		}
 		return d.pick([]string{"<postmaster>", "<Postmaster>", "<>", "<abuse>", "<mailer-daemon>", "<double-bounce>", "<root>", `<"postmaster">`, "postmaster"})
 	case 1:
 		return d.path("bob@" + d.often(d.m.Senders))
@@ -191,7 +201,7 @@ func (d draw) recipient() string {
 }
 
 func (d draw) rcptParams() string {
-	if !d.oneIn(15) {
+	if d.m.Sober || !d.oneIn(15) {
 		return ""
 	}
 	return " " + d.pick([]string{

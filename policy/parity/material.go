@@ -23,6 +23,12 @@ type Material struct {
 	Delimiters string   // of address extensions
 	Size       int64    // message_size_limit, 0 for none
 
+	// Sober sessions leave out what servers take apart each in its own way: spellings of
+	// addresses and commands that nobody writes, parameters that aren't valid.
+	Sober bool
+	// Proxied: both servers take the PROXY protocol.
+	Proxied bool
+
 	// Data says whom messages may be sent to: nobody when "", any recipient
 	// when "*", else this one.
 	Data string

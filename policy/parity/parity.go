@@ -74,6 +74,9 @@ func (c Command) verb() string {
 type Session struct {
 	Client   Client
 	Commands []Command
+	// Proxied: the client is stated by the PROXY protocol, and its name is what the
+	// DNS says.
+	Proxied bool
 }
 
 // Reply is a server's reply, as far as it is compared, and its text.

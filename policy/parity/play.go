@@ -15,6 +15,14 @@ import (
 // Dialer connects to a server that allows XCLIENT.
 type Dialer func(ctx context.Context) (net.Conn, error)
 
+type clientKey struct{}
+
+// ClientOf is the client of the session that a Dialer is called for.
+func ClientOf(ctx context.Context) Client {
+	c, _ := ctx.Value(clientKey{}).(Client)
+	return c
+}
+
 // sessionTimeout bounds a whole session; Postfix makes those who err wait.
 const sessionTimeout = 2 * time.Minute
 
@@ -27,7 +35,7 @@ var ErrXClient = errors.New("XCLIENT is refused")
 // Play plays a session. An error says that the server can't be asked, not that
 // it refused something.
 func (d Dialer) Play(ctx context.Context, s Session) (Transcript, error) {
-	c, err := d(ctx)
+	c, err := d(context.WithValue(ctx, clientKey{}, s.Client))
 	if err != nil {
 		return nil, err
 	}
@@ -38,6 +46,9 @@ func (d Dialer) Play(ctx context.Context, s Session) (Transcript, error) {
 		return nil, err
 	}
 	p := player{c: c, r: bufio.NewReader(c)}
+	if s.Proxied {
+		return p.proxied(ctx, s)
+	}
 	switch first, err := p.read(); {
 	case err != nil:
 		return nil, fmt.Errorf("greeting: %w", err)
@@ -45,6 +56,26 @@ func (d Dialer) Play(ctx context.Context, s Session) (Transcript, error) {
 		return nil, fmt.Errorf("greeting: %s", first)
 	}
 	t, err := p.play(s)
+	if err == nil {
+		err = ctx.Err()
+	}
+	return t, err
+}
+
+// proxied states the client by the PROXY protocol. The greeting is the first reply.
+func (p *player) proxied(ctx context.Context, s Session) (Transcript, error) {
+	family, own := "TCP4", "192.0.2.25"
+	if s.Client.Addr.Is6() {
+		family, own = "TCP6", "2001:db8::25"
+	}
+	first, err := p.ask(fmt.Sprintf("PROXY %s %s %s 50000 25", family, s.Client.Addr, own))
+	if err != nil {
+		return nil, fmt.Errorf("greeting: %w", err)
+	}
+	t := Transcript{first}
+	if first.Code == 220 {
+		t, err = p.commands(t, s)
+	}
 	if err == nil {
 		err = ctx.Err()
 	}
@@ -68,8 +99,14 @@ func (p *player) play(s Session) (Transcript, error) {
 	if r.Code != 220 {
 		return t, nil // what follows is of no use to a client
 	}
+	return p.commands(t, s)
+}
+
+// commands plays what follows the greeting.
+func (p *player) commands(t Transcript, s Session) (Transcript, error) {
 	for _, c := range s.Commands {
-		if r, err = p.ask(c.Line); err != nil {
+		r, err := p.ask(c.Line)
+		if err != nil {
 			return nil, err
 		}
 		t = append(t, r)
@@ -86,7 +123,7 @@ func (p *player) play(s Session) (Transcript, error) {
 			return t, nil
 		}
 	}
-	_, err = p.ask("QUIT")
+	_, err := p.ask("QUIT")
 	return t, err
 }
 
@@ -125,25 +162,31 @@ func (p *player) ask(line string) (Reply, error) {
 
 var errReply = errors.New("no SMTP reply")
 
-// read reads one reply; the text is that of its last line.
+// read reads one reply; the text is that of its last line, of a refusal all of it.
 func (p *player) read() (Reply, error) {
+	var before string
 	for size := 0; size < maxReply; {
 		line, err := p.r.ReadString('\n')
 		if err != nil {
 			return Reply{}, err
 		}
 		size += len(line)
-		line = strings.TrimRight(line, "\r\n")
+		if line = strings.TrimRight(line, "\r\n"); line == "" || strings.HasPrefix(line, "****") {
+			continue // exim -bh says what it is
+		}
 		code, cerr := strconv.Atoi(line[:min(3, len(line))])
 		if cerr != nil || code < 200 || code > 599 || len(line) > 3 && line[3] != ' ' && line[3] != '-' {
 			return Reply{}, fmt.Errorf("%w: %.80q", errReply, line)
 		}
 		if len(line) > 3 && line[3] == '-' {
+			if before += line[4:] + " "; code < 400 {
+				before = ""
+			}
 			continue
 		}
 		r := Reply{Code: code}
 		if len(line) > 4 {
-			r.Text = line[4:]
+			r.Text = before + line[4:]
 		}
 		if word, rest, _ := strings.Cut(r.Text, " "); isStatus(word) {
 			r.Enhanced, r.Text = word, rest

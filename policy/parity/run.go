@@ -16,6 +16,9 @@ type Options struct {
 	Sessions       int
 	Seed           uint64
 	Parallel       int // sessions at once; 1 when 0
+	// Even, if not nil, makes two replies alike that count as such: codes and texts
+	// that differ between two programs.
+	Even func(primary, local *Reply)
 	// Observe, if not nil, is called from several goroutines with session n, the
 	// primary's replies and the Difference, if any. When it returns true the
 	// Difference doesn't count.
@@ -114,7 +117,16 @@ func (o *Options) both(ctx context.Context, d *Difference) error {
 	if d.Local, err = o.Local.Play(ctx, d.Session); err != nil {
 		return fmt.Errorf("local: %w", err)
 	}
+	even(o.Even, d.Primary, d.Local)
 	return nil
+}
+
+func even(how func(primary, local *Reply), primary, local Transcript) {
+	for i := range min(len(primary), len(local)) {
+		if how != nil {
+			how(&primary[i], &local[i])
+		}
+	}
 }
 
 // minimise leaves out of a differing session what it can, as long as the two
@@ -138,14 +150,15 @@ func (o *Options) minimise(ctx context.Context, d *Difference) error {
 		if i >= len(cs) {
 			continue
 		}
-		s := Session{d.Session.Client, append(append([]Command(nil), cs[:i]...), cs[i+1:]...)}
+		s := d.Session
+		s.Commands = append(append([]Command(nil), cs[:i]...), cs[i+1:]...)
 		if _, err := try(s); err != nil {
 			return err
 		}
 	}
 	plain := d.Session
 	plain.Client.Name, plain.Client.Reverse = "", ""
-	if plain.Client != d.Session.Client {
+	if plain.Client != d.Session.Client && !plain.Proxied {
 		_, err := try(plain)
 		return err
 	}

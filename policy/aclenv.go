@@ -1,0 +1,376 @@
+package policy
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/policy/expansion"
+	"github.com/understudy-mx/understudy/policy/pattern"
+)
+
+// patternCache compiles each of a snapshot's regular expressions once, within bounds.
+type patternCache struct {
+	mu sync.Mutex // guards m
+	m  map[string]*pattern.Pattern
+}
+
+func (c *patternCache) compile(re, flags string) (*pattern.Pattern, error) {
+	const most = 1000
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p := c.m[flags+" "+re]; p != nil {
+		return p, nil
+	}
+	p, err := pattern.Compile(pattern.PCRE, re, flags)
+	if err != nil {
+		return nil, err
+	}
+	if c.m == nil || len(c.m) >= most {
+		c.m = map[string]*pattern.Pattern{}
+	}
+	c.m[flags+" "+re] = p
+	return p, nil
+}
+
+// Lookup is expansion.Env's.
+func (r *aclRun) Lookup(typ, file, key string) (string, bool, error) {
+	if file == "" {
+		return "", false, errors.New("a query can't be asked here")
+	}
+	return r.search(typ, file, key)
+}
+
+// Test is expansion.Env's.
+func (r *aclRun) Test(cond, what, list string) (bool, error) {
+	kind := listDomain
+	switch cond {
+	case "exists":
+		return r.acl.exist[what], nil
+	case "match_address":
+		kind = listAddress
+	case "match_local_part":
+		kind = listLocal
+	case "match_ip":
+		if _, err := parseAddr(what); err != nil {
+			return false, fmt.Errorf("%q is no address", what)
+		}
+		kind = listIP
+	}
+	switch r.match(kind, what, list, nil) {
+	case aclOK:
+		return true, nil
+	case aclDefer:
+		return false, expansion.ErrDefer
+	}
+	return false, nil
+}
+
+// Variable is expansion.Env's.
+func (r *aclRun) Variable(name string) (string, bool) {
+	if strings.HasPrefix(name, "acl_c") || strings.HasPrefix(name, "acl_m") {
+		return r.aclState.vars[name], true
+	}
+	if kind, field, ok := strings.Cut(name, "_"); ok && (kind == "h" || kind == "rh" || kind == "bh") {
+		return r.aclState.header.field(field, kind == "rh"), true
+	}
+	if v, ok := r.recipientVariable(name); ok {
+		return v, true
+	}
+	if v, ok := r.clientVariable(name); ok {
+		return v, true
+	}
+	s := &r.aclState
+	switch name {
+	case "sender_address":
+		return r.senderNow(), true
+	case "sender_address_domain":
+		return expansion.Lower(domainOf(r.senderNow())), true
+	case "sender_address_local_part":
+		if i := strings.LastIndexByte(r.senderNow(), '@'); i >= 0 {
+			return r.senderNow()[:i], true
+		}
+		return "", true
+	case "sender_data":
+		return r.senderData, true
+	case "dnslist_domain":
+		return r.dnslist[0], true
+	case "dnslist_value":
+		return r.dnslist[1], true
+	case "dnslist_text":
+		return r.dnslist[2], true
+	case "dnslist_matched":
+		return r.dnslist[3], true
+	case "acl_verify_message":
+		return r.verifyMessage, true
+	case "rcpt_count":
+		return strconv.Itoa(s.rcpts), true
+	case "rcpt_fail_count":
+		return strconv.Itoa(s.fails), true
+	case "rcpt_defer_count":
+		return strconv.Itoa(s.defers), true
+	case "recipients_count":
+		return strconv.Itoa(s.accepted), true
+	case "message_size", "message_body_size":
+		return strconv.FormatInt(r.message.Size, 10), true
+	case "max_received_linelength":
+		return strconv.Itoa(s.header.longest()), true
+	case "received_count":
+		return strconv.Itoa(r.message.Hops + 1), true
+	case "primary_hostname", "smtp_active_hostname":
+		return r.acl.Hostname, true
+	case "qualify_domain":
+		return r.acl.QualifyDomain, true
+	case "qualify_recipient":
+		return r.acl.QualifyRecipient, true
+	}
+	return "", expansion.KnownVariable(name)
+}
+
+// senderNow is $sender_address: nobody while the sender itself is verified.
+func (r *aclRun) senderNow() string {
+	if r.route != nil && r.route.sender {
+		return ""
+	}
+	return r.aclState.sender
+}
+
+func (r *aclRun) recipientVariable(name string) (string, bool) {
+	local, domain := expansion.Lower(r.local), r.domain
+	localData, domainData := r.localData, r.domainData
+	t := r.route
+	if t != nil {
+		local, domain, localData, domainData = t.local, t.domain, t.localData, t.domainData
+	}
+	switch name {
+	case "local_part":
+		return local, true
+	case "domain":
+		return domain, true
+	case "local_part_data":
+		return localData, true
+	case "domain_data":
+		return domainData, true
+	case "address_data":
+		if t != nil {
+			return t.addressData, true
+		}
+		return r.addressData, true
+	}
+	if t == nil {
+		return "", false
+	}
+	switch name {
+	case "local_part_prefix":
+		return t.prefix, true
+	case "local_part_suffix":
+		return t.suffix, true
+	case "home":
+		return t.home, true
+	case "local_user_uid":
+		return t.uid, true
+	case "local_user_gid":
+		return t.gid, true
+	case "original_local_part", "parent_local_part":
+		return t.original[:max(0, strings.LastIndexByte(t.original, '@'))], true
+	case "original_domain", "parent_domain":
+		return domainOf(t.original), true
+	case "verify_mode":
+		if t.sender {
+			return "S", true
+		}
+		return "R", true
+	}
+	return "", false
+}
+
+func (r *aclRun) clientVariable(name string) (string, bool) {
+	switch name {
+	case "sender_host_address":
+		return r.client.Addr.String(), true
+	case "sender_host_port":
+		return strconv.Itoa(int(r.client.Port)), true
+	case "sender_helo_name":
+		return r.aclState.helo, true
+	case "sender_host_name":
+		n, _ := r.hostName()
+		return n, true
+	case "host_lookup_failed":
+		_, rc := r.hostName()
+		return flag(rc == aclFail), true
+	case "host_lookup_deferred":
+		_, rc := r.hostName()
+		return flag(rc == aclDefer), true
+	case "host_data":
+		return r.hostData, true
+	case "sender_fullhost":
+		return r.fullhost(), true
+	case "sender_rcvhost":
+		return r.fullhost(), true
+	case "tls_cipher", "tls_in_cipher":
+		return r.client.TLS, true
+	case "received_protocol":
+		return strings.ToLower(r.client.Protocol), true
+	}
+	return "", false
+}
+
+func flag(b bool) string {
+	if b {
+		return "1"
+	}
+	return "0"
+}
+
+// fullhost is the client as Exim names it in its log and its replies.
+func (r *aclRun) fullhost() string {
+	addr := "[" + r.client.Addr.String() + "]"
+	helo := r.aclState.shown
+	name := ""
+	if r.acl.HostLookup != "" && r.matches(listHost, r.client.Addr.String(), r.acl.HostLookup, nil) == aclOK {
+		name, _ = r.hostName()
+	}
+	switch {
+	case name == "" && (helo == "" || helo == addr):
+		return addr
+	case name == "":
+		return "(" + helo + ") " + addr
+	case helo == "" || helo == addr || strings.EqualFold(helo, name):
+		return name + " " + addr
+	}
+	return name + " (" + helo + ") " + addr
+}
+
+// maxHeader bounds the header that the policy looks at.
+const maxHeader = 1 << 20
+
+// headerBox keeps a message's header, and its longest line.
+type headerBox struct {
+	kept   []byte
+	over   bool // the body has begun
+	line   int
+	max    int
+	blank  bool
+	parsed []headerField
+	done   bool
+}
+
+type headerField struct{ name, value string }
+
+func (h *headerBox) Write(b []byte) (int, error) {
+	for _, c := range b {
+		if c == '\n' {
+			if h.line == 0 {
+				h.over = true
+			}
+			h.max, h.line = max(h.max, h.line), 0
+		} else if c != '\r' {
+			h.line++
+		}
+		if !h.over && len(h.kept) < maxHeader {
+			h.kept = append(h.kept, c)
+		}
+	}
+	return len(b), nil
+}
+
+func (h *headerBox) longest() int {
+	if h == nil {
+		return 0
+	}
+	return max(h.max, h.line)
+}
+
+// fields are the header's, with their folding.
+func (h *headerBox) fields() []headerField {
+	if h == nil || h.done {
+		if h == nil {
+			return nil
+		}
+		return h.parsed
+	}
+	h.done = true
+	text := strings.ReplaceAll(string(h.kept), "\r\n", "\n")
+	for line := range strings.SplitSeq(strings.TrimSuffix(text, "\n"), "\n") {
+		if n := len(h.parsed); n > 0 && line != "" && (line[0] == ' ' || line[0] == '\t') {
+			h.parsed[n-1].value += "\n" + line
+			continue
+		}
+		name, value, ok := strings.Cut(line, ":")
+		if !ok {
+			break
+		}
+		h.parsed = append(h.parsed, headerField{strings.ToLower(strings.TrimRight(name, " \t")), value})
+	}
+	return h.parsed
+}
+
+// field is $h_NAME: the values of all fields of a name, a line each.
+func (h *headerBox) field(name string, raw bool) string {
+	var all []string
+	for _, f := range h.fields() {
+		if f.name == strings.TrimSuffix(name, ":") {
+			v := f.value
+			if !raw {
+				v = strings.TrimSpace(v)
+			}
+			all = append(all, v)
+		}
+	}
+	if slices.Contains([]string{"from", "to", "cc", "bcc", "reply-to", "sender", "resent-from", "resent-to"}, name) {
+		return strings.Join(all, ",\n")
+	}
+	return strings.Join(all, "\n")
+}
+
+var _ expansion.Env = (*aclRun)(nil)
+
+// validHelo says that a HELO name has the form that Exim wants.
+func (a *acl) validHelo(name string) bool {
+	if strings.HasPrefix(name, "[") {
+		inner, ok := strings.CutSuffix(name[1:], "]")
+		if !ok {
+			return false
+		}
+		want6, want4 := false, false
+		if len(inner) > 5 && inner[4] == ':' {
+			want6, want4 = strings.EqualFold(inner[:5], "IPv6:"), strings.EqualFold(inner[:5], "IPv4:")
+			if want6 || want4 {
+				inner = inner[5:]
+			}
+		}
+		addr, err := parseAddr(inner)
+		return err == nil && (!want6 || addr.Is6()) && (!want4 || addr.Is4())
+	}
+	for i := range len(name) {
+		c := name[i]
+		if !(c|32 >= 'a' && c|32 <= 'z' || c >= '0' && c <= '9' || c == '.' || c == '-' || strings.IndexByte(a.HeloChars, c) >= 0) {
+			return false
+		}
+	}
+	return name != ""
+}
+
+// validDomain says that a domain has the form that Exim wants of an address.
+func (a *acl) validDomain(d string) bool {
+	if strings.HasPrefix(d, "[") {
+		_, ok := envelope.LiteralAddr(d)
+		return ok && a.DomainLiterals
+	}
+	for label := range strings.SplitSeq(d, ".") {
+		if label == "" || label[0] == '-' {
+			return false
+		}
+		for i := range len(label) {
+			c := label[i]
+			if !(c|32 >= 'a' && c|32 <= 'z' || c >= '0' && c <= '9' || c == '-' || c > 0x7f && a.UTF8Domains) {
+				return false
+			}
+		}
+	}
+	return true
+}

@@ -1,0 +1,394 @@
+package policy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/policy/expansion"
+)
+
+// outcome is what a condition, a statement or a list comes to: Exim's return codes.
+type outcome uint8
+
+const (
+	aclOK outcome = iota
+	aclFail
+	aclDrop
+	aclDefer
+	aclError
+	aclDiscard
+)
+
+// aclSession is what a session knows beside the rest of Session.
+type aclSession struct {
+	vars         map[string]string // acl_c… and acl_m…
+	helo         string            // as accepted
+	shown        string            // the last one of a good form, as $sender_fullhost has it
+	heloSeen     bool
+	heloChecked  bool
+	heloVerified bool
+	sender       string // with its domain; "" is nobody
+	verified     map[string]*aclAddress
+	told         map[string]bool // sender failures whose details went out
+	rcpts        int             // RCPT commands
+	fails        int
+	defers       int
+	accepted     int
+	gone         bool // MAIL's list discarded the message
+	header       *headerBox
+}
+
+// aclRun is one evaluation of a stage's list.
+type aclRun struct {
+	*Session
+	acl   *acl
+	ctx   context.Context
+	stage Stage
+	level int
+
+	local, domain         string    // of the recipient: $local_part, as given
+	dnslist               [4]string // $dnslist_domain, _value, _text, _matched
+	domainData, localData string
+	hostData, addressData string
+	senderData            string
+	verifyMessage         string
+	failed                *aclAddress // a sender that failed, to be told
+	details               bool        // temporary errors say why
+	route                 *routing    // while an address is verified
+	message               Message
+
+	user string // what the client is told
+	ask  Rule
+	rule Rule
+	find finder
+}
+
+func (s *Session) aclRun(ctx context.Context, st Stage) *aclRun {
+	if s.aclState.vars == nil {
+		s.aclState = aclSession{vars: map[string]string{}, verified: map[string]*aclAddress{}, told: map[string]bool{}}
+	}
+	r := &aclRun{Session: s, acl: s.snap.acl, ctx: ctx, stage: st, details: false}
+	r.find.snap = s.snap
+	return r
+}
+
+// judge evaluates the list of a stage.
+func (r *aclRun) judge(stage string) (Verdict, outcome) {
+	name, given := r.acl.Stages[stage]
+	rc := aclOK
+	switch {
+	case given:
+		rc = r.list(name)
+	case stage == "rcpt":
+		rc = aclFail
+		r.rule = Rule{Stage: r.stage, Kind: kindACLEnd, Table: "acl_smtp_rcpt"}
+	}
+	return r.verdict(rc), rc
+}
+
+// list evaluates a list until a statement decides.
+func (r *aclRun) list(name string) outcome {
+	statements, ok := r.acl.lists[name]
+	if !ok {
+		return aclError
+	}
+	if r.level++; r.level > 20 {
+		return aclError
+	}
+	defer func() { r.level-- }()
+	for i := range statements {
+		s := &statements[i]
+		endpass := false
+		rc := r.statement(s, &endpass)
+		if st, decided := decides(s.Verb, rc, endpass); decided {
+			r.rule = Rule{Stage: r.stage, Kind: "acl_" + s.Verb, Table: name, Key: s.Where}
+			if s.Verb == "defer" && st == aclDefer && rc == aclOK {
+				r.details = true
+			}
+			return st
+		}
+		if s.Verb == "warn" {
+			r.user = ""
+		}
+	}
+	r.rule = Rule{Stage: r.stage, Kind: kindACLEnd, Table: name}
+	return aclFail
+}
+
+// decides says whether a statement whose conditions came to rc ends its list, and
+// with what.
+func decides(verb string, rc outcome, endpass bool) (outcome, bool) {
+	switch rc {
+	case aclDefer:
+		return rc, verb != "warn"
+	case aclError:
+		return rc, true
+	}
+	switch verb {
+	case "accept":
+		return rc, rc == aclOK || rc == aclDiscard || endpass
+	case "discard":
+		if rc == aclOK || rc == aclDiscard {
+			return aclDiscard, true
+		}
+		return rc, endpass
+	case "deny":
+		return aclFail, rc == aclOK
+	case "defer":
+		return aclDefer, rc == aclOK
+	case "drop":
+		return aclDrop, rc == aclOK
+	case "require":
+		return rc, rc != aclOK
+	}
+	return rc, false
+}
+
+// messageAt says for which outcome a verb's message is.
+func messageAt(verb string, rc outcome, endpass bool) bool {
+	switch verb {
+	case "accept", "discard":
+		return rc == aclOK && !endpass || endpass && (rc == aclFail || rc == aclDrop)
+	case "require":
+		return rc == aclFail || rc == aclDrop
+	}
+	return rc == aclOK
+}
+
+// statement evaluates the conditions of one.
+func (r *aclRun) statement(s *aclStatement, endpass *bool) outcome {
+	rc := aclOK
+	message := ""
+	for i := range s.items {
+		it := &s.items[i]
+		switch it.kind {
+		case "message":
+			message = it.arg
+			continue
+		case "log_message":
+			continue
+		case "endpass":
+			*endpass = true
+			continue
+		}
+		if rc = r.condition(s, it); it.negated && rc == aclOK {
+			rc = aclFail
+		} else if it.negated && (rc == aclFail || rc == aclDrop) {
+			rc = aclOK
+		}
+		if rc != aclOK {
+			break
+		}
+	}
+	if messageAt(s.Verb, rc, *endpass) {
+		r.verifyMessage = r.user
+		if s.Verb == "warn" || rc == aclOK && (s.Verb == "accept" || s.Verb == "discard") {
+			r.user = ""
+		}
+		if message != "" {
+			if text, err := r.expand(message); err == nil && text != "" {
+				r.user = text
+			}
+		}
+	}
+	r.verifyMessage = ""
+	return rc
+}
+
+// expand expands a string of the policy.
+func (r *aclRun) expand(s string) (string, error) {
+	p := r.acl.strings[s]
+	if p == nil {
+		return "", fmt.Errorf("%q isn't one of the policy's strings", s)
+	}
+	return p.Expand(r)
+}
+
+// failure is the outcome of an expansion that failed.
+func failure(err error) outcome {
+	if errors.Is(err, expansion.ErrDefer) {
+		return aclDefer
+	}
+	return aclError
+}
+
+// condition evaluates one.
+func (r *aclRun) condition(s *aclStatement, it *aclItem) outcome {
+	switch it.kind {
+	case "domains":
+		return r.matches(listDomain, r.domain, it.arg, &r.domainData)
+	case "local_parts":
+		return r.matches(listLocal, r.local, it.arg, &r.localData)
+	case "recipients":
+		return r.matches(listAddress, r.local+"@"+r.domain, it.arg, nil)
+	case "senders":
+		return r.matches(listAddress, r.aclState.sender, it.arg, &r.senderData)
+	case "sender_domains":
+		return r.matches(listDomain, domainOf(r.aclState.sender), it.arg, nil)
+	case "hosts":
+		return r.matches(listHost, r.client.Addr.String(), it.arg, &r.hostData)
+	case "authenticated":
+		return aclFail // nobody authenticates to a secondary
+	case "encrypted":
+		if r.client.TLS == "" {
+			return aclFail
+		}
+		return r.matches(listString, cipher(r.client.TLS), it.arg, nil)
+	}
+	arg, err := r.expand(it.arg)
+	if errors.Is(err, expansion.ErrForced) {
+		return aclOK // the condition doesn't count
+	}
+	if err != nil {
+		return failure(err)
+	}
+	switch it.kind {
+	case "acl":
+		return r.nested(s, arg)
+	case "condition":
+		ok, err := expansion.Bool(arg, false)
+		switch {
+		case err != nil:
+			return aclDefer
+		case !ok:
+			return aclFail
+		}
+	case "dnslists":
+		return r.dnslists(arg)
+	case "set":
+		r.aclState.vars[it.name] = arg
+	case "verify":
+		rc := r.verify(arg)
+		if r.user != "" {
+			r.verifyMessage = r.user
+		}
+		if s.Verb == "warn" {
+			r.user = ""
+		}
+		return rc
+	case "unknown":
+		return r.unknown(s, it.arg)
+	}
+	return aclOK
+}
+
+// nested evaluates another list.
+func (r *aclRun) nested(s *aclStatement, arg string) outcome {
+	name, _, _ := strings.Cut(strings.TrimSpace(arg), " ")
+	rc := r.list(name)
+	if rc == aclDiscard && s.Verb != "accept" && s.Verb != "discard" {
+		return aclError
+	}
+	return rc
+}
+
+// unknown stands for what can't be followed: it would decide between the outcomes
+// of its statement.
+func (r *aclRun) unknown(s *aclStatement, choice string) outcome {
+	rule := Rule{Stage: r.stage, Kind: kindAsk, Table: s.Where}
+	switch {
+	case choice == "defer", r.stage != Rcpt && choice == "ask":
+		return aclDefer
+	case choice == "ask_else_ignore":
+		rule.Kind = kindAskElseIgnore
+	}
+	if r.ask.Kind != kindAsk {
+		r.ask = rule
+	}
+	if s.Verb == "require" {
+		return aclOK
+	}
+	return aclFail
+}
+
+// cipher is the part of a client's TLS that Exim calls so.
+func cipher(tls string) string {
+	_, c, _ := strings.Cut(tls, " ")
+	return c
+}
+
+func domainOf(address string) string {
+	return address[strings.LastIndexByte(address, '@')+1:]
+}
+
+// Texts of Exim's own.
+const (
+	textProhibited = "Administrative prohibition"
+	textTemporary  = "Temporary local problem - please try later"
+)
+
+// verdict is a list's outcome as a reply.
+func (r *aclRun) verdict(rc outcome) Verdict {
+	v := Verdict{Rule: r.rule}
+	switch rc {
+	case aclOK:
+		if r.ask.Kind != "" {
+			v.Ask, v.Rule = r.ask, r.ask
+		}
+		return v
+	case aclDiscard:
+		v.Action = Discard
+		return v
+	case aclFail, aclDrop:
+		v.Reply = coded(550, r.user, textProhibited)
+		if v.Reply.Code >= 500 && r.failed != nil && !r.aclState.told[r.failed.address] && r.failed.user != "" {
+			v.Reply.Text = fmt.Sprintf("Verification failed for <%s>\n%s\n%s", r.failed.address, r.failed.user, v.Reply.Text)
+		}
+		v.Close = rc == aclDrop || r.stage == Connect
+	default:
+		text := ""
+		if r.details && rc == aclDefer {
+			text = r.user
+		}
+		v.Reply = coded(451, text, textTemporary)
+	}
+	if r.failed != nil {
+		r.aclState.told[r.failed.address] = true
+	}
+	v.Action = Defer
+	if v.Reply.Permanent() {
+		v.Action = Reject
+	}
+	return v
+}
+
+// coded is a reply in an operator's words, which may begin with a code of the same
+// class.
+func coded(code int, text, otherwise string) envelope.Reply {
+	dsn := ""
+	if len(text) > 3 && allDigits(text[:3]) && strings.IndexByte(" \t\n", text[3]) >= 0 {
+		own := int(text[0]-'0')*100 + int(text[1]-'0')*10 + int(text[2]-'0')
+		rest := text[4:]
+		word, after := cutWord(rest)
+		if validDSN(word) && after != rest {
+			if own/100 == code/100 && word[0] == text[0] {
+				dsn = word
+			}
+			rest = strings.TrimLeft(after, " ")
+		}
+		if own/100 == code/100 {
+			code = own
+		}
+		text = rest
+	}
+	if text == "" {
+		text = otherwise
+	}
+	return envelope.Reply{Code: code, Enhanced: dsn, Text: lines(text)}
+}
+
+// lines bounds a text, and leaves nothing in it that a reply can't contain.
+func lines(text string) string {
+	var all []string
+	for line := range strings.SplitSeq(text, "\n") {
+		if len(all) == 20 {
+			break
+		}
+		line = printable(line, true)
+		all = append(all, line[:min(len(line), 400)])
+	}
+	return strings.Join(all, "\n")
+}

@@ -1,0 +1,272 @@
+package exim
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/expansion"
+	"github.com/understudy-mx/understudy/policy/fidelity"
+)
+
+// stages are the lists that decide about inbound mail, by the option that names each.
+var stages = []struct{ option, stage string }{
+	{"acl_smtp_connect", "connect"}, {"acl_smtp_helo", "helo"}, {"acl_smtp_mail", "mail"}, {"acl_smtp_rcpt", "rcpt"},
+	{"acl_smtp_predata", "predata"}, {"acl_smtp_data", "data"},
+}
+
+// stages translates the lists, and those that they call.
+func (i *importer) stages() {
+	for _, s := range stages {
+		name := i.conf.main[s.option]
+		if name == "" {
+			if s.stage == "rcpt" {
+				i.item(s.option, "", fidelity.Exact, "without it Exim refuses every recipient", "")
+			}
+			continue
+		}
+		if i.aclNamed(name) == nil {
+			list := i.inline(s.option, name)
+			i.acl.Stages[s.stage] = list
+			continue
+		}
+		i.list(name)
+		i.acl.Stages[s.stage] = name
+		i.item(s.option, name, fidelity.Exact, "", "")
+	}
+}
+
+// inline stands for a list whose name isn't constant, or that is written in place.
+func (i *importer) inline(option, value string) string {
+	choice := i.choose(option, value, fidelity.Defer, fidelity.Ignore)
+	i.item(option, value, fidelity.NotReplicated, i.conf.file+": which list it names isn't constant, or it isn't in this file", choice, fidelity.Defer, fidelity.Ignore)
+	verb := "accept"
+	if choice == fidelity.Defer {
+		verb = "defer"
+	}
+	i.acl.Lists[option] = []policy.ACLStatement{{Verb: verb, Where: i.conf.file}}
+	return option
+}
+
+func (i *importer) aclNamed(name string) *aclText {
+	at := slices.IndexFunc(i.conf.acls, func(a aclText) bool { return a.name == name })
+	if at < 0 {
+		return nil
+	}
+	return &i.conf.acls[at]
+}
+
+// list translates a list, once.
+func (i *importer) list(name string) {
+	a := i.aclNamed(name)
+	if _, done := i.acl.Lists[name]; done || a == nil {
+		return
+	}
+	i.acl.Lists[name] = nil // calls of itself end here
+	var out []policy.ACLStatement
+	for n := range a.statements {
+		if s, keep := i.statement(name, &a.statements[n]); keep {
+			out = append(out, s)
+		}
+	}
+	i.acl.Lists[name] = out
+}
+
+// modifiers decide nothing, or nothing that a sender is told.
+var modifiers = []string{"log_message", "logwrite", "delay", "add_header", "remove_header", "continue", "log_reject_target", "queue", "udpsend"}
+
+// controls that decide nothing before a message is delivered.
+var controls = []string{
+	"allow_auth_unadvertised", "cutthrough_delivery", "debug", "dkim_disable_verify", "dmarc_disable_verify", "dmarc_enable_forensic", "dscp", "enforce_sync", "freeze",
+	"no_delay_flush", "no_callout_flush", "no_enforce_sync", "no_mbox_unspool", "no_multiline_responses", "no_pipelining", "queue", "queue_only", "queue_run", "submission", "suppress_local_fixups",
+	"utf8_downconvert", "no_rewrite",
+}
+
+// statement translates one. keep is false for one that is ignored.
+func (i *importer) statement(list string, s *statementText) (out policy.ACLStatement, keep bool) {
+	out.Verb = s.verb
+	var missing []policy.ACLCondition
+	var sets []string
+	if len(s.items) > 0 {
+		out.Where = i.conf.where(list, s.items[0])
+	}
+	for _, it := range s.items {
+		if it.kind == "set" {
+			name, _, _ := strings.Cut(it.arg, "=")
+			sets = append(sets, strings.TrimSpace(name))
+		}
+		c, why, class := i.condition(list, it)
+		switch {
+		case why == nil && c.Kind == "":
+			continue
+		case why == nil:
+			out.Items = append(out.Items, c)
+			if class != "" {
+				i.item(list, elementOf(s.verb, it), class, "", "")
+			}
+			continue
+		}
+		choice, dropped := i.missing(list, s.verb, it, why)
+		if dropped {
+			return out, false
+		}
+		if choice != "" {
+			missing = append(missing, policy.ACLCondition{Kind: "unknown", Arg: choice})
+		}
+	}
+	if len(missing) > 0 {
+		for _, name := range sets {
+			i.tainted[name] = true
+		}
+	}
+	out.Items = append(out.Items, missing...)
+	return out, s.verb != "warn" || slices.ContainsFunc(out.Items, func(c policy.ACLCondition) bool { return c.Kind == "set" || c.Kind == "unknown" })
+}
+
+// elementOf names a condition in the report.
+func elementOf(verb string, it itemText) string {
+	if it.arg == "" {
+		return verb + " " + it.kind
+	}
+	return verb + " " + it.kind + " = " + it.arg
+}
+
+// scanner is a condition that another program or the whole message decides.
+type scanner struct{ what string }
+
+func (s scanner) Error() string { return s.what }
+
+// missing reports a condition that can't be followed, and says what stands for it:
+// "" for nothing. dropped: the whole statement is ignored.
+func (i *importer) missing(list, verb string, it itemText, why error) (choice string, dropped bool) {
+	options := []string{fidelity.Defer, fidelity.Ask, fidelity.Ignore}
+	if _, scans := why.(scanner); scans {
+		options = []string{fidelity.Ignore, fidelity.Defer, fidelity.Ask}
+	}
+	element := elementOf(verb, it)
+	got := i.choose(list, element, options...)
+	i.item(list, element, fidelity.NotReplicated, fmt.Sprintf("%s: %v", i.conf.where(list, it), why), got, options...)
+	switch got {
+	case fidelity.Defer:
+		return "defer", false
+	case fidelity.Ask:
+		return "ask", false
+	}
+	return "", verb != "require"
+}
+
+// condition translates one; the zero condition decides nothing.
+func (i *importer) condition(list string, it itemText) (c policy.ACLCondition, why error, class fidelity.Class) {
+	kind := strings.TrimPrefix(it.kind, "!")
+	c = policy.ACLCondition{Kind: it.kind, Arg: it.arg}
+	switch kind {
+	case "domains":
+		c.Arg, why = i.listString(it.arg, "domainlist")
+	case "sender_domains":
+		c.Arg, why = i.listString(it.arg, "domainlist")
+	case "local_parts":
+		c.Arg, why = i.listString(it.arg, "localpartlist")
+	case "senders", "recipients":
+		c.Arg, why = i.listString(it.arg, "addresslist")
+	case "hosts":
+		c.Arg, why = i.listString(it.arg, "hostlist")
+		class = hostClass(it.arg)
+		return c, why, class
+	case "authenticated", "encrypted", "condition":
+		c.Arg, why = i.str(it.arg)
+	case "dnslists":
+		c.Arg, why = i.str(it.arg)
+		return c, why, fidelity.GivenDNS
+	case "set":
+		_, value, _ := strings.Cut(it.arg, "=")
+		var got string
+		got, why = i.str(strings.TrimSpace(value))
+		name, _, _ := strings.Cut(it.arg, "=")
+		if c.Arg = strings.TrimSpace(name) + "=" + got; why != nil {
+			i.tainted[strings.TrimSpace(name)] = true
+		}
+	case "message":
+		if c.Arg, why = i.str(it.arg); why != nil { // the verdict is the same
+			i.item(list, elementOf("", it), fidelity.Approximated, fmt.Sprintf("%s: %v", i.conf.where(list, it), why), "Exim's own text")
+			return policy.ACLCondition{}, nil, ""
+		}
+		return c, nil, ""
+	case "endpass":
+		return c, nil, ""
+	case "verify":
+		return i.verify(it)
+	case "acl":
+		return i.call(it)
+	case "control":
+		return i.control(it)
+	case "spam", "malware", "decode", "mime_regex", "regex", "spf", "spf_guess", "dkim_signers", "dkim_status", "dmarc_status", "bmi_optin", "demime", "arc":
+		return c, scanner{kind + " is decided by what stands beside Exim, when the message is relayed to it"}, ""
+	case "ratelimit", "seen":
+		return c, scanner{kind + " counts what comes to the primary"}, ""
+	default:
+		if slices.Contains(modifiers, kind) {
+			return policy.ACLCondition{}, nil, ""
+		}
+		return c, fmt.Errorf("the condition %s isn't known", kind), ""
+	}
+	return c, why, fidelity.Exact
+}
+
+// hostClass says whether a host list asks the DNS.
+func hostClass(list string) fidelity.Class {
+	for _, e := range expansion.List(list) {
+		e = strings.TrimPrefix(e, "!")
+		if strings.ContainsAny(e, "abcdefghijklmnopqrstuvwxyz") && !strings.ContainsAny(e, "+:/$") {
+			return fidelity.GivenDNS
+		}
+	}
+	return fidelity.Exact
+}
+
+func (i *importer) verify(it itemText) (policy.ACLCondition, error, fidelity.Class) {
+	c := policy.ACLCondition{Kind: it.kind, Arg: it.arg}
+	if err := policy.CheckACLVerify(it.arg); err != nil {
+		if strings.Contains(it.arg, "callout") {
+			return c, scanner{"callouts ask other servers"}, ""
+		}
+		return c, err, ""
+	}
+	switch what, _, _ := strings.Cut(it.arg, "/"); strings.ToLower(strings.TrimSpace(what)) {
+	case "helo", "reverse_host_lookup", "sender":
+		return c, nil, fidelity.GivenDNS
+	case "not_blind":
+		return c, scanner{"not_blind is about the whole message; the primary decides when it is relayed to it"}, ""
+	}
+	return c, nil, fidelity.Exact
+}
+
+// call translates a condition that evaluates another list.
+func (i *importer) call(it itemText) (policy.ACLCondition, error, fidelity.Class) {
+	c := policy.ACLCondition{Kind: it.kind, Arg: it.arg}
+	p, err := expansion.Parse(it.arg)
+	if err != nil {
+		return c, err, ""
+	}
+	name, constant := p.Constant()
+	name, args, _ := strings.Cut(strings.TrimSpace(dequote(name)), " ")
+	switch {
+	case !constant || args != "":
+		return c, fmt.Errorf("lists with arguments, or whose name isn't constant, aren't followed"), ""
+	case i.aclNamed(name) == nil:
+		return c, fmt.Errorf("no list is called %q", name), ""
+	}
+	i.list(name)
+	c.Arg = name
+	return c, nil, fidelity.Exact
+}
+
+func (i *importer) control(it itemText) (policy.ACLCondition, error, fidelity.Class) {
+	c := policy.ACLCondition{Kind: it.kind, Arg: it.arg}
+	name, _, _ := strings.Cut(it.arg, "/")
+	name, _, _ = strings.Cut(strings.TrimSpace(name), "=")
+	if slices.Contains(controls, strings.TrimSpace(name)) {
+		return policy.ACLCondition{}, nil, ""
+	}
+	return c, fmt.Errorf("control = %s changes how Exim goes on", it.arg), ""
+}

@@ -1,0 +1,124 @@
+package exim
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/understudy-mx/understudy/policy/fidelity"
+)
+
+//go:generate env UPDATE=1 go test -run ^TestParityDoc$ .
+
+// row is one of the document's: an element of the configuration.
+type row struct {
+	name  string
+	class fidelity.Class
+	why   string
+	test  string // a profile with it, or a test
+}
+
+// elements are those of lists and routers.
+var elements = []row{
+	{"accept, deny, defer, drop, require, discard, warn", fidelity.Exact, "", "cpanel-shapes, virtual, dnslists"},
+	{"endpass", fidelity.Exact, "", "cpanel-shapes"},
+	{"acl", fidelity.Exact, "a list's constant name, without arguments", "debian-monolithic"},
+	{"domains, sender_domains", fidelity.Exact, "literals, wildcards, patterns, files, named lists, lsearch, dsearch, partial-, SQL", "virtual, sql, dnslists"},
+	{"local_parts", fidelity.Exact, "", "debian-split, virtual"},
+	{"senders, recipients", fidelity.Exact, "no @@ look-ups", "cpanel-shapes, dnslists"},
+	{"hosts", fidelity.GivenDNS, "addresses, networks, names, net-iplsearch, +ignore_unknown and its like; an address has one name, the first that the DNS gives", "cpanel-shapes, debian-monolithic, dnslists"},
+	{"authenticated", fidelity.Exact, "nobody authenticates to a secondary", "debian-split"},
+	{"encrypted", fidelity.Approximated, "the cipher's name is the secondary's", ""},
+	{"condition", fidelity.Exact, "the variables, operators, items and conditions of policy/expansion", "cpanel-shapes, sql"},
+	{"dnslists", fidelity.GivenDNS, "=, !=, ==, &, keys, a domain for the text, +defer_unknown and its like", "dnslists, cpanel-shapes"},
+	{"verify = helo", fidelity.GivenDNS, "", "dnslists"},
+	{"verify = reverse_host_lookup", fidelity.GivenDNS, "", "debian-monolithic, dnslists"},
+	{"verify = sender", fidelity.GivenDNS, "", "debian-monolithic, dnslists, cpanel-shapes"},
+	{"verify = recipient", fidelity.Exact, "", "all profiles but dnslists"},
+	{"verify = header_syntax, header_names_ascii", fidelity.Approximated, "headers are parsed more simply than by Exim", "debian-monolithic, virtual"},
+	{"verify = …/callout", fidelity.NotReplicated, "callouts ask other servers", "TestUnknown"},
+	{"verify = not_blind", fidelity.NotReplicated, "it is about the whole message", "TestUnknown"},
+	{"set acl_m…, acl_c…", fidelity.Exact, "", "cpanel-shapes, sql"},
+	{"message", fidelity.Exact, "with a reply's code of the same class", "virtual, dnslists"},
+	{"delay, log_message, logwrite, add_header, remove_header, queue", fidelity.NoDecision, "", "debian-split"},
+	{"control", fidelity.NoDecision, "those that decide nothing before delivery; others are not-replicated", "debian-split"},
+	{"ratelimit, seen", fidelity.NotReplicated, "the primary counts what comes to it", "TestUnknown"},
+	{"spam, malware, decode, mime_regex, regex, spf, dkim_status, dmarc_status", fidelity.NotReplicated, whyPrimary, "TestUnknown"},
+	{"${run}, ${perl}, ${readsocket}, ${readfile}, ${dlfunc}", fidelity.NotReplicated, "never executed, named with file and line", "TestUnknown"},
+	{"router: accept, redirect", fidelity.Exact, "data by lsearch, dsearch, SQL or constants; :fail:, :defer:, :blackhole:, :unknown:; check_local_user, affixes, condition, senders, require_files", "virtual, sql, cpanel-shapes"},
+	{"router: redirect with file", fidelity.NotReplicated, "unless it has no_verify", ""},
+	{"router: dnslookup", fidelity.GivenDNS, "", "dnslists, debian-split"},
+	{"router: manualroute, ipliteral", fidelity.Exact, "that a route is there is enough", "virtual"},
+	{"router: queryprogram, iplookup", fidelity.NotReplicated, "they ask another program", ""},
+	{"lsearch, dsearch, iplsearch, sqlite, mysql, pgsql, passwd (check_local_user)", fidelity.Exact, "queries that compare each key with a column", "virtual, sql, cpanel-shapes"},
+	{"cdb, dbm, nis, ldap, wildlsearch, nwildlsearch, dnsdb and other look-ups", fidelity.NotReplicated, "not listed", "TestUnknown"},
+	{"rewrite", fidelity.Approximated, "addresses of the envelope aren't rewritten before they are verified", ""},
+	{"addresses in unusual forms, parameters after HELO", fidelity.Approximated, "the secondary's door takes them as with Postfix (PARITY-ADDRESSES.md): source routes, comments, missing brackets, quoting", ""},
+}
+
+// TestParityDoc keeps docs/PARITY-EXIM.md equal to the tables; with UPDATE=1 it writes
+// the file.
+func TestParityDoc(t *testing.T) {
+	var b strings.Builder
+	b.WriteString(`# Parity with Exim
+
+Generated from ` + "`policy/exim`" + ` by ` + "`make generate`" + `. What an import makes of each element of lists and routers, and of each main option
+that takes part in decisions. The classes are those of [PARITY.md](PARITY.md); why it is built so: [decisions/0016](decisions/0016-exim.md).
+
+The tests: names are profiles of policy/exim/testdata/profiles, which TestEximProfiles in test/parity plays to a real Exim 4.96 and
+to a secondary, or Go tests of policy/exim. Where no test is named, the class says no more than what is done.
+
+What isn't understood gets ` + "`defer`" + ` (451), ` + "`ask`" + ` (the live primary, at RCPT) or ` + "`ignore`" + `, as you choose: ` + "`exim_choose`" + `, or
+` + "`--choose`" + ` of ` + "`understudy policy import exim`" + `. By default what isn't known defers; what counts, scans or calls other servers is ignored, since the
+primary decides when the message is relayed to it.
+
+## Lists and routers
+
+| element | class | note | test |
+| --- | --- | --- | --- |
+`)
+	for _, r := range elements {
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", r.name, r.class, r.why, r.test)
+	}
+	b.WriteString("\n## Main options\n\n| option | class | note | test |\n| --- | --- | --- | --- |\n")
+	opts := slices.Clone(Options)
+	slices.SortFunc(opts, func(a, b Option) int { return strings.Compare(a.Name, b.Name) })
+	for _, o := range opts {
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", o.Name, o.Class, o.Why, o.Test)
+	}
+	const path = "../../docs/PARITY-EXIM.md"
+	if os.Getenv("UPDATE") != "" {
+		if err := os.WriteFile(path, []byte(b.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(b.String(), string(got)); diff != "" {
+		t.Errorf("docs/PARITY-EXIM.md is stale, run 'make generate' (-code +file):\n%s", diff)
+	}
+}
+
+// TestRowsAreTested: a row that promises the primary's decision names a profile that is
+// there and has the element in it.
+func TestRowsAreTested(t *testing.T) {
+	for _, r := range elements {
+		if (r.class == fidelity.Exact || r.class == fidelity.GivenDNS) && r.test == "" {
+			t.Errorf("%s is called %s, and no test depends on it", r.name, r.class)
+		}
+		for name := range strings.SplitSeq(r.test, ", ") {
+			if name == "" || strings.HasPrefix(name, "Test") || strings.HasPrefix(name, "all ") {
+				continue
+			}
+			if _, err := os.Stat("testdata/profiles/" + name); err != nil {
+				t.Errorf("%s: %v", r.name, err)
+			}
+		}
+	}
+}

@@ -1,0 +1,240 @@
+// Package exim reads the real configuration of a live Exim 4 and makes the policy of
+// it that a secondary decides by, together with a Report of what the secondary can't
+// decide as the primary does.
+//
+// Exim itself reads its files: "exim -bP config" prints them with their macros
+// expanded and all that is included. Access control lists, named lists and routers
+// become policy.ACL, in Exim's own words. What they look things up in (lsearch and
+// dsearch, files of lists, the login names, SQL) is listed and goes into the Spec's
+// tables.
+//
+// Its job ends with the Spec: it watches nothing and writes nothing. It never runs
+// what a configuration would have Exim run: ${run}, ${perl}, ${readsocket} and the
+// like are named in the Report.
+//
+// Invariants: a source that can't be read is named with the place that asks for it;
+// nothing that takes part in a decision is left out of the Report; where something
+// can't be followed, the default refuses nothing for good. A database's password never gets into the
+// Spec or the Report.
+package exim
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"os"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/understudy-mx/understudy/internal/lister"
+	"github.com/understudy-mx/understudy/internal/program"
+	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/fidelity"
+	"github.com/understudy-mx/understudy/policy/table"
+)
+
+// Source says where an Exim is and how to ask it.
+type Source struct {
+	Program string // "" for exim4 or exim on the path or in /usr/sbin
+	Config  string // its configuration file, "" for its own choice
+	// Choices says for an Item, by its ID, which of its Options to take.
+	Choices fidelity.Choices
+	// Rows runs a query; nil leaves databases unreplicated.
+	Rows func(ctx context.Context, db *lister.Source, query string, row func(columns []string) error) error
+	// Getent is the command that lists login names; "" for the one on the path.
+	Getent string
+	// Own are the primary's addresses; nil for those of this machine.
+	Own []string
+}
+
+// Databases lists real databases.
+func Databases(ctx context.Context, db *lister.Source, query string, row func(columns []string) error) error {
+	return db.Rows(ctx, query, row)
+}
+
+// importer is one import under way.
+type importer struct {
+	ctx    context.Context
+	src    *Source
+	conf   *config
+	spec   *policy.Spec
+	acl    *policy.ACL
+	report fidelity.Report
+	errs   []error
+
+	files   map[string]bool   // that the policy depends on
+	polled  map[string]bool   // sources that announce no change
+	failed  map[string]error  // tables that can't be listed
+	queries map[string]string // of databases: what stands for each in the Spec
+	tainted map[string]bool   // variables whose values aren't known
+	inACL   string            // the list that is being translated
+}
+
+// Import reads the configuration. An error joins all that is wrong; then there is no
+// Spec.
+func Import(ctx context.Context, src Source) (*policy.Spec, fidelity.Report, error) {
+	i := &importer{ctx: ctx, src: &src, spec: policy.NewSpec(), files: map[string]bool{}, polled: map[string]bool{}, failed: map[string]error{},
+		queries: map[string]string{}, tainted: map[string]bool{}}
+	if err := i.read(); err != nil {
+		return nil, fidelity.Report{}, err
+	}
+	i.acl = &policy.ACL{Stages: map[string]string{}, Lists: map[string][]policy.ACLStatement{}, Files: map[string][]string{}}
+	i.spec.ACL, i.spec.Tables = i.acl, map[string]*table.Table{}
+	i.settings()
+	i.namedLists()
+	i.stages()
+	i.routers()
+	i.rewriting()
+	i.options()
+	i.domains()
+	if err := ctx.Err(); err != nil {
+		return nil, fidelity.Report{}, err
+	}
+	for _, id := range src.Choices.Unknown(&i.report) {
+		i.errorf("choice %q: nothing in this configuration is called so", id)
+	}
+	if err := errors.Join(i.errs...); err != nil {
+		return nil, fidelity.Report{}, err
+	}
+	slices.Sort(i.acl.Exist)
+	i.acl.Exist = slices.Compact(i.acl.Exist)
+	i.report.Files, i.report.Polled = slices.Sorted(maps.Keys(i.files)), slices.Sorted(maps.Keys(i.polled))
+	i.report.Sort()
+	return i.spec, i.report, nil
+}
+
+func (i *importer) errorf(format string, args ...any) {
+	i.errs = append(i.errs, fmt.Errorf(format, args...))
+}
+
+// run runs Exim for its output.
+func (i *importer) run(args ...string) (string, error) {
+	name, err := i.src.find()
+	if err != nil {
+		return "", err
+	}
+	if i.src.Config != "" {
+		args = append([]string{"-C", i.src.Config}, args...)
+	}
+	var out, stderr bytes.Buffer
+	cmd := exec.CommandContext(i.ctx, name, args...)
+	cmd.Stderr = &stderr
+	readErr, err := program.Read(i.ctx, cmd, func(r reader) error {
+		_, err := out.ReadFrom(limited(r))
+		return err
+	})
+	if err = errors.Join(readErr, err); err != nil {
+		said := strings.TrimSpace(stderr.String())
+		return "", fmt.Errorf("%s %s: %w: %.300s", name, strings.Join(args, " "), err, said)
+	}
+	return out.String(), nil
+}
+
+func (s *Source) find() (string, error) {
+	if s.Program != "" {
+		return s.Program, nil
+	}
+	for _, name := range []string{"exim4", "exim"} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path, nil
+		}
+		if path := "/usr/sbin/" + name; isFile(path) {
+			return path, nil
+		}
+	}
+	return "", errors.New("no exim4 or exim is on the path or in /usr/sbin: run this on the primary, or name its program")
+}
+
+func isFile(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && !st.IsDir()
+}
+
+var versionLine = regexp.MustCompile(`(?m)^Exim version (\S+)`)
+
+// read asks Exim for its version and its configuration.
+func (i *importer) read() error {
+	said, err := i.run("-bV")
+	if err != nil {
+		return err
+	}
+	m := versionLine.FindStringSubmatch(said)
+	if m == nil {
+		return fmt.Errorf("%s doesn't say which version of Exim it is", i.src.Program)
+	}
+	i.report = fidelity.Report{Server: "Exim", MailVersion: m[1]}
+	if !strings.HasPrefix(m[1], "4.") {
+		return fmt.Errorf("this is Exim %s; Exim 4 is read", m[1])
+	}
+	text, err := i.run("-bP", "config")
+	if err != nil {
+		return err
+	}
+	settings, err := i.run(append([]string{"-bP"}, asked...)...)
+	if err != nil {
+		return err
+	}
+	file, err := i.run("-bP", "configure_file")
+	if err != nil {
+		return err
+	}
+	i.conf, err = parseConfig(text)
+	if err != nil {
+		return err
+	}
+	i.conf.file = strings.TrimSpace(file)
+	i.files[i.conf.file] = true
+	for _, f := range i.conf.included {
+		i.files[f] = true
+	}
+	i.conf.effective(settings)
+	return nil
+}
+
+// own are the addresses of the primary's interfaces.
+func (i *importer) own() []string {
+	if i.src.Own != nil {
+		return i.src.Own
+	}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		i.errorf("list this machine's addresses: %w", err)
+	}
+	var all []string
+	for _, a := range addrs {
+		if n, ok := a.(*net.IPNet); ok {
+			all = append(all, n.IP.String())
+		}
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// item notes one element of the configuration.
+func (i *importer) item(parameter, element string, class fidelity.Class, why, instead string, options ...string) {
+	i.report.Add(fidelity.Item{Parameter: parameter, Element: short(element), Class: class, Why: why, Instead: instead, Options: options})
+}
+
+// choose returns the option that the operator wants.
+func (i *importer) choose(parameter, element string, options ...string) string {
+	choice, err := i.src.Choices.Of(fidelity.Item{Parameter: parameter, Element: short(element)}, options)
+	if err != nil {
+		i.errs = append(i.errs, err)
+	}
+	return choice
+}
+
+// short is an element as the report spells it.
+func short(s string) string {
+	s = strings.Join(strings.Fields(s), " ")
+	const most = 160
+	if len(s) > most {
+		s = s[:most] + "…"
+	}
+	return s
+}

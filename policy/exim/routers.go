@@ -1,0 +1,166 @@
+package exim
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/expansion"
+	"github.com/understudy-mx/understudy/policy/fidelity"
+)
+
+// routerLists are options that are lists.
+var routerLists = map[string]string{"domains": "domainlist", "local_parts": "localpartlist", "senders": "addresslist", "ignore_target_hosts": "hostlist"}
+
+// routerTexts are options that are expanded otherwise.
+var routerTexts = []string{"condition", "data", "cannot_route_message", "address_data", "router_home_directory", "route_data", "qualify_domain"}
+
+// routerFlags take part in a verification.
+var routerFlags = []string{
+	"verify", "verify_sender", "verify_recipient", "fail_verify", "fail_verify_sender", "fail_verify_recipient", "more", "check_local_user", "caseful_local_part",
+	"local_part_prefix_optional", "local_part_suffix_optional", "repeat_use", "allow_fail", "allow_defer", "forbid_blackhole", "forbid_smtp_code", "skip_syntax_errors",
+	"check_ancestor", "qualify_preserve_domain", "pass_on_timeout",
+}
+
+// routerPlain are options that are taken as they are.
+var routerPlain = []string{"local_part_prefix", "local_part_suffix", "pass_router", "self", "route_list"}
+
+// routerNone decide nothing when an address is verified.
+var routerNone = []string{
+	"driver", "transport", "user", "group", "initgroups", "debug_print", "address_test", "disable_logging", "dsn_lasthop", "errors_to", "expn", "headers_add",
+	"headers_remove", "log_as_local", "redirect_router", "retry_use_local_part", "fallback_hosts", "transport_home_directory", "transport_current_directory",
+	"unseen", "directory_transport", "file_transport", "pipe_transport", "reply_transport", "same_domain_copy_routing", "rewrite_headers", "hosts_randomize",
+	"host_all_ignored", "host_find_failed", "syntax_errors_to", "syntax_errors_text", "allow_filter", "allow_freeze", "check_owner", "check_group", "owners", "owngroups",
+	"modemask", "one_time", "hide_child_in_errmsg", "ignore_eacces", "ignore_enotdir", "include_directory", "sieve_subaddress", "sieve_useraddress", "sieve_vacation_directory",
+	"forbid_include", "forbid_exim_filter", "forbid_file", "forbid_pipe", "forbid_filter_run", "forbid_filter_lookup", "forbid_filter_perl", "forbid_filter_existstest",
+	"forbid_filter_dlfunc", "forbid_filter_logwrite", "forbid_filter_readfile", "forbid_filter_readsocket", "forbid_filter_reply", "forbid_sieve_filter", "dnssec_request_domains",
+	"qualify_single", "widen_domains", "search_parents", "set", "headers_rewrite", "translate_ip_address",
+}
+
+// routers translates those that verify addresses.
+func (i *importer) routers() {
+	for n := range i.conf.routers {
+		r := &i.conf.routers[n]
+		if r.options["verify"] == "false" && r.options["verify_recipient"] != "true" && r.options["verify_sender"] != "true" {
+			continue
+		}
+		i.acl.Routers = append(i.acl.Routers, i.router(r))
+	}
+	known := func(name string) bool {
+		return slices.ContainsFunc(i.acl.Routers, func(r policy.ACLRouter) bool { return r.Name == name })
+	}
+	for n := range i.acl.Routers {
+		if next := i.acl.Routers[n].Options["pass_router"]; next != "" && !known(next) {
+			delete(i.acl.Routers[n].Options, "pass_router")
+		}
+	}
+}
+
+func (i *importer) router(r *routerText) policy.ACLRouter {
+	out := policy.ACLRouter{Name: r.name, Driver: r.options["driver"], Options: map[string]string{}}
+	var why error
+	fail := func(name string, err error) {
+		if err != nil && why == nil {
+			why = fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.options)) {
+		value := r.options[name]
+		kind, isList := routerLists[name]
+		var err error
+		switch {
+		case isList:
+			value, err = i.listString(value, kind)
+		case name == "require_files":
+			err = i.requireFiles(value)
+		case name == "file":
+			err = fmt.Errorf("what is in a file of each user decides")
+		case slices.Contains(routerTexts, name):
+			value, err = i.str(value)
+		case slices.Contains(routerFlags, name), slices.Contains(routerPlain, name):
+		case slices.Contains(routerNone, name):
+			continue
+		case strings.HasPrefix(name, "set "):
+			continue
+		case name == "check_secondary_mx" && value == "false":
+			continue
+		default:
+			err = fmt.Errorf("it isn't known")
+		}
+		if err != nil {
+			fail(name, err)
+			continue
+		}
+		out.Options[name] = value
+	}
+	if r.options["check_local_user"] == "true" {
+		fail("check_local_user", i.users())
+	}
+	if !slices.Contains([]string{"accept", "redirect", "dnslookup", "manualroute", "ipliteral"}, out.Driver) {
+		fail("driver", fmt.Errorf("%s asks another program", out.Driver))
+	}
+	class := fidelity.Exact
+	if out.Driver == "dnslookup" {
+		class = fidelity.GivenDNS
+	}
+	if why == nil {
+		i.item("router "+r.name, out.Driver, class, "", "")
+		return out
+	}
+	choice := i.choose("router "+r.name, out.Driver, fidelity.Defer, fidelity.Ignore)
+	i.item("router "+r.name, out.Driver, fidelity.NotReplicated, fmt.Sprintf("%s: %v", i.conf.file, why), choice, fidelity.Defer, fidelity.Ignore)
+	it := &i.report.Items[len(i.report.Items)-1]
+	it.Unknown, it.Concerns = choice == fidelity.Defer, "recipients that no router before it has"
+	out.Driver, out.Options["choice"] = "unknown", choice
+	return out
+}
+
+// requireFiles notes which of the files are there.
+func (i *importer) requireFiles(s string) error {
+	got, err := i.str(s)
+	if err != nil {
+		return err
+	}
+	p, err := expansion.Parse(got)
+	if err != nil {
+		return err
+	}
+	glob, ok := p.Pattern()
+	if !ok {
+		return fmt.Errorf("which files it asks for depends on too much")
+	}
+	for _, f := range expansion.List(glob) {
+		f = strings.TrimSpace(strings.TrimPrefix(strings.TrimPrefix(f, "+"), "!"))
+		if strings.HasPrefix(f, "/") {
+			if err := i.existing(f); err != nil {
+				return err
+			}
+		} else if strings.Contains(f, "/") {
+			return fmt.Errorf("%q may be any file", f)
+		}
+	}
+	return nil
+}
+
+// rewriting reports the rules that change addresses of the envelope.
+func (i *importer) rewriting() {
+	for _, line := range i.conf.rewrite {
+		at := strings.LastIndexAny(line, " \t")
+		flags := ""
+		if at >= 0 {
+			flags = line[at+1:]
+		}
+		if strings.Trim(flags, "EFTbcfhrstSQqRw") != "" { // no flags: all of it
+			flags = "EFT"
+		}
+		if strings.ContainsAny(flags, "EFTS") {
+			why := "senders aren't rewritten before they are verified"
+			if strings.ContainsAny(flags, "ETS") {
+				why = "recipients aren't rewritten before they are verified"
+			}
+			i.item("rewrite", line, fidelity.Approximated, i.conf.file+": "+why, "the address as it came")
+		}
+	}
+}

@@ -1,0 +1,109 @@
+package expansion
+
+import (
+	"errors"
+	"testing"
+)
+
+type env map[string]string
+
+func (e env) Variable(name string) (string, bool) { v, ok := e[name]; return v, ok }
+
+func (e env) Lookup(typ, file, key string) (string, bool, error) {
+	v, ok := e[typ+";"+file+";"+key]
+	return v, ok, nil
+}
+
+func (e env) Test(cond, subject, list string) (bool, error) { return e[cond+" "+subject] != "", nil }
+
+// TestExpand has what Exim 4.96 says to "exim -be".
+func TestExpand(t *testing.T) {
+	e := env{"local_part": "Bob", "domain": "example.org", "sender_helo_name": "", "lsearch;/f;bob": "b@x", "exists /f": "yes", "h_subject": "Hi"}
+	for _, c := range []struct{ in, want string }{
+		{"a$local_part@${domain}", "aBob@example.org"},
+		{`\$x \N$y${z\N`, "$x $y${z"},
+		{"${lc:$local_part}", "bob"},
+		{"${if def:sender_helo_name {yes}{no}}", "no"},
+		{"${if eq{$local_part}{Bob}}", "true"},
+		{"${if and{{eq{a}{a}}{!eq{a}{b}}}{1}{0}}", "1"},
+		{"${if or{{eq{a}{b}}{<{2}{10}}}{1}{0}}", "1"},
+		{`${if match{abc}{\N^a(.)c$\N}{$1}{none}}`, "b"},
+		{"${lookup{${lc:$local_part}}lsearch{/f}{<$value>}{none}}", "<b@x>"},
+		{"${lookup{nobody}lsearch{/f}{<$value>}{none}}", "none"},
+		{"${lookup{bob}lsearch{/f}}", "b@x"},
+		{"${extract{2}{:}{a:b:c}}", "b"},
+		{"${extract{-1}{:}{a:b:c}}", "c"},
+		{"${extract{k}{j=1 k=\"two words\"}}", "two words"},
+		{`${sg{a.b.c}{\N\.\N}{-}}`, "a-b-c"},
+		{`${sg{abc}{(b)}{<\$1>}}`, "a<b>c"},
+		{"${tr{abc}{ac}{13}}", "1b3"},
+		{"${eval:2*(3+4)/7}", "2"},
+		{"${length_2:abc}", "ab"},
+		{"${substr_-2_1:abc}", "b"},
+		{"${local_part:x@y} ${domain:x@y}", "x y"},
+		{"${quote_sqlite:o'b}", "o''b"},
+		{"${if exists{/f}{1}{0}}${if exists{/g}{1}{0}}", "10"},
+		{"$h_subject: ${h_subject:}", "Hi Hi"},
+		{"${if inlist{b}{a:b}{1}{0}}${if isip4{192.0.2.1}{1}{0}}${if isip6{192.0.2.1}{1}{0}}", "110"},
+		{"${if >{1K}{1000}{1}{0}}", "1"},
+		{"${reverse_ip:192.0.2.1} ${mask:192.0.2.77/24}", "1.2.0.192 192.0.2.0/24"},
+		{"${listextract{2}{a:b:c}}", "b"},
+	} {
+		s, err := Parse(c.in)
+		if err != nil {
+			t.Errorf("Parse(%q): %v", c.in, err)
+			continue
+		}
+		if got, err := s.Expand(e); err != nil || got != c.want {
+			t.Errorf("%q: %q, %v; want %q", c.in, got, err, c.want)
+		}
+	}
+	for in, runs := range map[string]bool{
+		"${run{/bin/true}}": true, "${perl{f}}": true, "${readsocket{/x}{y}}": true, "${readfile{/etc/passwd}}": true, "${dlfunc{/x}{f}}": true, "${env{HOME}}": true,
+		"$nothing": false, "${nothing{x}}": false, "${nothing:x}": false, "${if nothing{x}}": false,
+	} {
+		var u *Unsupported
+		if _, err := Parse(in); !errors.As(err, &u) || u.Runs != runs {
+			t.Errorf("Parse(%q): %v; want it unsupported, running %v", in, err, runs)
+		}
+	}
+	for _, in := range []string{"${if", "${lc:x", "${", "$", "${if eq{a}}"} {
+		if _, err := Parse(in); err == nil {
+			t.Errorf("Parse(%q) has no error", in)
+		}
+	}
+	s, err := Parse("${if eq{a}{b}{x}fail}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Expand(e); !errors.Is(err, ErrForced) {
+		t.Errorf("fail: %v; want %v", err, ErrForced)
+	}
+}
+
+func TestList(t *testing.T) {
+	for in, want := range map[string]string{"a : b": "a|b", "::::1 : 2001::db8::::1": "::1|2001:db8::1", "<; a ; b:c": "a|b:c", "": "", " : ": "", "a::b": "a:b"} {
+		got := ""
+		for i, s := range List(in) {
+			if i > 0 {
+				got += "|"
+			}
+			got += s
+		}
+		if got != want {
+			t.Errorf("List(%q) = %q; want %q", in, got, want)
+		}
+	}
+}
+
+// FuzzExpand: no string makes the parser panic or run for long.
+func FuzzExpand(f *testing.F) {
+	for _, s := range []string{"${if match{a}{^(a)}{$1}fail}", "${lookup{k}lsearch{/f}{$value}}", `\N$\N`, "${eval:1+(2*3)}", "${extract{1}{:}{a:b}}", "${sg{a}{a*}{b}}"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if p, err := Parse(s); err == nil {
+			_, _ = p.Expand(env{"domain": "x"})
+		}
+	})
+}
