@@ -116,7 +116,7 @@ func (r *aclRun) Variable(name string) (string, bool) {
 	case "recipients_count":
 		return strconv.Itoa(s.accepted), true
 	case "message_size", "message_body_size":
-		return strconv.FormatInt(r.message.Size, 10), true
+		return strconv.FormatInt(s.header.octets(), 10), true
 	case "max_received_linelength":
 		return strconv.Itoa(s.header.longest()), true
 	case "received_count":
@@ -254,7 +254,7 @@ type headerBox struct {
 	over   bool // the body has begun
 	line   int
 	max    int
-	blank  bool
+	size   int64
 	parsed []headerField
 	done   bool
 }
@@ -263,6 +263,9 @@ type headerField struct{ name, value string }
 
 func (h *headerBox) Write(b []byte) (int, error) {
 	for _, c := range b {
+		if c != '\r' {
+			h.size++
+		}
 		if c == '\n' {
 			if h.line == 0 {
 				h.over = true
@@ -276,6 +279,14 @@ func (h *headerBox) Write(b []byte) (int, error) {
 		}
 	}
 	return len(b), nil
+}
+
+// octets is the message's size as Exim counts it: a line's end is one.
+func (h *headerBox) octets() int64 {
+	if h == nil {
+		return 0
+	}
+	return h.size
 }
 
 func (h *headerBox) longest() int {

@@ -40,7 +40,7 @@ var Options = []Option{
 	{"primary_hostname", fidelity.Exact, "", "", "debian-split"},
 	{"qualify_domain", fidelity.Exact, "", "", "debian-split"},
 	{"qualify_recipient", fidelity.Exact, "", "", "virtual"},
-	{"message_size_limit", fidelity.Exact, "", "", "virtual"},
+	{"message_size_limit", fidelity.Approximated, "", "the secondary counts a line's end as two octets", "virtual"},
 	{"recipients_max", fidelity.Exact, "", "", "dnslists"},
 	{"recipients_max_reject", fidelity.Exact, "", "", "cpanel-shapes"},
 	{"received_headers_max", fidelity.Exact, "", "", "dnslists"},
