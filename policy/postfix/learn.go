@@ -138,7 +138,7 @@ func (i *importer) fillLearned() {
 			}
 			i.spec.Tables[key] = pt
 		}
-		i.spec.Learned[name] = policy.Learned{Absent: name + "#absent", Whole: wholeKeys(name)}
+		i.spec.Learned[name] = policy.Learned{Absent: name + "#absent", Whole: wholeKeys(name) && (l.listed == nil || !l.listed.Parts)}
 	}
 }
 

@@ -46,6 +46,7 @@ type Table struct {
 	Partial    string             // why there may be keys that aren't listed, "" when there are none
 	Skipped    []fidelity.Mistake // lines that Postfix skips with a warning
 	Note       string             // for the Report
+	Parts      bool               // it is searched for parts of addresses, of whatever type it is
 	Unsure     string             // characters: a key with one of them may be there though it isn't listed, see policy.Learned
 	How        Listing
 }
@@ -196,6 +197,7 @@ func (i *importer) commandTable(typ string, command []string) (*Table, error) {
 			t.Partial = strings.ToValidUTF8(strings.TrimSpace(value), "?")
 			return nil
 		}
+		t.Parts = t.Parts || strings.HasPrefix(key, "@")
 		return t.add(strings.ToLower(strings.TrimSpace(key)), strings.TrimSpace(value))
 	})
 	return t, err
@@ -318,7 +320,7 @@ func (i *importer) use(name string, t *Table, withValues bool) (reason error) {
 		return reason
 	}
 	i.spec.Tables[key] = pt
-	l := policy.Learned{Whole: wholeKeys(name), Unsure: strings.Map(func(r rune) rune {
+	l := policy.Learned{Whole: wholeKeys(name) && !t.Parts, Unsure: strings.Map(func(r rune) rune {
 		if strings.ContainsRune(t.Strips, r) && strings.ContainsRune(i.set["recipient_delimiter"], r) {
 			return -1 // Postfix asks for what stands before it next
 		}
