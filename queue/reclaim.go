@@ -15,7 +15,8 @@ const (
 	reclaimAbove = 32 << 20
 )
 
-// reclaim compacts what was drained: everything before the oldest message.
+// reclaim compacts what was drained, everything before the oldest message, where the
+// store finds that worth it.
 func (q *Queue) reclaim(ctx context.Context) {
 	ticker := time.NewTicker(reclaimEvery)
 	defer ticker.Stop()
