@@ -288,7 +288,8 @@ func (s *stage) drained() bool {
 			return false
 		}
 	}
-	out, _ := exec.Command("find", filepath.Join(s.dir, "postfix/queue/incoming"), filepath.Join(s.dir, "postfix/queue/active"), filepath.Join(s.dir, "postfix/queue/maildrop"), "-type", "f").Output()
+	// What isn't executable was never accepted: a killed Postfix leaves it.
+	out, _ := exec.Command("find", filepath.Join(s.dir, "postfix/queue/incoming"), filepath.Join(s.dir, "postfix/queue/active"), filepath.Join(s.dir, "postfix/queue/maildrop"), "-type", "f", "-perm", "-100").Output()
 	return len(out) == 0
 }
 
