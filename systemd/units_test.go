@@ -65,7 +65,7 @@ func TestPromises(t *testing.T) {
 			"LoadCredential=understudy.key", "TimeoutStartSec=300", "Requires=understudy.socket",
 			"ExecReload=/bin/kill -HUP $MAINPID"},
 		"understudy-publish.service": {"Type=notify", "WatchdogSec=60", "DynamicUser=yes", "StateDirectory=understudy",
-			"SupplementaryGroups=postfix adm", "ExecReload=/bin/kill -HUP $MAINPID"},
+			"SupplementaryGroups=postfix adm systemd-journal", "ExecReload=/bin/kill -HUP $MAINPID"},
 		"understudy.socket": {"ListenStream=25", "Backlog=4096"},
 	} {
 		b, err := os.ReadFile(name)
