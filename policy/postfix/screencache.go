@@ -23,7 +23,7 @@ import (
 //
 // It has the file locked as long as it runs, so a copy is listed.
 
-// whyScreenUnread is why a policy doesn't know who has passed.
+// whyScreenUnread is said of a cache without which who has passed is unknown.
 const whyScreenUnread = "can't be read"
 
 // screenRest is how long what was read of a cache is good for.
