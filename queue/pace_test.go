@@ -44,6 +44,61 @@ func TestPaceSlows(t *testing.T) {
 	}
 }
 
+// TestPaceForgets: a next hop that is slow for good isn't so for ever. What it took
+// in an idle hour is forgotten.
+func TestPaceForgets(t *testing.T) {
+	var p pace
+	p.reset()
+	p.took(time.Millisecond)
+	const steady = 600 * time.Millisecond
+	slow := 0
+	for range 3000 {
+		if p.took(steady) {
+			slow++
+		}
+	}
+	if slow == 0 {
+		t.Error("600 times as slow, and never noticed")
+	}
+	for range 200 {
+		if p.took(steady) {
+			t.Fatalf("after 3000 messages at the same speed it is still slow; least %v", p.least)
+		}
+	}
+}
+
+// TestWakeIn: a drain looks again when the max rate lets the next message go, or
+// when something becomes due; never at once.
+func TestWakeIn(t *testing.T) {
+	now := time.Unix(1000, 0)
+	for _, tt := range []struct {
+		name            string
+		free, due, wait time.Duration // from now on; 0 is none, but for free
+		want            time.Duration
+	}{
+		{"nothing", -time.Second, 0, 0, time.Minute},
+		{"the rate", time.Second, 0, 0, time.Second},
+		{"the rate, before what is due", 2 * time.Second, time.Second, 0, 2 * time.Second},
+		{"the rate, at most", time.Hour, 0, 0, time.Minute},
+		{"the rate, almost now", time.Nanosecond, 0, 0, minWait},
+		{"the rate, now", 0, 0, 0, time.Minute},
+		{"due", -time.Second, 3 * time.Second, 0, 3 * time.Second},
+		{"due at once", -time.Second, -time.Second, 0, minWait},
+		{"again", -time.Second, 3 * time.Second, 2 * time.Second, 2 * time.Second},
+	} {
+		d := &dest{pace: pace{free: now.Add(tt.free)}}
+		if tt.due != 0 {
+			d.due = now.Add(tt.due)
+		}
+		if tt.wait != 0 {
+			d.again = []entry{{wait: now.Add(tt.wait)}}
+		}
+		if got := d.wakeIn(now, time.Minute); got != tt.want {
+			t.Errorf("%s: in %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
+
 // TestPaceAfter: what a message's answers do to the window.
 func TestPaceAfter(t *testing.T) {
 	h := newFakeHop()

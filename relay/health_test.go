@@ -28,6 +28,8 @@ type outage struct {
 	primary
 	began time.Time
 	log   strings.Builder // what the client logs
+	// elsewhere is Options.Elsewhere.
+	elsewhere func(dest string) (up, known bool)
 
 	mu     sync.Mutex
 	down   bool
@@ -75,7 +77,7 @@ func (o *outage) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 // watch runs the probes of a new client until the test's end.
 func (o *outage) watch(t *testing.T, r Route, onUp func(string)) *Client {
 	c := newClient(t, r, nil)
-	c.dial, c.onUp, c.log = o.dial, onUp, slog.New(slog.NewTextHandler(&o.log, nil))
+	c.dial, c.onUp, c.elsewhere, c.log = o.dial, onUp, o.elsewhere, slog.New(slog.NewTextHandler(&o.log, nil))
 	o.began = time.Now()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
