@@ -27,7 +27,6 @@ const (
 type listItem struct {
 	text    string
 	negated bool
-	pattern *pattern.Pattern // of "^…"; nil: none, or it is wrong
 }
 
 // listSubject is what is matched with a list.

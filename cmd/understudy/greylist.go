@@ -38,7 +38,7 @@ func (f daemonFlag) greylist(ctx context.Context, fn func(greylist.Entry) error)
 		return err
 	}
 	if cfg.IsPublisher {
-		return publishFlag{f.Conf}.ask(func(p operator.Publisher) error { return p.Greylist(ctx, fn) })
+		return publishFlag(f).ask(func(p operator.Publisher) error { return p.Greylist(ctx, fn) })
 	}
 	return f.ask(func(d operator.Daemon) error { return d.Greylist(ctx, fn) })
 }

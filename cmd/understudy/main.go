@@ -56,7 +56,7 @@ type cli struct {
 	Invite   inviteCmd   `cmd:"" help:"On the primary: invite a secondary."`
 	Peers    peersCmd    `cmd:"" help:"On the primary: list the paired secondaries, their policy and queue."`
 	Revoke   revokeCmd   `cmd:"" help:"On the primary: end a secondary's access."`
-	Push     pushCmd     `cmd:"" help:"Push a list of recipients from a primary that can't be read; manage lists that were pushed."`
+	Push     pushCmd     `cmd:"" help:"Push a list of recipients; manage the lists that were pushed."`
 	Rotate   rotateCmd   `cmd:"" help:"Replace the publisher's keys, or a secondary's; the pairing stays."`
 	Config   configCmd   `cmd:"" help:"Print the configuration in force, every key with its meaning."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`
@@ -135,7 +135,7 @@ func overview(out io.Writer, n *kong.Node) error {
 	fmt.Fprintln(out, "A backup MX that decides as its primary; understudy <command> --help says more.")
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	for _, c := range n.Children {
-		if !c.Hidden {
+		if !c.Hidden && c.Name != "version" { // which people find untold, and a screen has 24 lines
 			fmt.Fprintf(w, "  %s\t%s\n", c.Name, c.Help)
 		}
 	}

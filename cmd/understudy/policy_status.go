@@ -42,7 +42,7 @@ func (c *policyStatusCmd) Run(ctx context.Context, out io.Writer) error {
 			if err := render(out, c.JSON, &s, err, printPublisher); err != nil || c.JSON || cfg.Push.Listen == "" {
 				return err
 			}
-			return showPushed(ctx, out, operator.Pushed{Client: p.Client})
+			return showPushed(ctx, out, operator.Pushed(p))
 		})
 	}
 	if err == nil && cfg.Policy.File != "" {
@@ -74,7 +74,7 @@ func (c *policyStatusCmd) fromFile(ctx context.Context, out io.Writer, cfg *conf
 		}
 		var lists []pushed.Status
 		if cfg.Push.Listen != "" {
-			if lists, err = (operator.Pushed{Client: d.Client}).Lists(ctx); err != nil {
+			if lists, err = operator.Pushed(d).Lists(ctx); err != nil {
 				return err
 			}
 		}

@@ -25,7 +25,7 @@ func (queueMigrateCmd) Help() string {
 The configuration has to name the database for either direction, so store is "postgres" meanwhile. To go to the database:
 
     systemctl stop understudy
-    # in the configuration: [queue] store = "postgres", dsn = …
+    # in the configuration: [queue] store = "postgres", dsn = "postgres://..."
     runuser -u understudy -- understudy queue migrate --to postgres
     systemctl start understudy
 

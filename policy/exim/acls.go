@@ -96,7 +96,7 @@ func (i *importer) statement(list string, s *statementText) (out policy.ACLState
 			name, _, _ := strings.Cut(it.arg, "=")
 			sets = append(sets, strings.TrimSpace(name))
 		}
-		c, why, class := i.condition(list, it)
+		c, class, why := i.condition(list, it)
 		switch {
 		case why == nil && c.Kind == "":
 			continue
@@ -157,7 +157,7 @@ func (i *importer) missing(list, verb string, it itemText, why error) (choice st
 }
 
 // condition translates one; the zero condition decides nothing.
-func (i *importer) condition(list string, it itemText) (c policy.ACLCondition, why error, class fidelity.Class) {
+func (i *importer) condition(list string, it itemText) (c policy.ACLCondition, class fidelity.Class, why error) {
 	kind := strings.TrimPrefix(it.kind, "!")
 	c = policy.ACLCondition{Kind: it.kind, Arg: it.arg}
 	switch kind {
@@ -172,12 +172,12 @@ func (i *importer) condition(list string, it itemText) (c policy.ACLCondition, w
 	case "hosts":
 		c.Arg, why = i.listString(it.arg, "hostlist")
 		class = hostClass(it.arg)
-		return c, why, class
+		return c, class, why
 	case "authenticated", "encrypted", "condition":
 		c.Arg, why = i.str(it.arg)
 	case "dnslists":
 		c.Arg, why = i.str(it.arg)
-		return c, why, fidelity.GivenDNS
+		return c, fidelity.GivenDNS, why
 	case "set":
 		_, value, _ := strings.Cut(it.arg, "=")
 		var got string
@@ -189,11 +189,11 @@ func (i *importer) condition(list string, it itemText) (c policy.ACLCondition, w
 	case "message":
 		if c.Arg, why = i.str(it.arg); why != nil { // the verdict is the same
 			i.item(list, elementOf("", it), fidelity.Approximated, fmt.Sprintf("%s: %v", i.conf.where(list, it), why), "Exim's own text")
-			return policy.ACLCondition{}, nil, ""
+			return policy.ACLCondition{}, "", nil
 		}
-		return c, nil, ""
+		return c, "", nil
 	case "endpass":
-		return c, nil, ""
+		return c, "", nil
 	case "verify":
 		return i.verify(it)
 	case "acl":
@@ -201,16 +201,16 @@ func (i *importer) condition(list string, it itemText) (c policy.ACLCondition, w
 	case "control":
 		return i.control(it)
 	case "spam", "malware", "decode", "mime_regex", "regex", "spf", "spf_guess", "dkim_signers", "dkim_status", "dmarc_status", "bmi_optin", "demime", "arc":
-		return c, scanner{kind + " is decided by what stands beside Exim, when the message is relayed to it"}, ""
+		return c, "", scanner{kind + " is decided by what stands beside Exim, when the message is relayed to it"}
 	case "ratelimit", "seen":
-		return c, scanner{kind + " counts what comes to the primary"}, ""
+		return c, "", scanner{kind + " counts what comes to the primary"}
 	default:
 		if slices.Contains(modifiers, kind) {
-			return policy.ACLCondition{}, nil, ""
+			return policy.ACLCondition{}, "", nil
 		}
-		return c, fmt.Errorf("the condition %s isn't known", kind), ""
+		return c, "", fmt.Errorf("the condition %s isn't known", kind)
 	}
-	return c, why, fidelity.Exact
+	return c, fidelity.Exact, why
 }
 
 // hostClass says whether a host list asks the DNS.
@@ -224,49 +224,49 @@ func hostClass(list string) fidelity.Class {
 	return fidelity.Exact
 }
 
-func (i *importer) verify(it itemText) (policy.ACLCondition, error, fidelity.Class) {
+func (i *importer) verify(it itemText) (policy.ACLCondition, fidelity.Class, error) {
 	c := policy.ACLCondition{Kind: it.kind, Arg: it.arg}
 	if err := policy.CheckACLVerify(it.arg); err != nil {
 		if strings.Contains(it.arg, "callout") {
-			return c, scanner{"callouts ask other servers"}, ""
+			return c, "", scanner{"callouts ask other servers"}
 		}
-		return c, err, ""
+		return c, "", err
 	}
 	switch what, _, _ := strings.Cut(it.arg, "/"); strings.ToLower(strings.TrimSpace(what)) {
 	case "helo", "reverse_host_lookup", "sender":
-		return c, nil, fidelity.GivenDNS
+		return c, fidelity.GivenDNS, nil
 	case "not_blind":
-		return c, scanner{"not_blind is about the whole message; the primary decides when it is relayed to it"}, ""
+		return c, "", scanner{"not_blind is about the whole message; the primary decides when it is relayed to it"}
 	}
-	return c, nil, fidelity.Exact
+	return c, fidelity.Exact, nil
 }
 
 // call translates a condition that evaluates another list.
-func (i *importer) call(it itemText) (policy.ACLCondition, error, fidelity.Class) {
+func (i *importer) call(it itemText) (policy.ACLCondition, fidelity.Class, error) {
 	c := policy.ACLCondition{Kind: it.kind, Arg: it.arg}
 	p, err := expansion.Parse(it.arg)
 	if err != nil {
-		return c, err, ""
+		return c, "", err
 	}
 	name, constant := p.Constant()
 	name, args, _ := strings.Cut(strings.TrimSpace(dequote(name)), " ")
 	switch {
 	case !constant || args != "":
-		return c, fmt.Errorf("lists with arguments, or whose name isn't constant, aren't followed"), ""
+		return c, "", fmt.Errorf("lists with arguments, or whose name isn't constant, aren't followed")
 	case i.aclNamed(name) == nil:
-		return c, fmt.Errorf("no list is called %q", name), ""
+		return c, "", fmt.Errorf("no list is called %q", name)
 	}
 	i.list(name)
 	c.Arg = name
-	return c, nil, fidelity.Exact
+	return c, fidelity.Exact, nil
 }
 
-func (i *importer) control(it itemText) (policy.ACLCondition, error, fidelity.Class) {
+func (i *importer) control(it itemText) (policy.ACLCondition, fidelity.Class, error) {
 	c := policy.ACLCondition{Kind: it.kind, Arg: it.arg}
 	name, _, _ := strings.Cut(it.arg, "/")
 	name, _, _ = strings.Cut(strings.TrimSpace(name), "=")
 	if slices.Contains(controls, strings.TrimSpace(name)) {
-		return policy.ACLCondition{}, nil, ""
+		return policy.ACLCondition{}, "", nil
 	}
-	return c, fmt.Errorf("control = %s changes how Exim goes on", it.arg), ""
+	return c, "", fmt.Errorf("control = %s changes how Exim goes on", it.arg)
 }

@@ -72,7 +72,6 @@ type importer struct {
 	failed  map[string]error  // tables that can't be listed
 	queries map[string]string // of databases: what stands for each in the Spec
 	tainted map[string]bool   // variables whose values aren't known
-	inACL   string            // the list that is being translated
 }
 
 // Import reads the configuration. An error joins all that is wrong; then there is no
