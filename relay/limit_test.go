@@ -30,8 +30,12 @@ func places(t *testing.T, p *pool) (n int) {
 // TestLimit: of the places for live sessions and for asking a next hop has this
 // secondary's part, which changes with the number of secondaries.
 func TestLimit(t *testing.T) {
+	r := newClient(t, Route{}, func(net.Conn) {}).routes[dest]
+	if asking, live := places(t, r.asking), places(t, r.live); asking != 10 || live != 50 {
+		t.Errorf("by default %d places to ask, %d for live sessions", asking, live)
+	}
 	c := newClient(t, Route{MaxAsking: 7, MaxLive: 20, Live: true}, func(net.Conn) {})
-	r := c.routes[dest]
+	r = c.routes[dest]
 	for _, members := range []int{1, 2, 30, 3, 1} {
 		c.Limit(func(limit int) int { return limit / members })
 		if asking, live := places(t, r.asking), places(t, r.live); asking != 7/members || live != 20/members {

@@ -17,6 +17,7 @@ import (
 	"github.com/chromedp/chromedp"
 
 	"github.com/understudy-mx/understudy/internal/demo"
+	"github.com/understudy-mx/understudy/internal/lister/listertest"
 	"github.com/understudy-mx/understudy/internal/testmx"
 )
 
@@ -343,4 +344,46 @@ func TestPage(t *testing.T) {
 	}
 	secondary.stop()
 	closeBooks(t, &books, primary, 0)
+}
+
+// TestPageFleet sees two secondaries that share a database on the page of one, in a real
+// browser: who lives, whose policy differs, and who has how much of the mail.
+func TestPageFleet(t *testing.T) {
+	node := listertest.Primary(t)
+	primary := &demo.Primary{}
+	startAgain(t, primary)
+	primary.Stop() // mail waits
+	addr := testmx.FreeAddr()
+	a := newMember(t, "mx2.example.org", primary.Addr(), policyFor("a@example.org"), fmt.Sprintf("durability = \"one-machine\"\n[web]\nlisten = %q\n", addr), node)
+	other := newMember(t, "mx3.example.org", primary.Addr(), policyFor("a@example.org", "b@example.org"), "durability = \"one-machine\"\n", node)
+	a.start()
+	other.start()
+	var books testmx.Ledger
+	for range 3 {
+		accept(t, a, &books, "a@example.org")
+	}
+	accept(t, other, &books, "a@example.org")
+
+	b := newBrowser(t)
+	b.view(1080, 800, "light")
+	b.do(chromedp.Navigate(strings.Replace(strings.TrimSpace(a.cli("page")), "localhost", "127.0.0.1", 1)))
+	b.wait("#fleet-note", "2 of 2 secondaries alive. 1 has another policy than the newest.")
+	b.wait("#members li:nth-child(1)", "3 messages, 75 % of all")
+	b.wait("#members li:nth-child(2)", "1 message, 25 % of all")
+	if one := b.text("#members li:nth-child(1)"); !strings.HasPrefix(one, "mx2.example.org this one, alive, policy from a file, ") || strings.Contains(one, "differs") {
+		t.Errorf("the first: %q", one)
+	}
+	if two := b.text("#members li:nth-child(2)"); !strings.HasPrefix(two, "mx3.example.org, alive, ") || !strings.Contains(two, "differs") {
+		t.Errorf("the second: %q", two)
+	}
+	b.looks("fleet")
+	other.kill()
+	b.wait("#fleet-note", "1 of 2 secondaries alive.")
+	b.wait("#members li:nth-child(2)", "silent for ")
+	b.looks("fleet, one is gone")
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.troubles) > 0 {
+		t.Errorf("the console: %q", b.troubles)
+	}
 }

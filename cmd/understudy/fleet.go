@@ -20,7 +20,7 @@ type fleetCmd struct {
 }
 
 func (fleetCmd) Help() string {
-	return `Lists the secondaries that share the database, as this one sees them: when each was heard of last, its policy, its sessions with clients and with next hops, and how much of all mail waits in its spool. A policy that differs is marked with "!".`
+	return `Lists the secondaries that share the database, as this one sees them: when each was heard of last, its policy, its sessions with clients and with next hops, how much of all mail waits in its spool, and how fast that leaves. A policy that differs is marked with "!".`
 }
 
 func (c *fleetCmd) Run(ctx context.Context, out io.Writer) error {
@@ -32,7 +32,7 @@ func (c *fleetCmd) Run(ctx context.Context, out io.Writer) error {
 
 func printFleet(out io.Writer, v fleet.View) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "NAME\tSEEN\tPOLICY\tDIGEST\tCLIENTS\tRELAYING\tMESSAGES\tHELD\tSHARE\tPROBLEM")
+	fmt.Fprintln(w, "NAME\tSEEN\tPOLICY\tDIGEST\tCLIENTS\tRELAYING\tMESSAGES\tHELD\tSHARE\tOUT\tPROBLEM")
 	for _, m := range v.Members {
 		seen, version := "never", "-"
 		if m.Seen >= 0 {
@@ -51,8 +51,8 @@ func printFleet(out io.Writer, v fleet.View) error {
 		if problem == "" {
 			problem = "-"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%.0f %%\t%s\n", printable(m.Name), seen, version, printable(shortDigest(m.Digest)),
-			m.Sessions, m.Relaying, m.Messages, m.Held, 100*m.Share, printable(problem))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%.0f %%\t%.1f/s\t%s\n", printable(m.Name), seen, version, printable(shortDigest(m.Digest)),
+			m.Sessions, m.Relaying, m.Messages, m.Held, 100*m.Share, m.Out, printable(problem))
 	}
 	if v.Error != "" {
 		fmt.Fprintf(w, "\nThe database can't be asked since %s: %s\n", v.At.Format(time.RFC3339), printable(v.Error))

@@ -28,7 +28,7 @@ func (d *daemon) openPage() error {
 		return fmt.Errorf("page: %w", err)
 	}
 	d.page = page.New(page.Options{Hostname: d.cfg.Hostname, Version: versionLine(), Desk: daemonOf(d.cfg),
-		History: filepath.Join(d.cfg.StateDir, "page.json"), Metrics: d.registry,
+		History: filepath.Join(d.cfg.StateDir, "page.json"), Metrics: d.registry, Fleet: d.fleet != nil,
 		Token: token, Header: c.TrustedHeader, Hosts: c.Hosts, Addresses: c.ShowAddresses, ShowMail: c.ShowMail, Log: d.log})
 	return nil
 }

@@ -18,7 +18,7 @@ type peersCmd struct {
 }
 
 func (peersCmd) Help() string {
-	return `Lists the paired secondaries: when each asked last, which version of the policy it has and in what state, how much mail waits there, and what is wrong: an alarm of its policy comes first, with the remedy. The fingerprint is the one that ` + "`understudy join`" + ` printed there.`
+	return `Lists the paired secondaries: when each asked last, which version of the policy it has and in what state, how much mail waits there, and what is wrong: an alarm of its policy comes first, with the remedy. A version that isn't the newest of those listed is marked with "!". The fingerprint is the one that ` + "`understudy join`" + ` printed there.`
 }
 
 func (c *peersCmd) Run(ctx context.Context, out io.Writer) error {
@@ -35,20 +35,38 @@ func printPeers(out io.Writer, peers []policysync.Peer) error {
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "NAME\tFINGERPRINT\tSEEN\tVERSION\tDIGEST\tSTATE\tQUEUE\tOLDEST\tPROBLEM")
+	newest := newestOf(peers)
 	for _, p := range peers {
 		seen := "not since the start"
 		if !p.Polled.IsZero() {
 			seen = age(time.Since(p.Polled)) + " ago"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", printable(p.Name), p.Fingerprint, seen, reported(p.Report))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", printable(p.Name), p.Fingerprint, seen, reported(p.Report, newest))
 	}
 	return w.Flush()
 }
 
+// policyVersion orders the policies of a publisher.
+type policyVersion struct{ epoch, version uint64 }
+
+// newestOf is the newest policy that a secondary has.
+func newestOf(peers []policysync.Peer) (newest policyVersion) {
+	for _, p := range peers {
+		if r := p.Report; r != nil && (r.Epoch > newest.epoch || r.Epoch == newest.epoch && r.Version > newest.version) {
+			newest = policyVersion{r.Epoch, r.Version}
+		}
+	}
+	return newest
+}
+
 // reported are the columns that a secondary fills.
-func reported(r *policysync.Report) string {
+func reported(r *policysync.Report, newest policyVersion) string {
 	if r == nil {
 		return "-\t-\t-\t-\t-\t-"
+	}
+	version := fmt.Sprint(r.Version)
+	if newest != (policyVersion{r.Epoch, r.Version}) {
+		version += "!"
 	}
 	state := r.State
 	if r.Staged != "" {
@@ -61,7 +79,7 @@ func reported(r *policysync.Report) string {
 	if r.Health.Problem != "" {
 		problem = r.Health.Problem
 	}
-	return fmt.Sprintf("%d\t%s\t%s\t%d\t%s\t%s", r.Version, shortDigest(r.Digest), printable(state), r.Health.QueueMessages, oldest, printable(problem))
+	return fmt.Sprintf("%s\t%s\t%s\t%d\t%s\t%s", version, shortDigest(r.Digest), printable(state), r.Health.QueueMessages, oldest, printable(problem))
 }
 
 type revokeCmd struct {

@@ -81,6 +81,7 @@ type Fleet struct {
 
 	mu     sync.Mutex // guards the rest
 	last   []Member   // by name
+	seen   []moment   // of late
 	at     time.Time  // of last, by our clock
 	clock  time.Time  // of last, by the database's
 	err    error      // why last is old
@@ -98,7 +99,8 @@ type Member struct {
 	Messages int64   `json:"messages"`         // in its spool
 	Held     int64   `json:"held"`
 	Bytes    int64   `json:"bytes"`
-	Share    float64 `json:"share"` // of all messages
+	Share    float64 `json:"share"`          // of all messages
+	Out      float64 `json:"out_per_second"` // leave its spool, lately
 	Differs  bool    `json:"policy_differs,omitempty"`
 	Says
 }
@@ -188,6 +190,7 @@ func (f *Fleet) hear(all []postgres.Member, clock time.Time, err error) {
 		return
 	}
 	f.last, f.at, f.clock = view(all, f.o.DeadAfter), time.Now(), clock
+	f.drain(all)
 	f.o.Metrics.FleetUnheard.Set(0)
 	f.o.Metrics.FleetMembers.Set(float64(f.living()))
 	differs := 0.0
@@ -197,6 +200,35 @@ func (f *Fleet) hear(all []postgres.Member, clock time.Time, err error) {
 		}
 	}
 	f.o.Metrics.FleetDiffers.Set(differs)
+}
+
+// outOver is how far back a member's rate looks.
+const outOver = 10 * time.Second
+
+// moment is how many messages have left each spool by then, in all.
+type moment struct {
+	at   time.Time
+	left map[string]int64
+}
+
+// drain fills in how fast the spools empty. The caller holds mu.
+func (f *Fleet) drain(all []postgres.Member) {
+	now := moment{f.at, map[string]int64{}}
+	for _, p := range all {
+		now.left[p.Name] = int64(p.Totals.Next) - p.Totals.Messages
+	}
+	f.seen = append(f.seen, now)
+	for len(f.seen) > 2 && now.at.Sub(f.seen[1].at) >= outOver {
+		f.seen = f.seen[1:]
+	}
+	first := f.seen[0]
+	took := now.at.Sub(first.at).Seconds()
+	for i := range f.last {
+		m := &f.last[i]
+		if before, known := first.left[m.Name]; known && took > 0 {
+			m.Out = max(0, float64(now.left[m.Name]-before)/took) // a new spool counts anew
+		}
+	}
 }
 
 // view sorts the members and compares their policies: who hasn't the newest of those

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,6 +21,7 @@ import (
 	"github.com/understudy-mx/understudy/metrics"
 	"github.com/understudy-mx/understudy/queue"
 	"github.com/understudy-mx/understudy/queue/postgres"
+	"github.com/understudy-mx/understudy/queue/store"
 )
 
 func route(string) string { return "primary" }
@@ -271,6 +273,39 @@ func TestShare(t *testing.T) {
 	if v := all[0].View(); v.Error == "" || len(v.Members) != 3 {
 		t.Errorf("%+v", v)
 	}
+}
+
+// TestDrainRate: how fast each member's spool empties, as seen over the last ten seconds.
+func TestDrainRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &Fleet{o: Options{Self: "mx2", DeadAfter: time.Second, Log: slog.New(slog.DiscardHandler), Metrics: metrics.New(prometheus.NewRegistry())}}
+		hear := func(next2, waiting2, next3, waiting3 int64) [2]float64 {
+			f.hear([]postgres.Member{
+				{Name: "mx3", Totals: store.Totals{Next: uint64(next3), Messages: waiting3}},
+				{Name: "mx2", Totals: store.Totals{Next: uint64(next2), Messages: waiting2}},
+			}, time.Now(), nil)
+			time.Sleep(2 * time.Second)
+			return [2]float64{f.last[0].Out, f.last[1].Out}
+		}
+		for i, tt := range []struct {
+			next2, waiting2, next3, waiting3 int64
+			want                             [2]float64
+		}{
+			{101, 100, 1, 0, [2]float64{}},
+			{101, 80, 1, 0, [2]float64{10, 0}},         // 20 in 2 s
+			{121, 80, 11, 10, [2]float64{10, 0}},       // and 20 of 20 new ones
+			{121, 80, 11, 10, [2]float64{40.0 / 6, 0}}, // nothing
+			{121, 80, 11, 0, [2]float64{5, 10.0 / 8}},  //
+			{121, 80, 11, 0, [2]float64{4, 1}},         //
+			{121, 80, 11, 0, [2]float64{2, 1}},         // the first one is forgotten
+			{121, 80, 11, 0, [2]float64{0, 1}},         //
+			{1, 0, 11, 0, [2]float64{0, 1}},            // another spool of that name
+		} {
+			if got := hear(tt.next2, tt.waiting2, tt.next3, tt.waiting3); got != tt.want {
+				t.Errorf("beat %d: %v a second, want %v", i, got, tt.want)
+			}
+		}
+	})
 }
 
 // TestPolicyDiffers: policies from files have no version, only their content.

@@ -197,7 +197,8 @@ type sampler struct {
 	counts  counts
 	outages []outageNow
 	parity  *parityNow
-	asked   time.Time // for the outages and the parity
+	fleet   *fleetNow
+	asked   time.Time // for the outages, the parity and the fleet
 }
 
 func newSampler() *sampler {
@@ -230,8 +231,13 @@ func (p *Page) update(ctx context.Context, s *sampler) {
 		if r, err := p.o.Desk.Parity(ctx, false); err == nil {
 			s.parity = parityOf(r)
 		}
+		if p.o.Fleet {
+			if v, err := p.o.Desk.Fleet(ctx); err == nil {
+				s.fleet = fleetOf(v)
+			}
+		}
 	}
-	now.Outages, now.Parity = s.outages, s.parity
+	now.Outages, now.Parity, now.Fleet = s.outages, s.parity, s.fleet
 	now.Policy, now.Verdicts = s.counts.read(p.o.Metrics, now.At)
 	picture, err := json.Marshal(now)
 	if err != nil {

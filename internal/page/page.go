@@ -32,6 +32,7 @@ import (
 	"golang.org/x/net/netutil"
 
 	"github.com/understudy-mx/understudy/internal/control"
+	"github.com/understudy-mx/understudy/internal/fleet"
 	"github.com/understudy-mx/understudy/internal/meter"
 	"github.com/understudy-mx/understudy/internal/operator"
 	"github.com/understudy-mx/understudy/internal/outage"
@@ -58,6 +59,7 @@ type Desk interface {
 	Outages(ctx context.Context) ([]outage.Outage, error)
 	OutageReport(ctx context.Context, id int, format string) ([]byte, error)
 	Parity(ctx context.Context, all bool) (meter.Report, error)
+	Fleet(ctx context.Context) (fleet.View, error)
 	Message(ctx context.Context, id string) (queue.Info, error)
 	Body(ctx context.Context, id string) (io.ReadCloser, error)
 	Messages(ctx context.Context, fn func(queue.Info) error) error
@@ -76,6 +78,7 @@ type Options struct {
 	Token     string
 	Header    string   // names whom a proxy has let in; "" for no proxy
 	Hosts     []string // by which the page may be called, besides this machine's
+	Fleet     bool     // secondaries share a database
 	Addresses string   // who sees envelopes and settles held mail: ForToken, ForAll, ForNone
 	ShowMail  bool     // to them: what messages say
 	Log       *slog.Logger

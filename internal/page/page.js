@@ -27,7 +27,7 @@ function age(seconds) {
   return `${Math.floor(s / 86400)} d ${Math.floor((s % 86400) / 3600)} h`;
 }
 const whole = new Intl.NumberFormat("en").format;
-const count = (n, one) => `${whole(n)} ${one}${n === 1 ? "" : "s"}`;
+const count = (n, one, many = `${one}s`) => `${whole(n)} ${n === 1 ? one : many}`;
 const rate = (r) => `${r >= 100 ? Math.round(r) : r.toFixed(1)}/s`;
 
 function bytes(n) {
@@ -164,6 +164,7 @@ function draw(now) {
   drawHops(now);
   drawPolicy(now.policy, now);
   drawParity(now);
+  drawFleet(now.fleet, now);
   drawVerdicts(now.verdicts);
   drawOutages(now);
   refreshMail(now);
@@ -327,6 +328,29 @@ function drawParity(now) {
   const percent = (Math.floor(p.rate * 10000) / 100).toString(); // 100 only when all agreed
   say("parity-says", `${percent} % of ${count(p.decisions, "decision")} as the primary's`);
   say("parity-note", `In live sessions since ${when(p.since)}. ${p.unexplained ? `${count(p.unexplained, "difference")} unexplained: see understudy parity live.` : "No difference is unexplained."}`);
+}
+
+/** The secondaries that share the database; hidden where none is shared. */
+function drawFleet(f, now) {
+  $("fleet").hidden = !f;
+  if (!f) return;
+  const differ = f.members.filter((m) => m.policy_differs).length;
+  say("fleet-note", [
+    f.error ? `The others aren't heard of since ${when(f.at)}: ${f.error}.` : `${whole(f.members.filter((m) => m.alive).length)} of ${count(f.members.length + f.more, "secondary", "secondaries")} alive.`,
+    differ ? `${whole(differ)} ${differ === 1 ? "has" : "have"} another policy than the newest.` : "",
+    f.adopts ? `The mail of ${f.adopts} is being moved here.` : "",
+    f.more ? `${whole(f.more)} more: see understudy fleet.` : "",
+  ].filter(Boolean).join(" "));
+  const policy = (m) => [m.version ? `policy ${whole(m.version)}` : "policy from a file", m.digest].filter(Boolean).join(", ");
+  $("members").replaceChildren(...f.members.map((m) => {
+    const seen = m.seen_seconds < 0 ? "never heard of" : `silent for ${age(m.seen_seconds)}`;
+    const state = m.alive ? el("span", "good", "alive") : el("span", "bad", seen);
+    const percent = `${Math.round(m.share * 100)} %`;
+    return el("li", "", el("strong", "", foreign(m.name)), m.name === f.self ? el("span", "note", " this one") : null, ", ", state, ", ", policy(m),
+      m.policy_differs ? el("strong", "warn", " differs") : null,
+      el("br"), el("span", "note", `${count(m.sessions, "client")}, relaying in ${count(m.relaying, "session")}; ${count(m.messages, "message")}, ${percent} of all, ${rate(m.out_per_second)} leaving`),
+      m.problem ? el("p", "warn", foreign(m.problem)) : null);
+  }));
 }
 
 function drawVerdicts(list) {

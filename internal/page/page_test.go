@@ -25,6 +25,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/internal/fleet"
 	"github.com/understudy-mx/understudy/internal/meter"
 	"github.com/understudy-mx/understudy/internal/operator"
 	"github.com/understudy-mx/understudy/internal/outage"
@@ -92,6 +93,16 @@ func (d *desk) OutageReport(_ context.Context, id int, format string) ([]byte, e
 func (d *desk) Parity(context.Context, bool) (meter.Report, error) {
 	rate := 0.99996
 	return meter.Report{Rate: &rate, Same: 24999, Different: 1, Unexplained: 1}, nil
+}
+
+func (d *desk) Fleet(context.Context) (v fleet.View, _ error) {
+	v.Self, v.Error, v.Adopts = "mx2", hostile, hostile
+	for range 3 * maxMembers {
+		m := fleet.Member{Name: hostile + strings.Repeat("z", 5000), Alive: true, Differs: true, Share: 1.0 / 3, Holder: hostile}
+		m.Problem, m.Digest = hostile, hostile
+		v.Members = append(v.Members, m)
+	}
+	return v, d.broken
 }
 
 func (d *desk) Message(_ context.Context, id string) (queue.Info, error) {
@@ -329,6 +340,38 @@ func TestHostile(t *testing.T) {
 	}
 	if picture, _ := p.board.look(); bytes.Contains(picture, []byte("\u202e")) || !bytes.Contains(picture, []byte(`"error"`)) {
 		t.Errorf("a daemon that doesn't answer: %s", picture)
+	}
+}
+
+// TestFleet: what other secondaries say of themselves is shown as text, bounded; without
+// a shared database nobody is asked.
+func TestFleet(t *testing.T) {
+	p := New(options(&desk{}))
+	p.update(t.Context(), newSampler())
+	if picture, _ := p.board.look(); !bytes.Contains(picture, []byte(`"fleet":null`)) {
+		t.Errorf("a fleet of none: %s", picture)
+	}
+	o := options(&desk{})
+	o.Fleet = true
+	p = New(o)
+	p.update(t.Context(), newSampler())
+	picture, _ := p.board.look()
+	var got now
+	if err := json.Unmarshal(picture, &got); err != nil || got.Fleet == nil {
+		t.Fatalf("%v: %s", err, picture)
+	}
+	f := *got.Fleet
+	if len(f.Members) != maxMembers || f.More != 2*maxMembers || f.Self != "mx2" {
+		t.Errorf("%d members, %d more, from %q", len(f.Members), f.More, f.Self)
+	}
+	m := f.Members[0]
+	if !m.Alive || !m.Differs || m.Share != 0.333 || !strings.HasPrefix(m.Problem, "its spool is held by ") {
+		t.Errorf("%+v", m)
+	}
+	for _, s := range []string{f.Error, f.Adopts, m.Name, m.Digest, m.Problem} {
+		if len(s) > maxText+10 || strings.ContainsAny(s, "\x1b\u202e\x00") || s == "" {
+			t.Errorf("shown: %q", s)
+		}
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/understudy-mx/understudy/internal/fleet"
 	"github.com/understudy-mx/understudy/internal/meter"
 	"github.com/understudy-mx/understudy/internal/operator"
 	"github.com/understudy-mx/understudy/internal/outage"
@@ -41,6 +42,7 @@ type now struct {
 	Verdicts []verdict   `json:"verdicts"`
 	Outages  []outageNow `json:"outages"` // the last ones, the latest first
 	Parity   *parityNow  `json:"parity"`  // null before the first live decision
+	Fleet    *fleetNow   `json:"fleet"`   // null where no database is shared
 }
 
 // fill takes over what was seen, made safe.
@@ -76,6 +78,52 @@ func parityOf(r meter.Report) *parityNow {
 		return nil
 	}
 	return &parityNow{Rate: *r.Rate, Decisions: r.Same + r.Different, Unexplained: r.Unexplained, Since: r.Since}
+}
+
+// fleetNow is who shares the database.
+type fleetNow struct {
+	Self    string      `json:"self"`
+	At      time.Time   `json:"at"`    // last heard of
+	Error   string      `json:"error"` // why nothing is heard of now
+	Adopts  string      `json:"adopts"`
+	Members []memberNow `json:"members"`
+	More    int         `json:"more"` // members that aren't shown
+}
+
+// memberNow is one of those secondaries.
+type memberNow struct {
+	Name     string  `json:"name"`
+	Alive    bool    `json:"alive"`
+	Seen     float64 `json:"seen_seconds"` // ago; -1 for never
+	Version  uint64  `json:"version"`      // of its policy, 0 from a file
+	Digest   string  `json:"digest"`
+	Differs  bool    `json:"policy_differs"`
+	Sessions int     `json:"sessions"`
+	Relaying int     `json:"relaying"`
+	Messages int64   `json:"messages"`
+	Share    float64 `json:"share"`
+	Out      float64 `json:"out_per_second"`
+	Problem  string  `json:"problem"`
+}
+
+// maxMembers bounds the secondaries that are shown.
+const maxMembers = 100
+
+func fleetOf(v fleet.View) *fleetNow {
+	n := &fleetNow{Self: show(v.Self), At: v.At, Error: show(v.Error), Adopts: show(v.Adopts), Members: []memberNow{}}
+	for _, m := range v.Members {
+		if len(n.Members) == maxMembers {
+			n.More++
+			continue
+		}
+		if m.Holder != "" {
+			m.Problem = "its spool is held by " + m.Holder
+		}
+		n.Members = append(n.Members, memberNow{Name: show(m.Name), Alive: m.Alive, Seen: round(m.Seen), Version: m.Version,
+			Digest: show(m.Digest[:min(len(m.Digest), 12)]), Differs: m.Differs, Sessions: m.Sessions, Relaying: m.Relaying,
+			Messages: m.Messages, Share: round(m.Share), Out: round(m.Out), Problem: show(m.Problem)})
+	}
+	return n
 }
 
 // outageNow is an outage in numbers.
