@@ -39,6 +39,7 @@ type Metrics struct {
 	AcceptedRcpts    prometheus.Counter     // their recipients
 	Returned         *prometheus.CounterVec // recipients by who returned them: "queue", "operator"
 	Reports          *prometheus.CounterVec // DSNs of ours, by result as RelayReplies
+	RelayedTwice     *prometheus.CounterVec // messages that a next hop may have twice, by why: "moved", "unnoted", "doubt"
 	RelayReplies     *prometheus.CounterVec // recipients by result: "relayed", "deferred", "held", "expired"
 	RelayedBytes     prometheus.Counter     // content of messages that the next hop took
 	RelaySessions    *prometheus.CounterVec // sessions to the next hop by result: "ok", "failed"
@@ -141,6 +142,7 @@ func New(reg prometheus.Registerer) *Metrics {
 		Accepted:         counter("accepted_messages_total", "Messages accepted: synced to disk and answered 250."),
 		AcceptedBytes:    counter("accepted_bytes_total", "Content octets of the accepted messages."),
 		AcceptedRcpts:    counter("accepted_recipients_total", "Recipients of the accepted messages."),
+		RelayedTwice:     counters("relayed_twice_messages_total", "Messages that were relayed, and may be at the primary twice, by why: \"moved\", another secondary had taken the message over; \"unnoted\", the outcome couldn't be stored; \"doubt\", the primary may have had it before, from a live session or a spool that was lost.", "why"),
 		RelayReplies:     counters("relay_recipients_total", "Recipients settled by an attempt to relay, by result.", "result"),
 		Returned:         counters("queue_returned_recipients_total", "Recipients whose message was returned to a sender for whom SPF or DKIM vouched, by who decided: the queue itself or the operator.", "by"),
 		Reports:          counters("reports_total", "Attempts to relay DSNs of our own, by result; they aren't counted as relayed recipients.", "result"),
@@ -218,6 +220,7 @@ func (m *Metrics) begin() {
 		{m.CertReloads, []string{"changed", "unchanged", "refused"}},
 		{m.SMTPLimits, []string{"connections", "connections_per_client", "connections_per_network", "stress"}},
 		{m.StoreErrors, []string{"write", "read", "reopen", "statfs", "body_create", "body_write", "body_sync", "body_remove"}},
+		{m.RelayedTwice, []string{"moved", "unnoted", "doubt"}},
 		{m.StoreAlarms, []string{"drop", "skipped", "corrupt", "totals", "missing"}},
 	} {
 		for _, v := range c.values {

@@ -36,6 +36,8 @@ type tx struct {
 	batch   *store.Batch
 	totals  store.Totals
 	again   bool     // the ops were in a batch that failed, before reopening
+	handed  bool     // another had the store between that batch and the reopening
+	gone    bool     // the last replace found the message taken over by another queue
 	indexed [][]byte // index keys that are new
 	left    int64    // octets that leave the store
 }
@@ -46,6 +48,7 @@ func (t *tx) delete(key []byte)     { t.batch.Delete(key) }
 // replace writes what became of a message: was nil for a new one, is nil for
 // one that leaves. Only the holder of the message's claim may call it.
 func (t *tx) replace(was, is *store.Record) error {
+	t.gone = false
 	if t.again || t.q.reopenedSince(was) {
 		if applied, err := t.applied(was, is); err != nil || applied {
 			return err
@@ -102,7 +105,8 @@ func (t *tx) applied(was, is *store.Record) (bool, error) {
 		return false, nil // new messages are never written again
 	}
 	b, err := t.q.store.Get(store.SeqKey(store.SpaceRecord, was.Seq))
-	if errors.Is(err, store.ErrNotFound) {
+	if errors.Is(err, store.ErrNotFound) { // else the batch that failed removed it, and was applied
+		t.gone = is != nil || !t.again || t.handed
 		return true, nil
 	}
 	return err == nil && is != nil && bytes.Equal(b, is.Encode()), err
@@ -163,6 +167,7 @@ type committer struct {
 	broken  error // why the store must be reopened before another write
 	pending []*op // ops to keep, from batches that failed
 	wait    time.Duration
+	handed  int64       // sharer.Handovers when it was last opened
 	batch   store.Batch // used again and again
 	spare   *op         // taken from the channel, but too large for the last batch
 }
@@ -225,7 +230,7 @@ func (c *committer) collect() (batch []*op, open bool) {
 // write commits ops in one synced batch and tells each its outcome.
 func (c *committer) write(ops []*op, again bool) {
 	c.batch.Reset()
-	t := &tx{q: c.q, batch: &c.batch, totals: c.totals, again: again}
+	t := &tx{q: c.q, batch: &c.batch, totals: c.totals, again: again, handed: again && c.handovers() != c.handed}
 	good := ops[:0:0]
 	for _, o := range ops {
 		if err := o.fill(t); err != nil {
@@ -246,6 +251,18 @@ func (c *committer) write(ops []*op, again bool) {
 	for _, o := range good {
 		o.done(nil)
 	}
+}
+
+// sharer is a store that another process may take while this one can't reach it.
+type sharer interface {
+	Handovers() int64 // how often another had it since it was opened
+}
+
+func (c *committer) handovers() int64 {
+	if s, ok := c.q.store.(sharer); ok {
+		return s.Handovers()
+	}
+	return 0
 }
 
 // saveTotals is a batch without ops, at the end: it keeps the queue's age.
@@ -344,9 +361,11 @@ func (c *committer) reopen() error {
 	c.q.mu.Unlock()
 	ops := c.pending
 	c.pending = nil
-	if c.write(ops, true); c.broken != nil { // also proves that writes work
+	c.write(ops, true)
+	if c.broken != nil { // it also proves that writes work
 		return c.broken
 	}
+	c.handed = c.handovers()
 	// The batch that failed may have put messages in line where the drain has
 	// read already.
 	c.q.each("", (*dest).rewind)

@@ -15,9 +15,13 @@ import (
 
 // TestMovedMeanwhile: a queue loses its store while a message is in a session, and
 // another moves that message away. What the next hop answers then changes nothing: no
-// half a message comes back, and the counts stay right.
+// half a message comes back, and the counts stay right. What was relayed is counted:
+// the other queue relays it as well.
 func TestMovedMeanwhile(t *testing.T) {
-	for _, code := range []int{250, 450, 550} {
+	for _, tt := range []struct {
+		code  int
+		found bool // that the store is lost by the settling itself
+	}{{250, false}, {450, false}, {550, false}, {250, true}, {450, true}} {
 		mem := storetest.New()
 		o := options(nil)
 		o.Store = mem
@@ -26,7 +30,7 @@ func TestMovedMeanwhile(t *testing.T) {
 			for t := next(0); t != nil; t = next(0) {
 				close(relaying)
 				<-answer
-				t.Settle([]envelope.Reply{envelope.NewReply(code, "", "answer")}, nil)
+				t.Settle([]envelope.Reply{envelope.NewReply(tt.code, "", "answer")}, nil)
 			}
 		})
 		q := mustOpen(t, o)
@@ -38,10 +42,10 @@ func TestMovedMeanwhile(t *testing.T) {
 		ran := make(chan error)
 		go func() { ran <- q.Run(ctx) }()
 		<-relaying
-		takeAway(t, q, mem, id)
+		takeAway(t, q, mem, id, !tt.found)
 		close(answer)
 		for q.busy(1) {
-			if err := q.Healthy(); err != nil {
+			if err := q.Healthy(); err != nil && !tt.found {
 				t.Fatal(err)
 			}
 		}
@@ -49,19 +53,23 @@ func TestMovedMeanwhile(t *testing.T) {
 		if err := errors.Join(<-ran, q.Close()); err != nil {
 			t.Fatal(err)
 		}
+		twice := map[int]float64{250: 1}[tt.code]
+		if n := testutil.ToFloat64(o.Metrics.RelayedTwice.WithLabelValues("moved")); n != twice || q.twice.Load() != int64(twice) {
+			t.Errorf("%+v: %v relayed twice, want %v", tt, n, twice)
+		}
 		again := options(nil)
 		again.Store = mem
 		q = mustOpen(t, again)
 		if n := testutil.ToFloat64(again.Metrics.StoreAlarms.WithLabelValues("missing")) + testutil.ToFloat64(again.Metrics.Quarantined); n != 0 || len(walk(t, q)) != 0 {
-			t.Errorf("%d: %v alarms, messages %+v", code, n, walk(t, q))
+			t.Errorf("%+v: %v alarms, messages %+v", tt, n, walk(t, q))
 		}
 		mustClose(t, q)
 	}
 }
 
 // takeAway deletes a message as another holder of the store does, whose change makes
-// the queue's next one fail.
-func takeAway(t *testing.T, q *Queue, mem *storetest.Memory, id string) {
+// the queue's next one fail, which comes now or is the settling.
+func takeAway(t *testing.T, q *Queue, mem *storetest.Memory, id string, now bool) {
 	t.Helper()
 	rec, err := q.find(id)
 	if err != nil {
@@ -80,6 +88,9 @@ func takeAway(t *testing.T, q *Queue, mem *storetest.Memory, id string) {
 		b.Delete(e.Key)
 	}
 	mem.Fence(b, errors.New("fenced"))
+	if !now {
+		return
+	}
 	if q.Healthy() == nil {
 		t.Fatal("no fault")
 	}

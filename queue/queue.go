@@ -121,6 +121,7 @@ type Queue struct {
 	cleaned chan struct{} // closed when they are
 	poison  atomic.Pointer[error]
 	left    atomic.Int64 // octets that have left the store, but not the disk
+	twice   atomic.Int64 // messages that next hops may have twice
 
 	failures   chan string // IDs for the returner
 	overlooked atomic.Bool // … when it had no room

@@ -39,6 +39,7 @@ type claim struct {
 	taken   time.Time
 	once    sync.Once
 	damaged atomic.Pointer[error] // the body turned out to be damaged
+	gone    bool                  // another queue has taken the message over; the committer's
 }
 
 // transfer is the claim as the relay sees it.
@@ -118,10 +119,13 @@ func (c *claim) settleOnce(replies []envelope.Reply, err error) {
 		return
 	default:
 		o = &op{keep: true, size: 512 + 256*len(is.Recipients), fill: func(t *tx) error {
+			left := is
 			if len(is.Recipients) == 0 {
-				return t.replace(c.rec, nil)
+				left = nil
 			}
-			return t.replace(c.rec, is)
+			err := t.replace(c.rec, left)
+			c.gone = t.gone
+			return err
 		}}
 	}
 	o.done = func(err error) { c.written(is, n, err) }
@@ -222,6 +226,7 @@ func (c *claim) adjust(n tally) {
 func (c *claim) written(is *store.Record, n tally, err error) {
 	q := c.q
 	q.release(c.e.seq)
+	c.countTwice(n, err)
 	if err != nil {
 		// Only at shutdown, or when the record could not be read: it stays as
 		// it was, and may be relayed twice.
@@ -260,13 +265,31 @@ func (c *claim) written(is *store.Record, n tally, err error) {
 	}
 }
 
+// countTwice counts a message that the next hop may have twice.
+func (c *claim) countTwice(n tally, err error) {
+	why := ""
+	switch {
+	case n.relayed == 0:
+		return
+	case err != nil:
+		why = "unnoted"
+	case c.gone:
+		why = "moved"
+		c.q.log.Warn("relayed a message that another secondary has taken over, and relays as well", "id", c.rec.Env.ID)
+	case c.rec.Env.MayHaveArrived:
+		why = "doubt"
+		c.q.log.Warn("relayed a message that the primary may have had before", "id", c.rec.Env.ID)
+	default:
+		return
+	}
+	c.q.m.RelayedTwice.WithLabelValues(why).Inc()
+	c.q.twice.Add(1)
+}
+
 func (c *claim) log(is *store.Record, n tally) {
 	id := c.rec.Env.ID
 	c.q.log.Info("relay attempt", "id", id, "dest", c.d.name, "relayed", n.relayed,
 		"deferred", n.deferred, "held", n.held, "expired", n.expired, "untried", n.untried)
-	if n.relayed > 0 && c.rec.Env.MayHaveArrived {
-		c.q.log.Warn("relayed a message that the primary may have had before", "id", id)
-	}
 	if n.held == 0 {
 		return
 	}

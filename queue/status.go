@@ -27,7 +27,9 @@ type Status struct {
 	Broken bool `json:"broken"`
 	// Damaged says that a merge met a damaged block: nothing is merged until the
 	// next start, and Repair makes the store whole.
-	Damaged      bool             `json:"damaged"`
+	Damaged bool `json:"damaged"`
+	// Twice counts the messages since the start that a next hop may have twice.
+	Twice        int64            `json:"twice,omitempty"`
 	Destinations []DestinationNow `json:"destinations"` // that mail was for since the start
 }
 
@@ -49,7 +51,7 @@ func (q *Queue) Status() Status {
 	now := Status{
 		At: q.now(), Accepted: t.Next - 1 - uint64(t.Reports), Messages: int(t.Messages), Deferred: int(t.Deferred), Held: int(t.Held),
 		Bytes: t.Bytes, Oldest: s.Oldest, FreeBytes: s.FreeBytes, Quarantined: int(t.Quarantined),
-		Waiting: q.waits(t), Broken: q.poison.Load() != nil, Damaged: s.Damaged,
+		Waiting: q.waits(t), Broken: q.poison.Load() != nil, Damaged: s.Damaged, Twice: q.twice.Load(),
 		Destinations: []DestinationNow{},
 	}
 	q.each("", func(d *dest) {

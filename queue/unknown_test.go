@@ -47,6 +47,9 @@ func TestUnknownResult(t *testing.T) {
 			failNext()
 			stop := run(t, q)
 			time.Sleep(time.Minute)
+			if n := q.twice.Load(); n != 0 {
+				t.Errorf("%d relayed twice", n)
+			}
 			if s := q.Stats(); s.Messages != 0 || s.Bytes != 0 || !slices.Equal(h.taken(), []string{kept + " a@example.com 250"}) {
 				t.Errorf("relayed %v, left %+v", h.taken(), s)
 			}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"path/filepath"
 	"text/tabwriter"
 	"time"
 
@@ -20,7 +21,7 @@ type fleetCmd struct {
 }
 
 func (fleetCmd) Help() string {
-	return `Lists the secondaries that share the database, as this one sees them: when each was heard of last, its policy, its sessions with clients and with next hops, how much of all mail waits in its spool, and how fast that leaves. A policy that differs is marked with "!".`
+	return `Lists the secondaries that share the database, as this one sees them: when each was heard of last, its policy, its sessions with clients and with next hops, how much of all mail waits in its spool, how fast that leaves, and how many messages since its start the primary may have twice. A policy that differs is marked with "!".`
 }
 
 func (c *fleetCmd) Run(ctx context.Context, out io.Writer) error {
@@ -32,7 +33,7 @@ func (c *fleetCmd) Run(ctx context.Context, out io.Writer) error {
 
 func printFleet(out io.Writer, v fleet.View) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "NAME\tSEEN\tPOLICY\tDIGEST\tCLIENTS\tRELAYING\tMESSAGES\tHELD\tSHARE\tOUT\tPROBLEM")
+	fmt.Fprintln(w, "NAME\tSEEN\tPOLICY\tDIGEST\tCLIENTS\tRELAYING\tMESSAGES\tHELD\tSHARE\tOUT\tTWICE\tPROBLEM")
 	for _, m := range v.Members {
 		seen, version := "never", "-"
 		if m.Seen >= 0 {
@@ -51,11 +52,15 @@ func printFleet(out io.Writer, v fleet.View) error {
 		if problem == "" {
 			problem = "-"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%.0f %%\t%.1f/s\t%s\n", printable(m.Name), seen, version, printable(shortDigest(m.Digest)),
-			m.Sessions, m.Relaying, m.Messages, m.Held, 100*m.Share, m.Out, printable(problem))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%.0f %%\t%.1f/s\t%d\t%s\n", printable(m.Name), seen, version, printable(shortDigest(m.Digest)),
+			m.Sessions, m.Relaying, m.Messages, m.Held, 100*m.Share, m.Out, m.Twice, printable(problem))
 	}
 	if v.Error != "" {
-		fmt.Fprintf(w, "\nThe database can't be asked since %s: %s\n", v.At.Format(time.RFC3339), printable(v.Error))
+		since := "the start"
+		if !v.At.IsZero() {
+			since = v.At.Format(time.RFC3339)
+		}
+		fmt.Fprintf(w, "\nThe database can't be asked since %s: %s\n", since, printable(v.Error))
 	}
 	if v.Adopts != "" {
 		fmt.Fprintf(w, "\nThe mail of %s is being moved here.\n", printable(v.Adopts))
@@ -80,7 +85,7 @@ func (d *daemon) joinFleet() error {
 			return o
 		},
 		Self: d.cfg.Hostname, Route: routeOf(d.cfg), Says: d.says, Changed: func() { d.relay.Limit(d.fleet.Share) },
-		AdoptAfter: d.cfg.Queue.AdoptAfter, Log: d.log, Metrics: d.metrics,
+		File: filepath.Join(d.cfg.StateDir, "fleet.json"), AdoptAfter: d.cfg.Queue.AdoptAfter, Log: d.log, Metrics: d.metrics,
 	})
 	if err != nil {
 		return err
@@ -158,7 +163,9 @@ func (d *daemon) says() fleet.Says {
 		return s
 	}
 	s.Sessions = d.smtp.Sessions()
-	for _, dest := range d.queue.Status().Destinations {
+	status := d.queue.Status()
+	s.Twice = status.Twice
+	for _, dest := range status.Destinations {
 		s.Relaying += dest.Sessions
 	}
 	s.Problem = d.health().Problem

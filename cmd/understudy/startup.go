@@ -99,7 +99,7 @@ func unreadable(err error, path string) string {
 }
 
 // stateEntries are what Understudy keeps in a state directory.
-var stateEntries = []string{"queue", "spool", "sync", "publish", "greylist", "control.sock"}
+var stateEntries = []string{"queue", "spool", "sync", "publish", "greylist", "fleet.json", "control.sock"}
 
 // foreignState refuses a state directory whose content is not for this process to
 // write: another program's, or another user's, who couldn't read afterwards what

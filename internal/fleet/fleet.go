@@ -18,7 +18,7 @@
 //     takes its spool first moves its mail into a queue of its own, and lets go when
 //     the member is heard of again.
 //
-// While the database is away the last known share stays.
+// While the database is away the last known share stays, over a restart as well.
 package fleet
 
 import (
@@ -50,6 +50,7 @@ type Says struct {
 	Digest   string          `json:"digest,omitempty"`  // "" where members' differ by nature
 	Sessions int             `json:"sessions"`          // of clients
 	Relaying int             `json:"relaying"`          // sessions to next hops
+	Twice    int64           `json:"twice,omitempty"`   // messages since its start that next hops may have twice
 	Draining bool            `json:"draining,omitempty"`
 	Up       map[string]bool `json:"up,omitempty"` // next hops, at most 100
 	Problem  string          `json:"problem,omitempty"`
@@ -64,6 +65,8 @@ type Options struct {
 	Says  func() Says
 	// Changed is called after each news.
 	Changed func()
+	// File keeps the names of the living for the next start; "" for none.
+	File string
 	// AdoptAfter is how long a member is silent before its mail is taken over; default
 	// a minute.
 	AdoptAfter time.Duration
@@ -86,6 +89,7 @@ type Fleet struct {
 	clock  time.Time  // of last, by the database's
 	err    error      // why last is old
 	adopts string     // whose mail is being moved here
+	kept   []string   // the living, as File has them
 	// resting has members whose mail isn't to be moved before that time.
 	resting map[string]time.Time
 }
@@ -129,7 +133,9 @@ func New(o Options) (*Fleet, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Fleet{o: o, members: m, resting: map[string]time.Time{}}, nil
+	f := &Fleet{o: o, members: m, resting: map[string]time.Time{}}
+	f.recall()
+	return f, nil
 }
 
 // Run beats until ctx ends, and adopts into q.
@@ -171,6 +177,7 @@ func (f *Fleet) Beat(ctx context.Context) {
 		return
 	}
 	f.hear(all, clock, err)
+	f.keep()
 	f.o.Changed()
 }
 
@@ -300,10 +307,11 @@ func (f *Fleet) Share(limit int) int {
 		}
 	}
 	// The clock goes on while the database is away: members started together stay so.
-	minutes := int64(0)
+	now := time.Now() // before the database was heard of
 	if !f.clock.IsZero() {
-		minutes = int64(f.clock.Add(time.Since(f.at)).Unix()) / rotateRest
+		now = f.clock.Add(time.Since(f.at))
 	}
+	minutes := now.Unix() / rotateRest
 	turn := int((int64(rank) + minutes) % int64(n))
 	share := limit / n
 	if turn < limit%n {

@@ -2,11 +2,14 @@ package fleet
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -304,6 +307,62 @@ func TestDrainRate(t *testing.T) {
 			if got := hear(tt.next2, tt.waiting2, tt.next3, tt.waiting3); got != tt.want {
 				t.Errorf("beat %d: %v a second, want %v", i, got, tt.want)
 			}
+		}
+	})
+}
+
+// TestShareOverRestart: a member that starts while the database is away takes its part of
+// a limit by the members that there were, and a damaged file is no news of any.
+func TestShareOverRestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "fleet.json")
+		start := func(self string) *Fleet {
+			f, err := New(Options{Self: self, File: file, DeadAfter: time.Second, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+				Metrics: metrics.New(prometheus.NewRegistry()), Spool: func(string) postgres.Opener { return postgres.Opener{} }})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return f
+		}
+		f := start("mx3")
+		if n := f.Share(100); n != 100 {
+			t.Errorf("the first start of all: %d", n)
+		}
+		f.hear([]postgres.Member{{Name: "mx2"}, {Name: "mx3"}, {Name: "mx4"}, {Name: "dead", Ago: time.Hour}, {Name: "never", Ago: -1}}, time.Now(), nil)
+		f.keep()
+		sum, parts := 0, map[string]int{}
+		for _, self := range []string{"mx2", "mx3", "mx4"} {
+			again := start(self)
+			parts[self] = again.Share(100)
+			sum += parts[self]
+			again.hear(nil, time.Time{}, errors.New("away"))
+			again.keep()
+			if n := again.Share(100); n != parts[self] {
+				t.Errorf("%s: %d, and %d once it asked", self, parts[self], n)
+			}
+			if up, known := again.Elsewhere("primary"); known {
+				t.Errorf("%s: knows that the primary is up: %v", self, up)
+			}
+			if name := again.orphan(); name != "" {
+				t.Errorf("%s adopts %s", self, name)
+			}
+			if v := again.View(); v.Error != "away" || !v.At.IsZero() || len(v.Members) != 3 {
+				t.Errorf("%s: %+v", self, v)
+			}
+		}
+		if sum != 100 {
+			t.Errorf("the parts of 100: %v", parts)
+		}
+		f.hear([]postgres.Member{{Name: "mx3"}}, time.Now(), nil)
+		f.keep()
+		if n := start("mx3").Share(100); n != 100 {
+			t.Errorf("alone since: %d", n)
+		}
+		if err := os.WriteFile(file, []byte(`["mx2", 7`), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if n := start("mx3").Share(100); n != 100 {
+			t.Errorf("of a damaged file: %d", n)
 		}
 	})
 }

@@ -336,7 +336,7 @@ function drawFleet(f, now) {
   if (!f) return;
   const differ = f.members.filter((m) => m.policy_differs).length;
   say("fleet-note", [
-    f.error ? `The others aren't heard of since ${when(f.at)}: ${f.error}.` : `${whole(f.members.filter((m) => m.alive).length)} of ${count(f.members.length + f.more, "secondary", "secondaries")} alive.`,
+    f.error ? `The others aren't heard of since ${f.at.startsWith("0001") ? "the start" : when(f.at)}: ${f.error}.` : `${whole(f.members.filter((m) => m.alive).length)} of ${count(f.members.length + f.more, "secondary", "secondaries")} alive.`,
     differ ? `${whole(differ)} ${differ === 1 ? "has" : "have"} another policy than the newest.` : "",
     f.adopts ? `The mail of ${f.adopts} is being moved here.` : "",
     f.more ? `${whole(f.more)} more: see understudy fleet.` : "",

@@ -162,6 +162,13 @@ func (s *Store) takeWith(ctx context.Context, n *session) error {
 	for _, c := range store.Created() {
 		keys, values = append(keys, c.Key), append(values, c.Value)
 	}
+	var was spool
+	if again := s.epoch.Load() > 0; again {
+		var err error
+		if was, err = readSpool(ctx, n, s.o.Spool); err != nil {
+			return failed("read the spool's row", err)
+		}
+	}
 	changed, err := n.commit(ctx,
 		query{makeSQL, [][]byte{name}},
 		query{fillSQL, [][]byte{name, byteas(nil, keys), byteas(nil, values)}},
@@ -175,6 +182,9 @@ func (s *Store) takeWith(ctx context.Context, n *session) error {
 	}
 	if changed != 1 || row.token != s.token {
 		return fmt.Errorf("%w: %q holds the spool for another %v", store.ErrLocked, store.Cut(row.holder), row.left.Round(time.Millisecond))
+	}
+	if was.epoch > 0 && (was.token != s.token || row.epoch != was.epoch+1) {
+		s.handovers.Add(1)
 	}
 	s.id.Store(row.id)
 	s.epoch.Store(row.epoch)
@@ -220,6 +230,9 @@ func (s *Store) Reopen() error {
 		return err
 	})
 }
+
+// Handovers says how often another had the spool since it was opened here.
+func (s *Store) Handovers() int64 { return s.handovers.Load() }
 
 // letGo ends the lease.
 func (s *Store) letGo() error {

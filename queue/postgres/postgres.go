@@ -85,13 +85,14 @@ type Store struct {
 	lock  io.Closer // Dir's, nil for none
 	token string
 
-	id       atomic.Int32
-	epoch    atomic.Int64
-	until    atomic.Int64 // when the lease ends by our own clock: nanoseconds since began
-	began    time.Time
-	lost     atomic.Bool // another holds it
-	ready    atomic.Bool // false between a failed Apply and Reopen
-	readOnly bool
+	id        atomic.Int32
+	epoch     atomic.Int64
+	until     atomic.Int64 // when the lease ends by our own clock: nanoseconds since began
+	began     time.Time
+	lost      atomic.Bool // another holds it
+	handovers atomic.Int64
+	ready     atomic.Bool // false between a failed Apply and Reopen
+	readOnly  bool
 
 	asksFree    atomic.Bool            // the database has understudy.free_octets()
 	dataDir     atomic.Pointer[string] // of a server on this machine

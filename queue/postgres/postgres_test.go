@@ -91,6 +91,13 @@ func lease(t *testing.T, node *listertest.Node, o Opener) {
 	if err := s.Reopen(); err != nil {
 		t.Errorf("it was let go: %v", err)
 	}
+	if n := s.Handovers(); n != 1 {
+		t.Errorf("another had it %d times", n)
+	}
+	s.Reopen()
+	if n := s.Handovers(); n != 1 {
+		t.Errorf("another had it %d times, after a Reopen without one", n)
+	}
 	if _, err := taken.Get([]byte("k")); err == nil {
 		t.Error("a closed one goes on reading")
 	}
@@ -107,6 +114,9 @@ func fence(t *testing.T, _ *listertest.Node, o Opener) {
 	s.writer = nil // a connection that was cut, and whose server doesn't know it yet
 	if err := s.Reopen(); err != nil {
 		t.Fatal(err)
+	}
+	if n := s.Handovers(); n != 0 {
+		t.Errorf("another had it %d times", n)
 	}
 	fresh, is := s.writer, s.epoch.Load()
 	s.writer = late

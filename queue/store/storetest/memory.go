@@ -18,6 +18,7 @@ type Memory struct {
 	fault  func(store.Batch) (applied bool, err error)
 	open   bool
 	broken bool
+	fenced int64 // times that another holder was quicker
 	keys   map[string][]byte
 	bodies map[string][]byte
 }
@@ -46,6 +47,7 @@ func (m *Memory) FaultOnce(applied bool, err error) {
 func (m *Memory) Fence(b store.Batch, err error) {
 	m.Fault(func(store.Batch) (bool, error) {
 		m.fault = nil // Apply holds the lock
+		m.fenced++
 		m.apply(b)
 		return false, err
 	})
@@ -189,6 +191,13 @@ func (o *opened) Bodies(fn func(id string) error) error {
 		}
 	}
 	return nil
+}
+
+// Handovers counts what Fence did.
+func (o *opened) Handovers() int64 {
+	o.m.mu.Lock()
+	defer o.m.mu.Unlock()
+	return o.m.fenced
 }
 
 func (o *opened) Free() (octets, files uint64, err error) { return 1 << 40, 1 << 20, nil }
