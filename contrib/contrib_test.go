@@ -20,6 +20,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/understudy-mx/understudy/internal/lister/listertest"
@@ -68,8 +69,9 @@ func file(t *testing.T, text string) string {
 // fake serves what a test's steps say, in place of an API.
 type fake struct {
 	*httptest.Server
-	how string // how it fails: "", or a word of the test's
-	n   int    // requests that asked for a page
+	mu  sync.Mutex // held for each request
+	how string     // how it fails: "", or a word of the test's
+	n   int        // requests that asked for a page
 }
 
 func serve(t *testing.T, h func(f *fake, w http.ResponseWriter, r *http.Request)) *fake {
@@ -78,10 +80,19 @@ func serve(t *testing.T, h func(f *fake, w http.ResponseWriter, r *http.Request)
 		if r.Method == http.MethodPost {
 			_ = r.ParseForm()
 		}
+		f.mu.Lock()
+		defer f.mu.Unlock()
 		h(f, w, r)
 	}))
 	t.Cleanup(f.Close)
 	return f
+}
+
+// next says how the next requests fail.
+func (f *fake) next(how string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.how, f.n = how, 0
 }
 
 func answer(w http.ResponseWriter, text string, args ...any) {
@@ -150,18 +161,19 @@ func TestMicrosoft365(t *testing.T) {
 	const want = "a.l@example.org alice@example.org all@example.org out@example.org shared@example.org"
 	wants(t, want, args...)
 	for _, word := range []string{"429", "cut"} {
-		f.how, f.n = word, 0
+		f.next(word)
 		wants(t, want, args...)
 	}
 	for word, reason := range map[string]string{"later": "try again after 9000 s", "403": "403", "garbage": "no JSON", "other": "lacks 'value'"} {
-		f.how, f.n = word, 0
+		f.next(word)
 		fails(t, reason, args...)
 	}
-	f.how, f.n = "elsewhere", 0
+	f.next("elsewhere")
 	fails(t, "sends us to another", args...)
-	f.how, f.n = "loop", 0
+	f.next("loop")
 	fails(t, "no end", args...)
-	args[1], f.how, f.n = "example.com", "", 0
+	args[1] = "example.com"
+	f.next("")
 	fails(t, "no recipient of example.com", args...)
 	fails(t, "401", append(args[:6:6], "--secret-file", file(t, "wrong"), "--url", f.URL, "--login-url", f.URL)...)
 	fails(t, "https only", "microsoft365", "example.org", "--tenant", "t1", "--client-id", "app", "--secret-file", file(t, "x"), "--url", f.URL, "--login-url", "http://192.0.2.1")
@@ -206,9 +218,9 @@ func TestGoogle(t *testing.T) {
 	args := []string{"google", "example.org", "--key-file", file(t, string(account)), "--admin", "admin@example.org", "--url", f.URL, "--token-url", f.URL + "/token"}
 	const want = "a@example.org alice@example.org all@example.org bob@example.org team@example.org"
 	wants(t, want, args...)
-	f.how, f.n = "429", 0
+	f.next("429")
 	wants(t, want, args...)
-	f.how, f.n = "other", 0
+	f.next("other")
 	fails(t, "answer", args...)
 	fails(t, "can't sign", "google", "example.org", "--key-file", file(t, `{"client_email": "x", "private_key": "none"}`), "--admin", "a@example.org", "--url", f.URL, "--token-url", f.URL+"/token")
 }
@@ -264,9 +276,9 @@ func TestStalwart(t *testing.T) {
 	})
 	args := []string{"stalwart", "example.org", "--url", f.URL, "--key-file", file(t, "api_key")}
 	wants(t, "alice@example.org all@example.org team@example.org", args...)
-	f.how, f.n = "other", 0
+	f.next("other")
 	fails(t, "answer", args...)
-	f.how, f.n = "changed", 0
+	f.next("changed")
 	fails(t, "3 of 4", args...)
 }
 
@@ -298,9 +310,9 @@ func TestMox(t *testing.T) {
 	})
 	args := []string{"mox", "example.org", "--url", f.URL + "/admin", "--password-file", file(t, "pass\n")}
 	wants(t, "a.b@example.org alice@example.org team@example.org", args...)
-	f.how, f.n = "old", 0
+	f.next("old")
 	wants(t, "alice@example.org", args...)
-	f.how, f.n = "other", 0
+	f.next("other")
 	fails(t, "another form", args...)
 	fails(t, "loginFailed", "mox", "example.org", "--url", f.URL+"/admin", "--password-file", file(t, "wrong"))
 }
@@ -330,9 +342,10 @@ func TestProxmox(t *testing.T) {
 	})
 	args := []string{"proxmox", "example.org", "--url", f.URL, "--user", "push@pmg", "--password-file", file(t, "pass")}
 	wants(t, "a@example.org alice@example.org bob@example.org", args...)
-	f.how, f.n = "other", 0
+	f.next("other")
 	fails(t, "answer", args...)
-	args[1], f.how, f.n = "example.net", "", 0
+	args[1] = "example.net"
+	f.next("")
 	fails(t, "no relay domain", args...)
 }
 
