@@ -50,7 +50,7 @@ func (c *compiler) milters() {
 				c.errorf("filters.milters: %w", err)
 			}
 		}
-		use.Program, use.defers = m.Program, m.Defer
+		use.Program, use.defers, use.grey = m.Program, m.Defer, c.rspamdGreylist(m.Greylist)
 		switch {
 		case m.DKIM != nil && m.DMARC == nil:
 			d := m.DKIM
@@ -133,7 +133,7 @@ func (e *eval) askMilters(st status) status {
 		m := list[i].follow
 		if e.stands(&list[i]) {
 			if e.askFilter != nil {
-				if got := e.askStandIn(i); got == refused || e.discard || e.hold {
+				if got := e.askStandIn(&list[i], i); got == refused || e.discard || e.hold {
 					return got
 				}
 			}

@@ -29,6 +29,8 @@ type Milter struct {
 	// Defer says that mail is deferred by defer_unfiltered where no filter stands
 	// for it.
 	Defer bool `json:"defer,omitempty"`
+	// Greylist is that of an rspamd which isn't followed: whom it never puts off.
+	Greylist *RspamdGreylist `json:"greylist,omitempty"`
 }
 
 // MilterSettings are the primary's milter_* parameters.

@@ -25,6 +25,7 @@ type MilterUse struct {
 
 	follow *milter // our own evaluation; nil when there is none
 	defers bool
+	grey   *rspamdGreylist // nil: it puts nobody off, or whom it knows isn't known
 }
 
 // disableMilters is what smtpd_milter_maps says for none.
@@ -184,7 +185,7 @@ func (s *Session) chooseMilters() []MilterUse {
 		}
 		for _, known := range s.snap.milterUses {
 			if known.Name == u.Name {
-				u.Program, u.follow, u.defers = known.Program, known.follow, known.defers
+				u.Program, u.follow, u.defers, u.grey = known.Program, known.follow, known.defers, known.grey
 			}
 		}
 		list = append(list, u)
@@ -203,16 +204,20 @@ func (s *Session) stands(u *MilterUse) bool { return s.standIn != nil && s.stand
 func (s *Session) unfiltered(ctx context.Context) bool {
 	list := s.Milters(ctx)
 	for i := range list {
-		if u := &list[i]; u.defers && u.follow == nil && !s.stands(u) {
+		if u := &list[i]; u.defers && u.follow == nil && !s.stands(u) && !u.grey.passed(s) {
 			return true
 		}
 	}
 	return false
 }
 
-// askStandIn has the filter that stands for a milter decide about the message.
-func (e *eval) askStandIn(i int) status {
+// askStandIn has the filter that stands for a milter decide about the message. Where
+// it greylists an envelope that has passed at the primary, it doesn't count.
+func (e *eval) askStandIn(u *MilterUse, i int) status {
 	v := e.askFilter(e.ctx, i)
+	if u.grey.putsOff(v.Reply) && u.grey.passed(e.Session) {
+		return dunno
+	}
 	switch v.Action {
 	case Defer, Reject:
 		e.reply, e.rule = v.Reply, v.Rule

@@ -36,7 +36,8 @@ type Session struct {
 	hasSender, hasRcpt bool
 	utf8               bool
 	sender, rcpt       address
-	rcptCount          int // accepted
+	rcptCount          int      // accepted
+	rcpts              []string // … as they are, if a filter's greylisting asks for them
 	discard, hold      bool
 	discardRule        Rule
 	holdRule           Rule
@@ -220,17 +221,25 @@ func (s *Session) Rcpt(ctx context.Context, to envelope.ForwardPath) Verdict {
 	s.before, s.hadBefore, s.putOff = s.rcpt, s.hasRcpt, nil
 	s.rcpt, s.hasRcpt = a, true
 	if to.Postmaster() || s.snap.verifies(to) && s.snap.allows(a.domain) {
-		s.rcptCount++
+		s.count()
 		return Verdict{Rule: Rule{Stage: Rcpt, Kind: kindPostmaster}}
 	}
 	s.names(ctx)
 	e.atRcpt = true
 	st := e.confine(e.checkRcpt(), &a)
-	s.rcptCount++
+	s.count()
 	if st == refused {
 		s.Withdraw()
 	}
 	return e.verdict(Rcpt, st)
+}
+
+// count notes that the recipient is accepted.
+func (s *Session) count() {
+	s.rcptCount++
+	if s.snap.needsRcpts {
+		s.rcpts = append(s.rcpts, s.rcpt.raw)
+	}
 }
 
 // Verify judges VRFY, which changes nothing for the commands that follow.
@@ -266,6 +275,7 @@ func (s *Session) Verify(ctx context.Context, to envelope.ForwardPath, utf8 bool
 func (s *Session) Withdraw() {
 	s.rcpt, s.hasRcpt = s.before, s.hadBefore
 	s.rcptCount--
+	s.rcpts = s.rcpts[:max(0, len(s.rcpts)-1)]
 	s.aclState.accepted--
 }
 
@@ -376,7 +386,7 @@ func (s *Session) Nested() { s.utf8 = false }
 // Reset ends the mail transaction: RSET, or the end of a message.
 func (s *Session) Reset() {
 	s.hasSender, s.hasRcpt, s.utf8 = false, false, false
-	s.sender, s.rcpt, s.rcptCount = address{}, address{}, 0
+	s.sender, s.rcpt, s.rcptCount, s.rcpts = address{}, address{}, 0, nil
 	s.discard, s.hold = false, false
 	s.discardRule, s.holdRule = Rule{}, Rule{}
 	s.content, s.milter, s.signed, s.putOff, s.spfPass = nil, nil, nil, nil, map[string]bool{}

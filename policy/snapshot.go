@@ -34,6 +34,7 @@ type Snapshot struct {
 	noop           []matchItem
 	content        contentChecks
 	milterUses     []MilterUse
+	needsRcpts     bool // a milter's greylisting knows envelopes
 	milterMaps     []*dict
 	domains        [classRelay + 1]domainSet
 	recipients     [classRelay + 1][]*dict

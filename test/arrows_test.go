@@ -38,7 +38,7 @@ func rooms(t *testing.T) map[string][]string {
 }
 
 // forTests may be imported by any package's tests.
-var forTests = []string{"internal/testmx", "internal/lister/listertest", "internal/demo", "internal/host", "internal/resolver", "internal/suite", "internal/envelope", "metrics", "policy", "policy/table", "policy/handwritten",
+var forTests = []string{"internal/testmx", "internal/lister/listertest", "internal/demo", "internal/host", "internal/milter", "internal/resolver", "internal/suite", "internal/envelope", "metrics", "policy", "policy/table", "policy/handwritten",
 	"queue/leveldb", "queue/postgres", "queue/store", "queue/store/storetest"}
 
 // TestArrows keeps the rooms apart: what the packages import is what the map

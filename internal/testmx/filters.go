@@ -20,7 +20,7 @@ const (
 )
 
 const rspamdConf = `options { pidfile = "%[1]s/pid"; filters = ""; }
-actions { reject = 15; add_header = 6; }
+actions { reject = 15; add_header = 6; greylist = 4; }
 logging { type = "file"; filename = "%[1]s/log"; level = "warning"; }
 worker "rspamd_proxy" { bind_socket = "%[2]s"; milter = yes; count = 1; timeout = 60s; upstream "local" { default = yes; self_scan = yes; } }
 lua = "%[1]s/rules.lua";
@@ -30,22 +30,45 @@ const rspamdRules = `rspamd_config.FORBIDDEN = { callback = function(task) retur
 rspamd_config.LATER = { callback = function(task)
   if task:get_header('Subject') == 'later' then task:set_pre_result('soft reject', 'Try again in an hour') end
 end, type = 'prefilter' }
+rspamd_config.GREY = { callback = function(task) return task:get_header('Subject') == 'grey' end, score = 5 }
+`
+
+const greyConf = `modules { path = "/usr/share/rspamd/plugins/greylist.lua"; }
+redis { servers = "%s"; password = "%s"; }
+greylist { timeout = 2s; }
 `
 
 // StartRspamd runs Debian's rspamd as a milter at addr. It asks nobody.
 func StartRspamd(t testing.TB, addr string) *Daemon {
+	t.Helper()
+	d, _ := startRspamd(t, addr, "")
+	return d
+}
+
+// StartGreylisting runs an rspamd that greylists the subject "grey" for two seconds, with its
+// Redis at another address; both want the password. It returns rspamd's configuration.
+func StartGreylisting(t testing.TB, addr, redis, password string) (conf string) {
+	t.Helper()
+	dir := openDir(t)
+	_, port, _ := net.SplitHostPort(redis)
+	startFilter(t, redis, "", "/usr/bin/redis-server", "--bind", "127.0.0.1", "--port", port, "--dir", dir, "--save", "", "--requirepass", password)
+	_, conf = startRspamd(t, addr, fmt.Sprintf(greyConf, redis, password))
+	return conf
+}
+
+func startRspamd(t testing.TB, addr, more string) (d *Daemon, conf string) {
 	t.Helper()
 	dir := openDir(t)
 	run := filepath.Join(dir, "run")
 	if err := os.Mkdir(run, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	conf := put(t, dir, "rspamd.conf", fmt.Sprintf(rspamdConf, dir, addr))
+	conf = put(t, dir, "rspamd.conf", fmt.Sprintf(rspamdConf, dir, addr)+more)
 	put(t, dir, "rules.lua", rspamdRules)
 	if out, err := exec.Command("chown", "-R", "_rspamd", dir).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s; run test/install-peers", err, out)
 	}
-	return startFilter(t, addr, filepath.Join(dir, "log"), "/usr/bin/rspamd", "-f", "-u", "_rspamd", "-g", "_rspamd", "-c", conf, "--var=RUNDIR="+run, "--var=DBDIR="+dir)
+	return startFilter(t, addr, filepath.Join(dir, "log"), "/usr/bin/rspamd", "-f", "-u", "_rspamd", "-g", "_rspamd", "-c", conf, "--var=RUNDIR="+run, "--var=DBDIR="+dir), conf
 }
 
 // ClamAV is Debian's clamav-milter with a clamd that knows one signature.

@@ -55,6 +55,12 @@ func (i *importer) milters() {
 		if f != nil {
 			m.Program = f.Program
 		}
+		if f != nil && f.Program == filters.Rspamd {
+			var note string
+			if m.Greylist, note = i.rspamd(f.File); note != "" {
+				why += "; " + note
+			}
+		}
 		if !i.carry(m) && choice == fidelity.Defer {
 			i.deferFor(parameter)
 		}
@@ -369,7 +375,7 @@ func filterRemedy(parameter, element, why string) string {
 	if why == unknownFilter {
 		remedies = append(remedies, fmt.Sprintf("--filter '%s=PROGRAM:FILE', if it is one of %s", where, strings.Join(filters.For(parameter), ", ")))
 	}
-	if parameter == "smtpd_milters" && (why == unknownFilter || strings.HasSuffix(why, filters.WhyLive)) {
+	if parameter == "smtpd_milters" && (why == unknownFilter || strings.Contains(why, filters.WhyLive)) {
 		remedies = append(remedies, fmt.Sprintf("a [[filter]] of the secondary, with milter = %q", where))
 	}
 	return strings.Join(remedies, "; or ")

@@ -71,8 +71,9 @@ type greyKnown struct {
 	took              time.Duration
 	rules             string // by which it was chosen
 	triplets, clients *table.Table
-	left              int   // entries that were too many
-	failing           error // why the last attempt failed
+	rspamd            *policy.RspamdGreylist // whose envelopes the triplets are; nil: it puts nobody off
+	left              int                    // entries that were too many
+	failing           error                  // why the last attempt failed
 }
 
 // greylist makes a postgrey part of the policy, with what it knows, and returns

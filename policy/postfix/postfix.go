@@ -221,7 +221,7 @@ func (i *importer) item(parameter, element string, class fidelity.Class, why, in
 // it is.
 func (i *importer) remedy(parameter, element, why string) string {
 	switch {
-	case why == unknownFilter || strings.HasSuffix(why, filters.WhyLive):
+	case why == unknownFilter || strings.Contains(why, filters.WhyLive):
 		return filterRemedy(parameter, element, why)
 	case strings.Contains(why, whyGreyUnread):
 		return greyRemedy

@@ -24,6 +24,8 @@ const (
 // WhyLive is why such a program isn't followed where it refuses something.
 const WhyLive = "what a message holds is decided live"
 
+const whyRspamdGrey = "who has been let in is known; whom to put off, an rspamd of the secondary's decides"
+
 func lives(names ...string) []Option { return each(fidelity.NotReplicated, WhyLive, names...) }
 
 // Where Debian's packages keep their configurations. Debian 12 has no dspam.

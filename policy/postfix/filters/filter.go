@@ -113,7 +113,7 @@ func For(parameter string) []string {
 }
 
 var options = map[string][]Option{OpenDKIM: dkimOptions, OpenDMARC: dmarcOptions, PolicySPF: spfOptions, Postgrey: greyOptions,
-	Rspamd: lives("actions"), ClamAVMilter: lives("OnInfected", "OnClean"), SpamAssMilter: lives("-r"), ClamSMTPD: lives("Action", "Bounce"), SpamPD: lives("--dose"), DSPAM: lives("Preference spamAction", "ClamAVResponse"),
+	Rspamd: append(lives("actions"), Option{Name: "greylist", Class: fidelity.Approximated, Why: whyRspamdGrey}), ClamAVMilter: lives("OnInfected", "OnClean"), SpamAssMilter: lives("-r"), ClamSMTPD: lives("Action", "Bounce"), SpamPD: lives("--dose"), DSPAM: lives("Preference spamAction", "ClamAVResponse"),
 	Amavis: lives("$final_virus_destiny", "$final_banned_destiny", "$final_unchecked_destiny", "$final_spam_destiny", "$final_bad_header_destiny"),
 }
 
