@@ -179,7 +179,7 @@ func (c *compiler) parse(a *acl, where, s string) {
 		return
 	}
 	a.strings[s] = p
-	if strings.Contains(s, "message_size") || strings.Contains(s, "max_received_linelength") || strings.Contains(s, "$h") || strings.Contains(s, "header_") {
+	if strings.Contains(s, "message_size") || strings.Contains(s, "max_received_linelength") || strings.Contains(s, "h_") || strings.Contains(s, "header_") {
 		a.usesLen = true
 	}
 }

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -434,7 +435,11 @@ func inNetwork(addr netip.Addr, item string) (in, is bool) {
 
 // network looks an address up in a table of addresses.
 func (r *aclRun) network(s *listSubject, addr netip.Addr, typ, file string) listResult {
-	key := addr.String()
+	sep := "."
+	if expansion.BaseType(typ) == "iplsearch" {
+		sep = ":"
+	}
+	key := keyOf(addr, sep)
 	if rest, ok := strings.CutPrefix(typ, "net"); ok {
 		bits, base, dashed := strings.Cut(rest, "-")
 		if dashed {
@@ -449,11 +454,8 @@ func (r *aclRun) network(s *listSubject, addr netip.Addr, typ, file string) list
 			if err != nil {
 				return itemNo
 			}
-			key = p.String()
+			key = fmt.Sprint(keyOf(p.Addr(), sep), "/", b)
 		}
-	}
-	if addr.Is6() {
-		key = strings.ReplaceAll(key, ":", ".")
 	}
 	v, found, err := r.search(typ, file, key)
 	switch {
@@ -463,6 +465,14 @@ func (r *aclRun) network(s *listSubject, addr netip.Addr, typ, file string) list
 		*s.value = v
 	}
 	return yesNo(found)
+}
+
+// keyOf is an address as keys of tables have it: IPv6 in full.
+func keyOf(addr netip.Addr, sep string) string {
+	if addr.Is4() {
+		return addr.String()
+	}
+	return strings.ReplaceAll(addr.StringExpanded(), ":", sep)
 }
 
 // hasAddress says that a host's name has the client's address.

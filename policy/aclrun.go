@@ -38,6 +38,7 @@ type aclSession struct {
 	defers       int
 	accepted     int
 	gone         bool // MAIL's list discarded the message
+	tooMany      bool // recipients were refused as too many
 	header       *headerBox
 }
 
@@ -70,7 +71,7 @@ func (s *Session) aclRun(ctx context.Context, st Stage) *aclRun {
 	if s.aclState.vars == nil {
 		s.aclState = aclSession{vars: map[string]string{}, verified: map[string]*aclAddress{}, told: map[string]bool{}}
 	}
-	r := &aclRun{Session: s, acl: s.snap.acl, ctx: ctx, stage: st, details: false}
+	r := &aclRun{Session: s, acl: s.snap.acl, ctx: ctx, stage: st}
 	r.find.snap = s.snap
 	return r
 }
@@ -102,7 +103,11 @@ func (r *aclRun) list(name string) outcome {
 	for i := range statements {
 		s := &statements[i]
 		endpass := false
+		r.details = false
 		rc := r.statement(s, &endpass)
+		if rc == aclDefer && r.acl.Details {
+			r.details = true
+		}
 		if st, decided := decides(s.Verb, rc, endpass); decided {
 			r.rule = Rule{Stage: r.stage, Kind: "acl_" + s.Verb, Table: name, Key: s.Where}
 			if s.Verb == "defer" && st == aclDefer && rc == aclOK {
@@ -344,6 +349,9 @@ func (r *aclRun) verdict(rc outcome) Verdict {
 			text = r.user
 		}
 		v.Reply = coded(451, text, textTemporary)
+		if text != "" && r.acl.Details && r.failed != nil && r.failed.message != "" {
+			v.Reply.Text = lines(r.failed.message) + "\n" + v.Reply.Text
+		}
 	}
 	if r.failed != nil {
 		r.aclState.told[r.failed.address] = true

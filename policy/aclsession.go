@@ -114,11 +114,15 @@ func (s *Session) aclRcpt(ctx context.Context, to envelope.ForwardPath) Verdict 
 	st := &s.aclState
 	st.rcpts++
 	v := r.recipient(to)
-	switch v.Action {
-	case Reject:
+	switch {
+	case v.Action == Reject:
 		st.fails++
-	case Defer:
+	case v.Action == Defer:
 		st.defers++
+	case v.Action == Discard:
+		if st.fails++; !st.gone {
+			v.Action, v.Lost = Permit, true
+		}
 	default:
 		st.accepted++
 		s.before, s.hadBefore = s.rcpt, s.hasRcpt
@@ -140,6 +144,7 @@ func (r *aclRun) recipient(to envelope.ForwardPath) Verdict {
 	}
 	if n := r.acl.MaxRecipients; n > 0 && r.aclState.rcpts > n {
 		code := 452
+		r.aclState.tooMany = true
 		if r.acl.MaxReject {
 			code = 552
 		}
@@ -157,8 +162,17 @@ func (r *aclRun) recipient(to envelope.ForwardPath) Verdict {
 
 // aclData judges DATA.
 func (s *Session) aclData(ctx context.Context) Verdict {
+	if s.Over() {
+		return refuse(Data, kindRcptLimit, 554, "", "Too many recipients")
+	}
 	v, _ := s.aclRun(ctx, Data).judge("predata")
 	return v
+}
+
+// Over says that there were so many recipients that DATA is refused, and ends the mail
+// transaction.
+func (s *Session) Over() bool {
+	return s.snap.acl != nil && s.snap.acl.MaxReject && s.aclState.tooMany
 }
 
 // aclContent is where the message goes for the list of its end.
@@ -176,8 +190,11 @@ func (s *Session) aclMessage(ctx context.Context, m Message) Verdict {
 	if limits.MessageSize > 0 && m.Size > limits.MessageSize {
 		return refuse(EndOfData, kindSize, 552, "", "Message size exceeds maximum permitted")
 	}
-	if s.snap.tooFar(m.Hops) {
+	if s.snap.tooFar(m.Hops) { // Exim counts when it delivers; this ends a loop
 		return refuse(EndOfData, kindHops, 550, "", `Too many "Received" headers - suspected mail loop`)
+	}
+	if s.aclState.accepted == 0 {
+		return Verdict{} // every recipient is lost
 	}
 	r := s.aclRun(ctx, EndOfData)
 	r.message = m
@@ -196,6 +213,6 @@ func (s *Session) resetACL() {
 	}
 	clear(st.verified)
 	clear(st.told)
-	st.sender, st.gone, st.header = "", false, nil
+	st.sender, st.gone, st.tooMany, st.header = "", false, false, nil
 	st.rcpts, st.fails, st.defers, st.accepted = 0, 0, 0, 0
 }

@@ -172,6 +172,7 @@ type Verdict struct {
 	// Unsure is a recipient that can't be called unknown before the primary has
 	// been asked; "" when there is none. See Spec.Learned.
 	Unsure string
+	Lost   bool // at RCPT: permitted, but this recipient gets no copy
 	// Ask is the rule for which the primary must be asked before a permitted
 	// recipient may be accepted; its Kind is "" when there is none. If the primary
 	// refuses, or can't be asked (see MustAsk), the caller refuses and calls

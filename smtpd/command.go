@@ -187,7 +187,9 @@ func (s *session) abandon() {
 	s.size, s.author = 0, false
 	if s.tx != nil {
 		s.endTransaction()
-		s.library.hand("RSET", nil)
+		if !s.lost { // go-smtp would want recipients
+			s.library.hand("RSET", nil)
+		}
 	}
 }
 
@@ -204,7 +206,7 @@ func (s *session) endTransaction() {
 
 func (s *session) helo(arg string) {
 	name := strings.Join(strings.Fields(arg), " ")
-	if name == "" {
+	if name == "" && s.snap.Spec().ACL == nil {
 		s.reply(envelope.NewReply(501, "", "Syntax: %s hostname", s.verb))
 		return
 	}
@@ -223,8 +225,8 @@ func (s *session) helo(arg string) {
 		return
 	}
 	s.abandon()
-	s.client.Helo = neutered(name)
-	if s.verb == "HELO" {
+	s.client.Helo, s.esmtp = neutered(name), s.verb == "EHLO"
+	if !s.esmtp {
 		if s.client.Protocol == "" {
 			s.client.Protocol = "SMTP"
 		}
@@ -328,7 +330,7 @@ func (s *session) handshake() {
 	s.tls = state
 	s.client.TLS = strings.Replace(tls.VersionName(state.Version), " ", "v", 1) + " " + tls.CipherSuiteName(state.CipherSuite)
 	s.client.HasCert = len(state.PeerCertificates) > 0
-	s.client.Helo, s.client.Protocol = "", ""
+	s.client.Helo, s.client.Protocol, s.esmtp = "", "", false
 	s.forgot = true
 	if !state.DidResume && s.tooManyHandshakes(1) {
 		s.hangUp("refused", s.tooManyTLS(421, "4.7.0", s.srv.Hostname+" "))

@@ -139,7 +139,7 @@ func (s *session) commit(b *body) {
 	}
 	tx.allow(d.Verdict)
 	switch {
-	case tx.discard:
+	case tx.discard || len(tx.env.To) == 0:
 		s.abort()
 		s.srv.Log.LogAttrs(s.ctx, slog.LevelWarn, "discarded", s.who(policy.EndOfData)...)
 	case d.Elsewhere:

@@ -58,6 +58,12 @@ func (s *session) mail(arg string) {
 		s.reply(envelope.NewReply(501, "5.1.7", "Bad sender address syntax"))
 		return
 	}
+	if s.tooPlain(params) {
+		return
+	}
+	if s.snap.Spec().ACL != nil {
+		s.size = 0 // Exim forgets it with its MAIL
+	}
 	tx := &transaction{env: envelope.Envelope{From: path, UTF8: utf8}, size: s.size}
 	r := s.mailParams(tx, params)
 	if s.size = tx.size; !r.Zero() {
@@ -76,6 +82,15 @@ func (s *session) mail(arg string) {
 }
 
 var tooLarge = envelope.NewReply(552, "5.3.4", "Error: message file too big")
+
+// tooPlain refuses parameters of who hasn't said EHLO, as Exim does.
+func (s *session) tooPlain(params string) bool {
+	if s.esmtp || s.snap.Spec().ACL == nil || strings.TrimSpace(params) == "" {
+		return false
+	}
+	s.reply(envelope.NewReply(501, "5.5.4", "Parameters need EHLO"))
+	return true
+}
 
 // tooLax says that the policy wants paths as RFC 5321 has them, and that this
 // one isn't.
@@ -182,6 +197,9 @@ func (s *session) recipient(arg string) {
 	}
 	if err != nil || s.tooLax(rest) || !path.Postmaster() && !s.policy.Valid(path.Mailbox, path.Dot, s.tx.env.UTF8) {
 		s.reply(envelope.NewReply(501, "5.1.3", "Bad recipient address syntax"))
+		return
+	}
+	if s.tooPlain(params) {
 		return
 	}
 	rcpt := envelope.Recipient{Path: path}

@@ -46,6 +46,7 @@ type session struct {
 	offered []string // the extensions of the last EHLO
 	cut     []string // … and those that the Decider took from it
 	cutSize int64    // … and its limit on a message's size, 0 when it has none
+	esmtp   bool     // the last greeting was EHLO
 	forgot  bool     // TLS started; the policy still knows the HELO of before
 
 	tx   *transaction
@@ -55,6 +56,9 @@ type session struct {
 	size int64
 	// author says that there was an AUTH= since then.
 	author bool
+	// lost says that a recipient was accepted, until a message comes, who gets no copy
+	// of it. As in Exim, RSET doesn't end that.
+	lost bool
 }
 
 // visitor is what the client's standing is, and how it behaved.

@@ -58,7 +58,9 @@ func (s *session) openTransaction() bool {
 func (s *session) addRecipient() bool {
 	d := s.decide(Command{At: policy.Rcpt, To: &s.rcpt})
 	s.countUnknown(d.Verdict)
-	if !refused(d.Verdict) {
+	if d.Lost {
+		s.lost = true
+	} else if !refused(d.Verdict) {
 		if s.hostile() {
 			s.policy.Withdraw()
 			s.limit("bad_octets")
@@ -102,7 +104,7 @@ func (s *session) data(arg string) {
 	case s.tx == nil:
 		s.reply(envelope.NewReply(503, "5.5.1", "Error: need RCPT command"))
 		return
-	case len(s.tx.env.To) == 0:
+	case len(s.tx.env.To) == 0 && !s.lost:
 		s.reply(envelope.NewReply(554, "5.5.1", "Error: no valid recipients"))
 		return
 	case arg != "":
@@ -112,6 +114,9 @@ func (s *session) data(arg string) {
 	tx := s.tx
 	d := s.decide(Command{At: policy.Data})
 	if !s.answer(d, envelope.Reply{}) {
+		if s.policy.Over() {
+			s.abandon()
+		}
 		return
 	}
 	tx.allow(d.Verdict)
@@ -150,6 +155,7 @@ func (s *session) takeMessage() bool {
 		if s.tx.draft != nil {
 			s.abort() // neither committed nor refused: we panicked
 		}
+		s.lost = false
 		s.endTransaction()
 	}()
 	s.receive()

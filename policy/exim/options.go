@@ -43,7 +43,7 @@ var Options = []Option{
 	{"message_size_limit", fidelity.Approximated, "", "the secondary counts a line's end as two octets", "virtual"},
 	{"recipients_max", fidelity.Exact, "", "", "dnslists"},
 	{"recipients_max_reject", fidelity.Exact, "", "", "cpanel-shapes"},
-	{"received_headers_max", fidelity.Exact, "", "", "dnslists"},
+	{"received_headers_max", fidelity.Approximated, "", "the primary returns such a message when it delivers it; the secondary refuses one with 100 fields", "dnslists"},
 	{"host_lookup", fidelity.GivenDNS, "", "the first PTR name counts", "all profiles"},
 	{"host_reject_connection", fidelity.Exact, "", "", "dnslists"},
 	{"helo_verify_hosts", fidelity.GivenDNS, "", "", "dnslists"},
@@ -144,7 +144,7 @@ func (i *importer) settings() {
 	s.Addresses.MyOrigin = a.QualifyRecipient
 	l := &s.Limits
 	l.MessageSize = i.size("message_size_limit", 50<<20)
-	l.Hops = int(i.size("received_headers_max", 30))
+	l.Hops = 0
 	l.Recipients, l.RcptOvershoot = 0, 0
 	l.SoftErrors, l.HardErrors, l.ErrorSleep = 0, 0, 0
 	s.Protocol.DisableVRFY = false

@@ -39,14 +39,18 @@ func (m *Material) session(r *rand.Rand) Session {
 		add(d.helo())
 	}
 	for n := 1 + d.IntN(3); n > 0; n-- {
-		if m.Data != "" && d.oneIn(8) {
+		if m.Data != "" && d.oneIn(m.every()) {
 			s.Commands = append(s.Commands, d.transaction()...)
 			continue
 		}
 		if !d.oneIn(40) {
 			add(d.mail())
 		}
-		for range d.IntN(5) {
+		many := d.IntN(5)
+		if m.Sober && d.oneIn(16) {
+			many += 12
+		}
+		for range many {
 			add(d.rcpt())
 		}
 		switch {
@@ -65,6 +69,14 @@ func (m *Material) session(r *rand.Rand) Session {
 		}
 	}
 	return s
+}
+
+// every is in how many transactions there is one with a message.
+func (m *Material) every() int {
+	if m.Sober {
+		return 3
+	}
+	return 8
 }
 
 func (d draw) oneIn(n int) bool { return d.IntN(n) == 0 }

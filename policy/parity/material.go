@@ -20,6 +20,7 @@ type Material struct {
 	Recipients []string // mailboxes that exist, or nearly
 	Domains    []string // that recipients are at
 	Strings    []string // what patterns match: for any part, and header fields
+	Fields     []string // of messages, in place of Strings
 	Delimiters string   // of address extensions
 	Size       int64    // message_size_limit, 0 for none
 

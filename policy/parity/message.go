@@ -22,6 +22,11 @@ func (d draw) transaction() []Command {
 	for range 1 + d.IntN(3) {
 		all = append(all, Command{Line: "RCPT TO:<" + d.pick(d.m.Recipients) + ">"})
 	}
+	if d.m.Sober && d.oneIn(4) {
+		for range 6 {
+			all = append(all, Command{Line: "RCPT TO:" + d.recipient()})
+		}
+	}
 	return append(all, d.data())
 }
 
@@ -52,6 +57,9 @@ func (d draw) data() Command {
 	switch {
 	case d.oneIn(3):
 		subject = d.pick(d.m.Strings)
+		if len(d.m.Fields) > 0 {
+			subject = d.pick(d.m.Fields)
+		}
 	case d.oneIn(8):
 		subject += "\r\n\t" + d.pick(d.m.Strings)
 	}
