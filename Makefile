@@ -109,10 +109,10 @@ parity:
 	test/install-peers
 	SESSIONS=100000 MUTANTS=1 go test -timeout 24h -v -run TestProfiles ./test/parity
 
-# 10,000 sessions for each profile of a real Exim: docs/PARITY-EXIM.md. Some 20 minutes.
+# 10,000 sessions for each profile of a real Exim and all mutants of its lists: docs/PARITY-EXIM.md. Some 20 minutes.
 parity-exim:
 	test/install-peers
-	EXIM_SESSIONS=10000 go test -timeout 5h -v -run TestExim ./test/parity
+	EXIM_SESSIONS=10000 EXIM_MUTANTS=1 go test -timeout 5h -v -run TestExim ./test/parity
 
 # 20,000 sessions with a real postgrey behind a real Postfix over simulated time, and
 # the replay of 10,000 triplets; a crowd of a million. Some three minutes.
