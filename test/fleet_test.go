@@ -192,3 +192,42 @@ func TestFallback(t *testing.T) {
 	mail.books.Close(t)
 	t.Logf("%+v", mail.books.Totals())
 }
+
+// TestStartAlone: a secondary starts while the database is away. It takes mail, and begins
+// anew with the database when that is there; what it took goes along.
+func TestStartAlone(t *testing.T) {
+	node := listertest.Primary(t)
+	primary := &demo.Primary{}
+	startAgain(t, primary)
+	defer primary.Stop()
+	s := newMember(t, "mx2.example.org", primary.Addr(), policyFor("a@example.org"), "durability = \"one-machine\"\nfallback = \"leveldb\"\n", node)
+	s.start()
+	primary.Stop()
+	var books testmx.Ledger
+	send := func(text string, n int) { soakSend(t.Context(), &books, s.addr, "a@example.org", text, n) }
+	send("waits in the database", 0)
+	s.stop()
+	node.Kill()
+	s.start()
+	if n := s.metric("understudy_queue_fallback"); n != 1 {
+		t.Errorf("fallback is %v", n)
+	}
+	for n := range 3 {
+		send("waits here", n)
+	}
+	if n := books.Totals().Accepted; n != 4 {
+		t.Fatalf("%d of 4 accepted", n)
+	}
+	if out := s.cli("fleet"); !strings.Contains(out, "The database can't be asked") {
+		t.Errorf("the fleet: %s", out)
+	}
+	node.Start(t)
+	eventually(t, 60*time.Second, "all mail is in the database", func() bool {
+		return strings.Count(readFile(t, s.path("log")), `"msg":"ready"`) == 3 && s.metric("understudy_queue_fallback") == 0 && s.metric("understudy_queue_messages") == 4
+	})
+	startAgain(t, primary)
+	eventually(t, 60*time.Second, "the queue is empty", func() bool { return s.metric("understudy_queue_messages") == 0 })
+	s.stop()
+	books.RelayedTo(primary)
+	books.Close(t)
+}

@@ -33,6 +33,7 @@ import (
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/greylist"
 	"github.com/understudy-mx/understudy/queue"
+	"github.com/understudy-mx/understudy/queue/postgres"
 	"github.com/understudy-mx/understudy/queue/store"
 	"github.com/understudy-mx/understudy/relay"
 	"github.com/understudy-mx/understudy/smtpd"
@@ -58,6 +59,7 @@ type daemon struct {
 	queue    *queue.Queue
 	fleet    *fleet.Fleet // nil: no database is shared
 	fallback *fallback    // nil: none
+	alone    *alone       // nil: the database was there at the start, or there is none
 	outages  *outage.Book
 	meter    *meter.Meter
 	standIn  *standin.Book
@@ -374,6 +376,9 @@ func (d *daemon) openQueue() error {
 		Metrics:        d.metrics,
 	}
 	q, err := queue.Open(o)
+	if err != nil && d.cfg.Queue.Fallback == "leveldb" && postgres.Away(err) {
+		return d.openAlone(o, err)
+	}
 	if err != nil {
 		return storeError(d.cfg, err)
 	}
@@ -390,7 +395,9 @@ func (d *daemon) run(ctx context.Context) error {
 	f := d.frame
 	f.Alive, f.Stopping = d.alive, func() { d.stopping.Store(true) }
 	f.Back("queue", d.queue.Run)
-	if d.fleet != nil {
+	if d.alone != nil {
+		f.Back("database", d.alone.await)
+	} else if d.fleet != nil {
 		f.Back("fleet", func(ctx context.Context) error { return d.fleet.Run(ctx, d.queue) })
 	}
 	if d.fallback != nil {

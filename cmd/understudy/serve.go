@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"syscall"
 )
 
 type serveCmd struct{ confFlag }
@@ -36,5 +38,20 @@ func (c *serveCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return d.run(ctx)
+	err = d.run(ctx)
+	// systemd starts it again, and holds the sockets meanwhile.
+	if errors.Is(err, errDatabaseBack) && os.Getenv("NOTIFY_SOCKET") == "" {
+		lines.flush()
+		return startAgain()
+	}
+	return err
+}
+
+// startAgain replaces this process by a new one of the same program.
+func startAgain() error {
+	program, err := os.Executable()
+	if err == nil {
+		err = syscall.Exec(program, os.Args, os.Environ())
+	}
+	return fmt.Errorf("start again: %w", err)
 }

@@ -1,8 +1,10 @@
 package postgres
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"syscall"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -15,7 +17,14 @@ var (
 		`name a quorum there, such as 'ANY 1 (mx2, mx3)', or set durability = "one-machine" under [queue]`)
 	errWarned = errors.New("the server warned at the commit, as it does when the wait for a standby is cancelled: it may be on one machine alone")
 	errFenced = errors.New("another process has taken the spool")
+	errAway   = errors.New("the database is away")
 )
+
+// Away says that a database couldn't be reached, or didn't answer in time. As far as
+// is known nothing is wrong with its content, nor with how it is named.
+func Away(err error) bool {
+	return errors.Is(err, errAway) || errors.Is(err, errWarned) || errors.Is(err, context.DeadlineExceeded)
+}
 
 // SQLSTATEs that mean something to a queue.
 const (
@@ -28,6 +37,7 @@ const (
 	stateNoSchema  = "3F000"
 	stateReadOnly  = "25006"
 	stateLocked    = "55P03"
+	classOperator  = "57" // the server starts, stops, or was told to end a session
 )
 
 // failed makes a server's error one of the store's. Its text is bounded.
@@ -37,6 +47,9 @@ func failed(doing string, err error) error {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
 	said := fmt.Errorf("%s: server says %q (SQLSTATE %.5s)", doing, store.Cut(pg.Message), pg.Code)
+	if strings.HasPrefix(pg.Code, classOperator) {
+		return fmt.Errorf("%w: %w", errAway, said)
+	}
 	switch pg.Code {
 	case stateDivision:
 		return fmt.Errorf("%s: %w", doing, errFenced)

@@ -408,3 +408,30 @@ func TestUnproven(t *testing.T) {
 		}
 	}
 }
+
+// TestAway: a server that can't be reached is away. One that refuses us isn't, and is for
+// the operator to look at.
+func TestAway(t *testing.T) {
+	node := listertest.Primary(t)
+	open := func(password string) error {
+		c, err := ParseDSN(listertest.DSN(node))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := Opener{Config: c, Password: func() (string, error) { return password, nil }, Spool: "away", Dir: t.TempDir(), OneMachine: true}.Open(nil)
+		if err == nil {
+			err = s.Close()
+		}
+		return err
+	}
+	if err := open(listertest.Password); err != nil {
+		t.Fatal(err)
+	}
+	if err := open("another"); err == nil || Away(err) {
+		t.Errorf("a wrong password: %v, away %v", err, Away(err))
+	}
+	node.Kill()
+	if err := open(listertest.Password); !Away(err) {
+		t.Errorf("a server that was killed isn't away: %v", err)
+	}
+}

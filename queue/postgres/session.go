@@ -135,6 +135,10 @@ func (s *Store) connect(ctx context.Context) (*session, error) {
 	}
 	var err error
 	if n.conn, err = pgconn.ConnectConfig(ctx, c); err != nil {
+		var pg *pgconn.PgError
+		if !errors.As(err, &pg) {
+			return nil, fmt.Errorf("%w: connect to %s: %w", errAway, hosts(c), err)
+		}
 		return nil, failed("connect to "+hosts(c), err)
 	}
 	if err := s.fit(ctx, n); err != nil {
