@@ -151,13 +151,13 @@ func progress() func(check string) {
 	return func(check string) { fmt.Fprintf(os.Stderr, "\r\x1b[Klooking at: %s\r", check) }
 }
 
-func notReplicated(r *fidelity.Report) (items []string) {
+func notReplicated(r *fidelity.Report) (items []doctor.Gap) {
 	if r == nil {
 		return nil // a policy file is followed as it is
 	}
 	for _, it := range r.Items {
 		if it.Class == fidelity.NotReplicated {
-			items = append(items, it.ID()+": "+it.Why)
+			items = append(items, doctor.Gap{What: it.ID() + ": " + it.Why, Remedy: it.Remedy})
 		}
 	}
 	return items
@@ -204,6 +204,7 @@ func (c *doctorCmd) onPrimary(ctx context.Context, cfg *config.Config, e doctor.
 	if p.Unread = err; err == nil {
 		e.Zones = r.Snapshot.DNSLists()
 		p.Gaps = notReplicated(r.Report)
+		p.Guarded = guarded(&cfg.Policy, r.Snapshot.Spec(), unitOf(ctx, "understudy-publish"))
 	}
 	return e.RunPublisher(ctx, p, progress()), nil
 }

@@ -28,10 +28,14 @@ type Publisher struct {
 	ReadFile    func(ctx context.Context, name string, max int64) ([]byte, error)
 	Secondaries []netip.Addr // where mail is handed over from
 	Peers       []Peer
-	Running     error    // why the publisher can't be asked, nil when it runs
-	Gaps        []string // what a secondary can't know: items of the import's report
-	Unread      error    // why there is no report, nil when there is
+	Running     error // why the publisher can't be asked, nil when it runs
+	Gaps        []Gap // what a secondary can't know: items of the import's report
+	Guarded     []Gap // what the import needs, and the publisher's unit may not read
+	Unread      error // why there is no report, nil when there is
 }
+
+// Gap is something of the policy that a secondary lacks.
+type Gap struct{ What, Remedy string }
 
 // silence is how long a secondary may stay away: it asks at least once a minute.
 const silence = 5 * time.Minute
@@ -207,7 +211,14 @@ func (p *Publisher) gaps(_ context.Context, x *exam) (looked bool) {
 		return true
 	}
 	for _, g := range p.Gaps {
-		x.report(Warning, "not-replicated", "", "A secondary can't decide this as Postfix does.", g, "understudy publish --check tells the choices")
+		remedy := "understudy publish --check tells the choices"
+		if g.Remedy != "" {
+			remedy = g.Remedy + "; " + remedy
+		}
+		x.report(Warning, "not-replicated", "", "A secondary can't decide this as Postfix does.", g.What, remedy)
+	}
+	for _, g := range p.Guarded {
+		x.report(Warning, "publisher-may-not-read", g.What, "The publisher can't read this: the secondaries don't know whom the primary has let in.", "the unit understudy-publish has no CAP_DAC_READ_SEARCH", g.Remedy)
 	}
 	return true
 }

@@ -65,7 +65,8 @@ func TestPublisher(t *testing.T) {
 		"loop by a name":      {func(p *doctor.Publisher) { p.Postconf["smtp_fallback_relay"] = "mx9.example.net, mx2.example.org" }, "loop"},
 		"loop by a transport": {func(p *doctor.Publisher) { p.Postconf["relay_transport"] = "smtp:[mx2.example.org]" }, "loop"},
 		"relayhost elsewhere": {func(p *doctor.Publisher) { p.Postconf["relayhost"] = "[127.0.1.8]:25" }, ""},
-		"gaps":                {func(p *doctor.Publisher) { p.Gaps = []string{"smtpd_milters: inet:127.0.0.1:11332"} }, "not-replicated"},
+		"gaps":                {func(p *doctor.Publisher) { p.Gaps = []doctor.Gap{{What: "smtpd_milters: inet:127.0.0.1:11332"}} }, "not-replicated"},
+		"guarded":             {func(p *doctor.Publisher) { p.Guarded = []doctor.Gap{{What: "/var/lib/postgrey", Remedy: "a drop-in"}} }, "publisher-may-not-read"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := &doctor.Publisher{

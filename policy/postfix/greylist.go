@@ -41,9 +41,10 @@ const (
 const whyGreyUnread = "who passed there can't be read"
 
 const (
-	readRemedy = "let the publisher read it: install -D -m 644 /usr/share/understudy/postgrey.conf /etc/systemd/system/understudy-publish.service.d/postgrey.conf, " +
+	// ReadRemedy gives the publisher's unit the right to read what is its owner's alone.
+	ReadRemedy = "let the publisher read it: install -D -m 644 /usr/share/understudy/postgrey.conf /etc/systemd/system/understudy-publish.service.d/postgrey.conf, " +
 		"systemctl daemon-reload, systemctl restart understudy-publish"
-	greyRemedy = readRemedy + "; or name a command that prints it: postfix_list = [\"postgrey:DIR=COMMAND\"]"
+	greyRemedy = ReadRemedy + "; or name a command that prints it: postfix_list = [\"postgrey:DIR=COMMAND\"]"
 )
 
 // greyScript prints both databases as db_dump(1) does.

@@ -226,7 +226,7 @@ func (i *importer) remedy(parameter, element, why string) string {
 	case strings.Contains(why, whyGreyUnread):
 		return greyRemedy
 	case parameter == "postscreen_greet_action" && strings.Contains(why, whyScreenUnread):
-		return readRemedy
+		return ReadRemedy
 	case strings.Contains(why, whyRefusing):
 		return "name the answers that count in main.cf: zone=127.0.0.[2..11]"
 	case why == whyReceived:

@@ -1,0 +1,52 @@
+package main
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"github.com/understudy-mx/understudy/internal/config"
+	"github.com/understudy-mx/understudy/internal/doctor"
+	"github.com/understudy-mx/understudy/internal/publisher"
+	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/postfix"
+)
+
+// guarded are the databases of a policy that this command can read as root, while the
+// publisher, whose unit is shown, can't.
+func guarded(cfg *config.Policy, spec *policy.Spec, unit map[string]string) (gaps []doctor.Gap) {
+	if !publisher.HostOf(cfg).Local() || unit["LoadState"] != "loaded" || unit["User"] == "root" ||
+		slices.Contains(strings.Fields(unit["AmbientCapabilities"]), "cap_dac_read_search") {
+		return nil
+	}
+	var names []string
+	for _, g := range spec.Filters.Greylists {
+		names = append(names, "postgrey:"+g.Database)
+	}
+	if spec.Postscreen != nil {
+		for _, name := range spec.Postscreen.GreetPassed {
+			names = append(names, strings.TrimSuffix(name, "#postscreen"))
+		}
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		if !slices.ContainsFunc(cfg.PostfixList, func(l string) bool { return strings.HasPrefix(l, name+"=") }) {
+			gaps = append(gaps, doctor.Gap{What: name, Remedy: postfix.ReadRemedy})
+		}
+	}
+	return gaps
+}
+
+// unitOf is what systemd says of a unit; nothing where there is no systemd.
+func unitOf(ctx context.Context, name string) map[string]string {
+	text, err := command(ctx, "systemctl", "show", "--property=LoadState,User,AmbientCapabilities", name)
+	if err != nil {
+		return nil
+	}
+	all := map[string]string{}
+	for line := range strings.Lines(text) {
+		property, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		all[property] = value
+	}
+	return all
+}
