@@ -212,9 +212,9 @@ func (f *fallback) move(ctx context.Context) (err error) {
 		f.log.Info("mail that was kept on this machine is in the database", "messages", done.Messages, "quarantined", done.Quarantined)
 	}
 	f.m.Fallback.Set(0)
-	f.m.FallbackMessages.Set(float64(done.Left))
-	if done.Left > 0 {
-		return fmt.Errorf("%s stayed in %s", plural(done.Left, "message"), f.dir.Path)
+	f.m.FallbackMessages.Set(float64(done.Left()))
+	if done.Left() > 0 {
+		return fmt.Errorf("%s stayed in %s: %s", plural(done.Left(), "message"), f.dir.Path, done.Why())
 	}
 	return nil
 }

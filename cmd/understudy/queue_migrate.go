@@ -60,8 +60,8 @@ func (c *queueMigrateCmd) Run(ctx context.Context, out io.Writer) error {
 	default:
 		_, err = fmt.Fprintf(out, "%s and %d quarantined moved to %s\n", plural(done.Messages, "message"), done.Quarantined, to)
 	}
-	if done.Left > 0 && err == nil {
-		err = fmt.Errorf("%s stayed: the target has others of the same ID, or a third store may have them", plural(done.Left, "message"))
+	if done.Left() > 0 && err == nil {
+		err = fmt.Errorf("%s stayed: %s", plural(done.Left(), "message"), done.Why())
 	}
 	return err
 }

@@ -97,7 +97,7 @@ func (f *Fleet) adoptOne(ctx context.Context) {
 		f.o.Log.Warn("mail of a silent member moved in part; this is tried again", "member", name, "messages", done.Messages, "err", err)
 	default:
 		f.rests(name)
-		f.o.Log.Info("mail of a silent member is here", "member", name, "messages", done.Messages, "quarantined", done.Quarantined, "left", done.Left)
+		f.o.Log.Info("mail of a silent member is here", "member", name, "messages", done.Messages, "quarantined", done.Quarantined, "left", done.Left(), "why", done.Why())
 	}
 }
 

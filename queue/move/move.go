@@ -27,6 +27,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/understudy-mx/understudy/queue"
@@ -78,7 +79,24 @@ type Result struct {
 	Messages    int `json:"messages"`    // moved
 	Quarantined int `json:"quarantined"` // moved, or found to be damaged
 	Dropped     int `json:"dropped"`     // copies here that the origin had settled meanwhile
-	Left        int `json:"left"`        // the queue has another message of the same ID
+	// Both stay at the origin.
+	SameID int `json:"same_id"` // the queue has another message of the ID
+	Coming int `json:"coming"`  // a third store, from which they came, may still have them
+}
+
+// Left counts the messages that stay at the origin.
+func (r Result) Left() int { return r.SameID + r.Coming }
+
+// Why says in words why messages stay, "" when none does.
+func (r Result) Why() string {
+	var why []string
+	if r.SameID > 0 {
+		why = append(why, fmt.Sprintf("%d because the target has another of the same ID", r.SameID))
+	}
+	if r.Coming > 0 {
+		why = append(why, fmt.Sprintf("%d because another store, from which they were being moved, may still have them", r.Coming))
+	}
+	return strings.Join(why, ", ")
 }
 
 // Run moves all that there is. It may be stopped at any moment and run again. After
@@ -175,7 +193,7 @@ func (r *run) messages() error {
 		}
 		switch {
 		case errors.Is(err, queue.ErrOtherMessage):
-			r.Left++
+			r.SameID++
 			return nil
 		case errors.Is(err, store.ErrRecord), errors.Is(err, store.ErrBody):
 			return r.setAside(store.KeySeq(key), value, rec)
@@ -212,7 +230,7 @@ func (r *run) disown(rec *store.Record) (ours bool, err error) {
 		rec.Origin = ""
 		return true, nil
 	case where == Still && rec.Origin != r.here:
-		r.Left++
+		r.Coming++
 		return false, nil
 	}
 	r.Dropped++ // the giver has it, or settled it
@@ -369,7 +387,7 @@ func (r *run) quarantine() error {
 		}
 		err = r.in.AddQuarantined(id, raw, inline, open)
 		if errors.Is(err, queue.ErrOtherMessage) {
-			r.Left++
+			r.SameID++
 			return nil
 		}
 		if err == nil {
@@ -406,7 +424,7 @@ func (r *run) tidy() error {
 	if err := r.forget(nil); err != nil {
 		return err
 	}
-	if r.totals.Messages > 0 || r.Left > 0 {
+	if r.totals.Messages > 0 || r.Left() > 0 {
 		return nil
 	}
 	for _, space := range []byte{store.SpaceLine, store.SpaceDeferred} {

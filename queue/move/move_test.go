@@ -54,7 +54,7 @@ func TestMove(t *testing.T) {
 				damaged := want["damaged"]
 				delete(want, "damaged")
 				result, err := moveAll(t, a, b, nil)
-				if err != nil || result.Messages != len(want) || result.Quarantined != 1 || result.Left != 0 {
+				if err != nil || result.Messages != len(want) || result.Quarantined != 1 || result.Left() != 0 {
 					t.Fatalf("%+v, %v", result, err)
 				}
 				same(t, b, want)
@@ -178,6 +178,26 @@ func TestUnconfirmed(t *testing.T) {
 	}
 }
 
+// TestThirdStore: messages that are still being moved to the origin stay there, and it is
+// said why.
+func TestThirdStore(t *testing.T) {
+	a, b, c := storetest.New(), storetest.New(), storetest.New()
+	want := fill(t, a)
+	if _, err := moveAll(t, a, b, &cut{left: 6}); err == nil { // as in TestUnconfirmed
+		t.Fatal("not cut")
+	}
+	result, err := moveAll(t, b, c, nil)
+	if err != nil || result.Coming != len(want) || result.SameID != 0 || result.Messages != 0 || !strings.Contains(result.Why(), "may still have them") {
+		t.Errorf("%+v, %q, %v", result, result.Why(), err)
+	}
+	if _, err := moveAll(t, a, b, nil); err != nil {
+		t.Fatal(err)
+	}
+	if result, err := moveAll(t, b, c, nil); err != nil || result.Left() != 0 || result.Why() != "" || result.Messages != len(want) {
+		t.Errorf("later: %+v, %q, %v", result, result.Why(), err)
+	}
+}
+
 // TestSameID: a message of an ID that the target gave to another one stays.
 func TestSameID(t *testing.T) {
 	a, b := storetest.New(), storetest.New()
@@ -201,8 +221,8 @@ func TestSameID(t *testing.T) {
 		t.Fatal(err)
 	}
 	result, err := moveAll(t, a, b, nil)
-	if err != nil || result.Left != 1 {
-		t.Errorf("%+v, %v", result, err)
+	if err != nil || result.SameID != 1 || result.Coming != 0 || result.Why() != "1 because the target has another of the same ID" {
+		t.Errorf("%+v, %q, %v", result, result.Why(), err)
 	}
 	delete(want, "damaged")
 	same(t, a, map[string]mail{"queued": m})
