@@ -29,11 +29,11 @@ func TestExposure(t *testing.T) {
 // pages, which need not be installed here, are taken out first.
 func TestVerify(t *testing.T) {
 	dir := t.TempDir()
-	dropIn := filepath.Join("understudy-publish.service.d", "postgrey.conf")
-	if err := os.Mkdir(filepath.Join(dir, filepath.Dir(dropIn)), 0o755); err != nil {
+	const dropIns = "understudy-publish.service.d/"
+	if err := os.Mkdir(filepath.Join(dir, dropIns), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for name, file := range map[string]string{"understudy.service": "", "understudy.socket": "", "understudy-publish.service": "", dropIn: "postgrey.conf"} {
+	for name, file := range map[string]string{"understudy.service": "", "understudy.socket": "", "understudy-publish.service": "", dropIns + "postgrey.conf": "postgrey.conf", dropIns + "rspamd.conf": "rspamd.conf"} {
 		b, err := os.ReadFile(cmp.Or(file, name))
 		if err != nil {
 			t.Fatal(err)

@@ -378,5 +378,8 @@ func filterRemedy(parameter, element, why string) string {
 	if parameter == "smtpd_milters" && (why == unknownFilter || strings.Contains(why, filters.WhyLive)) {
 		remedies = append(remedies, fmt.Sprintf("a [[filter]] of the secondary, with milter = %q", where))
 	}
+	if strings.Contains(why, whyRspamdUnread+": rspamadm") {
+		remedies = append(remedies, rspamdRemedy)
+	}
 	return strings.Join(remedies, "; or ")
 }

@@ -197,7 +197,7 @@ func TestContentFilters(t *testing.T) {
 		{"unknown before the queue", "smtpd_proxy_filter = inet:localhost:9999", "smtpd_proxy_filter: inet:localhost:9999",
 			"not-replicated what listens there isn't known; it decides live -> ignore", "--filter 'inet:localhost:9999=PROGRAM:FILE', if it is one of "},
 		{"rspamd as a milter", "smtpd_milters = inet:localhost:11332", "smtpd_milters: inet:localhost:11332",
-			"not-replicated rspamd (/etc/rspamd/rspamd.conf) refuses what its rules score too high; what a message holds is decided live; whom its greylisting has let in can't be read: rspamadm configdump: can't be run: there is no rspamadm below @ROOT@ -> ignore", "a [[filter]] of the secondary, with milter = \"inet:localhost:11332\""},
+			"not-replicated rspamd (/etc/rspamd/rspamd.conf) refuses what its rules score too high; what a message holds is decided live; whom its greylisting has let in can't be read: rspamadm configdump: can't be run: there is no rspamadm below @ROOT@ -> ignore", "a [[filter]] of the secondary, with milter = \"inet:localhost:11332\"; or let the publisher run rspamadm: install -D -m 644 /usr/share/understudy/rspamd.conf "},
 		{"clamav-milter", "smtpd_milters = unix:clamav.ctl", "smtpd_milters: unix:clamav.ctl",
 			"exact clamav-milter (/etc/clamav/clamav-milter.conf) refuses nothing by its settings; accepted, and then thrown away, returned or quarantined: a virus (Quarantine)", ""},
 	} {

@@ -27,6 +27,9 @@ const rspamdRest = time.Minute
 
 const whyRspamdUnread = "whom its greylisting has let in can't be read"
 
+const rspamdRemedy = "let the publisher run rspamadm: install -D -m 644 /usr/share/understudy/rspamd.conf /etc/systemd/system/understudy-publish.service.d/rspamd.conf, " +
+	"systemctl daemon-reload, systemctl restart understudy-publish"
+
 // rspamd returns the greylisting of an rspamd with whom it has let in, nil where it
 // puts nobody off. note is what a report should say of it.
 func (i *importer) rspamd(file string) (*policy.RspamdGreylist, string) {
@@ -185,8 +188,11 @@ func readRspamd(ctx context.Context, h *host.Host, file string) (*greyKnown, err
 	readErr, err := h.Run(ctx, host.Program{Argv: []string{"rspamadm", "configdump", "-j", "-c", file}, Stderr: said}, func(r io.Reader) error {
 		return json.NewDecoder(io.LimitReader(r, maxRspamdConfig)).Decode(&c)
 	})
-	if err = errors.Join(err, readErr); err != nil {
-		return nil, fmt.Errorf("rspamadm configdump: %w", err)
+	switch exit := (*host.ExitError)(nil); {
+	case errors.As(err, &exit):
+		return nil, fmt.Errorf("rspamadm configdump: %w: %.200q", err, strings.TrimSpace(said.String()))
+	case err != nil || readErr != nil:
+		return nil, fmt.Errorf("rspamadm configdump: %w", cmp.Or(err, readErr))
 	}
 	g := c.Greylist
 	if g == nil || g.Enabled != nil && !*g.Enabled || g.Action != nil && *g.Action != "soft reject" {
