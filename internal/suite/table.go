@@ -211,5 +211,5 @@ elif table == "alias":
             elif l == "%": put("@" + n, text(a.get("destination")))
             elif "%" in l or "_" in l: print("\tthe alias " + l + "@" + d + " has a wildcard")
             else: put(l + "@" + n, text(a.get("destination")))
-    print("@") # searched for parts of addresses: extensions, and what has a wildcard
+    print("@") # its server searches for parts of addresses: extensions, and what has a wildcard
 else: sys.exit("no such table")`

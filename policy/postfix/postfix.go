@@ -52,9 +52,9 @@ type Source struct {
 	// Commands print, on this machine, the entries of a table that can't be read
 	// otherwise: for each a line "key", a tab and the value, or the key alone. A line
 	// that begins with a tab says in words what the list lacks; then other keys may be
-	// there, too. A key that begins with "@", be it that alone, has a tcp or socketmap
-	// table searched for parts of addresses, too, as an indexed one is. The map's key is
-	// the table as in main.cf, without "proxy:".
+	// there, too. The key "@" says that a tcp or socketmap table's server searches for
+	// parts of addresses by itself, as Postfix does in an indexed table. The map's key
+	// is the table as in main.cf, without "proxy:".
 	Commands map[string][]string
 	// Queries list tables of mysql, pgsql and sqlite by way of the Lister and
 	// the table's own connection: a SELECT of a key and, if a second column is

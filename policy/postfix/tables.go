@@ -197,7 +197,7 @@ func (i *importer) commandTable(typ string, command []string) (*Table, error) {
 			t.Partial = strings.ToValidUTF8(strings.TrimSpace(value), "?")
 			return nil
 		}
-		t.Parts = t.Parts || strings.HasPrefix(key, "@")
+		t.Parts = t.Parts || key == "@"
 		return t.add(strings.ToLower(strings.TrimSpace(key)), strings.TrimSpace(value))
 	})
 	return t, err
