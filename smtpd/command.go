@@ -205,6 +205,7 @@ func (s *session) endTransaction() {
 }
 
 func (s *session) helo(arg string) {
+	s.esmtp = s.verb == "EHLO"
 	name := strings.Join(strings.Fields(arg), " ")
 	if name == "" && s.snap.Spec().ACL == nil {
 		s.reply(envelope.NewReply(501, "", "Syntax: %s hostname", s.verb))
@@ -225,7 +226,7 @@ func (s *session) helo(arg string) {
 		return
 	}
 	s.abandon()
-	s.client.Helo, s.esmtp = neutered(name), s.verb == "EHLO"
+	s.client.Helo = neutered(name)
 	if !s.esmtp {
 		if s.client.Protocol == "" {
 			s.client.Protocol = "SMTP"

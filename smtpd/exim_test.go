@@ -117,5 +117,11 @@ C: MAIL FROM:<b@x.example>
 S: 250
 C: RCPT TO:<alice@corp.example> NOTIFY=NEVER
 S: 250
+C: RSET
+S: 250
+C: HELO _
+S: 501
+C: MAIL FROM:<b@x.example> SIZE=1
+S: 501 5.5.4
 `)
 }

@@ -46,7 +46,7 @@ type session struct {
 	offered []string // the extensions of the last EHLO
 	cut     []string // … and those that the Decider took from it
 	cutSize int64    // … and its limit on a message's size, 0 when it has none
-	esmtp   bool     // the last greeting was EHLO
+	esmtp   bool     // the last greeting, also a refused one, was EHLO
 	forgot  bool     // TLS started; the policy still knows the HELO of before
 
 	tx   *transaction

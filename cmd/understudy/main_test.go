@@ -65,6 +65,7 @@ func TestScripts(t *testing.T) {
 			"exits":      cmdExits,
 			"waitend":    cmdWaitend,
 			"substitute": cmdSubstitute,
+			"exim":       cmdExim,
 		},
 	})
 }

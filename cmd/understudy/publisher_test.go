@@ -71,7 +71,13 @@ postfix = "@DIR@"
 [metrics]
 listen = ""
 `)
-	cfg, err := config.Load(filepath.Join(dir, "publish.toml"))
+	return running(t, filepath.Join(dir, "publish.toml"))
+}
+
+// running starts a publisher of a configuration.
+func running(t *testing.T, conf string) (*publication, *logged) {
+	t.Helper()
+	cfg, err := config.Load(conf)
 	if err != nil {
 		t.Fatal(err)
 	}

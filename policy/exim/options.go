@@ -43,7 +43,7 @@ var Options = []Option{
 	{"message_size_limit", fidelity.Approximated, "", "the secondary counts a line's end as two octets", "virtual"},
 	{"recipients_max", fidelity.Exact, "", "", "dnslists"},
 	{"recipients_max_reject", fidelity.Exact, "", "", "cpanel-shapes"},
-	{"received_headers_max", fidelity.Approximated, "", "the primary returns such a message when it delivers it; the secondary refuses one with 100 fields", "dnslists"},
+	{"received_headers_max", fidelity.Approximated, "30", "the primary returns such a message when it delivers it; the secondary refuses one with 100 fields", "dnslists"},
 	{"host_lookup", fidelity.GivenDNS, "", "the first PTR name counts", "all profiles"},
 	{"host_reject_connection", fidelity.Exact, "", "", "dnslists"},
 	{"helo_verify_hosts", fidelity.GivenDNS, "", "", "dnslists"},
