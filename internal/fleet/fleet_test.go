@@ -278,6 +278,37 @@ func TestShare(t *testing.T) {
 	}
 }
 
+// TestForgetMember has docs/FLEET.md's statements take a member away that is gone for good,
+// and nothing of the others.
+func TestForgetMember(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/FLEET.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, sql, _ := strings.Cut(string(doc), "this takes it away:")
+	sql, _, found := strings.Cut(sql, "- **")
+	if !found {
+		t.Fatal("the statements aren't in docs/FLEET.md")
+	}
+	node := listertest.Primary(t)
+	gone, b := join(t, node, "mx4.example.org", Says{}), join(t, node, "mx3.example.org", Says{})
+	ids := b.accept(t, 3, 100)
+	if err := b.queue.Hold(ids[0]); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "both are heard of", func() bool { return len(b.View().Members) == 2 })
+	node.SQL(t, strings.ReplaceAll(sql, "mx4.example.org", "mx3.example.org")) // one that lives loses nothing
+	gone.leave(t)
+	node.SQL(t, sql)
+	await(t, "one is left", func() bool { v := b.View(); return len(v.Members) == 1 && v.Members[0].Name == "mx3.example.org" })
+	if n := node.SQL(t, "SELECT count(DISTINCT spool) FROM understudy.kv"); n != "1" {
+		t.Errorf("keys of %s spools", n)
+	}
+	if has := b.has(t); len(has) != 3 || b.queue.Healthy() != nil {
+		t.Errorf("the other has %v, %v", has, b.queue.Healthy())
+	}
+}
+
 // TestDrainRate: how fast each member's spool empties, as seen over the last ten seconds.
 func TestDrainRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

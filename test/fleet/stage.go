@@ -321,15 +321,18 @@ func (s *stage) start(ctx context.Context) error {
 			return err
 		}
 	}
+	// A first start may fail, and systemd would try again: Patroni may not have named
+	// its standbys yet, or another secondary is making the schema.
+	members := map[int]float64{}
 	if !wait(ctx, 2*time.Minute, func() bool {
+		all := s.revive() == nil
 		for _, m := range s.machines {
-			if m.metric("understudy_fleet_members") != 3 {
-				return false
-			}
+			members[m.n] = m.metric("understudy_fleet_members")
+			all = all && members[m.n] == 3
 		}
-		return true
+		return all
 	}) {
-		return errors.New("the secondaries don't find each other")
+		return fmt.Errorf("the secondaries don't find each other; each knows of %v, -1 where it isn't up; logs in %s", members, s.dir)
 	}
 	return nil
 }
