@@ -12,12 +12,17 @@ import (
 	"github.com/understudy-mx/understudy/policy/postfix"
 )
 
-// guarded are the databases of a policy that this command can read as root, while the
-// publisher, whose unit is shown, can't.
+// guarded are the databases of a policy that this command can read as root outside of
+// the sandbox, while the publisher, whose unit is shown, can't.
 func guarded(cfg *config.Policy, spec *policy.Spec, unit map[string]string) (gaps []doctor.Gap) {
-	if !publisher.HostOf(cfg).Local() || unit["LoadState"] != "loaded" || unit["User"] == "root" ||
-		slices.Contains(strings.Fields(unit["AmbientCapabilities"]), "cap_dac_read_search") {
+	if !publisher.HostOf(cfg).Local() || unit["LoadState"] != "loaded" {
 		return nil
+	}
+	if unit["MemoryDenyWriteExecute"] == "yes" && slices.ContainsFunc(spec.Filters.Milters, func(m policy.Milter) bool { return m.Greylist != nil }) {
+		gaps = append(gaps, doctor.Gap{What: "rspamd", Why: "the unit understudy-publish has MemoryDenyWriteExecute, with which rspamadm doesn't run", Remedy: postfix.RspamdRemedy})
+	}
+	if unit["User"] == "root" || slices.Contains(strings.Fields(unit["AmbientCapabilities"]), "cap_dac_read_search") {
+		return gaps
 	}
 	var names []string
 	for _, g := range spec.Filters.Greylists {
@@ -31,7 +36,7 @@ func guarded(cfg *config.Policy, spec *policy.Spec, unit map[string]string) (gap
 	slices.Sort(names)
 	for _, name := range names {
 		if !slices.ContainsFunc(cfg.PostfixList, func(l string) bool { return strings.HasPrefix(l, name+"=") }) {
-			gaps = append(gaps, doctor.Gap{What: name, Remedy: postfix.ReadRemedy})
+			gaps = append(gaps, doctor.Gap{What: name, Why: "the unit understudy-publish has no CAP_DAC_READ_SEARCH", Remedy: postfix.ReadRemedy})
 		}
 	}
 	return gaps
@@ -39,7 +44,7 @@ func guarded(cfg *config.Policy, spec *policy.Spec, unit map[string]string) (gap
 
 // unitOf is what systemd says of a unit; nothing where there is no systemd.
 func unitOf(ctx context.Context, name string) map[string]string {
-	text, err := command(ctx, "systemctl", "show", "--property=LoadState,User,AmbientCapabilities", name)
+	text, err := command(ctx, "systemctl", "show", "--property=LoadState,User,AmbientCapabilities,MemoryDenyWriteExecute", name)
 	if err != nil {
 		return nil
 	}

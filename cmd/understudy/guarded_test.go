@@ -15,6 +15,7 @@ import (
 func TestGuarded(t *testing.T) {
 	spec := &policy.Spec{Postscreen: &policy.Postscreen{GreetPassed: []string{"btree:/var/lib/postfix/postscreen_cache#postscreen"}}}
 	spec.Filters.Greylists = map[string]policy.Greylist{"postgrey-1": {Database: "/var/lib/postgrey"}}
+	spec.Filters.Milters = []policy.Milter{{Greylist: &policy.RspamdGreylist{}}}
 	bin := t.TempDir()
 	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
 	const both = "btree:/var/lib/postfix/postscreen_cache postgrey:/var/lib/postgrey"
@@ -24,6 +25,9 @@ func TestGuarded(t *testing.T) {
 		want       string
 	}{
 		{"without the drop-in", "User=understudy\\nLoadState=loaded\\nAmbientCapabilities=\\n", config.Policy{}, both},
+		{"without either drop-in", "User=understudy\\nLoadState=loaded\\nAmbientCapabilities=\\nMemoryDenyWriteExecute=yes\\n", config.Policy{}, "rspamd " + both},
+		{"as root in the sandbox", "User=root\\nLoadState=loaded\\nAmbientCapabilities=\\nMemoryDenyWriteExecute=yes\\n", config.Policy{}, "rspamd"},
+		{"with rspamd's", "User=understudy\\nLoadState=loaded\\nAmbientCapabilities=\\nMemoryDenyWriteExecute=no\\n", config.Policy{}, both},
 		{"with another right", "User=understudy\\nLoadState=loaded\\nAmbientCapabilities=cap_net_bind_service\\n", config.Policy{}, both},
 		{"with the drop-in", "User=understudy\\nLoadState=loaded\\nAmbientCapabilities=cap_net_bind_service cap_dac_read_search\\n", config.Policy{}, ""},
 		{"as root", "User=root\\nLoadState=loaded\\nAmbientCapabilities=\\n", config.Policy{}, ""},
@@ -37,7 +41,11 @@ func TestGuarded(t *testing.T) {
 		var names []string
 		for _, g := range guarded(&tt.cfg, spec, unitOf(t.Context(), "understudy-publish")) {
 			names = append(names, g.What)
-			if !strings.Contains(g.Remedy, "install -D -m 644 /usr/share/understudy/postgrey.conf /etc/systemd/system/understudy-publish.service.d/postgrey.conf") {
+			conf := "postgrey.conf"
+			if g.What == "rspamd" {
+				conf = "rspamd.conf"
+			}
+			if g.Why == "" || !strings.Contains(g.Remedy, "install -D -m 644 /usr/share/understudy/"+conf+" /etc/systemd/system/understudy-publish.service.d/"+conf) {
 				t.Errorf("%s: %s: remedy %q", tt.name, g.What, g.Remedy)
 			}
 		}

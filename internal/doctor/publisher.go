@@ -35,7 +35,11 @@ type Publisher struct {
 }
 
 // Gap is something of the policy that a secondary lacks.
-type Gap struct{ What, Remedy string }
+type Gap struct {
+	What   string
+	Why    string // "" where What says it
+	Remedy string
+}
 
 // silence is how long a secondary may stay away: it asks at least once a minute.
 const silence = 5 * time.Minute
@@ -218,7 +222,7 @@ func (p *Publisher) gaps(_ context.Context, x *exam) (looked bool) {
 		x.report(Warning, "not-replicated", "", "A secondary can't decide this as Postfix does.", g.What, remedy)
 	}
 	for _, g := range p.Guarded {
-		x.report(Warning, "publisher-may-not-read", g.What, "The publisher can't read this: the secondaries don't know whom the primary has let in.", "the unit understudy-publish has no CAP_DAC_READ_SEARCH", g.Remedy)
+		x.report(Warning, "publisher-may-not-read", g.What, "The publisher can't read this: the secondaries don't know whom the primary has let in.", g.Why, g.Remedy)
 	}
 	return true
 }

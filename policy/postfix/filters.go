@@ -379,7 +379,7 @@ func filterRemedy(parameter, element, why string) string {
 		remedies = append(remedies, fmt.Sprintf("a [[filter]] of the secondary, with milter = %q", where))
 	}
 	if strings.Contains(why, whyRspamdUnread+": rspamadm") {
-		remedies = append(remedies, rspamdRemedy)
+		remedies = append(remedies, RspamdRemedy)
 	}
 	return strings.Join(remedies, "; or ")
 }

@@ -27,7 +27,8 @@ const rspamdRest = time.Minute
 
 const whyRspamdUnread = "whom its greylisting has let in can't be read"
 
-const rspamdRemedy = "let the publisher run rspamadm: install -D -m 644 /usr/share/understudy/rspamd.conf /etc/systemd/system/understudy-publish.service.d/rspamd.conf, " +
+// RspamdRemedy gives the publisher's unit the right to run what makes code at run time.
+const RspamdRemedy = "let the publisher run rspamadm: install -D -m 644 /usr/share/understudy/rspamd.conf /etc/systemd/system/understudy-publish.service.d/rspamd.conf, " +
 	"systemctl daemon-reload, systemctl restart understudy-publish"
 
 // rspamd returns the greylisting of an rspamd with whom it has let in, nil where it
