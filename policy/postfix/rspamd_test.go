@@ -16,6 +16,7 @@ import (
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/fidelity"
 	"github.com/understudy-mx/understudy/policy/postfix"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // grey is an envelope of a message that rspamd greylists.
@@ -158,11 +159,23 @@ func TestRspamdGreylist(t *testing.T) {
 		t.Errorf("keys in Redis %q, computed %q", got, want)
 	}
 
-	_, deferring, _ := imported(fidelity.Defer)
+	spec, deferring, _ := imported(fidelity.Defer)
+	known, err := spec.Tables[g.Known].Hashed(&table.Secret{1}, false, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec.Tables[g.Known] = known
+	hashed, err := policy.Compile(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
 	_, ignoring, _ := imported(fidelity.Ignore)
 	for _, e := range let {
 		if said := e.decide(t, deferring, ""); said != "permit" {
 			t.Errorf("%v, without a filter: %s", e, said)
+		}
+		if said := e.decide(t, hashed, ""); said != "permit" {
+			t.Errorf("%v, by keyed hashes: %s", e, said)
 		}
 		if said := e.decide(t, ignoring, "Try again later"); said != "permit" {
 			t.Errorf("%v, greylisted by our rspamd: %s", e, said)
