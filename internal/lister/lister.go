@@ -1,6 +1,6 @@
 // Package lister lists what a source of recipients holds: SQL databases (by a
 // query), LDAP directories (by a search), the output of a command, text files,
-// and Postfix's indexed maps.
+// and Postfix's indexed maps. Redis, which is no such source, lists the strings of a Redis.
 //
 // Connections are described by Postfix's own settings, with the meanings of
 // pgsql_table(5), mysql_table(5), sqlite_table(5) and ldap_table(5), so that
