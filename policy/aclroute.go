@@ -275,20 +275,8 @@ func (r *aclRun) preconditions(t *routing, ro *aclRouter) routeResult {
 	if rc := r.requireFiles(ro); rc != routeDone {
 		return rc
 	}
-	if c := ro.Options["condition"]; c != "" {
-		v, err := r.expand(c)
-		switch {
-		case errors.Is(err, expansion.ErrForced):
-			return routeSkip
-		case err != nil:
-			if errors.Is(err, expansion.ErrDefer) {
-				return routeDefer
-			}
-			return routeSkip
-		}
-		if v == "" || v == "0" || strings.EqualFold(v, "no") || strings.EqualFold(v, "false") {
-			return routeSkip
-		}
+	if rc := r.routerCondition(ro); rc != routeDone {
+		return rc
 	}
 	if d := ro.Options["address_data"]; d != "" {
 		v, err := r.expand(d)
@@ -299,6 +287,21 @@ func (r *aclRun) preconditions(t *routing, ro *aclRouter) routeResult {
 			return routeDefer
 		}
 		t.addressData = v
+	}
+	return routeDone
+}
+
+func (r *aclRun) routerCondition(ro *aclRouter) routeResult {
+	c := ro.Options["condition"]
+	if c == "" {
+		return routeDone
+	}
+	v, err := r.expand(c)
+	switch {
+	case err != nil && !errors.Is(err, expansion.ErrForced) && errors.Is(err, expansion.ErrDefer):
+		return routeDefer
+	case err != nil, v == "", v == "0", strings.EqualFold(v, "no"), strings.EqualFold(v, "false"):
+		return routeSkip
 	}
 	return routeDone
 }
@@ -382,159 +385,6 @@ func (r *aclRun) runRouter(t *routing, ro *aclRouter) routeResult {
 		return routeDecline
 	}
 	return routeDefer
-}
-
-// redirect reads redirection data: addresses, or a word in colons that decides.
-func (r *aclRun) redirect(t *routing, ro *aclRouter) routeResult {
-	data, err := r.expand(ro.Options["data"])
-	switch {
-	case errors.Is(err, expansion.ErrForced):
-		return routeDecline
-	case err != nil:
-		return routeDefer
-	}
-	text := strings.TrimLeft(stripComments(data), ", \t\r\n")
-	if text == "" {
-		return routeDecline
-	}
-	if word, rest, special := specialWord(text); special {
-		return r.special(t, ro, word, strings.TrimLeft(rest, " \t\r\n"))
-	}
-	qualify := r.acl.QualifyRecipient
-	if q := ro.Options["qualify_domain"]; q != "" {
-		if qualify, err = r.expand(q); err != nil {
-			return routeDefer
-		}
-	}
-	if ro.flag("qualify_preserve_domain", false) {
-		qualify = t.domain
-	}
-	children, ok := parseRedirection(text, qualify)
-	if !ok && !ro.flag("skip_syntax_errors", false) {
-		return routeDefer
-	}
-	if len(children) == 0 {
-		return routeDecline
-	}
-	if ro.flag("check_ancestor", false) {
-		for i, c := range children {
-			if slices.ContainsFunc(t.parents, func(p routed) bool { return strings.EqualFold(p.address, c) }) {
-				children[i] = t.address
-			}
-		}
-	}
-	t.children = children
-	return routeDone
-}
-
-// special is what ":fail: text" and its like come to.
-func (r *aclRun) special(t *routing, ro *aclRouter, word, text string) routeResult {
-	text = strings.TrimRight(text, " \t\r\n")
-	rc := routeFail
-	switch word {
-	case "blackhole":
-		if ro.flag("forbid_blackhole", false) {
-			return routeDefer
-		}
-		return routeDone
-	case "unknown":
-		return routeDecline
-	case "fail":
-		if !ro.flag("allow_fail", false) {
-			return routeDefer
-		}
-	case "defer":
-		if !ro.flag("allow_defer", false) {
-			return routeDefer
-		}
-		rc = routeDefer
-	default:
-		return routeDefer
-	}
-	if text != "" {
-		if ro.flag("forbid_smtp_code", false) {
-			_, text = splitCode(text)
-		}
-		t.message, t.user, t.pass = text, text, true
-	}
-	return rc
-}
-
-// splitCode cuts a reply's code off a text.
-func splitCode(text string) (code, rest string) {
-	if len(text) > 4 && allDigits(text[:3]) && text[3] == ' ' {
-		rest = text[4:]
-		if word, after := cutWord(rest); validDSN(word) {
-			rest = strings.TrimLeft(after, " ")
-		}
-		return text[:3], rest
-	}
-	return "", text
-}
-
-func specialWord(text string) (word, rest string, ok bool) {
-	if text[0] != ':' {
-		return "", "", false
-	}
-	word, rest, ok = strings.Cut(text[1:], ":")
-	return strings.ToLower(word), rest, ok && slices.Contains([]string{"fail", "defer", "blackhole", "unknown"}, strings.ToLower(word))
-}
-
-// stripComments takes out what follows "#" at the start of an element.
-func stripComments(s string) string {
-	var out []string
-	for line := range strings.SplitSeq(s, "\n") {
-		if !strings.HasPrefix(strings.TrimLeft(line, " \t,"), "#") {
-			out = append(out, line)
-		}
-	}
-	return strings.Join(out, "\n")
-}
-
-// parseRedirection splits a list of addresses, pipes and files; ok is false where one
-// can't be read.
-func parseRedirection(s, qualify string) (all []string, ok bool) {
-	ok = true
-	quoted := false
-	start := 0
-	add := func(e string) {
-		switch e = strings.TrimSpace(e); {
-		case e == "":
-			return
-		case strings.HasPrefix(e, ":include:"), len(all) >= maxChildren:
-			all = append(all, "|"+e) // somebody is in there
-			return
-		case strings.HasPrefix(e, `"|`), strings.HasPrefix(e, `"/`):
-			all = append(all, strings.Trim(e, `"`))
-			return
-		case e[0] == '|' || e[0] == '/' && !strings.Contains(e, "@"):
-			all = append(all, e)
-			return
-		}
-		e = strings.TrimPrefix(e, `\`)
-		if i := strings.LastIndexByte(e, '<'); i >= 0 && strings.HasSuffix(e, ">") {
-			e = e[i+1 : len(e)-1]
-		}
-		if strings.ContainsAny(e, " \t()<>") && !strings.Contains(e, `"`) {
-			ok = false
-			return
-		}
-		if !strings.Contains(e, "@") {
-			e += "@" + qualify
-		}
-		all = append(all, strings.ReplaceAll(e, `"`, ""))
-	}
-	for i := range len(s) {
-		switch {
-		case s[i] == '"':
-			quoted = !quoted
-		case !quoted && (s[i] == ',' || s[i] == '\n'):
-			add(s[start:i])
-			start = i + 1
-		}
-	}
-	add(s[start:])
-	return all, ok
 }
 
 // dnsRoute looks up the exchangers of the domain.

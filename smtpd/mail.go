@@ -61,9 +61,6 @@ func (s *session) mail(arg string) {
 	if s.tooPlain(params) {
 		return
 	}
-	if s.snap.Spec().ACL != nil {
-		s.size = 0 // Exim forgets it with its MAIL
-	}
 	tx := &transaction{env: envelope.Envelope{From: path, UTF8: utf8}, size: s.size}
 	r := s.mailParams(tx, params)
 	if s.size = tx.size; !r.Zero() {
@@ -85,7 +82,11 @@ var tooLarge = envelope.NewReply(552, "5.3.4", "Error: message file too big")
 
 // tooPlain refuses parameters of who hasn't said EHLO, as Exim does.
 func (s *session) tooPlain(params string) bool {
-	if s.esmtp || s.snap.Spec().ACL == nil || strings.TrimSpace(params) == "" {
+	if s.snap.Spec().ACL == nil {
+		return false
+	}
+	s.size = 0 // Exim forgets it with its MAIL
+	if s.esmtp || strings.TrimSpace(params) == "" {
 		return false
 	}
 	s.reply(envelope.NewReply(501, "5.5.4", "Parameters need EHLO"))

@@ -29,8 +29,40 @@ func eximMaterial(t *testing.T, d *demo.DNS, spec *policy.Spec) *parity.Material
 	m.Clients, m.Helos, m.Senders = nil, slices.Clone(plain.Helos), slices.Clone(plain.Senders)
 	m.Senders = append(m.Senders, "ignored.example", "halfignored.example", "rhs1.example", "relay.example")
 	m.Helos = append(m.Helos, "two.bad.example", "seven.good.example", "host.example.org", "example.org", "[198.18.7.1]", "key1.example")
-	client := func(addr string) { m.Clients = append(m.Clients, parity.Client{Addr: netip.MustParseAddr(addr)}) }
 	text := eximText(spec)
+	often := eximClients(t, d, &m, text)
+	for _, domain := range spec.Addresses.Relay.Domains {
+		if err := d.Add(strings.TrimPrefix(domain, ".") + ". 300 IN A 198.18.0.1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.Domains = []string{"example.com", "far.example"}
+	m.Recipients = []string{"alice@mx.example.org", "bob@mx.example.org", "carol.x@mx.example.org", "root@mx.example.org", "real-alice@mx.example.org", "list-info@mx.example.org",
+		"a-owner-alice@mx.example.org", "alice@[192.0.2.25]", "x@closed.example.com", "x@open.example.com", "x@not.wild.example", "x@a.wild.example", "x@sub.example.net",
+		"alice@one.example", "bob@one.example", "alice+x@one.example", "devnull@one.example", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa@one.example", "full@two.example", "o'brien@example.org", "bob@two.example", "x@a.deep.example", "x@mail.example.com"}
+	m.Authors = []string{"spammer@good.example", "boss@a.good.example", "x@a.good.example", "news@good.example", "a-bounces@good.example", "bounce-1@good.example", "lists@good.example",
+		"x@six.example", "alice@example.org", "nobody@example.org", "alice@mx.example.org"}
+	named := addressesIn(text)
+	m.Authors = append(m.Authors, named...)
+	out := parity.NewMaterial(spec, m)
+	eximRecipients(out, spec)
+	slices.SortFunc(out.Clients[1:], func(a, b parity.Client) int { return a.Addr.Compare(b.Addr) })
+	for i := range out.Clients {
+		out.Clients[i].Name, out.Clients[i].Reverse = "", ""
+	}
+	for _, list := range []*[]string{&out.Recipients, &out.Helos, &out.Domains, &out.Senders, &out.Authors} {
+		*list = slices.DeleteFunc(*list, func(s string) bool { return strings.ContainsAny(s, "\n ") })
+	}
+	weigh(out, often, named, spec.ACL.Hostname)
+	out.Data = "*"
+	return out
+}
+
+// eximClients adds the clients that a policy's text names, those of its DNS lists, and
+// what the DNS says of them. It returns the former.
+func eximClients(t *testing.T, d *demo.DNS, m *parity.Material, text string) (often []parity.Client) {
+	t.Helper()
+	client := func(addr string) { m.Clients = append(m.Clients, parity.Client{Addr: netip.MustParseAddr(addr)}) }
 	for _, a := range []string{"198.18.0.1", "198.18.0.2", "198.18.0.3", "198.18.0.4", "198.18.0.6", "2001:db8:2::1", "2001:db8:2::2"} {
 		client(a)
 	}
@@ -47,7 +79,7 @@ func eximMaterial(t *testing.T, d *demo.DNS, spec *policy.Spec) *parity.Material
 	for _, a := range clientsIn(text) {
 		client(a)
 	}
-	often := m.Clients[7:]
+	often = slices.Clone(m.Clients[7:])
 	add := func(format string, args ...any) {
 		if err := d.Add(fmt.Sprintf(format, args...)); err != nil {
 			t.Fatal(err)
@@ -74,18 +106,11 @@ func eximMaterial(t *testing.T, d *demo.DNS, spec *policy.Spec) *parity.Material
 	add("rhs1.example.rhs.example. 300 IN A 127.0.0.2")
 	add("rhs1.example. 300 IN A 198.18.0.1")
 	add("key1.example.key.example. 300 IN A 127.0.0.2")
-	for _, domain := range spec.Addresses.Relay.Domains {
-		add("%s. 300 IN A 198.18.0.1", strings.TrimPrefix(domain, "."))
-	}
-	m.Domains = []string{"example.com", "far.example"}
-	m.Recipients = []string{"alice@mx.example.org", "bob@mx.example.org", "carol.x@mx.example.org", "root@mx.example.org", "real-alice@mx.example.org", "list-info@mx.example.org",
-		"a-owner-alice@mx.example.org", "alice@[192.0.2.25]", "x@closed.example.com", "x@open.example.com", "x@not.wild.example", "x@a.wild.example", "x@sub.example.net",
-		"alice@one.example", "bob@one.example", "alice+x@one.example", "devnull@one.example", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa@one.example", "full@two.example", "o'brien@example.org", "bob@two.example", "x@a.deep.example", "x@mail.example.com"}
-	m.Authors = []string{"spammer@good.example", "boss@a.good.example", "x@a.good.example", "news@good.example", "a-bounces@good.example", "bounce-1@good.example", "lists@good.example",
-		"x@six.example", "alice@example.org", "nobody@example.org", "alice@mx.example.org"}
-	named := addressesIn(text)
-	m.Authors = append(m.Authors, named...)
-	out := parity.NewMaterial(spec, m)
+	return often
+}
+
+// eximRecipients adds the keys of tables.
+func eximRecipients(out *parity.Material, spec *policy.Spec) {
 	for name, tab := range spec.Tables {
 		if file, ok := strings.CutPrefix(name, "lsearch;"); ok || strings.HasPrefix(name, "sqlite;") || name == "passwd" {
 			for i := range min(tab.Len(), 200) {
@@ -104,17 +129,14 @@ func eximMaterial(t *testing.T, d *demo.DNS, spec *policy.Spec) *parity.Material
 	}
 	slices.Sort(out.Recipients)
 	out.Recipients = slices.Compact(out.Recipients)
-	slices.SortFunc(out.Clients[1:], func(a, b parity.Client) int { return a.Addr.Compare(b.Addr) })
-	for i := range out.Clients {
-		out.Clients[i].Name, out.Clients[i].Reverse = "", ""
-	}
-	for _, list := range []*[]string{&out.Recipients, &out.Helos, &out.Domains, &out.Senders, &out.Authors} {
-		*list = slices.DeleteFunc(*list, func(s string) bool { return strings.ContainsAny(s, "\n ") })
-	}
+}
+
+// weigh repeats what the policy names, so that it is drawn often.
+func weigh(out *parity.Material, clients []parity.Client, authors []string, hostname string) {
 	for range 3 {
-		out.Clients = append(out.Clients, often...)
+		out.Clients = append(out.Clients, clients...)
 	}
-	for _, a := range named {
+	for _, a := range authors {
 		out.Authors = append(out.Authors, a, a, a, a)
 	}
 	var odd []string
@@ -129,10 +151,8 @@ func eximMaterial(t *testing.T, d *demo.DNS, spec *policy.Spec) *parity.Material
 	out.Recipients = append(out.Recipients, odd...)
 	out.Fields = eximFields
 	for range 4 {
-		out.Helos = append(out.Helos, "192.0.2.1", "2001:db8::1", spec.ACL.Hostname)
+		out.Helos = append(out.Helos, "192.0.2.1", "2001:db8::1", hostname)
 	}
-	out.Data = "*"
-	return out
 }
 
 // oddLocals are local-parts that lists restrict.
