@@ -99,3 +99,32 @@ listen = ""
 		t.Errorf("bob is still known, or it isn't ready: %v", p.publisher.Ready())
 	}
 }
+
+// TestIsExim: an Exim is told by its greeting; nobody and others aren't taken for one.
+func TestIsExim(t *testing.T) {
+	dir, addr := t.TempDir(), testmx.FreeAddr()
+	x, err := eximIn(dir, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if isExim(t.Context(), addr) {
+		t.Error("nobody is an Exim")
+	}
+	out, err := os.Create(filepath.Join(dir, "out"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil { // for Exim's own user
+		t.Fatal(err)
+	}
+	at := strings.LastIndexByte(addr, ':')
+	daemon, err := testmx.StartDaemon(addr, out, x.Program, "-C", x.Config, "-bdf", "-oX", addr[:at]+"."+addr[at+1:], "-oP", filepath.Join(dir, "pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer daemon.Kill()
+	if !isExim(t.Context(), addr) {
+		t.Error("an Exim isn't one")
+	}
+}

@@ -1,12 +1,16 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"fmt"
+	"io"
+	"net"
 	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/publisher"
@@ -44,6 +48,9 @@ func (c *setupPrimaryCmd) primary(ctx context.Context, s *setup) (keys string, e
 	}
 	c.host = publisher.HostOf(&p)
 	if c.Postfix == "" && p.Suite == "" {
+		if isExim(ctx, "127.0.0.1:25") {
+			return "", mistakes{fmt.Errorf("an Exim answers at port 25, and this sets up Postfix only: write [publish] address and [policy] exim = \"auto\" into %s, see understudy publish --check, and have Exim let the secondary in (docs/PARITY-EXIM.md); or name Postfix's directory by --postfix", c.Conf)}
+		}
 		dir, err := hostCommand(ctx, c.host, "postconf", "-h", "config_directory")
 		if err != nil {
 			return "", fmt.Errorf("find Postfix: %w; name its directory by --postfix, or the suite that it belongs to by --suite", err)
@@ -100,4 +107,20 @@ func quotedList(words []string) string {
 		all = append(all, strconv.Quote(w))
 	}
 	return strings.Join(all, ", ")
+}
+
+// isExim says that an Exim greets at an address.
+func isExim(ctx context.Context, addr string) bool {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return false
+	}
+	defer c.Close()
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
+	banner, err := bufio.NewReader(io.LimitReader(c, 512)).ReadString('\n')
+	return err == nil && strings.HasPrefix(banner, "220") && strings.Contains(banner, " Exim ")
 }
