@@ -190,6 +190,8 @@ func (s *Server) init() {
 	}
 	s.crowd.max, s.crowd.perClient, s.crowd.perNetwork = s.MaxConnections, s.MaxConnectionsPerClient, s.MaxConnectionsPerNetwork
 	s.initFilters()
+	s.crowd.mu.Lock() // Sessions may be asked already
+	defer s.crowd.mu.Unlock()
 	s.crowd.all, s.crowd.from = make(map[*connection]struct{}), make(map[netip.Prefix]int)
 }
 

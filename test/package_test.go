@@ -172,7 +172,7 @@ systemctl enable --now understudy.socket understudy.service`)
 	d.has("the journal, as the publisher's unit may read it", `for i in $(seq 50); do
 	logger -p mail.info -t postfix/smtpd 'connect from mail.example.net[192.0.2.1]'
 	understudy parity shadow --json -c /etc/understudy/publish.toml >/tmp/shadow
-	grep -q '"sessions": [1-9]' /tmp/shadow && break
+	grep -q '"sessions": [1-9]' /tmp/shadow && grep -q '"log": "journal"' /tmp/shadow && break
 	sleep 0.2
 done
 grep '"sessions": [1-9]' /tmp/shadow; cat /tmp/shadow`, `"log": "journal"`)
