@@ -194,15 +194,14 @@ func Load(path string) (*Config, error) {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
 	defer f.Close()
-	b := make([]byte, maxFile+1)
-	n, err := readFull(f, b)
+	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
 	if err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
-	if n > maxFile {
+	if len(b) > maxFile {
 		return nil, fmt.Errorf("read configuration %s: longer than %d bytes; is it the right file?", path, maxFile)
 	}
-	return Parse(path, b[:n])
+	return Parse(path, b)
 }
 
 // Parse checks the text of a configuration file; path is its name, against
@@ -502,13 +501,4 @@ func resolveFile(dir, name string) string {
 		return name
 	}
 	return filepath.Join(dir, name)
-}
-
-// readFull fills b as far as r goes.
-func readFull(r io.Reader, b []byte) (int, error) {
-	n, err := io.ReadFull(r, b)
-	if err == io.EOF || err == io.ErrUnexpectedEOF {
-		err = nil
-	}
-	return n, err
 }
