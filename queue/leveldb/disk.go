@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -52,20 +51,7 @@ type File = storage.Writer
 // osDisk is the real one.
 type osDisk struct{}
 
-func (osDisk) Lock(dir string) (io.Closer, error) {
-	f, err := os.OpenFile(filepath.Join(dir, "LOCK"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			err = store.ErrLocked
-		}
-		return nil, err
-	}
-	return f, nil // closing it ends the lock
-}
+func (osDisk) Lock(dir string) (io.Closer, error) { return store.LockDir(dir) }
 
 func (osDisk) Store(dir string, readOnly bool) (storage.Storage, error) {
 	return storage.OpenFile(dir, readOnly)

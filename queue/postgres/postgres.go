@@ -39,7 +39,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
-	"golang.org/x/sys/unix"
 
 	"github.com/understudy-mx/understudy/queue/store"
 )
@@ -128,7 +127,7 @@ func (o Opener) store(alarm func(kind, detail string)) (*Store, error) {
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, err
 	}
-	lock, err := lockDir(o.Dir)
+	lock, err := store.LockDir(o.Dir)
 	if err != nil {
 		return nil, err
 	}
@@ -138,22 +137,6 @@ func (o Opener) store(alarm func(kind, detail string)) (*Store, error) {
 	}
 	s.lock = lock
 	return s, nil
-}
-
-// lockDir takes a directory for this process. ErrLocked.
-func lockDir(dir string) (io.Closer, error) {
-	f, err := os.OpenFile(filepath.Join(dir, "LOCK"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			err = store.ErrLocked
-		}
-		return nil, err
-	}
-	return f, nil
 }
 
 // tokenOf reads what names the processes of a directory, one at a time. A lost one
