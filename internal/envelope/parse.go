@@ -185,3 +185,20 @@ func ValidDomain(s string) bool {
 func ValidHostname(s string) bool {
 	return ValidDomain(s) && strings.IndexFunc(s, func(r rune) bool { return r >= 0x80 }) < 0
 }
+
+// PlainLocal says that a local-part is one of those that nearly all are: letters
+// and digits of ASCII, with "-", "_" and single dots between them.
+func PlainLocal(s string) bool {
+	dot := true
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c|0x20 >= 'a' && c|0x20 <= 'z' || c >= '0' && c <= '9' || c == '-' || c == '_':
+			dot = false
+		case c == '.' && !dot:
+			dot = true
+		default:
+			return false
+		}
+	}
+	return !dot && len(s) <= 64
+}

@@ -306,7 +306,7 @@ func Address(text, domain string) (string, error) {
 		return "", fmt.Errorf("%w: %.80q is not in %s", ErrContent, text, domain)
 	}
 	folded := strings.ToLower(text)
-	if plain(folded[:at]) {
+	if envelope.PlainLocal(text[:at]) {
 		return folded, nil
 	}
 	m, err := envelope.ParseMailbox(text)
@@ -315,20 +315,4 @@ func Address(text, domain string) (string, error) {
 		return "", fmt.Errorf("%w: %.80q is no address as a list can have it", ErrContent, text)
 	}
 	return folded, nil
-}
-
-// plain says that a local-part is one of those that nearly all are.
-func plain(s string) bool {
-	dot := true
-	for i := range len(s) {
-		switch c := s[i]; {
-		case c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-' || c == '_':
-			dot = false
-		case c == '.' && !dot:
-			dot = true
-		default:
-			return false
-		}
-	}
-	return !dot && len(s) <= 64
 }

@@ -247,7 +247,7 @@ func cutLast(s, sep string) (before, after string, found bool) {
 // validLocal says that a local-part is written as in a command: quoted where, and
 // only where, necessary. None stands for every user.
 func validLocal(s string) bool {
-	if plainLocal(s) {
+	if envelope.PlainLocal(s) {
 		return true
 	}
 	if len(s) > 256 || strings.ContainsFunc(s, func(r rune) bool { return r < 0x20 || r == 0x7f }) {
@@ -258,21 +258,4 @@ func validLocal(s string) bool {
 		return (envelope.Mailbox{Local: inner}).String() == s
 	}
 	return (envelope.Mailbox{Local: s}).String() == s
-}
-
-// plainLocal says that s is one of those that nearly all are: letters and digits,
-// with "-", "_" and single dots between them.
-func plainLocal(s string) bool {
-	dot := true
-	for i := range len(s) {
-		switch c := s[i]; {
-		case c|0x20 >= 'a' && c|0x20 <= 'z' || c >= '0' && c <= '9' || c == '-' || c == '_':
-			dot = false
-		case c == '.' && !dot:
-			dot = true
-		default:
-			return false
-		}
-	}
-	return !dot && len(s) <= 256
 }
