@@ -152,16 +152,7 @@ func (c *compiler) settings() {
 			c.errorf("codes.%s: %d is no reply code from 400 to 599", name, code)
 		}
 	}
-	l := &spec.Limits
-	client := &l.Client
-	if l.MessageSize < 0 || min(l.Recipients, l.HeaderBytes, l.LineLength, l.Hops, l.SoftErrors, l.HardErrors, l.JunkCommands, l.RcptOvershoot,
-		l.ErrorSleep, l.Stress.SoftErrors, l.Stress.HardErrors, l.Stress.JunkCommands,
-		client.Connections, client.ConnectionRate, client.MessageRate, client.RecipientRate, client.NewTLSRate, client.RateTime) < 0 {
-		c.errorf("limits: a limit can't be negative")
-	}
-	if client.IPv4Prefix < 0 || client.IPv4Prefix > 32 || client.IPv6Prefix < 0 || client.IPv6Prefix > 128 {
-		c.errorf("limits.client: no network has the prefix length %d or %d", client.IPv4Prefix, client.IPv6Prefix)
-	}
+	c.limits(&spec.Limits)
 	for _, name := range slices.Sorted(maps.Keys(spec.Tables)) {
 		if t := spec.Tables[name]; t == nil || t.Type() == "" {
 			c.errorf("tables.%s: is empty", name)
@@ -182,7 +173,7 @@ func (c *compiler) settings() {
 		}
 	}
 	c.bareNewline()
-	c.s.unlimited = c.networks("limits.client.client_event_limit_exceptions", client.Exceptions, client.MatchSubdomain)
+	c.s.unlimited = c.networks("limits.client.client_event_limit_exceptions", spec.Limits.Client.Exceptions, spec.Limits.Client.MatchSubdomain)
 	c.s.forbidden = c.names("protocol.forbidden_commands", spec.Protocol.ForbiddenCommands)
 	c.s.noop = c.names("protocol.noop_commands", spec.Protocol.NoopCommands)
 	for _, site := range spec.DNSBL.Sites {
@@ -196,6 +187,18 @@ func (c *compiler) settings() {
 			c.listOf(z.suffix).Weight += site.Weight
 			c.s.sites = append(c.s.sites, z)
 		}
+	}
+}
+
+func (c *compiler) limits(l *Limits) {
+	client := &l.Client
+	if l.MessageSize < 0 || min(l.Recipients, l.HeaderBytes, l.LineLength, l.Hops, l.SoftErrors, l.HardErrors, l.JunkCommands, l.RcptOvershoot,
+		l.ErrorSleep, l.Stress.SoftErrors, l.Stress.HardErrors, l.Stress.JunkCommands,
+		client.Connections, client.ConnectionRate, client.MessageRate, client.RecipientRate, client.NewTLSRate, client.RateTime) < 0 {
+		c.errorf("limits: a limit can't be negative")
+	}
+	if client.IPv4Prefix < 0 || client.IPv4Prefix > 32 || client.IPv6Prefix < 0 || client.IPv6Prefix > 128 {
+		c.errorf("limits.client: no network has the prefix length %d or %d", client.IPv4Prefix, client.IPv6Prefix)
 	}
 }
 

@@ -15,17 +15,8 @@ import (
 // mail reads a MAIL command; openTransaction has it decided.
 func (s *session) mail(arg string) {
 	rest, isFrom := cutFold(arg, "FROM:")
-	switch {
-	case s.client.Helo == "" && s.snap.Spec().HeloRequired: // before all else, as in Postfix
-		s.reply(envelope.NewReply(503, "5.5.1", "Error: send HELO/EHLO first"))
-		return
-	case s.tx != nil:
-		s.tx.env.UTF8 = false
-		s.policy.Nested()
-		s.reply(envelope.NewReply(503, "5.5.1", "Error: nested MAIL command"))
-		return
-	case !(isFrom && rest != "" || s.policy.Screened() && strings.Contains(arg, ":")):
-		s.reply(envelope.NewReply(501, "5.5.4", "Syntax: MAIL FROM:<address>"))
+	if r := s.mailTurn(isFrom && rest != "", arg); !r.Zero() {
+		s.reply(r)
 		return
 	}
 	if s.mails >= s.srv.MaxTransactions {
@@ -76,6 +67,21 @@ func (s *session) mail(arg string) {
 	s.args = slices.Collect(words(rest))
 	s.mails++
 	s.library.hand("MAIL FROM:<>", s.openTransaction)
+}
+
+// mailTurn refuses a MAIL command that is out of turn or lacks its address.
+func (s *session) mailTurn(isFrom bool, arg string) envelope.Reply {
+	switch {
+	case s.client.Helo == "" && s.snap.Spec().HeloRequired: // before all else, as in Postfix
+		return envelope.NewReply(503, "5.5.1", "Error: send HELO/EHLO first")
+	case s.tx != nil:
+		s.tx.env.UTF8 = false
+		s.policy.Nested()
+		return envelope.NewReply(503, "5.5.1", "Error: nested MAIL command")
+	case !(isFrom || s.policy.Screened() && strings.Contains(arg, ":")):
+		return envelope.NewReply(501, "5.5.4", "Syntax: MAIL FROM:<address>")
+	}
+	return envelope.Reply{}
 }
 
 var tooLarge = envelope.NewReply(552, "5.3.4", "Error: message file too big")

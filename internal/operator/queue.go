@@ -91,6 +91,13 @@ func ServeDaemon(d Desk) http.Handler {
 	})
 	mux.HandleFunc("DELETE /v1/stand-in", func(w http.ResponseWriter, _ *http.Request) { answer(w, nil, d.StandIn.End()) })
 	mux.Handle("/v1/sync/", servePolicy(d.Policy))
+	serveQueue(mux, d)
+	return mux
+}
+
+// serveQueue serves messages and quarantined records, and what is done with them by hand.
+func serveQueue(mux *http.ServeMux, d Desk) {
+	q := d.Queue
 	mux.HandleFunc("GET /v1/queue", func(w http.ResponseWriter, r *http.Request) {
 		serveList(w, func(fn func(queue.Info) error) error { return q.Walk(r.Context(), fn) })
 	})
@@ -133,7 +140,6 @@ func ServeDaemon(d Desk) http.Handler {
 		body, err := QuarantinePart(q, seq, r.PathValue("part"))
 		serveBody(w, r, "application/octet-stream", body, err)
 	})
-	return mux
 }
 
 // serveReport writes the report of an outage.

@@ -339,14 +339,7 @@ func (li *listing) look(keys []string, found func(key, value string), failed fun
 	chunk := 20 // so many at a time that it takes a second or so
 	flush := func() error {
 		began := time.Now()
-		defer func() {
-			switch took := time.Since(began); {
-			case took < time.Second/2:
-				chunk = min(10_000, 4*chunk)
-			case took > 2*time.Second:
-				chunk = max(20, chunk/4)
-			}
-		}()
+		defer func() { chunk = nextChunk(chunk, time.Since(began)) }()
 		err := li.session.Ask(queries, func(n int, rows [][]string, err error) error {
 			value, ok := "", false
 			if _, alone := li.alone(asked[n]); alone && (len(rows) > 1 || err != nil) {
@@ -394,6 +387,17 @@ func (li *listing) look(keys []string, found func(key, value string), failed fun
 	}
 	li.arms = nil
 	return li.look(several, found, failed)
+}
+
+// nextChunk is how many keys to ask for at a time, when so many took so long.
+func nextChunk(chunk int, took time.Duration) int {
+	switch {
+	case took < time.Second/2:
+		return min(10_000, 4*chunk)
+	case took > 2*time.Second:
+		return max(20, chunk/4)
+	}
+	return chunk
 }
 
 func (li *listing) takes(key string) bool {
