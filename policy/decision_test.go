@@ -174,6 +174,9 @@ func (p *player) line(line string) {
 	if v.Close {
 		got += " (close)"
 	}
+	if v.MustAsk() {
+		got += " (ask)"
+	}
 	if want == "" {
 		want = "permit"
 	}
