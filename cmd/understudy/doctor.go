@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -23,6 +24,7 @@ import (
 	"github.com/understudy-mx/understudy/internal/resolver"
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/fidelity"
+	"github.com/understudy-mx/understudy/policy/handwritten"
 )
 
 type doctorCmd struct {
@@ -109,6 +111,11 @@ func (c *doctorCmd) onSecondary(ctx context.Context, cfg *config.Config, e docto
 	if err == nil {
 		beside(ctx, daemon, &e.Daemon)
 	}
+	var files []string
+	if cfg.Policy.File != "" {
+		_, files, _ = handwritten.Load(cfg.Policy.File, nil) // a mistake in it is seen below
+	}
+	e.Push = pushOf(ctx, cfg, operator.Pushed{Client: daemon.Client}, files)
 	if err == nil && !e.Daemon.Unpaired {
 		s, err := daemon.Policy(ctx)
 		e.Daemon.Policy, e.Daemon.Staged, e.Daemon.Problem = s.State, s.Staged, s.Error
@@ -190,6 +197,13 @@ func (c *doctorCmd) onPrimary(ctx context.Context, cfg *config.Config, e doctor.
 	defer client.Close()
 	peers, err := client.Peers(ctx)
 	p.Running = err
+	files := sourceFiles(cfg)
+	if cfg.Policy.File != "" {
+		_, more, _ := handwritten.Load(cfg.Policy.File, nil) // a mistake in it is seen below
+		files = append(files, more...)
+	}
+	e.Push = pushOf(ctx, cfg, operator.Pushed{Client: client.Client}, files)
+	e.Push.Name, _, _ = net.SplitHostPort(cfg.Publish.Address)
 	for _, q := range peers {
 		peer := doctor.Peer{Name: q.Name, Seen: q.Polled}
 		if q.Report != nil {

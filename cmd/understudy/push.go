@@ -8,14 +8,17 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/understudy-mx/understudy/internal/config"
+	"github.com/understudy-mx/understudy/internal/doctor"
 	"github.com/understudy-mx/understudy/internal/operator"
 	"github.com/understudy-mx/understudy/internal/push"
 	"github.com/understudy-mx/understudy/internal/pushed"
@@ -40,7 +43,7 @@ func openPush(cfg *config.Config, log *slog.Logger, m *metrics.Metrics) (*pushDe
 	if c.Listen == "" {
 		return nil, nil
 	}
-	store, err := pushed.Open(pushed.Options{Dir: pushDir(cfg), Domains: c.Domains, MaxEntries: c.MaxRecipients, StaleAfter: c.StaleAfter})
+	store, err := pushed.Open(pushed.Options{Dir: pushDir(cfg), Domains: c.Domains, MaxEntries: c.MaxRecipients, StaleAfter: c.StaleAfter, Unguarded: cfg.IsPublisher})
 	if err != nil {
 		return nil, fmt.Errorf("push: %w", err)
 	}
@@ -178,6 +181,9 @@ func (c *pushSendCmd) client() (*push.Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	if fi, err := os.Stat(c.TokenFile); err == nil && fi.Mode()&0o077 != 0 {
+		fmt.Fprintf(os.Stderr, "understudy: others may read %s: chmod go= %[1]s\n", printable(c.TokenFile))
+	}
 	token := strings.TrimSpace(string(b))
 	if token == "" || strings.ContainsAny(token, " \r\n") {
 		return nil, fmt.Errorf("--token-file: %s has no token", c.TokenFile)
@@ -240,16 +246,17 @@ func pushedOf(cfg *config.Config) operator.Pushed {
 
 type pushTokenCmd struct {
 	Domain string `arg:"" help:"One of the domains under [push]."`
+	Rotate bool   `help:"The token before stays good for a week."`
 	pushFlag
 }
 
 func (pushTokenCmd) Help() string {
-	return `Prints a new token, which is good for this domain's list alone. Here only its hash is kept, so write it into a file that only the pushing user can read. The domain's token before ends.`
+	return `Prints a new token, which is good for this domain's list alone. Here only its hash is kept, so write it into a file that only the pushing user can read. The domain's token before ends: at once, or with --rotate after a week, or with understudy push revoke --former, so that whoever pushes can change over.`
 }
 
 func (c *pushTokenCmd) Run(ctx context.Context, out io.Writer) error {
 	return c.ask(func(p operator.Pushed) error {
-		token, err := p.NewToken(ctx, strings.ToLower(c.Domain))
+		token, err := p.NewToken(ctx, strings.ToLower(c.Domain), c.Rotate)
 		if err == nil {
 			_, err = fmt.Fprintln(out, token)
 		}
@@ -259,12 +266,13 @@ func (c *pushTokenCmd) Run(ctx context.Context, out io.Writer) error {
 
 type pushRevokeCmd struct {
 	Domain string `arg:"" help:"The domain whose token ends; its list stays, and grows stale."`
+	Former bool   `help:"End only the token before, which a rotation left."`
 	pushFlag
 }
 
 func (c *pushRevokeCmd) Run(ctx context.Context, out io.Writer) error {
 	return c.ask(func(p operator.Pushed) error {
-		return say(out, p.RevokeToken(ctx, strings.ToLower(c.Domain)), "The token has ended.")
+		return say(out, p.RevokeToken(ctx, strings.ToLower(c.Domain), c.Former), "The token has ended.")
 	})
 }
 
@@ -326,7 +334,67 @@ func printPushed(out io.Writer, all []pushed.Status) error {
 		if !s.Token {
 			state += "; no token, see `understudy push token`"
 		}
+		if !s.Former.IsZero() {
+			state += "; the token before ends in " + age(time.Until(s.Former))
+		}
 		fmt.Fprintf(w, "%s\t%d\t%s\t%s\n", s.Domain, s.Count, when, state)
 	}
 	return w.Flush()
+}
+
+// pushOf is what a doctor looks at of pushing. files are those that the policy is
+// made of.
+func pushOf(ctx context.Context, cfg *config.Config, p operator.Pushed, files []string) doctor.Push {
+	dir := pushDir(cfg)
+	reads := map[string]bool{} // domains
+	for _, name := range files {
+		domain, list := strings.CutSuffix(filepath.Base(name), pushed.ListName(""))
+		if list && sameDir(filepath.Dir(name), dir) {
+			reads[domain] = true
+		}
+	}
+	d := doctor.Push{Listen: cfg.Push.Listen, Dir: dir}
+	for _, domain := range cfg.Push.Domains {
+		if cfg.Push.Listen == "" {
+			break
+		}
+		if !reads[domain] {
+			d.Unread = append(d.Unread, domain)
+		}
+		delete(reads, domain)
+	}
+	d.Untaken = slices.Sorted(maps.Keys(reads))
+	if cfg.Push.Listen == "" {
+		return d
+	}
+	all, _ := p.Lists(ctx) // an error says that nobody runs here, which is found anyway
+	for _, s := range all {
+		l := doctor.PushedList{Domain: s.Domain, Pushed: s.Pushed, Stale: s.Stale, Token: s.Token}
+		if s.Staged != nil {
+			l.Staged = fmt.Sprintf("%d of %d recipients would go", s.Staged.Removed, s.Staged.Of)
+		}
+		d.Lists = append(d.Lists, l)
+	}
+	return d
+}
+
+// sameDir tells whether two names are one directory, which systemd's state directory
+// with a dynamic user is by two names.
+func sameDir(a, b string) bool {
+	x, err1 := os.Stat(a)
+	y, err2 := os.Stat(b)
+	if err1 != nil || err2 != nil {
+		return filepath.Clean(a) == filepath.Clean(b)
+	}
+	return os.SameFile(x, y)
+}
+
+// sourceFiles are the files that [[source]] names.
+func sourceFiles(cfg *config.Config) (files []string) {
+	for _, s := range cfg.Sources {
+		if s.Type == "file" {
+			files = append(files, s.Path)
+		}
+	}
+	return files
 }

@@ -72,6 +72,7 @@ type Exam struct {
 	MinFree   int64    // octets
 	DNS       []string // the servers that are asked, ip:port
 	Daemon    Daemon
+	Push      Push
 
 	Timeout time.Duration  // for each question or command; 0: 10 s
 	Port    string         // of mail servers that MX records name; "": 25
@@ -104,6 +105,7 @@ var checks = []check{
 	{"certificate", "The door's certificate is good for its name.", (*exam).certificate},
 	{"primary", "The primary answers, and takes mail from here as it would from the sender.", (*exam).primary},
 	{"behind", "The servers behind the primary let no stranger in.", (*exam).behind},
+	{"push", "Lists of recipients can be pushed, and are.", (*exam).push},
 	{"dns-lists", "Every DNS list lists its test address, and only that.", (*exam).lists},
 	{"clock", "The clock is kept by the time service.", (*exam).clock},
 	{"disk", "The state directory is on a disk that keeps what it synced.", (*exam).disk},

@@ -1,8 +1,11 @@
 package doctor_test
 
 import (
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -83,7 +86,7 @@ func TestFaults(t *testing.T) {
 		"host name unknown": {func(l *lab) {
 			l.exam.Hostname = "mx9.example.org"
 			ourServer(l).greeting = []string{"220 mx9.example.org ESMTP"}
-		}, "hostname-unknown mx-missing back-door certificate-bad"},
+		}, "hostname-unknown mx-missing back-door certificate-bad push-certificate-name"},
 		"host name fails": {func(l *lab) { l.behave["mx2.example.org."] = demo.Behaviour{Rcode: dns.RcodeServerFailure} }, "hostname-unknown mx-unknown"},
 		"no PTR":          {func(l *lab) { l.without("2.1.0.127.in-addr.arpa") }, "ptr-missing"},
 		"PTR elsewhere": {func(l *lab) {
@@ -166,6 +169,32 @@ func TestFaults(t *testing.T) {
 		"TLS demanded, bad":  {func(l *lab) { l.exam.Primaries[0].TLS = "require"; l.exam.Primaries[0].TLSName = "mail.example.org" }, "primary-certificate"},
 		"TLS demanded, good": {func(l *lab) { l.exam.Primaries[0].TLS = "require" }, ""},
 		"a loop":             {func(l *lab) { l.exam.Primaries[0].Address = ourName }, "loop mx-equal back-door"},
+		// Lists of recipients that are pushed.
+		"nothing is pushed": {func(l *lab) { l.exam.Push = doctor.Push{} }, ""},
+		"untaken":           {func(l *lab) { l.exam.Push = doctor.Push{Untaken: []string{"example.org"}} }, "push-untaken"},
+		"another untaken":   {func(l *lab) { l.exam.Push.Untaken = []string{"example.net"} }, "push-untaken"},
+		"unread":            {func(l *lab) { l.exam.Push.Unread = []string{"example.org"} }, "push-unread"},
+		"never pushed":      {func(l *lab) { l.exam.Push.Lists[0].Pushed = time.Time{} }, "push-never"},
+		"stale list":        {func(l *lab) { l.exam.Push.Lists[0].Stale = true }, "push-stale"},
+		"staged list": {func(l *lab) {
+			l.exam.Push.Lists[0].Stale, l.exam.Push.Lists[0].Staged = true, "9 of 10 recipients would go"
+		}, "push-deletion"},
+		"no token":            {func(l *lab) { l.exam.Push.Lists[0].Token = false }, "push-token"},
+		"push shut":           {func(l *lab) { l.exam.Push.Listen = "127.0.0.1:1" }, "push-shut"},
+		"push in clear":       {func(l *lab) { delete(l.pairs, pushName) }, "push-other"},
+		"push ended":          {func(l *lab) { l.pairs[pushName] = *l.ends(-time.Hour) }, "push-certificate-ended"},
+		"push ends":           {func(l *lab) { l.pairs[pushName] = *l.ends(time.Hour) }, "push-certificate-ends"},
+		"push by another":     {func(l *lab) { l.pairs[pushName] = l.pairs[primaryName] }, "push-certificate-name"},
+		"pushed to that name": {func(l *lab) { l.pairs[pushName], l.exam.Push.Name = l.pairs[primaryName], primaryName }, ""},
+		"push by nobody": {func(l *lab) {
+			good := l.pairs[ourName]
+			l.pairs[pushName] = *l.pair(ourName, false, func(*x509.Certificate) {})
+			l.pairs[ourName] = good
+		}, "push-certificate-bad"},
+		"lists are ours":       {func(l *lab) { l.pushed(0o700, 0o600) }, ""},
+		"lists can be read":    {func(l *lab) { l.pushed(0o755, 0o644) }, ""},
+		"lists can be written": {func(l *lab) { l.pushed(0o755, 0o664) }, "push-files-open"},
+		"lists can be swapped": {func(l *lab) { l.pushed(0o777, 0o644) }, "push-files-open"},
 		// DNS lists and servers.
 		"list says no": {func(l *lab) {
 			l.replace("2.0.0.127.zen.list.example", "2.0.0.127.zen.list.example. 60 IN A 127.255.255.254")
@@ -210,6 +239,24 @@ func TestFaults(t *testing.T) {
 				t.Errorf("got %q, want %q\n%+v", got, want, found)
 			}
 		})
+	}
+}
+
+// ends makes a trusted certificate of ours that ends then; the others stay.
+func (l *lab) ends(in time.Duration) *tls.Certificate {
+	good := l.pairs[ourName]
+	defer func() { l.pairs[ourName] = good }()
+	return l.pair(ourName, true, func(c *x509.Certificate) {
+		c.NotBefore, c.NotAfter = time.Now().Add(-48*time.Hour), time.Now().Add(in)
+	})
+}
+
+// pushed lays a list out, with these rights.
+func (l *lab) pushed(dir, file os.FileMode) {
+	name := filepath.Join(l.exam.Push.Dir, "example.org.list")
+	err := errors.Join(os.Mkdir(l.exam.Push.Dir, 0o700), os.WriteFile(name, nil, 0o600), os.Chmod(name, file), os.Chmod(l.exam.Push.Dir, dir))
+	if err != nil {
+		l.t.Fatal(err)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -111,6 +112,7 @@ type lab struct {
 
 const (
 	primaryAddr, ourAddr, otherAddr = "127.0.1.1", "127.0.1.2", "127.0.1.3"
+	pushName                        = "push" // ours, at that port; no host name
 	primaryName, ourName            = "mx1.example.org", "mx2.example.org"
 )
 
@@ -125,6 +127,7 @@ func healthy(t *testing.T) *lab {
 	for _, name := range []string{primaryName, ourName} {
 		l.pair(name, true, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(90 * 24 * time.Hour) })
 	}
+	l.pairs[pushName] = l.pairs[ourName]
 	l.records = []string{
 		". 60 IN NS ns.example.", "example.org. 60 IN MX 10 mx1.example.org.", "example.org. 60 IN MX 20 mx2.example.org.",
 		"mx1.example.org. 60 IN A " + primaryAddr, "mx2.example.org. 60 IN A " + ourAddr, "2.1.0.127.in-addr.arpa. 60 IN PTR mx2.example.org.",
@@ -139,6 +142,7 @@ func healthy(t *testing.T) *lab {
 	}
 	l.servers = map[string]*mailServer{primaryAddr: server(primaryName), ourAddr: server(ourName)}
 	l.servers[primaryAddr].ehlo = append(l.servers[primaryAddr].ehlo, "XCLIENT NAME ADDR PROTO HELO")
+	l.exam.Push = doctor.Push{Listen: ourName, Dir: l.exam.StateDir + "/push", Lists: []doctor.PushedList{{Domain: "example.org", Pushed: time.Now(), Token: true}}}
 	l.exam.Primaries = []doctor.Primary{{Address: primaryName, TLS: "opportunistic", XClient: true}}
 	l.mounts = "/dev/root / ext4 rw,relatime 0 0\n"
 	return l
@@ -217,6 +221,9 @@ func (l *lab) examine() []doctor.Finding {
 	if l.exam.Doors == nil {
 		l.exam.Doors = []string{ourAddr + ":" + l.exam.Port}
 	}
+	if l.exam.Push.Listen == ourName {
+		l.exam.Push.Listen = l.pushServer()
+	}
 	l.exam.HTTP = l.web()
 	l.exam.Mounts = filepath.Join(t.TempDir(), "mounts")
 	if err := os.WriteFile(l.exam.Mounts, []byte(l.mounts), 0o644); err != nil {
@@ -279,4 +286,21 @@ func (l *lab) web() *http.Client {
 		return new(net.Dialer).DialContext(ctx, "tcp", s.Listener.Addr().String())
 	}
 	return c
+}
+
+// pushServer takes lists, by TLS if the lab has a certificate for it.
+func (l *lab) pushServer() string {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	s := &http.Server{Handler: http.NotFoundHandler(), ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
+	if pair, ok := l.pairs[pushName]; ok {
+		s.TLSConfig = &tls.Config{Certificates: []tls.Certificate{pair}}
+		go s.ServeTLS(ln, "", "")
+	} else {
+		go s.Serve(ln)
+	}
+	l.t.Cleanup(func() { s.Close() })
+	return ln.Addr().String()
 }

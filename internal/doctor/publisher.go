@@ -67,7 +67,7 @@ func (e Exam) RunPublisher(ctx context.Context, p *Publisher, progress func(chec
 		x.part(c.name, c.healthy, func() bool { return c.run(p, ctx, x) })
 	}
 	for _, c := range checks {
-		if slices.Contains([]string{"resolver", "dns-lists", "clock", "disk"}, c.name) {
+		if slices.Contains([]string{"resolver", "push", "dns-lists", "clock", "disk"}, c.name) {
 			x.part(c.name, c.healthy, func() bool { return c.run(x, ctx) })
 		}
 	}

@@ -12,26 +12,32 @@ import (
 
 var errNoPush = errors.New("no lists are pushed here; set listen and domains under [push] and restart")
 
+// Tokens beside the one.
+const (
+	another = "another" // made, while the one before stays good for a time
+	former  = "former"
+)
+
 // WithPush adds the requests about lists that are pushed, which a daemon and a
 // publisher answer alike, to h. store is nil where none are.
 func WithPush(h http.Handler, store *pushed.Store) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", h)
-	handle := func(pattern string, do func(domain string) (any, error)) {
+	handle := func(pattern string, do func(domain, which string) (any, error)) {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			if store == nil {
 				answer(w, nil, errNoPush)
 				return
 			}
-			v, err := do(r.PathValue("domain"))
+			v, err := do(r.PathValue("domain"), r.FormValue("which"))
 			answer(w, v, err)
 		})
 	}
-	handle("GET /v1/push", func(string) (any, error) { return store.Status(), nil })
-	handle("POST /v1/push/{domain}/token", func(d string) (any, error) { return store.NewToken(d) })
-	handle("DELETE /v1/push/{domain}/token", func(d string) (any, error) { return nil, store.RevokeToken(d) })
-	handle("POST /v1/push/{domain}/approve", func(d string) (any, error) { return nil, store.Approve(d) })
-	handle("POST /v1/push/{domain}/reject", func(d string) (any, error) { return nil, store.Reject(d) })
+	handle("GET /v1/push", func(string, string) (any, error) { return store.Status(), nil })
+	handle("POST /v1/push/{domain}/token", func(d, which string) (any, error) { return store.NewToken(d, which == another) })
+	handle("DELETE /v1/push/{domain}/token", func(d, which string) (any, error) { return nil, store.RevokeToken(d, which == former) })
+	handle("POST /v1/push/{domain}/approve", func(d, _ string) (any, error) { return nil, store.Approve(d) })
+	handle("POST /v1/push/{domain}/reject", func(d, _ string) (any, error) { return nil, store.Reject(d) })
 	return mux
 }
 
@@ -44,15 +50,23 @@ func (p Pushed) Lists(ctx context.Context) (all []pushed.Status, err error) {
 	return all, err
 }
 
-// NewToken makes a domain's token, and ends the one before.
-func (p Pushed) NewToken(ctx context.Context, domain string) (token string, err error) {
-	err = p.Call(ctx, "POST", p.target(domain, "token"), &token)
+// NewToken makes a domain's token. The one before ends, at once unless it is to be
+// rotated.
+func (p Pushed) NewToken(ctx context.Context, domain string, rotate bool) (token string, err error) {
+	err = p.Call(ctx, "POST", p.target(domain, "token"+which(rotate, another)), &token)
 	return token, err
 }
 
-// RevokeToken ends a domain's token.
-func (p Pushed) RevokeToken(ctx context.Context, domain string) error {
-	return p.Call(ctx, "DELETE", p.target(domain, "token"), nil)
+// RevokeToken ends a domain's tokens, or the one before a rotation only.
+func (p Pushed) RevokeToken(ctx context.Context, domain string, before bool) error {
+	return p.Call(ctx, "DELETE", p.target(domain, "token"+which(before, former)), nil)
+}
+
+func which(is bool, name string) string {
+	if is {
+		return "?which=" + name
+	}
+	return ""
 }
 
 // Approve lets a staged deletion take effect.

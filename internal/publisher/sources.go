@@ -1,9 +1,13 @@
 package publisher
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -11,6 +15,7 @@ import (
 
 	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/lister"
+	"github.com/understudy-mx/understudy/internal/pushed"
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/postfix"
 	"github.com/understudy-mx/understudy/policy/table"
@@ -62,7 +67,7 @@ func read(ctx context.Context, cfg *config.Config, i Importer, ask []string) (*R
 			err = e
 		}
 		if err == nil {
-			err = r.addRecipients(ctx, spec, src)
+			err = r.addRecipients(ctx, spec, src, doubtful(src))
 		}
 		r.note(src.Name, err, skipped)
 	}
@@ -106,7 +111,7 @@ func listerOf(c *config.Source) (src *lister.Source, polled bool, files []string
 	src = &lister.Source{Type: c.Type, Name: "source " + c.Name, Query: c.Query, Command: c.Command, Path: c.Path}
 	switch c.Type {
 	case "file":
-		return src, false, []string{c.Path}, nil
+		return src, false, append([]string{c.Path}, unsureFile(c.Path)...), nil
 	case "map":
 		_, path, _ := strings.Cut(strings.TrimPrefix(c.Path, "proxy:"), ":")
 		if !filepath.IsAbs(path) {
@@ -130,6 +135,26 @@ func listerOf(c *config.Source) (src *lister.Source, polled bool, files []string
 	return src, true, []string{c.Connection}, err
 }
 
+// unsureFile names the file beside a list that was pushed that is there while the list
+// is in doubt; none beside another file.
+func unsureFile(path string) []string {
+	domain, list := strings.CutSuffix(path, pushed.ListName(""))
+	if !list {
+		return nil
+	}
+	return []string{pushed.UnsureName(domain)}
+}
+
+// doubtful says that a source is such a list: it is stale.
+func doubtful(src *lister.Source) bool {
+	for _, name := range unsureFile(src.Path) {
+		if _, err := os.Stat(name); !errors.Is(err, fs.ErrNotExist) { // in doubt, too
+			return src.Type == "file"
+		}
+	}
+	return false
+}
+
 // copySpec copies what addRecipients changes.
 func copySpec(old *policy.Spec) *policy.Spec {
 	s := *old
@@ -151,12 +176,15 @@ func classes(s *policy.Spec) []*policy.AddressClass {
 const maxAddress = 320
 
 // addRecipients lists a source and adds what it holds to every class that
-// lists its recipients. In the others everybody exists already.
-func (r *Reading) addRecipients(ctx context.Context, spec *policy.Spec, src *lister.Source) error {
-	listed := map[string]bool{} // domains whose recipients are listed
+// lists its recipients. In the others everybody exists already. While the source is in
+// doubt, an unknown recipient of those classes that it lists is refused for now only.
+func (r *Reading) addRecipients(ctx context.Context, spec *policy.Spec, src *lister.Source, doubtful bool) error {
+	listed := map[string]*policy.AddressClass{} // of domains whose recipients are listed
 	for _, c := range classes(spec) {
 		for _, d := range c.Domains {
-			listed[d] = listed[d] || len(c.Recipients) > 0
+			if len(c.Recipients) > 0 {
+				listed[d] = c
+			}
 		}
 	}
 	var keys []string
@@ -167,7 +195,11 @@ func (r *Reading) addRecipients(ctx context.Context, spec *policy.Spec, src *lis
 		}
 		key = strings.ToLower(key)
 		domain := key[strings.LastIndexByte(key, '@')+1:]
-		used = used || listed[domain] || domain == key || listed[parent(domain)]
+		class := cmp.Or(listed[domain], listed[parent(domain)])
+		used = used || class != nil || domain == key
+		if class != nil && doubtful {
+			class.Incomplete = true
+		}
 		keys = append(keys, key)
 		return nil
 	})

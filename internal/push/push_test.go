@@ -77,10 +77,10 @@ func start(t *testing.T, most int) *site {
 	if s.store, err = pushed.Open(pushed.Options{Dir: s.dir, Domains: []string{domain, "example.net"}, MaxEntries: most, StaleAfter: time.Hour}); err != nil {
 		t.Fatal(err)
 	}
-	if s.token, err = s.store.NewToken(domain); err != nil {
+	if s.token, err = s.store.NewToken(domain, false); err != nil {
 		t.Fatal(err)
 	}
-	if s.other, err = s.store.NewToken("example.net"); err != nil {
+	if s.other, err = s.store.NewToken("example.net", false); err != nil {
 		t.Fatal(err)
 	}
 	server, err := New(Options{Store: s.store, MaxEntries: most, TLSCert: filepath.Join(s.certs, "cert"), TLSKey: filepath.Join(s.certs, "key"),
@@ -432,6 +432,54 @@ func TestSlow(t *testing.T) {
 	}
 	if st, err := s.store.One(domain); err != nil || st.ETag != s.etag {
 		t.Errorf("half a list counts: %+v, %v", st, err)
+	}
+}
+
+// TestCrowded: clients without a token that fill all places, from one address or from
+// many, keep nobody out; who has shown one keeps its place.
+func TestCrowded(t *testing.T) {
+	s := start(t, 1000)
+	begun, err := tls.Dial("tcp", s.addr, &tls.Config{RootCAs: s.roots})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer begun.Close()
+	list := []byte(strings.Join(users(9), "\n"))
+	whole := s.request("PUT", prefix+domain, list)
+	if _, err := begun.Write(whole[:len(whole)-20]); err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; ; i++ { // until the server has seen its token
+		if got := s.raw(t, s.request("PUT", prefix+domain, list), false); got == http.StatusTooManyRequests {
+			break
+		} else if i > 1000 {
+			t.Fatalf("another list is answered %d while one is received", got)
+		}
+	}
+	for i := range 3 * maxConns {
+		from := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 1, byte(i%100))}}
+		if i < maxConns {
+			from.LocalAddr = nil
+		}
+		c, err := from.DialContext(t.Context(), "tcp", s.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if i == maxConns {
+			if got := s.raw(t, s.request("GET", prefix+domain, nil), false); got != 200 {
+				t.Errorf("after %d silent clients GET answered %d", i, got)
+			}
+		}
+	}
+	if got := s.raw(t, s.request("GET", prefix+domain, nil), false); got != 200 {
+		t.Errorf("GET answered %d", got)
+	}
+	if _, err := begun.Write(whole[len(whole)-20:]); err != nil {
+		t.Fatal(err)
+	}
+	if resp, err := http.ReadResponse(bufio.NewReader(begun), nil); err != nil || resp.StatusCode != 200 {
+		t.Errorf("the list that was begun: %v, %v", resp, err)
 	}
 }
 

@@ -31,8 +31,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/net/netutil"
-
 	"github.com/understudy-mx/understudy/internal/pushed"
 	"github.com/understudy-mx/understudy/metrics"
 )
@@ -121,6 +119,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		TLSConfig:         &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: s.certificate},
 		TLSNextProto:      map[string]func(*http.Server, *tls.Conn, http.Handler){}, // no HTTP/2
 		ErrorLog:          slog.NewLogLogger(s.o.Log.Handler(), slog.LevelDebug),
+		ConnContext:       withGuest,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 	}
 	done := make(chan struct{})
@@ -132,7 +131,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			h.Close()
 		}
 	})
-	err := h.ServeTLS(netutil.LimitListener(l, maxConns), "", "")
+	err := h.ServeTLS(&crowd{Listener: l, most: maxConns}, "", "")
 	if stop() {
 		return fmt.Errorf("serve push: %w", err)
 	}
@@ -254,6 +253,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) (domain string, a
 	if domain, err = s.admit(r); err != nil {
 		return "", nil, err
 	}
+	defer seat(r)()
 	match, err := ifMatch(r)
 	if err != nil {
 		return domain, nil, err

@@ -11,7 +11,7 @@
 // old list or the new one, after a crash, too. Each has an ETag, the SHA-256 of its
 // lines, which whoever pushes can compute as well.
 //
-// A list that deletes too much is staged: it takes effect, but nobody of that
+// A list that deletes too much is staged, unless somebody after us does that: it takes effect, but nobody of that
 // domain is unknown for good (P3) until the operator has decided. The same holds for a
 // list that nobody has confirmed for too long. Readers tell by a file beside the list,
 // DOMAIN.unsure.
@@ -59,6 +59,9 @@ const (
 	window      = 7 * 24 * time.Hour
 )
 
+// overlap is how long the token before stays good after a rotation.
+const overlap = 7 * 24 * time.Hour
+
 // MaxChange bounds the addresses that one Change names.
 const MaxChange = 100_000
 
@@ -78,6 +81,7 @@ type Options struct {
 	Domains    []string // lower case; lists of others are refused
 	MaxEntries int      // of a list
 	StaleAfter time.Duration
+	Unguarded  bool             // mass deletions aren't staged here: whoever follows the lists does it
 	Now        func() time.Time // nil: time.Now
 	disk       disk             // nil: the real one
 }
@@ -100,7 +104,9 @@ type list struct {
 
 // state is what DOMAIN.json has. The list's file says which list is in force.
 type state struct {
-	Token    string    `json:"token,omitempty"` // SHA-256 of it, hexadecimal
+	Token    string    `json:"token,omitempty"`  // SHA-256 of it, hexadecimal
+	Former   string    `json:"former,omitempty"` // of the token before a rotation, good
+	Until    time.Time `json:"until,omitzero"`   // then
 	ETag     string    `json:"etag,omitempty"`
 	Count    int       `json:"count"`
 	Pushed   time.Time `json:"pushed,omitzero"`  // or confirmed, last
@@ -121,7 +127,8 @@ type Staged struct {
 // Status tells an operator of a list.
 type Status struct {
 	Domain  string    `json:"domain"`
-	Token   bool      `json:"token"` // there is one
+	Token   bool      `json:"token"`           // there is one
+	Former  time.Time `json:"former,omitzero"` // when the token before it ends, if it is still good
 	ETag    string    `json:"etag,omitempty"`
 	Count   int       `json:"count"`
 	Pushed  time.Time `json:"pushed,omitzero"`
@@ -236,7 +243,7 @@ func (s *Store) Status() []Status {
 	for _, d := range slices.Sorted(slices.Values(s.o.Domains)) {
 		l := s.lists[d]
 		st := l.get()
-		all = append(all, Status{Domain: d, Token: st.Token != "", ETag: st.ETag, Count: st.Count, Pushed: st.Pushed, Changed: st.Changed, Stale: l.stale(st), Staged: st.Staged})
+		all = append(all, Status{Domain: d, Token: st.Token != "", Former: l.former(st), ETag: st.ETag, Count: st.Count, Pushed: st.Pushed, Changed: st.Changed, Stale: l.stale(st), Staged: st.Staged})
 	}
 	return all
 }
@@ -251,17 +258,30 @@ func (s *Store) One(domain string) (Status, error) {
 	return Status{}, ErrUnknown
 }
 
-// NewToken makes the token with which a domain's list is pushed. The one before ends.
-func (s *Store) NewToken(domain string) (string, error) {
+// NewToken makes the token with which a domain's list is pushed. The one before ends
+// now or, if it is to be rotated, after overlap.
+func (s *Store) NewToken(domain string, rotate bool) (string, error) {
 	b := make([]byte, 32)
 	rand.Read(b)
 	token := base64.RawURLEncoding.EncodeToString(b)
-	return token, s.edit(domain, func(st *state) { st.Token = digest(token) })
+	return token, s.edit(domain, func(st *state) {
+		former, until := "", time.Time{}
+		if rotate && st.Token != "" {
+			former, until = st.Token, s.o.Now().Add(overlap).UTC().Truncate(time.Second)
+		}
+		st.Token, st.Former, st.Until = digest(token), former, until
+	})
 }
 
-// RevokeToken ends a domain's token; its list stays.
-func (s *Store) RevokeToken(domain string) error {
-	return s.edit(domain, func(st *state) { st.Token = "" })
+// RevokeToken ends a domain's token, and the one before; its list stays. former ends
+// the one before only.
+func (s *Store) RevokeToken(domain string, former bool) error {
+	return s.edit(domain, func(st *state) {
+		st.Former, st.Until = "", time.Time{}
+		if !former {
+			st.Token = ""
+		}
+	})
 }
 
 // edit changes a domain's state.
@@ -282,16 +302,33 @@ func digest(token string) string {
 	return hex.EncodeToString(h[:])
 }
 
+// former is when the token before ends; zero: there is none that is good.
+func (l *list) former(st state) time.Time {
+	if st.Former == "" || !l.store.o.Now().Before(st.Until) {
+		return time.Time{}
+	}
+	return st.Until
+}
+
 // Allowed says whether token is the domain's. It takes as long for a domain that
 // isn't ours.
 func (s *Store) Allowed(domain, token string) bool {
-	want := digest("")
+	want := [2]string{digest(""), digest("")} // of no token
 	l := s.lists[domain]
-	if l != nil && l.get().Token != "" {
-		want = l.get().Token
+	if l != nil {
+		st := l.get()
+		if st.Token != "" {
+			want[0] = st.Token
+		}
+		if !l.former(st).IsZero() {
+			want[1] = st.Former
+		}
 	}
-	same := subtle.ConstantTimeCompare([]byte(digest(token)), []byte(want)) == 1
-	return same && token != "" && l != nil
+	got, same := []byte(digest(token)), 0
+	for _, w := range want {
+		same |= subtle.ConstantTimeCompare(got, []byte(w))
+	}
+	return same == 1 && token != "" && l != nil
 }
 
 // Address checks and folds an address of domain.

@@ -272,22 +272,109 @@ func TestTokens(t *testing.T) {
 	if s.Allowed(domain, "") || s.Allowed(domain, "x") {
 		t.Error("allowed without a token")
 	}
-	first, err := s.NewToken(domain)
+	first, err := s.NewToken(domain, false)
 	if err != nil || !s.Allowed(domain, first) || s.Allowed("example.net", first) || s.Allowed("Example.org", first) {
 		t.Errorf("token %q: %v", first, err)
 	}
 	if b, _ := os.ReadFile(filepath.Join(dir, "example.org.json")); strings.Contains(string(b), first) || !strings.Contains(string(b), digest(first)) {
 		t.Errorf("the disk has %s", b)
 	}
-	second, err := s.NewToken(domain)
+	second, err := s.NewToken(domain, false)
 	if err != nil || s.Allowed(domain, first) || !open(t, dir, c, nil).Allowed(domain, second) {
 		t.Errorf("second token: %v", err)
 	}
-	if err := s.RevokeToken(domain); err != nil || s.Allowed(domain, second) {
+	if err := s.RevokeToken(domain, false); err != nil || s.Allowed(domain, second) {
 		t.Errorf("revoked: %v", err)
 	}
-	if _, err := s.NewToken("example.net"); !errors.Is(err, ErrUnknown) {
+	if _, err := s.NewToken("example.net", false); !errors.Is(err, ErrUnknown) {
 		t.Errorf("another domain: %v", err)
+	}
+}
+
+// TestRotation: the token before stays good for a week, or until it is ended, and no
+// other one does.
+func TestRotation(t *testing.T) {
+	dir, c := t.TempDir(), &clock{time.Unix(1e9, 0)}
+	s := open(t, dir, c, nil)
+	make := func(rotate bool) string {
+		t.Helper()
+		token, err := s.NewToken(domain, rotate)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return token
+	}
+	wants := func(why string, good []string, bad ...string) {
+		t.Helper()
+		for _, s := range []*Store{s, open(t, dir, c, nil)} { // in memory, and on the disk
+			for _, token := range good {
+				if !s.Allowed(domain, token) {
+					t.Errorf("%s: %.4s… is refused", why, token)
+				}
+			}
+			for _, token := range append(bad, "", digest("")) {
+				if s.Allowed(domain, token) {
+					t.Errorf("%s: %.4q… is allowed", why, token)
+				}
+			}
+		}
+	}
+	first := make(true) // nothing to rotate
+	wants("first", []string{first})
+	second := make(true)
+	wants("rotated", []string{first, second})
+	if st := s.Status()[0]; !st.Former.Equal(c.at.Add(overlap)) {
+		t.Errorf("status %+v", st)
+	}
+	third := make(true)
+	wants("rotated again", []string{second, third}, first)
+	c.at = c.at.Add(overlap - time.Second)
+	wants("a week is nearly over", []string{second, third}, first)
+	c.at = c.at.Add(time.Second)
+	wants("a week is over", []string{third}, first, second)
+	if st := s.Status()[0]; !st.Former.IsZero() {
+		t.Errorf("status %+v", st)
+	}
+	fourth := make(true)
+	if err := s.RevokeToken(domain, true); err != nil {
+		t.Fatal(err)
+	}
+	wants("the one before is ended", []string{fourth}, third)
+	fifth := make(true)
+	if err := s.RevokeToken(domain, false); err != nil {
+		t.Fatal(err)
+	}
+	wants("both are ended", nil, fourth, fifth)
+	sixth := make(true)
+	wants("after the end", []string{sixth}, fourth, fifth)
+	wants("a new one without an overlap", []string{make(false)}, sixth)
+}
+
+// TestUnguarded: where somebody after us stages mass deletions, they take effect
+// here, also one that was staged before.
+func TestUnguarded(t *testing.T) {
+	dir, c := t.TempDir(), &clock{time.Unix(1e9, 0)}
+	s := open(t, dir, c, nil)
+	for _, n := range []int{10, 2} {
+		if _, err := put(s, users(0, n)...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s.Status()[0].Staged == nil {
+		t.Fatal("the deletion isn't staged")
+	}
+	s, err := Open(Options{Dir: dir, Domains: []string{domain}, MaxEntries: 1000, StaleAfter: 24 * time.Hour, Now: c.now, Unguarded: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []int{2, 1} {
+		r, err := put(s, users(0, n)...)
+		if _, unsure := inForce(t, dir); err != nil || r.Staged != nil || unsure {
+			t.Errorf("%d left: %+v, %v", n, r, err)
+		}
+	}
+	if err := s.Approve(domain); err == nil {
+		t.Error("there is something to approve")
 	}
 }
 
