@@ -51,6 +51,7 @@ type ACL struct {
 	DomainLiterals bool   `json:"allow_domain_literals,omitempty"`
 	TrailingDot    bool   `json:"strip_trailing_dot,omitempty"`
 	UTF8Domains    bool   `json:"allow_utf8_domains,omitempty"`
+	ExcessBrackets bool   `json:"strip_excess_angle_brackets,omitempty"` // in headers
 	MaxRecipients  int    `json:"recipients_max,omitempty"`
 	MaxReject      bool   `json:"recipients_max_reject,omitempty"`
 	Details        bool   `json:"smtp_return_error_details,omitempty"`

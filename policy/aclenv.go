@@ -259,7 +259,8 @@ type headerBox struct {
 	done   bool
 }
 
-type headerField struct{ name, value string }
+// headerField is one; name is in small letters, raw is all before the colon.
+type headerField struct{ name, raw, value string }
 
 func (h *headerBox) Write(b []byte) (int, error) {
 	for _, c := range b {
@@ -306,33 +307,45 @@ func (h *headerBox) fields() []headerField {
 	}
 	h.done = true
 	text := strings.ReplaceAll(string(h.kept), "\r\n", "\n")
+	text = strings.ReplaceAll(text, "\x00", "?")
 	for line := range strings.SplitSeq(strings.TrimSuffix(text, "\n"), "\n") {
 		if n := len(h.parsed); n > 0 && line != "" && (line[0] == ' ' || line[0] == '\t') {
 			h.parsed[n-1].value += "\n" + line
 			continue
 		}
-		name, value, ok := strings.Cut(line, ":")
-		if !ok {
+		end := strings.IndexFunc(line, func(c rune) bool { return c <= ' ' || c == ':' || c == 127 })
+		if end < 0 || !strings.HasPrefix(strings.TrimLeft(line[end:], cSpace), ":") || end == 0 && line[0] != ':' {
 			break
 		}
-		h.parsed = append(h.parsed, headerField{strings.ToLower(strings.TrimRight(name, " \t")), value})
+		raw, value, _ := strings.Cut(line, ":")
+		h.parsed = append(h.parsed, headerField{strings.ToLower(line[:end]), raw, value})
+	}
+	for i := range h.parsed { // lines of white space at a field's end
+		f := &h.parsed[i]
+		for v := strings.TrimRight(f.value, " \t"); strings.HasSuffix(v, "\n"); v = strings.TrimRight(f.value, " \t") {
+			f.value = v[:len(v)-1]
+		}
 	}
 	return h.parsed
 }
 
+// dropped are fields that Exim takes off a message.
+var dropped = []string{"return-path", "envelope-to", "delivery-date"}
+
 // field is $h_NAME: the values of all fields of a name, a line each.
 func (h *headerBox) field(name string, raw bool) string {
 	var all []string
+	name = strings.TrimSuffix(name, ":")
 	for _, f := range h.fields() {
-		if f.name == strings.TrimSuffix(name, ":") {
+		if strings.EqualFold(f.raw, name) && !slices.Contains(dropped, f.name) {
 			v := f.value
 			if !raw {
-				v = strings.TrimSpace(v)
+				v = strings.Trim(v, cSpace)
 			}
 			all = append(all, v)
 		}
 	}
-	if slices.Contains([]string{"from", "to", "cc", "bcc", "reply-to", "sender", "resent-from", "resent-to"}, name) {
+	if _, addresses := addressFields[name]; addresses {
 		return strings.Join(all, ",\n")
 	}
 	return strings.Join(all, "\n")

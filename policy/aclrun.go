@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -338,7 +339,7 @@ func (r *aclRun) verdict(rc outcome) Verdict {
 		v.Action = Discard
 		return v
 	case aclFail, aclDrop:
-		v.Reply = coded(550, r.user, textProhibited)
+		v.Reply = coded(550, split(r.user), textProhibited)
 		if v.Reply.Code >= 500 && r.failed != nil && !r.aclState.told[r.failed.address] && r.failed.user != "" {
 			v.Reply.Text = fmt.Sprintf("Verification failed for <%s>\n%s\n%s", r.failed.address, r.failed.user, v.Reply.Text)
 		}
@@ -346,7 +347,7 @@ func (r *aclRun) verdict(rc outcome) Verdict {
 	default:
 		text := ""
 		if r.details && rc == aclDefer {
-			text = r.user
+			text = split(r.user)
 		}
 		v.Reply = coded(451, text, textTemporary)
 		if text != "" && r.acl.Details && r.failed != nil && r.failed.message != "" {
@@ -388,12 +389,60 @@ func coded(code int, text, otherwise string) envelope.Reply {
 	return envelope.Reply{Code: code, Enhanced: dsn, Text: lines(text)}
 }
 
+// split breaks a long text into lines as Exim does: after at most 75 octets, at a
+// space, that after a colon first.
+func split(text string) string {
+	const long, short = 75, 35
+	b := []byte(text)
+	if len(b) <= long {
+		return text
+	}
+	for start, i := 0, 0; ; {
+		for n := 0; n < long && i < len(b) && b[i] != '\n'; n++ {
+			i++
+		}
+		if i == len(b) {
+			return string(b)
+		}
+		if b[i] == '\n' {
+			i++
+			start = i
+			continue
+		}
+		at := -1
+		for t := i; t > start+short; t-- {
+			if b[t] != ' ' {
+				continue
+			}
+			if b[t-1] == ':' {
+				at = t
+				break
+			}
+			if at < 0 {
+				at = t
+			}
+		}
+		if at < 0 {
+			n := bytes.IndexAny(b[i+1:], " \n")
+			if n < 0 {
+				return string(b)
+			}
+			at = i + 1 + n
+		}
+		b[at] = '\n'
+		start, i = at+1, at+1
+	}
+}
+
 // lines bounds a text, and leaves nothing in it that a reply can't contain.
 func lines(text string) string {
 	var all []string
-	for line := range strings.SplitSeq(text, "\n") {
+	for line := range strings.SplitSeq(strings.TrimSuffix(text, "\n"), "\n") {
 		if len(all) == 20 {
 			break
+		}
+		if len(all) > 0 {
+			line = strings.TrimLeft(line, cSpace)
 		}
 		line = printable(line, true)
 		all = append(all, line[:min(len(line), 400)])

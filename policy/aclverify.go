@@ -34,7 +34,7 @@ func (r *aclRun) verify(arg string) outcome {
 		r.user = "no verified certificate"
 		return aclFail
 	case "header_syntax":
-		return r.verifyHeader(headerSyntax)
+		return r.verifyHeader(r.headerSyntax)
 	case "header_names_ascii":
 		return r.verifyHeader(headerNames)
 	case "not_blind":

@@ -125,3 +125,21 @@ C: MAIL FROM:<b@x.example> SIZE=1
 S: 501 5.5.4
 `)
 }
+
+// TestHeloOfOctets: a HELO name that isn't UTF-8 has a form to be refused for, and the
+// name before it is forgotten. Other commands stay UTF-8.
+func TestHeloOfOctets(t *testing.T) {
+	srv, _ := newServer(t)
+	snap := snapshot(t, func(s *policy.Spec) {
+		s.ACL = &policy.ACL{
+			Hostname: "mx.test", Stages: map[string]string{"mail": "mail"},
+			Lists: map[string][]policy.ACLStatement{"mail": {
+				{Verb: "deny", Items: []policy.ACLCondition{{Kind: "condition", Arg: "${if eq{$sender_helo_name}{a.example}}"}}},
+				{Verb: "accept"},
+			}},
+		}
+	})
+	srv.Policy = func() *policy.Snapshot { return snap }
+	talk(t, srv, "S: 220\nC: EHLO a.example\nS: 250\nC: MAIL FROM:<b@x.example>\nS: 550\n"+
+		"C: EHLO \xff.example\nS: 501\nC: MAIL FROM:<b@x.example>\nS: 250\nC: RSET\nS: 250\nC: MAIL FROM:<\xff@x.example>\nS: 500 5.5.2\n")
+}

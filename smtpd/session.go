@@ -93,7 +93,7 @@ func (s *session) next() {
 	line, err := s.conn.line()
 	var command string
 	if err == nil {
-		command, err = checkCommand(line, s.bareNewline, s.snap.Protocol().NoUTF8)
+		command, err = checkCommand(line, s.bareNewline, s.takesAnyOctet(line))
 	}
 	if err != nil {
 		s.noCommand(err)
@@ -102,6 +102,16 @@ func (s *session) next() {
 	if s.slowDown(); !s.over {
 		s.obey(s.policy.Command(command))
 	}
+}
+
+// takesAnyOctet says that a command needn't be UTF-8. An Exim judges every HELO name,
+// and forgets the one before it.
+func (s *session) takesAnyOctet(line []byte) bool {
+	if s.snap.Protocol().NoUTF8 {
+		return true
+	}
+	verb, _, _ := bytes.Cut(bytes.TrimLeft(line, space), []byte(" "))
+	return s.snap.Spec().ACL != nil && (bytes.EqualFold(verb, []byte("EHLO")) || bytes.EqualFold(verb, []byte("HELO")))
 }
 
 // noCommand answers what isn't a command line.

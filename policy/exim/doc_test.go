@@ -39,7 +39,7 @@ var elements = []row{
 	{"verify = reverse_host_lookup", fidelity.GivenDNS, "", "debian-monolithic, dnslists"},
 	{"verify = sender", fidelity.GivenDNS, "", "debian-monolithic, dnslists, cpanel-shapes"},
 	{"verify = recipient", fidelity.Exact, "", "all profiles but dnslists"},
-	{"verify = header_syntax, header_names_ascii", fidelity.Approximated, "headers are parsed more simply than by Exim; $acl_verify_message is in our words", "debian-monolithic, virtual"},
+	{"verify = header_syntax, header_names_ascii", fidelity.Exact, "unqualified addresses that a host may send aren't qualified in $h_…", "TestHeaders, debian-monolithic, virtual"},
 	{"verify = …/callout", fidelity.NotReplicated, "callouts ask other servers", "TestUnknown"},
 	{"verify = not_blind", fidelity.NotReplicated, "it is about the whole message", "TestUnknown"},
 	{"set acl_m…, acl_c…", fidelity.Exact, "", "cpanel-shapes, sql"},

@@ -55,6 +55,7 @@ var Options = []Option{
 	{"recipient_unqualified_hosts", fidelity.Approximated, "", "an address without a domain is refused at the door", "dnslists"},
 	{"allow_domain_literals", fidelity.Exact, "", "", "virtual"},
 	{"strip_trailing_dot", fidelity.Exact, "", "", "virtual"},
+	{"strip_excess_angle_brackets", fidelity.Approximated, "false", "in headers only; in the envelope they are refused", "TestHeaders"},
 	{"smtp_return_error_details", fidelity.Exact, "", "", "virtual"},
 	{"acl_smtp_mime", fidelity.NotReplicated, "", whyPrimary, ""},
 	{"acl_smtp_dkim", fidelity.NotReplicated, "", whyPrimary, ""},
@@ -125,6 +126,7 @@ func (i *importer) settings() {
 	a.Own = i.own()
 	a.HeloChars = m["helo_allow_chars"]
 	a.DomainLiterals, a.TrailingDot = m["allow_domain_literals"] == "true", m["strip_trailing_dot"] == "true"
+	a.ExcessBrackets = m["strip_excess_angle_brackets"] == "true"
 	a.MaxReject, a.Details = m["recipients_max_reject"] == "true", m["smtp_return_error_details"] == "true"
 	a.MaxRecipients = int(i.size("recipients_max", 0))
 	for name, to := range map[string]*string{
