@@ -18,6 +18,8 @@ func (f *Fleet) orphan() string {
 	}
 	for _, m := range f.last {
 		silent := m.Seen < 0 || m.Seen >= f.o.AdoptAfter.Seconds()
+		// A member whose first beat we wait for may live: the database's clock alone says that it is silent.
+		silent = silent && time.Since(f.heard[m.Name].since) >= f.o.DeadAfter
 		if m.Name != f.o.Self && silent && m.Holder == "" && m.Messages > 0 && !time.Now().Before(f.resting[m.Name]) {
 			return m.Name
 		}

@@ -7,7 +7,8 @@
 //	mx3.example.org  seen 4 s ago   policy 41, 0 sessions, primary up    spool: 3 messages
 //	mx4.example.org  seen 9 min ago                                      spool: 88 messages
 //
-// From that follows, without further talk, by the database's clock alone:
+// Only the database's clock stamps these lines, and only our own says for how long a stamp has stayed the
+// same: after a failover the database's may be another. From that follows, without further talk:
 //
 //   - who lives: who was heard of in the last 15 seconds;
 //   - the share of each in the primary's limits: the limit by the number of the
@@ -84,12 +85,13 @@ type Fleet struct {
 
 	mu     sync.Mutex // guards the rest
 	last   []Member   // by name
-	seen   []moment   // of late
-	at     time.Time  // of last, by our clock
-	clock  time.Time  // of last, by the database's
-	err    error      // why last is old
-	adopts string     // whose mail is being moved here
-	kept   []string   // the living, as File has them
+	heard  map[string]heard
+	seen   []moment  // of late
+	at     time.Time // of last, by our clock
+	clock  time.Time // of last, by the database's
+	err    error     // why last is old
+	adopts string    // whose mail is being moved here
+	kept   []string  // the living, as File has them
 	// resting has members whose mail isn't to be moved before that time.
 	resting map[string]time.Time
 }
@@ -133,7 +135,7 @@ func New(o Options) (*Fleet, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &Fleet{o: o, members: m, resting: map[string]time.Time{}}
+	f := &Fleet{o: o, members: m, heard: map[string]heard{}, resting: map[string]time.Time{}}
 	f.recall()
 	return f, nil
 }
@@ -196,7 +198,9 @@ func (f *Fleet) hear(all []postgres.Member, clock time.Time, err error) {
 		f.o.Metrics.FleetUnheard.Set(1)
 		return
 	}
-	f.last, f.at, f.clock = view(all, f.o.DeadAfter), time.Now(), clock
+	f.at, f.clock = time.Now(), clock
+	f.listen(all)
+	f.last = view(all, f.o.DeadAfter)
 	f.drain(all)
 	f.o.Metrics.FleetUnheard.Set(0)
 	f.o.Metrics.FleetMembers.Set(float64(f.living()))
@@ -207,6 +211,38 @@ func (f *Fleet) hear(all []postgres.Member, clock time.Time, err error) {
 		}
 	}
 	f.o.Metrics.FleetDiffers.Set(differs)
+}
+
+// heard is what we know of a member's last beat.
+type heard struct {
+	beat  int64
+	ago   time.Duration // at the time at, -1 for never
+	at    time.Time
+	since time.Time // when we first saw this beat
+}
+
+// listen sets how long members have been silent. The database's clock counts for
+// those that we first hear of; then only ours does, and only while we hear of the others at all. The caller
+// holds mu.
+func (f *Fleet) listen(all []postgres.Member) {
+	now := make(map[string]heard, len(all))
+	for i := range all {
+		p := &all[i]
+		h, known := f.heard[p.Name]
+		went := min(f.at.Sub(h.at), 2*f.o.Beat)
+		switch {
+		case !known:
+			h = heard{beat: p.Beat, ago: p.Ago, since: f.at}
+		case p.Beat != h.beat:
+			h = heard{beat: p.Beat, ago: min(p.Ago, went), since: f.at}
+		case h.ago >= 0:
+			h.ago += went
+		}
+		h.at = f.at
+		now[p.Name] = h
+		p.Ago = h.ago
+	}
+	f.heard = now
 }
 
 // outOver is how far back a member's rate looks.

@@ -342,6 +342,62 @@ func TestDrainRate(t *testing.T) {
 	})
 }
 
+// TestOtherClock: after 31 s another server is in charge, whose clock is ten minutes off. A member that lives is
+// never taken for dead, and who died before is adopted when it would have been; by
+// one that has just started, after it has listened for a while.
+func TestOtherClock(t *testing.T) {
+	const died, failover, back = 19, 31, 34
+	for name, tt := range map[string]struct {
+		off    time.Duration
+		starts int // when the listener does
+		adopts int // when it takes the mail of the dead
+	}{
+		"ahead":                     {10 * time.Minute, 0, died + 60},
+		"behind":                    {-10 * time.Minute, 0, died + 60},
+		"ahead, and a fresh start":  {10 * time.Minute, 33, 33 + 15},
+		"behind, and a fresh start": {-10 * time.Minute, 33, 33 + 60},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := &Fleet{o: Options{Self: "mx2", AdoptAfter: time.Minute, DeadAfter: 15 * time.Second, Beat: 3 * time.Second, Log: slog.New(slog.DiscardHandler), Metrics: metrics.New(prometheus.NewRegistry())}}
+				clock := time.Now
+				beats := map[string]time.Time{}
+				adopted := -1
+				for second := range 120 {
+					if second == failover {
+						clock = func() time.Time { return time.Now().Add(tt.off) }
+					}
+					if second%3 == 1 && (second < failover || second >= back) {
+						beats["mx3"] = clock()
+						if second <= died {
+							beats["dead"] = clock()
+						}
+					}
+					if second >= tt.starts && second%3 == 0 && second > 0 {
+						all := []postgres.Member{{Name: "mx2"}}
+						for name, at := range beats {
+							all = append(all, postgres.Member{Name: name, Beat: at.UnixMicro(), Ago: max(0, clock().Sub(at)), Totals: store.Totals{Messages: 5}})
+						}
+						f.hear(all, clock(), nil)
+						if who := f.orphan(); who == "mx3" {
+							t.Errorf("after %d s mx3 is adopted", second)
+						} else if who == "dead" && adopted < 0 {
+							adopted = second
+						}
+						if second != tt.starts && !f.back("mx3") {
+							t.Errorf("after %d s mx3 is taken for dead", second)
+						}
+					}
+					time.Sleep(time.Second)
+				}
+				if adopted < tt.adopts || adopted > tt.adopts+5 {
+					t.Errorf("the dead one is adopted after %d s, want %d", adopted, tt.adopts)
+				}
+			})
+		})
+	}
+}
+
 // TestShareOverRestart: a member that starts while the database is away takes its part of
 // a limit by the members that there were, and a damaged file is no news of any.
 func TestShareOverRestart(t *testing.T) {

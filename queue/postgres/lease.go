@@ -93,6 +93,10 @@ const (
 	fillSQL = `INSERT INTO understudy.kv (spool, key, value)
 		SELECT s.id, u.k, u.v FROM understudy.spool s, unnest($2::bytea[], $3::bytea[]) u(k, v) WHERE s.name = $1::text AND s.epoch = 0
 		ON CONFLICT DO NOTHING`
+	// capSQL ends in time what the clock of another server wrote, which was in charge before and is
+	// ahead of this one: no lease is longer than that from now.
+	capSQL = `UPDATE understudy.spool SET lease_until = clock_timestamp() + $1::bigint * interval '1 millisecond'
+		WHERE id IN (SELECT id FROM understudy.spool WHERE lease_until > clock_timestamp() + $1::bigint * interval '1 millisecond' FOR UPDATE SKIP LOCKED)`
 	// takeSQL waits for a transaction of the last holder that is under way.
 	takeSQL = `UPDATE understudy.spool SET epoch = epoch + 1, holder = $2::text, token = $3::text,
 			lease_until = clock_timestamp() + $4::bigint * interval '1 millisecond'
@@ -172,6 +176,7 @@ func (s *Store) takeWith(ctx context.Context, n *session) error {
 	changed, err := n.commit(ctx,
 		query{makeSQL, [][]byte{name}},
 		query{fillSQL, [][]byte{name, byteas(nil, keys), byteas(nil, values)}},
+		query{capSQL, [][]byte{int8b(s.o.Lease.Milliseconds())}},
 		query{takeSQL, [][]byte{name, []byte(s.o.Member), []byte(s.token), int8b(s.o.Lease.Milliseconds())}})
 	if err != nil {
 		return failed("take the spool", err)

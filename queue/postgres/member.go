@@ -15,7 +15,8 @@ const maxSays = 4 << 10
 // Member is one of those who share a database, or a spool whose member never came.
 type Member struct {
 	Name string
-	Ago  time.Duration // since it was last heard of, by the database's clock; -1 for never
+	Ago  time.Duration // since its last beat, by the clock of the database that is in charge now; -1 for never
+	Beat int64         // another for each of its beats
 	Says []byte
 
 	Spool  bool          // it has one
@@ -41,10 +42,12 @@ const (
 	// beatSQL waits for no standby: the next one comes soon.
 	beatSQL = `INSERT INTO understudy.member AS m (name, seen, says) VALUES ($1::text, clock_timestamp(), $2::bytea)
 		ON CONFLICT (name) DO UPDATE SET seen = excluded.seen, says = excluded.says`
-	membersSQL = `SELECT coalesce(m.name, s.name), coalesce((extract(epoch FROM clock_timestamp() - m.seen) * 1000)::bigint, -1), coalesce(m.says, ''),
+	membersSQL = `SELECT coalesce(m.name, s.name),
+			CASE WHEN m.seen IS NULL THEN -1 ELSE greatest(0, (extract(epoch FROM clock_timestamp() - m.seen) * 1000)::bigint) END, coalesce(m.says, ''),
 			s.id IS NOT NULL, CASE WHEN s.lease_until > clock_timestamp() THEN s.holder ELSE '' END,
 			CASE WHEN s.lease_until > clock_timestamp() THEN (extract(epoch FROM s.lease_until - clock_timestamp()) * 1000)::bigint ELSE 0 END,
-			coalesce((SELECT value FROM understudy.kv t WHERE t.spool = s.id AND t.key = 't'::bytea), ''), extract(epoch FROM clock_timestamp())::bigint
+			coalesce((SELECT value FROM understudy.kv t WHERE t.spool = s.id AND t.key = 't'::bytea), ''), extract(epoch FROM clock_timestamp())::bigint,
+			coalesce((extract(epoch FROM m.seen) * 1000000)::bigint, 0)
 		FROM understudy.member m FULL JOIN understudy.spool s ON s.name = m.name`
 )
 
@@ -73,8 +76,10 @@ func (m *Members) list(ctx context.Context, first *query) (all []Member, now tim
 			if _, err := n.conn.Exec(ctx, "SET synchronous_commit = local").ReadAll(); err != nil {
 				return err
 			}
-			if err := n.rows(ctx, *first, func([][]byte) {}); err != nil {
-				return err
+			for _, q := range []query{*first, {capSQL, [][]byte{int8b(m.s.o.Lease.Milliseconds())}}} {
+				if err := n.rows(ctx, q, func([][]byte) {}); err != nil {
+					return err
+				}
 			}
 		}
 		return n.rows(ctx, query{membersSQL, nil}, func(c [][]byte) {
@@ -84,7 +89,7 @@ func (m *Members) list(ctx context.Context, first *query) (all []Member, now tim
 			if number(1) < 0 {
 				ago = -1
 			}
-			all = append(all, Member{Name: string(c[0]), Ago: ago, Says: append([]byte(nil), c[2]...),
+			all = append(all, Member{Name: string(c[0]), Ago: ago, Beat: number(8), Says: append([]byte(nil), c[2]...),
 				Spool: c[3][0] == 1, Holder: string(c[4]), Left: time.Duration(number(5)) * time.Millisecond, Totals: totals})
 			now = time.Unix(number(7), 0)
 		})

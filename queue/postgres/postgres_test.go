@@ -42,7 +42,7 @@ func TestServer(t *testing.T) {
 		return o
 	}
 	for name, test := range map[string]func(*testing.T, *listertest.Node, Opener){
-		"lease": lease, "fence": fence, "return": comeBack, "ahead": readAhead, "read only": lookOnly,
+		"lease": lease, "clock": otherClock, "fence": fence, "return": comeBack, "ahead": readAhead, "read only": lookOnly,
 		"free": free, "cancelled wait": cancelledWait, "quorum": quorum, "disk full": diskFull,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, node, opener(t)) })
@@ -101,6 +101,41 @@ func lease(t *testing.T, node *listertest.Node, o Opener) {
 	if _, err := taken.Get([]byte("k")); err == nil {
 		t.Error("a closed one goes on reading")
 	}
+}
+
+// otherClock: a lease that a faster clock has written ends in time nevertheless.
+func otherClock(t *testing.T, node *listertest.Node, o Opener) {
+	o.Lease = time.Second
+	s := mustOpen(t, o)
+	s.stop() // as if it had died
+	s.kept.Wait()
+	ahead := "UPDATE understudy.spool SET lease_until = clock_timestamp() + interval '10 minutes' WHERE name = '" + o.Spool + "'"
+	left := func(all []Member, err error) time.Duration {
+		for _, m := range all {
+			if m.Name == o.Spool {
+				return m.Left
+			}
+		}
+		t.Fatalf("the members: %v, %v", all, err)
+		return 0
+	}
+	members, err := o.Members()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer members.Close()
+	node.SQL(t, ahead)
+	if l := left(members.List(t.Context())); l < 9*time.Minute {
+		t.Errorf("left %v, want ten minutes", l)
+	}
+	all, _, err := members.Beat(t.Context(), "any", []byte("{}"))
+	if l := left(all, err); l > time.Second {
+		t.Errorf("after a beat of another, left %v", l)
+	}
+	node.SQL(t, ahead)
+	other := o
+	other.Dir, other.Member, other.Patience = t.TempDir(), "another", time.Minute
+	mustOpen(t, other)
 }
 
 // fence: what an earlier connection has under way is done or refused once Reopen
