@@ -18,7 +18,8 @@ import (
 // Spec.Tables, under "TYPE;FILE" (lsearch;/etc/aliases), and in Files.
 type ACL struct {
 	// Stages name the list that judges each: connect, helo, mail, rcpt, predata
-	// and data. Without one, rcpt refuses everybody and the others nobody.
+	// and data. A name is expanded. Without one, rcpt refuses everybody and the
+	// others nobody.
 	Stages map[string]string         `json:"stages,omitempty"`
 	Lists  map[string][]ACLStatement `json:"lists,omitempty"`
 
@@ -32,9 +33,12 @@ type ACL struct {
 	Users string              `json:"users,omitempty"`         // a table: login names, with "uid gid home"
 	Own   []string            `json:"own_addresses,omitempty"` // of the primary's interfaces
 
+	Interfaces []string `json:"interface_addresses,omitempty"` // of the primary's, those that mail comes to
+
 	Routers []ACLRouter `json:"routers,omitempty"`
 
 	Hostname         string `json:"primary_hostname"`
+	ActiveHostname   string `json:"smtp_active_hostname,omitempty"`
 	QualifyDomain    string `json:"qualify_domain,omitempty"`
 	QualifyRecipient string `json:"qualify_recipient,omitempty"`
 
@@ -49,6 +53,7 @@ type ACL struct {
 
 	HeloChars      string `json:"helo_allow_chars,omitempty"`
 	DomainLiterals bool   `json:"allow_domain_literals,omitempty"`
+	DisableIPv6    bool   `json:"disable_ipv6,omitempty"` // no AAAA records are looked up
 	TrailingDot    bool   `json:"strip_trailing_dot,omitempty"`
 	UTF8Domains    bool   `json:"allow_utf8_domains,omitempty"`
 	ExcessBrackets bool   `json:"strip_excess_angle_brackets,omitempty"` // in headers
@@ -135,9 +140,10 @@ func (c *compiler) acl() {
 		if !slices.Contains(aclStages, stage) {
 			c.errorf("acl.stages: no stage is called %q", stage)
 		}
-		if _, ok := spec.Lists[list]; !ok {
+		if _, ok := spec.Lists[list]; !ok && !strings.Contains(list, "$") {
 			c.errorf("acl.stages.%s: no list is called %q", stage, list)
 		}
+		c.parse(a, "acl.stages."+stage, list)
 	}
 	for _, f := range spec.Exist {
 		a.exist[f] = true
@@ -160,7 +166,7 @@ func (c *compiler) acl() {
 	for name, text := range map[string]string{
 		"host_lookup": spec.HostLookup, "host_reject_connection": spec.RejectHosts, "helo_verify_hosts": spec.HeloVerify, "helo_try_verify_hosts": spec.HeloTryVerify,
 		"helo_accept_junk_hosts": spec.HeloJunk, "hosts_require_helo": spec.RequireHelo, "sender_unqualified_hosts": spec.UnqualifiedSender,
-		"recipient_unqualified_hosts": spec.UnqualifiedRecipient,
+		"recipient_unqualified_hosts": spec.UnqualifiedRecipient, "smtp_active_hostname": spec.ActiveHostname,
 	} {
 		c.parse(a, "acl."+name, text)
 	}

@@ -10,10 +10,14 @@ import (
 
 // allAddrs looks up all addresses of a host. Some will do where the look-up of the
 // others fails.
-func (l *lookups) allAddrs(name string) question {
+func (l *lookups) allAddrs(name string, onlyIPv4 bool) question {
+	networks := []string{"ip6", "ip4"}
+	if onlyIPv4 {
+		networks = networks[1:]
+	}
 	return question{"host " + name, func(ctx context.Context, a *answer) {
 		a.status = dnsNotFound
-		for _, network := range []string{"ip6", "ip4"} {
+		for _, network := range networks {
 			addrs, err := l.r.LookupNetIP(ctx, network, name)
 			switch st := a.outcome(err); {
 			case st == dnsFound:
@@ -32,7 +36,7 @@ func (l *lookups) allAddrs(name string) question {
 
 // mailHosts looks up a domain's MX hosts, the best first; without any, whether it has
 // addresses. best is 0 then.
-func (l *lookups) mailHosts(domain string) question {
+func (l *lookups) mailHosts(domain string, onlyIPv4 bool) question {
 	return question{"mail hosts " + domain, func(ctx context.Context, a *answer) {
 		mxs, err := l.r.LookupMX(ctx, domain)
 		if a.status = a.outcome(err); a.status == dnsTemp {
@@ -53,7 +57,7 @@ func (l *lookups) mailHosts(domain string) question {
 			return
 		}
 		in := &answer{}
-		l.allAddrs(domain).ask(ctx, in)
+		l.allAddrs(domain, onlyIPv4).ask(ctx, in)
 		a.status, a.failed = in.status, a.failed || in.failed
 	}}
 }

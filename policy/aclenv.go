@@ -3,6 +3,7 @@ package policy
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -39,6 +40,9 @@ func (c *patternCache) compile(re, flags string) (*pattern.Pattern, error) {
 
 // Lookup is expansion.Env's.
 func (r *aclRun) Lookup(typ, file, key string) (string, bool, error) {
+	if typ, _, _ := strings.Cut(typ, ","); typ == "dnsdb" {
+		return r.dnsdb(key)
+	}
 	if file == "" {
 		return "", false, errors.New("a query can't be asked here")
 	}
@@ -121,7 +125,14 @@ func (r *aclRun) Variable(name string) (string, bool) {
 		return strconv.Itoa(s.header.longest()), true
 	case "received_count":
 		return strconv.Itoa(r.message.Hops + 1), true
-	case "primary_hostname", "smtp_active_hostname":
+	case "smtp_active_hostname":
+		if r.acl.ActiveHostname != "" {
+			if name, err := r.expand(r.acl.ActiveHostname); err == nil {
+				return name, true
+			}
+		}
+		return r.acl.Hostname, true
+	case "primary_hostname":
 		return r.acl.Hostname, true
 	case "qualify_domain":
 		return r.acl.QualifyDomain, true
@@ -194,6 +205,10 @@ func (r *aclRun) clientVariable(name string) (string, bool) {
 		return r.client.Addr.String(), true
 	case "sender_host_port":
 		return strconv.Itoa(int(r.client.Port)), true
+	case "interface_address", "received_ip_address":
+		return r.acl.interfaceFor(r.client.Addr), true
+	case "interface_port", "received_port":
+		return "25", true
 	case "sender_helo_name":
 		return r.aclState.helo, true
 	case "sender_host_name":
@@ -217,6 +232,20 @@ func (r *aclRun) clientVariable(name string) (string, bool) {
 		return strings.ToLower(r.client.Protocol), true
 	}
 	return "", false
+}
+
+// interfaceFor is the address of the primary's that a client comes to: the first of its
+// family.
+func (a *acl) interfaceFor(client netip.Addr) string {
+	for _, own := range a.Interfaces {
+		if addr, err := netip.ParseAddr(own); err == nil && addr.Is4() == client.Is4() {
+			return own
+		}
+	}
+	if len(a.Interfaces) > 0 {
+		return a.Interfaces[0]
+	}
+	return ""
 }
 
 func flag(b bool) string {

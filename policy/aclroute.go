@@ -27,7 +27,7 @@ func (o *ACLRouter) flag(name string, otherwise bool) bool {
 // routerStrings are the options that are expanded.
 var routerStrings = []string{
 	"domains", "local_parts", "senders", "condition", "data", "cannot_route_message", "address_data", "router_home_directory", "require_files",
-	"route_data", "route_list", "ignore_target_hosts", "qualify_domain", "local_part_prefix", "local_part_suffix",
+	"route_data", "route_list", "unseen", "ignore_target_hosts", "qualify_domain", "local_part_prefix", "local_part_suffix",
 }
 
 func (c *compiler) router(a *acl, r *ACLRouter) aclRouter {
@@ -142,7 +142,12 @@ loop:
 		}
 		rc := r.preconditions(t, ro)
 		if rc == routeDone {
-			rc = r.runRouter(t, ro)
+			if rc = r.runRouter(t, ro); rc == routeDone && r.unseen(ro) {
+				if len(t.children) == 0 {
+					continue // the address goes on alone
+				}
+				t.children = append(t.children, t.address)
+			}
 			if rc == routeDone && ro.flag(map[bool]string{true: "fail_verify_sender", false: "fail_verify_recipient"}[t.sender], ro.flag("fail_verify", false)) {
 				t.message = ""
 				return aclFail
@@ -179,6 +184,16 @@ loop:
 		t.user = t.message
 	}
 	return aclFail
+}
+
+// unseen says that an address which a router takes goes on to the next one, too.
+func (r *aclRun) unseen(ro *aclRouter) bool {
+	text := ro.Options["unseen"]
+	if text == "" {
+		return false
+	}
+	v, err := r.expand(text)
+	return err == nil && (strings.EqualFold(v, "true") || strings.EqualFold(v, "yes"))
 }
 
 // looped says that an ancestor of the address has been through the router.
@@ -393,7 +408,7 @@ func (r *aclRun) dnsRoute(t *routing, ro *aclRouter) routeResult {
 		t.message = "mail domain \"" + t.domain + "\" is syntactically invalid"
 		return routeDecline
 	}
-	a := r.lookups.get(r.ctx, r.lookups.mailHosts(t.domain))
+	a := r.lookups.get(r.ctx, r.lookups.mailHosts(t.domain, r.acl.DisableIPv6))
 	switch a.status {
 	case dnsTemp:
 		if ro.flag("pass_on_timeout", false) {
@@ -425,6 +440,7 @@ func (r *aclRun) reachable(t *routing, ro *aclRouter, a *answer) routeResult {
 		hosts = []string{t.domain}
 	}
 	any, temp := false, false
+scan:
 	for i, h := range hosts {
 		addrs, st := r.addresses(h)
 		temp = temp || st == dnsTemp
@@ -432,11 +448,11 @@ func (r *aclRun) reachable(t *routing, ro *aclRouter, a *answer) routeResult {
 			if ignored(addr) {
 				continue
 			}
-			if (slices.Contains(r.acl.Own, addr.String()) || addr.IsLoopback()) && !any {
+			if slices.Contains(r.acl.Own, addr.String()) || addr == netip.IPv4Unspecified() {
 				if i < max(1, a.best) {
 					return r.self(t, ro)
 				}
-				break
+				break scan // those that are no better than the primary don't count
 			}
 			any = true
 		}

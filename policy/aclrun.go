@@ -83,12 +83,24 @@ func (r *aclRun) judge(stage string) (Verdict, outcome) {
 	rc := aclOK
 	switch {
 	case given:
-		rc = r.list(name)
+		rc = r.stageList(name)
 	case stage == "rcpt":
 		rc = aclFail
 		r.rule = Rule{Stage: r.stage, Kind: kindACLEnd, Table: "acl_smtp_rcpt"}
 	}
 	return r.verdict(rc), rc
+}
+
+// stageList evaluates the list that a stage's string names.
+func (r *aclRun) stageList(text string) outcome {
+	name, err := r.expand(text)
+	switch {
+	case errors.Is(err, expansion.ErrForced):
+		return aclOK
+	case err != nil:
+		return failure(err)
+	}
+	return r.list(strings.TrimSpace(name))
 }
 
 // list evaluates a list until a statement decides.

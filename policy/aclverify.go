@@ -118,7 +118,7 @@ func (r *aclRun) addresses(name string) ([]netip.Addr, dnsStatus) {
 	if !envelope.ValidHostname(strings.TrimSuffix(name, ".")) {
 		return nil, dnsNotFound
 	}
-	a := r.lookups.get(r.ctx, r.lookups.allAddrs(expansion.Lower(name)))
+	a := r.lookups.get(r.ctx, r.lookups.allAddrs(expansion.Lower(name), r.acl.DisableIPv6))
 	return a.addrs, a.status
 }
 

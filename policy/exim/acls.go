@@ -26,26 +26,49 @@ func (i *importer) stages() {
 			}
 			continue
 		}
+		i.acl.Stages[s.stage] = i.stage(s.option, name)
+	}
+}
+
+// stage translates the lists that a stage's string may name, and returns the string.
+// What is no name is a list of its own: "accept".
+func (i *importer) stage(option, text string) string {
+	i.here = i.conf.where(option)
+	got, err := i.str(text)
+	if err != nil {
+		return i.inline(option, text)
+	}
+	p, err := expansion.Parse(got)
+	if err != nil {
+		return i.inline(option, text)
+	}
+	names, ok := p.Leaves()
+	for n, name := range names {
+		names[n] = strings.TrimSpace(name)
+		ok = ok && (i.aclNamed(names[n]) != nil || verbs[names[n]])
+	}
+	if !ok {
+		return i.inline(option, text)
+	}
+	for _, name := range names {
 		if i.aclNamed(name) == nil {
-			list := i.inline(s.option, name)
-			i.acl.Stages[s.stage] = list
-			continue
+			i.conf.acls = append(i.conf.acls, aclText{name: name, statements: []statementText{{verb: name}}})
 		}
 		i.list(name)
-		i.acl.Stages[s.stage] = name
-		i.item(s.option, name, fidelity.Exact, "", "")
 	}
+	i.item(option, text, fidelity.Exact, "", "")
+	return got
 }
 
 // inline stands for a list whose name isn't constant, or that is written in place.
 func (i *importer) inline(option, value string) string {
 	choice := i.choose(option, value, fidelity.Defer, fidelity.Ignore)
-	i.item(option, value, fidelity.NotReplicated, i.conf.file+": which list it names isn't constant, or it isn't in this file", choice, fidelity.Defer, fidelity.Ignore)
+	i.item(option, value, fidelity.NotReplicated, i.conf.where(option)+": which list it names isn't constant, or it isn't in this file", choice, fidelity.Defer, fidelity.Ignore)
 	verb := "accept"
 	if choice == fidelity.Defer {
 		verb = "defer"
 	}
-	i.acl.Lists[option] = []policy.ACLStatement{{Verb: verb, Where: i.conf.file}}
+	i.acl.Lists[option] = []policy.ACLStatement{{Verb: verb, Where: i.conf.where(option)}}
 	return option
 }
 
@@ -83,15 +106,25 @@ var controls = []string{
 	"utf8_downconvert", "no_rewrite",
 }
 
-// statement translates one. keep is false for one that is ignored.
+// statement translates one. keep is false for one that decides nothing.
 func (i *importer) statement(list string, s *statementText) (out policy.ACLStatement, keep bool) {
+	if s.verb == "warn" && !slices.ContainsFunc(s.items, func(it itemText) bool {
+		return slices.Contains([]string{"set", "control", "acl"}, strings.TrimPrefix(it.kind, "!"))
+	}) {
+		return out, false
+	}
 	out.Verb = s.verb
 	var missing []policy.ACLCondition
 	var sets []string
 	if len(s.items) > 0 {
-		out.Where = i.conf.where(list, s.items[0])
+		out.Where = s.items[0].where
 	}
-	for _, it := range s.items {
+	items, never := s.items, unreachable(s)
+	if never >= 0 {
+		i.item(list, elementOf(s.verb, items[never]), fidelity.Exact, "nobody authenticates to a secondary", "")
+		items = items[:never]
+	}
+	for _, it := range items {
 		if it.kind == "set" {
 			name, _, _ := strings.Cut(it.arg, "=")
 			sets = append(sets, strings.TrimSpace(name))
@@ -107,9 +140,13 @@ func (i *importer) statement(list string, s *statementText) (out policy.ACLState
 			}
 			continue
 		}
+		if never >= 0 {
+			missing = append(missing, policy.ACLCondition{})
+			break // what follows it can't be told, and decides nothing
+		}
 		choice, dropped := i.missing(list, s.verb, it, why)
 		if dropped {
-			return out, false
+			return onlySets(out)
 		}
 		if choice != "" {
 			missing = append(missing, policy.ACLCondition{Kind: "unknown", Arg: choice})
@@ -120,8 +157,41 @@ func (i *importer) statement(list string, s *statementText) (out policy.ACLState
 			i.tainted[name] = true
 		}
 	}
+	if never >= 0 {
+		return onlySets(out)
+	}
 	out.Items = append(out.Items, missing...)
 	return out, s.verb != "warn" || slices.ContainsFunc(out.Items, func(c policy.ACLCondition) bool { return c.Kind == "set" || c.Kind == "unknown" })
+}
+
+// unreachable is the index of a condition that never holds, so that the statement
+// decides nothing: nobody authenticates. It is -1 without one.
+func unreachable(s *statementText) int {
+	if s.verb == "require" {
+		return -1
+	}
+	for n, it := range s.items {
+		switch it.kind {
+		case "endpass":
+			return -1
+		case "authenticated":
+			return n
+		}
+	}
+	return -1
+}
+
+// onlySets is what is left of a statement that decides nothing: the variables that it
+// sets before it ends.
+func onlySets(s policy.ACLStatement) (policy.ACLStatement, bool) {
+	for n := len(s.Items); n > 0; n-- {
+		if s.Items[n-1].Kind == "set" {
+			s.Verb = "warn"
+			s.Items = slices.DeleteFunc(s.Items[:n], func(c policy.ACLCondition) bool { return c.Kind == "message" })
+			return s, true
+		}
+	}
+	return s, false
 }
 
 // elementOf names a condition in the report.
@@ -146,7 +216,7 @@ func (i *importer) missing(list, verb string, it itemText, why error) (choice st
 	}
 	element := elementOf(verb, it)
 	got := i.choose(list, element, options...)
-	i.item(list, element, fidelity.NotReplicated, fmt.Sprintf("%s: %v", i.conf.where(list, it), why), got, options...)
+	i.item(list, element, fidelity.NotReplicated, fmt.Sprintf("%s: %v", it.where, why), got, options...)
 	switch got {
 	case fidelity.Defer:
 		return "defer", false
@@ -158,7 +228,11 @@ func (i *importer) missing(list, verb string, it itemText, why error) (choice st
 
 // condition translates one; the zero condition decides nothing.
 func (i *importer) condition(list string, it itemText) (c policy.ACLCondition, class fidelity.Class, why error) {
+	i.here = it.where
 	kind := strings.TrimPrefix(it.kind, "!")
+	if it.kind == "!authenticated" {
+		return policy.ACLCondition{}, "", nil // nobody authenticates to a secondary
+	}
 	c = policy.ACLCondition{Kind: it.kind, Arg: it.arg}
 	switch kind {
 	case "domains":
@@ -175,6 +249,9 @@ func (i *importer) condition(list string, it itemText) (c policy.ACLCondition, c
 		return c, class, why
 	case "authenticated", "encrypted", "condition":
 		c.Arg, why = i.str(it.arg)
+		if i.asksDNS {
+			return c, fidelity.GivenDNS, why
+		}
 	case "dnslists":
 		c.Arg, why = i.str(it.arg)
 		return c, fidelity.GivenDNS, why
@@ -188,7 +265,7 @@ func (i *importer) condition(list string, it itemText) (c policy.ACLCondition, c
 		}
 	case "message":
 		if c.Arg, why = i.str(it.arg); why != nil { // the verdict is the same
-			i.item(list, elementOf("", it), fidelity.Approximated, fmt.Sprintf("%s: %v", i.conf.where(list, it), why), "Exim's own text")
+			i.item(list, elementOf("", it), fidelity.Approximated, fmt.Sprintf("%s: %v", it.where, why), "Exim's own text")
 			return policy.ACLCondition{}, "", nil
 		}
 		return c, "", nil

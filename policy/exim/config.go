@@ -1,9 +1,9 @@
 package exim
 
 import (
+	"cmp"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 )
 
@@ -20,7 +20,10 @@ type config struct {
 	lists    map[string]map[string]string // domainlist, hostlist, addresslist, localpartlist: by name
 	acls     []aclText
 	routers  []routerText
-	rewrite  []string
+	drivers  map[string]string // of transports
+	rewrite  []itemText
+	at       map[string]string // where options and lists are: FILE:LINE
+	here     string            // where the line is that is being read
 }
 
 type aclText struct {
@@ -34,11 +37,13 @@ type statementText struct {
 }
 
 // itemText is a condition or a modifier; kind has the "!" of a negated one.
-type itemText struct{ kind, arg string }
+type itemText struct{ kind, arg, where string }
 
 type routerText struct {
 	name    string
+	where   string
 	options map[string]string
+	at      map[string]string // where each option is
 }
 
 var listKinds = []string{"domainlist", "hostlist", "addresslist", "localpartlist"}
@@ -46,11 +51,12 @@ var listKinds = []string{"domainlist", "hostlist", "addresslist", "localpartlist
 var verbs = map[string]bool{"accept": true, "defer": true, "deny": true, "discard": true, "drop": true, "require": true, "warn": true}
 
 func parseConfig(text string) (*config, error) {
-	c := &config{main: map[string]string{}, lists: map[string]map[string]string{}}
+	c := &config{main: map[string]string{}, lists: map[string]map[string]string{}, drivers: map[string]string{}, at: map[string]string{}}
 	for _, k := range listKinds {
 		c.lists[k] = map[string]string{}
 	}
-	section := "main"
+	section, transport := "main", ""
+	from := &origin{}
 	for line := range strings.Lines(text) {
 		line = strings.TrimSpace(line)
 		switch {
@@ -61,14 +67,17 @@ func parseConfig(text string) (*config, error) {
 			var file string
 			if k, _ := fmt.Sscanf(line, "# %d %q", &n, &file); k == 2 {
 				c.included = append(c.included, file)
+				from.enter(file)
 			}
 			continue
 		}
+		c.here = from.locate(line)
 		if s, ok := strings.CutPrefix(line, "begin "); ok {
 			section = strings.TrimSpace(s)
 			continue
 		}
-		if isMacro(line) {
+		if name := macroName(line); name != "" {
+			from.define(name, line)
 			continue
 		}
 		var err error
@@ -79,8 +88,14 @@ func parseConfig(text string) (*config, error) {
 			err = c.aclLine(line)
 		case "routers":
 			err = c.routerLine(line)
+		case "transports":
+			if name, ok := strings.CutSuffix(line, ":"); ok {
+				transport = name
+			} else if name, value := setting(line); name == "driver" {
+				c.drivers[transport] = value
+			}
 		case "rewrite":
-			c.rewrite = append(c.rewrite, line)
+			c.rewrite = append(c.rewrite, itemText{arg: line, where: c.here})
 		}
 		if err != nil {
 			return nil, fmt.Errorf("exim -bP config: %w", err)
@@ -89,13 +104,16 @@ func parseConfig(text string) (*config, error) {
 	return c, nil
 }
 
-// isMacro says that a line defines a macro: a name that begins with a capital.
-func isMacro(line string) bool {
+// macroName is the macro that a line defines: a name that begins with a capital.
+func macroName(line string) string {
 	if line[0] < 'A' || line[0] > 'Z' {
-		return false
+		return ""
 	}
 	name := strings.TrimRight(line[:max(0, strings.IndexByte(line, '='))], "= \t")
-	return name != "" && strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_") == ""
+	if strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_") != "" {
+		return ""
+	}
+	return name
 }
 
 // option reads a line of the main section.
@@ -109,11 +127,12 @@ func (c *config) option(line string) error {
 		if !ok {
 			return fmt.Errorf("%q: no list is given", line)
 		}
-		c.lists[kind][strings.TrimSpace(name)] = dequote(strings.TrimSpace(value))
+		name = strings.TrimSpace(name)
+		c.lists[kind][name], c.at[kind+" "+name] = dequote(strings.TrimSpace(value)), c.here
 		return nil
 	}
 	name, value := setting(line)
-	c.main[name] = value
+	c.main[name], c.at[name] = value, c.here
 	return nil
 }
 
@@ -186,7 +205,9 @@ func (c *config) aclLine(line string) error {
 		return fmt.Errorf("%q: a verb is missing", line)
 	}
 	s := &a.statements[len(a.statements)-1]
-	s.items = append(s.items, parseItem(line))
+	it := parseItem(line)
+	it.where = c.here
+	s.items = append(s.items, it)
 	return nil
 }
 
@@ -194,21 +215,21 @@ func parseItem(line string) itemText {
 	kind, arg, given := strings.Cut(line, "=")
 	kind = strings.Join(strings.Fields(strings.Replace(kind, "!", "! ", 1)), " ")
 	if name, set := strings.CutPrefix(kind, "set "); set {
-		return itemText{"set", name + "=" + strings.TrimSpace(arg)}
+		return itemText{kind: "set", arg: name + "=" + strings.TrimSpace(arg)}
 	}
 	if rest, negated := strings.CutPrefix(kind, "! "); negated {
 		kind = "!" + rest
 	}
 	if !given {
-		return itemText{kind, ""}
+		return itemText{kind: kind}
 	}
-	return itemText{kind, strings.TrimSpace(arg)}
+	return itemText{kind: kind, arg: strings.TrimSpace(arg)}
 }
 
 // routerLine reads a line of the routers.
 func (c *config) routerLine(line string) error {
 	if name, ok := strings.CutSuffix(line, ":"); ok && !strings.ContainsAny(name, " \t=") {
-		c.routers = append(c.routers, routerText{name, map[string]string{}})
+		c.routers = append(c.routers, routerText{name, c.here, map[string]string{}, map[string]string{}})
 		return nil
 	}
 	if len(c.routers) == 0 {
@@ -219,7 +240,7 @@ func (c *config) routerLine(line string) error {
 	if before := r.options[name]; before != "" && name == "condition" {
 		value = "${if and {{bool_lax{" + before + "}}{bool_lax{" + value + "}}}{1}{0}}"
 	}
-	r.options[name] = value
+	r.options[name], r.at[name] = value, c.here
 	return nil
 }
 
@@ -239,49 +260,5 @@ func (c *config) effective(said string) {
 	}
 }
 
-// where finds a condition in the file: its line, or that of its list.
-func (c *config) where(acl string, it itemText) string {
-	b, err := os.ReadFile(c.file)
-	if err != nil {
-		return c.file
-	}
-	kind := strings.TrimPrefix(it.kind, "!")
-	header, like := 0, 0
-	for n, line := range strings.Split(string(b), "\n") {
-		line = strings.TrimSpace(line)
-		if header == 0 {
-			if strings.HasPrefix(line, acl) && strings.HasPrefix(strings.TrimSpace(line[len(acl):]), ":") {
-				header = n + 1
-			}
-			continue
-		}
-		word, rest, _ := strings.Cut(line, " ")
-		if verbs[word] {
-			line = strings.TrimSpace(rest)
-		}
-		have := parseItem(line + " ")
-		if have.kind != it.kind && !(have.kind == "set" && kind == "set") {
-			continue
-		}
-		if have.arg == it.arg {
-			return fmt.Sprintf("%s:%d", c.file, n+1)
-		}
-		if stem, cut := strings.CutSuffix(have.arg, `\`); like == 0 && (cut && strings.HasPrefix(it.arg, strings.TrimSpace(stem)) || hasMacro(have.arg)) {
-			like = n + 1
-		}
-	}
-	if like > 0 {
-		header = like
-	}
-	return fmt.Sprintf("%s:%d", c.file, header)
-}
-
-// hasMacro says that a value may hold a macro's name.
-func hasMacro(s string) bool {
-	for _, w := range strings.FieldsFunc(s, func(r rune) bool { return r != '_' && (r < 'A' || r > 'Z') && (r < '0' || r > '9') }) {
-		if len(w) > 3 && w[0] >= 'A' {
-			return true
-		}
-	}
-	return false
-}
+// where is where an option of the main section, or a list, is set.
+func (c *config) where(name string) string { return cmp.Or(c.at[name], c.file) }

@@ -59,13 +59,15 @@ func Databases(ctx context.Context, db *lister.Source, query string, row func(co
 
 // importer is one import under way.
 type importer struct {
-	ctx    context.Context
-	src    *Source
-	conf   *config
-	spec   *policy.Spec
-	acl    *policy.ACL
-	report fidelity.Report
-	errs   []error
+	ctx     context.Context
+	src     *Source
+	conf    *config
+	spec    *policy.Spec
+	acl     *policy.ACL
+	report  fidelity.Report
+	errs    []error
+	asksDNS bool   // the string that was checked last asks the DNS
+	here    string // where what is being read stands: FILE:LINE
 
 	files   map[string]bool   // that the policy depends on
 	polled  map[string]bool   // sources that announce no change

@@ -18,10 +18,11 @@ func (i *importer) namedLists() {
 	} {
 		for _, name := range slices.Sorted(maps.Keys(i.conf.lists[kind])) {
 			text := i.conf.lists[kind][name]
+			i.here = i.conf.where(kind + " " + name)
 			got, err := i.listString(text, kind)
 			if err != nil {
 				choice := i.choose(kind+" "+name, text, fidelity.Defer)
-				i.item(kind+" "+name, text, fidelity.NotReplicated, fmt.Sprintf("%s: %v", i.conf.file, err), choice, fidelity.Defer)
+				i.item(kind+" "+name, text, fidelity.NotReplicated, fmt.Sprintf("%s: %v", i.conf.where(kind+" "+name), err), choice, fidelity.Defer)
 				i.markUnknown(kind)
 				got = unknownList
 			} else {
@@ -45,46 +46,6 @@ func (i *importer) markUnknown(kind string) {
 	it := &i.report.Items[len(i.report.Items)-1]
 	it.Domains, it.NoMail, it.Unknown = true, true, true
 	it.Concerns = "every address in the domains that it holds, whichever these are"
-}
-
-// str checks a string and lists what it refers to. It returns the string as the Spec
-// has it.
-func (i *importer) str(s string) (string, error) {
-	s, err := i.rewriteQueries(s)
-	if err != nil {
-		return "", err
-	}
-	p, err := expansion.Parse(s)
-	if err != nil {
-		return "", err
-	}
-	p.Walk(&expansion.Visitor{
-		Variable: func(name string) {
-			if i.tainted[name] && err == nil {
-				err = fmt.Errorf("$%s isn't known", name)
-			}
-		},
-		Lookup: func(typ string, file, _ *expansion.String) {
-			if e := i.lookup(typ, file); err == nil {
-				err = e
-			}
-		},
-		Test: func(cond string, subject, list *expansion.String) {
-			var e error
-			switch {
-			case cond == "exists":
-				e = i.exists(subject)
-			case cond == "match_ip":
-				e = i.items(list, "hostlist")
-			case list != nil:
-				e = i.items(list, "domainlist")
-			}
-			if err == nil {
-				err = e
-			}
-		},
-	})
-	return s, err
 }
 
 // listString checks a list likewise, with the files and tables that its elements name.

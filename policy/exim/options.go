@@ -2,6 +2,7 @@ package exim
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -54,6 +55,9 @@ var Options = []Option{
 	{"sender_unqualified_hosts", fidelity.Approximated, "", "an address without a domain is refused at the door", "dnslists"},
 	{"recipient_unqualified_hosts", fidelity.Approximated, "", "an address without a domain is refused at the door", "dnslists"},
 	{"allow_domain_literals", fidelity.Exact, "", "", "virtual"},
+	{"disable_ipv6", fidelity.Exact, "", "no AAAA records are looked up", "hestia"},
+	{"smtp_active_hostname", fidelity.Exact, "", "", "hestia"},
+	{"local_interfaces", fidelity.Exact, "", "$interface_address is the first of the client's family", "hestia"},
 	{"strip_trailing_dot", fidelity.Exact, "", "", "virtual"},
 	{"strip_excess_angle_brackets", fidelity.Approximated, "false", "in headers only; in the envelope they are refused", "TestHeaders"},
 	{"smtp_return_error_details", fidelity.Exact, "", "", "virtual"},
@@ -124,9 +128,19 @@ func (i *importer) settings() {
 	a.QualifyDomain = orElse(m["qualify_domain"], a.Hostname)
 	a.QualifyRecipient = orElse(m["qualify_recipient"], a.QualifyDomain)
 	a.Own = i.own()
+	a.Interfaces = i.interfaces()
+	if name := m["smtp_active_hostname"]; name != "" {
+		i.here = i.conf.where("smtp_active_hostname")
+		got, err := i.str(name)
+		if err != nil {
+			i.item("smtp_active_hostname", name, fidelity.NotReplicated, fmt.Sprintf("%s: %v", i.here, err), "primary_hostname")
+		}
+		a.ActiveHostname = got
+	}
 	a.HeloChars = m["helo_allow_chars"]
 	a.DomainLiterals, a.TrailingDot = m["allow_domain_literals"] == "true", m["strip_trailing_dot"] == "true"
 	a.ExcessBrackets = m["strip_excess_angle_brackets"] == "true"
+	a.DisableIPv6 = m["disable_ipv6"] == "true"
 	a.MaxReject, a.Details = m["recipients_max_reject"] == "true", m["smtp_return_error_details"] == "true"
 	a.MaxRecipients = int(i.size("recipients_max", 0))
 	for name, to := range map[string]*string{
@@ -136,7 +150,7 @@ func (i *importer) settings() {
 	} {
 		v, err := i.listString(m[name], "hostlist")
 		if err != nil {
-			i.item(name, m[name], fidelity.NotReplicated, fmt.Sprintf("%s: %v", i.conf.file, err), fidelity.Ignore)
+			i.item(name, m[name], fidelity.NotReplicated, fmt.Sprintf("%s: %v", i.conf.where(name), err), fidelity.Ignore)
 			continue
 		}
 		*to = v
@@ -156,6 +170,29 @@ func (i *importer) settings() {
 	if m["dsn_advertise_hosts"] == "" {
 		s.Protocol.Discard = append(s.Protocol.Discard, "DSN")
 	}
+}
+
+// interfaces are the addresses that mail comes to.
+func (i *importer) interfaces() []string {
+	list := i.acl.Own
+	if given := expansion.List(i.conf.main["local_interfaces"]); len(given) > 0 && !strings.Contains(i.conf.main["local_interfaces"], "$") {
+		list = nil
+		for _, g := range given {
+			if a, err := netip.ParseAddr(strings.Trim(g, "[]")); err == nil && a.IsUnspecified() {
+				list = i.acl.Own
+				break
+			} else if err == nil {
+				list = append(list, a.String())
+			}
+		}
+	}
+	var all []string
+	for _, s := range list {
+		if a, err := netip.ParseAddr(s); err == nil && !a.IsLoopback() && !a.IsLinkLocalUnicast() {
+			all = append(all, s)
+		}
+	}
+	return all
 }
 
 func orElse(s, other string) string {
@@ -182,7 +219,7 @@ func (i *importer) size(name string, otherwise int64) int64 {
 	}
 	n, err := strconv.ParseInt(v, 10, 64)
 	if err != nil || !constant {
-		i.item(name, i.conf.main[name], fidelity.NotReplicated, i.conf.file+": it isn't a constant number", "the default of "+strconv.FormatInt(otherwise, 10))
+		i.item(name, i.conf.main[name], fidelity.NotReplicated, i.conf.where(name)+": it isn't a constant number", "the default of "+strconv.FormatInt(otherwise, 10))
 		return otherwise
 	}
 	return n << shift

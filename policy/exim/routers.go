@@ -1,6 +1,7 @@
 package exim
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -15,7 +16,7 @@ import (
 var routerLists = map[string]string{"domains": "domainlist", "local_parts": "localpartlist", "senders": "addresslist", "ignore_target_hosts": "hostlist"}
 
 // routerTexts are options that are expanded otherwise.
-var routerTexts = []string{"condition", "data", "cannot_route_message", "address_data", "router_home_directory", "route_data", "qualify_domain"}
+var routerTexts = []string{"condition", "data", "cannot_route_message", "address_data", "router_home_directory", "route_data", "qualify_domain", "unseen"}
 
 // routerFlags take part in a verification.
 var routerFlags = []string{
@@ -31,7 +32,7 @@ var routerPlain = []string{"local_part_prefix", "local_part_suffix", "pass_route
 var routerNone = []string{
 	"driver", "transport", "user", "group", "initgroups", "debug_print", "address_test", "disable_logging", "dsn_lasthop", "errors_to", "expn", "headers_add",
 	"headers_remove", "log_as_local", "redirect_router", "retry_use_local_part", "fallback_hosts", "transport_home_directory", "transport_current_directory",
-	"unseen", "directory_transport", "file_transport", "pipe_transport", "reply_transport", "same_domain_copy_routing", "rewrite_headers", "hosts_randomize",
+	"directory_transport", "file_transport", "pipe_transport", "reply_transport", "same_domain_copy_routing", "rewrite_headers", "hosts_randomize",
 	"host_all_ignored", "host_find_failed", "syntax_errors_to", "syntax_errors_text", "allow_filter", "allow_freeze", "check_owner", "check_group", "owners", "owngroups",
 	"modemask", "one_time", "hide_child_in_errmsg", "ignore_eacces", "ignore_enotdir", "include_directory", "sieve_subaddress", "sieve_useraddress", "sieve_vacation_directory",
 	"forbid_include", "forbid_exim_filter", "forbid_file", "forbid_pipe", "forbid_filter_run", "forbid_filter_lookup", "forbid_filter_perl", "forbid_filter_existstest",
@@ -63,11 +64,12 @@ func (i *importer) router(r *routerText) policy.ACLRouter {
 	var why error
 	fail := func(name string, err error) {
 		if err != nil && why == nil {
-			why = fmt.Errorf("%s: %w", name, err)
+			why = fmt.Errorf("%s: %s: %w", cmp.Or(r.at[name], r.where), name, err)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.options)) {
 		value := r.options[name]
+		i.here = cmp.Or(r.at[name], r.where)
 		kind, isList := routerLists[name]
 		var err error
 		switch {
@@ -110,7 +112,7 @@ func (i *importer) router(r *routerText) policy.ACLRouter {
 		return out
 	}
 	choice := i.choose("router "+r.name, out.Driver, fidelity.Defer, fidelity.Ignore)
-	i.item("router "+r.name, out.Driver, fidelity.NotReplicated, fmt.Sprintf("%s: %v", i.conf.file, why), choice, fidelity.Defer, fidelity.Ignore)
+	i.item("router "+r.name, out.Driver, fidelity.NotReplicated, why.Error(), choice, fidelity.Defer, fidelity.Ignore)
 	it := &i.report.Items[len(i.report.Items)-1]
 	it.Unknown, it.Concerns = choice == fidelity.Defer, "recipients that no router before it has"
 	out.Driver, out.Options["choice"] = "unknown", choice
@@ -127,11 +129,15 @@ func (i *importer) requireFiles(s string) error {
 	if err != nil {
 		return err
 	}
-	glob, ok := p.Pattern()
+	globs, ok := p.Shapes(i.values)
 	if !ok {
 		return fmt.Errorf("which files it asks for depends on too much")
 	}
-	for _, f := range expansion.List(glob) {
+	var files []string
+	for _, glob := range globs {
+		files = append(files, expansion.List(glob)...)
+	}
+	for _, f := range files {
 		f = strings.TrimSpace(strings.TrimPrefix(strings.TrimPrefix(f, "+"), "!"))
 		if strings.HasPrefix(f, "/") {
 			if err := i.existing(f); err != nil {
@@ -146,7 +152,8 @@ func (i *importer) requireFiles(s string) error {
 
 // rewriting reports the rules that change addresses of the envelope.
 func (i *importer) rewriting() {
-	for _, line := range i.conf.rewrite {
+	for _, rule := range i.conf.rewrite {
+		line := rule.arg
 		at := strings.LastIndexAny(line, " \t")
 		flags := ""
 		if at >= 0 {
@@ -160,7 +167,7 @@ func (i *importer) rewriting() {
 			if strings.ContainsAny(flags, "ETS") {
 				why = "recipients aren't rewritten before they are verified"
 			}
-			i.item("rewrite", line, fidelity.Approximated, i.conf.file+": "+why, "the address as it came")
+			i.item("rewrite", line, fidelity.Approximated, rule.where+": "+why, "the address as it came")
 		}
 	}
 }

@@ -21,9 +21,12 @@ import (
 const maxFiles = 100000
 
 // lookup lists what ${lookup{key}typ{file}} may ask.
-func (i *importer) lookup(typ string, file *expansion.String) error {
+func (i *importer) lookup(typ string, file, key *expansion.String) error {
 	if expansion.BaseType(typ) == "table" { // of ours
 		return nil
+	}
+	if file == nil && expansion.BaseType(typ) == "dnsdb" {
+		return i.dnsQuery(key)
 	}
 	if file == nil {
 		return fmt.Errorf("a look-up of type %s asks for what can't be listed", typ)
@@ -31,11 +34,40 @@ func (i *importer) lookup(typ string, file *expansion.String) error {
 	if !expansion.Keyed(typ) {
 		return fmt.Errorf("look-ups of type %s aren't listed", typ)
 	}
-	glob, ok := file.Pattern()
+	globs, ok := file.Shapes(i.values)
 	if !ok {
 		return fmt.Errorf("which file a look-up of type %s asks depends on too much", typ)
 	}
-	return i.tables(typ, strings.TrimSpace(glob))
+	for _, glob := range globs {
+		if glob = strings.TrimSpace(glob); !strings.HasPrefix(glob, "/") {
+			continue // nothing was found that would name one
+		}
+		if err := i.tables(typ, glob); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// values are the answers that a look-up may give.
+func (i *importer) values(typ string, file *expansion.String) ([]string, bool) {
+	if file == nil {
+		return nil, false
+	}
+	name, constant := file.Constant()
+	if !constant || i.table(expansion.BaseType(typ), strings.TrimSpace(name)) != nil {
+		return nil, false
+	}
+	t := i.spec.Tables[expansion.BaseType(typ)+";"+strings.TrimSpace(name)]
+	if t == nil {
+		return nil, true
+	}
+	var all []string
+	for n := range t.Len() {
+		_, v := t.Entry(n)
+		all = append(all, v)
+	}
+	return all, true
 }
 
 // matching are the files that a pattern stands for: itself, without a "*".
@@ -228,11 +260,19 @@ func (i *importer) lines(glob, kind string) error {
 
 // exists notes which of the files that a condition may ask about are there.
 func (i *importer) exists(file *expansion.String) error {
-	glob, ok := file.Pattern()
+	globs, ok := file.Shapes(i.values)
 	if !ok {
 		return fmt.Errorf("which file a condition asks about depends on too much")
 	}
-	return i.existing(strings.TrimSpace(glob))
+	for _, glob := range globs {
+		if glob = strings.TrimSpace(glob); glob == "" {
+			continue // no file is called so
+		}
+		if err := i.existing(glob); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (i *importer) existing(glob string) error {

@@ -11,8 +11,8 @@ import (
 	"github.com/understudy-mx/understudy/policy/fidelity"
 )
 
-// importText imports a configuration by a real Exim. It needs root.
-func importText(t *testing.T, text string, choices ...string) (*policy.Spec, fidelity.Report, string, error) {
+// readableDir is a directory that Exim's own user may read, too.
+func readableDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("/dev/shm", "understudy-exim")
 	if err != nil {
@@ -22,6 +22,13 @@ func importText(t *testing.T, text string, choices ...string) (*policy.Spec, fid
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	return dir
+}
+
+// importText imports a configuration by a real Exim. It needs root.
+func importText(t *testing.T, text string, choices ...string) (*policy.Spec, fidelity.Report, string, error) {
+	t.Helper()
+	dir := readableDir(t)
 	x, err := testmx.NewExim(dir, "127.0.0.1:53")
 	if err != nil {
 		t.Fatal(err)

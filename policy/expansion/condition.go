@@ -81,8 +81,27 @@ func (c *compare) test(st *state) (bool, error) {
 		return Bool(v[0], c.name == "bool_lax")
 	case "exists":
 		return st.env.Test("exists", v[0], "")
+	case "inbound_srs":
+		return inboundSRS(v[0], v[1])
 	}
 	return st.env.Test(c.name, v[0], v[1]) // match_domain and its like
+}
+
+// inboundSRS says whether a local-part is a sender's that was rewritten by SRS. Whether
+// it is of one's own making only who has the secret can tell; the policy has none.
+func inboundSRS(local, secret string) (bool, error) {
+	p, err := Regexp(`(?i)^SRS0=([^=]+)=([A-Z2-7]+)=([^=]*)=(.*)$`)
+	if err != nil {
+		return false, err
+	}
+	g, err := Find(p, local)
+	if err != nil || g == nil {
+		return false, err
+	}
+	if secret != "" {
+		return false, ErrDefer
+	}
+	return true, nil
 }
 
 func (c *compare) match(st *state, subject, re string) (bool, error) {
@@ -158,7 +177,7 @@ func Bool(s string, lax bool) (bool, error) {
 // conditions and their numbers of arguments.
 var conditions = map[string]int{
 	"eq": 2, "eqi": 2, "lt": 2, "lti": 2, "le": 2, "lei": 2, "gt": 2, "gti": 2, "ge": 2, "gei": 2, "match": 2, "inlist": 2, "inlisti": 2,
-	"=": 2, "==": 2, "<": 2, "<=": 2, ">": 2, ">=": 2, "isip": 1, "isip4": 1, "isip6": 1, "bool": 1, "bool_lax": 1, "exists": 1,
+	"=": 2, "==": 2, "<": 2, "<=": 2, ">": 2, ">=": 2, "isip": 1, "isip4": 1, "isip6": 1, "bool": 1, "bool_lax": 1, "exists": 1, "inbound_srs": 2,
 	"match_domain": 2, "match_address": 2, "match_local_part": 2, "match_ip": 2,
 }
 

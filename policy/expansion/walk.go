@@ -17,7 +17,7 @@ var variables = []string{
 	"sender_host_authenticated", "sender_host_name", "sender_host_port", "sender_ident", "sender_rcvhost", "sender_verify_failure",
 	"recipient_verify_failure", "recipient_data", "smtp_active_hostname", "smtp_command", "smtp_command_argument", "tls_cipher", "tls_in_cipher", "tls_sni", "tls_in_sni",
 	"tls_certificate_verified", "tls_in_certificate_verified", "value", "spool_directory", "version_number", "message_exim_id", "tls_peerdn", "tls_in_peerdn",
-	"tod_log", "tod_epoch", "tod_full", "pid", "verify_mode", "item",
+	"srs_recipient", "tod_log", "tod_epoch", "tod_full", "pid", "verify_mode", "item",
 }
 
 // KnownVariable says that a policy has a variable, or that its text decides nothing.
@@ -134,6 +134,142 @@ func (s *String) Pattern() (glob string, ok bool) {
 		}
 	}
 	return b.String(), ok
+}
+
+// maxShapes bounds the shapes of one string.
+const maxShapes = 1000
+
+// Values lists what a look-up may answer; ok is false where that isn't known.
+type Values func(typ string, file *String) (all []string, ok bool)
+
+// Shapes spells what the string may come to, with "*" for what no list bounds: a
+// variable, for one, or a name that is looked up in a directory. ok is false where that
+// is too much, or isn't known.
+//
+//	/etc/virtual/${lookup{$domain}dsearch{/etc/virtual}}/aliases
+//	/etc/virtual/*/aliases
+func (s *String) Shapes(values Values) (all []string, ok bool) {
+	all = []string{""}
+	for _, n := range s.nodes {
+		next, ok := shapes(n, values)
+		if !ok || len(all)*len(next) > maxShapes {
+			return nil, false
+		}
+		var joined []string
+		for _, a := range all {
+			for _, b := range next {
+				joined = append(joined, a+b)
+			}
+		}
+		slices.Sort(joined)
+		all = slices.Compact(joined)
+	}
+	return all, true
+}
+
+func shapes(n node, values Values) ([]string, bool) {
+	switch n := n.(type) {
+	case text:
+		return []string{string(n)}, true
+	case variable:
+		return []string{"*"}, true
+	case *operator:
+		all, ok := n.subject.Shapes(values)
+		if !ok || len(all) > 1 || !strings.Contains(all[0], "*") {
+			return nil, false
+		}
+		return []string{"*"}, true
+	case *substitute:
+		all, ok := n.args[0].Shapes(values)
+		return []string{"*"}, ok && len(all) == 1
+	case *ifItem:
+		return n.branch.shapes([]string{"true"}, values)
+	case *lookup:
+		all := []string{"*"}
+		if BaseType(n.typ) != "dsearch" {
+			var ok bool
+			if all, ok = values(n.typ, n.file); !ok {
+				return nil, false
+			}
+		}
+		return n.branch.shapes(all, values)
+	case *extract:
+		all, ok := n.args[len(n.args)-1].Shapes(values)
+		if !ok {
+			return nil, false
+		}
+		var fields []string
+		for _, s := range all {
+			v, found := "", false
+			if key, constant := n.args[0].Constant(); !constant || strings.Contains(s, "*") {
+				return nil, false
+			} else if len(n.args) == 3 {
+				seps, constant := n.args[1].Constant()
+				if !constant {
+					return nil, false
+				}
+				v, found = field(strings.TrimSpace(key), seps, s)
+			} else {
+				v, found = named(strings.TrimSpace(key), s)
+			}
+			if found {
+				fields = append(fields, v)
+			}
+		}
+		return n.branch.shapes(fields, values)
+	}
+	return nil, false
+}
+
+// shapes are those of both branches. found are the values that the first stands for.
+func (b *branch) shapes(found []string, values Values) ([]string, bool) {
+	all := []string{""}
+	if b.noForced {
+		all = nil
+	}
+	if b.no != nil {
+		var ok bool
+		if all, ok = b.no.Shapes(values); !ok {
+			return nil, false
+		}
+	}
+	switch {
+	case b.yesForced:
+		return all, true
+	case b.yes == nil:
+		return append(all, found...), true
+	}
+	yes, ok := b.yes.Shapes(values)
+	if !ok {
+		return nil, false
+	}
+	if len(b.yes.nodes) == 1 && b.yes.nodes[0] == node(variable("value")) {
+		yes = found
+	}
+	return append(all, yes...), true
+}
+
+// Leaves are the constants that the string may come to, if these are all.
+func (s *String) Leaves() (all []string, ok bool) {
+	all, ok = s.Shapes(func(string, *String) ([]string, bool) { return nil, false })
+	return all, ok && !slices.ContainsFunc(all, func(a string) bool { return strings.Contains(a, "*") })
+}
+
+// Quote spells s so that it expands to itself.
+func Quote(s string) string {
+	var b strings.Builder
+	for i := range len(s) {
+		switch s[i] {
+		case '\\', '$', '{', '}':
+			b.WriteByte('\\')
+			b.WriteByte(s[i])
+		case '\n':
+			b.WriteString(`\n`)
+		default:
+			b.WriteByte(s[i])
+		}
+	}
+	return b.String()
 }
 
 // Parts are the string's pieces in order: constants, and expressions.

@@ -151,7 +151,7 @@ func weigh(out *parity.Material, clients []parity.Client, authors []string, host
 	out.Recipients = append(out.Recipients, odd...)
 	out.Fields = eximFields
 	for range 4 {
-		out.Helos = append(out.Helos, "192.0.2.1", "2001:db8::1", hostname)
+		out.Helos = append(out.Helos, "192.0.2.1", "2001:db8::1", "node-192-0-2-1.good.example", hostname)
 	}
 }
 

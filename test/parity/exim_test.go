@@ -1,6 +1,7 @@
 package parity
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io/fs"
@@ -22,13 +23,21 @@ import (
 	"github.com/understudy-mx/understudy/policy/parity"
 )
 
-const eximProfiles = "../../policy/exim/testdata/profiles"
+// eximProfiles is where the profiles are. EXIM_PROFILES names a directory of others,
+// such as real machines'.
+func eximProfiles() string {
+	return cmp.Or(os.Getenv("EXIM_PROFILES"), "../../policy/exim/testdata/profiles")
+}
 
 // TestEximProfiles plays the same sessions to a real Exim and to our server with the
 // policy that was imported from it. EXIM_SESSIONS sets how many each profile gets.
+//
+// A profile is a directory with an exim.conf. @DIR@ in its files is the directory that
+// it is played in; where it has an etc of its own, /etc/ in exim.conf is that. The lines
+// of its file "choices" are the operator's, as after --choose.
 func TestEximProfiles(t *testing.T) {
-	dirs, err := os.ReadDir(eximProfiles)
-	if err != nil || len(dirs) < 6 {
+	dirs, err := os.ReadDir(eximProfiles())
+	if err != nil || len(dirs) < 6 && os.Getenv("EXIM_PROFILES") == "" {
 		t.Fatalf("only %d profiles: %v", len(dirs), err)
 	}
 	for _, d := range dirs {
@@ -40,6 +49,7 @@ func eximProfile(t *testing.T, name string) {
 	d := startEximWorld(t)
 	x := installExim(t, name, d.Addr())
 	spec, report := importExim(t, x)
+	spec.ACL.Interfaces = []string{"127.0.0.1"} // where the daemon is
 	addr := testmx.FreeAddr()
 	startExim(t, x, addr)
 	m := eximMaterial(t, d, spec)
@@ -146,7 +156,7 @@ func installExim(t *testing.T, name, nameserver string) *testmx.Exim {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := filepath.Join(eximProfiles, name)
+	dir := filepath.Join(eximProfiles(), name)
 	err = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 		rel, _ := filepath.Rel(dir, path)
 		to := filepath.Join(x.Dir, rel)
@@ -171,6 +181,9 @@ func installExim(t *testing.T, name, nameserver string) *testmx.Exim {
 	head := fmt.Sprintf("spool_directory = %[1]s/spool\nlog_file_path = %[1]s/log/%%slog\nkeep_environment =\n", x.Dir)
 	text := strings.ReplaceAll(readFile(t, x.Config), "\nspool_directory =", "\n#")
 	text = strings.ReplaceAll(text, "\nkeep_environment =", "\n#")
+	if isThere(filepath.Join(dir, "etc")) {
+		text = strings.ReplaceAll(text, "/etc/", x.Dir+"/etc/")
+	}
 	writeOld(t, x.Config, head+text)
 	return x
 }
@@ -214,7 +227,11 @@ func debianExim(t *testing.T, x *testmx.Exim) {
 // importExim imports it.
 func importExim(t *testing.T, x *testmx.Exim) (*policy.Spec, fidelity.Report) {
 	t.Helper()
-	spec, report, err := exim.Import(t.Context(), exim.Source{Program: x.Program, Config: x.Config, Getent: x.Getent, Rows: exim.Databases})
+	var choices []string
+	if file := filepath.Join(x.Dir, "choices"); isThere(file) {
+		choices = strings.FieldsFunc(readFile(t, file), func(r rune) bool { return r == '\n' })
+	}
+	spec, report, err := exim.Import(t.Context(), exim.Source{Program: x.Program, Config: x.Config, Getent: x.Getent, Rows: exim.Databases, Choices: fidelity.ParseChoices(choices)})
 	if err != nil {
 		t.Fatal(err)
 	}

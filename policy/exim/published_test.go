@@ -1,0 +1,180 @@
+package exim
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/fidelity"
+)
+
+// itemOf is the report's item whose ID has a part in it.
+func itemOf(t *testing.T, r *fidelity.Report, part string) fidelity.Item {
+	t.Helper()
+	for _, it := range r.Items {
+		if strings.Contains(it.ID(), part) {
+			return it
+		}
+	}
+	t.Fatalf("nothing in the report is about %s: %v", part, r.Items)
+	return fidelity.Item{}
+}
+
+const smallRouters = `
+begin routers
+local:
+  driver = accept
+  domains = +local_domains
+  transport = t
+begin transports
+t:
+  driver = appendfile
+  file = /dev/null
+  user = mail
+`
+
+// TestOrigin: places are those of the files that a line comes from: included ones,
+// continued lines, lines with macros, and what .ifdef leaves out isn't counted wrongly.
+func TestOrigin(t *testing.T) {
+	part := filepath.Join(readableDir(t), "part.conf")
+	if err := os.WriteFile(part, []byte("# a comment\n\n  deny message = from the part\n       condition = ${run{/bin/false}}\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	_, report, file, err := importText(t, `WORD = example.org
+domainlist local_domains = WORD : \
+  # in between
+  example.net
+acl_smtp_rcpt = rcpt
+begin acl
+rcpt:
+.ifdef NEVER
+  deny condition = ${run{/bin/WORD}}
+.endif
+  deny condition = \
+         ${run{/bin/true}}
+.include `+part+`
+  deny condition = ${run{/bin/WORD}}
+  accept
+`+smallRouters)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for part, want := range map[string]string{
+		"run{/bin/true}": file + ":15:", "run{/bin/false}": part + ":4:", "run{/bin/example.org}": file + ":18:",
+	} {
+		if it := itemOf(t, &report, part); !strings.HasPrefix(it.Why, want) {
+			t.Errorf("%s: %q; want %s", part, it.Why, want)
+		}
+	}
+}
+
+// TestPerl: Perl is never run; what stands for it is the operator's choice, and for the
+// functions of control panels what these answer.
+func TestPerl(t *testing.T) {
+	text := `perl_startup = die
+domainlist local_domains = example.org
+acl_smtp_rcpt = rcpt
+begin acl
+rcpt:
+  drop condition = ${perl{auth_hit_limit_acl}}
+  deny condition = ${perl{ours}{$sender_address}}
+  accept
+begin routers
+local:
+  driver = accept
+  domains = lsearch;@DIR@/etc/services
+  condition = "${perl{save_virtual_user}}"
+  transport = t
+begin transports
+t:
+  driver = appendfile
+  file = /dev/null
+  user = mail
+`
+	_, report, file, err := importText(t, text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for part, want := range map[string]string{"perl: auth_hit_limit_acl": perlPanel, "perl: ours": fidelity.Defer, "perl: save_virtual_user": perlPanel} {
+		if it := itemOf(t, &report, part); it.Instead != want || !strings.Contains(it.Why, file+":") {
+			t.Errorf("%s: instead %q, %q; want %q with its place", part, it.Instead, it.Why, want)
+		}
+	}
+	spec, _, _, err := importText(t, text, "perl: ours=no", "perl: save_virtual_user=yes")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, s := range spec.ACL.Lists["rcpt"] {
+		for _, it := range s.Items {
+			got = append(got, it.Arg)
+		}
+	}
+	got = append(got, spec.ACL.Routers[0].Options["condition"])
+	if want := "no no yes"; strings.Join(got, " ") != want {
+		t.Errorf("conditions %q, want %q", got, want)
+	}
+}
+
+// TestSRS: the secret isn't in the policy.
+func TestSRS(t *testing.T) {
+	dir := t.TempDir()
+	secret := filepath.Join(dir, "srs.conf")
+	if err := os.WriteFile(secret, []byte("topsecret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	text := `domainlist local_domains = example.org
+acl_smtp_rcpt = rcpt
+begin acl
+rcpt:
+  accept condition = ${if inbound_srs {$local_part} {${readfile{` + secret + `}}}}
+  deny   condition = ${if inbound_srs {$local_part} {} {yes}{no}}
+  accept
+` + smallRouters
+	for _, choices := range [][]string{nil, {"inbound_srs: $local_part=ignore"}} {
+		spec, report, _, err := importText(t, text, choices...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		snap, err := policy.Compile(spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(snap.Encode()), "topsecret") {
+			t.Error("the secret is in the policy")
+		}
+		if it := itemOf(t, &report, "inbound_srs: "); it.Class != fidelity.Approximated {
+			t.Errorf("%+v", it)
+		}
+	}
+}
+
+// TestStages: a stage's list may depend on the port, and be a verb by itself.
+func TestStages(t *testing.T) {
+	spec, report, _, err := importText(t, `domainlist local_domains = example.org
+acl_smtp_mail = ${if ={$interface_port}{587} {accept} {${if ={$interface_port}{10025} {deny}{mail}}}}
+acl_smtp_rcpt = ${if eq{$sender_helo_name}{x}{nobody's}{mail}}
+begin acl
+mail:
+  accept
+`+smallRouters)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if it := itemOf(t, &report, "acl_smtp_mail"); it.Class != fidelity.Exact {
+		t.Errorf("%+v", it)
+	}
+	for _, name := range []string{"accept", "deny", "mail"} {
+		if len(spec.ACL.Lists[name]) != 1 {
+			t.Errorf("list %s: %v", name, spec.ACL.Lists[name])
+		}
+	}
+	if it := itemOf(t, &report, "acl_smtp_rcpt"); it.Class != fidelity.NotReplicated || it.Instead != fidelity.Defer {
+		t.Errorf("%+v", it)
+	}
+	if _, err := policy.Compile(spec); err != nil {
+		t.Error(err)
+	}
+}
