@@ -38,6 +38,8 @@ type Intake struct {
 	known  []string   // IDs that were here already, to be confirmed with the others
 	newer  []replaced // of them, those that have changed at the origin since
 	octets int
+
+	nameless bool // a quarantined one without an ID was added
 }
 
 // arrival is a message, or a quarantined one, that isn't here yet.
@@ -213,8 +215,6 @@ func (in *Intake) AddQuarantined(id string, raw []byte, inline bool, open func()
 		if !errors.Is(err, ErrNotFound) {
 			return err
 		}
-	} else if known, err := in.asideAlready(raw); known || err != nil {
-		return err
 	}
 	a := arrival{raw: raw, id: id}
 	if open != nil {
@@ -223,15 +223,31 @@ func (in *Intake) AddQuarantined(id string, raw []byte, inline bool, open func()
 			return err
 		}
 	}
+	if id == "" && !in.nameless {
+		// The source forgets one after the other: an earlier attempt may have left
+		// the first of them here, and no other.
+		in.nameless = true
+		if known, err := in.asideAlready(a.raw, a.body); known || err != nil {
+			return err
+		}
+	}
 	in.add(a, 512)
 	return nil
 }
 
-// asideAlready looks for a quarantined record that has no ID to be known by.
-func (in *Intake) asideAlready(raw []byte) (known bool, err error) {
-	err = store.Scan(in.q.store, []byte{store.SpaceQuarantine}, func(_, value []byte) error {
-		known = known || bytes.Equal(value, raw)
-		return nil
+// asideAlready looks for a quarantined record that has no ID to be known by, and its
+// body.
+func (in *Intake) asideAlready(raw, body []byte) (known bool, err error) {
+	err = store.Scan(in.q.store, []byte{store.SpaceQuarantine}, func(key, value []byte) error {
+		if known || !bytes.Equal(value, raw) {
+			return nil
+		}
+		here, err := in.q.store.Get(store.SeqKey(store.SpaceBody, store.KeySeq(key)))
+		if errors.Is(err, ErrNotFound) {
+			here, err = nil, nil
+		}
+		known = err == nil && bytes.Equal(here, body)
+		return err
 	})
 	return known, err
 }

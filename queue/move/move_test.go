@@ -647,3 +647,57 @@ func empty(t *testing.T, o store.Opener) {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
+
+// TestNameless: quarantined records that are destroyed, alike and without an ID are moved
+// each with its own body, and once, wherever the move is cut.
+func TestNameless(t *testing.T) {
+	want := []string{"one", "two", "three"}
+	for cuts := 0; ; cuts++ {
+		for _, applied := range []bool{false, true} {
+			a, b := storetest.New(), storetest.New()
+			open(t, a, nil).Close()
+			s, err := a.Open(nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var batch store.Batch
+			totals, err := store.LoadTotals(s)
+			for _, body := range want {
+				batch.Put(store.SeqKey(store.SpaceQuarantine, totals.Next), []byte("destroyed"))
+				batch.Put(store.SeqKey(store.SpaceBody, totals.Next), []byte(body))
+				totals.Next++
+				totals.Quarantined++
+			}
+			batch.Put([]byte{store.SpaceTotals}, totals.Encode())
+			if err := errors.Join(err, s.Apply(batch), s.Close()); err != nil {
+				t.Fatal(err)
+			}
+			_, err = moveAll(t, a, b, &cut{left: cuts, applied: applied})
+			done := err == nil
+			for i := 0; err != nil; i++ {
+				if _, err = moveAll(t, a, b, nil); err != nil && i > 3 {
+					t.Fatal(err)
+				}
+			}
+			q := open(t, b, nil)
+			var got []string
+			q.WalkQuarantine(t.Context(), func(item queue.Quarantine) error {
+				f, err := q.QuarantineBody(item.Seq)
+				if err != nil {
+					t.Fatal(err)
+				}
+				body, _ := io.ReadAll(f)
+				f.Close()
+				got = append(got, string(body))
+				return nil
+			})
+			if !slices.Equal(got, want) || q.Quarantined() != len(want) {
+				t.Errorf("cut %d, applied %v: %q, %d counted", cuts, applied, got, q.Quarantined())
+			}
+			q.Close()
+			if done {
+				return
+			}
+		}
+	}
+}
