@@ -57,6 +57,15 @@ func (q *Queue) Wake(name string) {
 	})
 }
 
+// Reconsider has every destination look at MaxConnections and MaxRate again.
+func (q *Queue) Reconsider() {
+	q.each("", func(d *dest) {
+		d.mu.Lock()
+		d.ring()
+		d.mu.Unlock()
+	})
+}
+
 // Flush makes every deferred recipient due now.
 func (q *Queue) Flush() {
 	now := q.now()
@@ -118,16 +127,15 @@ func (q *Queue) startLanes(ctx context.Context, d *dest, lanes *sync.WaitGroup) 
 			defer d.mu.Unlock()
 			return d.wakeIn(now, idlePoll)
 		}
+		p.lanes++ // under the lock that allows it: Demand never counts too few
 		d.mu.Unlock()
 		c := q.take(d, "")
 		if c == nil {
 			d.mu.Lock()
 			defer d.mu.Unlock()
+			p.lanes--
 			return d.wakeIn(now, idlePoll)
 		}
-		d.mu.Lock()
-		p.lanes++
-		d.mu.Unlock()
 		lanes.Go(func() { q.lane(ctx, d, c) })
 	}
 	return idlePoll
@@ -346,11 +354,12 @@ func (d *dest) next(now time.Time, client string) (e entry, ok bool) {
 func (d *dest) popWithin(now time.Time, client string) (e entry, ok bool, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.pace.free.After(now) {
+	rate := d.q.o.MaxRate(d.name)
+	if rate < 0 || d.pace.free.After(now) {
 		return e, false, nil
 	}
 	if e, ok, err = d.pop(now, client); ok {
-		d.pace.spend(now, d.q.o.MaxRate(d.name))
+		d.pace.spend(now, rate)
 	}
 	return e, ok, err
 }

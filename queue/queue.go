@@ -54,7 +54,7 @@ type Options struct {
 	MinFree        uint64                // octets that must stay free, 0 for none
 	MinFreeInodes  uint64                // likewise
 	MaxConnections func(dest string) int // sessions to dest at a time, asked again and again; default 10
-	MaxRate        func(dest string) int // messages to dest a second; default 0, no limit
+	MaxRate        func(dest string) int // messages to dest a second; default 0, no limit; less than 0: none now
 	// ByClient says that dest takes one client a session (XCLIENT): then a
 	// session goes on with the same client's messages, as far as they are read
 	// ahead. By default it doesn't.

@@ -67,6 +67,42 @@ func (q *Queue) Status() Status {
 	return now
 }
 
+// Demand is what a destination could use now.
+type Demand struct {
+	Sessions int // that are open, or about to be
+	Mail     int // due or on its way, as far as it was read ahead
+}
+
+// Demands has those of the destinations that mail was for since the start.
+func (q *Queue) Demands() map[string]Demand {
+	now, all := q.now(), map[string]Demand{}
+	q.each("", func(d *dest) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if len(d.ready) == 0 { // nobody reads where no session is allowed
+			_ = d.refill(now) // the drain meets the error, too
+		}
+		due := len(d.ready)
+		for _, e := range d.again {
+			if !e.wait.After(now) {
+				due++
+			}
+		}
+		all[d.name] = Demand{Sessions: d.pace.lanes, Mail: due + d.pace.lanes - d.pace.idle}
+	})
+	return all
+}
+
+// Sessions is how many to the destination of that name are open, or about to be.
+func (q *Queue) Sessions(name string) (n int) {
+	q.each(name, func(d *dest) {
+		d.mu.Lock()
+		n += d.pace.lanes
+		d.mu.Unlock()
+	})
+	return n
+}
+
 // waits says that a message has a recipient that is in line or deferred. A
 // message counts as held when only some of its recipients are.
 func (q *Queue) waits(t store.Totals) bool {

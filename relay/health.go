@@ -356,12 +356,37 @@ func (c *Client) agrees(r *route) bool {
 	return known && (isUp && r.health == up || !isUp && r.health == down)
 }
 
-// Limit has the places for live sessions, and for asking, shared with others: share
-// is this one's part of a limit. It is called again when that has changed.
-func (c *Client) Limit(share func(limit int) int) {
+// Places are those for sessions to a next hop that clients of ours wait for.
+type Places struct {
+	Dest string
+	Live bool // for live sessions; else for asking
+	All  int
+	Used int // at most, now
+	Want int
+}
+
+// Places lists them for each next hop.
+func (c *Client) Places() (all []Places) {
+	c.eachPool(func(dest string, live bool, p *pool) {
+		used, want := p.use()
+		all = append(all, Places{dest, live, cap(p.seats), used, want})
+	})
+	return all
+}
+
+// Limit has the places shared with others: part is this one's part of all. It is called
+// again when that has changed.
+func (c *Client) Limit(part func(dest string, live bool, all int) int) {
+	c.eachPool(func(dest string, live bool, p *pool) {
+		p.withhold(cap(p.seats) - min(cap(p.seats), part(dest, live, cap(p.seats))))
+	})
+}
+
+func (c *Client) eachPool(fn func(dest string, live bool, p *pool)) {
 	for _, r := range c.routes {
-		for _, p := range []*pool{r.asking, r.live} {
-			p.withhold(cap(p.seats) - share(cap(p.seats)))
+		fn(r.dest, false, r.asking)
+		if r.Live {
+			fn(r.dest, true, r.live)
 		}
 	}
 }

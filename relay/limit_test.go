@@ -37,7 +37,7 @@ func TestLimit(t *testing.T) {
 	c := newClient(t, Route{MaxAsking: 7, MaxLive: 20, Live: true}, func(net.Conn) {})
 	r = c.routes[dest]
 	for _, members := range []int{1, 2, 30, 3, 1} {
-		c.Limit(func(limit int) int { return limit / members })
+		c.Limit(func(_ string, _ bool, all int) int { return all / members })
 		if asking, live := places(t, r.asking), places(t, r.live); asking != 7/members || live != 20/members {
 			t.Errorf("of %d: %d places to ask, %d for live sessions", members, asking, live)
 		}
@@ -62,9 +62,12 @@ func TestWithhold(t *testing.T) {
 			t.Errorf("%d withheld of 4 places, 3 of which are taken", p.held)
 		}
 		p.clients[client] = 3 // places clears them
+		p.use()               // and asked for one that it didn't get
 		taken[0].leave()
 		taken[1].leave()
-		p.withhold(3)
+		if used, want := p.use(); used != 1 || want != 1 {
+			t.Errorf("%d places can be in use, %d would be", used, want)
+		}
 		if p.held != 3 || places(t, p) != 0 {
 			t.Errorf("%d withheld after two are free", p.held)
 		}

@@ -29,7 +29,9 @@ type pool struct {
 
 	mu      sync.Mutex // guards what follows
 	wanted  int        // how many wait for a place
-	held    int        // places that are not for us now
+	short   int        // how many didn't get one since use was called
+	spare   int        // places that are not for us
+	held    int        // of them, those that nobody can take
 	resting []*seat    // the one that rests longest first
 	clients map[netip.Addr]int
 }
@@ -88,15 +90,26 @@ func (p *pool) sitNow(client netip.Addr) error {
 		p.count(1)
 		return nil
 	default:
+		p.short++
 		return errNoSeat
 	}
 }
 
-// withhold keeps n places from being taken. Those that are taken now count once they
-// are free and it is called again.
+// use tells how many places can be taken now, and how many would be.
+func (p *pool) use() (most, want int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	want = len(p.seats) - p.held + p.wanted + p.short
+	p.short = 0
+	return cap(p.seats) - p.held, want
+}
+
+// withhold keeps n places from being taken. Those that are taken now are withheld once
+// they are free.
 func (p *pool) withhold(n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.spare = n
 	for ; p.held > n; p.held-- {
 		<-p.seats
 	}
@@ -137,6 +150,10 @@ func (p *pool) free(a *seat) {
 		delete(p.clients, a.client)
 	}
 	p.count(-1)
+	if p.held < p.spare {
+		p.held++
+		return
+	}
 	<-p.seats
 }
 

@@ -347,12 +347,7 @@ func (d *daemon) openQueue() error {
 	if err := os.MkdirAll(d.cfg.StateDir, 0o700); err != nil {
 		return stateError(d.cfg.StateDir, err)
 	}
-	limit := map[string]int{defaultRoute: d.cfg.Primary.MaxConnections}
-	rate := map[string]int{defaultRoute: d.cfg.Primary.MaxRate}
-	byClient := map[string]bool{defaultRoute: byClientOf(d.cfg.Primary)}
-	for _, r := range d.cfg.Routes {
-		limit[r.Name], rate[r.Name], byClient[r.Name] = r.MaxConnections, r.MaxRate, byClientOf(r.Primary)
-	}
+	hops := primaries(d.cfg)
 	opener, err := queueStore(d.cfg, d.log)
 	if err != nil {
 		return err
@@ -367,11 +362,11 @@ func (d *daemon) openQueue() error {
 		MaxAge:         d.cfg.Queue.MaxAge,
 		MinFree:        uint64(d.cfg.Queue.MinFree),
 		MinFreeInodes:  uint64(d.cfg.Queue.MinFreeInodes),
-		MaxConnections: func(dest string) int { return d.share(limit[dest]) },
-		MaxRate:        func(dest string) int { return d.shareRate(rate[dest]) },
+		MaxConnections: func(dest string) int { return d.maxConnections(dest, hops[dest].MaxConnections) },
+		MaxRate:        func(dest string) int { return d.maxRate(dest, hops[dest].MaxRate) },
 		Return:         d.cfg.Queue.Return == returnVouched,
 		Hostname:       d.cfg.Hostname,
-		ByClient:       func(dest string) bool { return byClient[dest] },
+		ByClient:       func(dest string) bool { return byClientOf(hops[dest]) },
 		Log:            d.log,
 		Metrics:        d.metrics,
 	}

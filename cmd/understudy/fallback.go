@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
@@ -29,6 +30,7 @@ type fallback struct {
 	o    queue.Options // of the directory's queue
 	log  *slog.Logger
 	m    *metrics.Metrics
+	open atomic.Pointer[queue.Queue] // local, for who can't wait for mu
 
 	mu     sync.Mutex   // guards what follows
 	local  *queue.Queue // nil: closed
@@ -48,6 +50,8 @@ func (d *daemon) openFallback(o queue.Options) error {
 	switch {
 	case d.cfg.Queue.Fallback == "leveldb":
 		o.Store = dir
+		most := o.MaxConnections
+		o.MaxConnections = func(dest string) int { return max(0, most(dest)-d.queue.Sessions(dest)) }
 		d.fallback = &fallback{main: d.queue, dir: dir, o: o, log: d.log, m: d.metrics}
 	case err == nil:
 		d.log.Warn("there may be mail in the state directory, which nobody relays", "remedy", "understudy queue migrate --to postgres, with the daemon stopped; or fallback = \"leveldb\"")
@@ -106,6 +110,7 @@ func (f *fallback) here() (*queue.Queue, error) {
 	f.m.Fallback.Set(1)
 	ctx, stop := context.WithCancel(context.Background())
 	f.local, f.stop, f.ran = q, stop, make(chan error, 1)
+	f.open.Store(q)
 	go func() { f.ran <- q.Run(ctx) }()
 	return q, nil
 }
@@ -118,6 +123,7 @@ func (f *fallback) close() error {
 	f.stop()
 	err := errors.Join(<-f.ran, f.local.Close())
 	f.local = nil
+	f.open.Store(nil)
 	return err
 }
 
@@ -126,6 +132,24 @@ func (f *fallback) wake(dest string) {
 	defer f.mu.Unlock()
 	if f.local != nil {
 		f.local.Wake(dest)
+	}
+}
+
+// demands adds those of the mail on this machine.
+func (f *fallback) demands(all map[string]queue.Demand) {
+	q := f.open.Load()
+	if q == nil {
+		return
+	}
+	for dest, d := range q.Demands() {
+		d.Sessions, d.Mail = d.Sessions+all[dest].Sessions, d.Mail+all[dest].Mail
+		all[dest] = d
+	}
+}
+
+func (f *fallback) reconsider() {
+	if q := f.open.Load(); q != nil {
+		q.Reconsider()
 	}
 }
 

@@ -8,9 +8,11 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/fleet"
 	"github.com/understudy-mx/understudy/internal/inforce"
 	"github.com/understudy-mx/understudy/internal/operator"
+	"github.com/understudy-mx/understudy/queue"
 	"github.com/understudy-mx/understudy/queue/postgres"
 	policysync "github.com/understudy-mx/understudy/sync"
 )
@@ -84,7 +86,7 @@ func (d *daemon) joinFleet() error {
 			o.Spool = member
 			return o
 		},
-		Self: d.cfg.Hostname, Route: routeOf(d.cfg), Says: d.says, Changed: func() { d.relay.Limit(d.fleet.Share) },
+		Self: d.cfg.Hostname, Route: routeOf(d.cfg), Says: d.says, Limits: d.limits, Changed: d.limited,
 		File: filepath.Join(d.cfg.StateDir, "fleet.json"), AdoptAfter: d.cfg.Queue.AdoptAfter, Log: d.log, Metrics: d.metrics,
 	})
 	if err != nil {
@@ -96,20 +98,82 @@ func (d *daemon) joinFleet() error {
 	return nil
 }
 
-// share is this secondary's part of a limit.
-func (d *daemon) share(limit int) int {
+// Limits that the members share, each followed by the name of a next hop.
+const (
+	limitSessions = "s "
+	limitRate     = "r "
+	limitAsking   = "a "
+	limitLive     = "l "
+)
+
+// limits lists what the members share.
+func (d *daemon) limits() (all []fleet.Limit) {
+	demands := map[string]queue.Demand{}
+	if d.queue != nil {
+		demands = d.queue.Demands()
+	}
+	if d.fallback != nil {
+		d.fallback.demands(demands)
+	}
+	for dest, p := range primaries(d.cfg) {
+		now := demands[dest]
+		all = append(all, fleet.Limit{Key: limitSessions + dest, Most: p.MaxConnections, Used: now.Sessions, Want: now.Mail})
+		if p.MaxRate > 0 {
+			all = append(all, fleet.Limit{Key: limitRate + dest, Most: p.MaxRate, Want: now.Mail})
+		}
+	}
+	for _, p := range d.relay.Places() {
+		key := limitAsking
+		if p.Live {
+			key = limitLive
+		}
+		all = append(all, fleet.Limit{Key: key + p.Dest, Most: p.All, Used: p.Used, Want: p.Want, Steady: true})
+	}
+	return all
+}
+
+// primaries has the next hops by their names.
+func primaries(cfg *config.Config) map[string]config.Primary {
+	all := map[string]config.Primary{defaultRoute: cfg.Primary}
+	for _, r := range cfg.Routes {
+		all[r.Name] = r.Primary
+	}
+	return all
+}
+
+// limited has the limits' parts kept to.
+func (d *daemon) limited() {
+	d.relay.Limit(func(dest string, live bool, all int) int {
+		if live {
+			return d.fleet.Part(limitLive+dest, all)
+		}
+		return d.fleet.Part(limitAsking+dest, all)
+	})
+	if d.queue != nil {
+		d.queue.Reconsider()
+	}
+	if d.fallback != nil {
+		d.fallback.reconsider()
+	}
+}
+
+// maxConnections is this secondary's part of a next hop's limit.
+func (d *daemon) maxConnections(dest string, limit int) int {
 	if d.fleet == nil {
 		return limit
 	}
-	return d.fleet.Share(limit)
+	return d.fleet.Part(limitSessions+dest, limit)
 }
 
-// shareRate keeps a rate from becoming 0, which is none.
-func (d *daemon) shareRate(rate int) int {
-	if rate == 0 {
-		return 0
+// maxRate is this secondary's part of a rate; -1 is none, as 0 is any rate.
+func (d *daemon) maxRate(dest string, rate int) int {
+	if d.fleet == nil || rate == 0 {
+		return rate
 	}
-	return max(1, d.share(rate))
+	if part := d.fleet.Part(limitRate+dest, rate); part > 0 {
+		return part
+	}
+	return -1
 }
 
 func (d *daemon) elsewhere(dest string) (up, known bool) {
@@ -153,12 +217,13 @@ func (d *daemon) says() fleet.Says {
 	case d.primary != nil:
 		_ = d.primary.Use(func(f *policysync.Follower) error { // not paired: nothing to say
 			st := f.Status()
-			if s.Epoch, s.Version = st.Epoch, st.Version; !st.Hashed { // by a key of each pairing's own
+			if s.Epoch, s.Version, s.Staged = st.Epoch, st.Version, st.Staged; !st.Hashed { // by a key of each pairing's own
 				s.Digest = st.Digest
 			}
 			return nil
 		})
 	}
+	s.Digest = d.push.digest(s.Digest)
 	if d.queue == nil {
 		return s
 	}

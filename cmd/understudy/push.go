@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -56,6 +57,19 @@ func openPush(cfg *config.Config, log *slog.Logger, m *metrics.Metrics) (*pushDe
 		return nil, fmt.Errorf("push: %w", err)
 	}
 	return &pushDesk{store, server, door}, nil
+}
+
+// digest is that of a policy with the lists that were pushed here.
+func (p *pushDesk) digest(policy string) string {
+	if p == nil || policy == "" {
+		return policy
+	}
+	sum := sha256.New()
+	fmt.Fprintln(sum, policy)
+	for _, l := range p.store.Status() {
+		fmt.Fprintln(sum, l.Domain, l.ETag, l.Stale, l.Staged != nil)
+	}
+	return fmt.Sprintf("sha256:%x", sum.Sum(nil)[:8])
 }
 
 // lists is the store, nil for none.

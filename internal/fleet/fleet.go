@@ -11,15 +11,15 @@
 // same: after a failover the database's may be another. From that follows, without further talk:
 //
 //   - who lives: who was heard of in the last 15 seconds;
-//   - the share of each in the primary's limits: the limit by the number of the
-//     living. Where it doesn't divide, the rest goes round with the minutes;
+//   - the part of each in the primary's limits, by who has mail due (see parts.go);
 //   - who probes the primary: the first of the living by name. The others look for
 //     themselves when that one sees another state than they do;
 //   - whose mail is adopted: that of a member silent for a minute, whose lease is over. Whoever
 //     takes its spool first moves its mail into a queue of its own, and lets go when
 //     the member is heard of again.
 //
-// While the database is away the last known share stays, over a restart as well.
+// Who doesn't hear of the others keeps to a small part of the limits, over a restart
+// as well.
 package fleet
 
 import (
@@ -40,7 +40,9 @@ const (
 	beatEvery  = 3 * time.Second
 	deadAfter  = 15 * time.Second
 	adoptAfter = time.Minute
-	rotateRest = 60 // seconds
+	// forgetAfter is how long limits leave something to a silent member, which may
+	// only be cut off from the database.
+	forgetAfter = time.Hour
 )
 
 // Says is what a member says of itself.
@@ -49,12 +51,14 @@ type Says struct {
 	Epoch    uint64          `json:"epoch,omitempty"`
 	Version  uint64          `json:"version,omitempty"` // of the policy in force
 	Digest   string          `json:"digest,omitempty"`  // "" where members' differ by nature
+	Staged   string          `json:"staged,omitempty"`  // deletions that wait for the operator here, or were rejected
 	Sessions int             `json:"sessions"`          // of clients
 	Relaying int             `json:"relaying"`          // sessions to next hops
 	Twice    int64           `json:"twice,omitempty"`   // messages since its start that next hops may have twice
 	Draining bool            `json:"draining,omitempty"`
 	Up       map[string]bool `json:"up,omitempty"` // next hops, at most 100
 	Problem  string          `json:"problem,omitempty"`
+	Parts    map[string]Part `json:"parts,omitempty"` // of the limits that all share; nil: an older version, that takes an equal part
 }
 
 // Options of a Fleet.
@@ -64,7 +68,9 @@ type Options struct {
 	Self  string
 	Route func(domain string) (dest string)
 	Says  func() Says
-	// Changed is called after each news.
+	// Limits lists what the members share, as it is used here now; nil for nothing.
+	Limits func() []Limit
+	// Changed is called after each change of Part.
 	Changed func()
 	// File keeps the names of the living for the next start; "" for none.
 	File string
@@ -92,6 +98,8 @@ type Fleet struct {
 	err    error     // why last is old
 	adopts string    // whose mail is being moved here
 	kept   []string  // the living, as File has them
+	parts  map[string]*part
+	ok     time.Time // the last beat that came to the others began
 	// resting has members whose mail isn't to be moved before that time.
 	resting map[string]time.Time
 }
@@ -135,7 +143,7 @@ func New(o Options) (*Fleet, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &Fleet{o: o, members: m, heard: map[string]heard{}, resting: map[string]time.Time{}}
+	f := &Fleet{o: o, members: m, heard: map[string]heard{}, resting: map[string]time.Time{}, parts: map[string]*part{}, ok: time.Now()}
 	f.recall()
 	return f, nil
 }
@@ -169,18 +177,27 @@ func (f *Fleet) Run(ctx context.Context, q *queue.Queue) error {
 
 // Beat tells the others that this member lives, and hears of them.
 func (f *Fleet) Beat(ctx context.Context) {
-	says, err := json.Marshal(f.o.Says())
+	f.lower(f.limits())
+	f.o.Changed()
+	says, began := f.o.Says(), time.Now()
+	says.Parts = f.claim(f.limits())
+	b, err := json.Marshal(says)
 	var all []postgres.Member
 	var clock time.Time
 	if err == nil {
-		all, clock, err = f.members.Beat(ctx, f.o.Self, says)
+		short, cancel := context.WithTimeout(ctx, f.o.DeadAfter/4)
+		all, clock, err = f.members.Beat(short, f.o.Self, b)
+		cancel()
 	}
 	if ctx.Err() != nil {
 		return
 	}
 	f.hear(all, clock, err)
 	f.keep()
-	f.o.Changed()
+	if err == nil {
+		f.confirm(began, says.Parts)
+		f.o.Changed()
+	}
 }
 
 // hear takes over what was heard of the others.
@@ -189,7 +206,7 @@ func (f *Fleet) hear(all []postgres.Member, clock time.Time, err error) {
 	defer f.mu.Unlock()
 	if (err == nil) != (f.err == nil) {
 		if err != nil {
-			f.o.Log.Warn("the other members aren't heard of; the last known share of the limits stays", "members", f.living(), "err", err)
+			f.o.Log.Warn("the other members aren't heard of; soon a small part of the limits is left", "members", f.living(), "err", err)
 		} else {
 			f.o.Log.Info("the other members are heard of again")
 		}
@@ -219,6 +236,7 @@ type heard struct {
 	ago   time.Duration // at the time at, -1 for never
 	at    time.Time
 	since time.Time // when we first saw this beat
+	sure  bool      // that it was new then
 }
 
 // listen sets how long members have been silent. The database's clock counts for
@@ -234,7 +252,7 @@ func (f *Fleet) listen(all []postgres.Member) {
 		case !known:
 			h = heard{beat: p.Beat, ago: p.Ago, since: f.at}
 		case p.Beat != h.beat:
-			h = heard{beat: p.Beat, ago: min(p.Ago, went), since: f.at}
+			h = heard{beat: p.Beat, ago: min(p.Ago, went), since: f.at, sure: f.at.Sub(h.at) < f.o.DeadAfter/2}
 		case h.ago >= 0:
 			h.ago += went
 		}
@@ -302,9 +320,16 @@ func view(all []postgres.Member, deadAfter time.Duration) []Member {
 	for i := range members {
 		m := &members[i]
 		m.Share = float64(m.Messages) / float64(max(1, messages))
-		m.Differs = m.Alive && (m.Epoch != newest.Epoch || m.Version != newest.Version || m.Digest != newest.Digest)
+		m.Differs = m.Alive && m.differs(newest)
 	}
 	return members
+}
+
+// differs compares policies. A hashed one is known by its version alone, which
+// names one content of one publisher.
+func (s *Says) differs(from *Says) bool {
+	return s.Epoch != from.Epoch || s.Version != from.Version || s.Staged != from.Staged ||
+		s.Digest != from.Digest && s.Digest != "" && from.Digest != ""
 }
 
 // View is all that is known.
@@ -327,33 +352,6 @@ func (f *Fleet) living() int {
 		}
 	}
 	return max(1, n)
-}
-
-// Share is this member's part of a limit on all members together.
-func (f *Fleet) Share(limit int) int {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	n, rank := f.living(), 0
-	for _, m := range f.last {
-		if m.Name == f.o.Self {
-			break
-		}
-		if m.Alive {
-			rank++
-		}
-	}
-	// The clock goes on while the database is away: members started together stay so.
-	now := time.Now() // before the database was heard of
-	if !f.clock.IsZero() {
-		now = f.clock.Add(time.Since(f.at))
-	}
-	minutes := now.Unix() / rotateRest
-	turn := int((int64(rank) + minutes) % int64(n))
-	share := limit / n
-	if turn < limit%n {
-		share++
-	}
-	return share
 }
 
 // Elsewhere is how the member that probes sees a next hop. It isn't known to that

@@ -2,14 +2,17 @@ package fleet
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -36,6 +39,8 @@ type member struct {
 	way     *way
 	metrics *metrics.Metrics
 	says    Says
+	mu      sync.Mutex // guards limit
+	limit   Limit
 	stop    context.CancelFunc
 	ran     chan error
 }
@@ -102,7 +107,7 @@ func join(t *testing.T, node *listertest.Node, name string, says Says) *member {
 		return o
 	}
 	log := slog.New(slog.NewTextHandler(t.Output(), nil)).With("member", name)
-	m.Fleet, err = New(Options{Spool: spool, Self: name, Route: route, Says: func() Says { return m.says }, Changed: func() {},
+	m.Fleet, err = New(Options{Spool: spool, Self: name, Route: route, Says: func() Says { return m.says }, Changed: func() {}, Limits: m.limits,
 		AdoptAfter: 3 * time.Second, Beat: 200 * time.Millisecond, DeadAfter: time.Second, Log: log, Metrics: m.metrics})
 	if err != nil {
 		t.Fatal(err)
@@ -234,27 +239,48 @@ func TestBackInTime(t *testing.T) {
 	}
 }
 
-// TestShare: the parts of a limit add up to it, whoever lives, and stay while the
-// database is away.
-func TestShare(t *testing.T) {
+func (m *member) limits() []Limit {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return []Limit{m.limit}
+}
+
+func (m *member) want(most, n int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.limit = Limit{Key: "k", Most: most, Want: n}
+}
+
+// TestParts: the parts of a limit add up to it, whoever lives and has mail, and a member
+// that is cut off keeps a little, which the others leave to it.
+func TestParts(t *testing.T) {
 	node := listertest.Primary(t)
 	all := []*member{join(t, node, "mx2", Says{Up: map[string]bool{"primary": true}}), join(t, node, "mx3", Says{}), join(t, node, "mx4", Says{Version: 7})}
-	await(t, "all are heard of", func() bool {
-		for _, m := range all {
-			if testutil.ToFloat64(m.metrics.FleetMembers) != 3 {
-				return false
-			}
+	parts := func(most int) (now [3]int) {
+		for i, m := range all {
+			now[i] = m.Part("k", most)
 		}
-		return true
-	})
-	for _, limit := range []int{1, 2, 3, 10, 100} {
-		sum := func() (n int) {
-			for _, m := range all {
-				n += m.Share(limit)
-			}
-			return n
+		return now
+	}
+	for _, tt := range []struct {
+		most  int
+		wants [3]int
+		want  [][3]int
+	}{
+		{90, [3]int{}, [][3]int{{30, 30, 30}}},
+		{90, [3]int{900, 0, 0}, [][3]int{{84, 3, 3}}},
+		{90, [3]int{0, 900, 20}, [][3]int{{3, 67, 20}}},
+		{90, [3]int{60, 900, 90}, [][3]int{{30, 30, 30}}},
+		{10, [3]int{0, 0, 2}, [][3]int{{2, 3, 5}, {3, 2, 5}, {2, 2, 6}, {3, 3, 4}}},
+		{10, [3]int{7, 0, 0}, [][3]int{{8, 1, 1}}},
+		{10, [3]int{70, 0, 0}, [][3]int{{10, 0, 0}}},
+		{1, [3]int{70, 0, 0}, [][3]int{{1, 0, 0}}},
+		{1, [3]int{5, 5, 5}, [][3]int{{1, 0, 0}, {0, 1, 0}, {0, 0, 1}}},
+	} {
+		for i, m := range all {
+			m.want(tt.most, tt.wants[i])
 		}
-		await(t, fmt.Sprintf("shares of %d", limit), func() bool { return sum() == limit }) // two may be a beat apart at a minute's turn
+		await(t, fmt.Sprintf("parts of %+v", tt), func() bool { return slices.Contains(tt.want, parts(tt.most)) })
 	}
 	if up, known := all[0].Elsewhere("primary"); known {
 		t.Errorf("the first doesn't probe: %v", up)
@@ -268,13 +294,147 @@ func TestShare(t *testing.T) {
 	if n := testutil.ToFloat64(all[2].metrics.FleetDiffers); n != 0 {
 		t.Error("the newest policy differs")
 	}
+	for _, m := range all {
+		m.want(10, 1000)
+	}
+	await(t, "parts of 10", func() bool { p := parts(10); return p[0]+p[1]+p[2] == 10 && p[0] > 1 })
 	all[0].way.cut(true)
 	await(t, "the first hears of nobody", func() bool { return testutil.ToFloat64(all[0].metrics.FleetUnheard) == 1 })
-	if n := all[0].Share(300); n != 100 {
-		t.Errorf("its share is %d", n)
-	}
+	await(t, "it keeps one, and leaves the others the rest", func() bool { p := parts(10); return p[0] == 1 && p[1]+p[2] == 9 })
 	if v := all[0].View(); v.Error == "" || len(v.Members) != 3 {
 		t.Errorf("%+v", v)
+	}
+	all[0].way.cut(false)
+	await(t, "it is back", func() bool { p := parts(10); return p[0]+p[1]+p[2] == 10 && p[0] > 1 })
+}
+
+// TestPartsNeverAbove plays members that beat, read late, are cut off, die and come
+// back in any order, with the database as the only thing in common: whatever happens, they
+// never use more than the limit. In the end, when all is quiet, they use all of it.
+func TestPartsNeverAbove(t *testing.T) {
+	for seed := range uint64(150) {
+		synctest.Test(t, func(t *testing.T) { playParts(t, rand.New(rand.NewPCG(seed, 1))) })
+		if t.Failed() {
+			t.Fatalf("seed %d", seed)
+		}
+	}
+}
+
+// player is a member whose beats are cut into steps.
+type player struct {
+	*Fleet
+	use, want int
+	cut, dead bool
+	writing   map[string]Part // said, and not written yet
+	began     time.Time
+	read      []postgres.Member // and not heard yet
+}
+
+func playParts(t *testing.T, r *rand.Rand) {
+	limit, n := 1+r.IntN(40), 1+r.IntN(5)
+	rows := map[string]*postgres.Member{}
+	seen := map[string]time.Time{}
+	all := make([]*player, n)
+	start := func(i int) {
+		p := &player{want: all[i].want}
+		p.Fleet = &Fleet{o: Options{Self: fmt.Sprint("mx", i), DeadAfter: deadAfter, Beat: beatEvery, Log: slog.New(slog.DiscardHandler), Metrics: metrics.New(prometheus.NewRegistry())},
+			parts: map[string]*part{}, ok: time.Now()}
+		for name := range rows { // as fleet.json has it
+			p.last = append(p.last, Member{Name: name, Seen: -1, Alive: true})
+		}
+		slices.SortFunc(p.last, func(a, b Member) int { return strings.Compare(a.Name, b.Name) })
+		all[i] = p
+	}
+	for i := range all {
+		name := fmt.Sprint("mx", i)
+		rows[name], seen[name] = &postgres.Member{Name: name, Says: []byte(`{"parts": {}}`)}, time.Now()
+	}
+	for i := range all {
+		all[i] = &player{}
+		start(i)
+	}
+	limits := func(p *player) []Limit { return []Limit{{Key: "k", Most: limit, Used: p.use, Want: p.want}} }
+	step := func(p *player) { // a part of its next beat, or all of it
+		switch {
+		case p.writing == nil:
+			p.lower(limits(p))
+			p.use = min(p.use, p.Part("k", limit)) // each session ends at once
+			p.writing, p.began = p.claim(limits(p)), time.Now()
+		case p.read == nil && p.cut:
+			p.hear(nil, time.Time{}, errors.New("cut off"))
+			p.writing = nil
+		case p.read == nil:
+			b, _ := json.Marshal(Says{Parts: p.writing})
+			rows[p.o.Self].Says, seen[p.o.Self] = b, time.Now()
+			rows[p.o.Self].Beat++
+			for name, m := range rows {
+				m.Ago = time.Since(seen[name])
+				p.read = append(p.read, *m)
+			}
+		default:
+			p.hear(p.read, time.Now(), nil)
+			p.confirm(p.began, p.writing)
+			p.writing, p.read = nil, nil
+		}
+	}
+	check := func() {
+		sum := 0
+		for _, p := range all {
+			if !p.dead {
+				p.use = min(max(p.use, p.want), p.Part("k", limit))
+				sum += p.use
+			}
+		}
+		if sum > limit {
+			t.Errorf("%d of %d in use", sum, limit)
+		}
+	}
+	for range 400 {
+		i := r.IntN(n)
+		p := all[i]
+		switch r.IntN(40) {
+		case 0:
+			p.dead, p.use = true, 0
+		case 1:
+			p.cut = !p.cut
+		case 2, 3:
+			p.want = r.IntN(2 * limit)
+		}
+		if p.dead && r.IntN(10) == 0 {
+			start(i)
+		}
+		// Each goes on at least every 3 s, or it is dead: as Run and its time limits have it.
+		for _, p := range all {
+			for !p.dead && (r.IntN(2) == 0 || time.Since(p.began) > 3*time.Second) {
+				if step(p); p.writing == nil {
+					break
+				}
+			}
+			check()
+		}
+		time.Sleep(time.Duration(r.IntN(2000)) * time.Millisecond)
+	}
+	for i, p := range all {
+		if p.dead {
+			start(i)
+		}
+		all[i].cut, all[i].want = false, limit
+	}
+	full := false // a turn of what doesn't divide takes two beats
+	for beat := range 20 {
+		sum := 0
+		for _, p := range all {
+			for range 3 {
+				step(p)
+			}
+			check()
+			sum += p.use
+		}
+		full = full || beat > 10 && sum == limit
+		time.Sleep(3 * time.Second)
+	}
+	if !full {
+		t.Errorf("less than %d in use in the end", limit)
 	}
 }
 
@@ -398,9 +558,9 @@ func TestOtherClock(t *testing.T) {
 	}
 }
 
-// TestShareOverRestart: a member that starts while the database is away takes its part of
-// a limit by the members that there were, and a damaged file is no news of any.
-func TestShareOverRestart(t *testing.T) {
+// TestPartOverRestart: a member that starts while the database is away keeps to little by the
+// members that there were, and a damaged file is no news of any.
+func TestPartOverRestart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		file := filepath.Join(t.TempDir(), "fleet.json")
 		start := func(self string) *Fleet {
@@ -411,8 +571,18 @@ func TestShareOverRestart(t *testing.T) {
 			}
 			return f
 		}
+		alone := func(f *Fleet) int {
+			limits := []Limit{{Key: "k", Most: 100}}
+			f.lower(limits)
+			if n := f.Part("k", 100); n != 0 {
+				t.Errorf("%d at once: the others may still have them", n)
+			}
+			time.Sleep(2 * f.o.DeadAfter)
+			f.lower(limits)
+			return f.Part("k", 100)
+		}
 		f := start("mx3")
-		if n := f.Share(100); n != 100 {
+		if n := alone(f); n != 100 {
 			t.Errorf("the first start of all: %d", n)
 		}
 		f.hear([]postgres.Member{{Name: "mx2"}, {Name: "mx3"}, {Name: "mx4"}, {Name: "dead", Ago: time.Hour}, {Name: "never", Ago: -1}}, time.Now(), nil)
@@ -420,11 +590,12 @@ func TestShareOverRestart(t *testing.T) {
 		sum, parts := 0, map[string]int{}
 		for _, self := range []string{"mx2", "mx3", "mx4"} {
 			again := start(self)
-			parts[self] = again.Share(100)
+			parts[self] = alone(again)
 			sum += parts[self]
 			again.hear(nil, time.Time{}, errors.New("away"))
 			again.keep()
-			if n := again.Share(100); n != parts[self] {
+			again.lower([]Limit{{Key: "k", Most: 100}})
+			if n := again.Part("k", 100); n != parts[self] {
 				t.Errorf("%s: %d, and %d once it asked", self, parts[self], n)
 			}
 			if up, known := again.Elsewhere("primary"); known {
@@ -437,18 +608,18 @@ func TestShareOverRestart(t *testing.T) {
 				t.Errorf("%s: %+v", self, v)
 			}
 		}
-		if sum != 100 {
+		if sum != 4+4+4 {
 			t.Errorf("the parts of 100: %v", parts)
 		}
 		f.hear([]postgres.Member{{Name: "mx3"}}, time.Now(), nil)
 		f.keep()
-		if n := start("mx3").Share(100); n != 100 {
+		if n := alone(start("mx3")); n != 100 {
 			t.Errorf("alone since: %d", n)
 		}
 		if err := os.WriteFile(file, []byte(`["mx2", 7`), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if n := start("mx3").Share(100); n != 100 {
+		if n := alone(start("mx3")); n != 100 {
 			t.Errorf("of a damaged file: %d", n)
 		}
 	})
@@ -463,11 +634,16 @@ func TestPolicyDiffers(t *testing.T) {
 		says    [3][]byte
 		differs [3]bool
 	}{
-		"files alike":   {[3][]byte{says("a", 0), says("a", 0), says("a", 0)}, [3]bool{}},
-		"another file":  {[3][]byte{says("a", 0), says("b", 0), says("a", 0)}, [3]bool{false, true, false}},
-		"an older one":  {[3][]byte{says("a", 6), says("b", 7), says("b", 7)}, [3]bool{true, false, false}},
-		"hashed alike":  {[3][]byte{says("", 7), says("", 7), says("", 7)}, [3]bool{}},
-		"another epoch": {[3][]byte{[]byte(`{"epoch": 2, "version": 1}`), says("", 7), says("", 7)}, [3]bool{false, true, true}},
+		"files alike":                {[3][]byte{says("a", 0), says("a", 0), says("a", 0)}, [3]bool{}},
+		"another file":               {[3][]byte{says("a", 0), says("b", 0), says("a", 0)}, [3]bool{false, true, false}},
+		"an older one":               {[3][]byte{says("a", 6), says("b", 7), says("b", 7)}, [3]bool{true, false, false}},
+		"hashed alike":               {[3][]byte{says("", 7), says("", 7), says("", 7)}, [3]bool{}},
+		"hashed, one lags":           {[3][]byte{says("", 7), says("", 6), says("", 7)}, [3]bool{false, true, false}},
+		"hashed for some":            {[3][]byte{says("", 7), says("a", 7), says("", 7)}, [3]bool{}},
+		"file and paired":            {[3][]byte{says("a", 7), says("a", 0), says("a", 7)}, [3]bool{false, true, false}},
+		"not paired":                 {[3][]byte{says("a", 7), says("", 0), says("a", 7)}, [3]bool{false, true, false}},
+		"one waits for its operator": {[3][]byte{says("", 7), []byte(`{"version": 7, "staged": "pending"}`), says("", 7)}, [3]bool{false, true, false}},
+		"another epoch":              {[3][]byte{[]byte(`{"epoch": 2, "version": 1}`), says("", 7), says("", 7)}, [3]bool{false, true, true}},
 	} {
 		var all []postgres.Member
 		for i, b := range tt.says {

@@ -10,7 +10,7 @@ import (
 )
 
 // maxSays bounds what a member says of itself, in octets.
-const maxSays = 4 << 10
+const maxSays = 64 << 10
 
 // Member is one of those who share a database, or a spool whose member never came.
 type Member struct {
