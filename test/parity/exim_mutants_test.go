@@ -15,7 +15,7 @@ import (
 )
 
 // eximMutants changes the rules of a policy's lists, one at a time: the sessions notice
-// four of five. They are compared with the policy itself, which Exim has just confirmed.
+// four of five, three of a sample's four. They are compared with the policy itself, which Exim has just confirmed.
 // EXIM_MUTANTS=1 tries all, EXIM_MUTANTS=3 each third.
 func eximMutants(t *testing.T, name string, spec *policy.Spec, nameserver string, m *parity.Material, seed uint64, sessions int) {
 	t.Helper()
@@ -71,7 +71,7 @@ func eximMutants(t *testing.T, name string, spec *policy.Spec, nameserver string
 	})
 	slices.Sort(missed)
 	t.Logf("mutants of lists: %d tried, %d seen, %d more the same; not seen\n%s", valid, seen, excused, strings.Join(missed, "\n"))
-	if 5*seen < 4*valid {
+	if 5*seen < 4*valid && step == 1 || 4*seen < 3*valid { // a sample may be worse than all
 		t.Errorf("of %d mutants only %d are seen", valid, seen)
 	}
 }
