@@ -1,5 +1,5 @@
 # The commands of the README, by name. CI runs the same ones.
-.PHONY: build deb image demo test crash forged soak fleet bench bench-all bench-sync bench-door bench-memory bench-live bench-push bench-spool live parity parity-exim parity-filters milters greylist suites screenshots generate lint
+.PHONY: build deb image demo test crash forged soak fleet fleet-machines bench bench-all bench-sync bench-door bench-memory bench-live bench-push bench-spool live parity parity-exim parity-filters milters greylist suites screenshots generate lint
 
 build:
 	go build -o understudy ./cmd/understudy
@@ -63,6 +63,12 @@ FAULTS = 200
 fleet:
 	command -v patroni etcd faketime >/dev/null || apt-get install -q -y --no-install-recommends patroni etcd-server faketime
 	go run ./test/fleet -faults $(FAULTS)
+
+# docs/FLEET.md word for word, on three machines with systemd and a primary, in containers:
+# as root. About a quarter of an hour.
+fleet-machines:
+	test/install-peers
+	go run ./test/machines
 
 # A million recipients pushed: docs/BENCHMARKS.md.
 bench-push:

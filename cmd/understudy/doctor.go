@@ -25,6 +25,7 @@ import (
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/fidelity"
 	"github.com/understudy-mx/understudy/policy/handwritten"
+	"github.com/understudy-mx/understudy/queue/postgres"
 )
 
 type doctorCmd struct {
@@ -34,7 +35,7 @@ type doctorCmd struct {
 }
 
 func (doctorCmd) Help() string {
-	return `Looks at a set-up from outside and says what is wrong, how it was seen, and what mends it: on the secondary at MX records, names and certificates (with MTA-STS and DANE), the door, the primary's trust, DNS lists, clock and disk; on the primary at what Postfix lets the secondaries do. It changes nothing and sends no mail.
+	return `Looks at a set-up from outside and says what is wrong, how it was seen, and what mends it: on the secondary at MX records, names and certificates (with MTA-STS and DANE), the door, the primary's trust, DNS lists, clock, disk and the queue's database; on the primary at what Postfix lets the secondaries do. It changes nothing and sends no mail.
 
 Exit status: 0 when nothing is wrong (there may be warnings), 1 when something is or can't be known.`
 }
@@ -116,6 +117,7 @@ func (c *doctorCmd) onSecondary(ctx context.Context, cfg *config.Config, e docto
 		_, files, _ = handwritten.Load(cfg.Policy.File, nil) // a mistake in it is seen below
 	}
 	e.Push = pushOf(ctx, cfg, operator.Pushed{Client: daemon.Client}, files)
+	e.Spool = examineSpool(ctx, cfg, daemon)
 	if err == nil && !e.Daemon.Unpaired {
 		s, err := daemon.Policy(ctx)
 		e.Daemon.Policy, e.Daemon.Staged, e.Daemon.Problem = s.State, s.Staged, s.Error
@@ -148,6 +150,32 @@ func beside(ctx context.Context, daemon operator.Daemon, d *doctor.Daemon) {
 	if r, err := daemon.Parity(ctx, false); err == nil {
 		d.Decided, d.Unexplained = r.Same+r.Different, r.Unexplained
 	}
+}
+
+// examineSpool asks the database itself, and the daemon for the others; nil when the
+// queue is in a directory.
+func examineSpool(ctx context.Context, cfg *config.Config, daemon operator.Daemon) *doctor.Spool {
+	if cfg.Queue.Store != storePostgres {
+		return nil
+	}
+	s := &doctor.Spool{OneMachine: cfg.Queue.Durability == oneMachine}
+	own, err := spoolOf(cfg, cfg.Hostname, nil)
+	if err == nil {
+		var found postgres.Server
+		found, err = own.Examine(ctx)
+		s.Unproven, s.Superuser, s.Standbys = found.Unproven, found.Superuser, found.Standbys
+	}
+	s.Err = err
+	view, _ := daemon.Fleet(ctx) // a daemon that doesn't answer is a finding already
+	for _, m := range view.Members {
+		if !m.Alive && m.Name != view.Self {
+			s.Unheard = append(s.Unheard, m.Name)
+		}
+		if m.Differs {
+			s.Differing = append(s.Differing, m.Name)
+		}
+	}
+	return s
 }
 
 // progress shows what is looked at on a terminal.

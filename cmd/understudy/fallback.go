@@ -15,6 +15,7 @@ import (
 	"github.com/understudy-mx/understudy/queue"
 	"github.com/understudy-mx/understudy/queue/leveldb"
 	"github.com/understudy-mx/understudy/queue/move"
+	"github.com/understudy-mx/understudy/queue/store"
 	"github.com/understudy-mx/understudy/smtpd"
 )
 
@@ -53,10 +54,21 @@ func (d *daemon) openFallback(o queue.Options) error {
 		most := o.MaxConnections
 		o.MaxConnections = func(dest string) int { return max(0, most(dest)-d.queue.Sessions(dest)) }
 		d.fallback = &fallback{main: d.queue, dir: dir, o: o, log: d.log, m: d.metrics}
-	case err == nil:
+	case err == nil && !empty(dir):
 		d.log.Warn("there may be mail in the state directory, which nobody relays", "remedy", "understudy queue migrate --to postgres, with the daemon stopped; or fallback = \"leveldb\"")
 	}
 	return nil
+}
+
+// empty says that a queue's directory surely has no mail, as after a migration.
+func empty(dir leveldb.Dir) bool {
+	s, err := dir.OpenReadOnly(nil)
+	if err != nil {
+		return false
+	}
+	defer s.Close()
+	t, err := store.LoadTotals(s)
+	return err == nil && t.Messages == 0
 }
 
 // Begin opens a draft in the database, or here while that is away.

@@ -80,7 +80,7 @@ func answered(ctx context.Context, path string) bool {
 func giveTo(parent, dir string) error {
 	fi, err := os.Stat(parent)
 	if err != nil {
-		return fmt.Errorf("hand the pairing to the daemon's user: %w", err)
+		return fmt.Errorf("hand what was written to the daemon's user: %w", err)
 	}
 	st, ok := fi.Sys().(*syscall.Stat_t)
 	if !ok || os.Getuid() != 0 || st.Uid == 0 {

@@ -24,12 +24,11 @@ func (queueMigrateCmd) Help() string {
 
 The configuration has to name the database for either direction, so store is "postgres" meanwhile. To go to the database:
 
-    systemctl stop understudy
+    systemctl stop understudy.socket understudy.service
     # in the configuration: [queue] store = "postgres", dsn = "postgres://..."
-    runuser -u understudy -- understudy queue migrate --to postgres
-    systemctl start understudy
+    understudy queue migrate --to postgres && systemctl start understudy
 
-To come back, set store = "leveldb" and remove dsn after the migration.`
+Run it as root or as the daemon's user. To come back, set store = "leveldb" and remove dsn after the migration.`
 }
 
 func (c *queueMigrateCmd) Run(ctx context.Context, out io.Writer) error {
@@ -48,6 +47,11 @@ func (c *queueMigrateCmd) Run(ctx context.Context, out io.Writer) error {
 		from, to = to, from
 	}
 	done, err := migrate(ctx, cfg, from, to)
+	for _, dir := range []string{queueDir(cfg).Path, spoolDir(cfg)} {
+		if gave := giveTo(cfg.StateDir, dir); err == nil && !errors.Is(gave, fs.ErrNotExist) {
+			err = gave
+		}
+	}
 	switch {
 	case errors.Is(err, queue.ErrLocked):
 		return fmt.Errorf("%w: stop the daemon first", err)

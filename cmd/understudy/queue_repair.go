@@ -21,10 +21,10 @@ func (queueRepairCmd) Help() string {
 
 Mail that has left the queue may be back, and be relayed a second time: that is why nothing repairs itself. What is found of a message in part is put aside: see queue quarantine. What can't be read at all is missing; how much that is stands in docs/DURABILITY.md.
 
-Run it as the daemon's user, or the daemon can't open what it made: for example
+Run it as root or as the daemon's user:
 
-    systemctl stop understudy
-    runuser -u understudy -- understudy queue repair`
+    systemctl stop understudy.socket understudy.service
+    understudy queue repair && systemctl start understudy`
 }
 
 func (c *queueRepairCmd) Run(out io.Writer) error {
@@ -39,6 +39,9 @@ func (c *queueRepairCmd) Run(out io.Writer) error {
 	p := newProgress("record", 0)
 	done, err := offline.Repair(queueDir(cfg), routeOf(cfg), func() { p.step(1) })
 	p.end()
+	if gave := giveTo(cfg.StateDir, queueDir(cfg).Path); err == nil {
+		err = gave
+	}
 	switch {
 	case errors.Is(err, leveldb.ErrWhole):
 		_, err = fmt.Fprintln(out, "Nothing to repair: all of the store can be read.")

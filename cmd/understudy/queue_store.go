@@ -33,6 +33,9 @@ func queueDir(cfg *config.Config) leveldb.Dir {
 	return leveldb.Dir{Path: filepath.Join(cfg.StateDir, "queue")}
 }
 
+// spoolDir has what names this machine to the database.
+func spoolDir(cfg *config.Config) string { return filepath.Join(cfg.StateDir, "spool") }
+
 // queueStore is where the configuration keeps the queue; log may be nil.
 func queueStore(cfg *config.Config, log *slog.Logger) (queueOpener, error) {
 	if cfg.Queue.Store != storePostgres {
@@ -42,7 +45,7 @@ func queueStore(cfg *config.Config, log *slog.Logger) (queueOpener, error) {
 	if err != nil {
 		return nil, err
 	}
-	o.Dir, o.Patience = filepath.Join(cfg.StateDir, "spool"), postgres.DefaultLease
+	o.Dir, o.Patience = spoolDir(cfg), postgres.DefaultLease
 	return o, nil
 }
 

@@ -73,6 +73,7 @@ type Exam struct {
 	DNS       []string // the servers that are asked, ip:port
 	Daemon    Daemon
 	Push      Push
+	Spool     *Spool // nil: the queue is in StateDir
 
 	Timeout time.Duration  // for each question or command; 0: 10 s
 	Port    string         // of mail servers that MX records name; "": 25
@@ -109,6 +110,7 @@ var checks = []check{
 	{"dns-lists", "Every DNS list lists its test address, and only that.", (*exam).lists},
 	{"clock", "The clock is kept by the time service.", (*exam).clock},
 	{"disk", "The state directory is on a disk that keeps what it synced.", (*exam).disk},
+	{"spool", "The database has its standbys, and the other secondaries are well.", (*exam).spool},
 }
 
 // Run makes the examination. progress, if not nil, is called with the name of each

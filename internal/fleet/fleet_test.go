@@ -445,8 +445,9 @@ func TestForgetMember(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, sql, _ := strings.Cut(string(doc), "this takes it away:")
-	sql, _, found := strings.Cut(sql, "- **")
+	_, sql, _ := strings.Cut(string(doc), "### Remove a member for good")
+	_, sql, _ = strings.Cut(sql, "psql <<EOF\n")
+	sql, _, found := strings.Cut(sql, "    EOF\n")
 	if !found {
 		t.Fatal("the statements aren't in docs/FLEET.md")
 	}

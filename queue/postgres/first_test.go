@@ -1,17 +1,28 @@
 package postgres
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"sync"
 	"testing"
 
 	"github.com/understudy-mx/understudy/internal/lister/listertest"
+	"github.com/understudy-mx/understudy/queue/store"
 )
 
 // TestFirstStarts: several members meet an empty database at the same time.
 func TestFirstStarts(t *testing.T) {
 	node := listertest.Primary(t)
+	early, err := mustParse(t, listertest.DSN(node)).Members()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer early.Close()
+	if _, err := early.List(context.Background()); err == nil || errors.Is(err, store.ErrDamaged) {
+		t.Errorf("an empty database isn't damaged: %v", err)
+	}
 	var starts sync.WaitGroup
 	for i := range 6 {
 		o := mustParse(t, listertest.DSN(node))

@@ -3,8 +3,11 @@ package postgres
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/understudy-mx/understudy/queue/store"
 )
@@ -94,6 +97,10 @@ func (m *Members) list(ctx context.Context, first *query) (all []Member, now tim
 			now = time.Unix(number(7), 0)
 		})
 	})
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && pg.Code == stateNoTable {
+		err = errors.New("the database has no tables of Understudy's yet: the first secondary that starts makes them")
+	}
 	if err != nil {
 		return nil, now, failed("list the members", err)
 	}

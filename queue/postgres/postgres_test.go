@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math"
@@ -303,7 +304,13 @@ func quorum(t *testing.T, node *listertest.Node, o Opener) {
 	if err := s.Apply(put("k", "v")); err != nil {
 		t.Fatal(err)
 	}
+	if got, err := o.Examine(context.Background()); err != nil || got.Standbys != 1 {
+		t.Errorf("examined: %+v, %v", got, err)
+	}
 	node.Quorum(t)
+	if _, err := o.Examine(context.Background()); !errors.Is(err, errNoQuorum) {
+		t.Errorf("examined without: %v", err)
+	}
 	var many store.Batch
 	for i := range 2 * copyAbove {
 		many.Put([]byte(fmt.Sprint("k", i)), []byte("v"))
