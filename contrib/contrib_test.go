@@ -19,6 +19,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -39,10 +40,43 @@ func list(t *testing.T, args ...string) (out, stderr string, code int) {
 	return o.String(), e.String(), cmd.ProcessState.ExitCode()
 }
 
+// fromPage is the command of the page docs/primaries/KIND.md with the values of args, which
+// begin with the kind and the domain, and with their flags that only a fake needs.
+func fromPage(t *testing.T, args []string) []string {
+	t.Helper()
+	page, err := os.ReadFile("../docs/primaries/" + args[0] + ".md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, line, found := strings.Cut(string(page), "\n       list-recipients ")
+	line, _, _ = strings.Cut(line, " > list\n")
+	words := strings.Fields(line)
+	if !found || len(words) < 3 || words[0] != args[0] || words[len(words)-1] != args[1] {
+		t.Fatalf("the page's command is %q, and the test's %q", line, args)
+	}
+	for i := 2; i < len(args); i++ {
+		flag := args[i]
+		at := slices.Index(words, flag)
+		if flag == "--no-tls" {
+			words = append(words, flag)
+			continue
+		}
+		i++
+		if at >= 0 {
+			words[at+1] = args[i]
+		} else if slices.Contains([]string{"--url", "--login-url", "--token-url", "--ca"}, flag) {
+			words = append(words, flag, args[i])
+		} else {
+			t.Errorf("the page's command lacks %s", flag)
+		}
+	}
+	return words
+}
+
 // wants compares a list, one word an address.
 func wants(t *testing.T, want string, args ...string) {
 	t.Helper()
-	out, stderr, code := list(t, args...)
+	out, stderr, code := list(t, fromPage(t, args)...)
 	if code != 0 || strings.Join(strings.Fields(out), " ") != want {
 		t.Errorf("exit %d, %q, want %q; %s", code, out, want, stderr)
 	}

@@ -30,9 +30,13 @@ type machine struct {
 const boot = `set -e
 mount --make-rprivate /
 mount -t tmpfs tmpfs %[1]s/disk
-for d in etc var usr/local; do
+mkdir %[1]s/disk/more
+[ -z '%[2]s' ] || cp -a '%[2]s/.' %[1]s/disk/more
+for d in etc var usr usr/local; do
+  lower=/$d
+  [ ! -d %[1]s/disk/more/$d ] || lower=%[1]s/disk/more/$d:$lower
   mkdir -p %[1]s/disk/$d.new %[1]s/disk/$d.work
-  mount -t overlay overlay -o lowerdir=/$d,upperdir=%[1]s/disk/$d.new,workdir=%[1]s/disk/$d.work /$d
+  mount -t overlay overlay -o lowerdir=$lower,upperdir=%[1]s/disk/$d.new,workdir=%[1]s/disk/$d.work /$d
 done
 mount -t proc proc /proc
 printf '127.0.0.1 localhost\n203.0.113.1 mx1.example.org mx1\n203.0.113.2 mx2.example.org mx2\n' > /etc/hosts
@@ -41,18 +45,25 @@ touch %[1]s/up
 exec sleep infinity`
 
 // A stand-in for systemctl starts what the unit starts, and waits until it is
-// ready as Type=notify does. It knows no DynamicUser and no socket activation:
-// cmd's TestUnderSystemd does.
+// ready as Type=notify does. Where a drop-in names groups, it runs as a user of its own
+// with these, who gets no other rights. It knows no socket activation: cmd's
+// TestUnderSystemd does.
 const systemctl = `#!/bin/bash
 set -eu
 [ "$1" = daemon-reload ] && exec ls /etc/systemd/system/understudy.socket
+[ "$1 $2" = "reload exim4" ] && exec kill -HUP $(cat /var/lib/exim4/pid)
 [ "$1 $2" = "enable --now" ]
 for unit in "${@:3}"; do
   [ -f "/etc/systemd/system/${unit%.service}.service" ] || [ -f "/etc/systemd/system/$unit" ]
   [ "${unit%.socket}" = "$unit" ] || continue
   unit=${unit%.service} log=/var/log/${unit%.service}.log
   mkdir -p -m 700 /var/lib/understudy
-  setsid $(sed -n s/^ExecStart=//p /etc/systemd/system/$unit.service) > $log 2>&1 < /dev/null &
+  groups=$(cat /etc/systemd/system/$unit.service.d/*.conf 2>/dev/null | sed -n 's/^SupplementaryGroups=//p' | tail -n 1) as=
+  if [ -n "$groups" ]; then
+    chown -R 64000:64000 /var/lib/understudy
+    as="setpriv --no-new-privs --bounding-set=-all --inh-caps=-all --reuid=64000 --regid=64000 --groups=$(for g in $groups; do getent group $g | cut -d: -f3; done | paste -sd,)"
+  fi
+  setsid $as $(sed -n s/^ExecStart=//p /etc/systemd/system/$unit.service) > $log 2>&1 < /dev/null &
   for _ in {1..300}; do grep -q '"msg":"ready"' $log && continue 2; sleep 0.1; done
   cat $log; exit 1
 done
@@ -64,7 +75,8 @@ const apt = `#!/bin/sh
 install -m 755 understudy /usr/local/bin/ && install -m 644 systemd/*.service systemd/*.socket /etc/systemd/system/ && mkdir -p /etc/understudy
 `
 
-func newMachine(t *testing.T, name, address string) *machine {
+// newMachine starts one, whose file system has the files below the directory more, too.
+func newMachine(t *testing.T, name, more string) *machine {
 	t.Helper()
 	m := &machine{t: t, name: fmt.Sprintf("understudy-%s-%d", name, os.Getpid()%10000), dir: tempDir(t)}
 	for _, d := range []string{"bin", "src", "disk"} {
@@ -85,7 +97,7 @@ func newMachine(t *testing.T, name, address string) *machine {
 	run(t, "ip", "netns", "add", m.name)
 	t.Cleanup(func() { run(t, "ip", "netns", "del", m.name) })
 	run(t, "ip", "-n", m.name, "link", "set", "lo", "up")
-	init := exec.Command("ip", "netns", "exec", m.name, "unshare", "--mount", "--pid", "--fork", "--kill-child", "bash", "-c", fmt.Sprintf(boot, m.dir))
+	init := exec.Command("ip", "netns", "exec", m.name, "unshare", "--mount", "--pid", "--fork", "--kill-child", "bash", "-c", fmt.Sprintf(boot, m.dir, more))
 	init.Stderr = os.Stderr
 	if err := init.Start(); err != nil {
 		t.Fatal(err)
@@ -127,12 +139,18 @@ func (m *machine) sh(commands string) string {
 	return out
 }
 
-// codeBlocks returns the code of a section of the README, in order.
-func codeBlocks(t *testing.T, section string) (blocks []string) {
+// codeBlocks returns the code of a section of a page, in order.
+func codeBlocks(t *testing.T, page, section string) (blocks []string) {
 	t.Helper()
-	_, text, _ := strings.Cut(readFile(t, "../README.md"), "\n## "+section+"\n")
+	_, text, _ := strings.Cut(readFile(t, page), "\n## "+section+"\n")
 	text, _, _ = strings.Cut(text, "\n## ")
-	for _, m := range regexp.MustCompile("(?ms)^ *```toml\n(.*?)^ *```$|((?:^(?:    |       )\\S[^\n]*\n)+)").FindAllStringSubmatch(text, -1) {
+	return blocksOf(text)
+}
+
+// blocksOf returns the code of a text: fenced, or indented by four columns, in a list by
+// seven. Blank lines don't end a block whose next line is indented, too.
+func blocksOf(text string) (blocks []string) {
+	for _, m := range regexp.MustCompile("(?ms)^ *```toml\n(.*?)^ *```$|((?:^(?:    |       )\\S[^\n]*\n(?:\n+(?:    |       )\\S[^\n]*\n)*)+)").FindAllStringSubmatch(text, -1) {
 		block := m[1] + m[2]
 		indent := block[:len(block)-len(strings.TrimLeft(block, " "))]
 		if m[2] != "" && len(indent) != 4 && len(indent) != 7 {
@@ -166,17 +184,23 @@ func (m *machine) dns(records ...string) {
 	m.t.Cleanup(d.Close)
 }
 
-// readmePair is two machines on one net, the first a Postfix, with a DNS.
-func readmePair(t *testing.T) (mx1, mx2 *machine) {
+// connect puts two machines on one net with the README's addresses, each with a DNS.
+func connect(t *testing.T, mx1, mx2 *machine) {
 	t.Helper()
-	mx1, mx2 = newMachine(t, "mx1", "203.0.113.1"), newMachine(t, "mx2", "203.0.113.2")
 	run(t, "ip", "link", "add", "eth0", "netns", mx1.name, "type", "veth", "peer", "name", "eth0", "netns", mx2.name)
 	for m, address := range map[*machine]string{mx1: "203.0.113.1/24", mx2: "203.0.113.2/24"} {
 		run(t, "ip", "-n", m.name, "addr", "add", address, "dev", "eth0")
 		run(t, "ip", "-n", m.name, "link", "set", "eth0", "up")
-		m.dns(". 60 IN NS ns.example.", "example.org. 60 IN MX 10 mx1.example.org.", "example.org. 60 IN MX 20 mx2.example.org.",
+		m.dns(". 60 IN NS ns.example.", "example.org. 60 IN MX 10 mx1.example.org.", "example.org. 60 IN MX 20 mx2.example.org.", "example.net. 60 IN MX 10 mx1.example.org.",
 			"mx1.example.org. 60 IN A 203.0.113.1", "mx2.example.org. 60 IN A 203.0.113.2", "2.113.0.203.in-addr.arpa. 60 IN PTR mx2.example.org.")
 	}
+}
+
+// readmePair is two machines on one net, the first a Postfix.
+func readmePair(t *testing.T) (mx1, mx2 *machine) {
+	t.Helper()
+	mx1, mx2 = newMachine(t, "mx1", ""), newMachine(t, "mx2", "")
+	connect(t, mx1, mx2)
 	mx1.sh(`postconf -e myhostname=mx1.example.org 'mydestination = $myhostname, localhost' inet_protocols=ipv4 inet_interfaces=all maillog_file=/var/log/mail.log \
   smtpd_tls_security_level= virtual_mailbox_domains=example.org virtual_mailbox_maps=hash:/etc/postfix/vmailbox virtual_mailbox_base=/var/mail \
   virtual_uid_maps=static:65534 virtual_gid_maps=static:65534
@@ -193,7 +217,7 @@ postfix start`)
 // and systemctl are played by scripts; the line for the secondary is the one
 // that setup prints.
 func TestSetup(t *testing.T) {
-	blocks := codeBlocks(t, "Set it up beside a Postfix primary")
+	blocks := codeBlocks(t, "../README.md", "Set it up beside a Postfix primary")
 	if len(blocks) != 4 || strings.Count(strings.Join(blocks, ""), "\n") > 6 {
 		t.Fatalf("the README has these blocks of code there; this test knows four, of six commands at most:\n%s", strings.Join(blocks, "---\n"))
 	}
@@ -237,7 +261,7 @@ func TestSetup(t *testing.T) {
 // are played by scripts, and the domains are those that --check prints, as the
 // text says.
 func TestReadme(t *testing.T) {
-	blocks := codeBlocks(t, "The same by hand")
+	blocks := codeBlocks(t, "../README.md", "The same by hand")
 	if len(blocks) != 7 {
 		t.Fatalf("the README has %d blocks of code there, this test knows 7:\n%s", len(blocks), strings.Join(blocks, "---\n"))
 	}

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -209,16 +210,32 @@ func routed(cfg *config.Config) (all []config.Primary) {
 // host names, which may do so.
 func domainsOf(s *policy.Spec) (domains, hosts []string) {
 	a := &s.Addresses
+	if s.ACL != nil { // Exim's lists don't tell the two apart
+		for _, d := range a.Relay.Domains {
+			if d == "localhost" || strings.EqualFold(d, s.ACL.Hostname) {
+				hosts = append(hosts, d)
+			} else {
+				domains = append(domains, d)
+			}
+		}
+		return domains, hosts
+	}
 	return slices.Concat(a.VirtualAliases.Domains, a.VirtualMailbox.Domains, a.Relay.Domains), a.Local.Domains
 }
 
 func (c *doctorCmd) onPrimary(ctx context.Context, cfg *config.Config, e doctor.Exam) ([]doctor.Finding, error) {
 	p := &doctor.Publisher{}
-	if cfg.Policy.Postfix != "" {
-		var err error
-		if p, err = examinePostfix(ctx, publisher.HostOf(&cfg.Policy), cfg.Policy.Postfix); err != nil {
-			return nil, err
+	var err error
+	switch cfg.Policy.Kind() {
+	case "postfix":
+		if p, err = examinePostfix(ctx, publisher.HostOf(&cfg.Policy), cfg.Policy.Postfix); err == nil {
+			p.Set = setPostfix(&cfg.Policy)
 		}
+	case "exim":
+		p.Exim, err = examineExim(ctx, publisher.EximOf(&cfg.Policy))
+	}
+	if err != nil { // the rest can be examined without it
+		p = &doctor.Publisher{Away: err}
 	}
 	p.Secondaries = c.Secondary
 	client := publisherOf(cfg)
@@ -246,9 +263,37 @@ func (c *doctorCmd) onPrimary(ctx context.Context, cfg *config.Config, e doctor.
 	if p.Unread = err; err == nil {
 		e.Zones = r.Snapshot.DNSLists()
 		p.Gaps = notReplicated(r.Report)
-		p.Guarded = guarded(&cfg.Policy, r.Snapshot.Spec(), unitOf(ctx, "understudy-publish"))
+		unit := unitOf(ctx, "understudy-publish")
+		p.Guarded = guarded(&cfg.Policy, r.Snapshot.Spec(), unit)
+		if cfg.Policy.Kind() == "exim" {
+			p.Guarded = append(p.Guarded, closedTo(unit, r.Files)...)
+		}
 	}
 	return e.RunPublisher(ctx, p, progress()), nil
+}
+
+// setPostfix says how main.cf gets a value, where that Postfix lives.
+func setPostfix(p *config.Policy) func(parameter, value string) string {
+	set := func(parameter, value string) string { return fmt.Sprintf("%s = %s", parameter, value) }
+	switch {
+	case p.Preset != nil && p.Preset.Main != "":
+		return func(parameter, value string) string {
+			return "put `" + set(parameter, value) + "` into " + p.Preset.Main
+		}
+	case len(p.PostfixPrefix) > 0:
+		return func(parameter, value string) string {
+			return "put `" + set(parameter, value) + "` where the container keeps its main.cf, as one that is changed inside goes with it; then " + shellWords(append(slices.Clone(p.PostfixPrefix), "postfix", "reload"))
+		}
+	case p.PostfixRoot != "":
+		return func(parameter, value string) string {
+			return "put `" + set(parameter, value) + "` into " + filepath.Join(p.PostfixRoot, p.Postfix, "main.cf") + ", and have the Postfix there reload it"
+		}
+	case p.Postfix != "/etc/postfix":
+		return func(parameter, value string) string {
+			return shellWords([]string{"postconf", "-c", p.Postfix, "-e", set(parameter, value)}) + " && " + shellWords([]string{"postfix", "-c", p.Postfix, "reload"})
+		}
+	}
+	return nil
 }
 
 // examinePostfix reads what a doctor has to know of a Postfix.

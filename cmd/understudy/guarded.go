@@ -21,7 +21,7 @@ func guarded(cfg *config.Policy, spec *policy.Spec, unit map[string]string) (gap
 	if unit["MemoryDenyWriteExecute"] == "yes" && slices.ContainsFunc(spec.Filters.Milters, func(m policy.Milter) bool { return m.Greylist != nil }) {
 		gaps = append(gaps, doctor.Gap{What: "rspamd", Why: "the unit understudy-publish has MemoryDenyWriteExecute, with which rspamadm doesn't run", Remedy: postfix.RspamdRemedy})
 	}
-	if unit["User"] == "root" || slices.Contains(strings.Fields(unit["AmbientCapabilities"]), "cap_dac_read_search") {
+	if readsAll(unit) {
 		return gaps
 	}
 	var names []string
@@ -42,9 +42,14 @@ func guarded(cfg *config.Policy, spec *policy.Spec, unit map[string]string) (gap
 	return gaps
 }
 
+// readsAll tells whether a unit may read any file.
+func readsAll(unit map[string]string) bool {
+	return unit["User"] == "root" || slices.Contains(strings.Fields(unit["AmbientCapabilities"]), "cap_dac_read_search")
+}
+
 // unitOf is what systemd says of a unit; nothing where there is no systemd.
 func unitOf(ctx context.Context, name string) map[string]string {
-	text, err := command(ctx, "systemctl", "show", "--property=LoadState,User,AmbientCapabilities,MemoryDenyWriteExecute", name)
+	text, err := command(ctx, "systemctl", "show", "--property=LoadState,User,AmbientCapabilities,MemoryDenyWriteExecute,SupplementaryGroups,ProtectHome", name)
 	if err != nil {
 		return nil
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/understudy-mx/understudy/internal/host"
 	"github.com/understudy-mx/understudy/internal/operator"
 	"github.com/understudy-mx/understudy/internal/publisher"
+	"github.com/understudy-mx/understudy/policy/exim"
 )
 
 type setupCmd struct {
@@ -27,7 +28,7 @@ type setupCmd struct {
 }
 
 func (setupCmd) Help() string {
-	return `Sets up a pair from scratch: on the primary beside Postfix, then, with the line that it prints, on the secondary. Each shows what it writes and which commands it runs, asks before it does so, and ends in ` + "`understudy doctor`" + `. What is there already stays as it is, so it can be run again.`
+	return `Sets up a pair from scratch: on the primary beside Postfix or Exim, then, with the line that it prints, on the secondary. Each shows what it writes and which commands it runs, asks before it does so, and ends in ` + "`understudy doctor`" + `. What is there already stays as it is, so it can be run again.`
 }
 
 // setup asks, shows and does.
@@ -144,25 +145,23 @@ type setupPrimaryCmd struct {
 	publishFlag
 	Secondary string `required:"" placeholder:"HOST" help:"The secondary's host name, as its MX record will have it."`
 	From      string `placeholder:"IP" help:"Where it hands mail over from (default: the addresses of its name)."`
-	Address   string `placeholder:"HOST:PORT" help:"Where secondaries reach this machine (default: Postfix's myhostname, port 9626)."`
+	Address   string `placeholder:"HOST:PORT" help:"Where secondaries reach this machine (default: the mail server's host name, port 9626)."`
 	Postfix   string `placeholder:"DIR" help:"Postfix's configuration directory (default: the one it has)."`
+	Exim      string `placeholder:"PROGRAM" help:"Set up beside this Exim, or auto for exim4 or exim where Debian has it (default: where one answers at port 25)."`
 	Suite     string `placeholder:"NAME" help:"The mail suite that Postfix belongs to, or none (default: what is found here): one of ${suites}."`
 	Yes       bool   `short:"y" help:"Don't ask."`
 
-	host *host.Host // where Postfix lives
+	host *host.Host   // where Postfix lives
+	main string       // where that one's settings go, "" for main.cf
+	exim *exim.Source // nil: it is a Postfix
 }
 
 func (c *setupPrimaryCmd) Run(ctx context.Context, out io.Writer) error {
 	s := newSetup(out, c.Yes)
-	keys, err := c.primary(ctx, s)
+	keys, name, err := c.primary(ctx, s)
 	if err != nil {
 		return err
 	}
-	name, err := hostCommand(ctx, c.host, "postconf", "-c", c.Postfix, "-xh", "myhostname")
-	if err != nil {
-		return err
-	}
-	name = strings.TrimSpace(name)
 	if c.Address == "" {
 		c.Address = net.JoinHostPort(name, "9626")
 	}
@@ -182,14 +181,25 @@ func (c *setupPrimaryCmd) Run(ctx context.Context, out io.Writer) error {
 		return mistakes{err}
 	}
 	stats := r.Snapshot.Stats()
-	fmt.Fprintf(out, "Postfix's policy: %s, %s. `understudy publish --check` tells what a secondary can't replicate.\n", plural(stats.Domains, "domain"), plural(stats.Recipients, "recipient"))
-	if err := c.trust(ctx, s, from); err != nil {
+	known := plural(stats.Recipients, "recipient")
+	if c.exim != nil {
+		known = "recipients as its routers find them"
+	}
+	fmt.Fprintf(out, "The primary's policy: %s, %s. `understudy publish --check` tells what a secondary can't replicate.\n", plural(stats.Domains, "domain"), known)
+	trust := c.trust
+	if c.exim != nil {
+		trust = c.trustByProxy
+	}
+	if err := trust(ctx, s, from); err != nil {
 		return err
 	}
 	if err := s.run(ctx, []string{"systemctl", "enable", "--now", "understudy-publish"}); err != nil {
 		return err
 	}
 	next := []string{"understudy", "setup", "secondary", "--hostname", c.Secondary, "--primary", net.JoinHostPort(name, "25")}
+	if c.exim != nil {
+		next = append(next, "--identity", "proxy")
+	}
 	for _, d := range acceptedDomains(r.Snapshot.Spec()) {
 		next = append(next, "--domain", d)
 	}
@@ -253,7 +263,11 @@ func (c *setupPrimaryCmd) trust(ctx context.Context, s *setup, from []netip.Addr
 		for _, words := range commands {
 			fmt.Fprintf(s.out, "    %s\n", words[len(words)-1])
 		}
-		fmt.Fprintf(s.out, "\nSet this where the suite keeps such settings (docs/PRIMARIES.md), and let Postfix read them.\n\n")
+		where := "Put this where the container keeps its main.cf, as one that is changed inside goes with it, and have Postfix reload it."
+		if c.main != "" {
+			where = "Put this into " + c.main + "."
+		}
+		fmt.Fprintf(s.out, "\n%s\n\n", where)
 		return nil
 	}
 	return s.run(ctx, append(commands, []string{"postfix", "-c", c.Postfix, "reload"})...)
@@ -299,6 +313,7 @@ type setupSecondaryCmd struct {
 	Hostname string   `required:"" placeholder:"HOST" help:"This machine's name, as its MX record will have it."`
 	Primary  string   `required:"" placeholder:"HOST:PORT" help:"Where accepted mail goes."`
 	Domain   []string `required:"" placeholder:"DOMAIN" help:"A domain that the primary may speak for; may be given several times."`
+	Identity string   `placeholder:"HOW" enum:"xclient,proxy,none" default:"xclient" help:"How the primary is told the real client: xclient, proxy for an Exim, or none."`
 	Join     string   `placeholder:"WORD" help:"The invitation's word."`
 	Yes      bool     `short:"y" help:"Don't ask."`
 }
@@ -309,7 +324,11 @@ func (c *setupSecondaryCmd) Run(ctx context.Context, out io.Writer) error {
 	for _, d := range c.Domain {
 		quoted = append(quoted, strconv.Quote(d))
 	}
-	text := fmt.Sprintf("hostname = %q\n\n[primary]\naddress = %q\n\n[sync]\ndomains = [%s]\n", c.Hostname, c.Primary, strings.Join(quoted, ", "))
+	identity := ""
+	if c.Identity != "xclient" {
+		identity = fmt.Sprintf("identity = %q\n", c.Identity)
+	}
+	text := fmt.Sprintf("hostname = %q\n\n[primary]\naddress = %q\n%s\n[sync]\ndomains = [%s]\n", c.Hostname, c.Primary, identity, strings.Join(quoted, ", "))
 	fresh, err := config.Parse(c.Conf, []byte(text))
 	if err != nil {
 		return mistakes{err}

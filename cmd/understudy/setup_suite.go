@@ -3,10 +3,12 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,25 +17,38 @@ import (
 	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/publisher"
 	"github.com/understudy-mx/understudy/internal/suite"
+	"github.com/understudy-mx/understudy/systemd"
 )
 
-// dropIn lets the publisher run docker.
-const dropIn = "/etc/systemd/system/understudy-publish.service.d/docker.conf"
+// dropIns is where systemd looks for those of the publisher's unit.
+const dropIns = "/etc/systemd/system/understudy-publish.service.d"
 
-const dropInText = `# Understudy reads a Postfix in a container. The group docker may do all that root may.
-[Service]
-SupplementaryGroups=docker
-`
-
-// primary finds out where Postfix lives, and returns the keys of [policy] that say so.
-func (c *setupPrimaryCmd) primary(ctx context.Context, s *setup) (keys string, err error) {
-	p := config.Policy{Postfix: c.Postfix}
-	found, err := c.suite(ctx, s)
-	if err != nil {
-		return "", err
+// primary finds out which mail server is here, and returns the keys of [policy] that say
+// so, and the server's name.
+func (c *setupPrimaryCmd) primary(ctx context.Context, s *setup) (keys, name string, err error) {
+	if c.Exim != "" && (c.Postfix != "" || c.Suite != "") {
+		return "", "", mistakes{errors.New("--exim stands for an Exim, --postfix and --suite for a Postfix: give one of them")}
 	}
+	var found *suite.Found
+	if c.Exim == "" {
+		if found, err = c.suite(ctx, s); err != nil {
+			return "", "", err
+		}
+	}
+	if c.Exim != "" || c.Postfix == "" && found == nil && isExim(ctx, "127.0.0.1:25") {
+		return c.besideExim(ctx, s)
+	}
+	if keys, err = c.besidePostfix(ctx, s, found); err != nil {
+		return "", "", err
+	}
+	name, err = hostCommand(ctx, c.host, "postconf", "-c", c.Postfix, "-xh", "myhostname")
+	return keys, strings.TrimSpace(name), err
+}
+
+func (c *setupPrimaryCmd) besidePostfix(ctx context.Context, s *setup, found *suite.Found) (keys string, err error) {
+	p := config.Policy{Postfix: c.Postfix}
 	if found != nil {
-		p.Suite = found.Name
+		p.Suite, c.main = found.Name, found.Main
 		keys = fmt.Sprintf("suite = %q\n", found.Name)
 		if found.Renamed {
 			p.PostfixPrefix, p.PostfixList = found.Prefix, found.List
@@ -47,13 +62,10 @@ func (c *setupPrimaryCmd) primary(ctx context.Context, s *setup) (keys string, e
 		}
 	}
 	c.host = publisher.HostOf(&p)
-	if c.Postfix == "" && p.Suite == "" {
-		if isExim(ctx, "127.0.0.1:25") {
-			return "", mistakes{fmt.Errorf("an Exim answers at port 25, and this sets up Postfix only: write [publish] address and [policy] exim = \"auto\" into %s, see understudy publish --check, and have Exim let the secondary in (docs/PARITY-EXIM.md); or name Postfix's directory by --postfix", c.Conf)}
-		}
+	if p.Postfix == "" {
 		dir, err := hostCommand(ctx, c.host, "postconf", "-h", "config_directory")
 		if err != nil {
-			return "", fmt.Errorf("find Postfix: %w; name its directory by --postfix, or the suite that it belongs to by --suite", err)
+			return "", fmt.Errorf("find Postfix: %w; name its directory by --postfix, the suite that it belongs to by --suite, or an Exim by --exim", err)
 		}
 		p.Postfix = strings.TrimSpace(dir)
 	}
@@ -61,16 +73,25 @@ func (c *setupPrimaryCmd) primary(ctx context.Context, s *setup) (keys string, e
 		keys += fmt.Sprintf("postfix = %q\n", p.Postfix)
 	}
 	c.Postfix = p.Postfix
-	if len(p.PostfixPrefix) > 0 && p.PostfixPrefix[0] == "docker" {
+	switch engine := append(p.PostfixPrefix, "")[0]; engine {
+	case "docker":
 		fmt.Fprintln(s.out, "The publisher's user has to run docker, whose group may do all that root may.")
-		if err := s.file(dropIn, dropInText); err != nil {
-			return "", err
-		}
-		if _, err := exec.LookPath("systemctl"); err == nil {
-			return keys, s.run(ctx, []string{"systemctl", "daemon-reload"})
-		}
+		return keys, s.dropIn(ctx, "docker.conf", systemd.Docker)
+	case "podman":
+		return "", mistakes{errors.New("the publisher's user can't look into podman's containers, which are root's or another user's: let that user's cron run understudy policy import postfix, and publish the file (docs/primaries/container.md)")}
 	}
 	return keys, nil
+}
+
+// dropIn adds to the publisher's unit.
+func (s *setup) dropIn(ctx context.Context, name, text string) error {
+	if err := s.file(filepath.Join(dropIns, name), text); err != nil {
+		return err
+	}
+	if _, err := exec.LookPath("systemctl"); err != nil {
+		return nil
+	}
+	return s.run(ctx, []string{"systemctl", "daemon-reload"})
 }
 
 // suite is the one that is named, or that is found here.
@@ -85,7 +106,7 @@ func (c *setupPrimaryCmd) suite(ctx context.Context, s *setup) (*suite.Found, er
 		}
 		preset := suite.Find(c.Suite)
 		if preset == nil {
-			return nil, mistakes{fmt.Errorf("no suite is called %q; choose one of %s", c.Suite, strings.Join(suite.Names(), ", "))}
+			return nil, mistakes{(&config.Policy{Suite: c.Suite}).FillPreset()}
 		}
 		return &suite.Found{Suite: preset.Renamed(nil)}, nil
 	case len(found) == 0 || c.Postfix != "":

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/BurntSushi/toml"
+
+	"github.com/understudy-mx/understudy/internal/locate"
 )
 
 // kind is a type of value: how it is read, and what to call it.
@@ -159,6 +161,9 @@ func choice(options ...string) *kind {
 	return &kind{name: name, parse: func(v, dst any) error {
 		s, ok := v.(string)
 		if !ok || !slices.Contains(options, s) {
+			if near := locate.Nearest(s, options); near != "" {
+				return fmt.Errorf("%s is not one of its values; did you mean %q? Choose %s", show(v), near, name)
+			}
 			return fmt.Errorf("%s is not one of its values; choose %s", show(v), name)
 		}
 		*dst.(*string) = s

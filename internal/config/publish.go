@@ -1,12 +1,14 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/understudy-mx/understudy/internal/locate"
 	"github.com/understudy-mx/understudy/internal/suite"
 )
 
@@ -150,7 +152,11 @@ func (p *Policy) FillPreset() error {
 	}
 	found := suite.Find(p.Suite)
 	if found == nil {
-		return fmt.Errorf("no suite is called %q; choose one of %s", p.Suite, strings.Join(suite.Names(), ", "))
+		meant := ""
+		if near := locate.Nearest(p.Suite, suite.Names()); near != "" {
+			meant = fmt.Sprintf("; did you mean %q?", near)
+		}
+		return fmt.Errorf("no suite is called %q%s Choose one of %s", p.Suite, cmp.Or(meant, "."), strings.Join(suite.Names(), ", "))
 	}
 	s := found.Renamed(nil)
 	p.Preset = &s

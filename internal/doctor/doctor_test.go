@@ -164,10 +164,15 @@ func TestFaults(t *testing.T) {
 			primary(l).rcpt["understudy-doctor@example.com"] = "554 5.7.1 no"
 			primary(l).rcpt["postmaster@example.org"] = "450 4.2.0 Greylisted"
 		}, "no-client-identity primary-defers"},
-		"XCLIENT unused":         {func(l *lab) { l.exam.Primaries[0].XClient = false }, "client-identity-unused"},
-		"XCLIENT without ADDR":   {func(l *lab) { primary(l).ehlo = []string{"STARTTLS", "XCLIENT NAME"} }, "no-client-identity"},
-		"postscreen":             {func(l *lab) { primary(l).greeting = []string{"220 mx1.example.org ESMTP", "220 mx1.example.org ESMTP"} }, "primary-screens"},
-		"a slow greeting":        {func(l *lab) { primary(l).wait = 1100 * time.Millisecond }, "primary-screens"},
+		"XCLIENT unused":       {func(l *lab) { l.exam.Primaries[0].XClient = false }, "client-identity-unused"},
+		"XCLIENT without ADDR": {func(l *lab) { primary(l).ehlo = []string{"STARTTLS", "XCLIENT NAME"} }, "no-client-identity"},
+		"postscreen":           {func(l *lab) { primary(l).greeting = []string{"220 mx1.example.org ESMTP", "220 mx1.example.org ESMTP"} }, "primary-screens"},
+		"PROXY is wanted":      {func(l *lab) { primary(l).ehloReply = "503 Command refused, required Proxy negotiation failed" }, "primary-wants-proxy"},
+		"PROXY isn't known": {func(l *lab) {
+			l.exam.Primaries[0].XClient, l.exam.Primaries[0].Proxy = false, true
+			primary(l).unknown = "500 unrecognized command"
+		}, "primary-no-proxy"},
+		"a slow greeting":        {func(l *lab) { primary(l).wait = 2 * time.Second }, "primary-screens"},
 		"refused by the primary": {func(l *lab) { primary(l).greeting = []string{"554 5.7.1 go away"} }, "primary-refuses"},
 		"the primary is away":    {func(l *lab) { primary(l).away = true }, "primary-away"},
 		"TLS demanded": {func(l *lab) {

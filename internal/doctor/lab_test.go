@@ -27,13 +27,15 @@ import (
 
 // mailServer is a mail server whose every answer is written down.
 type mailServer struct {
-	greeting []string
-	wait     time.Duration
-	ehlo     []string
-	rcpt     map[string]string // recipient, or "" for all others → reply
-	starttls string            // reply, "" for a good one
-	cert     *tls.Certificate
-	away     bool
+	greeting  []string
+	wait      time.Duration
+	ehlo      []string
+	ehloReply string            // in its place
+	unknown   string            // reply to what is no command
+	rcpt      map[string]string // recipient, or "" for all others → reply
+	starttls  string            // reply, "" for a good one
+	cert      *tls.Certificate
+	away      bool
 }
 
 func (m *mailServer) serve(c net.Conn) {
@@ -60,6 +62,10 @@ func (m *mailServer) serve(c net.Conn) {
 		verb, arg, _ := strings.Cut(strings.TrimSpace(line), " ")
 		switch verb {
 		case "EHLO":
+			if m.ehloReply != "" {
+				say(m.ehloReply)
+				continue
+			}
 			if arg == "" {
 				say("501 5.5.4 Syntax: EHLO hostname")
 				continue
@@ -92,7 +98,13 @@ func (m *mailServer) serve(c net.Conn) {
 		case "QUIT":
 			say("221 bye")
 			return
+		case "MAIL", "RSET":
+			say("250 ok")
 		default:
+			if m.unknown != "" {
+				say(m.unknown)
+				continue
+			}
 			say("250 ok")
 		}
 	}

@@ -14,8 +14,9 @@ import (
 // takes no mail.
 const foreign = "understudy-doctor@example.com"
 
-// slowGreeting is a wait before the greeting that was meant.
-const slowGreeting = time.Second
+// slowGreeting is a wait before the greeting that was meant: postscreen's is 6 s, or 2
+// while it is busy. A busy machine may be slow once.
+const slowGreeting = 1900 * time.Millisecond
 
 // primary: every next hop, as this machine meets it.
 func (x *exam) primary(ctx context.Context) (looked bool) {
@@ -31,6 +32,13 @@ func (x *exam) primary(ctx context.Context) (looked bool) {
 		if s.err != nil {
 			x.unanswered(p, &s)
 			continue
+		}
+		if s.wait > slowGreeting {
+			s.conn.quit()
+			if s = x.greet(ctx, p.Address, preface); s.err != nil {
+				x.unanswered(p, &s)
+				continue
+			}
 		}
 		x.screened(p, &s)
 		x.encrypted(p, &s)
@@ -74,6 +82,11 @@ func (x *exam) unanswered(p Primary, s *server) {
 			"let it in at the primary: its postscreen_access_list, its client restrictions, its limits")
 	case s.tlsErr != nil:
 		x.report(Fault, "primary-tls", p.Address, "TLS with the primary fails.", s.tlsErr.Error(), "mend its certificate, or set `tls = \"off\"` under [primary]")
+	case s.code == 220 && p.Proxy:
+		x.report(Fault, "primary-no-proxy", p.Address, "The primary greets, and doesn't expect a PROXY header from this machine: nothing can be handed over.", s.err.Error(),
+			fmt.Sprintf("on the primary: hosts_proxy = %s in an Exim (docs/primaries/exim.md), smtpd_upstream_proxy_protocol=haproxy at a port of its own in a Postfix; or another `identity` under [primary]", x.address()))
+	case s.code == 220 && strings.Contains(strings.ToLower(s.err.Error()), "proxy"):
+		x.report(Fault, "primary-wants-proxy", p.Address, "The primary expects a PROXY header from this machine: nothing can be handed over without.", s.err.Error(), "set `identity = \"proxy\"` under [primary]")
 	default:
 		x.report(Warning, "primary-away", p.Address, "The primary doesn't answer. During an outage that is so; otherwise nothing can be handed over.", s.err.Error(), "look at the address under [primary], the primary's listener and the firewalls between")
 	}
@@ -120,7 +133,10 @@ func (x *exam) identity(p Primary, s *server) {
 	if err != nil {
 		got = err.Error()
 	}
-	allow := fmt.Sprintf("on the primary: postconf -e 'smtpd_authorized_xclient_hosts = %s' && postfix reload", x.address())
+	allow := fmt.Sprintf("on the primary: postconf -e 'smtpd_authorized_xclient_hosts = %s' && postfix reload (of a suite: docs/PRIMARIES.md)", x.address())
+	if strings.Contains(s.greeting, " Exim ") {
+		allow = fmt.Sprintf("on the primary: hosts_proxy = %s in Exim's configuration (docs/primaries/exim.md); here: `identity = \"proxy\"` under [primary]", x.address())
+	}
 	switch {
 	case !offered && relays:
 		x.report(Fault, "no-client-identity", p.Address,

@@ -19,11 +19,14 @@ type Peer struct {
 	Problem string
 }
 
-// Publisher is the examination of the primary: whether Postfix lets the secondaries
-// do their part.
+// Publisher is the examination of the primary: whether its Postfix or Exim lets the
+// secondaries do their part.
 type Publisher struct {
-	Postconf    map[string]string // main.cf's values, expanded
-	Screened    bool              // postscreen stands at port 25
+	Away        error                                         // why Postfix or Exim can't be asked, nil when it can
+	Exim        *Exim                                         // nil: it is a Postfix
+	Set         func(parameter, value string) (remedy string) // how main.cf gets it; nil: by postconf
+	Postconf    map[string]string                             // main.cf's values, expanded
+	Screened    bool                                          // postscreen stands at port 25
 	Lookup      func(ctx context.Context, table, key string) (value string, found bool, err error)
 	ReadFile    func(ctx context.Context, name string, max int64) ([]byte, error)
 	Secondaries []netip.Addr // where mail is handed over from
@@ -32,6 +35,15 @@ type Publisher struct {
 	Gaps        []Gap // what a secondary can't know: items of the import's report
 	Guarded     []Gap // what the import needs, and the publisher's unit may not read
 	Unread      error // why there is no report, nil when there is
+}
+
+// Exim is what is to be known of a primary's Exim.
+type Exim struct {
+	Hostname string
+	// Proxied tells whether a PROXY header is expected from an address.
+	Proxied func(netip.Addr) (bool, error)
+	PerHost string // connections that one address may have, "" for any number
+	Set     func(option, value string) (remedy string)
 }
 
 // Gap is something of the policy that a secondary lacks.
@@ -50,16 +62,24 @@ var publisherChecks = []struct {
 	run           func(*Publisher, context.Context, *exam) (looked bool)
 }{
 	{"publisher", "The publisher runs, and every secondary asks it.", (*Publisher).peers},
-	{"trust", "Postfix takes mail from the secondaries as it would from the sender.", (*Publisher).trust},
+	{"trust", "The primary takes mail from the secondaries as it would from the sender.", (*Publisher).trust},
 	{"reach", "The door of every secondary answers from here.", (*Publisher).reach},
-	{"loops", "Postfix hands nothing over to a secondary.", (*Publisher).loops},
-	{"limits", "No limit of Postfix's chokes a secondary that empties its queue.", (*Publisher).limits},
-	{"policy", "A secondary can know everything that this Postfix decides by.", (*Publisher).gaps},
+	{"loops", "The primary hands nothing over to a secondary, as far as its settings say.", (*Publisher).loops},
+	{"limits", "No limit of the primary's chokes a secondary that empties its queue.", (*Publisher).limits},
+	{"policy", "A secondary can know everything that the primary decides by.", (*Publisher).gaps},
 }
 
 // RunPublisher examines the primary's side, and those parts of e that both sides
 // have: DNS servers, DNS lists, the clock.
 func (e Exam) RunPublisher(ctx context.Context, p *Publisher, progress func(check string)) []Finding {
+	if p.Exim != nil {
+		e.Hostname = cmp.Or(e.Hostname, p.Exim.Hostname)
+	}
+	if p.Set == nil {
+		p.Set = func(parameter, value string) string {
+			return "postconf -e '" + parameter + " = " + value + "' && postfix reload"
+		}
+	}
 	e.Hostname = cmp.Or(e.Hostname, p.Postconf["myhostname"], "localhost") // to say EHLO
 	x := newExam(e)
 	x.progress = progress
@@ -99,10 +119,18 @@ func (p *Publisher) peers(_ context.Context, x *exam) (looked bool) {
 }
 
 func (p *Publisher) trust(ctx context.Context, x *exam) (looked bool) {
+	if p.Away != nil {
+		x.report(Unknown, "primary-unread", "", "The mail server can't be asked whether it trusts the secondaries.", p.Away.Error(), "run understudy publish --check, which asks it in the same way")
+		return true
+	}
 	if len(p.Secondaries) == 0 {
 		x.report(Unknown, "secondary-unknown", "", "Where the secondaries hand mail over from isn't known: no MX record names another machine.", "", "name the address: understudy doctor --secondary ADDRESS")
 	}
 	for _, a := range p.Secondaries {
+		if p.Exim != nil {
+			p.Exim.trust(x, a)
+			continue
+		}
 		told, err1 := p.Matches(ctx, "smtpd_authorized_xclient_hosts", a)
 		trusted, err2 := p.Matches(ctx, "mynetworks", a)
 		for _, err := range []error{err1, err2} {
@@ -110,7 +138,7 @@ func (p *Publisher) trust(ctx context.Context, x *exam) (looked bool) {
 				x.report(Unknown, "trust-unknown", a.String(), "A list of Postfix's can't be read.", err.Error(), "")
 			}
 		}
-		allow := fmt.Sprintf("postconf -e 'smtpd_authorized_xclient_hosts = %s' && postfix reload", strings.TrimSpace(p.Postconf["smtpd_authorized_xclient_hosts"]+" "+a.String()))
+		allow := p.Set("smtpd_authorized_xclient_hosts", strings.TrimSpace(p.Postconf["smtpd_authorized_xclient_hosts"]+" "+a.String()))
 		switch {
 		case told || err1 != nil:
 		case trusted:
@@ -122,7 +150,7 @@ func (p *Publisher) trust(ctx context.Context, x *exam) (looked bool) {
 		}
 		if p.Screened && !p.exempt(ctx, a, trusted) {
 			x.report(Fault, "primary-screens", a.String(), "postscreen tests the secondary as a stranger: mail is handed over late, or not at all.",
-				"postscreen_access_list = "+p.Postconf["postscreen_access_list"], "postconf -e 'postscreen_access_list = permit_mynetworks', with the secondary in mynetworks; postfix reload")
+				"postscreen_access_list = "+p.Postconf["postscreen_access_list"], p.Set("postscreen_access_list", "permit_mynetworks")+", with the secondary in mynetworks")
 		}
 	}
 	return true
@@ -160,7 +188,7 @@ func (p *Publisher) loops(ctx context.Context, x *exam) (looked bool) {
 			if host == "" || !shares(x.addrs(ctx, host).addrs, p.Secondaries) {
 				continue
 			}
-			x.report(Fault, "loop", name, "Postfix hands mail over to a secondary, which hands it back.", name+" = "+p.Postconf[name], "name another next hop, or none: postconf -e '"+name+" ='")
+			x.report(Fault, "loop", name, "Postfix hands mail over to a secondary, which hands it back.", name+" = "+p.Postconf[name], "name another next hop, or none: "+p.Set(name, ""))
 		}
 	}
 	return true
@@ -188,7 +216,14 @@ func (p *Publisher) exempt(ctx context.Context, a netip.Addr, trusted bool) bool
 var choking = []string{"smtpd_client_connection_rate_limit", "smtpd_client_message_rate_limit", "smtpd_client_recipient_rate_limit", "smtpd_client_new_tls_session_rate_limit"}
 
 func (p *Publisher) limits(ctx context.Context, x *exam) (looked bool) {
+	if p.Away != nil {
+		return false
+	}
 	for _, a := range p.Secondaries {
+		if p.Exim != nil {
+			p.Exim.limits(x, a)
+			continue
+		}
 		if exempt, err := p.Matches(ctx, "smtpd_client_event_limit_exceptions", a); exempt || err != nil {
 			continue
 		}
@@ -203,7 +238,7 @@ func (p *Publisher) limits(ctx context.Context, x *exam) (looked bool) {
 		}
 		if len(set) > 0 {
 			x.report(Warning, "rate-limits", a.String(), "Postfix limits how much one client may send, and doesn't exempt the secondary: a long queue empties slowly.", strings.Join(set, ", "),
-				"postconf -e 'smtpd_client_event_limit_exceptions = $mynetworks', with the secondary in mynetworks")
+				p.Set("smtpd_client_event_limit_exceptions", "$mynetworks")+", with the secondary in mynetworks")
 		}
 	}
 	return len(p.Secondaries) > 0
@@ -219,66 +254,10 @@ func (p *Publisher) gaps(_ context.Context, x *exam) (looked bool) {
 		if g.Remedy != "" {
 			remedy = g.Remedy + "; " + remedy
 		}
-		x.report(Warning, "not-replicated", "", "A secondary can't decide this as Postfix does.", g.What, remedy)
+		x.report(Warning, "not-replicated", "", "A secondary can't decide this as the primary does.", g.What, remedy)
 	}
 	for _, g := range p.Guarded {
-		x.report(Warning, "publisher-may-not-read", g.What, "The publisher can't read this: the secondaries don't know whom the primary has let in.", g.Why, g.Remedy)
+		x.report(Warning, "publisher-may-not-read", g.What, "The publisher, as systemd runs it, can't read this: the policy lacks it, or can't be read at all.", g.Why, g.Remedy)
 	}
 	return true
-}
-
-// Matches looks an address up in a list of networks, as Postfix does: the first
-// element that fits decides, and ! turns it round.
-func (p *Publisher) Matches(ctx context.Context, parameter string, a netip.Addr) (bool, error) {
-	return p.inList(ctx, p.Postconf[parameter], a, 0)
-}
-
-// maxNesting bounds files that name files.
-const maxNesting = 5
-
-func (p *Publisher) inList(ctx context.Context, list string, a netip.Addr, depth int) (bool, error) {
-	for _, element := range fields(list) {
-		element, not := strings.CutPrefix(element, "!")
-		var fits bool
-		var err error
-		network := strings.NewReplacer("[", "", "]", "").Replace(element)
-		if prefix, perr := netip.ParsePrefix(network); perr == nil {
-			fits = prefix.Contains(a)
-		} else if one, aerr := netip.ParseAddr(network); aerr == nil {
-			fits = one == a
-		} else if strings.HasPrefix(element, "/") && depth < maxNesting {
-			fits, err = p.inFile(ctx, element, a, depth+1)
-		} else if strings.Contains(element, ":") {
-			_, fits, err = p.Lookup(ctx, element, a.String())
-		}
-		if err != nil {
-			return false, fmt.Errorf("%s: %w", element, err)
-		}
-		if fits {
-			return !not, nil
-		}
-	}
-	return false, nil
-}
-
-// maxList bounds a file of networks.
-const maxList = 1 << 20
-
-func (p *Publisher) inFile(ctx context.Context, name string, a netip.Addr, depth int) (bool, error) {
-	text, err := p.ReadFile(ctx, name, maxList)
-	if err != nil {
-		return false, err
-	}
-	var kept []string
-	for line := range strings.Lines(string(text)) {
-		if !strings.HasPrefix(strings.TrimSpace(line), "#") {
-			kept = append(kept, line)
-		}
-	}
-	return p.inList(ctx, strings.Join(kept, " "), a, depth)
-}
-
-// fields splits a list of Postfix's.
-func fields(s string) []string {
-	return strings.FieldsFunc(s, func(r rune) bool { return strings.ContainsRune(", \t\r\n", r) })
 }

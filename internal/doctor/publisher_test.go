@@ -66,7 +66,15 @@ func TestPublisher(t *testing.T) {
 		"loop by a transport": {func(p *doctor.Publisher) { p.Postconf["relay_transport"] = "smtp:[mx2.example.org]" }, "loop"},
 		"relayhost elsewhere": {func(p *doctor.Publisher) { p.Postconf["relayhost"] = "[127.0.1.8]:25" }, ""},
 		"gaps":                {func(p *doctor.Publisher) { p.Gaps = []doctor.Gap{{What: "smtpd_milters: inet:127.0.0.1:11332"}} }, "not-replicated"},
-		"guarded":             {func(p *doctor.Publisher) { p.Guarded = []doctor.Gap{{What: "/var/lib/postgrey", Remedy: "a drop-in"}} }, "publisher-may-not-read"},
+		"Exim, told":          {func(p *doctor.Publisher) { p.Exim = eximOf("127.0.1.2", nil, "") }, ""},
+		"Exim, untold":        {func(p *doctor.Publisher) { p.Exim = eximOf("127.0.1.3", nil, "") }, "no-client-identity"},
+		"Exim, unknown":       {func(p *doctor.Publisher) { p.Exim = eximOf("127.0.1.2", errors.New("hosts_proxy = +relays"), "") }, "trust-unknown"},
+		"Exim, limited":       {func(p *doctor.Publisher) { p.Exim = eximOf("127.0.1.2", nil, "5") }, "rate-limits"},
+		"Exim, many connections": {func(p *doctor.Publisher) {
+			p.Exim = eximOf("127.0.1.2", nil, "${if eq{$sender_host_address}{127.0.1.2}{0}{5}}")
+		}, ""},
+		"not to be asked": {func(p *doctor.Publisher) { p.Away = errors.New("No such container: mail"); p.Postconf = nil }, "primary-unread"},
+		"guarded":         {func(p *doctor.Publisher) { p.Guarded = []doctor.Gap{{What: "/var/lib/postgrey", Remedy: "a drop-in"}} }, "publisher-may-not-read"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := &doctor.Publisher{
@@ -103,6 +111,12 @@ func TestPublisher(t *testing.T) {
 			}
 		})
 	}
+}
+
+// eximOf expects a PROXY header from one address.
+func eximOf(from string, err error, perHost string) *doctor.Exim {
+	return &doctor.Exim{Hostname: "mx1.example.org", PerHost: perHost, Proxied: func(a netip.Addr) (bool, error) { return a.String() == from, err },
+		Set: func(option, value string) string { return option + " = " + value }}
 }
 
 // trust lets Postfix know a secondary.

@@ -13,12 +13,16 @@ import (
 type eximImporter struct{ src exim.Source }
 
 func newExim(cfg *config.Config, _ bool) (Importer, error) {
-	c := &cfg.Policy
-	i := &eximImporter{exim.Source{Config: c.EximConfig, Choices: fidelity.ParseChoices(c.EximChoose), Rows: exim.Databases}}
+	return &eximImporter{EximOf(&cfg.Policy)}, nil
+}
+
+// EximOf is the Exim of a [policy].
+func EximOf(c *config.Policy) exim.Source {
+	src := exim.Source{Config: c.EximConfig, Choices: fidelity.ParseChoices(c.EximChoose), Rows: exim.Databases}
 	if c.Exim != "auto" {
-		i.src.Program = c.Exim
+		src.Program = c.Exim
 	}
-	return i, nil
+	return src
 }
 
 func (*eximImporter) Name() string { return "exim" }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/understudy-mx/understudy/internal/config"
@@ -108,7 +109,7 @@ func (i *postfixImporter) Import(ctx context.Context, ask []string) (r Imported,
 	src.Ask = ask
 	spec, report, err := postfix.Import(ctx, src)
 	if err != nil {
-		return r, fmt.Errorf("import %s: %w", src.ConfigDir, err)
+		return r, fmt.Errorf("import %s: %w%s", src.ConfigDir, err, remedyThere(src.Host, err))
 	}
 	spec.NotReplicated = report.Lacking()
 	r.Choosing = `postfix_choose = ["ITEM=CHOICE", ...], postfix_list = ["TABLE=COMMAND", ...]`
@@ -122,6 +123,23 @@ func (i *postfixImporter) Import(ctx context.Context, ask []string) (r Imported,
 		err = i.save()
 	}
 	return r, err
+}
+
+// remedyThere says what to do about a container that can't be reached.
+func remedyThere(h *host.Host, err error) string {
+	if h.Local() || len(h.Prefix) == 0 {
+		return ""
+	}
+	said := strings.ToLower(err.Error())
+	switch {
+	case strings.Contains(said, "no such container"), strings.Contains(said, "no container with name"), strings.Contains(said, "is not running"):
+		return fmt.Sprintf("; start it or, if %s ps shows another name, name it under [policy]: postfix_prefix = [%q, \"exec\", \"-i\", \"NAME\"]", h.Prefix[0], h.Prefix[0])
+	case strings.Contains(said, "permission denied"):
+		return fmt.Sprintf("; let the publisher run %s: /usr/share/understudy/docker.conf says how", h.Prefix[0])
+	case strings.Contains(said, "executable file not found"):
+		return "; install it, or correct postfix_prefix under [policy]"
+	}
+	return ""
 }
 
 func (i *postfixImporter) save() error {

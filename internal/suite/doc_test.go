@@ -12,7 +12,7 @@ import (
 //go:generate env UPDATE=1 go test -run ^TestPrimariesDoc$ .
 
 const (
-	docFile = "../../docs/PRIMARIES.md"
+	docFile = "../../docs/primaries/suites.md"
 	docMark = "<!-- The rest is generated from internal/suite/table.go by `make generate`. -->\n"
 )
 
@@ -58,13 +58,16 @@ func pages() string {
 	for _, s := range Suites {
 		s := s.Renamed(nil)
 		fmt.Fprintf(&b, "\n### %s\n\n%s. Made after %s.\n\n", s.Name, s.Title, s.From)
-		fmt.Fprintf(&b, "    understudy policy import postfix --suite %s -o policy.json   # what would be known\n    understudy setup primary --secondary mx2.example.org\n\n", s.Name)
+		fmt.Fprintf(&b, "    understudy policy import postfix --suite %s -o policy.json   # what would be known\n\n", s.Name)
 		if len(s.Filters) > 0 {
 			b.WriteString("| beside Postfix | at | a secondary |\n| --- | --- | --- |\n")
 			for _, f := range s.Filters {
 				fmt.Fprintf(&b, "| %s | `%s` | %s |\n", f.Program, f.Where, f.Does)
 			}
 			b.WriteString("\n")
+		}
+		if s.Main != "" {
+			fmt.Fprintf(&b, "- For the secondary, put `mynetworks` and `smtpd_authorized_xclient_hosts` with its address into %s.\n", s.Main)
 		}
 		for _, n := range s.Notes {
 			fmt.Fprintf(&b, "- %s\n", n)

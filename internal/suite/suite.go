@@ -39,6 +39,7 @@ type Suite struct {
 	List    []string
 	Choose  []string
 
+	Main    string // where an operator's settings of main.cf go, and what puts them in force; "" for main.cf itself
 	Filters []Filter
 	Notes   []string // what else the operator should know, a sentence or more each
 }
@@ -93,6 +94,7 @@ func (s Suite) Renamed(names map[string]string) Suite {
 			(*list)[i] = r.Replace(w)
 		}
 	}
+	s.Main = r.Replace(s.Main)
 	return s
 }
 
@@ -145,6 +147,7 @@ func (s Suite) by(engine string) Suite {
 	if len(s.Prefix) > 0 {
 		s.Prefix = append([]string{engine}, s.Prefix[1:]...)
 	}
+	s.Main = strings.Replace(s.Main, "docker ", engine+" ", 1)
 	for i, l := range s.List {
 		s.List[i] = strings.Replace(l, "=docker ", "="+engine+" ", 1)
 	}

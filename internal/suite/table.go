@@ -17,6 +17,7 @@ var Suites = []Suite{
 		Containers: []Container{{"postfix", "mailcowdockerized-postfix-mailcow-1", "postfix-mailcow", "mailcow/postfix"}},
 		Postfix:    "/opt/postfix/conf",
 		Prefix:     []string{"docker", "exec", "-i", "{postfix}"},
+		Main:       "data/conf/postfix/extra.cf in mailcow's directory, and run docker compose restart postfix-mailcow there",
 		Hosts:      []string{"unix:/var/run/mysqld/mysqld.sock=127.0.0.1:13306"},
 		Choose: []string{
 			"smtpd_milters: inet:rspamd:9900=ignore",
@@ -31,7 +32,6 @@ var Suites = []Suite{
 		Notes: []string{
 			"The database is asked at the port that mailcow.conf publishes as SQL_PORT, by default 127.0.0.1:13306; for another one: postfix_hosts = [\"unix:/var/run/mysqld/mysqld.sock=127.0.0.1:PORT\"].",
 			"mailcow's API isn't used: the tables that Postfix itself asks are listed exactly, a change is noticed within seconds, and no key is needed.",
-			"For XCLIENT and a secondary that is trusted, add to data/conf/postfix/extra.cf: mynetworks and smtpd_authorized_xclient_hosts with the secondary's address; then restart postfix-mailcow.",
 		},
 	},
 	{
@@ -40,6 +40,7 @@ var Suites = []Suite{
 		Containers: []Container{{"mailserver", "mailserver", "", "mailserver/docker-mailserver"}},
 		Postfix:    "/etc/postfix",
 		Prefix:     []string{"docker", "exec", "-i", "{mailserver}"},
+		Main:       "postfix-main.cf in the directory that is mounted at /tmp/docker-mailserver, and run docker restart {mailserver}",
 		Filters: []Filter{
 			{"inet:localhost:8891", "opendkim", followed},
 			{"inet:localhost:8893", "opendmarc", followed},
@@ -48,7 +49,6 @@ var Suites = []Suite{
 		},
 		Notes: []string{
 			"Accounts and aliases are read as the container has made them of postfix-accounts.cf and postfix-virtual.cf: the text tables /etc/postfix/vmailbox and virtual. With LDAP, the directory is asked; its host is named by postfix_hosts where only the container knows it.",
-			"Postfix there is set up by user-patches.sh or postfix-main.cf in the directory config: give it mynetworks and smtpd_authorized_xclient_hosts with the secondary's address.",
 		},
 	},
 	{
@@ -60,6 +60,7 @@ var Suites = []Suite{
 		},
 		Postfix: "/etc/postfix",
 		Prefix:  []string{"docker", "exec", "-i", "{smtp}"},
+		Main:    "overrides/postfix/postfix.cf in Mailu's directory, and run docker restart {smtp}",
 		List: []string{
 			"socketmap:unix:/tmp/podop.socket:domain=" + mailu("domain"),
 			"socketmap:unix:/tmp/podop.socket:mailbox=" + mailu("mailbox"),

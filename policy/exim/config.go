@@ -3,14 +3,11 @@ package exim
 import (
 	"cmp"
 	"fmt"
-	"io"
 	"strings"
 )
 
-type reader = io.Reader
-
-// limited bounds what a program may say.
-func limited(r io.Reader) io.Reader { return io.LimitReader(r, 64<<20) }
+// most bounds what Exim may say.
+const most = 64 << 20
 
 // config is what "exim -bP config" prints.
 type config struct {

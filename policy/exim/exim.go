@@ -20,9 +20,11 @@ package exim
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net"
 	"os"
@@ -30,6 +32,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/understudy-mx/understudy/internal/lister"
 	"github.com/understudy-mx/understudy/internal/program"
@@ -50,6 +53,8 @@ type Source struct {
 	Getent string
 	// Own are the primary's addresses; nil for those of this machine.
 	Own []string
+	// Patience bounds each run of Exim; 0 for a minute.
+	Patience time.Duration
 }
 
 // Databases lists real databases.
@@ -113,27 +118,46 @@ func (i *importer) errorf(format string, args ...any) {
 	i.errs = append(i.errs, fmt.Errorf(format, args...))
 }
 
+// patience is how long Exim may take to print its configuration, which it reads from
+// files alone.
+const patience = time.Minute
+
 // run runs Exim for its output.
-func (i *importer) run(args ...string) (string, error) {
-	name, err := i.src.find()
+func (s *Source) run(ctx context.Context, args ...string) (string, error) {
+	name, err := s.find()
 	if err != nil {
 		return "", err
 	}
-	if i.src.Config != "" {
-		args = append([]string{"-C", i.src.Config}, args...)
+	if s.Config != "" {
+		args = append([]string{"-C", s.Config}, args...)
 	}
+	line := name + " " + strings.Join(args, " ")
+	ctx, cancel := context.WithTimeoutCause(ctx, cmp.Or(s.Patience, patience), fmt.Errorf("%s doesn't answer: run it by hand, as the publisher's user, and see what it waits for", line))
+	defer cancel()
 	var out, stderr bytes.Buffer
-	cmd := exec.CommandContext(i.ctx, name, args...)
+	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Stderr = &stderr
-	readErr, err := program.Read(i.ctx, cmd, func(r reader) error {
-		_, err := out.ReadFrom(limited(r))
+	readErr, err := program.Read(ctx, cmd, func(r io.Reader) error {
+		n, err := out.ReadFrom(io.LimitReader(r, most+1))
+		if n > most {
+			err = errors.New("it prints more than 64 MiB")
+		}
 		return err
 	})
-	if err = errors.Join(readErr, err); err != nil {
-		said := strings.TrimSpace(stderr.String())
-		return "", fmt.Errorf("%s %s: %w: %.300s", name, strings.Join(args, " "), err, said)
+	if err = errors.Join(readErr, err); err == nil {
+		return out.String(), nil
 	}
-	return out.String(), nil
+	if ctx.Err() != nil {
+		return "", context.Cause(ctx)
+	}
+	said := strings.TrimSpace(stderr.String())
+	switch {
+	case strings.Contains(said, "Permission denied"):
+		said += "; let the publisher read it: see /usr/share/understudy/exim.conf"
+	case strings.Contains(said, "Failed to get user name"): // of DynamicUser
+		said += "; install libnss-systemd, which names the users that systemd makes"
+	}
+	return "", fmt.Errorf("%s: %w: %.400s", line, err, said)
 }
 
 func (s *Source) find() (string, error) {
@@ -160,7 +184,7 @@ var versionLine = regexp.MustCompile(`(?m)^Exim version (\S+)`)
 
 // read asks Exim for its version and its configuration.
 func (i *importer) read() error {
-	said, err := i.run("-bV")
+	said, err := i.src.run(i.ctx, "-bV")
 	if err != nil {
 		return err
 	}
@@ -172,16 +196,19 @@ func (i *importer) read() error {
 	if !strings.HasPrefix(m[1], "4.") {
 		return fmt.Errorf("this is Exim %s; Exim 4 is read", m[1])
 	}
-	text, err := i.run("-bP", "config")
+	text, err := i.src.run(i.ctx, "-bP", "config")
 	if err != nil {
 		return err
 	}
-	settings, err := i.run(append([]string{"-bP"}, asked...)...)
+	settings, err := i.src.run(i.ctx, append([]string{"-bP"}, asked...)...)
 	if err != nil {
 		return err
 	}
-	file, err := i.run("-bP", "configure_file")
+	file, err := i.src.run(i.ctx, "-bP", "configure_file")
 	if err != nil {
+		return err
+	}
+	if err := i.whole(text); err != nil {
 		return err
 	}
 	i.conf, err = parseConfig(text)
@@ -194,6 +221,30 @@ func (i *importer) read() error {
 		i.files[f] = true
 	}
 	i.conf.effective(settings)
+	return nil
+}
+
+// whole checks that a printed configuration has all the parts that Exim knows: half of
+// one may lack the statements that refuse. Its last part, usually, is the one that a
+// cut takes first.
+func (i *importer) whole(text string) error {
+	have := map[string]bool{}
+	for line := range strings.Lines(text) {
+		if name, is := strings.CutSuffix(strings.TrimSpace(line), ":"); is {
+			have[strings.TrimSpace(name)] = true
+		}
+	}
+	for _, kind := range []string{"router", "transport", "authenticator"} {
+		names, err := i.src.run(i.ctx, "-bP", kind+"_list")
+		if err != nil {
+			return err
+		}
+		for _, name := range strings.Fields(names) {
+			if !have[name] {
+				return fmt.Errorf("exim -bP config doesn't print the %s %s: its output is cut short; run it by hand", kind, name)
+			}
+		}
+	}
 	return nil
 }
 

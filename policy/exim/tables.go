@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -304,8 +305,8 @@ func (i *importer) users() error {
 	}
 	entries := map[string]string{}
 	cmd := exec.CommandContext(i.ctx, getent, "passwd")
-	readErr, err := program.Read(i.ctx, cmd, func(r reader) error {
-		s := bufio.NewScanner(limited(r))
+	readErr, err := program.Read(i.ctx, cmd, func(r io.Reader) error {
+		s := bufio.NewScanner(io.LimitReader(r, most))
 		for s.Scan() {
 			f := strings.Split(s.Text(), ":")
 			if len(f) < 7 || f[0] != strings.ToLower(f[0]) {

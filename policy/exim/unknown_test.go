@@ -1,10 +1,12 @@
 package exim
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/understudy-mx/understudy/internal/testmx"
 	"github.com/understudy-mx/understudy/policy"
@@ -25,8 +27,8 @@ func readableDir(t *testing.T) string {
 	return dir
 }
 
-// importText imports a configuration by a real Exim. It needs root.
-func importText(t *testing.T, text string, choices ...string) (*policy.Spec, fidelity.Report, string, error) {
+// newExim makes a real Exim with a configuration. It needs root.
+func newExim(t *testing.T, text string) *testmx.Exim {
 	t.Helper()
 	dir := readableDir(t)
 	x, err := testmx.NewExim(dir, "127.0.0.1:53")
@@ -38,6 +40,13 @@ func importText(t *testing.T, text string, choices ...string) (*policy.Spec, fid
 	if err := os.WriteFile(x.Config, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	return x
+}
+
+// importText imports a configuration by a real Exim.
+func importText(t *testing.T, text string, choices ...string) (*policy.Spec, fidelity.Report, string, error) {
+	t.Helper()
+	x := newExim(t, text)
 	spec, report, err := Import(t.Context(), Source{Program: x.Program, Config: x.Config, Getent: x.Getent, Choices: fidelity.ParseChoices(choices), Own: []string{}})
 	return spec, report, x.Config, err
 }
@@ -152,5 +161,62 @@ func TestNoExim(t *testing.T) {
 	_, _, err := Import(t.Context(), Source{Program: "/nonexistent/exim4"})
 	if err == nil || !strings.Contains(err.Error(), "/nonexistent/exim4") {
 		t.Errorf("error %v; want one that names the program", err)
+	}
+}
+
+// TestSilentExim: an Exim that hangs, fails or prints half of its configuration is an
+// error that says what to do; nothing is imported.
+func TestSilentExim(t *testing.T) {
+	for name, tt := range map[string]struct{ script, want string }{
+		"hangs":       {"sleep 1000 & wait", "doesn't answer: run it by hand"},
+		"fails":       {"echo '2026-11-29 Exim configuration error in line 3' >&2; exit 1", "configuration error in line 3"},
+		"denied":      {"echo 'failed to open configuration file /x: Permission denied' >&2; exit 1", "let the publisher read it: see /usr/share/understudy/exim.conf"},
+		"half":        {"[ \"$2\" != config ] || { exec 3>&1; real \"$@\" | head -c 300 >&3; exit; }; real \"$@\"", "its output is cut short"},
+		"half, fails": {"[ \"$2\" != config ] || { real \"$@\" | head -c 300; exit 1; }; real \"$@\"", "exit status 1"},
+		"old":         {"echo 'Exim version 3.36 #1'", "this is Exim 3.36; Exim 4 is read"},
+		"other":       {"echo sendmail", "doesn't say which version of Exim it is"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			x := newExim(t, "acl_smtp_rcpt = rcpt\nbegin acl\nrcpt:\n  require verify = recipient\n  accept domains = example.org\nbegin routers\nall:\n  driver = accept\n  transport = drop\nbegin transports\ndrop:\n  driver = appendfile\n  file = /dev/null\n")
+			script := "#!/bin/sh\nreal() { " + x.Program + " \"$@\"; }\n[ \"$1\" != -C ] || { c=$2; shift 2; }\nreal() { " + x.Program + " -C \"$c\" \"$@\"; }\n" + tt.script + "\n"
+			program := filepath.Join(x.Dir, "other")
+			if err := os.WriteFile(program, []byte(script), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			_, _, err := Import(t.Context(), Source{Program: program, Config: x.Config, Getent: x.Getent, Own: []string{}, Patience: 3 * time.Second})
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %v; want %q", err, tt.want)
+			}
+		})
+	}
+}
+
+// TestInHosts: addresses in host lists.
+func TestInHosts(t *testing.T) {
+	a, six := netip.MustParseAddr("203.0.113.2"), netip.MustParseAddr("2001:db8::2")
+	for list, want := range map[string][2]bool{
+		"": {false, true}, "203.0.113.2": {true, true}, "198.51.100.1 : 203.0.113.0/24": {true, true}, "!203.0.113.2 : *": {false, true}, "*": {true, true},
+		"+relay_hosts : 203.0.113.2": {false, false}, "203.0.113.2 : +relay_hosts": {true, true}, "mx2.example.org": {false, false}, "<; 2001:db8::2 ; 203.0.113.2": {true, true},
+	} {
+		if in, known := InHosts(list, a); in != want[0] || known != want[1] {
+			t.Errorf("%q: %v, %v", list, in, known)
+		}
+	}
+	if in, _ := InHosts("2001::db8::::2", six); !in {
+		t.Error("an IPv6 address with doubled colons isn't found")
+	}
+}
+
+// TestOption asks a real Exim.
+func TestOption(t *testing.T) {
+	x := newExim(t, "hosts_proxy = 203.0.113.2\n")
+	src := Source{Program: x.Program, Config: x.Config}
+	for name, want := range map[string]string{"hosts_proxy": "203.0.113.2", "primary_hostname": "mx.example.org", "configure_file": x.Config, "smtp_accept_max_per_host": ""} {
+		if got, err := src.Option(t.Context(), name); err != nil || got != want {
+			t.Errorf("%s: %q, %v; want %q", name, got, err, want)
+		}
+	}
+	if got, err := src.Option(t.Context(), "hosts_parrot"); err == nil {
+		t.Errorf("an option that isn't one is %q", got)
 	}
 }

@@ -1,0 +1,14 @@
+// Package systemd holds the units that Understudy runs under, and the drop-ins with
+// which the publisher reads other primaries than a Postfix on the machine.
+package systemd
+
+import _ "embed"
+
+// Drop-ins of understudy-publish.service. Each names the groups anew: systemd starts no
+// unit with a group that the machine lacks, as a machine without Postfix lacks postfix.
+var (
+	//go:embed docker.conf
+	Docker string
+	//go:embed exim.conf
+	Exim string
+)

@@ -1,0 +1,168 @@
+package test
+
+import (
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/understudy-mx/understudy/internal/config"
+	"github.com/understudy-mx/understudy/internal/testmx"
+)
+
+// eximPrimary is a pair of machines, the first a Debian with an Exim 4.
+func eximPrimary(t *testing.T, split bool) (mx1, mx2 *machine) {
+	t.Helper()
+	mx1, mx2 = newMachine(t, "mx1", testmx.EximRoot), newMachine(t, "mx2", "")
+	connect(t, mx1, mx2)
+	run(t, "ip", "-n", mx1.name, "addr", "add", "203.0.113.9/24", "dev", "eth0") // of a client: the primary's own mail isn't played through
+	for _, m := range []*machine{mx1, mx2} {
+		m.sh(codeBlocks(t, "../README.md", "Set it up beside a Postfix primary")[0])
+	}
+	mx1.sh(`groupadd -g 990 Debian-exim
+useradd -M -u 990 -g 990 -d /var/spool/exim4 Debian-exim
+useradd -M -u 64000 understudy
+useradd -M -d /var/home/alice alice
+mkdir -p /var/home/alice /var/spool/exim4/input /var/spool/exim4/msglog /var/spool/exim4/db /var/log/exim4 /var/lib/exim4
+chown -R Debian-exim:Debian-exim /var/spool/exim4 /var/log/exim4
+echo mx1.example.org > /etc/mailname
+cat > /etc/exim4/update-exim4.conf.conf <<'end'
+dc_eximconfig_configtype='internet'
+dc_other_hostnames='example.org'
+dc_local_interfaces=''
+dc_use_split_config='` + map[bool]string{true: "true", false: "false"}[split] + `'
+CFILEMODE='640'
+dc_localdelivery='mail_spool'
+end
+sed -i '1i primary_hostname = mx1.example.org' /etc/exim4/exim4.conf.template /etc/exim4/conf.d/main/02_exim4-config_options
+update-exim4.conf`)
+	mx1.startExim()
+	return mx1, mx2
+}
+
+// startExim starts the daemon as Debian's service does.
+func (m *machine) startExim() {
+	m.t.Helper()
+	m.sh("exim4 -bd -q30m -oP /var/lib/exim4/pid")
+	m.t.Cleanup(func() { _, _ = m.try("kill $(cat /var/lib/exim4/pid)") })
+}
+
+// TestEximPage follows docs/primaries/exim.md word for word: the set-up, what it writes
+// and what doctor says; then mail, with the primary up and down.
+func TestEximPage(t *testing.T) {
+	const page = "../docs/primaries/exim.md"
+	setup, files := codeBlocks(t, page, "Set-up on Debian"), codeBlocks(t, page, "What it writes")
+	if len(setup) != 3 || len(files) != 4 {
+		t.Fatalf("the page has %d and %d blocks of code, this test knows 3 and 4:\n%q\n%q", len(setup), len(files), setup, files)
+	}
+	mx1, mx2 := eximPrimary(t, true)
+	out := mx1.sh(strings.TrimSpace(setup[0]) + " --yes")
+	line := regexp.MustCompile(`(?m)^understudy setup secondary .*$`).FindString(out)
+	if got := regexp.MustCompile(`understudy1-\S+`).ReplaceAllString(line, "understudy1-…"); strings.Replace(got, " --domain localhost --domain mx1.example.org", "", 1) != strings.TrimSpace(setup[1]) {
+		t.Errorf("setup prints\n%s\nand the page has\n%s", got, setup[1])
+	}
+	mx2.sh(line + " --yes")
+	for _, m := range []*machine{mx1, mx2} {
+		if out := m.sh(setup[2]); strings.Contains(out, "no-client-identity") || !strings.Contains(out, "ok ") {
+			t.Errorf("%s: the doctor says\n%s", m.name, out)
+		}
+	}
+	for n, got := range []string{mx1.sh("cat /etc/understudy/publish.toml"), mx1.sh("cat /etc/systemd/system/understudy-publish.service.d/exim.conf"), mx1.sh("cat /etc/exim4/conf.d/main/00_understudy"), mx2.sh("cat /etc/understudy/understudy.toml")} {
+		if !strings.Contains(got, files[n]) {
+			t.Errorf("the page says\n%s\nand setup writes\n%s", files[n], got)
+		}
+	}
+	if out := mx1.sh(strings.TrimSpace(setup[0]) + " --yes"); !strings.Contains(out, "mx2 is paired") || !strings.Contains(out, "expects a PROXY header from mx2.example.org already") {
+		t.Errorf("a second setup says\n%s", out)
+	}
+
+	send := func(to string) string {
+		out, _ := mx1.try("swaks --server 203.0.113.2 --local-interface 203.0.113.9 --helo client.example.net --from bob@example.net --to " + to)
+		return out
+	}
+	if out := send("alice@example.org"); !strings.Contains(out, "250 OK id=") {
+		log, _ := mx2.try("tail -n 5 /var/log/understudy.log")
+		t.Errorf("to alice, played through to Exim:\n%s\n%s", out, log)
+	}
+	if out := send("nosuch@example.org"); !strings.Contains(out, "550 ") {
+		t.Errorf("to nosuch:\n%s", out)
+	}
+	mx1.sh("kill $(cat /var/lib/exim4/pid)")
+	eventually(t, 10*time.Second, "Exim is down", func() bool {
+		_, err := mx1.try("swaks --server 203.0.113.1 --quit-after CONNECT")
+		return err != nil
+	})
+	if out := send("alice@example.org"); !strings.Contains(out, " 250 2.0.0") {
+		t.Errorf("to alice while the primary is down:\n%s", out)
+	}
+	if out := send("nosuch@example.org"); !strings.Contains(out, "550 ") {
+		t.Errorf("to nosuch while the primary is down:\n%s", out)
+	}
+	mx1.startExim()
+	eventually(t, time.Minute, "alice has both messages", func() bool {
+		out, _ := mx1.try("grep -c ^From: /var/mail/alice")
+		return strings.TrimSpace(out) == "2"
+	})
+	if log := mx1.sh("cat /var/log/exim4/mainlog"); strings.Count(log, "<= bob@example.net H=(client.example.net) [203.0.113.9]") != 2 {
+		t.Errorf("Exim doesn't name the client:\n%s", log)
+	}
+}
+
+// TestProviderPages: on each page whose recipients are pushed or asked for, the
+// configuration is one, and the commands work; Microsoft's is followed word for word, with a
+// list that nobody has asked it for.
+func TestProviderPages(t *testing.T) {
+	for _, name := range []string{"microsoft365", "google", "stalwart", "mox", "proxmox", "ldap", "asking", "appliance"} {
+		t.Run(name, func(t *testing.T) {
+			text := readFile(t, "../docs/primaries/"+name+".md")
+			dir := tempDir(t)
+			for n, block := range blocksOf(text) {
+				switch {
+				case strings.HasPrefix(block, "hostname = "):
+					if _, err := config.Parse(name+".md", []byte(block)); err != nil {
+						t.Error(err)
+					}
+				case strings.HasPrefix(block, "domains = "):
+					write(t, filepath.Join(dir, "policy.toml"), block)
+					sh(t, "exec "+binary+" policy check "+dir+"/policy.toml")
+				case strings.HasPrefix(block, "understudy policy preset "):
+					preset, _, _ := strings.Cut(block, "systemctl")
+					preset = strings.NewReplacer("understudy policy", binary+" policy", "/etc/understudy", dir).Replace(preset)
+					if out := sh(t, preset); !strings.Contains(out, "is right: domains 1") {
+						t.Error(out)
+					}
+				case strings.Contains(block, "list-recipients") || strings.HasPrefix(block, "understudy doctor") || strings.HasPrefix(block, "understudy policy learn") || strings.HasPrefix(block, "systemctl enable"):
+				default:
+					t.Errorf("this test doesn't know block %d:\n%s", n, block)
+				}
+			}
+		})
+	}
+}
+
+// TestPushedPage follows the page of Microsoft 365 word for word but for its list, which is
+// contrib's matter.
+func TestPushedPage(t *testing.T) {
+	blocks := blocksOf(readFile(t, "../docs/primaries/microsoft365.md"))
+	if len(blocks) != 4 {
+		t.Fatalf("the page has %d blocks of code, this test knows 4:\n%q", len(blocks), blocks)
+	}
+	m := newMachine(t, "mx2", "")
+	m.sh("ip addr add 203.0.113.2/24 dev lo\n" + codeBlocks(t, "../README.md", "Set it up beside a Postfix primary")[0])
+	cert, key := testmx.Certificate("mx2.example.org", nil)
+	write(t, filepath.Join(m.dir, "cert"), string(cert))
+	write(t, filepath.Join(m.dir, "key"), string(key))
+	write(t, filepath.Join(m.dir, "conf"), blocks[0])
+	m.sh("cd ..; cp conf /etc/understudy/understudy.toml; cp cert /etc/understudy/cert.pem; cp key /etc/understudy/key.pem")
+	word := regexp.MustCompile(`(?m)^\S{20,}$`).FindString(m.sh(blocks[1]))
+	m.sh("cd /etc/understudy\nexport SSL_CERT_FILE=/etc/understudy/cert.pem\necho " + word + " > token\nlist-recipients() { printf 'alice@example.org\\nbob@example.org\\n'; }\n" + blocks[2])
+	rcpt := func(to string) string {
+		out, _ := m.try("swaks --server 203.0.113.2 --helo client.example.net --from bob@example.net --quit-after RCPT --to " + to)
+		return out
+	}
+	eventually(t, 20*time.Second, "the list counts", func() bool { return strings.Contains(rcpt("alice@example.org"), " 250 2.1.5") })
+	if out := rcpt("nosuch@example.org"); !strings.Contains(out, "550 5.1.1") {
+		t.Error(out)
+	}
+}
