@@ -23,10 +23,11 @@ bootstrap:
 postgresql:
   listen: "%[2]s:5432"
   connect_address: "%[2]s:5432"
-  data_dir: %[4]s/pg/data
-  bin_dir: %[3]s
-  pgpass: %[4]s/pg/pgpass
-  parameters: {unix_socket_directories: "%[4]s/pg"}
+  data_dir: %[3]s/pg/data
+  bin_dir: %[3]s/bin
+  basebackup: [{checkpoint: fast}]
+  pgpass: %[3]s/pg/pgpass
+  parameters: {unix_socket_directories: "%[3]s/pg"}
   authentication:
     replication: {username: replicator, password: secret}
     superuser: {username: postgres, password: secret}

@@ -2,92 +2,208 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
+	"slices"
+	"strconv"
 	"syscall"
 	"time"
 )
 
-// faults are what may go wrong, one at a time: a second one during the first could
-// take two of three machines, for which nobody promises anything.
-var faults = []struct {
-	name string
-	do   func(ctx context.Context, s *stage, m *machine, rnd *rand.Rand) error
-}{
-	{"kill of a secondary", func(_ context.Context, _ *stage, m *machine, _ *rand.Rand) error {
-		m.kill("understudy")
-		return m.startSecondary()
+// fault is something that goes wrong, and that has ended when it returns.
+type fault struct {
+	name  string
+	short bool // -short has it, too
+	do    func(ctx context.Context, r *round) error
+}
+
+// round is one fault at work on a machine.
+type round struct {
+	s    *stage
+	m    *machine
+	mail *mail
+	rnd  *rand.Rand
+}
+
+const shortly = 5 * time.Second // less than Patroni's ttl
+
+// faults come one at a time: a second one during the first could take two of three
+// machines, for which nobody promises anything.
+var faults = []fault{
+	{"secondary killed", true, func(ctx context.Context, r *round) error {
+		r.mail.answers(ctx, r.m)
+		r.m.killSecondary()
+		return r.m.startSecondary()
 	}},
-	{"loss of a machine", lose},
-	{"kill of the leader", func(ctx context.Context, s *stage, _ *machine, _ *rand.Rand) error {
-		if l := s.leader(); l != nil {
-			l.kill("patroni")
-			l.killPostgres()
-			return l.startPatroni()
+	{"machine lost", true, lose},
+	{"leader killed", true, killLeader},
+	{"databases killed", true, func(ctx context.Context, r *round) error {
+		killPostgres(r.s.machines...)
+		var err error
+		for _, m := range r.s.machines {
+			m.kill("patroni")
 		}
-		return nil
-	}},
-	{"kill of all databases", func(ctx context.Context, s *stage, _ *machine, _ *rand.Rand) error {
-		for _, m := range s.machines {
-			m.killPostgres()
+		killPostgres(r.s.machines...) // what a Patroni was quick to start
+		for _, m := range r.s.machines {
+			err = errors.Join(err, m.startPatroni())
 		}
-		return nil // each Patroni starts its own again
+		return err
 	}},
-	{"one-way partition", func(ctx context.Context, s *stage, m *machine, rnd *rand.Rand) error {
-		other := s.machines[(m.n-1+1+rnd.IntN(2))%3]
-		if err := command("ip", "-n", m.ns(), "route", "add", "blackhole", other.ip()); err != nil {
-			return err
+	{"machine hears another not", true, func(ctx context.Context, r *round) error {
+		return r.deaf(ctx, shortly, r.other().ip())
+	}},
+	{"leader hears nobody", false, func(ctx context.Context, r *round) error {
+		l := r.s.awaitLeader(ctx)
+		if l == nil {
+			return errNoLeader
 		}
-		pause(ctx, 6*time.Second)
-		return command("ip", "-n", m.ns(), "route", "del", "blackhole", other.ip())
-	}},
-	{"pause of a database", func(ctx context.Context, _ *stage, m *machine, _ *rand.Rand) error { // a disk that hangs, a standby that lags
-		stopped := m.postgres()
-		for _, pid := range stopped {
-			_ = syscall.Kill(pid, syscall.SIGSTOP)
+		var others []string
+		for _, m := range r.s.machines {
+			if m != l {
+				others = append(others, m.ip())
+			}
 		}
-		pause(ctx, 5*time.Second)
-		for _, pid := range stopped {
-			_ = syscall.Kill(pid, syscall.SIGCONT)
+		r.m = l
+		for_ := shortly
+		if r.rnd.IntN(2) == 0 { // long enough for a failover
+			for_ = 25 * time.Second
 		}
-		return nil
+		return r.deaf(ctx, for_, others...)
 	}},
-	{"clock ten minutes off", func(_ context.Context, _ *stage, m *machine, _ *rand.Rand) error {
-		m.skewed = !m.skewed
-		m.kill("understudy")
-		return m.startSecondary()
+	{"primary's replies lost", false, func(ctx context.Context, r *round) error {
+		return r.rule(ctx, shortly, "-s", outside, "-p", "tcp", "--sport", "25")
 	}},
-	{"outage of the primary", func(ctx context.Context, s *stage, _ *machine, _ *rand.Rand) error {
-		s.primaryUp(false)
-		pause(ctx, 5*time.Second)
-		s.primaryUp(true)
+	{"link loses packets", false, func(ctx context.Context, r *round) error {
+		return r.rule(ctx, shortly, "-m", "statistic", "--mode", "random", "--probability", "0.2")
+	}},
+	{"slow disk", true, slowDisk},
+	{"standby lags", false, func(ctx context.Context, r *round) error {
+		return stop(ctx, r.m.titled("walreceiver"))
+	}},
+	{"database hangs", false, func(ctx context.Context, r *round) error { return stop(ctx, r.m.postgres()) }},
+	{"clock of a secondary", false, func(_ context.Context, r *round) error {
+		r.m.skew = otherClock(r.rnd, r.m.skew)
+		r.m.killSecondary()
+		return r.m.startSecondary()
+	}},
+	{"clock of a database", false, func(_ context.Context, r *round) error {
+		r.m.dbSkew = otherClock(r.rnd, r.m.dbSkew)
+		r.m.kill("patroni")
+		killPostgres(r.m)
+		return r.m.startPatroni()
+	}},
+	{"switchover", true, func(ctx context.Context, r *round) error { return r.s.switchover(ctx) }},
+	{"primary killed", false, func(ctx context.Context, r *round) error {
+		r.s.primaryUp(false)
+		pause(ctx, shortly)
+		r.s.primaryUp(true)
 		return nil
 	}},
 }
 
-// lose kills and wipes a machine's database and secondary, which come back empty.
-func lose(ctx context.Context, s *stage, m *machine, _ *rand.Rand) error {
-	m.kill("understudy")
+var errNoLeader = errors.New("the database has no leader")
+
+// otherClock is ten minutes slow, right, or ten minutes fast, and not as before.
+func otherClock(rnd *rand.Rand, before int) int {
+	clocks := slices.DeleteFunc([]int{-600, 0, 600}, func(s int) bool { return s == before })
+	return clocks[rnd.IntN(len(clocks))]
+}
+
+func (r *round) other() *machine {
+	return r.s.machines[(r.m.n+r.rnd.IntN(2))%3]
+}
+
+// deaf keeps what those addresses send from the machine, for a while. They hear it.
+func (r *round) deaf(ctx context.Context, long time.Duration, from ...string) error {
+	var err error
+	for _, ip := range from {
+		err = errors.Join(err, r.m.in("iptables", "-A", "INPUT", "-s", ip, "-j", "DROP"))
+	}
+	pause(ctx, long)
+	return errors.Join(err, r.m.in("iptables", "-F", "INPUT"))
+}
+
+// rule drops what it says of what comes to the machine, for a while.
+func (r *round) rule(ctx context.Context, long time.Duration, what ...string) error {
+	err := r.m.in(slices.Concat([]string{"iptables", "-A", "INPUT"}, what, []string{"-j", "DROP"})...)
+	r.s.note(r.m, "deaf")
+	pause(ctx, long)
+	return errors.Join(err, r.m.in("iptables", "-F", "INPUT"))
+}
+
+// stop has processes hang for a while.
+func stop(ctx context.Context, pids []int) error {
+	for _, pid := range pids {
+		_ = syscall.Kill(pid, syscall.SIGSTOP)
+	}
+	pause(ctx, shortly)
+	for _, pid := range pids {
+		_ = syscall.Kill(pid, syscall.SIGCONT)
+	}
+	return nil
+}
+
+// slowDisk has each flush of the machine's database take 400 ms longer.
+func slowDisk(ctx context.Context, r *round) error {
+	argv := []string{"-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:delay_enter=400000"}
+	for _, pid := range r.m.postgres() {
+		argv = append(argv, "-p", strconv.Itoa(pid))
+	}
+	cmd := exec.Command("strace", argv...)
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	pause(ctx, shortly)
+	_ = cmd.Process.Signal(syscall.SIGTERM) // it lets go of them
+	_ = cmd.Wait()
+	return nil
+}
+
+// killLeader kills the leader and its Patroni, which is back at once, or when a
+// standby has taken over.
+func killLeader(ctx context.Context, r *round) error {
+	l := r.s.awaitLeader(ctx)
+	if l == nil {
+		return errNoLeader
+	}
+	l.kill("patroni")
+	killPostgres(l)
+	if r.rnd.IntN(2) == 0 && r.s.awaitLeader(ctx) == nil {
+		return errNoLeader
+	}
+	return l.startPatroni()
+}
+
+// lose kills all of a machine right after a 250 of its secondary and wipes its disk. It
+// comes back empty.
+func lose(ctx context.Context, r *round) error {
+	m := r.m
+	r.mail.answers(ctx, m)
+	m.killSecondary()
 	m.kill("patroni")
-	m.killPostgres()
-	for _, name := range []string{"state", "pg/data"} {
+	killPostgres(m)
+	m.kill("etcd")
+	for _, name := range []string{"state", "pg/data", "etcd"} {
 		if err := os.RemoveAll(m.file(name)); err != nil {
 			return err
 		}
 	}
-	// The others take over, and adopt.
-	if !wait(ctx, 90*time.Second, func() bool {
-		for _, other := range s.machines {
-			if other != m && other.leads() {
-				return true
-			}
-		}
-		return false
-	}) {
-		return nil // shown by the mail that isn't accepted
+	if err := r.s.replaceEtcd(ctx, m); err != nil {
+		return err
+	}
+	if r.s.awaitLeader(ctx) == nil {
+		return errNoLeader
 	}
 	if err := m.startPatroni(); err != nil {
 		return err
+	}
+	if r.rnd.IntN(3) == 0 { // the others adopt
+		if !wait(ctx, 90*time.Second, func() bool { return r.s.adopted(m) }) {
+			return fmt.Errorf("nobody adopts the mail of machine %d", m.n)
+		}
 	}
 	return m.startSecondary()
 }

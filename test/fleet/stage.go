@@ -24,9 +24,24 @@ const outside = "10.99.0.254"
 // stage is the machines, and what is outside of them.
 type stage struct {
 	dir      string
-	binary   string
+	binary   string // understudy
+	bin      string // PostgreSQL's programs
+	faketime string // libfaketime
+	uid, gid int    // of PostgreSQL
 	machines []*machine
 	primary  *testmx.Daemon
+	notes    []note
+}
+
+// note is what may explain a message that came twice: see twice.go.
+type note struct {
+	at      time.Time
+	machine *machine // nil for the primary
+	what    string
+}
+
+func (s *stage) note(m *machine, what string) {
+	s.notes = append(s.notes, note{time.Now(), m, what})
 }
 
 // machine is a network namespace with its processes.
@@ -34,13 +49,15 @@ type machine struct {
 	s       *stage
 	n       int
 	dir     string
-	skewed  bool // its secondary's clock is ten minutes fast
+	skew    int // how many seconds its secondary's clock is fast
+	dbSkew  int // and its database's
 	daemons map[string]*exec.Cmd
 	ended   map[string]chan struct{}
 }
 
 func (m *machine) ip() string   { return fmt.Sprintf("10.99.0.%d", m.n) }
 func (m *machine) addr() string { return m.ip() + ":25" }
+func (m *machine) host() string { return fmt.Sprintf("mx%d.example.org", m.n) }
 func (m *machine) ns() string   { return fmt.Sprintf("usfleet%d", m.n) }
 
 func command(argv ...string) error {
@@ -62,14 +79,31 @@ func script(lines string) (err error) {
 
 func newStage(dir string) (*stage, error) {
 	s := &stage{dir: dir, binary: filepath.Join(dir, "understudy")}
-	if err := command("go", "build", "-o", s.binary, "./cmd/understudy"); err != nil {
+	if *program != "" {
+		s.binary = *program
+	} else if err := build(dir, s.binary); err != nil {
 		return s, err
 	}
+	all, _ := filepath.Glob("/usr/lib/*/faketime/libfaketime.so.1")
+	if len(all) != 1 {
+		return s, errors.New("libfaketime isn't installed")
+	}
+	s.faketime = all[0]
+	if all, _ = filepath.Glob("/usr/lib/postgresql/*/bin"); len(all) == 0 {
+		return s, errors.New("PostgreSQL isn't installed")
+	}
+	s.bin = all[0]
+	pg, err := user.Lookup("postgres")
+	if err != nil {
+		return s, err
+	}
+	s.uid, _ = strconv.Atoi(pg.Uid)
+	s.gid, _ = strconv.Atoi(pg.Gid)
 	if err := script("ip link add usfleet type bridge\nip addr add " + outside + "/24 dev usfleet\nip link set usfleet up"); err != nil {
 		return s, err
 	}
 	for n := 1; n <= 3; n++ {
-		m := &machine{s: s, n: n, dir: filepath.Join(dir, fmt.Sprint("machine", n)), daemons: map[string]*exec.Cmd{}, ended: map[string]chan struct{}{}}
+		m := &machine{s: s, n: n, dir: filepath.Join(dir, fmt.Sprint("machine", n)), daemons: map[string]*exec.Cmd{}, ended: map[string]chan struct{}{}, dbSkew: []int{0, 600, -600}[n-1]}
 		s.machines = append(s.machines, m)
 		err := script(fmt.Sprintf(`ip netns add %[1]s
 			ip link add usf%[2]d type veth peer name eth0 netns %[1]s
@@ -93,31 +127,39 @@ func (s *stage) end() {
 		for name := range m.daemons {
 			m.kill(name)
 		}
-		m.killPostgres()
+		killPostgres(m)
+		_ = command("ip", "link", "del", fmt.Sprint("usf", m.n)) // at once: the namespace goes when the last of its processes has
 		_ = command("ip", "netns", "del", m.ns())
 	}
 	s.primaryUp(false)
 	_ = command("ip", "link", "del", "usfleet")
+	for _, pattern := range []string{"faketime_shm_*", "sem.faketime_sem_*"} { // which a kill leaves
+		left, _ := filepath.Glob("/dev/shm/" + pattern)
+		for _, name := range left {
+			if i, err := os.Stat(name); err == nil && int(i.Sys().(*syscall.Stat_t).Uid) == s.uid {
+				os.Remove(name)
+			}
+		}
+	}
 }
 
 func (m *machine) file(name string) string { return filepath.Join(m.dir, name) }
 
 func (m *machine) write() error {
-	pg, err := user.Lookup("postgres")
+	if err := errors.Join(os.MkdirAll(m.file("pg"), 0o755), os.Mkdir(m.file("bin"), 0o755)); err != nil {
+		return err
+	}
+	programs, err := filepath.Glob(m.s.bin + "/*")
+	for _, p := range programs {
+		if name := filepath.Base(p); name != "postgres" {
+			err = errors.Join(err, os.Symlink(p, m.file("bin/"+name)))
+		}
+	}
 	if err != nil {
 		return err
 	}
-	uid, _ := strconv.Atoi(pg.Uid)
-	gid, _ := strconv.Atoi(pg.Gid)
-	bins, err := filepath.Glob("/usr/lib/postgresql/*/bin")
-	if err != nil || len(bins) == 0 {
-		return errors.New("PostgreSQL isn't installed")
-	}
-	if err := os.MkdirAll(m.file("pg"), 0o755); err != nil {
-		return err
-	}
 	for name, text := range map[string]string{
-		"patroni.yml":     fmt.Sprintf(patroniYML, m.n, m.ip(), bins[0], m.dir),
+		"patroni.yml":     fmt.Sprintf(patroniYML, m.n, m.ip(), m.dir),
 		"understudy.toml": fmt.Sprintf(understudyTOML, m.n, m.ip(), m.dir, outside),
 		"policy.toml":     policyTOML(),
 		"password":        "secret\n",
@@ -126,7 +168,7 @@ func (m *machine) write() error {
 			return err
 		}
 	}
-	return os.Chown(m.file("pg"), uid, gid)
+	return os.Chown(m.file("pg"), m.s.uid, m.s.gid)
 }
 
 func policyTOML() string {
@@ -135,6 +177,11 @@ func policyTOML() string {
 		list = append(list, fmt.Sprintf("%q", fmt.Sprintf("fleet%d@example.org", i)))
 	}
 	return "domains = [\"example.org\"]\nrecipients = [" + strings.Join(list, ", ") + "]\n"
+}
+
+// in runs a command on the machine.
+func (m *machine) in(argv ...string) error {
+	return command(append([]string{"ip", "netns", "exec", m.ns()}, argv...)...)
 }
 
 // run starts a process on the machine.
@@ -165,61 +212,14 @@ func (m *machine) kill(name string) {
 	}
 }
 
-// postmaster is the pid of the machine's PostgreSQL, 0 without one.
-func (m *machine) postmaster() int {
-	b, _ := os.ReadFile(m.file("pg/data/postmaster.pid"))
-	pid, _ := strconv.Atoi(strings.TrimSpace(strings.SplitN(string(b), "\n", 2)[0]))
-	if pid > 1 && syscall.Kill(pid, 0) == nil {
-		return pid
-	}
-	return 0
-}
-
-// postgres are the pids of the machine's PostgreSQL and its children.
-func (m *machine) postgres() []int {
-	top := m.postmaster()
-	if top == 0 {
-		return nil
-	}
-	all := []int{top}
-	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", top, top))
-	for f := range strings.FieldsSeq(string(b)) {
-		if pid, err := strconv.Atoi(f); err == nil {
-			all = append(all, pid)
-		}
-	}
-	return all
-}
-
-func (m *machine) signal(sig syscall.Signal) {
-	for _, pid := range m.postgres() {
-		_ = syscall.Kill(pid, sig)
-	}
-}
-
-func (m *machine) killPostgres() { m.signal(syscall.SIGKILL) }
-
-func (m *machine) startEtcd() error {
-	var peers []string
-	for n := 1; n <= 3; n++ {
-		peers = append(peers, fmt.Sprintf("e%d=http://10.99.0.%d:2380", n, n))
-	}
-	return m.run("etcd", "etcd", "--name", fmt.Sprint("e", m.n), "--data-dir", m.file("etcd"),
-		"--listen-peer-urls", "http://"+m.ip()+":2380", "--initial-advertise-peer-urls", "http://"+m.ip()+":2380",
-		"--listen-client-urls", "http://"+m.ip()+":2379,http://127.0.0.1:2379", "--advertise-client-urls", "http://"+m.ip()+":2379",
-		"--initial-cluster", strings.Join(peers, ","), "--initial-cluster-state", "new", "--unsafe-no-fsync")
-}
-
-func (m *machine) startPatroni() error {
-	return m.run("patroni", "setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups", "/usr/bin/patroni", m.file("patroni.yml"))
-}
-
 func (m *machine) startSecondary() error {
-	argv := []string{m.s.binary, "serve", "-c", m.file("understudy.toml")}
-	if m.skewed {
-		argv = append([]string{"faketime", "-f", "+600s"}, argv...)
-	}
-	return m.run("understudy", argv...)
+	return m.run("understudy", "env", fmt.Sprintf("%s=%d", skewVariable, m.skew), m.s.binary, "serve", "-c", m.file("understudy.toml"))
+}
+
+func (m *machine) killSecondary() {
+	m.s.note(m, "killed")
+	m.kill("understudy")
+	m.s.note(m, "dead")
 }
 
 // get asks an HTTP server on the machine.
@@ -234,35 +234,22 @@ func (m *machine) get(port int, path string) (string, error) {
 	return string(b), err
 }
 
-// leads says that the machine has the database's leader.
-func (m *machine) leads() bool {
-	text, err := m.get(8008, "/patroni")
-	var is struct{ Role, State string }
-	return err == nil && json.Unmarshal([]byte(text), &is) == nil && (is.Role == "master" || is.Role == "primary") && is.State == "running"
-}
-
-func (s *stage) leader() *machine {
-	for _, m := range s.machines {
-		if m.leads() {
-			return m
-		}
-	}
-	return nil
-}
-
 // revive starts what ended by itself, as systemd does: a secondary that found no
 // database, for example.
 func (s *stage) revive() error {
 	for _, m := range s.machines {
-		if m.daemons["understudy"] == nil {
-			continue
-		}
-		select {
-		case <-m.ended["understudy"]:
-			if err := m.startSecondary(); err != nil {
-				return err
+		for name, start := range map[string]func() error{"understudy": m.startSecondary, "patroni": m.startPatroni} {
+			if m.daemons[name] == nil {
+				continue
 			}
-		default:
+			select {
+			case <-m.ended[name]:
+				s.note(m, name+" ended")
+				if err := start(); err != nil {
+					return err
+				}
+			default:
+			}
 		}
 	}
 	return nil
@@ -282,6 +269,29 @@ func (m *machine) metric(name string) float64 {
 	return -1
 }
 
+// adopted says that no living member knows of mail in the spool of m.
+func (s *stage) adopted(m *machine) bool {
+	for _, other := range s.machines {
+		out, err := exec.Command("ip", "netns", "exec", other.ns(), s.binary, "fleet", "--json", "-c", other.file("understudy.toml")).Output()
+		var view struct {
+			Error   string
+			Members []struct {
+				Name     string
+				Messages int
+			}
+		}
+		if other == m || err != nil || json.Unmarshal(out, &view) != nil || view.Error != "" {
+			continue
+		}
+		for _, v := range view.Members {
+			if v.Name == m.host() {
+				return v.Messages == 0
+			}
+		}
+	}
+	return false
+}
+
 func (s *stage) drained() bool {
 	for _, m := range s.machines {
 		if m.metric("understudy_queue_messages") != 0 || m.metric("understudy_queue_fallback_messages") != 0 {
@@ -296,7 +306,7 @@ func (s *stage) drained() bool {
 // start brings all up and waits until mail is taken.
 func (s *stage) start(ctx context.Context) error {
 	for _, m := range s.machines {
-		if err := m.startEtcd(); err != nil {
+		if err := m.startEtcd("new"); err != nil {
 			return err
 		}
 	}
@@ -310,7 +320,7 @@ func (s *stage) start(ctx context.Context) error {
 	}
 	l := s.leader()
 	admin := func(sql, db string) error {
-		return command("ip", "netns", "exec", l.ns(), "psql", "-qAt", "-v", "ON_ERROR_STOP=1", "postgres://postgres:secret@"+l.ip()+"/"+db, "-c", sql)
+		return l.in("psql", "-qAt", "-v", "ON_ERROR_STOP=1", "postgres://postgres:secret@"+l.ip()+"/"+db, "-c", sql)
 	}
 	if err := errors.Join(admin("CREATE ROLE understudy LOGIN PASSWORD 'secret'", "postgres"), admin("CREATE DATABASE understudy OWNER understudy", "postgres")); err != nil {
 		return err
@@ -362,7 +372,9 @@ func (s *stage) primaryUp(up bool) {
 	case up && s.primary == nil:
 		s.primary, _ = testmx.StartDaemon(outside+":25", nil, testmx.PostfixCommand(filepath.Join(s.dir, "postfix/conf"))...)
 	case !up && s.primary != nil:
+		s.note(nil, "killed")
 		s.primary.Kill()
+		s.note(nil, "dead")
 		s.primary = nil
 	}
 }
