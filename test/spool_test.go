@@ -1,8 +1,11 @@
 package test
 
 import (
+	"context"
 	"fmt"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -87,17 +90,26 @@ func TestSpoolInDatabase(t *testing.T) {
 		t.Errorf("%d messages after a kill", n)
 	}
 	s.commands()
+	cancelled := make(chan error, 1)
 	for _, c := range []struct {
 		what, logged string
 		harm, mend   func()
 	}{
-		{"the database is down", "connect", db.Kill, func() { db.Start(t) }},
-		{"the password is bad", "28P01", func() {
-			db.Admin(t, "ALTER ROLE understudy PASSWORD 'another'")
+		{"the schema is newer", "schema 1000", func() {
+			db.SQL(t, "UPDATE understudy.meta SET version = version + 998")
+			s.hangUp(db)
+		}, func() { db.SQL(t, "UPDATE understudy.meta SET version = version - 998") }},
+		{"the schema is garbage", "meta has 0 rows", func() {
+			db.SQL(t, "ALTER TABLE understudy.kv RENAME TO gone; DELETE FROM understudy.meta")
 			s.hangUp(db)
 		}, func() {
-			db.Admin(t, "ALTER ROLE understudy PASSWORD '"+strings.ReplaceAll(listertest.Password, "'", "''")+"'")
+			db.SQL(t, "ALTER TABLE understudy.gone RENAME TO kv; INSERT INTO understudy.meta (version) VALUES (2)")
 		}},
+		{"the database is down", "connect", db.Kill, func() { db.Start(t) }},
+		{"the password is bad", "28P01", func() {
+			setPassword(t, db, "another")
+			s.hangUp(db)
+		}, func() { setPassword(t, db, listertest.Password) }},
 		{"the server takes no writes", "read only", func() {
 			db.Admin(t, "ALTER SYSTEM SET default_transaction_read_only = on; SELECT pg_reload_conf()")
 			s.hangUp(db)
@@ -106,15 +118,97 @@ func TestSpoolInDatabase(t *testing.T) {
 		}},
 		{"nobody waits for a standby", "without waiting for a standby", func() { db.Quorum(t) }, func() { db.Quorum(t, "db2") }},
 		{"the standby is gone", "commit a batch", standby.Kill, func() { standby.Start(t) }},
+		{"the wait for a standby is cancelled", "the wait for a standby is cancelled", func() {
+			standby.Kill()
+			go func() { cancelled <- cancelWait(t.Context(), db) }()
+		}, func() {
+			if err := <-cancelled; err != nil {
+				t.Error(err)
+			}
+			standby.Start(t)
+		}},
 	} {
 		s.away(c.what, c.logged, c.harm, c.mend)
 	}
+	s.stop()
+	setPassword(t, db, "another")
+	s.refused("28P01")
+	setPassword(t, db, listertest.Password)
+	s.start()
 	s.away("the database's machine is lost", "connect", db.Kill, func() {
 		standby.Promote(t)
 		standby.Standby(t, "db3")
 		standby.Quorum(t, "db3")
 	})
 	startAgain(t, s.primary)
+	eventually(t, time.Minute, "the queue is empty", func() bool { return s.metric("understudy_queue_messages") == 0 })
+	s.stop()
+	s.books.RelayedTo(s.primary)
+	s.books.Close(t)
+}
+
+func setPassword(t *testing.T, db *listertest.Node, password string) {
+	t.Helper()
+	db.Admin(t, "ALTER ROLE understudy PASSWORD '"+strings.ReplaceAll(password, "'", "''")+"'")
+}
+
+// cancelWait is an administrator who ends the first wait for a standby.
+func cancelWait(ctx context.Context, db *listertest.Node) error {
+	out, err := exec.CommandContext(ctx, "psql", "-h", db.Dir, "-p", strconv.Itoa(db.Port), "-U", "admin", "-d", "postgres", "-qAtc", `DO $$ BEGIN
+		FOR i IN 1..500 LOOP
+			PERFORM pg_stat_clear_snapshot();
+			PERFORM pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND usename = 'understudy';
+			IF FOUND THEN RETURN; END IF;
+			PERFORM pg_sleep(0.02);
+		END LOOP;
+		RAISE 'nobody waits'; END $$`).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("psql: %w: %s", err, out)
+	}
+	return nil
+}
+
+// refused wants a start to fail, and to say why.
+func (s *spoolStage) refused(why string) {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, s.binary, "serve", "-c", s.path("understudy.toml")).CombinedOutput()
+	if err == nil || ctx.Err() != nil || !strings.Contains(string(out), why) {
+		s.t.Errorf("it starts, though %s: %v\n%s", why, err, out)
+	}
+}
+
+// TestSpoolFull: a full disk of the database's is answered 452, and mail leaves all the same.
+func TestSpoolFull(t *testing.T) {
+	db := listertest.Primary(t)
+	s := &spoolStage{t: t, primary: &demo.Primary{MaxMessages: 1000, Keep: 1}}
+	startAgain(t, s.primary)
+	defer s.primary.Stop()
+	s.secondary = newMember(t, hostname, s.primary.Addr(), policyFor("a@example.org"), "durability = \"one-machine\"\n", db)
+	s.start()
+	s.primary.Stop()
+	if code := s.send(1000); code != 250 {
+		t.Fatalf("at first: %d", code)
+	}
+	dir := filepath.Join(db.Dir, "small")
+	if out, err := exec.Command("sh", "-c", "mkdir "+dir+" && mount -t tmpfs -o size=4m tmpfs "+dir+" && chown postgres: "+dir).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	defer exec.Command("umount", "-l", dir).Run()
+	db.SQL(t, "CREATE TABLESPACE small LOCATION '"+dir+"'")
+	db.SQL(t, "ALTER TABLE understudy.kv SET TABLESPACE small; ALTER TABLE understudy.body SET TABLESPACE small")
+	code := 250
+	for i := 0; i < 100 && code == 250; i++ {
+		code = s.send(100_000)
+	}
+	if code != 452 {
+		t.Errorf("full: %d", code)
+	}
+	startAgain(t, s.primary)
+	eventually(t, time.Minute, "the queue is empty", func() bool { return s.metric("understudy_queue_messages") == 0 })
+	db.SQL(t, "ALTER TABLE understudy.kv SET TABLESPACE pg_default; ALTER TABLE understudy.body SET TABLESPACE pg_default; DROP TABLESPACE small")
+	eventually(t, 30*time.Second, "mail is accepted again", func() bool { return s.send(1000) == 250 })
 	eventually(t, time.Minute, "the queue is empty", func() bool { return s.metric("understudy_queue_messages") == 0 })
 	s.stop()
 	s.books.RelayedTo(s.primary)
