@@ -264,6 +264,9 @@ var aclVerifies = map[string]bool{
 	"certificate": false,
 }
 
+// calloutOption is ours: what to do where the primary would ask another server.
+const calloutOption = "callout="
+
 // CheckACLVerify says what of a verify condition can't be followed.
 func CheckACLVerify(arg string) error {
 	what, options, has := strings.Cut(arg, "/")
@@ -274,6 +277,7 @@ func CheckACLVerify(arg string) error {
 	}
 	for o := range strings.SplitSeq(options, "/") {
 		switch o = strings.ToLower(strings.TrimSpace(o)); {
+		case strings.HasPrefix(o, calloutOption) && what == "recipient" && slices.Contains([]string{"defer", "ask", "ask_else_ignore", "ignore"}, o[len(calloutOption):]):
 		case o == "", o == "defer_ok", o == "no_details", o == "success_on_redirect", o == "case_insensitive" && what == "not_blind":
 		default:
 			return fmt.Errorf("verify = %s: %q asks other servers, or isn't known", arg, o)

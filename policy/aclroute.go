@@ -53,6 +53,7 @@ type aclAddress struct {
 	message string // the reason
 	user    string // as the client may hear it even where the sender is verified
 	pass    bool   // even where temporary errors aren't explained
+	remote  bool   // it is relayed to another server
 	data    string // $address_data
 }
 
@@ -109,6 +110,7 @@ func (r *aclRun) routed(address string, sender, onRedirect bool) *aclAddress {
 		t.begin(address)
 		rc := r.throughRouters(t)
 		out.rc, out.data, out.pass = rc, t.addressData, t.pass
+		out.remote = rc == aclOK && len(t.children) == 0 && t.router.remote()
 		if rc != aclOK {
 			out.message, out.user = t.message, t.user
 			return out
@@ -194,6 +196,11 @@ func (r *aclRun) unseen(ro *aclRouter) bool {
 	}
 	v, err := r.expand(text)
 	return err == nil && (strings.EqualFold(v, "true") || strings.EqualFold(v, "yes"))
+}
+
+// remote says that a router's transport speaks to another server.
+func (o *ACLRouter) remote() bool {
+	return slices.Contains([]string{"dnslookup", "manualroute", "ipliteral"}, o.Driver) || o.flag("remote", false)
 }
 
 // looped says that an ancestor of the address has been through the router.

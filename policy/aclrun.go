@@ -21,6 +21,8 @@ const (
 	aclDefer
 	aclError
 	aclDiscard
+	aclUnknown // of a condition: callout says what then
+	aclSkip    // of a statement: it decides nothing
 )
 
 // aclSession is what a session knows beside the rest of Session.
@@ -58,6 +60,7 @@ type aclRun struct {
 	senderData            string
 	verifyMessage         string
 	failed                *aclAddress // a sender that failed, to be told
+	callout               string      // what the operator chose in place of a callout
 	details               bool        // temporary errors say why
 	route                 *routing    // while an address is verified
 	message               Message
@@ -144,6 +147,8 @@ func decides(verb string, rc outcome, endpass bool) (outcome, bool) {
 		return rc, verb != "warn"
 	case aclError:
 		return rc, true
+	case aclSkip:
+		return rc, false
 	}
 	switch verb {
 	case "accept":
@@ -192,7 +197,16 @@ func (r *aclRun) statement(s *aclStatement, endpass *bool) outcome {
 			*endpass = true
 			continue
 		}
-		if rc = r.condition(s, it); it.negated && rc == aclOK {
+		if rc = r.condition(s, it); rc == aclUnknown {
+			switch {
+			case r.callout != "ignore":
+				rc = r.unknown(s, r.callout)
+			case s.Verb == "require":
+				rc = aclOK
+			default:
+				return aclSkip
+			}
+		} else if it.negated && rc == aclOK {
 			rc = aclFail
 		} else if it.negated && (rc == aclFail || rc == aclDrop) {
 			rc = aclOK

@@ -49,6 +49,10 @@ func (r *aclRun) verify(arg string) outcome {
 	if a.pass {
 		r.details = true
 	}
+	if i := strings.Index(options, calloutOption); i >= 0 && a.remote {
+		r.callout, _, _ = strings.Cut(options[i+len(calloutOption):], "/")
+		return aclUnknown
+	}
 	if rc = a.rc; rc == aclDefer && has("defer_ok") {
 		rc = aclOK
 	}

@@ -107,7 +107,8 @@ func (x *Exim) Start(addr string, out *os.File) (*Daemon, error) {
 		kept = append(kept, line)
 	}
 	run := x.Config + ".run"
-	if err := os.WriteFile(run, []byte(only+strings.Join(kept, "\n")), 0o644); err != nil {
+	text := strings.ReplaceAll(only+strings.Join(kept, "\n"), "$interface_port", "25") // mail comes to port 25; this one doesn't
+	if err := os.WriteFile(run, []byte(text), 0o644); err != nil {
 		return nil, err
 	}
 	if out, err := exec.Command(x.Program, "-C", run, "-bV").CombinedOutput(); err != nil {

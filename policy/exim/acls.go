@@ -133,6 +133,9 @@ func (i *importer) statement(list string, s *statementText) (out policy.ACLState
 		switch {
 		case why == nil && c.Kind == "":
 			continue
+		case why == nil && class == fidelity.NotReplicated: // reported
+			out.Items = append(out.Items, c)
+			continue
 		case why == nil:
 			out.Items = append(out.Items, c)
 			if class != "" {
@@ -272,6 +275,9 @@ func (i *importer) condition(list string, it itemText) (c policy.ACLCondition, c
 	case "endpass":
 		return c, "", nil
 	case "verify":
+		if c, ok := i.callout(list, it); ok {
+			return c, fidelity.NotReplicated, nil
+		}
 		return i.verify(it)
 	case "acl":
 		return i.call(it)
@@ -316,6 +322,31 @@ func (i *importer) verify(it itemText) (policy.ACLCondition, fidelity.Class, err
 		return c, "", scanner{"not_blind is about the whole message; the primary decides when it is relayed to it"}
 	}
 	return c, fidelity.Exact, nil
+}
+
+// callout translates "verify = recipient/callout": Exim asks another server about
+// addresses that it relays there, and about no others.
+func (i *importer) callout(list string, it itemText) (policy.ACLCondition, bool) {
+	c := policy.ACLCondition{Kind: it.kind}
+	var rest []string
+	asks := false
+	for o := range strings.SplitSeq(it.arg, "/") {
+		if o = strings.TrimSpace(o); o == "callout" || strings.HasPrefix(o, "callout=") {
+			asks = true
+			continue
+		}
+		rest = append(rest, o)
+	}
+	c.Arg = strings.Join(rest, "/")
+	if !asks || !strings.EqualFold(rest[0], "recipient") || policy.CheckACLVerify(c.Arg) != nil {
+		return c, false
+	}
+	options := []string{fidelity.Ignore, fidelity.Defer, fidelity.Ask}
+	element := elementOf("", it)
+	choice := i.choose(list, element, options...)
+	i.item(list, element, fidelity.NotReplicated, it.where+": callouts ask other servers; recipients that the primary doesn't relay to one are decided as there", choice, options...)
+	c.Arg += "/callout=" + choice
+	return c, true
 }
 
 // call translates a condition that evaluates another list.

@@ -1,11 +1,14 @@
 package exim
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/internal/testmx"
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/fidelity"
 )
@@ -177,4 +180,68 @@ mail:
 	if _, err := policy.Compile(spec); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestCallout: a callout decides only about recipients that the primary relays on.
+func TestCallout(t *testing.T) {
+	text := `domainlist local_domains = example.org
+domainlist relay_domains = example.net
+acl_smtp_rcpt = rcpt
+begin acl
+rcpt:
+  deny message = nobody
+       !verify = recipient/callout=30s,defer_ok,use_sender
+  accept
+begin routers
+onward:
+  driver = manualroute
+  domains = +relay_domains
+  route_list = * 192.0.2.9
+  transport = smtp
+local:
+  driver = accept
+  domains = +local_domains
+  local_parts = alice
+  transport = t
+begin transports
+smtp:
+  driver = smtp
+t:
+  driver = appendfile
+  file = /dev/null
+  user = mail
+`
+	for _, c := range []struct{ choice, to, want string }{
+		{"", "alice@example.org", "permit"}, {"", "bob@example.org", "reject"}, {"", "x@example.net", "permit"},
+		{"defer", "alice@example.org", "permit"}, {"defer", "bob@example.org", "reject"}, {"defer", "x@example.net", "defer"},
+	} {
+		var choices []string
+		if c.choice != "" {
+			choices = []string{"rcpt: !verify = recipient/callout=30s,defer_ok,use_sender=" + c.choice}
+		}
+		spec, _, _, err := importText(t, text, choices...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := decided(t, spec, c.to); got != c.want {
+			t.Errorf("choice %q, %s: %s, want %s", c.choice, c.to, got, c.want)
+		}
+	}
+}
+
+// decided is what a policy decides about a recipient.
+func decided(t *testing.T, spec *policy.Spec, to string) string {
+	t.Helper()
+	snap, err := policy.Compile(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := snap.Session(&testmx.MapResolver{}, envelope.Client{Addr: netip.MustParseAddr("192.0.2.1")})
+	defer s.Close()
+	ctx := t.Context()
+	s.Connect(ctx)
+	s.Helo(ctx, "mail.example.com")
+	s.Mail(ctx, envelope.ReversePath{}, policy.MailParams{})
+	local, domain, _ := strings.Cut(to, "@")
+	return s.Rcpt(ctx, envelope.ForwardPath{Mailbox: envelope.Mailbox{Local: local, Domain: domain}}).Action.String()
 }

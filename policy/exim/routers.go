@@ -97,6 +97,9 @@ func (i *importer) router(r *routerText) policy.ACLRouter {
 		}
 		out.Options[name] = value
 	}
+	if t := r.options["transport"]; out.Driver == "accept" && (strings.Contains(t, "$") || i.conf.drivers[t] == "smtp") {
+		out.Options["remote"] = "true"
+	}
 	if r.options["check_local_user"] == "true" {
 		fail("check_local_user", i.users())
 	}

@@ -33,7 +33,7 @@ func eximProfiles() string {
 // policy that was imported from it. EXIM_SESSIONS sets how many each profile gets.
 //
 // A profile is a directory with an exim.conf. @DIR@ in its files is the directory that
-// it is played in; where it has an etc of its own, /etc/ in exim.conf is that. The lines
+// it is played in; where it has an etc of its own, /etc/ in its configuration files is that. The lines
 // of its file "choices" are the operator's, as after --choose.
 func TestEximProfiles(t *testing.T) {
 	dirs, err := os.ReadDir(eximProfiles())
@@ -183,6 +183,13 @@ func installExim(t *testing.T, name, nameserver string) *testmx.Exim {
 	text = strings.ReplaceAll(text, "\nkeep_environment =", "\n#")
 	if isThere(filepath.Join(dir, "etc")) {
 		text = strings.ReplaceAll(text, "/etc/", x.Dir+"/etc/")
+		parts, err := filepath.Glob(filepath.Join(x.Dir, "etc/exim*.conf"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range parts {
+			writeOld(t, p, strings.ReplaceAll(readFile(t, p), "/etc/", x.Dir+"/etc/"))
+		}
 	}
 	writeOld(t, x.Config, head+text)
 	return x
