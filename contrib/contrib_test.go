@@ -316,6 +316,86 @@ func TestStalwart(t *testing.T) {
 	fails(t, "3 of 4", args...)
 }
 
+// TestStalwartJMAP lists a Stalwart of 0.16 or later, as its schema reference has the
+// objects: domains, accounts and lists by query and get, each with aliases.
+func TestStalwartJMAP(t *testing.T) {
+	objects := map[string][]string{
+		"Domain":      {`{"id": "d1", "name": "example.org", "aliases": ["example.com"], "isEnabled": true, "catchAllAddress": null}`, `{"id": "d2", "name": "example.net", "aliases": {}}`},
+		"MailingList": {`{"id": "m1", "name": "all", "domainId": "d1", "emailAddress": "all@example.org", "aliases": {"0": {"name": "everybody", "domainId": "d1", "enabled": true}}, "recipients": ["x@example.net"]}`},
+	}
+	for i := range 150 {
+		objects["Account"] = append(objects["Account"], fmt.Sprintf(`{"id": "a%d", "@type": "User", "name": "u%03d", "domainId": "d1", "emailAddress": "u%03d@example.org", "aliases": [{"name": "x%d", "domainId": "d2", "enabled": true}]}`, i, i, i, i))
+	}
+	objects["Account"][0] = `{"id": "a0", "@type": "Group", "name": "u000", "domainId": "d1", "emailAddress": "u000@example.org", "aliases": [{"name": "al", "domainId": "d1"}, {"name": "old", "domainId": "d1", "enabled": false}]}`
+	f := serve(t, func(f *fake, w http.ResponseWriter, r *http.Request) {
+		var call struct {
+			Using       []string
+			MethodCalls [][]json.RawMessage
+		}
+		_ = json.NewDecoder(r.Body).Decode(&call)
+		if r.Header.Get("Authorization") != "Bearer api_key" {
+			w.WriteHeader(401)
+			return
+		}
+		if r.URL.Path != "/api" || strings.Join(call.Using, " ") != "urn:ietf:params:jmap:core urn:stalwart:jmap" || len(call.MethodCalls) != 1 {
+			w.WriteHeader(404)
+			return
+		}
+		var method string
+		var args struct {
+			Position, Limit int
+			CalculateTotal  bool
+			IDs             []string
+		}
+		_ = json.Unmarshal(call.MethodCalls[0][0], &method)
+		_ = json.Unmarshal(call.MethodCalls[0][1], &args)
+		kind, verb, _ := strings.Cut(strings.TrimPrefix(method, "x:"), "/")
+		id := func(text string) (id string) {
+			var o struct{ ID string }
+			_ = json.Unmarshal([]byte(text), &o)
+			return o.ID
+		}
+		var found []string
+		switch {
+		case f.how != "refused" && f.fault(w, 4):
+			return
+		case f.how == "refused" && method == "x:Account/get":
+			answer(w, `{"methodResponses": [["error", {"type": "forbidden"}, "c"]]}`)
+			return
+		case verb == "query":
+			all := objects[kind]
+			for _, o := range all[min(args.Position, len(all)):min(args.Position+args.Limit, len(all))] {
+				found = append(found, fmt.Sprintf("%q", id(o)))
+			}
+			total := len(all)
+			if f.how == "changed" && args.Position > 0 {
+				total++
+			}
+			answer(w, `{"methodResponses": [["%s", {"ids": [%s], "total": %d, "position": %d, "queryState": "1"}, "c"]], "sessionState": "1"}`, method, strings.Join(found, ","), total, args.Position)
+		case verb == "get":
+			for _, o := range objects[kind] {
+				if slices.Contains(args.IDs, id(o)) && !(f.how == "gone" && id(o) == "a7") {
+					found = append(found, o)
+				}
+			}
+			answer(w, `{"methodResponses": [["%s", {"list": [%s], "notFound": [], "state": "1"}, "c"]], "sessionState": "1"}`, method, strings.Join(found, ","))
+		}
+	})
+	args := []string{"stalwart_jmap", "example.org", "--url", f.URL, "--key-file", file(t, "api_key")}
+	want := []string{"al@example.org", "all@example.org", "everybody@example.org"}
+	for i := range 150 {
+		want = append(want, fmt.Sprintf("u%03d@example.org", i))
+	}
+	wants(t, strings.Join(want, " "), args...)
+	args[1] = "example.com" // an alias of the domain
+	wants(t, strings.ReplaceAll(strings.Join(want, " "), "example.org", "example.com"), args...)
+	for how, reason := range map[string]string{"refused": "forbidden", "changed": "changed meanwhile", "gone": "changed meanwhile", "other": "answer", "403": "403", "garbage": "no JSON"} {
+		f.next(how)
+		fails(t, reason, args...)
+	}
+	fails(t, "401", "stalwart_jmap", "example.org", "--url", f.URL, "--key-file", file(t, "wrong"))
+}
+
 func TestMox(t *testing.T) {
 	f := serve(t, func(f *fake, w http.ResponseWriter, r *http.Request) {
 		var call struct{ Params []string }
@@ -399,8 +479,30 @@ func TestLDAP(t *testing.T) {
 	fails(t, "ends with", args...)
 }
 
+// TestLDAPRanges: Active Directory gives at most 1500 values of an attribute at once,
+// with a range in its name (MS-ADTS 3.1.1.3.1.3.3). ldapsearch is a stand-in that
+// answers so.
+func TestLDAPRanges(t *testing.T) {
+	dir := t.TempDir()
+	script := `#!/bin/sh
+case "$*" in
+*"proxyAddresses;range=2-*") printf 'dn:: Y249YixkYz14\nproxyAddresses;range=2-3: smtp:c@example.org\nproxyAddresses;range=2-3: smtp:d@example.org\n\n' ;;
+*"proxyAddresses;range=4-*") printf 'dn: cn=b,dc=x\nproxyAddresses;range=%s: smtp:e@example.org\n\n' "${LAST:-4-*}" ;;
+*) printf 'dn: cn=a,dc=x\nproxyAddresses: SMTP:x@example.org\n\ndn:: Y249YixkYz14\nproxyAddresses;range=0-1: SMTP:a@example.org\nproxyAddresses;range=0-1: x500:/o=b\n\n' ;;
+esac
+`
+	if err := os.WriteFile(filepath.Join(dir, "ldapsearch"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	args := []string{"ldap", "example.org", "--url", "ldaps://x", "--base", "dc=x", "--attribute", "proxyAddresses"}
+	wants(t, "a@example.org c@example.org d@example.org e@example.org x@example.org", args...)
+	t.Setenv("LAST", "0-1")
+	fails(t, "another range", args...)
+}
+
 func TestHelp(t *testing.T) {
-	for _, kind := range []string{"microsoft365", "google", "stalwart", "mox", "proxmox", "ldap"} {
+	for _, kind := range []string{"microsoft365", "google", "stalwart", "stalwart_jmap", "mox", "proxmox", "ldap"} {
 		if out, stderr, code := list(t, kind, "--help"); code != 0 || !strings.Contains(out, "domain") {
 			t.Errorf("%s: %d %s", kind, code, stderr)
 		}
