@@ -288,7 +288,7 @@ func (s *Store) RevokeToken(domain string, former bool) error {
 func (s *Store) edit(domain string, change func(*state)) error {
 	l := s.lists[domain]
 	if l == nil {
-		return fmt.Errorf("%s is not in domains under [push]: %w", domain, ErrUnknown)
+		return fmt.Errorf("%s is not in domains under [push], or wasn't when this process started: %w", domain, ErrUnknown)
 	}
 	l.writes.Lock()
 	defer l.writes.Unlock()
