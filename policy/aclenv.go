@@ -43,6 +43,12 @@ func (r *aclRun) Lookup(typ, file, key string) (string, bool, error) {
 	if typ, _, _ := strings.Cut(typ, ","); typ == "dnsdb" {
 		return r.dnsdb(key)
 	}
+	if typ == "passwd" && file == "" {
+		if key != expansion.Lower(key) {
+			return "", false, nil // no login name is listed with capitals
+		}
+		return r.search(typ, "", key)
+	}
 	if file == "" {
 		return "", false, errors.New("a query can't be asked here")
 	}

@@ -245,3 +245,27 @@ func decided(t *testing.T, spec *policy.Spec, to string) string {
 	local, domain, _ := strings.Cut(to, "@")
 	return s.Rcpt(ctx, envelope.ForwardPath{Mailbox: envelope.Mailbox{Local: local, Domain: domain}}).Action.String()
 }
+
+// TestAccounts: ${lookup passwd} has the login names without their passwords, and
+// ${stat} what is known of a file.
+func TestAccounts(t *testing.T) {
+	spec, report, _, err := importText(t, `domainlist local_domains = example.org
+acl_smtp_rcpt = rcpt
+begin acl
+rcpt:
+  accept condition = ${if eq{${extract{5}{:}{${lookup passwd{$local_part}}}{$value}}}{/home/bob}}
+         condition = ${extract{size}{${stat:@DIR@/etc/services}}}
+  deny   condition = ${if exists{${extract{5}{:}{${lookup passwd{$local_part}}}{$value}}/etc/none}}
+`+smallRouters)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if it := itemOf(t, &report, "passwd"); it.Class != fidelity.Exact {
+		t.Errorf("%+v", it)
+	}
+	for to, want := range map[string]string{"bob@example.org": "permit", "alice@example.org": "reject", "nobody@example.org": "reject"} {
+		if got := decided(t, spec, to); got != want {
+			t.Errorf("%s: %s, want %s", to, got, want)
+		}
+	}
+}

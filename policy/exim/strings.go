@@ -15,7 +15,7 @@ import (
 // has it.
 func (i *importer) str(s string) (string, error) {
 	i.asksDNS = false
-	for _, rewrite := range []func(string) (string, error){i.rewriteSRS, i.rewritePerl, i.rewriteFiles, i.rewriteQueries} {
+	for _, rewrite := range []func(string) (string, error){i.rewriteSRS, i.rewritePerl, i.rewriteFiles, i.rewriteStat, i.rewriteQueries} {
 		var err error
 		if s, err = rewrite(s); err != nil {
 			return "", err
@@ -93,6 +93,7 @@ func replaceItems(s string, start *regexp.Regexp, braced bool, with func(args []
 var (
 	srsWord  = regexp.MustCompile(`\binbound_srs\b`)
 	fileWord = regexp.MustCompile(`\$\{readfile\b`)
+	statWord = regexp.MustCompile(`\$\{stat:\s*(/[^${}\\]*)\}`)
 	perlWord = regexp.MustCompile(`\$\{perl\b`)
 )
 
@@ -156,6 +157,23 @@ func (i *importer) rewriteFiles(s string) (string, error) {
 		}
 		return expansion.Quote(text), nil
 	})
+}
+
+// rewriteStat puts what is known of a file in place of ${stat:FILE}: its size and mode,
+// and when it was changed.
+func (i *importer) rewriteStat(s string) (string, error) {
+	var failed error
+	s = statWord.ReplaceAllStringFunc(s, func(item string) string {
+		file := strings.TrimSpace(statWord.FindStringSubmatch(item)[1])
+		st, err := os.Stat(file)
+		if err != nil {
+			failed = err
+			return item
+		}
+		i.files[file] = true
+		return fmt.Sprintf("mode=%04o size=%d mtime=%d", st.Mode().Perm(), st.Size(), st.ModTime().Unix())
+	})
+	return s, failed
 }
 
 // perlFunctions are those of control panels whose part in decisions is known: what

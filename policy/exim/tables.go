@@ -26,6 +26,9 @@ func (i *importer) lookup(typ string, file, key *expansion.String) error {
 	if expansion.BaseType(typ) == "table" { // of ours
 		return nil
 	}
+	if file == nil && typ == "passwd" {
+		return i.accounts()
+	}
 	if file == nil && expansion.BaseType(typ) == "dnsdb" {
 		return i.dnsQuery(key)
 	}
@@ -52,6 +55,9 @@ func (i *importer) lookup(typ string, file, key *expansion.String) error {
 
 // values are the answers that a look-up may give.
 func (i *importer) values(typ string, file *expansion.String) ([]string, bool) {
+	if file == nil && typ == "passwd" && i.accounts() == nil {
+		return tableValues(i.spec.Tables[accountsTable]), true
+	}
 	if file == nil {
 		return nil, false
 	}
@@ -63,12 +69,15 @@ func (i *importer) values(typ string, file *expansion.String) ([]string, bool) {
 	if t == nil {
 		return nil, true
 	}
-	var all []string
+	return tableValues(t), true
+}
+
+func tableValues(t *table.Table) (all []string) {
 	for n := range t.Len() {
 		_, v := t.Entry(n)
 		all = append(all, v)
 	}
-	return all, true
+	return all
 }
 
 // matching are the files that a pattern stands for: itself, without a "*".
@@ -293,39 +302,69 @@ func (i *importer) existing(glob string) error {
 	return nil
 }
 
-// users lists the login names.
+// users lists the login names for routers that want a local user.
 func (i *importer) users() error {
 	const name = "passwd"
 	if i.acl.Users != "" {
 		return nil
 	}
-	getent := i.src.Getent
-	if getent == "" {
-		getent = "getent"
-	}
 	entries := map[string]string{}
-	cmd := exec.CommandContext(i.ctx, getent, "passwd")
-	readErr, err := program.Read(i.ctx, cmd, func(r io.Reader) error {
-		s := bufio.NewScanner(io.LimitReader(r, most))
-		for s.Scan() {
-			f := strings.Split(s.Text(), ":")
-			if len(f) < 7 || f[0] != strings.ToLower(f[0]) {
-				continue
-			}
-			if _, again := entries[f[0]]; !again {
-				entries[f[0]] = f[2] + " " + f[3] + " " + f[5]
-			}
-		}
-		return s.Err()
-	})
-	if err = errors.Join(readErr, err); err != nil {
-		return fmt.Errorf("list the login names: %w", err)
+	err := i.logins(func(f []string) { entries[f[0]] = f[2] + " " + f[3] + " " + f[5] })
+	if err != nil {
+		return err
 	}
 	t, err := table.NewHash(entries)
 	if err != nil {
 		return err
 	}
 	i.spec.Tables[name], i.acl.Users = t, name
+	return nil
+}
+
+// accountsTable has what ${lookup passwd{NAME}} says of each login name.
+const accountsTable = "passwd;"
+
+func (i *importer) accounts() error {
+	if i.spec.Tables[accountsTable] != nil {
+		return nil
+	}
+	entries := map[string]string{}
+	err := i.logins(func(f []string) { entries[f[0]] = "x:" + strings.Join(f[2:7], ":") }) // no password
+	if err != nil {
+		return err
+	}
+	t, err := table.NewHash(entries)
+	if err != nil {
+		return err
+	}
+	i.spec.Tables[accountsTable] = t
+	i.item("passwd", "login names", fidelity.Exact, "", "")
+	return nil
+}
+
+// logins calls one for each login name, with the fields of its line.
+func (i *importer) logins(one func(fields []string)) error {
+	getent := i.src.Getent
+	if getent == "" {
+		getent = "getent"
+	}
+	seen := map[string]bool{}
+	cmd := exec.CommandContext(i.ctx, getent, "passwd")
+	readErr, err := program.Read(i.ctx, cmd, func(r io.Reader) error {
+		s := bufio.NewScanner(io.LimitReader(r, most))
+		for s.Scan() {
+			f := strings.Split(s.Text(), ":")
+			if len(f) < 7 || f[0] != strings.ToLower(f[0]) || seen[f[0]] {
+				continue
+			}
+			seen[f[0]] = true
+			one(f)
+		}
+		return s.Err()
+	})
+	if err = errors.Join(readErr, err); err != nil {
+		return fmt.Errorf("list the login names: %w", err)
+	}
 	i.polled["passwd"] = true
 	i.files["/etc/passwd"] = true
 	return nil

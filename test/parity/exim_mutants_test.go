@@ -117,8 +117,8 @@ var eximSame = map[string][]string{
 		"acl_check_rcpt.11.items.0.arg reset", "acl_check_rcpt.11.items without map[arg:+relay_to_domains kind:domains]", "acl_check_rcpt.11.items without map[arg:recipient kind:verify]", "acl_check_rcpt.11.items without map[kind:endpass]"},
 	"debian-monolithic": {"acl_check_rcpt.0", "acl_check_rcpt.0.items.0.arg reset", "acl_check_rcpt.12",
 		"acl_check_rcpt.12.items.0.arg reset", "acl_check_rcpt.12.items without map[arg:+relay_to_domains kind:domains]", "acl_check_rcpt.12.items without map[arg:recipient kind:verify]", "acl_check_rcpt.12.items without map[kind:endpass]"},
-	"hestia":        {"acl_check_rcpt.0", "acl_check_rcpt.0.items.0.arg reset", "acl_check_rcpt.1", "acl_check_rcpt.1.items.0.arg reset", "acl_check_rcpt.5", "acl_check_rcpt.5.items.0.arg reset"},
-	"cpanel-shapes": {"acl_smtp_rcpt.0", "acl_smtp_rcpt.0.items.0.arg reset", "acl_smtp_rcpt.2", "acl_smtp_rcpt.2.items.0.arg reset", "acl_smtp_rcpt.11", "acl_smtp_rcpt.11.items.0.arg reset", "acl_smtp_mail.0", "acl_smtp_mail.0.items.0.arg reset"},
+	"hestia":  {"acl_check_rcpt.0", "acl_check_rcpt.0.items.0.arg reset", "acl_check_rcpt.1", "acl_check_rcpt.1.items.0.arg reset", "acl_check_rcpt.5", "acl_check_rcpt.5.items.0.arg reset"},
+	"hosting": {"acl_smtp_rcpt.0", "acl_smtp_rcpt.0.items.0.arg reset", "acl_smtp_rcpt.2", "acl_smtp_rcpt.2.items.0.arg reset", "acl_smtp_mail.0", "acl_smtp_mail.0.items.0.arg reset"},
 }
 
 // sameOf returns the names of eximSame's mutants.
