@@ -58,7 +58,7 @@ soak:
 	go test -timeout 10h -run 'TestSoak' -v ./test -args -kills $(KILLS)
 
 # Three secondaries with one database under Patroni, in network namespaces, and what may
-# go wrong with them: as root. About an hour; FLEET=-short is over in two minutes.
+# go wrong with them: as root. Half an hour; .ci/run has a short one.
 FLEET = -faults 200 -messages 100000
 fleet:
 	go run ./test/fleet $(FLEET)

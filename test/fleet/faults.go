@@ -39,7 +39,7 @@ var faults = []fault{
 		return r.m.startSecondary()
 	}},
 	{"machine lost", true, lose},
-	{"leader killed", true, killLeader},
+	{"leader killed", false, killLeader},
 	{"databases killed", true, func(ctx context.Context, r *round) error {
 		killPostgres(r.s.machines...)
 		var err error
@@ -95,7 +95,7 @@ var faults = []fault{
 		killPostgres(r.m)
 		return r.m.startPatroni()
 	}},
-	{"switchover", true, func(ctx context.Context, r *round) error { return r.s.switchover(ctx) }},
+	{"switchover", false, func(ctx context.Context, r *round) error { return r.s.switchover(ctx) }},
 	{"primary killed", false, func(ctx context.Context, r *round) error {
 		r.s.primaryUp(false)
 		pause(ctx, shortly)
@@ -180,6 +180,11 @@ func killLeader(ctx context.Context, r *round) error {
 // lose kills all of a machine right after a 250 of its secondary and wipes its disk. It
 // comes back empty.
 func lose(ctx context.Context, r *round) error {
+	if *short { // then it is the only failover
+		if r.m = r.s.awaitLeader(ctx); r.m == nil {
+			return errNoLeader
+		}
+	}
 	m := r.m
 	r.mail.answers(ctx, m)
 	m.killSecondary()

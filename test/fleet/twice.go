@@ -154,7 +154,7 @@ func (s *stage) window(copies []arrival, said *said) string {
 			return outsideOfAny
 		case s.noted(a.by, a.at.Add(-time.Second), next.at.Add(time.Second), "killed", "dead", "understudy ended"):
 			why = secondaryKilled
-		case s.noted(nil, a.at.Add(-time.Second), a.at.Add(5*time.Second), "killed", "dead"):
+		case s.noted(nil, a.at.Add(-time.Second), earlier(next.at, a.at.Add(time.Minute)), "killed", "dead"):
 			why = primaryKilled
 		case s.noted(a.by, a.at.Add(-10*time.Second), a.at.Add(time.Second), "deaf"):
 			why = replyLost
@@ -163,6 +163,13 @@ func (s *stage) window(copies []arrival, said *said) string {
 		}
 	}
 	return why
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
 }
 
 // noted says that there is a note of this between two times.
