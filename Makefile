@@ -1,5 +1,5 @@
 # The commands of the README, by name. CI runs the same ones.
-.PHONY: build deb image demo test crash forged soak fleet fleet-machines bench bench-all bench-sync bench-door bench-memory bench-live bench-push bench-spool live parity parity-exim parity-filters milters greylist suites screenshots generate lint
+.PHONY: build deb image demo test crash forged soak fleet fleet-machines bench bench-all bench-sync bench-door bench-memory bench-live bench-push bench-spool live parity parity-exim parity-filters milters greylist suites reach screenshots generate lint
 
 build:
 	go build -o understudy ./cmd/understudy
@@ -24,9 +24,9 @@ image:
 demo:
 	go run ./cmd/understudy demo
 
-# One session each with a database, for a long time: the race detector costs ten times that,
+# A few sessions each with a database, for a long time: the race detector costs ten times that,
 # most of it in SQLite.
-UNRACED = ^Test((LDAP)?Suites|RandomQueries)$$
+UNRACED = ^Test((LDAP)?Suites|RandomQueries|Containers)$$
 
 test:
 	test/install-peers
@@ -150,6 +150,13 @@ milters:
 suites:
 	test/install-peers
 	SUITE_KEYS=50000 go test -timeout 10h -v -run 'TestSuites$$' ./policy/postfix
+
+# A real Postfix in a container of podman's, read by podman exec, from its mounted root and
+# over ssh; and a publisher whose container hangs. As root, some two minutes.
+reach:
+	test/install-peers
+	test/reach
+	HANGS=1 go test -count=1 -v -run TestContainerGone ./test
 
 # The pictures of the README, of a real outage in a real browser.
 screenshots:

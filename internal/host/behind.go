@@ -12,11 +12,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // runScript runs a program there: $1 is the mark, $2 the directory, the rest the
-// program. Its last output is the mark and three digits.
-const runScript = `m=$1 d=$2; shift 2
+// program. Its first output is the mark, its last the mark and three digits.
+const runScript = `m=$1 d=$2; shift 2; printf '%s' "$m"
 PATH=$PATH:/usr/sbin:/sbin LC_ALL=C; export PATH LC_ALL
 if [ -z "$d" ] || cd "$d"; then "$@"; s=$?; else s=125; fi
 printf '%s%03d' "$m" "$s"`
@@ -33,12 +34,13 @@ func (h *Host) behind(p Program, mark string) []string {
 	return slices.Concat(h.Prefix, inner)
 }
 
-// ending is an output without the mark and the status at its end.
+// ending is an output without the mark at its beginning, and that and the status at its end.
 type ending struct {
-	r    io.Reader
-	mark string
-	tail []byte // not yet passed on: it may be the mark
-	done bool
+	r     io.Reader
+	mark  string
+	begun func() // called once the first mark is there
+	tail  []byte // not yet passed on: it may be the mark
+	done  bool
 }
 
 func newEnding() *ending { return &ending{mark: rand.Text()} }
@@ -46,10 +48,16 @@ func newEnding() *ending { return &ending{mark: rand.Text()} }
 func (e *ending) size() int { return len(e.mark) + 3 }
 
 func (e *ending) Read(p []byte) (int, error) {
-	for !e.done && len(e.tail) <= e.size() {
+	for !e.done && (e.begun != nil || len(e.tail) <= e.size()) {
 		b := make([]byte, 32<<10)
 		n, err := e.r.Read(b)
 		e.tail = append(e.tail, b[:n]...)
+		if rest, is := bytes.CutPrefix(e.tail, []byte(e.mark)); e.begun != nil && is {
+			e.begun()
+			e.begun, e.tail = nil, rest
+		} else if e.begun != nil && len(e.tail) > len(e.mark) {
+			return 0, errPrefixTalks
+		}
 		if err == io.EOF {
 			e.done = true
 		} else if err != nil {
@@ -70,7 +78,7 @@ func (e *ending) Read(p []byte) (int, error) {
 // status is the program's, once all has been read.
 func (e *ending) status() (status int, whole bool) {
 	rest, is := bytes.CutPrefix(e.tail, []byte(e.mark))
-	if !e.done || !is {
+	if !e.done || !is || e.begun != nil {
 		return 0, false
 	}
 	status, err := strconv.Atoi(string(rest))
@@ -87,6 +95,8 @@ func (h *Host) ended(e *ending, readErr, err error, said string) (error, error) 
 		return readErr, &ExitError{status}
 	case whole:
 		return readErr, nil
+	case errors.Is(readErr, errPrefixTalks):
+		err = errPrefixTalks
 	case readErr != nil && !errors.Is(readErr, io.ErrUnexpectedEOF):
 		return readErr, nil // its reader has stopped it
 	}
@@ -104,10 +114,18 @@ func lastLine(s string) string {
 	return strings.TrimSpace(lines[len(lines)-1])
 }
 
+// errPrefixTalks means that the command before a program writes to its output.
+var errPrefixTalks = errors.New("it prints something before the program does")
+
 const notThere = 44 // exit status
+
+// shTime bounds a script that reads a file or looks at some.
+const shTime = 2 * time.Minute
 
 // sh runs a script there and returns its output.
 func (h *Host) sh(ctx context.Context, script string, max int64, args ...string) ([]byte, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, shTime, fmt.Errorf("%s takes more than %v to read a file", h, shTime))
+	defer cancel()
 	said := &beginning{}
 	var out []byte
 	readErr, err := h.Run(ctx, Program{Argv: append([]string{"sh", "-c", script, "sh"}, args...), Stderr: said}, func(r io.Reader) (err error) {

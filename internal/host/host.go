@@ -6,7 +6,8 @@
 // Behind a command, programs run in a small script of sh(1), which ends its output with a
 // mark and the program's exit status. So an output that is cut short is never taken for a
 // whole one, and a command that fails, because there is no such container, say, is never
-// taken for the program's own failure.
+// taken for the program's own failure. The script begins with the mark, too: a command that
+// hangs, such as one into a container that is paused, is ended soon.
 //
 // Below a directory, symbolic links are followed as a process sees them whose root
 // that is; none of them leads out of it. Programs run there by chroot(2), with this
@@ -46,7 +47,12 @@ type Host struct {
 	// Servers are addresses of servers as they are called there, and how they are
 	// reached from here: "host", "host:port" or "unix:/path" to "host:port" or "unix:/path".
 	Servers map[string]string
+	// Patience is how long the command may take until it has begun to run a program
+	// there; 0 is 30 seconds.
+	Patience time.Duration
 }
+
+const defaultPatience = 30 * time.Second
 
 // Local says that the Host is this machine.
 func (h *Host) Local() bool { return h == nil || len(h.Prefix) == 0 && h.Root == "" }
@@ -93,12 +99,18 @@ var ErrStart = errors.New("can't be run")
 func (h *Host) Run(ctx context.Context, p Program, read func(io.Reader) error) (readErr, err error) {
 	var cmd *exec.Cmd
 	end := (*ending)(nil)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	switch {
 	case h.Local():
 		cmd = exec.CommandContext(ctx, lookPath(p.Argv[0]), p.Argv[1:]...)
 		cmd.Dir = p.Dir
 	case len(h.Prefix) > 0:
 		end = newEnding()
+		patience := cmp.Or(h.Patience, defaultPatience)
+		late := time.AfterFunc(patience, func() { cancel(fmt.Errorf("%s: no answer within %v", h, patience)) })
+		defer late.Stop()
+		end.begun = func() { late.Stop() }
 		argv := h.behind(p, end.mark)
 		cmd = exec.CommandContext(ctx, argv[0], argv[1:]...)
 	default:

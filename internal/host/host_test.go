@@ -83,6 +83,7 @@ func TestCommandFails(t *testing.T) {
 		"cut short":      `shift 3; "$@" | head -c 7`,
 		"cut in the end": `shift 3; "$@" | head -c -1`,
 		"more behind":    passOn + "; echo",
+		"more before":    "echo hello; " + passOn,
 		"killed":         `shift 3; "$@"; kill -9 $$`,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -108,6 +109,28 @@ func TestCommandFails(t *testing.T) {
 				t.Error("Stamps says nothing")
 			}
 		})
+	}
+}
+
+// TestHangs: a command that doesn't come to run anything is ended, and a program that takes
+// its time isn't.
+func TestHangs(t *testing.T) {
+	h := prefixed(t, "exec sleep 600")
+	h.Patience = 100 * time.Millisecond
+	for name, do := range map[string]func() error{
+		"program": func() error { _, err := output(t, h, host.Program{Argv: []string{"echo"}}); return err },
+		"file":    func() error { _, err := h.ReadFile(t.Context(), "/etc/passwd", 1<<20); return err },
+		"stamps":  func() error { _, err := h.Stamps(t.Context(), []string{"/etc/passwd"}); return err },
+	} {
+		err := do()
+		if err == nil || errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "engine exec -i mail: no answer within 100ms") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	h = prefixed(t, passOn)
+	h.Patience = time.Second
+	if got, err := output(t, h, host.Program{Argv: []string{"sh", "-c", "sleep 1.2; echo late"}}); got != "late\n" || err != nil {
+		t.Errorf("got %q, %v", got, err)
 	}
 }
 
