@@ -8,8 +8,11 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/understudy-mx/understudy/internal/demo"
 	"github.com/understudy-mx/understudy/internal/lister/listertest"
@@ -40,7 +43,11 @@ func TestSpoolFigures(t *testing.T) {
 		return fmt.Sprintf("[queue]\nstore = \"postgres\"\ndsn = %q\ndsn_password = %q\n", dsn, secret)
 	}
 	over := "postgres://understudy@" + link.Addr().String() + "/understudy?sslmode=disable"
-	for range 1 + map[bool]int{true: 1}[full] {
+	rounds := 1
+	if full {
+		rounds = 2
+	}
+	for range rounds {
 		for _, peer := range []struct{ name, conf string }{
 			{"leveldb", ""}, {"postgres, loopback", conf(listertest.DSN(db))}, {"postgres, 1 ms", conf(over)},
 		} {
@@ -50,7 +57,77 @@ func TestSpoolFigures(t *testing.T) {
 				}
 			}
 		}
+		for members := 1; members <= 3 && full; members++ {
+			t.Run(fmt.Sprintf("%d members", members), func(t *testing.T) { scaleFigures(t, db, members, n) })
+		}
 	}
+}
+
+// pour has clients send n messages, many in a session, of which there may be a thousand.
+func pour(ctx context.Context, addr string, sessions, n int) error {
+	for left := n; left > 0; {
+		now := min(left, 500*sessions)
+		left -= now
+		out, err := exec.CommandContext(ctx, "smtp-source", "-d", "-m", strconv.Itoa(now), "-s", strconv.Itoa(sessions), "-l", "4096",
+			"-f", "sender@sender.example", "-t", "a@example.org", "-M", "client.sender.example", addr).CombinedOutput()
+		if err != nil || len(out) > 0 {
+			return fmt.Errorf("smtp-source: %w: %s", err, out)
+		}
+	}
+	return nil
+}
+
+// swallow takes all mail until the test ends.
+func swallow(t *testing.T, addr string) {
+	t.Helper()
+	cmd := exec.Command("smtp-sink", "-u", "nobody", addr, "1024")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+}
+
+// scaleFigures has members share 60 sessions' mail, and 15 sessions to the primary.
+func scaleFigures(t *testing.T, db *listertest.Node, members, n int) {
+	t.Helper()
+	addr := testmx.FreeAddr()
+	var all []*secondary
+	for i := range members {
+		s := newMember(t, fmt.Sprintf("scale%d.of%d.example.org", i, members), addr, policyFor("a@example.org"), "", db)
+		write(t, s.path("understudy.toml"), strings.Replace(readFile(t, s.path("understudy.toml")), "max_connections = 5", "max_connections = 15", 1))
+		s.start()
+		defer s.stop()
+		all = append(all, s)
+	}
+	waiting := func() (sum float64) {
+		for _, s := range all {
+			sum += s.metric("understudy_queue_messages")
+		}
+		return sum
+	}
+	n -= n % members
+	cpu, began := db.CPU(t), time.Now()
+	var work errgroup.Group
+	for _, s := range all {
+		work.Go(func() error { return pour(t.Context(), s.addr, 60/members, n/members) })
+	}
+	if err := work.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	accepted, took := time.Since(began), db.CPU(t)-cpu
+	if got := waiting(); got != float64(n) {
+		t.Fatalf("%v messages wait, want %d", got, n)
+	}
+	swallow(t, addr)
+	eventually(t, time.Minute, "the drain begins", func() bool { return waiting() < float64(n) })
+	began, cpu = time.Now(), db.CPU(t)
+	rest := waiting()
+	eventually(t, time.Hour, "the queues are empty", func() bool { return waiting() == 0 })
+	t.Logf("%d accepted, %.0f/s, %.0f µs of the server's CPU each; drained %.0f/s, %.0f µs", n, float64(n)/accepted.Seconds(),
+		float64(took.Microseconds())/float64(n), rest/time.Since(began).Seconds(), float64((db.CPU(t)-cpu).Microseconds())/rest)
 }
 
 func spoolFigures(t *testing.T, conf string, n, sessions int) {
@@ -68,14 +145,8 @@ func spoolFigures(t *testing.T, conf string, n, sessions int) {
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 	defer cancel()
-	for left := n; left > 0; { // -d: many messages in a session, of which there may be a thousand
-		now := min(left, 500*sessions)
-		left -= now
-		out, err := exec.CommandContext(ctx, "smtp-source", "-d", "-m", strconv.Itoa(now), "-s", strconv.Itoa(sessions), "-l", "4096",
-			"-f", "sender@sender.example", "-t", "a@example.org", "-M", "client.sender.example", s.addr).CombinedOutput()
-		if err != nil || len(out) > 0 {
-			t.Fatalf("smtp-source: %v\n%s", err, out)
-		}
+	if err := pour(ctx, s.addr, sessions, n); err != nil {
+		t.Fatal(err)
 	}
 	accepted := time.Since(began)
 	memory := pssOf(t, s.cmd.Process.Pid)
@@ -83,14 +154,7 @@ func spoolFigures(t *testing.T, conf string, n, sessions int) {
 		t.Fatalf("%v messages in the queue, want %d", got, n)
 	}
 	commits := s.metric("understudy_queue_commits_total")
-	sink := exec.CommandContext(ctx, "smtp-sink", "-u", "nobody", addr, "1024")
-	if err := sink.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		sink.Process.Kill()
-		sink.Wait()
-	}()
+	swallow(t, addr)
 	eventually(t, time.Minute, "the drain begins", func() bool { return s.metric("understudy_queue_messages") < float64(n) })
 	began, rest := time.Now(), s.metric("understudy_queue_messages")
 	eventually(t, time.Hour, "the queue is empty", func() bool { return s.metric("understudy_queue_messages") == 0 })

@@ -312,7 +312,7 @@ func TestParts(t *testing.T) {
 // back in any order, with the database as the only thing in common: whatever happens, they
 // never use more than the limit. In the end, when all is quiet, they use all of it.
 func TestPartsNeverAbove(t *testing.T) {
-	for seed := range uint64(150) {
+	for seed := range uint64(100) {
 		synctest.Test(t, func(t *testing.T) { playParts(t, rand.New(rand.NewPCG(seed, 1))) })
 		if t.Failed() {
 			t.Fatalf("seed %d", seed)
@@ -358,7 +358,6 @@ func playParts(t *testing.T, r *rand.Rand) {
 		switch {
 		case p.writing == nil:
 			p.lower(limits(p))
-			p.use = min(p.use, p.Part("k", limit)) // each session ends at once
 			p.writing, p.began = p.claim(limits(p)), time.Now()
 		case p.read == nil && p.cut:
 			p.hear(nil, time.Time{}, errors.New("cut off"))
@@ -381,7 +380,15 @@ func playParts(t *testing.T, r *rand.Rand) {
 		sum := 0
 		for _, p := range all {
 			if !p.dead {
-				p.use = min(max(p.use, p.want), p.Part("k", limit))
+				part := p.Part("k", limit)
+				switch {
+				case p.use <= part:
+					p.use = max(p.use, min(p.want, part))
+				case time.Since(p.ok) >= deadAfter/2:
+					p.use = part // the time until then is for sessions to end
+				case r.IntN(4) == 0: // with its message
+					p.use--
+				}
 				sum += p.use
 			}
 		}
@@ -421,7 +428,7 @@ func playParts(t *testing.T, r *rand.Rand) {
 		all[i].cut, all[i].want = false, limit
 	}
 	full := false // a turn of what doesn't divide takes two beats
-	for beat := range 20 {
+	for beat := range 120 {
 		sum := 0
 		for _, p := range all {
 			for range 3 {
@@ -430,7 +437,7 @@ func playParts(t *testing.T, r *rand.Rand) {
 			check()
 			sum += p.use
 		}
-		full = full || beat > 10 && sum == limit
+		full = full || beat > 60 && sum == limit
 		time.Sleep(3 * time.Second)
 	}
 	if !full {

@@ -1,10 +1,12 @@
 package listertest
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -132,6 +134,32 @@ func (n *Node) sql(t testing.TB, db, sql string) string {
 func (n *Node) Kill() {
 	n.process.Process.Kill()
 	<-n.ended
+}
+
+// CPU is how long the node's processes have computed.
+func (n *Node) CPU(t testing.TB) time.Duration {
+	t.Helper()
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ticks, pid := 0, strconv.Itoa(n.process.Process.Pid)
+	for _, name := range stats {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			continue // it has ended
+		}
+		// proc(5): after the name in parentheses state, ppid; utime and stime are the
+		// 14th and 15th field, those of children that have ended follow.
+		f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+		own := filepath.Base(filepath.Dir(name)) == pid
+		for i, field := range f[11:15] {
+			if v, err := strconv.Atoi(field); err == nil && (own || f[1] == pid && i < 2) {
+				ticks += v
+			}
+		}
+	}
+	return time.Duration(ticks) * time.Second / 100
 }
 
 // Promote makes a standby one that takes writes.
