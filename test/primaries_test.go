@@ -166,3 +166,74 @@ func TestPushedPage(t *testing.T) {
 		t.Error(out)
 	}
 }
+
+// suiteMail sends to a suite through the secondary while it is up, down and back.
+func suiteMail(t *testing.T, mx1 *machine, stop, start, box string) {
+	t.Helper()
+	send := func(to string) string {
+		out, _ := mx1.try("swaks --server 203.0.113.2 --local-interface 203.0.113.9 --helo client.example.net --from bob@example.net --to " + to)
+		return out
+	}
+	for _, up := range []bool{true, false} {
+		if !up {
+			mx1.sh(stop)
+		}
+		if out := send("alice@example.org"); !strings.Contains(out, " 250 2.0.0") {
+			t.Errorf("to alice, up: %v:\n%s", up, out)
+		}
+		if out := send("nosuch@example.org"); !strings.Contains(out, "550 5.1.1") {
+			t.Errorf("to nosuch, up: %v:\n%s", up, out)
+		}
+	}
+	mx1.sh(start)
+	eventually(t, time.Minute, "alice has both messages", func() bool {
+		out, _ := mx1.try("ls " + box + "/new | wc -l")
+		return strings.TrimSpace(out) == "2"
+	})
+}
+
+// suitePair is two machines with the package, the first with an address for a client.
+func suitePair(t *testing.T) (mx1, mx2 *machine) {
+	t.Helper()
+	mx1, mx2 = newMachine(t, "mx1", ""), newMachine(t, "mx2", "")
+	connect(t, mx1, mx2)
+	run(t, "ip", "-n", mx1.name, "addr", "add", "203.0.113.9/24", "dev", "eth0")
+	for _, m := range []*machine{mx1, mx2} {
+		m.sh(codeBlocks(t, "../README.md", "Set it up beside a Postfix primary")[0])
+	}
+	return mx1, mx2
+}
+
+var secondaryLine = regexp.MustCompile(`(?m)^understudy setup secondary .*$`)
+
+// TestSuiteSetup: a Mail-in-a-Box, with its own queries on a database of its own schema, is found on
+// the machine and set up.
+func TestSuiteSetup(t *testing.T) {
+	mx1, mx2 := suitePair(t)
+	const files = "../policy/postfix/testdata/suites/mail-in-a-box/"
+	for _, name := range []string{"schema.sql", "virtual-mailbox-domains.cf", "virtual-mailbox-maps.cf", "virtual-alias-maps.cf"} {
+		write(t, filepath.Join(mx1.dir, name), strings.ReplaceAll(readFile(t, files+name), "@CONNECTION@", "dbpath = /var/users.sqlite"))
+	}
+	main := strings.ReplaceAll(readFile(t, files+"main.cf"), "@DIR@", "/etc/postfix")
+	write(t, filepath.Join(mx1.dir, "more.cf"), main)
+	mx1.sh(`cd ..; touch /etc/mailinabox.conf; cp virtual-*.cf /etc/postfix/; cat more.cf >> /etc/postfix/main.cf
+sqlite3 /var/users.sqlite ".read schema.sql" "INSERT INTO users (email, password) VALUES ('alice@example.org', '')"
+chmod 644 /var/users.sqlite; chown nobody /var/mail
+postconf -e myhostname=mx1.example.org 'mydestination = localhost' inet_protocols=ipv4 inet_interfaces=all maillog_file=/var/log/mail.log smtpd_tls_security_level= virtual_mailbox_base=/var/mail \
+  virtual_uid_maps=static:65534 virtual_gid_maps=static:65534 virtual_transport=local-boxes
+postconf -M 'local-boxes/unix=local-boxes unix - n n - - virtual'
+postconf -P 'local-boxes/unix/virtual_mailbox_maps=static:alice/'
+newaliases; postfix start`)
+	t.Cleanup(func() { _, _ = mx1.try("postfix stop") })
+	out := mx1.sh("understudy setup primary --secondary mx2.example.org --yes")
+	if !strings.Contains(out, "This is Mail-in-a-Box: there is /etc/mailinabox.conf.") || !strings.Contains(out, `suite = "mail-in-a-box"`) {
+		t.Errorf("set-up says\n%s", out)
+	}
+	mx2.sh(secondaryLine.FindString(out) + " --yes")
+	for _, m := range []*machine{mx1, mx2} {
+		if out := m.sh("understudy doctor"); strings.Contains(out, "no-client-identity") || !strings.Contains(out, "ok ") {
+			t.Errorf("%s: the doctor says\n%s", m.name, out)
+		}
+	}
+	suiteMail(t, mx1, "postfix stop", "postfix start", "/var/mail/alice")
+}

@@ -277,9 +277,11 @@ func setPostfix(p *config.Policy) func(parameter, value string) string {
 	set := func(parameter, value string) string { return fmt.Sprintf("%s = %s", parameter, value) }
 	switch {
 	case p.Preset != nil && p.Preset.Main != "":
-		return func(parameter, value string) string {
-			return "put `" + set(parameter, value) + "` into " + p.Preset.Main
+		main := p.Preset.Main
+		if at := slices.Index(p.PostfixPrefix, "-i"); at >= 0 && at+1 < len(p.PostfixPrefix) { // it may be called otherwise
+			main = strings.Replace(main, " restart "+p.Preset.Containers[0].Name, " restart "+p.PostfixPrefix[at+1], 1)
 		}
+		return func(parameter, value string) string { return "put `" + set(parameter, value) + "` into " + main }
 	case len(p.PostfixPrefix) > 0:
 		return func(parameter, value string) string {
 			return "put `" + set(parameter, value) + "` where the container keeps its main.cf, as one that is changed inside goes with it; then " + shellWords(append(slices.Clone(p.PostfixPrefix), "postfix", "reload"))

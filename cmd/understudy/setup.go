@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -293,7 +294,7 @@ func (c *setupPrimaryCmd) invite(ctx context.Context, cfg *config.Config) (token
 	err = retry(ctx, "the publisher doesn't answer; see journalctl -u understudy-publish", func() error {
 		s, err := client.Status(ctx)
 		if err == nil && s.Version == 0 {
-			err = errors.New("nothing is published yet")
+			err = errors.New(cmp.Or(s.Notice, "nothing is published yet"))
 		}
 		return err
 	})

@@ -48,6 +48,9 @@ func (c *setupPrimaryCmd) primary(ctx context.Context, s *setup) (keys, name str
 func (c *setupPrimaryCmd) besidePostfix(ctx context.Context, s *setup, found *suite.Found) (keys string, err error) {
 	p := config.Policy{Postfix: c.Postfix}
 	if found != nil {
+		for _, note := range found.Notes {
+			fmt.Fprintf(s.out, "- %s\n", note)
+		}
 		p.Suite, c.main = found.Name, found.Main
 		keys = fmt.Sprintf("suite = %q\n", found.Name)
 		if found.Renamed {
