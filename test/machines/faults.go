@@ -3,38 +3,37 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
 
-// leader is the machine where the database takes writes.
-func (s *stage) leader() (*machine, error) {
-	var found *machine
-	err := retry(2*time.Minute, func() error {
-		for _, m := range s.machines {
-			if m.boot == nil {
-				continue
-			}
-			out, err := m.do("patronictl -c /etc/patroni/config.yml list -f tsv")
-			if err != nil {
-				return err
-			}
-			for line := range strings.Lines(out) {
-				f := strings.Split(strings.TrimSpace(line), "\t")
-				if len(f) > 4 && f[3] == "Leader" && f[4] == "running" {
-					for _, l := range s.machines {
-						if l.ip() == f[2] {
-							found = l
-							return nil
-						}
-					}
+// roles are the machines by what Patroni has their databases do: the leader, the
+// standby that commits wait for, and the other.
+func (s *stage) roles() (leader, sync, replica *machine, err error) {
+	err = retry(3*time.Minute, func() error {
+		leader, sync, replica = nil, nil, nil
+		up := s.machines[slices.IndexFunc(s.machines, func(m *machine) bool { return m.boot != nil })]
+		out, err := up.do("patronictl -c /etc/patroni/config.yml list -f tsv")
+		for line := range strings.Lines(out) {
+			for _, m := range s.machines {
+				switch f := strings.Split(line, "\t"); {
+				case len(f) < 5 || f[2] != m.ip() || f[4] != "running" && f[4] != "streaming":
+				case f[3] == "Leader":
+					leader = m
+				case f[3] == "Sync Standby":
+					sync = m
+				case f[3] == "Replica":
+					replica = m
 				}
 			}
-			return errors.New(out)
 		}
-		return errors.New("no machine is up")
+		if err == nil && (leader == nil || sync == nil || replica == nil) {
+			err = errors.New(out)
+		}
+		return err
 	})
-	return found, err
+	return leader, sync, replica, err
 }
 
 func (s *stage) others(m *machine) (list []*machine) {
@@ -81,89 +80,107 @@ const (
 	findings     = "understudy doctor || true"
 )
 
-// faults goes through the page's "What fails how".
+// faults goes through the page's "What fails how", with the primary down.
 func (s *stage) faults() error {
+	if err := s.primaryUp(false); err != nil {
+		return err
+	}
 	for _, f := range []struct {
 		row string
-		do  func(leader *machine, others []*machine) error
+		do  func(leader, sync, replica *machine) error
 	}{
-		{"a secondary, its disk intact", func(_ *machine, o []*machine) error {
-			_, err := o[0].do("kill -9 $(systemctl show -P MainPID understudy.service)")
+		{"a secondary, its disk intact", func(leader, sync, replica *machine) error {
+			_, err := sync.do("kill -9 $(systemctl show -P MainPID understudy.service)")
 			s.answers("killed")
-			return errors.Join(err, s.takes("after that", o[0]))
+			return errors.Join(err, s.takes("after that", sync))
 		}},
-		{"the database's leader", func(l *machine, o []*machine) error {
-			_, err := l.do(killDatabase)
+		{"the database's leader", func(leader, sync, replica *machine) error {
+			_, err := leader.do(killDatabase)
 			s.answers("killed")
 			return errors.Join(err, s.takes("after that", s.machines...))
 		}},
-		{"one standby of two", func(_ *machine, o []*machine) error {
-			_, err := o[0].do(stopDatabase)
+		{"one standby of two", func(leader, sync, replica *machine) error {
+			_, err := sync.do(stopDatabase)
 			s.answers("stopped")
-			err = errors.Join(err, s.takes("after that", s.machines...), o[1].finds("spool-one-standby"))
-			_, started := o[0].do("systemctl start patroni")
+			err = errors.Join(err, s.takes("after that", s.machines...), replica.finds("spool-one-standby"))
+			_, started := sync.do("systemctl start patroni")
 			return errors.Join(err, started)
 		}},
-		{"both standbys", func(l *machine, o []*machine) error {
-			for _, m := range o {
+		{"a standby's machine falls silent", func(leader, sync, replica *machine) error {
+			err := errors.Join(sync.link("down"), s.takes("cut off", leader, replica))
+			return errors.Join(err, sync.link("up"), s.takes("back", s.machines...))
+		}},
+		{"the leader's machine falls silent", func(leader, sync, replica *machine) error {
+			err := errors.Join(leader.link("down"), s.takes("cut off", sync, replica))
+			return errors.Join(err, leader.link("up"), s.takes("back", s.machines...))
+		}},
+		{"both standbys", func(leader, sync, replica *machine) error {
+			for _, m := range []*machine{sync, replica} {
 				if _, err := m.do(stopDatabase); err != nil {
 					return err
 				}
 			}
 			s.answers("stopped")
 			s.answers("stopped, again")
-			err := l.finds("spool-alone")
-			for _, m := range o {
+			err := leader.finds("spool-alone")
+			for _, m := range []*machine{sync, replica} {
 				_, started := m.do("systemctl start patroni")
 				err = errors.Join(err, started)
 			}
 			return errors.Join(err, s.takes("started", s.machines...))
 		}},
-		{"all databases", func(l *machine, o []*machine) error {
+		{"all databases", func(leader, sync, replica *machine) error {
 			err := each(s.machines, func(m *machine) error { _, err := m.do(stopDatabase); return err })
 			s.answers("stopped")
-			err = errors.Join(err, l.finds("spool-away"), each(s.machines, func(m *machine) error { _, err := m.do("systemctl start patroni"); return err }))
+			err = errors.Join(err, leader.finds("spool-away"), each(s.machines, func(m *machine) error { _, err := m.do("systemctl start patroni"); return err }))
 			return errors.Join(err, s.takes("started", s.machines...))
 		}},
-		{"etcd's majority", func(l *machine, o []*machine) error {
-			for _, m := range o {
+		{"etcd's majority", func(leader, sync, replica *machine) error {
+			for _, m := range []*machine{sync, replica} {
 				if _, err := m.do("systemctl stop etcd"); err != nil {
 					return err
 				}
 			}
-			time.Sleep(25 * time.Second) // Patroni's ttl
-			s.answers("stopped for 25 s")
-			for _, m := range o {
+			began := time.Now()
+			err := retry(time.Minute, func() error {
+				if code, _ := leader.reply(); code != "451" {
+					return fmt.Errorf("%s answers %s", leader.name, code)
+				}
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+			s.answers(fmt.Sprintf("stopped for %v", time.Since(began).Round(time.Second)))
+			for _, m := range []*machine{sync, replica} {
 				if _, err := m.do("systemctl start --no-block etcd"); err != nil {
 					return err
 				}
 			}
 			return s.takes("started", s.machines...)
 		}},
-		{"the way from one secondary to the database", func(l *machine, o []*machine) error {
-			rule := " OUTPUT -d " + l.ip() + " -p tcp --dport 5432 -j DROP"
-			if _, err := bash("ip netns exec " + o[0].ns() + " iptables -A" + rule); err != nil {
+		{"the way from one secondary to the database", func(leader, sync, replica *machine) error {
+			rule := " OUTPUT -d " + leader.ip() + " -p tcp --dport 5432 -j DROP"
+			if _, err := bash("ip netns exec " + sync.ns() + " iptables -A" + rule); err != nil {
 				return err
 			}
 			s.answers("cut")
 			s.answers("cut, again")
-			_, err := bash("ip netns exec " + o[0].ns() + " iptables -D" + rule)
+			_, err := bash("ip netns exec " + sync.ns() + " iptables -D" + rule)
 			return errors.Join(err, s.takes("mended", s.machines...))
 		}},
 	} {
 		fmt.Printf("-- %s\n", f.row)
-		if err := s.standbys(); err != nil {
-			return err
-		}
-		l, err := s.leader()
+		leader, sync, replica, err := s.roles()
 		if err == nil {
-			err = f.do(l, s.others(l))
+			err = f.do(leader, sync, replica)
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", f.row, err)
 		}
 	}
-	return errors.Join(s.standbys(), s.arrived(3*time.Minute))
+	_, _, _, err := s.roles()
+	return errors.Join(err, s.primaryUp(true), s.arrived(3*time.Minute))
 }
 
 // finds waits until the doctor reports the check.

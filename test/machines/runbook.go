@@ -7,11 +7,14 @@ import (
 	"time"
 )
 
-// replace wipes the machine that leads, and has one more, right after their 250s; the
-// others relay its mail. Then the page's blocks make a new one of the same name.
+// replace wipes the machine that leads right after its 250s; the others relay its
+// mail. Then the page's blocks make a new one of the same name.
 func (s *stage) replace() error {
-	lost := s.machines[2]
-	if err := errors.Join(s.primaryUp(false), s.switchover(lost), s.mails(20, s.machines...), lost.cut(true)); err != nil {
+	lost, left, _, err := s.roles()
+	if err == nil {
+		err = errors.Join(s.primaryUp(false), s.mails(20, s.machines...), lost.cut(true))
+	}
+	if err != nil {
 		return err
 	}
 	s.answers("lost and wiped")
@@ -23,12 +26,12 @@ func (s *stage) replace() error {
 	}
 	began := time.Now()
 	for _, b := range s.page["Replace a machine"] {
-		var err error
+		number := strings.NewReplacer("lost=3", fmt.Sprint("lost=", lost.n), "mx3", fmt.Sprint("mx", lost.n))
 		switch b.where {
 		case "a machine that is left":
-			err = s.machines[0].paste(b.text)
+			err = left.paste(number.Replace(b.text))
 		case "the primary":
-			err = s.again(lost, b.text)
+			err = s.again(lost, number.Replace(b.text))
 		default:
 			err = fmt.Errorf("a block is for %q", b.where)
 		}
@@ -48,26 +51,14 @@ func (s *stage) again(m *machine, invite string) error {
 		case b.where == "each machine":
 			err = m.paste(b.text)
 		case b.where == "the primary":
-			err = errors.Join(s.standbys(), s.pair(invite, m))
+			_, _, _, there := s.roles()
+			err = errors.Join(there, s.pair(invite, m))
 		}
 		if err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// switchover makes the machine the database's leader.
-func (s *stage) switchover(to *machine) error {
-	l, err := s.leader()
-	if err != nil || l == to {
-		return err
-	}
-	err = retry(time.Minute, func() error {
-		_, err := l.do(fmt.Sprintf("patronictl -c /etc/patroni/config.yml switchover --force --candidate db%d understudy", to.n))
-		return err
-	})
-	return errors.Join(err, s.standbys(), s.takes("switched over", s.machines...))
 }
 
 // upgrade installs the next version on one machine after the other while mail comes.

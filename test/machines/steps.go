@@ -57,7 +57,8 @@ func (s *stage) setUpBlock(b block, on ...*machine) error {
 	case b.where == "the primary":
 		return s.pair(b.text, on...)
 	case strings.HasPrefix(b.text, "patronictl"):
-		return s.standbys()
+		_, _, _, err := s.roles()
+		return err
 	case b.where == "machine 1":
 		return on[0].paste(b.text)
 	case b.where == "each machine":
@@ -74,11 +75,6 @@ func each(on []*machine, do func(*machine) error) error {
 	}
 	all.Wait()
 	return errors.Join(errs...)
-}
-
-// standbys waits until Patroni has a leader and two standbys.
-func (s *stage) standbys() error {
-	return s.machines[0].shows(3*time.Minute, "patronictl -c /etc/patroni/config.yml list", "Leader", "Sync Standby", "Replica")
 }
 
 // members waits until all three see each other.
