@@ -89,6 +89,11 @@ func (s *stage) faults() error {
 		row string
 		do  func(leader, sync, replica *machine) error
 	}{
+		{"the leader's machine falls silent", func(leader, sync, replica *machine) error {
+			err := errors.Join(leader.link("down"), s.takes("cut off", sync, replica))
+			err = errors.Join(err, leader.link("up"), s.takes("back", s.machines...), s.primaryUp(true), s.arrived(2*time.Minute))
+			return errors.Join(err, s.primaryUp(false)) // Patroni's leader may have changed back, wrongly
+		}},
 		{"a secondary, its disk intact", func(leader, sync, replica *machine) error {
 			_, err := sync.do("kill -9 $(systemctl show -P MainPID understudy.service)")
 			s.answers("killed")
@@ -109,10 +114,6 @@ func (s *stage) faults() error {
 		{"a standby's machine falls silent", func(leader, sync, replica *machine) error {
 			err := errors.Join(sync.link("down"), s.takes("cut off", leader, replica))
 			return errors.Join(err, sync.link("up"), s.takes("back", s.machines...))
-		}},
-		{"the leader's machine falls silent", func(leader, sync, replica *machine) error {
-			err := errors.Join(leader.link("down"), s.takes("cut off", sync, replica))
-			return errors.Join(err, leader.link("up"), s.takes("back", s.machines...))
 		}},
 		{"both standbys", func(leader, sync, replica *machine) error {
 			for _, m := range []*machine{sync, replica} {

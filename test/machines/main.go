@@ -68,6 +68,7 @@ func (s *stage) play(only string) error {
 		{"set-up", s.setUp},
 		{"mail", s.mail},
 		{"faults", s.faults},
+		{"power cut", s.powerCut},
 		{"replace", s.replace},
 		{"upgrade", s.upgrade},
 		{"back", s.back},

@@ -7,6 +7,25 @@ import (
 	"time"
 )
 
+// powerCut takes the power of all machines at once, right after their 250s.
+func (s *stage) powerCut() error {
+	if err := errors.Join(s.primaryUp(false), s.mails(20, s.machines...)); err != nil {
+		return err
+	}
+	for _, m := range s.machines {
+		if err := m.cut(false); err != nil {
+			return err
+		}
+	}
+	for _, m := range s.machines {
+		if err := m.up(); err != nil {
+			return err
+		}
+	}
+	_, _, _, err := s.roles()
+	return errors.Join(err, s.takes("all booted", s.machines...), s.primaryUp(true), s.arrived(3*time.Minute))
+}
+
 // replace wipes the machine that leads right after its 250s; the others relay its
 // mail. Then the page's blocks make a new one of the same name.
 func (s *stage) replace() error {
