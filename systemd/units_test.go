@@ -13,12 +13,12 @@ import (
 // 1.2 of 10 at most. It needs systemd-analyze, which every system that can run
 // the units has, so its absence is a failure.
 func TestExposure(t *testing.T) {
-	for _, unit := range []string{"understudy.service", "understudy-publish.service"} {
+	for _, unit := range []string{"understudy.service", "understudy-publish.service", "understudy-push@.service"} {
 		out, err := exec.Command("systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=12", unit).CombinedOutput()
 		if err != nil {
 			t.Errorf("systemd-analyze security: %v\n%s", err, out)
 		}
-		if !strings.Contains(string(out), "Overall exposure level for "+unit+": ") {
+		if !strings.Contains(string(out), "Overall exposure level for "+strings.Replace(unit, "@.", "@i.", 1)+": ") {
 			t.Errorf("systemd-analyze security gave no level:\n%s", out)
 		}
 	}
@@ -32,7 +32,7 @@ func TestVerify(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(dir, dropIns), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for name, file := range map[string]string{"understudy.service": "", "understudy.socket": "", "understudy-publish.service": "", dropIns + "postgrey.conf": "postgrey.conf", dropIns + "rspamd.conf": "rspamd.conf", dropIns + "exim.conf": "exim.conf", dropIns + "docker.conf": "docker.conf"} {
+	for name, file := range map[string]string{"understudy.service": "", "understudy.socket": "", "understudy-publish.service": "", "understudy-push@.service": "", "understudy-push@.timer": "", dropIns + "postgrey.conf": "postgrey.conf", dropIns + "rspamd.conf": "rspamd.conf", dropIns + "exim.conf": "exim.conf", dropIns + "docker.conf": "docker.conf"} {
 		b, err := os.ReadFile(cmp.Or(file, name))
 		if err != nil {
 			t.Fatal(err)
@@ -51,7 +51,7 @@ func TestVerify(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	out, err := exec.Command("systemd-analyze", "verify", "--no-pager", filepath.Join(dir, "understudy.service"), filepath.Join(dir, "understudy.socket"), filepath.Join(dir, "understudy-publish.service")).CombinedOutput()
+	out, err := exec.Command("systemd-analyze", "verify", "--no-pager", filepath.Join(dir, "understudy.service"), filepath.Join(dir, "understudy.socket"), filepath.Join(dir, "understudy-publish.service"), filepath.Join(dir, "understudy-push@example.org.timer"), filepath.Join(dir, "understudy-push@example.org.service")).CombinedOutput()
 	if err != nil || len(out) > 0 {
 		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
 	}
@@ -65,7 +65,8 @@ func TestPromises(t *testing.T) {
 			"ExecReload=/bin/kill -HUP $MAINPID"},
 		"understudy-publish.service": {"Type=notify", "WatchdogSec=60", "DynamicUser=yes", "StateDirectory=understudy",
 			"SupplementaryGroups=postfix adm systemd-journal", "ExecReload=/bin/kill -HUP $MAINPID"},
-		"understudy.socket": {"ListenStream=25", "Backlog=4096"},
+		"understudy-push@.service": {"Type=oneshot", "DynamicUser=yes", "RuntimeDirectory=understudy-push/%i", "StateDirectory=understudy-push/%i"},
+		"understudy.socket":        {"ListenStream=25", "Backlog=4096"},
 	} {
 		b, err := os.ReadFile(name)
 		if err != nil {

@@ -2,8 +2,10 @@ package test
 
 import (
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/understudy-mx/understudy/internal/testmx"
 )
 
 // sh runs a script and returns what it printed; a failure ends the test.
@@ -176,5 +180,39 @@ systemctl enable --now understudy.socket understudy.service`)
 	sleep 0.2
 done
 grep '"sessions": [1-9]' /tmp/shadow; cat /tmp/shadow`, `"log": "journal"`)
+	d.push()
 	d.t.Logf("%d mails, %d senders told to come again", mails, told)
+}
+
+// push has the package's unit push a list to the publisher.
+func (d *debian) push() {
+	d.t.Helper()
+	cert, key := testmx.Certificate("mx1.example.org", func(c *x509.Certificate) { c.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)} })
+	write(d.t, filepath.Join(d.root, "etc/understudy/push.crt"), string(cert))
+	write(d.t, filepath.Join(d.root, "etc/understudy/push.key"), string(key))
+	d.has("the lister", "test -x /usr/share/understudy/list-recipients && head -c 22 /usr/share/understudy/list-recipients", "#!/usr/bin/env python3")
+	d.has("a push by the unit", `cat >>/etc/understudy/publish.toml <<.
+push.listen = "127.0.0.1:9628"
+push.domains = ["example.org"]
+push.tls_cert = "/etc/understudy/push.crt"
+push.tls_key = "/etc/understudy/push.key"
+.
+systemctl restart understudy-publish
+understudy push token example.org -c /etc/understudy/publish.toml >/etc/understudy/push-token
+mkdir -p /etc/systemd/system/understudy-push@example.org.service.d
+cat >/etc/systemd/system/understudy-push@example.org.service.d/override.conf <<.
+[Service]
+Environment="PUSH=--url https://127.0.0.1:9628 --ca %d/ca"
+LoadCredential=ca:/etc/understudy/push.crt
+LoadCredential=token:/etc/understudy/push-token
+ExecStart=
+ExecStart=/bin/sh -c 'echo bob@%i >\$RUNTIME_DIRECTORY/list'
+$(grep ExecStart=/usr/bin/understudy /usr/lib/systemd/system/understudy-push@.service)
+.
+systemctl daemon-reload
+systemctl start understudy-push@example.org || journalctl -u understudy-push@example.org
+systemctl enable --now understudy-push@example.org.timer
+systemctl is-active understudy-push@example.org.timer
+understudy push list -c /etc/understudy/publish.toml`, "example.org  1 ")
+	d.in("systemctl disable --now understudy-push@example.org.timer; systemctl revert understudy-push@example.org.service; rm -r /etc/understudy/push*; sed -i /^push/d /etc/understudy/publish.toml; systemctl restart understudy-publish")
 }
