@@ -1,8 +1,10 @@
 package test
 
 import (
+	"bytes"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -81,4 +83,55 @@ func TestRecipientsByAsking(t *testing.T) {
 	eventually(t, 30*time.Second, "the queue is empty", func() bool { return len(s.queue()) == 0 })
 	s.stop()
 	closeBooks(t, &books, primary, 0)
+}
+
+// TestDictionary tries names at a secondary that asks a Postfix, from one address and
+// from 200: Postfix's log has no more questions than docs/PUSH.md says, and memory
+// stays. UNDERSTUDY_GUESSES makes it longer, for a run by hand.
+func TestDictionary(t *testing.T) {
+	guesses := 200
+	if n, err := strconv.Atoi(os.Getenv("UNDERSTUDY_GUESSES")); err == nil {
+		guesses = n
+	}
+	primary := newPostfix(t, "virtual_mailbox_maps = inline:{alice@example.org=all/}", "smtpd_error_sleep_time = 0", "smtpd_client_connection_count_limit = 0")
+	primary.start()
+	s := newSecondary(t, primary.addr, "domains = [\"example.org\"]\nrecipients_asked = [\"example.org\"]\n", "")
+	s.start()
+	questions := func() int {
+		log, err := os.ReadFile(primary.dir + "/mail.log")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return bytes.Count(log, []byte("RCPT from")) // each is refused, and logged once
+	}
+	begun, asked := time.Now(), 0
+	for _, c := range []struct {
+		clients, burst int
+		every          time.Duration
+	}{{1, 20, time.Minute}, {200, 100, time.Second}} {
+		start := time.Now()
+		for i := 0; i < guesses; i += 10 {
+			var to []string
+			for n := range 10 {
+				to = append(to, fmt.Sprintf("guess-%d-%d@example.org", c.clients, i+n))
+			}
+			client := fmt.Sprintf("ADDR=198.51.100.%d", i/10%c.clients+1)
+			o := testmx.Send(t, s.addr, demo.Mail{XClient: client, Helo: "client.sender.example", From: "sender@sender.example", To: to, Content: []byte(message("x", 10))})
+			for _, r := range o.Rcpt {
+				if r.Positive() {
+					t.Fatalf("a guess is answered %s", r)
+				}
+			}
+		}
+		most := c.burst + int(time.Since(start)/c.every) + 1
+		if n := questions() - asked; n > most || n < min(guesses, c.burst)/2 {
+			t.Errorf("%d guesses from %d addresses: Postfix is asked %d times, want at most %d", guesses, c.clients, n, most)
+		}
+		asked = questions()
+	}
+	if o := testmx.Send(t, s.addr, demo.Mail{Helo: "client.sender.example", From: "sender@sender.example", To: []string{"alice@example.org"}, Content: []byte(message("x", 10))}); o.Rcpt[0].Code != 250 && o.Rcpt[0].Code != 450 {
+		t.Errorf("alice: %s", o.Rcpt[0])
+	}
+	t.Logf("%d guesses in %v: %d questions, %.0f MiB", 2*guesses, time.Since(begun), asked, s.metric("process_resident_memory_bytes")/(1<<20))
+	s.stop()
 }

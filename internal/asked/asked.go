@@ -49,6 +49,7 @@ const (
 const (
 	maxYes       = 100_000
 	maxNo        = 20_000
+	maxAddress   = 320    // octets
 	maxClients   = 10_000 // whose questions are counted
 	clientBurst  = 20     // questions of a client at once,
 	clientEvery  = time.Minute
@@ -88,6 +89,8 @@ type entry struct {
 type Book struct {
 	o Options
 
+	saving sync.Mutex // one file at a time
+
 	mu      sync.Mutex // guards what follows
 	entries map[string]*entry
 	yes     int
@@ -119,12 +122,30 @@ func Open(o Options) *Book {
 		return b
 	}
 	for line := range bytes.Lines(text) {
-		e := &entry{}
-		if json.Unmarshal(line, e) == nil && e.Address != "" {
+		if e, err := readEntry(line, o.Now()); err == nil {
 			b.keep(e)
 		}
 	}
 	return b
+}
+
+// readEntry reads a line of the file. What is dated in the future, by a clock that
+// went wrong, is as old as now: else it would never expire.
+func readEntry(line []byte, now time.Time) (*entry, error) {
+	e := &entry{}
+	if err := json.Unmarshal(line, e); err != nil {
+		return nil, err
+	}
+	m, err := envelope.ParseMailbox(e.Address)
+	if err != nil || strings.ToLower(m.String()) != e.Address || len(e.Address) > maxAddress {
+		return nil, errors.New("no address that is kept")
+	}
+	for _, t := range []*time.Time{&e.At, &e.Asked} {
+		if t.After(now) {
+			*t = now.UTC().Truncate(time.Second)
+		}
+	}
+	return e, nil
 }
 
 // keep remembers e, in place of others of its kind when there are too many. The
@@ -336,14 +357,21 @@ func (b *Book) Status() (s Status) {
 }
 
 // Warm takes addresses that a log says were delivered to. They are asked about
-// soon. It returns how many were new.
+// soon. It returns how many were new. They are saved at once.
 func (b *Book) Warm(addresses []string) (n int) {
+	if n = b.warm(addresses); n > 0 {
+		b.save()
+	}
+	return n
+}
+
+func (b *Book) warm(addresses []string) (n int) {
 	now, domains := b.o.Now().UTC().Truncate(time.Second), b.o.Domains()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, a := range addresses {
 		m, err := envelope.ParseMailbox(a)
-		if err != nil || len(a) > 320 || !slices.Contains(domains, strings.ToLower(m.Domain)) {
+		if err != nil || len(a) > maxAddress || !slices.Contains(domains, strings.ToLower(m.Domain)) {
 			continue
 		}
 		key := strings.ToLower(m.String())
@@ -407,6 +435,8 @@ func (b *Book) refresh(ctx context.Context, key string) {
 
 // save writes what is known, if that has changed.
 func (b *Book) save() {
+	b.saving.Lock()
+	defer b.saving.Unlock()
 	b.mu.Lock()
 	if !b.dirty {
 		b.mu.Unlock()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -166,6 +167,65 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// TestDictionary has 100,000 guesses from one address, then from 200, then from more
+// than are counted, in 100 s each: the primary hears no more than PUSH.md says, and
+// what is remembered is bounded.
+func TestDictionary(t *testing.T) {
+	p := &primary{now: time.Unix(1e9, 0)}
+	b := newBook(t, filepath.Join(t.TempDir(), "asked.json"), p)
+	const guesses, each = 100_000, time.Millisecond
+	for _, c := range []struct{ clients, most int }{
+		{1, clientBurst + int(guesses*each/clientEvery) + 1},
+		{200, totalBurst + int(guesses*each/totalEvery) + 1},
+		{3 * maxClients, totalBurst + int(guesses*each/totalEvery) + 1},
+	} {
+		p.now = p.now.Add(24 * time.Hour)
+		p.asked = nil
+		for i := range guesses {
+			p.now = p.now.Add(each)
+			n := i % c.clients
+			_, _ = b.Lookup(t.Context(), netip.AddrFrom4([4]byte{10, byte(n >> 16), byte(n >> 8), byte(n)}), envelope.Mailbox{Local: fmt.Sprintf("guess%d", i), Domain: "example.org"})
+		}
+		if n := len(p.asked); n > c.most || n < c.most/2 {
+			t.Errorf("%d addresses: the primary is asked %d times, want at most %d and not much less", c.clients, n, c.most)
+		}
+		if len(b.clients) > maxClients || len(b.entries) > maxNo || len(b.asking) > 0 {
+			t.Errorf("%d addresses: %d clients, %d answers, %d questions are kept", c.clients, len(b.clients), len(b.entries), len(b.asking))
+		}
+	}
+}
+
+// TestGarbage opens files that nobody of ours wrote, or that a wrong clock dated.
+func TestGarbage(t *testing.T) {
+	p := &primary{now: time.Unix(1e9, 0)}
+	good := `{"a":"alice@example.org","y":true,"t":"2001-09-08T00:00:00Z","q":"2001-09-08T00:00:00Z"}` + "\n"
+	for name, text := range map[string]string{
+		"cut off":      good + good[:40],
+		"NULs":         strings.Repeat("\x00", 4096) + "\n" + good,
+		"other JSON":   "[]\nnull\n7\n{}\n" + good + `{"a":7}` + "\n",
+		"no addresses": `{"a":"x","y":true}` + "\n" + `{"a":"@example.org","y":true}` + "\n" + `{"a":"B@example.org","y":true}` + "\n" + good,
+		"long":         `{"a":"` + strings.Repeat("a", 1<<20) + `@example.org","y":true}` + "\n" + good,
+		"twice":        good + good,
+	} {
+		file := filepath.Join(t.TempDir(), "asked.json")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if s := newBook(t, file, p).Status(); s.Yes != 1 || s.No != 0 {
+			t.Errorf("%s: %+v", name, s)
+		}
+	}
+	file := filepath.Join(t.TempDir(), "asked.json")
+	if err := os.WriteFile(file, []byte(strings.ReplaceAll(good, "2001", "2999")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b := newBook(t, file, p)
+	p.now = p.now.Add(yesKept + time.Second)
+	if code, asked := look(t, b, p, "alice@example.org"); code != 550 || asked != 1 {
+		t.Errorf("dated in the future, after its time: %d, asked %d", code, asked)
+	}
+}
+
 // TestTogether asks once for many who want the same answer.
 func TestTogether(t *testing.T) {
 	p := &primary{now: time.Unix(1e9, 0), hold: make(chan struct{})}
@@ -192,8 +252,10 @@ func TestWarmAndSaved(t *testing.T) {
 	if n := b.Warm([]string{"alice@example.org", "Alice@example.org", "x@example.net", "nonsense", "bob@example.org"}); n != 2 {
 		t.Errorf("%d are new", n)
 	}
-	if code, asked := look(t, b, p, "alice@example.org"); code != 250 || asked != 0 {
-		t.Errorf("from a log: %d, asked %d", code, asked)
+	for _, b := range []*Book{b, newBook(t, file, p)} { // as after a crash
+		if code, asked := look(t, b, p, "alice@example.org"); code != 250 || asked != 0 {
+			t.Errorf("from a log: %d, asked %d", code, asked)
+		}
 	}
 	// The primary doesn't have her any more: a log's word counts less.
 	b.refresh(t.Context(), "alice@example.org")
