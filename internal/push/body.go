@@ -187,7 +187,8 @@ func (b *bounded) Read(p []byte) (int, error) {
 // maxLine is longer than a line with an address can be.
 const maxLine = 1024
 
-// readLines reads an address a line. Blank lines don't count.
+// readLines reads an address a line. Blank lines don't count, nor does the byte order
+// mark with which some programs begin a text.
 func readLines(r io.Reader, add func(string) error) error {
 	in := bufio.NewReaderSize(r, 64<<10)
 	for n := 1; ; n++ {
@@ -199,6 +200,9 @@ func readLines(r io.Reader, add func(string) error) error {
 			return fmt.Errorf("%w: line %d is too long", errBody, n)
 		}
 		text := bytes.TrimSuffix(bytes.TrimSuffix(line, []byte("\n")), []byte("\r"))
+		if n == 1 {
+			text = bytes.TrimPrefix(text, []byte("\ufeff"))
+		}
 		if len(text) > 0 {
 			if e := add(string(text)); e != nil {
 				return fmt.Errorf("line %d: %w", n, e)
