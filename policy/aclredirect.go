@@ -75,6 +75,7 @@ func (r *aclRun) special(t *routing, ro *aclRouter, word, text string) routeResu
 	default:
 		return routeDefer
 	}
+	t.forced = true
 	if text != "" {
 		if ro.flag("forbid_smtp_code", false) {
 			_, text = splitCode(text)

@@ -53,6 +53,7 @@ type aclAddress struct {
 	message string // the reason
 	user    string // as the client may hear it even where the sender is verified
 	pass    bool   // even where temporary errors aren't explained
+	forced  bool   // by :fail:, perhaps without a reason
 	remote  bool   // it is relayed to another server
 	data    string // $address_data
 }
@@ -70,7 +71,7 @@ type routing struct {
 	home, uid, gid                string
 	addressData                   string
 	message, user                 string
-	pass                          bool
+	pass, forced                  bool
 	children                      []string
 	router                        *aclRouter
 }
@@ -112,7 +113,7 @@ func (r *aclRun) routed(address string, sender, onRedirect bool) *aclAddress {
 		out.rc, out.data, out.pass = rc, t.addressData, t.pass
 		out.remote = rc == aclOK && len(t.children) == 0 && t.router.remote()
 		if rc != aclOK {
-			out.message, out.user = t.message, t.user
+			out.message, out.user, out.forced = t.message, t.user, t.forced
 			return out
 		}
 		if len(t.children) != 1 || onRedirect || strings.HasPrefix(t.children[0], "|") || strings.HasPrefix(t.children[0], "/") {
@@ -126,7 +127,7 @@ func (r *aclRun) routed(address string, sender, onRedirect bool) *aclAddress {
 func (t *routing) begin(address string) {
 	at := strings.LastIndexByte(address, '@')
 	t.address, t.given, t.domain = address, address[:max(0, at)], expansion.Lower(address[at+1:])
-	t.message, t.user, t.pass, t.children, t.router, t.addressData = "", "", false, nil, nil, ""
+	t.forced, t.message, t.user, t.pass, t.children, t.router, t.addressData = false, "", "", false, nil, nil, ""
 }
 
 // throughRouters asks each router in turn.

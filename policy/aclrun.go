@@ -366,8 +366,12 @@ func (r *aclRun) verdict(rc outcome) Verdict {
 		return v
 	case aclFail, aclDrop:
 		v.Reply = coded(550, split(r.user), textProhibited)
-		if v.Reply.Code >= 500 && r.failed != nil && !r.aclState.told[r.failed.address] && r.failed.user != "" {
-			v.Reply.Text = fmt.Sprintf("Verification failed for <%s>\n%s\n%s", r.failed.address, r.failed.user, v.Reply.Text)
+		if v.Reply.Code >= 500 && r.failed != nil && !r.aclState.told[r.failed.address] && (r.failed.user != "" || r.failed.forced) {
+			reason := r.failed.user
+			if reason != "" {
+				reason += "\n"
+			}
+			v.Reply.Text = fmt.Sprintf("Verification failed for <%s>\n%s%s", r.failed.address, reason, v.Reply.Text)
 		}
 		v.Close = rc == aclDrop || r.stage == Connect
 	default:

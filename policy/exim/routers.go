@@ -32,7 +32,7 @@ var routerPlain = []string{"local_part_prefix", "local_part_suffix", "pass_route
 var routerNone = []string{
 	"driver", "transport", "user", "group", "initgroups", "debug_print", "address_test", "disable_logging", "dsn_lasthop", "errors_to", "expn", "headers_add",
 	"headers_remove", "log_as_local", "redirect_router", "retry_use_local_part", "fallback_hosts", "transport_home_directory", "transport_current_directory",
-	"directory_transport", "file_transport", "pipe_transport", "reply_transport", "same_domain_copy_routing", "rewrite_headers", "hosts_randomize",
+	"directory_transport", "file_transport", "pipe_transport", "reply_transport", "same_domain_copy_routing", "rewrite", "rewrite_headers", "hosts_randomize",
 	"host_all_ignored", "host_find_failed", "syntax_errors_to", "syntax_errors_text", "allow_filter", "allow_freeze", "check_owner", "check_group", "owners", "owngroups",
 	"modemask", "one_time", "hide_child_in_errmsg", "ignore_eacces", "ignore_enotdir", "include_directory", "sieve_subaddress", "sieve_useraddress", "sieve_vacation_directory",
 	"forbid_include", "forbid_exim_filter", "forbid_file", "forbid_pipe", "forbid_filter_run", "forbid_filter_lookup", "forbid_filter_perl", "forbid_filter_existstest",
