@@ -134,18 +134,17 @@ var Suites = []Suite{
 	},
 	{
 		Name: "postfixadmin", Title: "PostfixAdmin",
-		From:    "postfixadmin/postfixadmin at 65b10f7285524: DOCUMENTS/POSTFIX_CONF.txt",
-		Marks:   []string{"/etc/postfixadmin/config.inc.php", "/etc/postfixadmin/config.local.php", "/var/www/postfixadmin/config.local.php", "/srv/postfixadmin/config.local.php"},
+		From:    "postfixadmin/postfixadmin at 65b10f7285524: DOCUMENTS/POSTFIX_CONF.txt, INSTALL.md, debian",
+		Marks:   []string{"/etc/postfixadmin/config.inc.php", "/srv/postfixadmin/config.local.php", "/var/www/html/postfixadmin"},
 		Postfix: "/etc/postfix",
 		Notes:   []string{"It manages the tables alone; which filters there are is up to you: `understudy publish --check` says what it finds."},
 	},
 	{
 		Name: "virtualmin", Title: "Virtualmin",
-		From:    "virtualmin/virtualmin-gpl at 69a9c2af70eb: feature-mail.pl",
+		From:    "virtualmin/virtualmin-gpl at 69a9c2af70eb: feature-mail.pl, dkim-lib.pl; virtualmin/Virtualmin-Config at f8c6e2b06fea: Plugin/Postfix.pm",
 		Marks:   []string{"/etc/webmin/virtual-server/config"},
 		Postfix: "/etc/postfix",
-		Choose:  []string{"smtpd_milters: inet:localhost:11332=ignore"},
-		Filters: []Filter{{"inet:localhost:8891", "opendkim", followed}},
+		Filters: []Filter{{"inet:127.0.0.1:8891", "opendkim", followed}},
 		Notes:   []string{"Mailboxes are Unix users: the name service must be able to list them (getent passwd)."},
 	},
 	{
@@ -153,7 +152,8 @@ var Suites = []Suite{
 		From:    "Froxlor/Froxlor at b49f20af95eb: lib/configfiles/bookworm.xml",
 		Marks:   []string{"/var/www/html/froxlor/lib/userdata.inc.php", "/var/www/froxlor/lib/userdata.inc.php"},
 		Postfix: "/etc/postfix",
-		Filters: []Filter{{"inet:localhost:11332", rspamd, stillAsks}},
+		Choose:  []string{"smtpd_milters: inet:127.0.0.1:11332=ignore"},
+		Filters: []Filter{{"inet:127.0.0.1:11332", rspamd, stillAsks}},
 	},
 	{
 		Name: "ispmail", Title: "ISPmail tutorial (workaround.org)",
