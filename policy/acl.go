@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
@@ -28,7 +29,9 @@ type ACL struct {
 	Addresses  map[string]string `json:"addresslists,omitempty"`
 	LocalParts map[string]string `json:"localpartlists,omitempty"`
 
-	Files map[string][]string `json:"files,omitempty"`         // lines of the files that lists name
+	// Files are the lines of the files that lists name. Under "wildlsearch;FILE" and
+	// "nwildlsearch;FILE" they are patterns with their data, in turn.
+	Files map[string][]string `json:"files,omitempty"`
 	Exist []string            `json:"exist,omitempty"`         // of the files that are asked for, those that are there; sorted
 	Users string              `json:"users,omitempty"`         // a table: login names, with "uid gid home"
 	Own   []string            `json:"own_addresses,omitempty"` // of the primary's interfaces
@@ -115,6 +118,7 @@ type aclItem struct {
 	name    string // of a variable to set
 	negated bool
 	arg     string
+	words   []string // of a list to evaluate: its name and arguments
 }
 
 // aclKinds are the conditions and modifiers that are known.
@@ -169,6 +173,11 @@ func (c *compiler) acl() {
 		"recipient_unqualified_hosts": spec.UnqualifiedRecipient, "smtp_active_hostname": spec.ActiveHostname,
 	} {
 		c.parse(a, "acl."+name, text)
+	}
+	for name, lines := range spec.Files {
+		for i := 0; strings.HasPrefix(name, "wildlsearch;") && i < len(lines); i += 2 {
+			c.parse(a, "acl.files."+name, lines[i])
+		}
 	}
 	for i := range spec.Routers {
 		a.routers = append(a.routers, c.router(a, &spec.Routers[i]))
@@ -228,6 +237,13 @@ func (c *compiler) statement(a *acl, list string, n int, s *ACLStatement) aclSta
 			}
 		case kind == "dnslists":
 			c.dnslists(where, i.arg)
+		case kind == "acl":
+			for _, w := range ACLWords(i.arg) {
+				i.words = append(i.words, w)
+				c.parse(a, where+": acl", w)
+			}
+			out.items = append(out.items, i)
+			continue
 		}
 		c.parse(a, where+": "+kind, i.arg)
 		out.items = append(out.items, i)
@@ -253,6 +269,69 @@ func (c *compiler) dnslists(where, list string) {
 			}
 		}
 	}
+}
+
+// ACLWords are the name and the arguments, at most nine, of a list that a condition
+// evaluates.
+func ACLWords(s string) (words []string) {
+	for s = strings.TrimLeft(s, cSpace); s != "" && len(words) < 10; s = strings.TrimLeft(s, cSpace) {
+		end := strings.IndexAny(s, cSpace)
+		if s[0] == '"' {
+			end = quotedEnd(s, 0)
+		} else if end < 0 {
+			end = len(s)
+		}
+		word := s[:end]
+		if s = s[end:]; word[0] == '"' {
+			word = Unquote(word)
+		}
+		words = append(words, word)
+	}
+	return words
+}
+
+// Unquote takes the quotes off a string of a configuration, with its escapes.
+func Unquote(s string) string {
+	if len(s) < 2 || s[0] != '"' {
+		return s
+	}
+	var b strings.Builder
+	for i := 1; i < len(s) && s[i] != '"'; i++ {
+		if s[i] != '\\' || i+1 == len(s) {
+			b.WriteByte(s[i])
+			continue
+		}
+		i++
+		c, n := unescape(s[i:])
+		b.WriteByte(c)
+		i += n - 1
+	}
+	return b.String()
+}
+
+// unescape reads what follows a backslash, and says how long it is.
+func unescape(s string) (c byte, n int) {
+	if i := strings.IndexByte("bfnrtv", s[0]); i >= 0 {
+		return "\b\f\n\r\t\v"[i], 1
+	}
+	digits, base, most := s, 8, 3
+	if s[0] == 'x' {
+		digits, base, most = s[1:], 16, 2
+	}
+	for n < most && n < len(digits) {
+		v, err := strconv.ParseUint(digits[:n+1], base, 16)
+		if err != nil {
+			break
+		}
+		c, n = byte(v), n+1
+	}
+	switch {
+	case base == 16:
+		return c, n + 1
+	case n == 0:
+		return s[0], 1
+	}
+	return c, n
 }
 
 // CheckDomain says that s is the name of a domain.

@@ -85,6 +85,12 @@ func (r *aclRun) Variable(name string) (string, bool) {
 	if strings.HasPrefix(name, "acl_c") || strings.HasPrefix(name, "acl_m") {
 		return r.aclState.vars[name], true
 	}
+	if n, is := strings.CutPrefix(name, "acl_arg"); is {
+		if i := int(n[0] - '1'); i < len(r.args) {
+			return r.args[i], true
+		}
+		return "", true
+	}
 	if kind, field, ok := strings.Cut(name, "_"); ok && (kind == "h" || kind == "rh" || kind == "bh") {
 		return r.aclState.header.field(field, kind == "rh"), true
 	}
@@ -117,6 +123,8 @@ func (r *aclRun) Variable(name string) (string, bool) {
 		return r.dnslist[3], true
 	case "acl_verify_message":
 		return r.verifyMessage, true
+	case "acl_narg":
+		return strconv.Itoa(len(r.args)), true
 	case "rcpt_count":
 		return strconv.Itoa(s.rcpts), true
 	case "rcpt_fail_count":
@@ -267,6 +275,9 @@ func (r *aclRun) fullhost() string {
 	helo := r.aclState.shown
 	name := ""
 	if r.acl.HostLookup != "" && r.matches(listHost, r.client.Addr.String(), r.acl.HostLookup, nil) == aclOK {
+		r.hostName()
+	}
+	if r.aclState.nameShown {
 		name, _ = r.hostName()
 	}
 	switch {

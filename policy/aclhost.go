@@ -25,6 +25,9 @@ func (r *aclRun) host(s *listSubject, item string) listResult {
 	case "@[]":
 		return yesNo(slices.Contains(r.acl.Own, addr.String()))
 	case "@":
+		if s.kind == listIP {
+			return itemUnknown
+		}
 		item = r.acl.Hostname
 	}
 	if in, is := inNetwork(addr, item); is {
@@ -130,8 +133,19 @@ func (r *aclRun) hasAddress(name string, addr netip.Addr) listResult {
 	return itemUnknown
 }
 
-// hostName is the client's verified name, in small letters.
+// hostName is the client's verified name, in small letters. The first who asks for it
+// makes it part of $sender_fullhost.
 func (r *aclRun) hostName() (string, outcome) {
+	name, rc := r.nameOnly()
+	st := &r.aclState
+	if rc == aclOK && !st.looked {
+		st.looked, st.nameShown = true, true
+	}
+	return name, rc
+}
+
+// nameOnly is the name for verify = helo, which changes nothing that is shown.
+func (r *aclRun) nameOnly() (string, outcome) {
 	r.names(r.ctx)
 	switch {
 	case r.client.NameStatus == envelope.NameOK:
@@ -153,14 +167,17 @@ func (r *aclRun) search(typ, file, key string) (string, bool, error) {
 	if base == "table" {
 		name = strings.TrimSpace(file)
 	}
-	t := r.acl.tables[name]
-	if t == nil {
+	get := r.getter(base, name)
+	if get == nil {
 		return "", false, errNoFile
 	}
-	if key == "" {
-		return "", false, nil
+	if optioned(typ, "ret=key") {
+		plain := get
+		get = func(k string) (string, bool, error) {
+			_, found, err := plain(k)
+			return key, found, err
+		}
 	}
-	get := func(k string) (string, bool, error) { return r.get(t, k) }
 	if v, ok, err := get(key); ok || err != nil {
 		return v, ok, err
 	}
@@ -177,6 +194,70 @@ func (r *aclRun) search(typ, file, key string) (string, bool, error) {
 	}
 	if strings.HasSuffix(word, "*") || strings.HasSuffix(word, "*@") {
 		return get("*")
+	}
+	return "", false, nil
+}
+
+// getter asks a table, or the patterns of a file; nil where there is none.
+func (r *aclRun) getter(base, name string) func(key string) (string, bool, error) {
+	if t := r.acl.tables[name]; t != nil {
+		return func(key string) (string, bool, error) {
+			if base == "dsearch" && strings.Contains(key, "/") {
+				return "", false, expansion.ErrDefer
+			}
+			if (base == "cdb" || base == "dsearch") && key != expansion.Lower(key) {
+				return "", false, nil
+			}
+			if base == "iplsearch" && key != "*" {
+				if host, _, _ := strings.Cut(key, "/"); !isAddr(host) {
+					return "", false, expansion.ErrDefer
+				}
+			}
+			return r.get(t, key)
+		}
+	}
+	if lines, there := r.acl.Files[name]; there && (base == "wildlsearch" || base == "nwildlsearch") {
+		return func(key string) (string, bool, error) { return r.wild(lines, key, base == "wildlsearch") }
+	}
+	return nil
+}
+
+func isAddr(s string) bool {
+	_, err := netip.ParseAddr(s)
+	return err == nil
+}
+
+// optioned says that a look-up's type has an option.
+func optioned(typ, option string) bool {
+	_, options, _ := strings.Cut(typ, ",")
+	for o := range strings.SplitSeq(options, ",") {
+		if o == option {
+			return true
+		}
+	}
+	return false
+}
+
+// wild finds the first of a file's patterns that matches: lines are a pattern and its
+// data, in turn.
+func (r *aclRun) wild(lines []string, key string, expanded bool) (string, bool, error) {
+	for i := 0; i+1 < len(lines); i += 2 {
+		pattern := lines[i]
+		if expanded {
+			var err error
+			if pattern, err = r.expand(pattern); errors.Is(err, expansion.ErrForced) {
+				continue
+			} else if err != nil {
+				return "", false, expansion.ErrDefer
+			}
+		}
+		s := &listSubject{kind: listString, as: expansion.Lower(key), given: key}
+		switch r.scan(s, parseItems([]string{pattern}, listString)) {
+		case aclOK:
+			return lines[i+1], true, nil
+		case aclDefer:
+			return "", false, expansion.ErrDefer
+		}
 	}
 	return "", false, nil
 }
@@ -214,6 +295,9 @@ func searchParents(get func(string) (string, bool, error), rest, key string) (st
 }
 
 func (r *aclRun) get(t *dict, key string) (string, bool, error) {
+	if key == "" {
+		return "", false, nil
+	}
 	addr, _ := netip.ParseAddr(key)
 	r.find.buf = append(r.find.buf[:0], expansion.Lower(key)...)
 	h := r.find.query(t, r.find.buf, addr, true)

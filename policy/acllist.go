@@ -35,7 +35,11 @@ type listSubject struct {
 	given string
 	value *string // where the data of a look-up goes; may be nil
 	depth int
+	listFlags
+}
 
+// listFlags are what items of a host list ask for. A list within it has its own.
+type listFlags struct {
 	ignoreUnknown, includeUnknown, ignoreDefer, includeDefer bool
 }
 
@@ -51,7 +55,7 @@ const (
 
 // matches evaluates a condition that asks a list.
 func (r *aclRun) matches(kind listKind, what, list string, value *string) outcome {
-	text, err := r.expand(list)
+	text, err := r.expandFor(kind, what, list)
 	switch {
 	case errors.Is(err, expansion.ErrForced):
 		return aclFail
@@ -59,6 +63,16 @@ func (r *aclRun) matches(kind listKind, what, list string, value *string) outcom
 		return aclDefer
 	}
 	return r.match(kind, what, text, value)
+}
+
+// expandFor expands a list. $domain is what is looked for in a list of domains, where
+// there is no other.
+func (r *aclRun) expandFor(kind listKind, what, list string) (string, error) {
+	if kind == listDomain && r.domain == "" && r.route == nil {
+		r.domain = what
+		defer func() { r.domain = "" }()
+	}
+	return r.expand(list)
 }
 
 // match matches with an expanded list.
@@ -93,7 +107,9 @@ func (r *aclRun) scan(s *listSubject, items []listItem) outcome {
 	if s.depth++; s.depth > 20 {
 		return aclDefer
 	}
-	defer func() { s.depth-- }()
+	flags := s.listFlags
+	s.listFlags = listFlags{}
+	defer func() { s.depth, s.listFlags = s.depth-1, flags }()
 	last := false
 	for i := range items {
 		it := &items[i]
@@ -101,8 +117,7 @@ func (r *aclRun) scan(s *listSubject, items []listItem) outcome {
 			continue
 		}
 		last = it.negated
-		rc, decided := r.item(s, it)
-		if decided {
+		if rc, decided := r.item(s, it, &last); decided {
 			return rc
 		}
 	}
@@ -136,21 +151,30 @@ func (s *listSubject) option(text string) bool {
 	return true
 }
 
-// item asks one.
-func (r *aclRun) item(s *listSubject, it *listItem) (rc outcome, decided bool) {
-	yes := aclOK
-	if it.negated {
-		yes = aclFail
-	}
+// item asks one. last becomes whether the last line of a file is negated.
+func (r *aclRun) item(s *listSubject, it *listItem, last *bool) (rc outcome, decided bool) {
 	switch {
 	case strings.HasPrefix(it.text, "/"):
-		return r.fileItem(s, it)
+		lines, there := r.acl.Files[it.text]
+		if !there {
+			return aclDefer, true
+		}
+		for _, in := range fileItems(lines, s.kind) {
+			*last = in.negated != it.negated
+			if rc, decided = r.answered(s, in.text, *last); decided {
+				if s.value != nil && *s.value != "" {
+					*s.value = in.text
+				}
+				return rc, true
+			}
+		}
+		return 0, false
 	case strings.HasPrefix(it.text, "+") && s.kind != listString && s.kind != listIP:
 		text, there := r.acl.named(s.kind)[it.text[1:]]
 		if !there {
 			return aclDefer, true
 		}
-		expanded, err := r.expand(text)
+		expanded, err := r.expandFor(s.kind, s.as, text)
 		if errors.Is(err, expansion.ErrForced) {
 			return 0, false
 		}
@@ -159,15 +183,30 @@ func (r *aclRun) item(s *listSubject, it *listItem) (rc outcome, decided bool) {
 		}
 		switch r.scan(s, r.acl.parsed(s.kind, expanded)) {
 		case aclOK:
-			return yes, true
+			return matched(it.negated), true
 		case aclDefer:
 			return aclDefer, true
 		}
 		return 0, false
 	}
-	switch r.single(s, it.text) {
+	return r.answered(s, it.text, it.negated)
+}
+
+func matched(negated bool) outcome {
+	if negated {
+		return aclFail
+	}
+	return aclOK
+}
+
+// answered asks an item that is neither a file nor a named list.
+func (r *aclRun) answered(s *listSubject, item string, negated bool) (rc outcome, decided bool) {
+	if s.value != nil {
+		*s.value = ""
+	}
+	switch r.single(s, item) {
 	case itemYes:
-		return yes, true
+		return matched(negated), true
 	case itemDefer:
 		if s.ignoreDefer {
 			return 0, false
@@ -184,26 +223,6 @@ func (r *aclRun) item(s *listSubject, it *listItem) (rc outcome, decided bool) {
 			return aclOK, true
 		}
 		return aclFail, true
-	}
-	return 0, false
-}
-
-// fileItem asks the items of a file.
-func (r *aclRun) fileItem(s *listSubject, it *listItem) (rc outcome, decided bool) {
-	lines, there := r.acl.Files[it.text]
-	if !there {
-		return aclDefer, true
-	}
-	for _, in := range fileItems(lines, s.kind) {
-		switch r.single(s, in.text) {
-		case itemYes:
-			if in.negated != it.negated {
-				return aclFail, true
-			}
-			return aclOK, true
-		case itemDefer:
-			return aclDefer, true
-		}
 	}
 	return 0, false
 }
@@ -260,13 +279,16 @@ func (r *aclRun) str(what, item string, kind listKind, caseless, partial bool, v
 	caseless = caseless || kind != listLocal && kind != listAddress || what == expansion.Lower(what)
 	switch {
 	case strings.HasPrefix(item, "^"):
-		return r.regex(what, item, caseless)
+		if rc := r.regex(what, item, caseless); rc != itemYes {
+			return rc
+		}
+		return found(item)
 	case strings.HasPrefix(item, "*"):
 		suffix := item[1:]
 		if len(what) < len(suffix) || !equal(what[len(what)-len(suffix):], suffix, caseless) {
 			return itemNo
 		}
-		return found(suffix)
+		return found(item)
 	case kind == listDomain && strings.HasPrefix(item, "@"):
 		switch item {
 		case "@":
@@ -331,11 +353,14 @@ func lookupType(typ string) bool {
 // address matches an address with an item of an address list.
 func (r *aclRun) address(s *listSubject, item string) listResult {
 	what := s.as
+	if what != "" && !strings.Contains(what, "@") {
+		return itemNo
+	}
 	caseless := what != s.given || what == expansion.Lower(what)
 	if strings.HasPrefix(item, "^") {
 		return r.regex(what, item, caseless)
 	}
-	if typ, _, ok := strings.Cut(item, ";"); ok && lookupType(typ) {
+	if WholeAddress(item) {
 		return r.str(what, item, listAddress, caseless, false, s.value)
 	}
 	if what == "" {
@@ -346,7 +371,10 @@ func (r *aclRun) address(s *listSubject, item string) listResult {
 	}
 	at := strings.LastIndexByte(what, '@')
 	local, domain := what[:max(0, at)], what[at+1:]
-	pattern, rest := "", item
+	if split, ok := strings.CutPrefix(item, "@@"); ok {
+		return r.split(s, split, local, domain, caseless)
+	}
+	pattern, rest, value := "", item, ""
 	if i := strings.LastIndexByte(item, '@'); i >= 0 {
 		if pattern, rest = item[:i], item[i+1:]; strings.HasSuffix(pattern, "@") && (rest == "" || rest == "[]") {
 			pattern, rest = pattern[:i-1], "@"+rest
@@ -358,13 +386,55 @@ func (r *aclRun) address(s *listSubject, item string) listResult {
 		} else if !equal(local, pattern, caseless) {
 			return itemNo
 		}
+		value = item[:min(len(item), len(local))]
 	}
-	inner := &listSubject{kind: listDomain, as: expansion.Lower(domain), given: domain, depth: s.depth}
-	switch r.scan(inner, parseItems([]string{rest}, listDomain)) {
+	data := ""
+	inner := &listSubject{kind: listDomain, as: expansion.Lower(domain), given: domain, depth: s.depth, value: &data}
+	rc := r.scan(inner, parseItems([]string{rest}, listDomain))
+	if s.value != nil && value+data != "" {
+		*s.value = value + "@" + data
+	}
+	switch rc {
 	case aclOK:
 		return itemYes
 	case aclDefer:
 		return itemDefer
 	}
 	return itemNo
+}
+
+// WholeAddress says that an item of an address list is a look-up of the whole address.
+func WholeAddress(item string) bool {
+	rest := strings.TrimLeft(item, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-")
+	rest = strings.TrimPrefix(strings.TrimPrefix(rest, "*"), "@")
+	return strings.HasPrefix(rest, ";")
+}
+
+// split looks a domain up for a list of local-parts, whose last item may be ">" with
+// another key.
+func (r *aclRun) split(s *listSubject, lookup, local, domain string, caseless bool) listResult {
+	for range 50 {
+		list := ""
+		if rc := r.str(domain, lookup, listString, false, true, &list); rc != itemYes {
+			return rc
+		}
+		next, chained := "", false
+		last := strings.LastIndexByte(list, ':') + 1
+		if rest, ok := strings.CutPrefix(strings.TrimLeft(list[last:], cSpace), ">"); ok {
+			list, next, chained = list[:last], strings.TrimLeft(rest, cSpace), true
+		}
+		for _, it := range parseItems(expansion.List(list), listLocal) {
+			switch r.str(local, it.text, listLocal, caseless, true, s.value) {
+			case itemYes:
+				return yesNo(!it.negated)
+			case itemDefer:
+				return itemDefer
+			}
+		}
+		if !chained {
+			return itemNo
+		}
+		domain = next
+	}
+	return itemDefer
 }

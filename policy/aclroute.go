@@ -322,6 +322,7 @@ func (r *aclRun) routerCondition(ro *aclRouter) routeResult {
 	v, err := r.expand(c)
 	switch {
 	case err != nil && !errors.Is(err, expansion.ErrForced) && errors.Is(err, expansion.ErrDefer):
+		r.route.message = "condition check lookup defer"
 		return routeDefer
 	case err != nil, v == "", v == "0", strings.EqualFold(v, "no"), strings.EqualFold(v, "false"):
 		return routeSkip
@@ -340,6 +341,7 @@ func (r *aclRun) routerList(ro *aclRouter, option string, kind listKind, what st
 	case aclFail:
 		return routeSkip
 	}
+	r.route.message = option + " check lookup or other defer"
 	return routeDefer
 }
 
@@ -419,10 +421,7 @@ func (r *aclRun) dnsRoute(t *routing, ro *aclRouter) routeResult {
 	a := r.lookups.get(r.ctx, r.lookups.mailHosts(t.domain, r.acl.DisableIPv6))
 	switch a.status {
 	case dnsTemp:
-		if ro.flag("pass_on_timeout", false) {
-			return routePass
-		}
-		return routeDefer
+		return t.unanswered(ro)
 	case dnsNullMX:
 		t.message, t.pass = "an MX or SRV record indicated no SMTP service", true
 		return routeDecline
@@ -430,6 +429,15 @@ func (r *aclRun) dnsRoute(t *routing, ro *aclRouter) routeResult {
 		return routeDecline
 	}
 	return r.reachable(t, ro, a)
+}
+
+// unanswered is what becomes of an address that the DNS doesn't answer about.
+func (t *routing) unanswered(ro *aclRouter) routeResult {
+	if ro.flag("pass_on_timeout", false) {
+		return routePass
+	}
+	t.message = "host lookup did not complete"
+	return routeDefer
 }
 
 // reachable judges the exchangers by their addresses.
@@ -469,7 +477,7 @@ scan:
 	case any:
 		return routeDone
 	case temp:
-		return routeDefer
+		return t.unanswered(ro)
 	case byMX:
 		t.message, t.pass = "all relevant MX records point to non-existent hosts", true
 	}

@@ -30,6 +30,8 @@ type aclSession struct {
 	vars         map[string]string // acl_c… and acl_m…
 	helo         string            // as accepted
 	shown        string            // the last one of a good form, as $sender_fullhost has it
+	looked       bool              // the client's name is known
+	nameShown    bool              // … in $sender_fullhost, too
 	heloSeen     bool
 	heloChecked  bool
 	heloVerified bool
@@ -52,6 +54,7 @@ type aclRun struct {
 	ctx   context.Context
 	stage Stage
 	level int
+	args  []string // of the list in hand: $acl_arg1 …
 
 	local, domain         string    // of the recipient: $local_part, as given
 	dnslist               [4]string // $dnslist_domain, _value, _text, _matched
@@ -247,8 +250,32 @@ func failure(err error) outcome {
 	return aclError
 }
 
+// belongs says that a stage knows what a condition asks about. Where it doesn't, Exim
+// answers 451.
+func (r *aclRun) belongs(it *aclItem) bool {
+	kind := it.kind
+	if kind == "verify" {
+		what, _, _ := strings.Cut(it.arg, "/")
+		kind += " " + strings.ToLower(strings.TrimSpace(what))
+	}
+	switch kind {
+	case "domains", "local_parts", "recipients", "verify recipient":
+		return r.stage == Rcpt
+	case "encrypted":
+		return r.stage != Helo
+	case "authenticated", "senders", "sender_domains", "verify sender":
+		return r.stage != Connect && r.stage != Helo
+	case "verify header_syntax", "verify header_names_ascii", "verify not_blind":
+		return r.stage == EndOfData
+	}
+	return true
+}
+
 // condition evaluates one.
 func (r *aclRun) condition(s *aclStatement, it *aclItem) outcome {
+	if !r.belongs(it) {
+		return aclError
+	}
 	switch it.kind {
 	case "domains":
 		return r.matches(listDomain, r.domain, it.arg, &r.domainData)
@@ -270,6 +297,9 @@ func (r *aclRun) condition(s *aclStatement, it *aclItem) outcome {
 		}
 		return r.matches(listString, cipher(r.client.TLS), it.arg, nil)
 	}
+	if it.kind == "acl" {
+		return r.nested(s, it.words)
+	}
 	arg, err := r.expand(it.arg)
 	if errors.Is(err, expansion.ErrForced) {
 		return aclOK // the condition doesn't count
@@ -278,8 +308,6 @@ func (r *aclRun) condition(s *aclStatement, it *aclItem) outcome {
 		return failure(err)
 	}
 	switch it.kind {
-	case "acl":
-		return r.nested(s, arg)
 	case "condition":
 		ok, err := expansion.Bool(arg, false)
 		switch {
@@ -307,10 +335,23 @@ func (r *aclRun) condition(s *aclStatement, it *aclItem) outcome {
 	return aclOK
 }
 
-// nested evaluates another list.
-func (r *aclRun) nested(s *aclStatement, arg string) outcome {
-	name, _, _ := strings.Cut(strings.TrimSpace(arg), " ")
-	rc := r.list(name)
+// nested evaluates another list, by its name and arguments.
+func (r *aclRun) nested(s *aclStatement, words []string) outcome {
+	var values []string
+	for _, w := range words {
+		v, err := r.expand(w)
+		if err != nil {
+			return failure(err)
+		}
+		values = append(values, v)
+	}
+	if len(values) == 0 {
+		return aclError
+	}
+	saved := r.args
+	r.args = values[1:]
+	rc := r.list(values[0])
+	r.args = saved
 	if rc == aclDiscard && s.Verb != "accept" && s.Verb != "discard" {
 		return aclError
 	}
@@ -412,8 +453,7 @@ func coded(code int, text, otherwise string) envelope.Reply {
 			code = own
 		}
 		text = rest
-	}
-	if text == "" {
+	} else if text == "" {
 		text = otherwise
 	}
 	return envelope.Reply{Code: code, Enhanced: dsn, Text: lines(text)}

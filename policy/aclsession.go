@@ -52,6 +52,7 @@ func (s *Session) aclHelo(ctx context.Context, name string) Verdict {
 		return refuse(Helo, "acl_syntax", 501, "5.5.2", "Syntactically invalid HELO argument(s)")
 	}
 	st.helo, st.shown, s.client.Helo, s.heloGiven = name, name, name, true
+	st.nameShown = st.looked
 	if must := r.isHost(r.acl.HeloVerify); must && r.verifyHelo() != aclOK {
 		code := 550
 		if _, rc := r.hostName(); rc == aclDefer {

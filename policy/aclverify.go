@@ -110,7 +110,9 @@ func (r *aclRun) heloFits() bool {
 	case helo[0] == '[':
 		return strings.HasPrefix(helo[1:], addr)
 	}
-	if name, rc := r.hostName(); rc == aclOK && strings.EqualFold(name, helo) {
+	name, rc := r.nameOnly()
+	r.aclState.looked = r.aclState.looked || rc == aclOK
+	if rc == aclOK && strings.EqualFold(name, helo) {
 		return true
 	}
 	addrs, st := r.addresses(helo)

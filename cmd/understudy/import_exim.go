@@ -42,7 +42,7 @@ func (c *importEximCmd) Run(ctx context.Context, out io.Writer) error {
 			return mistakes{fmt.Errorf("--choose: %q lacks a \"=\"", s)}
 		}
 	}
-	spec, report, err := exim.Import(ctx, exim.Source{Program: c.Program, Config: c.Config, Choices: fidelity.ParseChoices(c.Choose), Rows: exim.Databases})
+	spec, report, err := exim.Import(ctx, exim.Source{Program: c.Program, Config: c.Config, Choices: fidelity.ParseChoices(c.Choose), Rows: exim.Databases, Directory: exim.Directories})
 	if err != nil {
 		return importError(ctx, err)
 	}

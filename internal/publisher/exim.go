@@ -18,7 +18,7 @@ func newExim(cfg *config.Config, _ bool) (Importer, error) {
 
 // EximOf is the Exim of a [policy].
 func EximOf(c *config.Policy) exim.Source {
-	src := exim.Source{Config: c.EximConfig, Choices: fidelity.ParseChoices(c.EximChoose), Rows: exim.Databases}
+	src := exim.Source{Config: c.EximConfig, Choices: fidelity.ParseChoices(c.EximChoose), Rows: exim.Databases, Directory: exim.Directories}
 	if c.Exim != "auto" {
 		src.Program = c.Exim
 	}

@@ -352,20 +352,31 @@ func (i *importer) callout(list string, it itemText) (policy.ACLCondition, bool)
 // call translates a condition that evaluates another list.
 func (i *importer) call(it itemText) (policy.ACLCondition, fidelity.Class, error) {
 	c := policy.ACLCondition{Kind: it.kind, Arg: it.arg}
-	p, err := expansion.Parse(it.arg)
+	words := policy.ACLWords(it.arg)
+	if len(words) == 0 {
+		return c, "", fmt.Errorf("no list is named")
+	}
+	p, err := expansion.Parse(words[0])
 	if err != nil {
 		return c, "", err
 	}
 	name, constant := p.Constant()
-	name, args, _ := strings.Cut(strings.TrimSpace(dequote(name)), " ")
 	switch {
-	case !constant || args != "":
-		return c, "", fmt.Errorf("lists with arguments, or whose name isn't constant, aren't followed")
+	case !constant:
+		return c, "", fmt.Errorf("a list whose name isn't constant isn't followed")
 	case i.aclNamed(name) == nil:
 		return c, "", fmt.Errorf("no list is called %q", name)
 	}
+	for _, w := range words[1:] {
+		got, err := i.str(w)
+		if err == nil && got != w {
+			err = fmt.Errorf("an argument with a query in it isn't followed")
+		}
+		if err != nil {
+			return c, "", err
+		}
+	}
 	i.list(name)
-	c.Arg = name
 	return c, fidelity.Exact, nil
 }
 

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"fmt"
 	"strings"
+
+	"github.com/understudy-mx/understudy/policy"
 )
 
 // most bounds what Exim may say.
@@ -125,7 +127,7 @@ func (c *config) option(line string) error {
 			return fmt.Errorf("%q: no list is given", line)
 		}
 		name = strings.TrimSpace(name)
-		c.lists[kind][name], c.at[kind+" "+name] = dequote(strings.TrimSpace(value)), c.here
+		c.lists[kind][name], c.at[kind+" "+name] = policy.Unquote(strings.TrimSpace(value)), c.here
 		return nil
 	}
 	name, value := setting(line)
@@ -138,7 +140,7 @@ func setting(line string) (name, value string) {
 	name, value, given := strings.Cut(line, "=")
 	name = strings.TrimSpace(name)
 	if given {
-		value = dequote(strings.TrimSpace(value))
+		value = policy.Unquote(strings.TrimSpace(value))
 		switch value {
 		case "yes", "true":
 			value = "true"
@@ -153,32 +155,6 @@ func setting(line string) (name, value string) {
 		}
 	}
 	return name, "true"
-}
-
-// dequote takes the quotes off a value, with its backslashes.
-func dequote(s string) string {
-	if len(s) < 2 || s[0] != '"' {
-		return s
-	}
-	var b strings.Builder
-	for i := 1; i < len(s) && s[i] != '"'; i++ {
-		if s[i] != '\\' || i+1 == len(s) {
-			b.WriteByte(s[i])
-			continue
-		}
-		i++
-		switch s[i] {
-		case 'n':
-			b.WriteByte('\n')
-		case 'r':
-			b.WriteByte('\r')
-		case 't':
-			b.WriteByte('\t')
-		default:
-			b.WriteByte(s[i])
-		}
-	}
-	return b.String()
 }
 
 // aclLine reads a line of an access control list.

@@ -49,6 +49,9 @@ type Source struct {
 	Choices fidelity.Choices
 	// Rows runs a query; nil leaves databases unreplicated.
 	Rows func(ctx context.Context, db *lister.Source, query string, row func(columns []string) error) error
+	// Directory lists what a search finds in an LDAP directory; nil leaves directories
+	// unreplicated.
+	Directory func(ctx context.Context, db *lister.Source, entry func(lister.Entry) error) error
 	// Getent is the command that lists login names; "" for the one on the path.
 	Getent string
 	// Own are the primary's addresses; nil for those of this machine.
@@ -60,6 +63,11 @@ type Source struct {
 // Databases lists real databases.
 func Databases(ctx context.Context, db *lister.Source, query string, row func(columns []string) error) error {
 	return db.Rows(ctx, query, row)
+}
+
+// Directories searches real directories.
+func Directories(ctx context.Context, db *lister.Source, entry func(lister.Entry) error) error {
+	return db.Directory(ctx, func(d *lister.Directory) error { return d.Search(db.Search, entry) })
 }
 
 // importer is one import under way.
@@ -281,9 +289,12 @@ func (i *importer) choose(parameter, element string, options ...string) string {
 	return choice
 }
 
+// passwords are those of queries.
+var passwords = regexp.MustCompile(`(?i)(\bpass=).*?( ldap[is]?://|$)`)
+
 // short is an element as the report spells it.
 func short(s string) string {
-	s = strings.Join(strings.Fields(s), " ")
+	s = passwords.ReplaceAllString(strings.Join(strings.Fields(s), " "), "${1}…$2")
 	const most = 160
 	if len(s) > most {
 		s = s[:most] + "…"

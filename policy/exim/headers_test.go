@@ -187,15 +187,7 @@ func eximSays(t *testing.T, file string, headers []string) []string {
 	if err != nil {
 		t.Fatalf("exim -bh: %v\n%.2000s", err, out)
 	}
-	var replies []string
-	text := ""
-	for _, m := range replyLine.FindAllStringSubmatch(string(out), -1) {
-		text += m[3] + " "
-		if m[2] == " " {
-			replies = append(replies, judged(m[1], text))
-			text = ""
-		}
-	}
+	replies := replies(string(out))
 	if len(replies) != 3+4*len(headers) { // greeting, HELO, QUIT
 		t.Fatalf("%d replies to %d messages: %.1000q", len(replies), len(headers), replies[max(0, len(replies)-8):])
 	}
@@ -204,6 +196,19 @@ func eximSays(t *testing.T, file string, headers []string) []string {
 		ends = append(ends, replies[2+4*i+3])
 	}
 	return ends
+}
+
+// replies are those of a session, judged.
+func replies(out string) (all []string) {
+	text := ""
+	for _, m := range replyLine.FindAllStringSubmatch(out, -1) {
+		text += m[3] + " "
+		if m[2] == " " {
+			all = append(all, judged(m[1], text))
+			text = ""
+		}
+	}
+	return all
 }
 
 func judged(code, text string) string {

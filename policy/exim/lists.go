@@ -79,8 +79,8 @@ func (i *importer) elements(p *expansion.String, kind string) error {
 	glob, _ := p.Pattern()
 	for _, e := range expansion.List(glob) {
 		e = strings.TrimLeft(strings.TrimPrefix(e, "!"), " \t")
-		if kind == "addresslist" {
-			if at := strings.LastIndexByte(e, '@'); at >= 0 && !strings.Contains(e[:at], ";") && e[0] != '^' && e[0] != '/' {
+		if kind == "addresslist" && !policy.WholeAddress(e) {
+			if at := strings.LastIndexByte(e, '@'); at > 0 && !strings.HasPrefix(e, "@@") && !strings.Contains(e[:at], ";") && e[0] != '^' && e[0] != '/' {
 				e = e[at+1:]
 			}
 		}
@@ -101,7 +101,9 @@ func (i *importer) element(e, kind string) error {
 			return nil
 		}
 		return nil
-	case strings.HasPrefix(e, "@@"), strings.HasPrefix(e, "@mx_"):
+	case strings.HasPrefix(e, "@@") && kind == "addresslist":
+		return i.splitLookup(e[2:])
+	case strings.HasPrefix(e, "@mx_"):
 		return fmt.Errorf("%q asks the DNS about the primary itself, or isn't known", e)
 	case strings.HasPrefix(e, "+"):
 		name := e[1:]
@@ -129,6 +131,30 @@ func (i *importer) element(e, kind string) error {
 		return fmt.Errorf("%q: look-ups of type %s aren't listed", e, typ)
 	}
 	return i.tables(typ, strings.TrimSpace(file))
+}
+
+// splitLookup lists what says which local-parts of a domain are meant, and what these
+// refer to.
+func (i *importer) splitLookup(e string) error {
+	if err := i.element(e, "localpartlist"); err != nil {
+		return err
+	}
+	typ, file, ok := strings.Cut(e, ";")
+	t := i.spec.Tables[expansion.BaseType(typ)+";"+strings.TrimSpace(file)]
+	if !ok || t == nil {
+		return fmt.Errorf("@@%s: only tables are followed", e)
+	}
+	for n := range t.Len() {
+		_, list := t.Entry(n)
+		for _, l := range expansion.List(list) {
+			if l = strings.TrimLeft(strings.TrimPrefix(l, "!"), " \t"); !strings.HasPrefix(l, "+") && !strings.HasPrefix(l, "/") {
+				if err := i.element(l, "localpartlist"); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // domains are what is known of the domains that the primary serves, for statistics and

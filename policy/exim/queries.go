@@ -13,9 +13,9 @@ import (
 )
 
 // databases are the look-ups by query that can be listed.
-var databases = []string{"sqlite", "mysql", "pgsql"}
+var databases = []string{"sqlite", "mysql", "pgsql", "ldap", "ldapm", "ldapdn"}
 
-var lookupWord = regexp.MustCompile(`\$\{lookup\s+(sqlite|mysql|pgsql)(,[^\s{]*)?\s*\{`)
+var lookupWord = regexp.MustCompile(`\$\{lookup\s+(sqlite|mysql|pgsql|ldap|ldapm|ldapdn)(,[^\s{]*)?\s*\{`)
 
 // rewriteQueries puts a look-up in a table in place of each query: its answers to every
 // key are listed.
@@ -97,6 +97,9 @@ func (i *importer) rewriteItems(s, kind string) (string, error) {
 	return s, nil
 }
 
+// harmless are expressions that need no quoting: domains have the form of such.
+var harmless = []string{"$domain", "$domain_data", "$sender_address_domain"}
+
 var (
 	equality  = regexp.MustCompile(`(?i)([A-Za-z_][A-Za-z0-9_.]*)\s*=\s*'\x00(\d+)\x00'`)
 	forbidden = regexp.MustCompile(`(?i)\b(or|union|group|having|not|limit\s+\d+\s*,|offset)\b`)
@@ -118,67 +121,73 @@ func (i *importer) query(typ, options, text string) (name, key string, err error
 			sql.WriteString(part.Text)
 			continue
 		}
-		if part.Quoted != typ {
-			return "", "", fmt.Errorf("a %s query has an expression outside of ${quote_%s:…}", typ, typ)
+		quoting := typ
+		if slices.Contains(directories, typ) {
+			quoting = "ldap"
+		}
+		if part.Quoted != quoting && !slices.Contains(harmless, part.Expr.Source()) {
+			return "", "", fmt.Errorf("a %s query has an expression outside of ${quote_%s:…}", typ, quoting)
 		}
 		keys = append(keys, part.Expr.Source())
 		fmt.Fprintf(&sql, "\x00%d\x00", len(keys)-1)
 	}
-	key = strings.Join(keys, "\n")
-	if name = i.queries[typ+options+text]; name != "" {
+	key, asked := strings.Join(keys, "\n"), typ+options+text
+	if slices.Contains(directories, typ) && len(keys) > 0 {
+		key = keys[0]
+	}
+	if name = i.queries[asked]; name != "" {
 		return name, key, nil
 	}
-	query, order, err := listing(sql.String(), len(keys))
+	name = fmt.Sprintf("%s;%d", typ, len(i.queries)+1)
+	var entries map[string]string
+	if slices.Contains(directories, typ) {
+		if len(keys) == 0 {
+			return "", "", fmt.Errorf("a %s query asks for nothing", typ)
+		}
+		entries, err = i.directory(typ, sql.String(), keys)
+	} else {
+		var query string
+		if query, err = listing(sql.String(), len(keys)); err == nil {
+			entries, err = i.answers(typ, options, name, query, len(keys))
+		}
+	}
 	if err != nil {
 		return "", "", fmt.Errorf("a %s query can't be listed: %w", typ, err)
-	}
-	name = fmt.Sprintf("%s;%d", typ, len(i.queries)+1)
-	key = ""
-	for n, k := range order {
-		if n > 0 {
-			key += "\n"
-		}
-		key += keys[k]
-	}
-	entries, err := i.answers(typ, options, name, query, len(keys))
-	if err != nil {
-		return "", "", err
 	}
 	t, err := table.NewHash(entries)
 	if err != nil {
 		return "", "", err
 	}
-	i.queries[typ+options+text] = name
+	i.queries[asked] = name
 	i.spec.Tables[name] = t
 	i.item(typ, text, fidelity.Exact, "", "")
 	return name, key, nil
 }
 
 // listing makes a query for all keys out of one for a key.
-func listing(sql string, keys int) (query string, order []int, err error) {
+func listing(sql string, keys int) (query string, err error) {
 	sql = limitOne.ReplaceAllString(sql, "")
 	m := selects.FindStringSubmatch(sql)
 	if m == nil {
-		return "", nil, fmt.Errorf("it isn't a plain SELECT")
+		return "", fmt.Errorf("it isn't a plain SELECT")
 	}
 	columns, rest := m[2], m[3]
 	if forbidden.MatchString(rest) {
-		return "", nil, fmt.Errorf("its condition isn't a row of equalities")
+		return "", fmt.Errorf("its condition isn't a row of equalities")
 	}
 	found := equality.FindAllStringSubmatch(rest, -1)
 	if len(found) != keys || keys == 0 || strings.Count(rest, "\x00") != 2*keys || strings.Contains(columns, "\x00") {
-		return "", nil, fmt.Errorf("its keys aren't each compared with a column")
+		return "", fmt.Errorf("its keys aren't each compared with a column")
 	}
 	var names []string
-	for n, f := range found {
+	for _, f := range found {
 		names = append(names, f[1])
-		order = append(order, n)
 	}
 	rest = equality.ReplaceAllString(rest, "1=1")
 	if strings.ContainsAny(columns, "*") && !strings.Contains(columns, "(") || splitColumns(columns) != 1 {
-		return "", nil, fmt.Errorf("it selects more than one column")
+		return "", fmt.Errorf("it selects more than one column")
 	}
-	return "SELECT " + strings.Join(names, ", ") + ", " + columns + " FROM " + rest, order, nil
+	return "SELECT " + strings.Join(names, ", ") + ", " + columns + " FROM " + rest, nil
 }
 
 func splitColumns(s string) int {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/understudy-mx/understudy/internal/program"
+	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/expansion"
 	"github.com/understudy-mx/understudy/policy/fidelity"
 	"github.com/understudy-mx/understudy/policy/table"
@@ -117,14 +119,14 @@ func (i *importer) tables(typ, glob string) error {
 
 func (i *importer) table(typ, file string) error {
 	name := typ + ";" + file
-	if i.spec.Tables[name] != nil {
+	if i.spec.Tables[name] != nil || i.acl.Files[name] != nil {
 		return nil
 	}
 	if err := i.failed[name]; err != nil {
 		return err
 	}
 	i.files[file] = true
-	t, err := readTable(typ, file)
+	err := i.readTable(name, typ, file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -133,109 +135,166 @@ func (i *importer) table(typ, file string) error {
 		i.failed[name] = err
 		return err
 	}
-	i.spec.Tables[name] = t
 	i.item(typ, file, fidelity.Exact, "", "")
 	return nil
 }
 
-func readTable(typ, file string) (*table.Table, error) {
+func (i *importer) readTable(name, typ, file string) error {
+	var t *table.Table
 	switch typ {
 	case "lsearch":
 		entries, err := readLsearch(file)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		return table.NewHash(entries)
+		if t, err = table.NewHash(byKey(entries)); err != nil {
+			return err
+		}
+	case "cdb":
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		var entries [][2]string
+		err = table.ReadCDB(b, func(k, v string) error {
+			entries = append(entries, [2]string{k, v})
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		entries = slices.DeleteFunc(entries, func(e [2]string) bool { return e[0] != strings.ToLower(e[0]) })
+		if t, err = table.NewHash(byKey(entries)); err != nil {
+			return err
+		}
 	case "dsearch":
 		list, err := os.ReadDir(file)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		var keys []string
 		for _, e := range list {
-			if e.Name() != strings.ToLower(e.Name()) {
-				continue // no key has capitals
+			if e.Name() == strings.ToLower(e.Name()) { // no key has capitals
+				keys = append(keys, e.Name())
 			}
-			keys = append(keys, e.Name())
 		}
-		return table.NewSet(keys)
+		if t, err = table.NewSet(keys); err != nil {
+			return err
+		}
 	case "iplsearch":
 		entries, err := readLsearch(file)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		var rules [][2]string
-		for k, v := range entries {
-			rules = append(rules, [2]string{k, v})
+		if t, err = table.NewCIDR(networks(entries)); err != nil {
+			return err
 		}
-		slices.SortFunc(rules, func(a, b [2]string) int { return strings.Compare(a[0], b[0]) })
-		return table.NewCIDR(rules)
+	case "wildlsearch", "nwildlsearch":
+		return i.patterns(name, typ, file)
+	default:
+		return fmt.Errorf("look-ups of type %s aren't listed", typ)
 	}
-	return nil, fmt.Errorf("look-ups of type %s aren't listed", typ)
+	i.spec.Tables[name] = t
+	return nil
+}
+
+// patterns reads a file whose keys are patterns.
+func (i *importer) patterns(name, typ, file string) error {
+	entries, err := readLsearch(file)
+	if err != nil {
+		return err
+	}
+	lines := []string{}
+	for _, e := range entries {
+		if typ == "wildlsearch" {
+			got, err := i.str(e[0])
+			if err != nil {
+				return err
+			}
+			if got != e[0] {
+				return fmt.Errorf("a key with a query in it isn't followed")
+			}
+		}
+		if err := i.element(strings.TrimLeft(strings.TrimPrefix(e[0], "!"), " "), ""); err != nil {
+			return err
+		}
+		lines = append(lines, e[0], e[1])
+	}
+	i.acl.Files[name] = lines
+	return nil
+}
+
+// networks are the entries whose keys are addresses or networks.
+func networks(entries [][2]string) (all [][2]string) {
+	for _, e := range entries {
+		if a, err := netip.ParseAddr(e[0]); err == nil {
+			all = append(all, [2]string{a.String(), e[1]})
+		} else if p, err := netip.ParsePrefix(e[0]); err == nil {
+			all = append(all, [2]string{p.Masked().String(), e[1]})
+		}
+	}
+	return all
+}
+
+// byKey has the first entry of each key, in small letters.
+func byKey(entries [][2]string) map[string]string {
+	m := make(map[string]string, len(entries))
+	for _, e := range entries {
+		k := strings.ToLower(e[0])
+		if _, again := m[k]; !again {
+			m[k] = e[1]
+		}
+	}
+	return m
 }
 
 // readLsearch reads a file of keys, each with its data after a colon or white space.
-// The first entry of a key counts.
-func readLsearch(file string) (map[string]string, error) {
+// What is indented continues the data, up to a comment or an empty line.
+func readLsearch(file string) (entries [][2]string, err error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	entries := map[string]string{}
-	key, first := "", false
+	over := false // the last entry
 	s := bufio.NewScanner(f)
 	s.Buffer(nil, 1<<20)
 	for s.Scan() {
-		line := s.Text()
-		switch {
-		case strings.HasPrefix(line, "#"):
-			continue
-		case line == "" || strings.TrimSpace(line) == "":
-			continue
-		case line[0] == ' ' || line[0] == '\t':
-			if first {
-				rest := strings.TrimSpace(line)
-				if entries[key] != "" && rest != "" {
-					rest = " " + rest
-				}
-				entries[key] += rest
-			}
-			continue
+		line := strings.TrimRight(s.Text(), cSpace)
+		switch n := len(entries); {
+		case line == "", line[0] == '#':
+			over = true
+		case strings.IndexByte(cSpace, line[0]) < 0:
+			key, data := cutKey(line)
+			entries, over = append(entries, [2]string{key, data}), false
+		case n > 0 && !over:
+			entries[n-1][1] += " " + strings.TrimLeft(line, cSpace)
 		}
-		k, data := cutKey(line)
-		key = strings.ToLower(k)
-		if _, again := entries[key]; again {
-			first = false
-			continue
-		}
-		first = true
-		entries[key] = strings.TrimSpace(data)
 	}
 	return entries, s.Err()
 }
 
+const cSpace = " \t\n\v\f\r"
+
 // cutKey splits a line of a file.
 func cutKey(line string) (key, data string) {
-	end := 0
 	if line[0] == '"' {
-		var b strings.Builder
-		for end = 1; end < len(line) && line[end] != '"'; end++ {
-			if line[end] == '\\' && end+1 < len(line) {
+		end := 1
+		for ; end < len(line) && line[end] != '"'; end++ {
+			if line[end] == '\\' {
 				end++
 			}
-			b.WriteByte(line[end])
 		}
-		key, data = b.String(), line[min(len(line), end+1):]
+		end = min(end, len(line))
+		key, data = policy.Unquote(line[:end]), line[min(len(line), end+1):]
 	} else {
-		end = strings.IndexAny(line, ": \t")
-		if end < 0 {
-			return line, ""
-		}
+		end := strings.IndexAny(line+" ", ":"+cSpace)
 		key, data = line[:end], line[end:]
 	}
-	data = strings.TrimLeft(data, " \t")
-	data = strings.TrimPrefix(data, ":")
+	data = strings.TrimLeft(data, cSpace)
+	if rest, ok := strings.CutPrefix(data, ":"); ok {
+		data = strings.TrimLeft(rest, cSpace)
+	}
 	return key, data
 }
 
@@ -292,6 +351,9 @@ func (i *importer) existing(glob string) error {
 	files, err := i.matching(glob)
 	if err != nil {
 		return err
+	}
+	if dir, all := strings.CutSuffix(glob, "*"); all && strings.HasSuffix(dir, "/") {
+		files = append(files, dir) // for an empty name
 	}
 	for _, f := range files {
 		i.files[f] = true

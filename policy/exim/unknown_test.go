@@ -47,7 +47,7 @@ func newExim(t *testing.T, text string) *testmx.Exim {
 func importText(t *testing.T, text string, choices ...string) (*policy.Spec, fidelity.Report, string, error) {
 	t.Helper()
 	x := newExim(t, text)
-	spec, report, err := Import(t.Context(), Source{Program: x.Program, Config: x.Config, Getent: x.Getent, Choices: fidelity.ParseChoices(choices), Own: []string{}})
+	spec, report, err := Import(t.Context(), Source{Program: x.Program, Config: x.Config, Getent: x.Getent, Rows: Databases, Directory: Directories, Choices: fidelity.ParseChoices(choices), Own: []string{}})
 	return spec, report, x.Config, err
 }
 
@@ -63,7 +63,7 @@ check_rcpt:
   warn   set acl_m_x = ${perl{f}}
   deny   condition = ${if eq{$acl_m_x}{1}}
   deny   spam = nobody
-  deny   domains = cdb;@DIR@/x.cdb
+  deny   domains = dbm;@DIR@/x.db
   require verify = not_blind
   accept domains = +local_domains
 begin routers
@@ -94,7 +94,7 @@ func TestUnknown(t *testing.T) {
 	}
 	want := map[string]string{ // part of an item's ID: what is done by default
 		"${run{": "defer", "ratelimit": "ignore", "sender/callout": "ignore", "${readsocket": "defer", "set = acl_m_x": "defer", "$acl_m_x": "defer",
-		"spam": "ignore", "cdb;": "defer", "router program": "defer",
+		"spam": "ignore", "dbm;": "defer", "router program": "defer",
 	}
 	for part, instead := range want {
 		found := false

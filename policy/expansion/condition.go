@@ -118,10 +118,14 @@ func (c *compare) match(st *state, subject, re string) (bool, error) {
 }
 
 func ordered(op, a, b string) bool {
-	if strings.HasSuffix(op, "i") {
+	folded := strings.HasSuffix(op, "i")
+	if folded {
 		a, b, op = Lower(a), Lower(b), op[:2]
 	}
 	n := strings.Compare(a, b)
+	if folded && a != b && strings.HasPrefix(b, a) {
+		n = 1 // as in Exim
+	}
 	return op == "lt" && n < 0 || op == "le" && n <= 0 || op == "gt" && n > 0 || op == "ge" && n >= 0
 }
 

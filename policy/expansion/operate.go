@@ -165,7 +165,10 @@ func mask(s string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("%q is no network", s)
 	}
-	return p.Masked().String(), nil
+	if p = p.Masked(); p.Addr().Is4() {
+		return p.String(), nil
+	}
+	return fmt.Sprintf("%s/%d", strings.ReplaceAll(p.Addr().StringExpanded(), ":", "."), p.Bits()), nil
 }
 
 func reverseIP(s string) (string, error) {

@@ -7,7 +7,7 @@ import (
 
 // variables are those that a decision about a message knows.
 var variables = []string{
-	"acl_verify_message", "address_data", "authenticated_id", "authenticated_fail_id", "body_linecount", "dnslist_domain", "dnslist_matched",
+	"acl_arg1", "acl_arg2", "acl_arg3", "acl_arg4", "acl_arg5", "acl_arg6", "acl_arg7", "acl_arg8", "acl_arg9", "acl_narg", "acl_verify_message", "address_data", "authenticated_id", "authenticated_fail_id", "body_linecount", "dnslist_domain", "dnslist_matched",
 	"dnslist_text", "dnslist_value", "domain", "domain_data", "home", "host_data", "host_lookup_deferred", "host_lookup_failed", "interface_address",
 	"interface_port", "local_part", "local_part_data", "local_part_prefix", "local_part_suffix", "local_part_verified", "local_user_uid", "local_user_gid",
 	"max_received_linelength", "message_size", "message_body_size", "original_domain", "original_local_part", "parent_domain", "parent_local_part",

@@ -238,7 +238,7 @@ func importExim(t *testing.T, x *testmx.Exim) (*policy.Spec, fidelity.Report) {
 	if file := filepath.Join(x.Dir, "choices"); isThere(file) {
 		choices = strings.FieldsFunc(readFile(t, file), func(r rune) bool { return r == '\n' })
 	}
-	spec, report, err := exim.Import(t.Context(), exim.Source{Program: x.Program, Config: x.Config, Getent: x.Getent, Rows: exim.Databases, Choices: fidelity.ParseChoices(choices)})
+	spec, report, err := exim.Import(t.Context(), exim.Source{Program: x.Program, Config: x.Config, Getent: x.Getent, Rows: exim.Databases, Directory: exim.Directories, Choices: fidelity.ParseChoices(choices)})
 	if err != nil {
 		t.Fatal(err)
 	}
