@@ -1,5 +1,5 @@
 # The commands of the README, by name. CI runs the same ones.
-.PHONY: build deb image demo test crash forged soak fleet fleet-machines bench bench-all bench-sync bench-door bench-memory bench-live bench-push bench-spool live parity parity-exim parity-filters milters greylist suites reach screenshots generate lint
+.PHONY: build deb image demo test crash forged soak fleet fleet-machines bench bench-all bench-sync bench-door bench-memory bench-live bench-push bench-spool live parity parity-exim parity-exim-random parity-filters milters greylist suites reach screenshots generate lint
 
 build:
 	go build -o understudy ./cmd/understudy
@@ -121,7 +121,13 @@ parity:
 # 10,000 sessions for each profile of a real Exim and all mutants of its lists: docs/PARITY-EXIM.md. Some 20 minutes.
 parity-exim:
 	test/install-peers
-	EXIM_SESSIONS=10000 EXIM_MUTANTS=1 go test -timeout 5h -v -run TestExim ./test/parity
+	EXIM_SESSIONS=10000 EXIM_MUTANTS=1 go test -timeout 5h -v -run TestEximProfiles ./test/parity
+
+# 100 random configurations of an Exim with 50 sessions each, and 6,000 headers. Some ten minutes.
+parity-exim-random:
+	test/install-peers
+	EXIM_RANDOM=100 go test -timeout 2h -v -run TestEximRandom ./test/parity
+	HEADERS=1500 go test -timeout 1h -v -run TestHeaders ./policy/exim
 
 # 20,000 sessions with a real postgrey behind a real Postfix over simulated time, and
 # the replay of 10,000 triplets; a crowd of a million. Some three minutes.

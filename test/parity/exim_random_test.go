@@ -20,7 +20,7 @@ import (
 func TestEximRandom(t *testing.T) {
 	d := startEximWorld(t)
 	first := number(t, "SEED", 1)
-	for n := range number(t, "EXIM_RANDOM", 6) {
+	for n := range number(t, "EXIM_RANDOM", 4) {
 		t.Run(fmt.Sprint(first+n), func(t *testing.T) { randomProfile(t, d, uint64(first+n)) })
 	}
 }
