@@ -1,6 +1,7 @@
 package test
 
 import (
+	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -205,6 +206,62 @@ func suitePair(t *testing.T) (mx1, mx2 *machine) {
 }
 
 var secondaryLine = regexp.MustCompile(`(?m)^understudy setup secondary .*$`)
+
+// TestContainerSetup begins as docs/primaries/suites.md does with a docker-mailserver of another name than
+// by default, in a root of its own that what stands in for docker enters: what set-up finds, writes and
+// starts, and what doctor says then, and without the container.
+func TestContainerSetup(t *testing.T) {
+	const page = "../docs/primaries/suites.md"
+	blocks := blocksOf(strings.Split(readFile(t, page), "<!--")[0])
+	if len(blocks) != 4 {
+		t.Fatalf("the page has %d blocks of code, this test knows 4:\n%q", len(blocks), blocks)
+	}
+	mx1, _ := suitePair(t)
+	const files = "../policy/postfix/testdata/containers/"
+	root := filepath.Join(mx1.dir, "mail")
+	for name, text := range map[string]string{
+		"bin/docker":               strings.ReplaceAll(readFile(t, files+"docker"), "@CONTAINERS@", mx1.dir),
+		"start":                    readFile(t, files+"start"),
+		"ps":                       "mail\tghcr.io/docker-mailserver/docker-mailserver:latest\tmailserver\n",
+		"mail/etc/postfix/main.cf": readFile(t, files+"docker-mailserver/main.cf") + "maillog_file = /var/log/mail.log\ninet_protocols = ipv4\nvirtual_transport = virtual\nvirtual_mailbox_base = /var/mail\nvirtual_uid_maps = static:65534\nvirtual_gid_maps = static:65534\nmyhostname = mx1.example.org\nsmtpd_milters =\nnon_smtpd_milters =\n",
+		"mail/etc/postfix/master.cf": strings.Replace(readFile(t, files+"docker-mailserver/master.cf")+readFile(t, files+"master.cf"), "submission", "127.0.0.1:587", 1) +
+			"virtual unix - n n - - virtual\n",
+		"mail/etc/postfix/vhost":                   "example.org\n",
+		"mail/etc/postfix/vmailbox":                "alice@example.org alice/\n",
+		"mail/etc/postfix/virtual":                 "",
+		"mail/etc/aliases":                         "",
+		"mail/etc/postfix/maps/header_checks.pcre": "/^X-Reject-Me:/ REJECT no such header\n",
+		"mail/etc/hosts":                           "127.0.0.1 localhost\n203.0.113.1 mx1.example.org\n",
+		"mail/etc/resolv.conf":                     "nameserver 127.0.0.1\n",
+	} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(mx1.dir, name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		write(t, filepath.Join(mx1.dir, name), text)
+	}
+	mx1.sh("chmod 755 ../bin/docker; groupadd -f docker\nsetsid unshare --mount --uts --ipc --pid --fork --kill-child sh ../start " + root +
+		" mail 'postalias hash:/etc/aliases; install -d -o nobody /var/mail; postfix start' > ../said 2>&1 < /dev/null &\nfor _ in {1..600}; do docker exec -i mail postfix status && exit; sleep 0.1; done; cat ../said; exit 1")
+	t.Cleanup(func() { _, _ = mx1.try("docker exec -i mail postfix stop; kill -9 $(cat ../mail/pid)") })
+
+	out := mx1.sh(strings.TrimSpace(blocks[0]) + " --yes")
+	for _, want := range []string{"This is docker-mailserver: docker ps shows the container mail", "SupplementaryGroups=docker adm systemd-journal", `postfix_prefix = ["docker", "exec", "-i", "mail"]`, "Put this into postfix-main.cf in the directory"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("set-up doesn't say %q", want)
+		}
+	}
+	line := secondaryLine.FindString(out)
+	if !strings.HasPrefix(line, "understudy setup secondary --hostname mx2.example.org --primary mx1.example.org:25 --domain example.org ") {
+		t.Fatalf("set-up says\n%s", out)
+	}
+	if out, err := mx1.try("understudy doctor --secondary 203.0.113.2"); err == nil || !strings.Contains(out, "mend: put `smtpd_authorized_xclient_hosts = 127.0.0.1 203.0.113.2` into postfix-main.cf in the directory that is mounted at /tmp/docker-mailserver, and run docker restart mail") {
+		t.Errorf("before the container's main.cf has the secondary, doctor says\n%s", out)
+	}
+	mx1.sh("mv ../mail/pid ../mail/pid.old")
+	if out, err := mx1.try("understudy doctor"); err == nil || !strings.Contains(out, "policy-unread") || !strings.Contains(out, "No such container: mail; start it or, if docker ps shows another name") {
+		t.Errorf("without the container doctor says\n%s", out)
+	}
+	mx1.sh("mv ../mail/pid.old ../mail/pid")
+}
 
 // TestSuiteSetup: a Mail-in-a-Box, with its own queries on a database of its own schema, is found on
 // the machine and set up.
