@@ -17,10 +17,9 @@ func (s *stage) powerCut() error {
 			return err
 		}
 	}
-	for _, m := range s.machines {
-		if err := m.up(); err != nil {
-			return err
-		}
+	// At the same time: an etcd alone is never up.
+	if err := each(s.machines, func(m *machine) error { return m.up() }); err != nil {
+		return err
 	}
 	_, _, _, err := s.roles()
 	return errors.Join(err, s.takes("all booted", s.machines...), s.primaryUp(true), s.arrived(3*time.Minute))
