@@ -57,7 +57,7 @@ func (f *Fleet) setAdopts(name string) {
 func (f *Fleet) adoptOne(ctx context.Context) {
 	name := f.orphan()
 	if name == "" {
-		if err := f.settleComing(ctx); err != nil {
+		if err := f.settleComing(ctx); err != nil && !errors.Is(err, store.ErrReopening) { // the queue says so itself
 			f.o.Log.Warn("a move that was cut short isn't settled", "err", err)
 		}
 		return
