@@ -128,9 +128,9 @@ func (m *mail) answers(ctx context.Context, of *machine) {
 // result is what the primary has.
 type result struct {
 	lost, changed int
-	// notAccepted are there though their senders were told nothing, or to try again.
-	notAccepted int
-	twice       map[int][]arrival
+	// There though their senders were told to try again, or nothing.
+	refused, unanswered int
+	twice               map[int][]arrival
 }
 
 // compare reads what the primary delivered.
@@ -167,8 +167,11 @@ func (m *mail) compare(dir string) (r result, err error) {
 		}
 	}
 	for n := range seen {
-		if !m.accepted[n] {
-			r.notAccepted++
+		switch {
+		case m.refused[n]:
+			r.refused++
+		case m.unanswered[n]:
+			r.unanswered++
 		}
 	}
 	maps.DeleteFunc(seen, func(_ int, copies []arrival) bool { return len(copies) == 1 })

@@ -179,7 +179,7 @@ func count(ctx context.Context, s *stage, mail *mail, counts map[string]int, too
 		log.Printf("%5d × %s", counts[name], name)
 		total += counts[name]
 	}
-	log.Printf("faults %d, messages accepted %d, refused for now %d, unanswered %d (%d of them delivered), in %v", total, mail.total(), len(mail.refused), len(mail.unanswered), r.notAccepted, took)
+	log.Printf("faults %d, messages accepted %d, refused for now %d (%d delivered), unanswered %d (%d delivered), in %v", total, mail.total(), len(mail.refused), r.refused, len(mail.unanswered), r.unanswered, took)
 	log.Printf("lost %d, changed %d, twice %d:", r.lost, r.changed, len(r.twice))
 	for _, name := range slices.Sorted(maps.Keys(windows)) {
 		log.Printf("%5d × %s", windows[name], name)
