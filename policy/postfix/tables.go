@@ -352,11 +352,19 @@ func (i *importer) useKeys(name string, keys map[string]bool) (string, error) {
 	return name, err
 }
 
+// noLocalPart is a character that no local-part has: policy.Learned.Unless of keys
+// "@domain" that stand for every address there.
+const noLocalPart = "\x00"
+
 // useAccess puts an access table into the Spec. Values that are lists of
 // restrictions are translated like lists.
 func (i *importer) useAccess(name string, t *Table, implied string) (reason error) {
 	i.noteFilters(t)
-	if err := t.unlisted(); err != nil {
+	c := *t
+	if t.DomainWide && t.Kind == Indexed && t.Type != "unionmap" && t.Type != "pipemap" { // every address is looked up, and no "@domain"
+		c.DomainWide, c.Stands, c.Unless = false, true, cmp.Or(t.Unless, noLocalPart)
+	}
+	if err := c.unlisted(); err != nil {
 		return err
 	}
 	if t.Kind == Combined {
@@ -382,7 +390,6 @@ func (i *importer) useAccess(name string, t *Table, implied string) (reason erro
 		seen[v] = r
 		return r
 	}
-	c := *t
 	c.Value = rewrite(t.Value)
 	if t.Kind == Indexed {
 		c.Entries = make(map[string]string, len(t.Entries))

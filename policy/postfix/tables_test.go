@@ -2,9 +2,12 @@ package postfix
 
 import (
 	"context"
+	"net/netip"
 	"strings"
 	"testing"
 
+	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/internal/testmx"
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/fidelity"
 	"github.com/understudy-mx/understudy/policy/table"
@@ -128,5 +131,41 @@ func TestNISOff(t *testing.T) {
 	}
 	if nisOff("", context.Canceled) {
 		t.Error("off, though nobody knows")
+	}
+}
+
+// TestDomainWideAccess: in an access table "@domain" stands for the addresses there, whatever
+// their local-part is.
+func TestDomainWideAccess(t *testing.T) {
+	wide := indexed("@example.org", "REJECT", "a@example.net", "REJECT")
+	wide.Type, wide.DomainWide = "mysql", true
+	i := reader(settings{}, map[string]*Table{"mysql:wide": wide})
+	if reason := i.useAccess("mysql:wide", wide, ""); reason != nil {
+		t.Fatal(reason)
+	}
+	spec := policy.NewSpec()
+	spec.Tables, spec.Learned = i.spec.Tables, i.spec.Learned
+	spec.Restrictions.Recipient = []policy.Restriction{{Kind: "check_recipient_access", Arg: "mysql:wide"}, {Kind: "permit"}}
+	snap, err := policy.Compile(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for rcpt, want := range map[string]int{"a@example.org": 554, "b+c@example.org": 554, "a@sub.example.org": 0, "a@example.net": 554, "b@example.net": 0} {
+		s := snap.Session(&testmx.MapResolver{}, envelope.Client{Addr: netip.MustParseAddr("192.0.2.1"), Name: "unknown", ReverseName: "unknown"})
+		to, _, err := envelope.ParseForwardPath("<" + rcpt + ">")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Connect(t.Context())
+		s.Helo(t.Context(), "x.example")
+		from, _, err := envelope.ParseReversePath("<>")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Mail(t.Context(), from, policy.MailParams{})
+		if v := s.Rcpt(t.Context(), to); v.Reply.Code != want && (want != 0 || v.Rule.Kind == "check_recipient_access") {
+			t.Errorf("%s: %d %s", rcpt, v.Reply.Code, v.Reply.Text)
+		}
+		s.Close()
 	}
 }
