@@ -256,14 +256,13 @@ echo "$3" >"$1/root/etc/hostname"`, m.root(), m.s.dir, m.name)
 
 // cut takes the machine's power; wiped, its disk is empty after it.
 func (m *machine) cut(wiped bool) error {
-	if m.boot == nil {
-		return nil
+	if m.boot != nil {
+		if _, err := bash(`kill -9 "$1"`, m.pid); err != nil {
+			return err
+		}
+		_ = m.boot.Wait()
+		m.boot = nil
 	}
-	if _, err := bash(`kill -9 "$1"`, m.pid); err != nil {
-		return err
-	}
-	_ = m.boot.Wait()
-	m.boot = nil
 	if !wiped {
 		return nil
 	}
