@@ -59,31 +59,39 @@ func (i *importer) directory(typ, text string, keys []string) (map[string]string
 		if typ != "ldapdn" {
 			v, found = attributes(e, wanted)
 		}
-		seen := map[string]bool{}
-		for _, a := range by {
-			for _, k := range e.Values(a) {
-				k = strings.ToLower(k)
-				if seen[k] || !found {
-					continue
-				}
-				seen[k] = true
-				before, again := entries[k]
-				switch {
-				case again && typ != "ldapm":
-					return fmt.Errorf("%q finds several entries, and Exim defers", k)
-				case again:
-					v = before + "\n" + v
-				}
-				entries[k] = v
-			}
+		if !found {
+			return nil
 		}
-		return nil
+		return enter(entries, e, by, v, typ == "ldapm")
 	})
 	if err != nil {
 		return nil, err
 	}
 	i.polled["ldap"] = true
 	return entries, nil
+}
+
+// enter notes what an entry answers to each key that it has by these attributes.
+func enter(entries map[string]string, e lister.Entry, by []string, value string, several bool) error {
+	seen := map[string]bool{}
+	for _, a := range by {
+		for _, k := range e.Values(a) {
+			if k = strings.ToLower(k); seen[k] {
+				continue
+			}
+			seen[k] = true
+			before, again := entries[k]
+			switch {
+			case !again:
+				entries[k] = value
+			case several:
+				entries[k] = before + "\n" + value
+			default:
+				return fmt.Errorf("%q finds several entries, and Exim defers", k)
+			}
+		}
+	}
+	return nil
 }
 
 // directoryServer reads what stands before a query: who asks, and whom.
@@ -95,15 +103,7 @@ func (i *importer) directoryServer(typ, text string) (db *lister.Source, rest st
 		if !ok || strings.ContainsAny(name, " \x00") {
 			return nil, "", fmt.Errorf("it isn't a query that is known")
 		}
-		end := strings.IndexByte(value+" ", ' ')
-		if strings.HasPrefix(value, `"`) {
-			for end = 1; end < len(value) && value[end] != '"'; end++ {
-				if value[end] == '\\' {
-					end++
-				}
-			}
-			end++
-		}
+		end := settingEnd(value)
 		text = value[min(end, len(value)):]
 		value = policy.Unquote(value[:min(end, len(value))])
 		switch strings.ToLower(name) {
@@ -147,6 +147,20 @@ func (i *importer) directoryServer(typ, text string) (db *lister.Source, rest st
 		db.Settings["tls_ca_cert_file"] = f
 	}
 	return db, rest, nil
+}
+
+// settingEnd is where a value before a query ends: at a space, or at its closing quote.
+func settingEnd(value string) int {
+	if !strings.HasPrefix(value, `"`) {
+		return strings.IndexByte(value+" ", ' ')
+	}
+	end := 1
+	for ; end < len(value) && value[end] != '"'; end++ {
+		if value[end] == '\\' {
+			end++
+		}
+	}
+	return end + 1
 }
 
 // attributes spells an entry's attributes as Exim does.
@@ -218,7 +232,7 @@ func filterNode(s string) (filter string, by []string, rest string, err error) {
 		return "(" + leaf + ")", nil, s[end+1:], nil
 	}
 	op := s[0]
-	out, kids, keyed := "("+s[:1], 0, 0
+	out, kids, keyed, bound := "("+s[:1], 0, 0, false
 	for s = strings.TrimLeft(s[1:], " "); !strings.HasPrefix(s, ")"); s = strings.TrimLeft(s, " ") {
 		one, in, after, err := filterNode(s)
 		if err != nil {
@@ -227,11 +241,12 @@ func filterNode(s string) (filter string, by []string, rest string, err error) {
 		if len(in) > 0 {
 			keyed++
 			by = append(by, in...)
+			bound = bound || strings.Contains(one, "(&") // only with something else does an entry have that key
 		}
 		kids++
 		out, s = out+one, after
 	}
-	if keyed > 0 && (op == '!' || op == '|' && keyed != kids || op == '&' && keyed > 1) {
+	if keyed > 0 && (op == '!' || op == '|' && (keyed != kids || kids > 1 && bound) || op == '&' && keyed > 1) {
 		return "", nil, "", bad
 	}
 	return out + ")", by, s[1:], nil

@@ -106,3 +106,25 @@ func inOrder(s string) string {
 	slices.Sort(parts[1:])
 	return strings.Join(parts, "cn=") + rest
 }
+
+// TestListingFilter: a filter is listed only if each attribute that it compares with the key is a key of
+// every entry that the listing finds.
+func TestListingFilter(t *testing.T) {
+	for filter, want := range map[string]string{
+		"mail=K":                               "(mail=*)",
+		"(|(mail=K)(alias=K))":                 "(|(mail=*)(alias=*))",
+		"(&(active=1)(|(mail=K)(alias=K)))":    "(&(active=1)(|(mail=*)(alias=*)))",
+		"(|(&(active=1)(mail=K)))":             "(|(&(active=1)(mail=*)))",
+		"(|(mail=K)(&(active=1)(alias=K)))":    "",
+		"(|(mail=K)(|(&(active=1)(alias=K))))": "",
+		"(|(mail=K)(active=1))":                "",
+		"(!(mail=K))":                          "",
+		"(&(mail=K)(alias=K))":                 "",
+		"(mail=smtp:K)":                        "",
+		"(mail=K":                              "",
+	} {
+		if got, _, err := listingFilter(strings.ReplaceAll(filter, "K", "\x000\x00")); got != want || (err == nil) != (want != "") {
+			t.Errorf("%s is listed by %q (%v), want %q", filter, got, err, want)
+		}
+	}
+}
