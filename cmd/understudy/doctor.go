@@ -117,7 +117,7 @@ func (c *doctorCmd) onSecondary(ctx context.Context, cfg *config.Config, e docto
 	if cfg.Policy.File != "" {
 		_, files, _ = handwritten.Load(cfg.Policy.File, nil) // a mistake in it is seen below
 	}
-	e.Push = pushOf(ctx, cfg, operator.Pushed{Client: daemon.Client}, files)
+	e.Push = pushOf(ctx, cfg, operator.Pushed(daemon), files)
 	e.Spool = examineSpool(ctx, cfg, daemon)
 	if err == nil && !e.Daemon.Unpaired {
 		s, err := daemon.Policy(ctx)
@@ -247,7 +247,7 @@ func (c *doctorCmd) onPrimary(ctx context.Context, cfg *config.Config, e doctor.
 		_, more, _ := handwritten.Load(cfg.Policy.File, nil) // a mistake in it is seen below
 		files = append(files, more...)
 	}
-	e.Push = pushOf(ctx, cfg, operator.Pushed{Client: client.Client}, files)
+	e.Push = pushOf(ctx, cfg, operator.Pushed(client), files)
 	e.Push.Name, _, _ = net.SplitHostPort(cfg.Publish.Address)
 	for _, q := range peers {
 		peer := doctor.Peer{Name: q.Name, Seen: q.Polled}

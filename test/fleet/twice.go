@@ -39,7 +39,7 @@ func (s *stage) arrival(content []byte) (a arrival, err error) {
 	}
 	from, queueID, id := fromMachine.FindStringSubmatch(trace[0]), withID.FindStringSubmatch(trace[0]), withID.FindStringSubmatch(trace[1])
 	if from == nil || queueID == nil || id == nil {
-		return a, fmt.Errorf("Received fields %q", trace)
+		return a, fmt.Errorf("no machine or ID in %q", trace)
 	}
 	a = arrival{by: s.machines[from[1][0]-'1'], queueID: queueID[1], id: id[1]}
 	a.at, err = netmail.ParseDate(trace[0][strings.LastIndex(trace[0], ";")+1:])

@@ -88,26 +88,6 @@ func (m *machine) shows(within time.Duration, script string, words ...string) er
 	})
 }
 
-// paste runs the blocks of the page below a heading that are for one of the places.
-func (s *stage) paste(heading string, where map[string][]*machine) error {
-	blocks := s.page[heading]
-	if len(blocks) == 0 {
-		return fmt.Errorf("the page has no blocks below %q", heading)
-	}
-	for _, b := range blocks {
-		on, ok := where[b.where]
-		if !ok {
-			return fmt.Errorf("%s: a block is for %q", heading, b.where)
-		}
-		for _, m := range on {
-			if err := m.paste(b.text); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
 func (m *machine) paste(script string) error {
 	began := time.Now()
 	out, err := m.do(script)
