@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/understudy-mx/understudy/internal/config"
@@ -70,6 +71,7 @@ func HostOf(c *config.Policy) *host.Host {
 
 // stamps are those of files that can't be watched.
 type stamps struct {
+	mu     sync.Mutex // guards the rest; an import and a look at the files go on side by side
 	of     map[string]string
 	looked time.Time
 }
@@ -78,22 +80,36 @@ type stamps struct {
 const stampsEvery = 5 * time.Second
 
 func (s *stamps) changed(ctx context.Context, h *host.Host) bool {
-	if len(s.of) == 0 || time.Since(s.looked) < stampsEvery {
+	before := s.due()
+	if len(before) == 0 {
 		return false
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	now, err := h.Stamps(ctx, slices.Sorted(maps.Keys(s.of)))
+	now, err := h.Stamps(ctx, slices.Sorted(maps.Keys(before)))
+	return err == nil && !maps.Equal(now, before) // what can't be asked is read by and by, and then says so
+}
+
+// due are the stamps to compare with, nil when it isn't time to look.
+func (s *stamps) due() map[string]string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if time.Since(s.looked) < stampsEvery {
+		return nil
+	}
 	s.looked = time.Now()
-	return err == nil && !maps.Equal(now, s.of) // what can't be asked is read by and by, and then says so
+	return s.of
 }
 
 // take notes the files as they are.
 func (s *stamps) take(ctx context.Context, h *host.Host, files []string) {
-	s.of, s.looked = nil, time.Now()
-	if now, err := h.Stamps(ctx, files); err == nil {
-		s.of = now
+	now, err := h.Stamps(ctx, files)
+	if err != nil {
+		now = nil
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.of, s.looked = now, time.Now()
 }
 
 func (i *postfixImporter) Import(ctx context.Context, ask []string) (r Imported, err error) {
