@@ -78,7 +78,7 @@ func (s *stage) mails(count int, to ...*machine) error {
 func (s *stage) arrived(within time.Duration) error {
 	twice := 0
 	err := retry(within, func() error {
-		out, err := s.primary.do("grep -ih ^Message-ID: /var/mail/alice")
+		out, err := s.primary.do("grep -rih ^Message-ID: /home/alice/Maildir/new")
 		if err != nil {
 			return err
 		}

@@ -10,6 +10,8 @@ import (
 
 const setUpHeading = "Set-up with three machines"
 
+// setUpPrimary makes a Postfix. It delivers into a Maildir: a mailbox's lock would stay if
+// Postfix is stopped while it delivers.
 func (s *stage) setUpPrimary() error {
 	_, err := s.primary.do(`apt-get update
 printf '%s\n' 'postfix postfix/main_mailer_type select Internet Site' 'postfix postfix/mailname string mx.example.org' | debconf-set-selections
@@ -23,7 +25,7 @@ mx-host=example.org,mx2.example.org,20
 mx-host=example.org,mx3.example.org,20
 .
 systemctl restart dnsmasq
-postconf -e myhostname=mx.example.org mydestination=example.org 'mynetworks=127.0.0.0/8' inet_protocols=ipv4 mailbox_size_limit=0 inet_interfaces=all
+postconf -e myhostname=mx.example.org mydestination=example.org 'mynetworks=127.0.0.0/8' inet_protocols=ipv4 home_mailbox=Maildir/ inet_interfaces=all
 useradd -m alice
 systemctl restart postfix
 apt-get install -y /stage/understudy_0.0.1_amd64.deb`)
