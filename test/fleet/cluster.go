@@ -82,7 +82,7 @@ func (m *machine) startEtcd(cluster string) error {
 	return m.run("etcd", "etcd", "--name", m.etcdName(), "--data-dir", m.file("etcd"),
 		"--listen-peer-urls", m.etcdPeer(), "--initial-advertise-peer-urls", m.etcdPeer(),
 		"--listen-client-urls", "http://"+m.ip()+":2379,http://127.0.0.1:2379", "--advertise-client-urls", "http://"+m.ip()+":2379",
-		"--initial-cluster", strings.Join(peers, ","), "--initial-cluster-state", cluster, "--unsafe-no-fsync")
+		"--initial-cluster", strings.Join(peers, ","), "--initial-cluster-state", cluster, "--enable-v2", "--unsafe-no-fsync")
 }
 
 // replaceEtcd takes a machine that has lost its data out of etcd's cluster and puts it in

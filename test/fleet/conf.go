@@ -3,7 +3,7 @@ package main
 const patroniYML = `scope: understudy
 name: db%[1]d
 restapi: {listen: "%[2]s:8008", connect_address: "%[2]s:8008"}
-etcd3: {hosts: "10.99.0.1:2379,10.99.0.2:2379,10.99.0.3:2379"}
+etcd: {hosts: "10.99.0.1:2379,10.99.0.2:2379,10.99.0.3:2379"}
 bootstrap:
   dcs:
     ttl: 20

@@ -73,6 +73,7 @@ var faults = []fault{
 		}
 		return r.deaf(ctx, for_, others...)
 	}},
+	{"leader cut off", false, cutOff},
 	{"primary's replies lost", false, func(ctx context.Context, r *round) error {
 		return r.rule(ctx, shortly, "-s", outside, "-p", "tcp", "--sport", "25")
 	}},
@@ -175,6 +176,32 @@ func killLeader(ctx context.Context, r *round) error {
 		return errNoLeader
 	}
 	return l.startPatroni()
+}
+
+// cutOff takes the leader's machine off the network until another one leads and has 100
+// messages. By etcd's newer interface (etcd3) Patroni 3.0.2 may then take the lock back from
+// the successor, and what that accepted is lost.
+func cutOff(ctx context.Context, r *round) error {
+	if r.m = r.s.awaitLeader(ctx); r.m == nil {
+		return errNoLeader
+	}
+	link := func(state string) error {
+		return command("ip", "link", "set", fmt.Sprint("usf", r.m.n), state)
+	}
+	r.s.note(r.m, "deaf")
+	if err := link("down"); err != nil {
+		return err
+	}
+	successor := r.s.awaitLeader(ctx)
+	accepted := r.mail.total() + 100
+	wait(ctx, 20*time.Second, func() bool { return r.mail.total() >= accepted })
+	if err := link("up"); err != nil {
+		return err
+	}
+	if successor == nil {
+		return errNoLeader
+	}
+	return nil
 }
 
 // lose kills all of a machine right after a 250 of its secondary and wipes its disk. It
