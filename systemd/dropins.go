@@ -4,8 +4,7 @@ package systemd
 
 import _ "embed"
 
-// Drop-ins of understudy-publish.service. Each names the groups anew: systemd starts no
-// unit with a group that the machine lacks, as a machine without Postfix lacks postfix.
+// Drop-ins of understudy-publish.service.
 var (
 	//go:embed docker.conf
 	Docker string

@@ -64,7 +64,7 @@ func TestPromises(t *testing.T) {
 			"LoadCredential=understudy.key", "TimeoutStartSec=300", "Requires=understudy.socket",
 			"ExecReload=/bin/kill -HUP $MAINPID"},
 		"understudy-publish.service": {"Type=notify", "WatchdogSec=60", "DynamicUser=yes", "StateDirectory=understudy",
-			"SupplementaryGroups=postfix adm systemd-journal", "ExecReload=/bin/kill -HUP $MAINPID"},
+			"SupplementaryGroups=adm systemd-journal", "ExecReload=/bin/kill -HUP $MAINPID"},
 		"understudy-push@.service": {"Type=oneshot", "DynamicUser=yes", "RuntimeDirectory=understudy-push/%i", "StateDirectory=understudy-push/%i"},
 		"understudy.socket":        {"ListenStream=25", "Backlog=4096"},
 	} {

@@ -123,6 +123,20 @@ func (d *debian) in(script string) string {
 	return sh(d.t, `exec nsenter -t "$1" -a bash -euo pipefail -c "$2" 2>&1`, d.pid, script)
 }
 
+// group: the publisher's unit reads what the group postfix may read, as since the upgrade
+// there is one, and starts without one, too.
+func (d *debian) group() {
+	d.t.Helper()
+	d.has("what Postfix's group may read", `sed -i 's/"alice@example.org"/&, "bob@example.org"/' /etc/understudy/policy.toml
+for i in $(seq 50); do
+	understudy policy status -c /etc/understudy/publish.toml >/tmp/status
+	grep -q '^Recipients *2' /tmp/status && break
+	sleep 0.2
+done
+tr -s ' ' </tmp/status; ls -l /etc/understudy/policy.toml`, "\nRecipients 2\n")
+	d.in(`chmod 644 /etc/understudy/policy.toml; groupdel postfix; systemctl daemon-reload; systemctl restart understudy-publish`)
+}
+
 func (d *debian) has(what, script, want string) {
 	d.t.Helper()
 	if out := d.in(script); !strings.Contains(out, want) {
@@ -137,7 +151,6 @@ func (d *debian) upgrade() {
 	d.t.Helper()
 	d.in(`umount /proc/sys/kernel/random/boot_id # nspawn's, which the units' own /proc doesn't have
 systemctl restart systemd-journald
-groupadd -f postfix # whose files the publisher may read
 cat >/etc/understudy/policy.toml <<.
 domains = ["example.org"]
 recipients = ["alice@example.org"]
@@ -162,8 +175,9 @@ systemctl enable --now understudy.socket understudy.service`)
 	before := paired()
 	senders := send(d.t, d.net.addr+":25")
 	senders.flow()
-	d.in("dpkg -i /new.deb")
+	d.in("groupadd postfix; chgrp postfix /etc/understudy/policy.toml; chmod 640 /etc/understudy/policy.toml; dpkg -i /new.deb")
 	senders.flow()
+	d.group()
 	mails, told := senders.end()
 	d.has("upgraded", "understudy version; readlink /proc/$(systemctl show -P MainPID understudy.service)/exe", "understudy 0.1~git")
 	if after := paired(); !slices.Equal(after, before) {

@@ -58,8 +58,9 @@ for unit in "${@:3}"; do
   [ "${unit%.socket}" = "$unit" ] || continue
   unit=${unit%.service} log=/var/log/${unit%.service}.log
   mkdir -p -m 700 /var/lib/understudy
-  groups=$(cat /etc/systemd/system/$unit.service.d/*.conf 2>/dev/null | sed -n 's/^SupplementaryGroups=//p' | tail -n 1) as=
+  groups=$(cat /etc/systemd/system/$unit.service.d/*.conf 2>/dev/null | sed -n 's/^SupplementaryGroups=//p') as=
   if [ -n "$groups" ]; then
+    groups="$(sed -n 's/^SupplementaryGroups=//p' /etc/systemd/system/$unit.service) $groups"
     getent group $groups > /dev/null # with one that is missing systemd starts nothing
     [[ " $groups " = *" docker "* ]] || chown -R 64000:64000 /var/lib/understudy
     [[ " $groups " = *" docker "* ]] || as="setpriv --no-new-privs --bounding-set=-all --inh-caps=-all --reuid=64000 --regid=64000 --groups=$(for g in $groups; do getent group $g | cut -d: -f3; done | paste -sd,)"
