@@ -132,7 +132,7 @@ func parseRedirection(s, qualify string) (all []string, ok bool) {
 		case strings.HasPrefix(e, `"|`), strings.HasPrefix(e, `"/`):
 			all = append(all, strings.Trim(e, `"`))
 			return
-		case e[0] == '|' || e[0] == '/' && !strings.Contains(e, "@"):
+		case isDelivery(e):
 			all = append(all, e)
 			return
 		}
@@ -160,4 +160,10 @@ func parseRedirection(s, qualify string) (all []string, ok bool) {
 	}
 	add(s[start:])
 	return all, ok
+}
+
+// isDelivery says that a child is a pipe or a file, not an address: a slash may begin one, too.
+func isDelivery(child string) bool {
+	at := strings.LastIndexByte(child, '@')
+	return strings.HasPrefix(child, "|") || strings.HasPrefix(child, "/") && (at < 0 || !CheckDomain(strings.ToLower(child[at+1:])))
 }

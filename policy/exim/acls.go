@@ -1,6 +1,7 @@
 package exim
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -142,6 +143,11 @@ func (i *importer) statement(list string, s *statementText) (out policy.ACLState
 				i.item(list, elementOf(s.verb, it), class, "", "")
 			}
 			continue
+		}
+		if errors.Is(why, expansion.ErrBrace) {
+			i.item(list, elementOf(s.verb, it), fidelity.Exact, it.where+": "+why.Error()+", and Exim answers 451", "")
+			out.Items = append(out.Items, policy.ACLCondition{Kind: "condition", Arg: "${if bool{a brace is missing}}"})
+			return out, true
 		}
 		if never >= 0 {
 			missing = append(missing, policy.ACLCondition{})

@@ -54,6 +54,8 @@ type Source struct {
 	Directory func(ctx context.Context, db *lister.Source, entry func(lister.Entry) error) error
 	// Getent is the command that lists login names; "" for the one on the path.
 	Getent string
+	// Etc is where control panels keep their files; "" for /etc.
+	Etc string
 	// Own are the primary's addresses; nil for those of this machine.
 	Own []string
 	// Patience bounds each run of Exim; 0 for a minute.

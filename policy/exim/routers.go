@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -68,7 +69,7 @@ func (i *importer) router(r *routerText) policy.ACLRouter {
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.options)) {
-		value := r.options[name]
+		value := r.withHome(name)
 		i.here = cmp.Or(r.at[name], r.where)
 		kind, isList := routerLists[name]
 		var err error
@@ -120,6 +121,21 @@ func (i *importer) router(r *routerText) policy.ACLRouter {
 	it.Unknown, it.Concerns = choice == fidelity.Defer, "recipients that no router before it has"
 	out.Driver, out.Options["choice"] = "unknown", choice
 	return out
+}
+
+var homeVariable = regexp.MustCompile(`\$home\b|\$\{home\}`)
+
+// withHome is an option with what its $home stands for, so that the files in it can be
+// listed.
+func (r *routerText) withHome(name string) string {
+	home := r.options["router_home_directory"]
+	if home == "" && r.options["check_local_user"] == "true" {
+		home = "${extract{5}{:}{${lookup passwd{$local_part}}}}"
+	}
+	if home == "" || name == "router_home_directory" {
+		return r.options[name]
+	}
+	return homeVariable.ReplaceAllLiteralString(r.options[name], home)
 }
 
 // requireFiles notes which of the files are there.

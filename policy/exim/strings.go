@@ -1,6 +1,7 @@
 package exim
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"regexp"
@@ -177,11 +178,11 @@ func (i *importer) rewriteStat(s string) (string, error) {
 }
 
 // perlFunctions are those of control panels whose part in decisions is known: what
-// stands for each with a client that hasn't authenticated.
+// stands for each with a client that hasn't authenticated; @ETC@ is Source.Etc.
 var perlFunctions = map[string]struct{ instead, why string }{
 	"check_limits":                        {"yes", "DirectAdmin's counts what its users send"},
 	"auth_hit_limit_acl":                  {"no", "DirectAdmin's counts what its users send"},
-	"save_virtual_user":                   {"${lookup{$local_part}lsearch{/etc/virtual/$domain_data/passwd}{yes}{no}}", "DirectAdmin's looks the local-part up in the domain's file passwd"},
+	"save_virtual_user":                   {"${lookup{$local_part}lsearch{@ETC@/virtual/$domain/passwd}{yes}{no}}", "DirectAdmin's looks the local-part up in the domain's file passwd"},
 	"check_outgoing_mail_suspended":       {"no", "cPanel's is about its users' mail"},
 	"check_mail_permissions":              {"", "cPanel's is about its users' mail"},
 	"check_mail_permissions_results":      {"", "cPanel's is about its users' mail"},
@@ -218,7 +219,7 @@ func (i *importer) rewritePerl(s string) (string, error) {
 		case fidelity.Defer:
 			return "", &expansion.Unsupported{What: "${perl{" + name + "}…}", Runs: true}
 		case perlPanel:
-			return f.instead, nil
+			return strings.ReplaceAll(f.instead, "@ETC@", cmp.Or(i.src.Etc, "/etc")), nil
 		}
 		return choice, nil
 	})

@@ -221,18 +221,33 @@ func (p *parser) condition() (condition, error) {
 	if !known {
 		return nil, &Unsupported{What: "${if " + name + "…}", Runs: name == "acl" || name == "pam" || name == "radius" || name == "ldapauth" || name == "pwcheck" || name == "saslauthd"}
 	}
-	args, err := p.args(n, n)
+	args, err := p.args(n-lists(name), n-lists(name))
 	if err != nil {
 		return nil, err
 	}
+	if lists(name) > 0 {
+		list, err := p.literal()
+		if err != nil {
+			return nil, err
+		}
+		args = append(args, list)
+	}
 	return &compare{name, args}, nil
+}
+
+// lists is 1 for a condition whose second argument is a list: "$" in that is a dollar.
+func lists(name string) int {
+	if strings.HasPrefix(name, "match_") {
+		return 1
+	}
+	return 0
 }
 
 // every reads {{cond}{cond}}.
 func (p *parser) every(name string) (condition, error) {
 	p.space()
 	if p.i >= len(p.s) || p.s[p.i] != '{' {
-		return nil, errBrace
+		return nil, ErrBrace
 	}
 	p.i++
 	a := all{or: name == "or"}
@@ -243,7 +258,7 @@ func (p *parser) every(name string) (condition, error) {
 			p.i++
 			return a, nil
 		case p.i >= len(p.s) || p.s[p.i] != '{':
-			return nil, errBrace
+			return nil, ErrBrace
 		}
 		p.i++
 		c, err := p.condition()

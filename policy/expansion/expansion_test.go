@@ -14,11 +14,16 @@ func (e env) Lookup(typ, file, key string) (string, bool, error) {
 	return v, ok, nil
 }
 
-func (e env) Test(cond, subject, list string) (bool, error) { return e[cond+" "+subject] != "", nil }
+func (e env) Test(cond, subject, list string) (bool, error) {
+	if list != "" {
+		return e[cond+" "+subject+" "+list] != "", nil
+	}
+	return e[cond+" "+subject] != "", nil
+}
 
 // TestExpand has what Exim 4.96 says to "exim -be".
 func TestExpand(t *testing.T) {
-	e := env{"local_part": "Bob", "domain": "example.org", "sender_helo_name": "", "lsearch;/f;bob": "b@x", "exists /f": "yes", "h_subject": "Hi"}
+	e := env{"local_part": "Bob", "domain": "example.org", "sender_helo_name": "", "lsearch;/f;bob": "b@x", "exists /f": "yes", "match_domain example.org $a : +b}": "yes", "h_subject": "Hi"}
 	for _, c := range []struct{ in, want string }{
 		{"a$local_part@${domain}", "aBob@example.org"},
 		{`\$x \N$y${z\N`, "$x $y${z"},
@@ -44,6 +49,7 @@ func TestExpand(t *testing.T) {
 		{"${quote_sqlite:o'b}", "o''b"},
 		{"${if exists{/f}{1}{0}}${if exists{/g}{1}{0}}", "10"},
 		{"$h_subject: ${h_subject:}", "Hi Hi"},
+		{`${if and{{match_domain{$domain}{$a : +b\}}}{eq{a}{a}}}{1}{0}}`, "1"},
 		{"${if inlist{b}{a:b}{1}{0}}${if isip4{192.0.2.1}{1}{0}}${if isip6{192.0.2.1}{1}{0}}", "110"},
 		{"${if >{1K}{1000}{1}{0}}", "1"},
 		{"${reverse_ip:192.0.2.1} ${mask:192.0.2.77/24}", "1.2.0.192 192.0.2.0/24"},
@@ -67,7 +73,7 @@ func TestExpand(t *testing.T) {
 			t.Errorf("Parse(%q): %v; want it unsupported, running %v", in, err, runs)
 		}
 	}
-	for _, in := range []string{"${if", "${lc:x", "${", "$", "${if eq{a}}"} {
+	for _, in := range []string{"${if", "${lc:x", "${", "$", "${if eq{a}}", "${if and{{match_domain{a}{${lookup{b}lsearch{/f}}}}{eq{a}{a}}}}"} {
 		if _, err := Parse(in); err == nil {
 			t.Errorf("Parse(%q) has no error", in)
 		}

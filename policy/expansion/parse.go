@@ -24,7 +24,8 @@ type parser struct {
 	depth int
 }
 
-var errBrace = errors.New("a brace isn't closed")
+// ErrBrace is of a string that Exim can't expand either.
+var ErrBrace = errors.New("a brace isn't closed")
 
 // str reads to the end, or to the "}" that ends an argument.
 func (p *parser) str(inside bool) (*String, error) {
@@ -64,7 +65,7 @@ func (p *parser) str(inside bool) (*String, error) {
 		}
 	}
 	if inside {
-		return nil, errBrace
+		return nil, ErrBrace
 	}
 	flush()
 	out.src = p.s[start:]
@@ -231,7 +232,7 @@ func (p *parser) checked(name string) (node, error) {
 func (p *parser) end() error {
 	p.space()
 	if p.i >= len(p.s) || p.s[p.i] != '}' {
-		return errBrace
+		return ErrBrace
 	}
 	p.i++
 	return nil
@@ -247,6 +248,30 @@ func (p *parser) arg() (*String, error) {
 	return p.str(true)
 }
 
+// literal reads {string} to the first "}"; only backslashes mean anything in it.
+func (p *parser) literal() (*String, error) {
+	p.space()
+	if p.i >= len(p.s) || p.s[p.i] != '{' {
+		return nil, ErrBrace
+	}
+	p.i++
+	start := p.i
+	var b strings.Builder
+	for p.i < len(p.s) && p.s[p.i] != '}' {
+		if p.s[p.i] == '\\' && p.i+1 < len(p.s) {
+			p.escape(&b)
+			continue
+		}
+		b.WriteByte(p.s[p.i])
+		p.i++
+	}
+	if p.i == len(p.s) {
+		return nil, ErrBrace
+	}
+	p.i++
+	return &String{src: p.s[start : p.i-1], nodes: []node{text(b.String())}}, nil
+}
+
 // args reads up to most arguments in braces, at least as many as least.
 func (p *parser) args(least, most int) (all []*String, err error) {
 	for len(all) < most {
@@ -260,7 +285,7 @@ func (p *parser) args(least, most int) (all []*String, err error) {
 		all = append(all, a)
 	}
 	if len(all) < least {
-		return nil, errBrace
+		return nil, ErrBrace
 	}
 	return all, nil
 }
@@ -289,7 +314,7 @@ func (p *parser) item(name string) (node, error) {
 			n = 3
 		}
 		if len(args) < n {
-			return nil, errBrace
+			return nil, ErrBrace
 		}
 		x := &extract{args: args[:n]}
 		return x, p.rest(&x.branch, args[n:])
@@ -411,7 +436,7 @@ func (p *parser) lookup() (node, error) {
 		return nil, err
 	}
 	if arg == nil {
-		return nil, errBrace
+		return nil, ErrBrace
 	}
 	if l.key, l.file = key, arg; key == nil {
 		l.key, l.file = arg, nil
