@@ -117,6 +117,13 @@ var eximSame = map[string][]string{
 		"acl_check_rcpt.11.items.0.arg reset", "acl_check_rcpt.11.items without map[arg:+relay_to_domains kind:domains]", "acl_check_rcpt.11.items without map[arg:recipient kind:verify]", "acl_check_rcpt.11.items without map[kind:endpass]"},
 	"debian-monolithic": {"acl_check_rcpt.0", "acl_check_rcpt.0.items.0.arg reset", "acl_check_rcpt.12",
 		"acl_check_rcpt.12.items.0.arg reset", "acl_check_rcpt.12.items without map[arg:+relay_to_domains kind:domains]", "acl_check_rcpt.12.items without map[arg:recipient kind:verify]", "acl_check_rcpt.12.items without map[kind:endpass]"},
+	"cpanel": {"acl_smtp_rcpt.0", "acl_smtp_rcpt.0.items.0.arg reset", "acl_smtp_rcpt.0.items without map[arg:recipient kind:verify]", "acl_smtp_rcpt.0.items without map[kind:endpass]",
+		"acl_smtp_rcpt.1.items without map[arg:+local_domains kind:domains]", "acl_smtp_rcpt.4", "acl_smtp_rcpt.4.items without map[arg:! +local_domains kind:domains]", "acl_smtp_rcpt.4.items without map[kind:message]"},
+	"directadmin": {"acl_smtp_mail_proxy.0", "acl_connect.0", "acl_check_message.0.items without map[arg:${if eq{$acl_m_is_whitelisted}{1}{1}{0}} kind:condition]",
+		"acl_check_helo.3.items without map[arg:${if eq{$interface_port}{25}} kind:condition]",
+		"acl_check_recipient.6", "acl_check_recipient.6.items without map[arg:* kind:authenticated]", "acl_check_recipient.6.items without map[arg:authenticate first kind:message]", "acl_check_recipient.6.items without map[kind:endpass]",
+		"acl_check_recipient.11", "acl_check_recipient.15", "acl_check_recipient.15.items without map[arg:+relay_domains kind:domains]", "acl_check_recipient.15.items without map[arg:: kind:senders]",
+		"acl_check_recipient.18.items without map[kind:endpass]", "acl_check_recipient.18.items.2.arg reset", "acl_check_recipient.19", "acl_check_recipient.19.items without map[arg:recipient kind:verify]", "acl_check_recipient.22.items.0.arg reset"},
 	"hestia":  {"acl_check_rcpt.0", "acl_check_rcpt.0.items.0.arg reset", "acl_check_rcpt.1", "acl_check_rcpt.1.items.0.arg reset", "acl_check_rcpt.5", "acl_check_rcpt.5.items.0.arg reset"},
 	"hosting": {"acl_smtp_rcpt.0", "acl_smtp_rcpt.0.items.0.arg reset", "acl_smtp_rcpt.2", "acl_smtp_rcpt.2.items.0.arg reset", "acl_smtp_mail.0", "acl_smtp_mail.0.items.0.arg reset"},
 }

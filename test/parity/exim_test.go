@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -33,7 +34,7 @@ func eximProfiles() string {
 // policy that was imported from it. EXIM_SESSIONS sets how many each profile gets.
 //
 // A profile is a directory with an exim.conf. @DIR@ in its files is the directory that
-// it is played in; where it has an etc of its own, /etc/ in its configuration files is that. The lines
+// it is played in; where it has an etc of its own, /etc/ in its configuration files is that, and postmap makes its *.cdb of the texts of these names. The lines
 // of its file "choices" are the operator's, as after --choose.
 func TestEximProfiles(t *testing.T) {
 	dirs, err := os.ReadDir(eximProfiles())
@@ -182,17 +183,39 @@ func installExim(t *testing.T, name, nameserver string) *testmx.Exim {
 	text := strings.ReplaceAll(readFile(t, x.Config), "\nspool_directory =", "\n#")
 	text = strings.ReplaceAll(text, "\nkeep_environment =", "\n#")
 	if isThere(filepath.Join(dir, "etc")) {
-		text = strings.ReplaceAll(text, "/etc/", x.Dir+"/etc/")
+		text = ownEtc(text, x.Dir)
 		parts, err := filepath.Glob(filepath.Join(x.Dir, "etc/exim*.conf"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, p := range parts {
-			writeOld(t, p, strings.ReplaceAll(readFile(t, p), "/etc/", x.Dir+"/etc/"))
+			writeOld(t, p, ownEtc(readFile(t, p), x.Dir))
 		}
+		makeCDBs(t, x)
 	}
 	writeOld(t, x.Config, head+text)
 	return x
+}
+
+// etcPath is /etc/ where no other directory stands before it.
+var etcPath = regexp.MustCompile(`(^|[^\w}])/etc/`)
+
+func ownEtc(text, dir string) string { return etcPath.ReplaceAllString(text, "${1}"+dir+"/etc/") }
+
+// makeCDBs makes the cdb files of a profile's etc, which has their entries as text.
+func makeCDBs(t *testing.T, x *testmx.Exim) {
+	t.Helper()
+	texts, err := filepath.Glob(filepath.Join(x.Dir, "etc/*.cdb"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range texts {
+		plain := strings.TrimSuffix(file, ".cdb")
+		writeOld(t, plain, readFile(t, file))
+		if out, err := exec.Command("postmap", "cdb:"+plain).CombinedOutput(); err != nil {
+			t.Fatalf("postmap cdb:%s: %v\n%s", plain, err, out)
+		}
+	}
 }
 
 func isThere(path string) bool { _, err := os.Stat(path); return err == nil }
@@ -238,7 +261,7 @@ func importExim(t *testing.T, x *testmx.Exim) (*policy.Spec, fidelity.Report) {
 	if file := filepath.Join(x.Dir, "choices"); isThere(file) {
 		choices = strings.FieldsFunc(readFile(t, file), func(r rune) bool { return r == '\n' })
 	}
-	spec, report, err := exim.Import(t.Context(), exim.Source{Program: x.Program, Config: x.Config, Getent: x.Getent, Rows: exim.Databases, Directory: exim.Directories, Choices: fidelity.ParseChoices(choices)})
+	spec, report, err := exim.Import(t.Context(), exim.Source{Program: x.Program, Config: x.Config, Getent: x.Getent, Etc: filepath.Join(x.Dir, "etc"), Rows: exim.Databases, Directory: exim.Directories, Choices: fidelity.ParseChoices(choices)})
 	if err != nil {
 		t.Fatal(err)
 	}
