@@ -100,7 +100,7 @@ func testMemory(t *testing.T, recipients int, limit float64, hashed bool) {
 // snapshot such as `understudy import` writes, and measures what the secondary
 // takes with it and while it is read again with one recipient more.
 func TestMemoryFile(t *testing.T) {
-	recipients, limit := 300_000, 52.0
+	recipients, limit := 300_000, 56.0 // 45 to 52 were seen
 	if os.Getenv("MEMORY") == "full" {
 		recipients, limit = 1_000_000, 64
 	}

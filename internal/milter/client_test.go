@@ -174,6 +174,7 @@ func TestReplies(t *testing.T) {
 func TestPieces(t *testing.T) {
 	m := &testmx.Milter{Name: "A"}
 	c, _ := start(t, m, "tempfail")
+	c.Settings.Command, c.Settings.Content = time.Minute, time.Minute
 	const size = 5 << 20
 	message := io.MultiReader(strings.NewReader("Subject: "+strings.Repeat("x", 200<<10)+"\r\n\r\n"), io.LimitReader(zeros{}, size))
 	for _, a := range []Answer{c.Connect(t.Context(), "x.test", netip.MustParseAddr("2001:db8::1"), 1), c.Mail(t.Context(), []string{"<>"}), c.Rcpt(t.Context(), []string{"<c@here.test>"})} {

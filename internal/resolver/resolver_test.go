@@ -225,12 +225,12 @@ func TestMisbehaviour(t *testing.T) {
 	}{
 		"servfail":        {demo.Behaviour{Rcode: dns.RcodeServerFailure}, 0, "temporary", "A servfail", 1, 0},
 		"refused":         {demo.Behaviour{Rcode: dns.RcodeRefused}, 0, "temporary", "A servfail", 1, 0},
-		"silent":          {demo.Behaviour{Drop: true}, 20 * time.Millisecond, "timeout", "A timeout", 2, 0},
+		"silent":          {demo.Behaviour{Drop: true}, 200 * time.Millisecond, "timeout", "A timeout", 2, 0},
 		"one packet lost": {demo.Behaviour{DropNext: 1}, 500 * time.Millisecond, "ok", "A ok", 2, 0},
 		"truncated":       {demo.Behaviour{Truncate: true}, 0, "ok", "A ok", 1, 1},
 		"forgeries first": {demo.Behaviour{Forge: true}, 0, "ok", "A ok", 1, 0},
-		"forgeries only":  {demo.Behaviour{Forge: true, Drop: true}, 20 * time.Millisecond, "timeout", "A timeout", 2, 0},
-		"late":            {demo.Behaviour{Delay: time.Hour}, 20 * time.Millisecond, "timeout", "A timeout", 2, 0},
+		"forgeries only":  {demo.Behaviour{Forge: true, Drop: true}, 200 * time.Millisecond, "timeout", "A timeout", 2, 0},
+		"late":            {demo.Behaviour{Delay: time.Hour}, 200 * time.Millisecond, "timeout", "A timeout", 2, 0},
 	} {
 		t.Run(what, func(t *testing.T) {
 			f := start(t, Options{Timeout: tt.timeout})
