@@ -73,6 +73,9 @@ func (d *daemon) compare(c *smtpd.Command, v policy.Verdict, primary envelope.Re
 	if c.At == policy.Rcpt {
 		at.To = c.To.Path
 		d.smtp.Compare("live", v, primary)
+		if v.MustVerify() {
+			d.asked.Heard(c.To.Path.Mailbox, primary)
+		}
 	}
 	d.meter.Note(time.Now(), at)
 }

@@ -262,18 +262,37 @@ func (b *Book) ask(ctx context.Context, key string, m envelope.Mailbox) (envelop
 		b.count("unasked")
 		return reply, err
 	case reply.Positive():
-		b.keep(&entry{Address: key, Yes: true, At: now, Asked: now})
+		b.learn(key, true, now)
 		b.count("yes")
 		return replyYes, nil
 	case unknown(reply):
-		if old == nil || !old.Yes || old.expired(now) || old.Log {
-			b.keep(&entry{Address: key, At: now, Asked: now})
-		}
+		b.learn(key, false, now)
 		b.count("no")
 		return replyUnknown, nil
 	}
 	b.count("unsure")
 	return envelope.Reply{}, errors.New("the primary's answer isn't about the recipient: " + reply.String())
+}
+
+// learn keeps an answer; a "no" only where no "yes" of the primary's counts. The caller
+// holds mu.
+func (b *Book) learn(key string, yes bool, now time.Time) {
+	if old := b.entries[key]; yes || old == nil || !old.Yes || old.expired(now) || old.Log {
+		b.keep(&entry{Address: key, Yes: yes, At: now, Asked: now})
+	}
+}
+
+// Heard takes the primary's reply to a client's own RCPT, in a session that was played
+// through. That one may be refused for what it is: only the plain word that the
+// recipient is unknown is a "no".
+func (b *Book) Heard(m envelope.Mailbox, reply envelope.Reply) {
+	key, yes := strings.ToLower(m.String()), reply.Positive()
+	if !yes && !reply.UserUnknown() || len(key) > maxAddress {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.learn(key, yes, b.o.Now().UTC().Truncate(time.Second))
 }
 
 // unknown says that a reply to RCPT means that there is no such recipient. Others are

@@ -302,3 +302,36 @@ func FuzzReadLog(f *testing.F) {
 		}
 	})
 }
+
+// TestHeard: what the primary says to clients in sessions that are played through counts, too,
+// but for refusals that may be about the client.
+func TestHeard(t *testing.T) {
+	p := &primary{err: errors.New("the primary is down"), now: time.Unix(1e9, 0)}
+	b := newBook(t, filepath.Join(t.TempDir(), "asked.json"), p)
+	for _, h := range []struct {
+		to    string
+		reply envelope.Reply
+		want  int
+	}{
+		{"Alice@example.org", envelope.NewReply(250, "2.1.5", "Ok"), 250},
+		{"nobody@example.org", envelope.NewReply(550, "5.1.1", "User unknown"), 550},
+		{"alice@example.org", envelope.NewReply(550, "5.1.1", "User unknown"), 250}, // a "yes" stays
+		{"nobody@example.org", envelope.NewReply(250, "2.1.5", "Ok"), 250},          // a "no" doesn't
+		{"blocked@example.org", envelope.NewReply(554, "5.7.1", "Client host blocked"), 0},
+		{"plain@example.org", envelope.NewReply(550, "", "blocked"), 0},
+		{"later@example.org", envelope.NewReply(450, "4.2.0", "Greylisted"), 0},
+	} {
+		m, err := envelope.ParseMailbox(h.to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.Heard(m, h.reply)
+		if got, _ := look(t, b, p, strings.ToLower(h.to)); got != h.want {
+			t.Errorf("%s after %s: %d, want %d", h.to, h.reply.String(), got, h.want)
+		}
+	}
+	p.now = p.now.Add(yesKept + time.Second)
+	if got, _ := look(t, b, p, "alice@example.org"); got != 0 {
+		t.Errorf("after a month: %d", got)
+	}
+}
