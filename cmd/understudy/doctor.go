@@ -265,8 +265,11 @@ func (c *doctorCmd) onPrimary(ctx context.Context, cfg *config.Config, e doctor.
 		p.Gaps = notReplicated(r.Report)
 		unit := unitOf(ctx, "understudy-publish")
 		p.Guarded = guarded(&cfg.Policy, r.Snapshot.Spec(), unit)
-		if cfg.Policy.Kind() == "exim" {
-			p.Guarded = append(p.Guarded, closedTo(unit, r.Files)...)
+		switch {
+		case cfg.Policy.Kind() == "exim":
+			p.Guarded = append(p.Guarded, closedTo(unit, r.Files, eximRemedy)...)
+		case cfg.Policy.Kind() == "postfix" && publisher.HostOf(&cfg.Policy).Local():
+			p.Guarded = append(p.Guarded, closedTo(unit, r.Files, postfixRemedy)...)
 		}
 	}
 	return e.RunPublisher(ctx, p, progress()), nil

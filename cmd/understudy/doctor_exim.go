@@ -96,8 +96,12 @@ func reloadExim(file string) string {
 const eximRemedy = "add the file's group to SupplementaryGroups in /etc/systemd/system/understudy-publish.service.d/exim.conf, or give it the lines of /usr/share/understudy/postgrey.conf; " +
 	"systemctl daemon-reload, systemctl restart understudy-publish (docs/primaries/exim.md)"
 
+// postfixRemedy gives it what a Postfix's files need.
+const postfixRemedy = "put it into the file's group, by SupplementaryGroups= under [Service]: systemctl edit understudy-publish; for the group postfix the package's generator does so " +
+	"(README, The same by hand); then systemctl restart understudy-publish"
+
 // closedTo are the files that a unit may not read, by their modes.
-func closedTo(unit map[string]string, files []string) (gaps []doctor.Gap) {
+func closedTo(unit map[string]string, files []string, remedy string) (gaps []doctor.Gap) {
 	if unit["LoadState"] != "loaded" || unit["User"] == "root" {
 		return nil
 	}
@@ -112,7 +116,7 @@ func closedTo(unit map[string]string, files []string) (gaps []doctor.Gap) {
 		if unit["ProtectHome"] == "yes" && (strings.HasPrefix(name, "/home/") || strings.HasPrefix(name, "/root/")) {
 			gaps = append(gaps, doctor.Gap{What: name, Why: "the unit understudy-publish has ProtectHome", Remedy: "put ProtectHome=read-only under [Service]: systemctl edit understudy-publish; then systemctl restart understudy-publish"})
 		} else if why := shut(name, groups); why != "" && !readsAll(unit) {
-			gaps = append(gaps, doctor.Gap{What: name, Why: why, Remedy: eximRemedy})
+			gaps = append(gaps, doctor.Gap{What: name, Why: why, Remedy: remedy})
 		}
 	}
 	return gaps

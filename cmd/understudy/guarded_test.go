@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -50,6 +51,79 @@ func TestGuarded(t *testing.T) {
 			}
 		}
 		if got := strings.Join(names, " "); got != tt.want {
+			t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
+		}
+	}
+}
+
+// TestClosedTo: the doctor names the files that a publisher can't read by their modes, or
+// those of the directories above.
+func TestClosedTo(t *testing.T) {
+	dir := t.TempDir()
+	for _, d := range []string{filepath.Dir(dir), dir} {
+		if err := os.Chmod(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const adm, other = 4, 60001 // Debian's, and nobody's
+	for _, f := range []struct {
+		name string
+		mode os.FileMode
+		gid  int
+	}{
+		{"shut", 0o700 | os.ModeDir, 0}, {"group", 0o750 | os.ModeDir, adm},
+		{"open", 0o644, 0}, {"root", 0o600, 0}, {"adm", 0o640, adm}, {"other", 0o640, other}, {"adm-may-not", 0o600, adm}, {"shut/open", 0o644, 0}, {"group/open", 0o644, 0},
+	} {
+		path := filepath.Join(dir, f.name)
+		var err error
+		if f.mode.IsDir() {
+			err = os.Mkdir(path, 0o700)
+		} else {
+			err = os.WriteFile(path, nil, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chown(path, 0, f.gid); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(path, f.mode.Perm()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	files := []string{"/home/alice/list", "/root/list"}
+	for _, name := range []string{"open", "root", "adm", "other", "adm-may-not", "shut/open", "group/open", "missing"} {
+		files = append(files, filepath.Join(dir, name))
+	}
+	unit := func(more ...string) map[string]string {
+		u := map[string]string{"LoadState": "loaded", "User": "understudy", "SupplementaryGroups": "adm systemd-journal", "ProtectHome": "no"}
+		for i := 0; i < len(more); i += 2 {
+			u[more[i]] = more[i+1]
+		}
+		return u
+	}
+	for _, tt := range []struct {
+		name string
+		unit map[string]string
+		want []string
+	}{
+		{"as the package has it", unit(), []string{"root", "other", "adm-may-not", "shut/open"}},
+		{"without groups", unit("SupplementaryGroups", ""), []string{"root", "adm", "other", "adm-may-not", "shut/open", "group/open"}},
+		{"with a group that is missing", unit("SupplementaryGroups", "adm nosuch"), []string{"root", "other", "adm-may-not", "shut/open"}},
+		{"without homes", unit("ProtectHome", "yes"), []string{"/home/alice/list", "/root/list", "root", "other", "adm-may-not", "shut/open"}},
+		{"with postgrey.conf", unit("AmbientCapabilities", "cap_dac_read_search", "ProtectHome", "yes"), []string{"/home/alice/list", "/root/list"}},
+		{"as root", unit("User", "root"), nil},
+		{"without the unit", unit("LoadState", "not-found"), nil},
+		{"without systemd", nil, nil},
+	} {
+		var got []string
+		for _, g := range closedTo(tt.unit, files, "do this") {
+			got = append(got, strings.TrimPrefix(g.What, dir+"/"))
+			if g.Why == "" || g.Remedy != "do this" && !strings.Contains(g.Remedy, "ProtectHome=read-only") {
+				t.Errorf("%s: %+v", tt.name, g)
+			}
+		}
+		if !slices.Equal(got, tt.want) {
 			t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
 		}
 	}

@@ -36,19 +36,20 @@ func (x *exam) backDoor(addr string, s *server) {
 		return
 	}
 	domain := x.Domains[at]
-	ask := func(rcpt string) (int, string) {
+	ask := func(rcpt string) (code int, said string, unknown bool) {
 		code, text, err := s.conn.say("MAIL FROM:<>")
 		if err == nil && code == 250 {
 			code, text, err = s.conn.say("RCPT TO:<%s>", rcpt)
 		}
 		if err != nil {
-			return 0, err.Error()
+			return 0, err.Error(), false
 		}
 		_, _, _ = s.conn.say("RSET")
-		return code, fmt.Sprintf("RCPT TO:<%s> got %d %s", rcpt, code, text)
+		unknown = code == 550 && (strings.HasPrefix(text, "5.1.1") || strings.Contains(strings.ToLower(text), "user unknown"))
+		return code, fmt.Sprintf("RCPT TO:<%s> got %d %s", rcpt, code, text), unknown
 	}
-	code, there := ask("postmaster@" + domain)
-	unknown, nowhere := ask(nobody(domain))
+	code, there, _ := ask("postmaster@" + domain)
+	anybody, nowhere, unknown := ask(nobody(domain))
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
 		host = addr
@@ -58,10 +59,12 @@ func (x *exam) backDoor(addr string, s *server) {
 		remedy += " (with the filter's addresses in place of this machine's)"
 	}
 	switch {
-	case unknown == 250:
+	case anybody == 250:
 		x.report(Fault, "back-door", addr, "The server behind the filter takes mail from strangers, even for recipients that it doesn't have: who knows its address goes past the filter.", nowhere, remedy)
 	case code == 250:
 		x.report(Fault, "back-door", addr, "The server behind the filter takes mail from strangers: who knows its address goes past the filter.", there+"; "+nowhere, remedy)
+	case unknown: // who is turned away for what he is isn't told of recipients
+		x.report(Warning, "back-door", addr, "The server behind the filter refuses a stranger for the recipient alone: it may take his mail for those that it has, past the filter.", nowhere, remedy)
 	case code >= 400 && code < 500:
 		x.report(Warning, "back-door", addr, "The server behind the filter only puts strangers off: it may take their mail later.", there, remedy)
 	}

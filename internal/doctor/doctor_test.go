@@ -55,6 +55,9 @@ func TestFaults(t *testing.T) {
 		"a back door": {func(l *lab) {
 			l.behind(map[string]string{"": "550 5.1.1 no such user", "postmaster@example.org": "250 2.1.5 Ok"})
 		}, "back-door"},
+		"a back door without a postmaster": {func(l *lab) {
+			l.behind(map[string]string{"": "550 5.1.1 <x>: Recipient address rejected: User unknown"})
+		}, "back-door"},
 		"a back door for anybody": {func(l *lab) { l.behind(map[string]string{"": "250 2.1.5 Ok"}) }, "back-door"},
 		"a back door, greylisted": {func(l *lab) { l.behind(map[string]string{"": "450 4.2.0 later"}) }, "back-door"},
 		"a back door of no domain": {func(l *lab) {
