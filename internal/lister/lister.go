@@ -59,6 +59,9 @@ type Source struct {
 	// this machine.
 	Host *host.Host
 
+	// Options are what tables read before found in option files of MySQL's; nil reads them anew.
+	Options *OptionFiles
+
 	Limits Limits
 
 	multi bool // mysql: several statements at a time

@@ -7,14 +7,43 @@ import (
 	"io/fs"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/understudy-mx/understudy/internal/host"
 )
 
-// mysqlOptions reads the option files of MySQL's client library, which Postfix
+// OptionFiles remembers what the option files of MySQL's client library say, for the tables of
+// one host: there, each file may cost a program. A nil one remembers nothing.
+type OptionFiles struct {
+	mu   sync.Mutex
+	said map[[2]string]map[string]string // by file and group
+}
+
+// mysqlOptions are those of the option files of MySQL's client library, which Postfix
 // obeys: option_group (by default "client") of option_file, or of the usual
 // files. Names come back with "_" for "-".
 func (s *Source) mysqlOptions(ctx context.Context) (map[string]string, error) {
+	if s.Options == nil {
+		return s.readMySQLOptions(ctx)
+	}
+	s.Options.mu.Lock()
+	defer s.Options.mu.Unlock()
+	key := [2]string{s.Settings["option_file"], s.set("option_group", "client")}
+	if known, ok := s.Options.said[key]; ok {
+		return known, nil
+	}
+	options, err := s.readMySQLOptions(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if s.Options.said == nil {
+		s.Options.said = map[[2]string]map[string]string{}
+	}
+	s.Options.said[key] = options
+	return options, nil
+}
+
+func (s *Source) readMySQLOptions(ctx context.Context) (map[string]string, error) {
 	o := optionFiles{ctx: ctx, host: s.Host, group: s.set("option_group", "client"), options: map[string]string{}}
 	if name := s.Settings["option_file"]; name != "" {
 		if err := o.read(name, 0); err != nil {

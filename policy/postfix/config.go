@@ -86,10 +86,10 @@ func checkMain(ctx context.Context, src *Source) error {
 		args = append([]string{"-c", src.ConfigDir}, args...)
 	}
 	_, err := src.run(ctx, cmp.Or(src.Postmap, "postmap"), args, func(string) error { return nil })
-	if err != nil {
+	if errors.As(err, new(*commandError)) {
 		return fmt.Errorf("main.cf is refused by Postfix: %w", err)
 	}
-	return nil
+	return err
 }
 
 // readSettings evaluates all parameters as the service sees them: with its

@@ -51,6 +51,7 @@ type Database struct {
 
 	utf8      bool // of Postfix 3.8 or later, see latin
 	memo      *Memo
+	options   *lister.OptionFiles
 	statement *statement // the query, nil: it isn't understood
 	unparsed  error      // then: why
 }
@@ -96,7 +97,7 @@ func (i *importer) database(parameter, typ, name, arg string) (*Table, error) {
 		i.errorf("%s: table %s: %w", parameter, name, err)
 		return nil, nil
 	}
-	db := &Database{Host: i.src.Host, Type: typ, Table: name, Unlisted: i.src.RejectUnlisted, memo: i.src.Memo, utf8: since(i.report.MailVersion, 3, 8)}
+	db := &Database{Host: i.src.Host, Type: typ, Table: name, Unlisted: i.src.RejectUnlisted, memo: i.src.Memo, options: &i.options, utf8: since(i.report.MailVersion, 3, 8)}
 	if strings.HasPrefix(arg, "/") || strings.HasPrefix(arg, ".") {
 		text, err := i.readFile(arg)
 		if err != nil {

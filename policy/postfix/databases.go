@@ -32,7 +32,7 @@ func (d Databases) Directory(ctx context.Context, db *Database, use func(Directo
 }
 
 func (d Databases) source(db *Database) *lister.Source {
-	return &lister.Source{Type: db.Type, Name: db.Table, Settings: db.Settings, Host: db.Host, Limits: d.Limits}
+	return &lister.Source{Type: db.Type, Name: db.Table, Settings: db.Settings, Host: db.Host, Options: db.options, Limits: d.Limits}
 }
 
 // Column is one of a query's answer.

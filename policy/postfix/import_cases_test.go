@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/understudy-mx/understudy/internal/host"
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/fidelity"
 	"github.com/understudy-mx/understudy/policy/postfix"
@@ -446,5 +447,14 @@ func TestClientCerts(t *testing.T) {
 	}
 	if !hasItem(report, "smtpd_recipient_restrictions", "permit_tls_clientcerts", fidelity.Exact) {
 		t.Error("the report doesn't call permit_tls_clientcerts exact")
+	}
+}
+
+// What comes before Postfix, here docker's command, says nothing of main.cf when it fails.
+func TestImportContainerGone(t *testing.T) {
+	gone := &host.Host{Prefix: []string{"sh", "-c", "echo No such container: mx >&2; exit 1"}}
+	_, _, err := postfix.Import(t.Context(), postfix.Source{Host: gone})
+	if err == nil || !strings.Contains(err.Error(), "No such container: mx") || strings.Contains(err.Error(), "main.cf") {
+		t.Errorf("without the container: %v", err)
 	}
 }

@@ -31,6 +31,7 @@ import (
 	"time"
 
 	"github.com/understudy-mx/understudy/internal/host"
+	"github.com/understudy-mx/understudy/internal/lister"
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/fidelity"
 	"github.com/understudy-mx/understudy/policy/postfix/filters"
@@ -118,6 +119,7 @@ type importer struct {
 	implied map[string]string  // of access tables: what a bare table stands for in their classes
 
 	learned []learnedTable
+	options lister.OptionFiles // of MySQL's clients
 
 	filterActions map[string]bool // destinations of FILTER in tables
 
