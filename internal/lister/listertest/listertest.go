@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -112,17 +113,34 @@ func (s *Server) start(t testing.TB, owner *syscall.Credential, command func(por
 		s.process.Dir = s.Dir
 		s.process.Stdout, s.process.Stderr = log, log
 		s.process.SysProcAttr = &syscall.SysProcAttr{Credential: owner, Pdeathsig: syscall.SIGKILL}
-		if err := s.process.Start(); err != nil {
-			t.Fatal(err)
-		}
 		s.ended = make(chan struct{})
+		started := make(chan error)
 		go func() {
-			s.process.Wait()
+			runtime.LockOSThread() // Pdeathsig comes when the thread ends that started the process
+			defer runtime.UnlockOSThread()
+			err := s.process.Start()
+			if started <- err; err == nil {
+				s.process.Wait()
+			}
 			close(s.ended)
 		}()
+		if err := <-started; err != nil {
+			t.Fatal(err)
+		}
 		err := s.ready()
 		if err == nil {
-			t.Cleanup(s.Stop)
+			t.Cleanup(func() {
+				select {
+				case <-s.ended:
+					t.Logf("%s had ended: %v", filepath.Base(argv[0]), s.process.ProcessState)
+				default:
+					s.Stop()
+				}
+				if t.Failed() {
+					said := log.Bytes()
+					t.Logf("%s said at last:\n%s", filepath.Base(argv[0]), said[max(0, len(said)-2000):])
+				}
+			})
 			return
 		}
 		s.Stop()
