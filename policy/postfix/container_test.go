@@ -242,12 +242,13 @@ func (c *container) within(do func() error) error {
 		return err
 	}
 	defer there.Close()
-	here, err := os.Open("/proc/self/ns/net")
+	runtime.LockOSThread()
+	here, err := os.Open("/proc/thread-self/ns/net") // /proc/self is the first thread, which may be there just now
 	if err != nil {
+		runtime.UnlockOSThread()
 		return err
 	}
 	defer here.Close()
-	runtime.LockOSThread()
 	if err := unix.Setns(int(there.Fd()), unix.CLONE_NEWNET); err != nil {
 		runtime.UnlockOSThread()
 		return err
