@@ -168,29 +168,15 @@ func TestPushedPage(t *testing.T) {
 	}
 }
 
-// suiteMail sends to a suite through the secondary while it is up, down and back.
-func suiteMail(t *testing.T, mx1 *machine, stop, start, box string) {
+// knowsAlice sends a message to alice through the secondary, and one to nobody.
+func knowsAlice(t *testing.T, mx1 *machine, when string) {
 	t.Helper()
-	send := func(to string) string {
-		out, _ := mx1.try("swaks --server 203.0.113.2 --local-interface 203.0.113.9 --helo client.example.net --from bob@example.net --to " + to)
-		return out
-	}
-	for _, up := range []bool{true, false} {
-		if !up {
-			mx1.sh(stop)
-		}
-		if out := send("alice@example.org"); !strings.Contains(out, " 250 2.0.0") {
-			t.Errorf("to alice, up: %v:\n%s", up, out)
-		}
-		if out := send("nosuch@example.org"); !strings.Contains(out, "550 5.1.1") {
-			t.Errorf("to nosuch, up: %v:\n%s", up, out)
+	for to, want := range map[string]string{"alice": " 250 2.0.0", "nosuch": "550 5.1.1"} {
+		out, _ := mx1.try("swaks --server 203.0.113.2 --local-interface 203.0.113.9 --helo client.example.net --from bob@example.net --to " + to + "@example.org")
+		if !strings.Contains(out, want) {
+			t.Errorf("to %s, while the primary is %s:\n%s", to, when, out)
 		}
 	}
-	mx1.sh(start)
-	eventually(t, time.Minute, "alice has both messages", func() bool {
-		out, _ := mx1.try("ls " + box + "/new | wc -l")
-		return strings.TrimSpace(out) == "2"
-	})
 }
 
 // suitePair is two machines with the package, the first with an address for a client.
@@ -207,23 +193,23 @@ func suitePair(t *testing.T) (mx1, mx2 *machine) {
 
 var secondaryLine = regexp.MustCompile(`(?m)^understudy setup secondary .*$`)
 
-// TestContainerSetup begins as docs/primaries/suites.md does with a docker-mailserver of another name than
+// TestContainerSetup follows docs/primaries/suites.md with a docker-mailserver of another name than
 // by default, in a root of its own that what stands in for docker enters: what set-up finds, writes and
-// starts, and what doctor says then, and without the container.
+// starts, and what doctor says then, and without the container; then mail, while it is up, down and back.
 func TestContainerSetup(t *testing.T) {
 	const page = "../docs/primaries/suites.md"
 	blocks := blocksOf(strings.Split(readFile(t, page), "<!--")[0])
 	if len(blocks) != 4 {
 		t.Fatalf("the page has %d blocks of code, this test knows 4:\n%q", len(blocks), blocks)
 	}
-	mx1, _ := suitePair(t)
+	mx1, mx2 := suitePair(t)
 	const files = "../policy/postfix/testdata/containers/"
 	root := filepath.Join(mx1.dir, "mail")
 	for name, text := range map[string]string{
 		"bin/docker":               strings.ReplaceAll(readFile(t, files+"docker"), "@CONTAINERS@", mx1.dir),
 		"start":                    readFile(t, files+"start"),
 		"ps":                       "mail\tghcr.io/docker-mailserver/docker-mailserver:latest\tmailserver\n",
-		"mail/etc/postfix/main.cf": readFile(t, files+"docker-mailserver/main.cf") + "maillog_file = /var/log/mail.log\ninet_protocols = ipv4\nvirtual_transport = virtual\nvirtual_mailbox_base = /var/mail\nvirtual_uid_maps = static:65534\nvirtual_gid_maps = static:65534\nmyhostname = mx1.example.org\nsmtpd_milters =\nnon_smtpd_milters =\n",
+		"mail/etc/postfix/main.cf": readFile(t, files+"docker-mailserver/main.cf"),
 		"mail/etc/postfix/master.cf": strings.Replace(readFile(t, files+"docker-mailserver/master.cf")+readFile(t, files+"master.cf"), "submission", "127.0.0.1:587", 1) +
 			"virtual unix - n n - - virtual\n",
 		"mail/etc/postfix/vhost":                   "example.org\n",
@@ -239,8 +225,11 @@ func TestContainerSetup(t *testing.T) {
 		}
 		write(t, filepath.Join(mx1.dir, name), text)
 	}
+	// Nothing is set twice: postlogd would fill its own socket with warnings, and wait for itself.
+	const set = "postconf -e maillog_file=/var/log/mail.log inet_protocols=ipv4 virtual_transport=virtual virtual_mailbox_base=/var/mail virtual_uid_maps=static:65534 virtual_gid_maps=static:65534 " +
+		"myhostname=mx1.example.org smtpd_milters= non_smtpd_milters="
 	mx1.sh("chmod 755 ../bin/docker; groupadd -f docker\nsetsid unshare --mount --uts --ipc --pid --fork --kill-child sh ../start " + root +
-		" mail 'postalias hash:/etc/aliases; install -d -o nobody /var/mail; postfix start' > ../said 2>&1 < /dev/null &\nfor _ in {1..600}; do docker exec -i mail postfix status && exit; sleep 0.1; done; cat ../said; exit 1")
+		" mail '" + set + "; postalias hash:/etc/aliases; install -d -o nobody /var/mail; postfix start' > ../said 2>&1 < /dev/null &\nfor _ in {1..600}; do docker exec -i mail postfix status && exit; sleep 0.1; done; cat ../said; exit 1")
 	t.Cleanup(func() { _, _ = mx1.try("docker exec -i mail postfix stop; kill -9 $(cat ../mail/pid)") })
 
 	out := mx1.sh(strings.TrimSpace(blocks[0]) + " --yes")
@@ -261,6 +250,70 @@ func TestContainerSetup(t *testing.T) {
 		t.Errorf("without the container doctor says\n%s", out)
 	}
 	mx1.sh("mv ../mail/pid.old ../mail/pid")
+
+	// postfix-main.cf is applied by the container's start, by postconf -e.
+	for _, l := range regexp.MustCompile(`(?m)^    ((?:mynetworks|smtpd_authorized_xclient_hosts) = .*)$`).FindAllStringSubmatch(out, -1) {
+		mx1.sh("docker exec -i mail postconf -e '" + l[1] + "'")
+	}
+	mx1.sh("docker exec -i mail postfix reload")
+	mx2.sh(line + " --yes")
+	for _, m := range []*machine{mx1, mx2} {
+		if out := m.sh("understudy doctor"); strings.Contains(out, "no-client-identity") || !strings.Contains(out, "ok ") {
+			t.Errorf("%s: the doctor says\n%s", m.name, out)
+		}
+	}
+	knowsAlice(t, mx1, "up")
+	mx1.sh("docker exec -i mail postfix stop")
+	knowsAlice(t, mx1, "down")
+	mx1.sh("docker exec -i mail postfix start")
+	eventually(t, time.Minute, "alice has both messages", func() bool {
+		out, _ := mx1.try("ls ../mail/var/mail/alice/new | wc -l")
+		return strings.TrimSpace(out) == "2"
+	})
+}
+
+// TestAppliancePage follows docs/primaries/appliance.md word for word, with a Postfix for the filter
+// and one for the server after it, whose door is open to strangers first.
+func TestAppliancePage(t *testing.T) {
+	blocks := blocksOf(readFile(t, "../docs/primaries/appliance.md"))
+	if len(blocks) != 3 {
+		t.Fatalf("the page has %d blocks of code, this test knows 3:\n%q", len(blocks), blocks)
+	}
+	mx1, mx2 := suitePair(t)
+	run(t, "ip", "-n", mx1.name, "addr", "add", "203.0.113.3/24", "dev", "eth0")
+	mx1.sh(`cp -a /etc/postfix /etc/postfix-server
+both='inet_protocols=ipv4 smtpd_tls_security_level= mydestination='
+postconf -e $both myhostname=filter.example.org maillog_file=/var/log/mail.log inet_interfaces=203.0.113.1 smtp_bind_address=203.0.113.1 relay_domains=example.org \
+  'relay_recipient_maps=inline:{alice@example.org=alice}' 'transport_maps=inline:{example.org=smtp:[203.0.113.3]}' 'mynetworks=127.0.0.0/8 203.0.113.2' smtpd_authorized_xclient_hosts=203.0.113.2
+postconf -c /etc/postfix-server -e $both myhostname=mail.example.org maillog_file=/var/log/server.log inet_interfaces=203.0.113.3 queue_directory=/var/spool/postfix-server data_directory=/var/lib/postfix-server \
+  mynetworks=127.0.0.0/8 virtual_mailbox_domains=example.org 'virtual_mailbox_maps=inline:{alice@example.org=alice/}' virtual_mailbox_base=/var/mail virtual_uid_maps=static:65534 virtual_gid_maps=static:65534
+chown nobody /var/mail
+newaliases
+postfix start
+mkdir -p /var/spool/postfix-server; install -d -o postfix /var/lib/postfix-server
+postfix -c /etc/postfix-server start`)
+	t.Cleanup(func() { _, _ = mx1.try("postfix stop; postfix -c /etc/postfix-server stop") })
+	write(t, filepath.Join(mx2.dir, "conf"), blocks[0])
+	write(t, filepath.Join(mx2.dir, "policy"), blocks[1])
+	mx2.sh("cp ../conf /etc/understudy/understudy.toml; cp ../policy /etc/understudy/policy.toml")
+	if out, _ := mx2.try(blocks[2]); !strings.Contains(out, "back-door  mail.example.org:25") || strings.Contains(out, "no-client-identity") {
+		t.Errorf("with a back door doctor says\n%s", out)
+	}
+	mx1.sh("postconf -c /etc/postfix-server -e 'smtpd_client_restrictions=check_client_access inline:{203.0.113.1=permit}, reject'; postfix -c /etc/postfix-server reload")
+	if out, _ := mx2.try("understudy doctor"); strings.Contains(out, "back-door") || !strings.Contains(out, "The servers behind the primary let no stranger in.") {
+		t.Errorf("without a back door doctor says\n%s", out)
+	}
+	knowsAlice(t, mx1, "up")
+	mx1.sh("postfix stop")
+	knowsAlice(t, mx1, "down")
+	mx1.sh("postfix start")
+	eventually(t, time.Minute, "alice has both messages", func() bool {
+		out, _ := mx1.try("ls /var/mail/alice/new | wc -l")
+		return strings.TrimSpace(out) == "2"
+	})
+	if log := mx1.sh("cat /var/log/mail.log"); !strings.Contains(log, "client=unknown[203.0.113.9]") {
+		t.Errorf("the filter isn't told whose mail it is:\n%s", tail([]byte(log), 3000))
+	}
 }
 
 // TestSuiteSetup: a Mail-in-a-Box, with its own queries on a database of its own schema, is found on
@@ -275,11 +328,8 @@ func TestSuiteSetup(t *testing.T) {
 	write(t, filepath.Join(mx1.dir, "more.cf"), main)
 	mx1.sh(`cd ..; touch /etc/mailinabox.conf; cp virtual-*.cf /etc/postfix/; cat more.cf >> /etc/postfix/main.cf
 sqlite3 /var/users.sqlite ".read schema.sql" "INSERT INTO users (email, password) VALUES ('alice@example.org', '')"
-chmod 644 /var/users.sqlite; chown nobody /var/mail
-postconf -e myhostname=mx1.example.org 'mydestination = localhost' inet_protocols=ipv4 inet_interfaces=all maillog_file=/var/log/mail.log smtpd_tls_security_level= virtual_mailbox_base=/var/mail \
-  virtual_uid_maps=static:65534 virtual_gid_maps=static:65534 virtual_transport=local-boxes
-postconf -M 'local-boxes/unix=local-boxes unix - n n - - virtual'
-postconf -P 'local-boxes/unix/virtual_mailbox_maps=static:alice/'
+chmod 644 /var/users.sqlite
+postconf -e myhostname=mx1.example.org 'mydestination = localhost' inet_protocols=ipv4 inet_interfaces=all maillog_file=/var/log/mail.log smtpd_tls_security_level=
 newaliases; postfix start`)
 	t.Cleanup(func() { _, _ = mx1.try("postfix stop") })
 	out := mx1.sh("understudy setup primary --secondary mx2.example.org --yes")
@@ -292,5 +342,10 @@ newaliases; postfix start`)
 			t.Errorf("%s: the doctor says\n%s", m.name, out)
 		}
 	}
-	suiteMail(t, mx1, "postfix stop", "postfix start", "/var/mail/alice")
+	mx1.sh("postfix stop")
+	knowsAlice(t, mx1, "down")
+	mx1.sh("chmod 640 /etc/postfix/virtual-mailbox-maps.cf")
+	if out, _ := mx1.try("understudy doctor"); !strings.Contains(out, "publisher-may-not-read  /etc/postfix/virtual-mailbox-maps.cf") || !strings.Contains(out, "mode 0640 and group 0") {
+		t.Errorf("with a table that is root's alone doctor says\n%s", out)
+	}
 }

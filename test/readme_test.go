@@ -39,31 +39,37 @@ for d in etc var usr usr/local; do
   mount -t overlay overlay -o lowerdir=$lower,upperdir=%[1]s/disk/$d.new,workdir=%[1]s/disk/$d.work /$d
 done
 mount -t proc proc /proc
-printf '127.0.0.1 localhost\n203.0.113.1 mx1.example.org mx1\n203.0.113.2 mx2.example.org mx2\n' > /etc/hosts
+printf '127.0.0.1 localhost\n203.0.113.1 mx1.example.org mx1 filter.example.org\n203.0.113.2 mx2.example.org mx2\n203.0.113.3 mail.example.org\n' > /etc/hosts
 echo nameserver 127.0.0.1 > /etc/resolv.conf
 touch %[1]s/up
 exec sleep infinity`
 
 // A stand-in for systemctl starts what the unit starts, and waits until it is
 // ready as Type=notify does. Where a drop-in names groups, it runs as a user of its own
-// with these, who gets no other rights; the group docker is as good as root. It knows no socket activation: cmd's
-// TestUnderSystemd does.
+// with these, who gets no other rights; the group docker is as good as root. "show" says what the
+// unit's files say. It knows no socket activation: cmd's TestUnderSystemd does.
 const systemctl = `#!/bin/bash
 set -eu
 [ "$1" = daemon-reload ] && exec ls /etc/systemd/system/understudy.socket
 [ "$1 $2" = "reload exim4" ] && exec kill -HUP $(cat /var/lib/exim4/pid)
+said() { cat /etc/systemd/system/$1.service /etc/systemd/system/$1.service.d/*.conf 2>/dev/null | sed -n "s/^$2=//p"; }
+if [ "$1" = show ]; then
+  unit=${@: -1}
+  [ -f /etc/systemd/system/$unit.service ] && echo LoadState=loaded
+  for property in User ProtectHome MemoryDenyWriteExecute SupplementaryGroups; do echo $property=$(said $unit $property); done
+  exit
+fi
 [ "$1 $2" = "enable --now" ]
 for unit in "${@:3}"; do
   [ -f "/etc/systemd/system/${unit%.service}.service" ] || [ -f "/etc/systemd/system/$unit" ]
   [ "${unit%.socket}" = "$unit" ] || continue
   unit=${unit%.service} log=/var/log/${unit%.service}.log
   mkdir -p -m 700 /var/lib/understudy
-  groups=$(cat /etc/systemd/system/$unit.service.d/*.conf 2>/dev/null | sed -n 's/^SupplementaryGroups=//p') as=
-  if [ -n "$groups" ]; then
-    groups="$(sed -n 's/^SupplementaryGroups=//p' /etc/systemd/system/$unit.service) $groups"
+  groups=$(said $unit SupplementaryGroups) as=
+  if grep -qs ^SupplementaryGroups /etc/systemd/system/$unit.service.d/*.conf; then
     getent group $groups > /dev/null # with one that is missing systemd starts nothing
-    [[ " $groups " = *" docker "* ]] || chown -R 64000:64000 /var/lib/understudy
-    [[ " $groups " = *" docker "* ]] || as="setpriv --no-new-privs --bounding-set=-all --inh-caps=-all --reuid=64000 --regid=64000 --groups=$(for g in $groups; do getent group $g | cut -d: -f3; done | paste -sd,)"
+    [[ $groups = *docker* ]] || chown -R 64000:64000 /var/lib/understudy
+    [[ $groups = *docker* ]] || as="setpriv --no-new-privs --bounding-set=-all --inh-caps=-all --reuid=64000 --regid=64000 --groups=$(for g in $groups; do getent group $g | cut -d: -f3; done | paste -sd,)"
   fi
   setsid $as $(sed -n s/^ExecStart=//p /etc/systemd/system/$unit.service) > $log 2>&1 < /dev/null &
   for _ in {1..300}; do grep -q '"msg":"ready"' $log && continue 2; sleep 0.1; done
@@ -75,6 +81,7 @@ done
 // has the real one.
 const apt = `#!/bin/sh
 install -m 755 understudy /usr/local/bin/ && install -m 644 systemd/*.service systemd/*.socket /etc/systemd/system/ && mkdir -p /etc/understudy
+install -D -m 644 -t /usr/share/understudy systemd/*.conf
 `
 
 // newMachine starts one, whose file system has the files below the directory more, too.
@@ -194,7 +201,7 @@ func connect(t *testing.T, mx1, mx2 *machine) {
 		run(t, "ip", "-n", m.name, "addr", "add", address, "dev", "eth0")
 		run(t, "ip", "-n", m.name, "link", "set", "eth0", "up")
 		m.dns(". 60 IN NS ns.example.", "example.org. 60 IN MX 10 mx1.example.org.", "example.org. 60 IN MX 20 mx2.example.org.", "example.net. 60 IN MX 10 mx1.example.org.",
-			"mx1.example.org. 60 IN A 203.0.113.1", "mx2.example.org. 60 IN A 203.0.113.2", "2.113.0.203.in-addr.arpa. 60 IN PTR mx2.example.org.")
+			"mx1.example.org. 60 IN A 203.0.113.1", "filter.example.org. 60 IN A 203.0.113.1", "mail.example.org. 60 IN A 203.0.113.3", "mx2.example.org. 60 IN A 203.0.113.2", "2.113.0.203.in-addr.arpa. 60 IN PTR mx2.example.org.")
 	}
 }
 
@@ -231,6 +238,9 @@ func TestSetup(t *testing.T) {
 		t.Errorf("without anybody to ask, setup says\n%s", out)
 	}
 	out := mx1.sh(strings.TrimSpace(blocks[1]) + " --yes")
+	if page := blocksOf(readFile(t, "../docs/primaries/postfix.md")); len(page) != 2 || page[0] != blocks[1] || mx1.sh("cat /etc/understudy/publish.toml") != page[1] {
+		t.Errorf("docs/primaries/postfix.md has other commands than the README, or another configuration than set-up writes:\n%q", page)
+	}
 	line := regexp.MustCompile(`(?m)^understudy setup secondary .*$`).FindString(out)
 	word := regexp.MustCompile(`understudy1-\S+`)
 	if got := word.ReplaceAllString(line, "understudy1-…"); got != strings.TrimSpace(strings.Replace(blocks[2], "--domain example.org", "--domain example.org --domain localhost --domain mx1.example.org", 1)) {
