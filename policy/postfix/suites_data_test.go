@@ -144,6 +144,12 @@ func newSuiteData(seed uint64) *suiteData {
 	return d
 }
 
+// cut leaves n mailboxes.
+func (d *suiteData) cut(n int) *suiteData {
+	d.boxes, d.tables["gen_mailbox"] = d.boxes[:n], d.tables["gen_mailbox"][:n]
+	return d
+}
+
 // ascii is a mailbox that Postfix can be told of by any database. It refuses
 // a value that isn't UTF-8, and takes Latin-1 from PostgreSQL.
 func (d *suiteData) ascii(r *rand.Rand) string {

@@ -28,7 +28,7 @@ func PostgreSQL(t testing.TB, script string) *Server {
 	}
 	s.start(t, owner, func(port int) []string {
 		link(t, fmt.Sprintf(".s.PGSQL.%d", port), s.Socket)
-		return []string{filepath.Join(bin, "postgres"), "-D", data, "-k", dir, "-h", "127.0.0.1", "-p", fmt.Sprint(port), "-F",
+		return []string{filepath.Join(bin, "postgres"), "-D", data, "-k", dir, "-h", "127.0.0.1", "-p", fmt.Sprint(port), "-F", "-c", "max_connections=300",
 			"-c", "ssl=on", "-c", "ssl_cert_file=" + cert, "-c", "ssl_key_file=" + key}
 	})
 	s.script = func(t testing.TB, db, sql string) {
@@ -58,7 +58,7 @@ func MariaDB(t testing.TB, script string) *Server {
 	cert, key := s.certificate(t, owner)
 	s.start(t, owner, func(port int) []string {
 		return []string{program(t, "mariadbd", "/usr/sbin/mariadbd"), "--no-defaults", "--datadir=" + data, "--socket=" + s.Socket,
-			"--bind-address=127.0.0.1", fmt.Sprintf("--port=%d", port), "--pid-file=" + filepath.Join(dir, "pid"),
+			"--bind-address=127.0.0.1", "--max-connections=400", fmt.Sprintf("--port=%d", port), "--pid-file=" + filepath.Join(dir, "pid"),
 			"--innodb-log-file-size=8M", "--innodb-buffer-pool-size=16M", "--innodb-flush-log-at-trx-commit=0",
 			"--ssl-ca=" + s.CA, "--ssl-cert=" + cert, "--ssl-key=" + key}
 	})

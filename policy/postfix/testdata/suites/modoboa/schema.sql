@@ -24,3 +24,4 @@ CREATE TABLE modoboa_admin_aliasrecipient (
 );
 CREATE INDEX modoboa_admin_aliasrecipient_alias_id ON modoboa_admin_aliasrecipient (alias_id);
 CREATE TABLE relaydomains_recipientaccess (id serial PRIMARY KEY, pattern varchar(254) NOT NULL UNIQUE, action varchar(40) NOT NULL);
+CREATE TABLE admin_senderaddress (id serial PRIMARY KEY, address varchar(254) NOT NULL, mailbox_id integer NOT NULL REFERENCES admin_mailbox);
