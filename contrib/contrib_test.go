@@ -40,20 +40,23 @@ func list(t *testing.T, args ...string) (out, stderr string, code int) {
 	return o.String(), e.String(), cmd.ProcessState.ExitCode()
 }
 
-// fromPage is the command of the page docs/primaries/KIND.md with the values of args, which
-// begin with the kind and the domain, and with their flags that only a fake needs.
+// fromPage is the command of the page docs/primaries/KIND.md, where KIND goes up to an
+// underscore, with the values of args, which begin with the kind and the domain, and with
+// their flags that only a fake needs.
 func fromPage(t *testing.T, args []string) []string {
 	t.Helper()
-	page, err := os.ReadFile("../docs/primaries/" + args[0] + ".md")
+	name, _, _ := strings.Cut(args[0], "_")
+	page, err := os.ReadFile("../docs/primaries/" + name + ".md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, line, found := strings.Cut(string(page), "\n       list-recipients ")
+	_, line, found := strings.Cut(string(page), "\n       list-recipients "+args[0]+" ")
 	line, _, _ = strings.Cut(line, " > list\n")
-	words := strings.Fields(line)
-	if !found || len(words) < 3 || words[0] != args[0] || words[len(words)-1] != args[1] {
+	words := append([]string{args[0]}, strings.Fields(line)...)
+	if !found || len(words) < 3 || words[len(words)-1] != "example.org" {
 		t.Fatalf("the page's command is %q, and the test's %q", line, args)
 	}
+	words[len(words)-1] = args[1]
 	for i := 2; i < len(args); i++ {
 		flag := args[i]
 		at := slices.Index(words, flag)
@@ -495,7 +498,7 @@ esac
 		t.Fatal(err)
 	}
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
-	args := []string{"ldap", "example.org", "--url", "ldaps://x", "--base", "dc=x", "--attribute", "proxyAddresses"}
+	args := []string{"ldap", "example.org", "--url", "ldaps://x", "--base", "dc=x", "--bind-dn", "cn=reader", "--password-file", file(t, "secret"), "--attribute", "proxyAddresses"}
 	wants(t, "a@example.org c@example.org d@example.org e@example.org x@example.org", args...)
 	t.Setenv("LAST", "0-1")
 	fails(t, "another range", args...)
