@@ -86,6 +86,9 @@ func (r *aclRun) dnsdb(query string) (string, bool, error) {
 	if err != nil {
 		return "", false, err
 	}
+	if len(q.names) > maxNames {
+		return "", false, expansion.ErrDefer
+	}
 	var all []string
 	failed := false
 	for _, name := range q.names {

@@ -168,9 +168,15 @@ func parseDNSList(item string) (d dnsList) {
 
 // dnslists asks DNS lists until one lists the client, or the keys that it is asked for.
 func (r *aclRun) dnslists(list string) outcome {
-	unanswered := aclFail
+	unanswered, names := aclFail, 0
 	if r.deferUnanswered {
 		unanswered = aclDefer
+	}
+	ask := func(d *dnsList, prepend string) outcome {
+		if names++; names > maxNames {
+			return aclDefer
+		}
+		return r.dnslist1(d, d.zone, prepend, unanswered)
 	}
 	for _, item := range expansion.List(list) {
 		switch strings.ToLower(item) {
@@ -193,7 +199,7 @@ func (r *aclRun) dnslists(list string) outcome {
 		d := parseDNSList(item)
 		if d.keys == "" && !strings.Contains(item, "/") {
 			key := r.client.Addr.String()
-			rc := r.dnslist1(&d, d.zone, strings.TrimSuffix(reverseAddr(r.client.Addr), "."), unanswered)
+			rc := ask(&d, strings.TrimSuffix(reverseAddr(r.client.Addr), "."))
 			if rc == aclOK {
 				r.dnslist[0], r.dnslist[3] = d.textZone, key
 			}
@@ -208,7 +214,7 @@ func (r *aclRun) dnslists(list string) outcome {
 			if a, err := parseAddr(key); err == nil {
 				prepend = strings.TrimSuffix(reverseAddr(a), ".")
 			}
-			switch r.dnslist1(&d, d.zone, prepend, unanswered) {
+			switch ask(&d, prepend) {
 			case aclOK:
 				r.dnslist[0], r.dnslist[3] = d.textZone, key
 				return aclOK

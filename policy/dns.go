@@ -64,6 +64,7 @@ const (
 	maxAnswers = 1000 // remembered
 	maxTXT     = 500  // octets of a DNS list's text, as Postfix
 	maxServers = 100  // addresses behind the MX or NS records of a name
+	maxNames   = 100  // names that an Exim's list may ask for, which clients may fill; beyond them it defers
 )
 
 // lookups remembers the DNS answers of one session, so that a session never
