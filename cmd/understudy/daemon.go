@@ -440,11 +440,11 @@ func (d *daemon) watchFiles() {
 	for _, w := range watchers {
 		d.frame.Front("files", func(ctx context.Context) error { return w.Run(ctx, d.loaded) })
 	}
-	d.frame.Reload = func(ctx context.Context) {
+	d.frame.Reload = reloading(d.cfg, d.push, d.log, func(ctx context.Context) {
 		for _, w := range watchers {
 			w.Now(ctx)
 		}
-	}
+	})
 }
 
 func (d *daemon) certFiles() []string { return []string{d.cfg.SMTP.TLSCert, d.cfg.SMTP.TLSKey} }

@@ -67,11 +67,13 @@ Stop: no new connections, messages that are being received may finish within
 shutdown_timeout, nothing accepted is lost.
 .TP
 .B SIGHUP
-Read the policy file and the certificate again. A bad one is refused and
-logged; the last good one stays in force.
+Read the policy file and the certificate again, and from the configuration
+domains, stale_after and max_recipients of [push]; what else has changed there
+waits for a restart. A bad file is refused and logged; the last good one stays
+in force.
 .PP
 .B understudy publish
-stops likewise, and reads all its sources again on SIGHUP.
+stops likewise, and on SIGHUP reads all its sources again, and those keys.
 .SH ENVIRONMENT
 .TP
 .B STATE_DIRECTORY

@@ -85,8 +85,11 @@ func newPublication(cfg *config.Config, log *slog.Logger) (_ *publication, err e
 	if p.web, err = listenWeb(cfg); err != nil {
 		return nil, err
 	}
-	p.push, err = openPush(cfg, log, m)
-	return p, err
+	if p.push, err = openPush(cfg, log, m); err != nil {
+		return nil, err
+	}
+	p.frame.Reload = reloading(cfg, p.push, log, p.publisher.Reload)
+	return p, nil
 }
 
 // openShadow has the primary's log held against the policy.
@@ -139,7 +142,6 @@ func (p *publication) run(ctx context.Context) error {
 	p.publisher.First(ctx)
 	f := p.frame
 	f.Alive = func(context.Context) error { p.offer.Peers(); return nil } // hangs when the publisher does
-	f.Reload = p.publisher.Reload
 	f.Listening("publish", p.door)
 	f.Front("publish", func(ctx context.Context) error { return p.offer.Serve(ctx, p.door) })
 	f.Front("sources", p.publisher.Run)

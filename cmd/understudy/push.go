@@ -44,11 +44,11 @@ func openPush(cfg *config.Config, log *slog.Logger, m *metrics.Metrics) (*pushDe
 	if c.Listen == "" {
 		return nil, nil
 	}
-	store, err := pushed.Open(pushed.Options{Dir: pushDir(cfg), Domains: c.Domains, MaxEntries: c.MaxRecipients, StaleAfter: c.StaleAfter, Unguarded: cfg.IsPublisher})
+	store, err := pushed.Open(pushed.Options{Dir: pushDir(cfg), Limits: pushLimits(cfg), Unguarded: cfg.IsPublisher})
 	if err != nil {
 		return nil, fmt.Errorf("push: %w", err)
 	}
-	server, err := push.New(push.Options{Store: store, MaxEntries: c.MaxRecipients, TLSCert: c.TLSCert, TLSKey: c.TLSKey, Log: log, Metrics: m})
+	server, err := push.New(push.Options{Store: store, TLSCert: c.TLSCert, TLSKey: c.TLSKey, Log: log, Metrics: m})
 	if err != nil {
 		return nil, mistakes{cfg.Mistake("push.tls_cert", "%v", err)}
 	}

@@ -53,8 +53,10 @@ prints the configuration in force,
 .B understudy config \-n
 only what differs from the defaults.
 .PP
-A change to this file takes effect at the next restart. The files that it
-names (policy, certificate) are watched, and read again on SIGHUP as well.
+A change to this file takes effect at the next restart; domains, stale_after
+and max_recipients of [push] at the next SIGHUP (systemctl reload), too. The
+files that it names (policy, certificate) are watched, and read again on SIGHUP
+as well.
 .PP
 A duration is a number with a unit, ms, s, m, h or d: "10s", "14d", "1h30m". A
 size is a number of bytes, or one with B, KiB, MiB, GiB or TiB: "64MiB".

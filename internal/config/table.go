@@ -331,7 +331,7 @@ var settings = []setting{
 		`Address on which lists are pushed, such as ":9628", or "" for none. Open the port to those who push only.`,
 		func(c *Config) any { return &c.Push.Listen }},
 	{"push", "domains", domainList, "[]", nil,
-		`The domains whose lists may be pushed. Each needs a token: "understudy push token DOMAIN". Lists of other domains are refused.`,
+		`The domains whose lists may be pushed. Each needs a token: "understudy push token DOMAIN". Lists of other domains are refused. The list of a domain that is taken out stays as it is for a policy that still names it.`,
 		func(c *Config) any { return &c.Push.Domains }},
 	{"push", "tls_cert", file, "", nil,
 		"PEM file with the certificate chain; by default smtp.tls_cert. There is no push without TLS.",

@@ -75,7 +75,7 @@ func start(t *testing.T, most int) *site {
 	s := &site{dir: t.TempDir(), certs: t.TempDir()}
 	s.roots = writePair(t, s.certs)
 	var err error
-	if s.store, err = pushed.Open(pushed.Options{Dir: s.dir, Domains: []string{domain, "example.net"}, MaxEntries: most, StaleAfter: time.Hour}); err != nil {
+	if s.store, err = pushed.Open(pushed.Options{Dir: s.dir, Limits: pushed.Limits{Domains: []string{domain, "example.net"}, MaxEntries: most, StaleAfter: time.Hour}}); err != nil {
 		t.Fatal(err)
 	}
 	if s.token, err = s.store.NewToken(domain, false); err != nil {
@@ -84,7 +84,7 @@ func start(t *testing.T, most int) *site {
 	if s.other, err = s.store.NewToken("example.net", false); err != nil {
 		t.Fatal(err)
 	}
-	server, err := New(Options{Store: s.store, MaxEntries: most, TLSCert: filepath.Join(s.certs, "cert"), TLSKey: filepath.Join(s.certs, "key"),
+	server, err := New(Options{Store: s.store, TLSCert: filepath.Join(s.certs, "cert"), TLSKey: filepath.Join(s.certs, "key"),
 		Log: slog.New(slog.DiscardHandler), Metrics: metrics.New(prometheus.NewRegistry())})
 	if err != nil {
 		t.Fatal(err)

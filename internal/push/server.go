@@ -54,7 +54,6 @@ const (
 // Options say what a Server serves.
 type Options struct {
 	Store           *pushed.Store
-	MaxEntries      int
 	TLSCert, TLSKey string // PEM files, read for each connection
 	Log             *slog.Logger
 	Metrics         *metrics.Metrics
@@ -277,7 +276,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) (domain string, a
 
 // take stores what a PUT or a PATCH has.
 func (s *Server) take(w http.ResponseWriter, r *http.Request, domain, match string) (res pushed.Result, err error) {
-	most := int64(s.o.MaxEntries)*perAddress + 1<<20
+	most := int64(s.o.Store.MaxEntries())*perAddress + 1<<20
 	if r.Method == http.MethodPatch {
 		most = maxChange
 	}

@@ -22,7 +22,7 @@ type Result struct {
 // ETag of the list that it replaces, "" for any.
 func (s *Store) Replace(domain, match string, read func(add func(addr string) error) error) (Result, error) {
 	return s.change(domain, match, func(l *list, w *writer) error {
-		in := &sorter{l: l, most: s.o.MaxEntries}
+		in := &sorter{l: l, most: s.MaxEntries()}
 		defer in.close()
 		if err := read(func(text string) error {
 			addr, err := Address(text, domain)
@@ -64,7 +64,7 @@ func (s *Store) Change(domain, match string, added, removed []string) (Result, e
 		defer old.close()
 		add := slices.Compact(slices.Clone(added))
 		put := func(addr string) error {
-			if w.n >= s.o.MaxEntries {
+			if w.n >= s.MaxEntries() {
 				return ErrTooLong
 			}
 			return w.add(addr)
@@ -98,7 +98,7 @@ func (s *Store) Change(domain, match string, added, removed []string) (Result, e
 
 // change has write make the new list, and puts it in place of the old.
 func (s *Store) change(domain, match string, write func(*list, *writer) error) (r Result, err error) {
-	l := s.lists[domain]
+	l := s.list(domain)
 	if l == nil {
 		return r, ErrUnknown
 	}
@@ -305,7 +305,7 @@ func (s *Store) Reject(domain string) error {
 }
 
 func (s *Store) decide(domain string, do func(*list, *state) error) error {
-	l := s.lists[domain]
+	l := s.list(domain)
 	if l == nil {
 		return ErrUnknown
 	}

@@ -27,10 +27,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
@@ -75,22 +77,39 @@ var (
 	ErrContent  = errors.New("the list is refused")
 )
 
-// Options say where lists are and what they may be.
-type Options struct {
-	Dir        string
+// Limits say which lists there may be. They may change while a store is in use.
+type Limits struct {
 	Domains    []string // lower case; lists of others are refused
 	MaxEntries int      // of a list
 	StaleAfter time.Duration
-	Unguarded  bool             // mass deletions aren't staged here: whoever follows the lists does it
-	Now        func() time.Time // nil: time.Now
-	disk       disk             // nil: the real one
+}
+
+// Options say where lists are and what they may be.
+type Options struct {
+	Dir string
+	Limits
+	Unguarded bool             // mass deletions aren't staged here: whoever follows the lists does it
+	Now       func() time.Time // nil: time.Now
+	disk      disk             // nil: the real one
 }
 
 // Store owns a directory of lists.
 type Store struct {
-	o     Options
+	o    Options // but for Limits
+	open atomic.Pointer[shelf]
+}
+
+// shelf has the lists that may be pushed now. It is never changed.
+type shelf struct {
+	Limits
 	lists map[string]*list
 }
+
+// list returns a domain's, nil if there may be none.
+func (s *Store) list(domain string) *list { return s.open.Load().lists[domain] }
+
+// MaxEntries is the most that a list may have.
+func (s *Store) MaxEntries() int { return s.open.Load().MaxEntries }
 
 // list is one domain's.
 type list struct {
@@ -145,21 +164,34 @@ func Open(o Options) (*Store, error) {
 	if o.disk == nil {
 		o.disk = osDisk{}
 	}
-	s := &Store{o: o, lists: map[string]*list{}}
+	s := &Store{o: o}
+	s.open.Store(&shelf{})
 	if err := o.disk.MkdirAll(o.Dir); err != nil {
 		return nil, err
 	}
 	if err := o.disk.RemoveTemps(o.Dir); err != nil {
 		return nil, err
 	}
-	for _, d := range o.Domains {
-		l := &list{store: s, domain: d}
-		if err := l.load(); err != nil {
-			return nil, err
+	return s, s.Limit(o.Limits)
+}
+
+// Limit puts other limits in force, or none of them if a list can't be read. A domain
+// that is taken out keeps its files; what is being pushed to it may still end well. It
+// isn't called twice at a time.
+func (s *Store) Limit(to Limits) error {
+	next := &shelf{to, map[string]*list{}}
+	for _, d := range to.Domains {
+		l := s.list(d)
+		if l == nil {
+			l = &list{store: s, domain: d}
+			if err := l.load(); err != nil {
+				return err
+			}
 		}
-		s.lists[d] = l
+		next.lists[d] = l
 	}
-	return s, s.Tick()
+	s.open.Store(next)
+	return s.Tick()
 }
 
 func (l *list) path(ending string) string { return filepath.Join(l.store.o.Dir, l.domain+ending) }
@@ -189,7 +221,7 @@ func (l *list) load() error {
 // Tick marks the lists that nobody confirmed for too long. It is called now and then.
 func (s *Store) Tick() error {
 	var errs []error
-	for _, l := range s.lists {
+	for _, l := range s.open.Load().lists {
 		l.writes.Lock()
 		errs = append(errs, l.mark(l.get()))
 		l.writes.Unlock()
@@ -213,7 +245,7 @@ func (l *list) mark(st state) error {
 }
 
 func (l *list) stale(st state) bool {
-	return st.ETag != "" && l.store.o.Now().Sub(st.Pushed) > l.store.o.StaleAfter
+	return st.ETag != "" && l.store.o.Now().Sub(st.Pushed) > l.store.open.Load().StaleAfter
 }
 
 func (l *list) get() state {
@@ -240,8 +272,9 @@ func (l *list) put(st state) error {
 // Status returns the lists by domain.
 func (s *Store) Status() []Status {
 	var all []Status
-	for _, d := range slices.Sorted(slices.Values(s.o.Domains)) {
-		l := s.lists[d]
+	lists := s.open.Load().lists
+	for _, d := range slices.Sorted(maps.Keys(lists)) {
+		l := lists[d]
 		st := l.get()
 		all = append(all, Status{Domain: d, Token: st.Token != "", Former: l.former(st), ETag: st.ETag, Count: st.Count, Pushed: st.Pushed, Changed: st.Changed, Stale: l.stale(st), Staged: st.Staged})
 	}
@@ -286,9 +319,9 @@ func (s *Store) RevokeToken(domain string, former bool) error {
 
 // edit changes a domain's state.
 func (s *Store) edit(domain string, change func(*state)) error {
-	l := s.lists[domain]
+	l := s.list(domain)
 	if l == nil {
-		return fmt.Errorf("%s is not in domains under [push], or wasn't when this process started: %w", domain, ErrUnknown)
+		return fmt.Errorf("%s is not in domains under [push], or wasn't when the configuration was read (systemctl reload has it read again): %w", domain, ErrUnknown)
 	}
 	l.writes.Lock()
 	defer l.writes.Unlock()
@@ -314,7 +347,7 @@ func (l *list) former(st state) time.Time {
 // isn't ours.
 func (s *Store) Allowed(domain, token string) bool {
 	want := [2]string{digest(""), digest("")} // of no token
-	l := s.lists[domain]
+	l := s.list(domain)
 	if l != nil {
 		st := l.get()
 		if st.Token != "" {

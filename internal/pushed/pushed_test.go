@@ -22,7 +22,7 @@ func (c *clock) now() time.Time { return c.at }
 
 func open(t *testing.T, dir string, c *clock, d disk) *Store {
 	t.Helper()
-	s, err := Open(Options{Dir: dir, Domains: []string{domain}, MaxEntries: 1000, StaleAfter: time.Hour, Now: c.now, disk: d})
+	s, err := Open(Options{Dir: dir, Limits: Limits{Domains: []string{domain}, MaxEntries: 1000, StaleAfter: time.Hour}, Now: c.now, disk: d})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,7 +104,7 @@ func TestReplace(t *testing.T) {
 // TestSorted has lists that are longer than a run.
 func TestSorted(t *testing.T) {
 	dir := t.TempDir()
-	s, err := Open(Options{Dir: dir, Domains: []string{domain}, MaxEntries: 250_000, StaleAfter: time.Hour})
+	s, err := Open(Options{Dir: dir, Limits: Limits{Domains: []string{domain}, MaxEntries: 250_000, StaleAfter: time.Hour}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -363,7 +363,7 @@ func TestUnguarded(t *testing.T) {
 	if s.Status()[0].Staged == nil {
 		t.Fatal("the deletion isn't staged")
 	}
-	s, err := Open(Options{Dir: dir, Domains: []string{domain}, MaxEntries: 1000, StaleAfter: 24 * time.Hour, Now: c.now, Unguarded: true})
+	s, err := Open(Options{Dir: dir, Limits: Limits{Domains: []string{domain}, MaxEntries: 1000, StaleAfter: 24 * time.Hour}, Now: c.now, Unguarded: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -391,7 +391,7 @@ func TestDamaged(t *testing.T) {
 		if err := os.WriteFile(name, bad, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Open(Options{Dir: dir, Domains: []string{domain}, MaxEntries: 10}); err == nil {
+		if _, err := Open(Options{Dir: dir, Limits: Limits{Domains: []string{domain}, MaxEntries: 10}}); err == nil {
 			t.Fatalf("octet %d is damaged, and nobody minds", i)
 		}
 	}

@@ -16,7 +16,7 @@ import (
 func TestPushed(t *testing.T) {
 	dir := t.TempDir()
 	at := time.Unix(1e9, 0)
-	s, err := pushed.Open(pushed.Options{Dir: filepath.Join(dir, "push"), Domains: []string{"list.example", "none.example", "stale.example", "hand.example"}, MaxEntries: 10, StaleAfter: time.Hour, Now: func() time.Time { return at }})
+	s, err := pushed.Open(pushed.Options{Dir: filepath.Join(dir, "push"), Limits: pushed.Limits{Domains: []string{"list.example", "none.example", "stale.example", "hand.example"}, MaxEntries: 10, StaleAfter: time.Hour}, Now: func() time.Time { return at }})
 	if err != nil {
 		t.Fatal(err)
 	}
