@@ -255,7 +255,16 @@ func (c *committer) write(ops []*op, again bool) {
 
 // sharer is a store that another process may take while this one can't reach it.
 type sharer interface {
-	Handovers() int64 // how often another had it since it was opened
+	Handovers() int64 // rises when another has had it
+	Held() error      // nil while no other can have it
+}
+
+// held says whether the store is ours alone.
+func (q *Queue) held() error {
+	if s, ok := q.store.(sharer); ok {
+		return s.Held()
+	}
+	return nil
 }
 
 func (c *committer) handovers() int64 {

@@ -3,6 +3,7 @@ package queue
 import (
 	"context"
 	"errors"
+	"io"
 	"testing"
 	"time"
 
@@ -64,6 +65,46 @@ func TestMovedMeanwhile(t *testing.T) {
 			t.Errorf("%+v: %v alarms, messages %+v", tt, n, walk(t, q))
 		}
 		mustClose(t, q)
+	}
+}
+
+// TestLostInSession: once another may have the store, no message that is in a session is
+// read to its end, so that no final dot follows; when the store is ours again it is relayed.
+func TestLostInSession(t *testing.T) {
+	mem := storetest.New()
+	o := options(nil)
+	o.Store = mem
+	var ends []error
+	settled := make(chan struct{})
+	o.Relayer = relayFunc(func(next func(time.Duration) *envelope.Transfer) {
+		for t := next(0); t != nil; t = next(0) {
+			if len(ends) == 0 {
+				mem.Lose(store.ErrReopening)
+			}
+			body, err := t.Open()
+			if err == nil {
+				_, err = io.ReadAll(body)
+				body.Close()
+			}
+			ends = append(ends, err)
+			mem.Lose(nil)
+			if err != nil {
+				t.Settle(nil, err)
+				continue
+			}
+			t.Settle([]envelope.Reply{envelope.NewReply(250, "", "taken")}, nil)
+			close(settled)
+		}
+	})
+	q := mustOpen(t, o)
+	if _, err := commit(q, mailTo("a@example.com"), "Subject: lost\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	stop := run(t, q)
+	<-settled
+	stop()
+	if len(ends) != 2 || !errors.Is(ends[0], store.ErrReopening) || ends[1] != nil {
+		t.Errorf("read to the end with %v; want once an error, and once none", ends)
 	}
 }
 

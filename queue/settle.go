@@ -54,7 +54,8 @@ func (c *claim) transfer() *envelope.Transfer {
 }
 
 // open reads the body and remembers when it is damaged: settle will put the
-// message aside then.
+// message aside then. The end of it is an error when another may have taken the
+// store over, and relay the message as well.
 func (c *claim) open() (io.ReadCloser, error) {
 	f, err := store.OpenBody(c.q.store, c.rec)
 	if err != nil {
@@ -71,7 +72,12 @@ type notedReader struct {
 
 func (r *notedReader) Read(p []byte) (int, error) {
 	n, err := r.ReadCloser.Read(p)
-	if err != nil && err != io.EOF {
+	switch {
+	case err == io.EOF:
+		if lost := r.c.q.held(); lost != nil {
+			err = lost
+		}
+	case err != nil:
 		r.c.noteDamage(err)
 	}
 	return n, err

@@ -26,7 +26,7 @@ var errNewSession = errors.New("another session is needed")
 // come with the reply to the dot.
 func (s *session) relay(ctx context.Context, next func(time.Duration) *envelope.Transfer, carried *envelope.Transfer) (*envelope.Transfer, error) {
 	stop := context.AfterFunc(ctx, func() {
-		time.AfterFunc(shutdownGrace, func() { s.raw.Close() })
+		time.AfterFunc(shutdownGrace, s.raw.abort)
 	})
 	defer stop()
 
@@ -116,6 +116,9 @@ func (s *session) fail(ctx context.Context, err error) (*envelope.Transfer, erro
 			again = x.t
 			continue
 		}
+		if x.ended && !x.complete() {
+			s.unsure = x.t.Envelope.ID
+		}
 		x.settle(err)
 	}
 	if s.waiting != nil {
@@ -130,6 +133,9 @@ func (s *session) fail(ctx context.Context, err error) (*envelope.Transfer, erro
 	case errors.Is(err, errNewSession):
 		s.quit()
 		return again, err
+	case s.unsure != "":
+		s.raw.abort()
+		return nil, err
 	case again != nil:
 		s.conn.Close()
 		s.c.log.Debug("next hop ended the session", "route", s.r.Name, "relayed", s.done, "err", err)

@@ -185,7 +185,7 @@ func (r *route) dropStale() {
 	}
 	for s := range r.sessions {
 		if s.heard.Load() < r.since.UnixNano() {
-			s.raw.Close()
+			s.raw.abort()
 		}
 	}
 }

@@ -116,7 +116,7 @@ func TestWithheldRests(t *testing.T) {
 			_, err := theirs.Read(make([]byte, 1))
 			ended <- err
 		}()
-		a := &seat{pool: p, s: &session{raw: ours}}
+		a := &seat{pool: p, s: &session{raw: timedConn{Conn: ours}}}
 		a.rest(liveRest, liveRest)
 		p.withhold(1)
 		if p.held != 0 || !a.wake() {

@@ -228,7 +228,7 @@ func (c *Client) Relay(ctx context.Context, dest string, next func(wait time.Dur
 		c.noteFit(r, s, err)
 		if err != nil && !errors.Is(err, errNewSession) {
 			c.metrics.RelaySessions.WithLabelValues("failed").Inc()
-			c.log.Warn("relay session failed", "route", r.Name, "relayed", s.done, "err", err)
+			c.logFailed(s, err)
 			return err
 		}
 		c.metrics.RelaySessions.WithLabelValues("ok").Inc()
@@ -236,6 +236,16 @@ func (c *Client) Relay(ctx context.Context, dest string, next func(wait time.Dur
 			return nil
 		}
 	}
+}
+
+// logFailed names the message, if any, of which the next hop may have taken charge
+// without our hearing it: that is relayed again.
+func (c *Client) logFailed(s *session, err error) {
+	attrs := []any{"route", s.r.Name, "relayed", s.done, "err", err}
+	if s.unsure != "" {
+		attrs = append(attrs, "unanswered", s.unsure)
+	}
+	c.log.Warn("relay session failed", attrs...)
 }
 
 // open opens a session for mail, to carry t first unless that is nil, and tells

@@ -207,6 +207,6 @@ func (a *seat) end(tidily bool) {
 	if tidily {
 		a.s.quit()
 	}
-	a.s.raw.Close()
+	a.s.raw.abort()
 	a.leave()
 }

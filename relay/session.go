@@ -82,8 +82,8 @@ type session struct {
 	c    *Client
 	r    *route
 	t    Timeouts
-	raw  net.Conn // closing it never waits
-	conn net.Conn // the TLS connection, once there is one
+	raw  timedConn // closing it never waits
+	conn net.Conn  // the TLS connection, once there is one
 	br   *bufio.Reader
 	bw   *bufio.Writer
 	caps caps
@@ -97,6 +97,7 @@ type session struct {
 	active    []*transaction     // begun and not settled: one ending, one after it
 	waiting   *envelope.Transfer // taken, to be begun when active is empty
 	done      int                // messages that got their final reply
+	unsure    string             // ID of the message that failed with its reply to the dot missing, "" for none
 	dirty     bool               // a transaction is open that needs RSET
 	whole     bool               // replies are passed on, all lines of them
 	buf       []byte             // scratch for content
@@ -106,6 +107,15 @@ type session struct {
 type timedConn struct {
 	net.Conn
 	timeout time.Duration
+}
+
+// abort ends the connection, and drops what the next hop hasn't fetched of it: a
+// message in there counts as not relayed, and must not arrive after all.
+func (c timedConn) abort() {
+	if tcp, ok := c.Conn.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0)
+	}
+	c.Close()
 }
 
 func (c timedConn) Write(p []byte) (n int, err error) {
@@ -143,9 +153,10 @@ func (c *Client) connectOnce(ctx context.Context, r *route, client *envelope.Cli
 		return nil, err
 	}
 	r.noteHost(conn.RemoteAddr())
-	conn = timedConn{conn, t.Block}
+	raw := timedConn{conn, t.Block}
+	conn = raw
 	s := &session{
-		c: c, r: r, t: t, raw: conn, conn: conn, name: c.hostname,
+		c: c, r: r, t: t, raw: raw, conn: conn, name: c.hostname,
 		br: newReplyReader(conn),
 		bw: bufio.NewWriterSize(conn, commandBuffer),
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -28,6 +29,7 @@ type transaction struct {
 	accept  int              // how many are ok
 	heard   bool             // some reply was about this transaction
 	goAhead bool             // 354
+	ended   bool             // the final dot is written
 	unfit   envelope.Reply   // to MAIL, if it was about the session
 	settled bool
 }
@@ -316,6 +318,7 @@ func (s *session) send(x *transaction) error {
 	case err != nil:
 		return s.lastWord(x, err)
 	}
+	x.ended = true
 	s.awaited = append(s.awaited, awaited{step: stepEnd, x: x})
 	return nil
 }
@@ -389,12 +392,13 @@ func (x *transaction) settle(err error) {
 	if x.body != nil {
 		x.body.Close()
 	}
-	complete := true
-	for _, r := range x.replies {
-		complete = complete && !r.Zero()
-	}
-	if complete {
+	if x.complete() {
 		err = nil
 	}
 	x.t.Settle(x.replies, err)
+}
+
+// complete says that each recipient has its final reply.
+func (x *transaction) complete() bool {
+	return !slices.ContainsFunc(x.replies, envelope.Reply.Zero)
 }

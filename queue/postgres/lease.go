@@ -172,6 +172,9 @@ func (s *Store) takeWith(ctx context.Context, n *session) error {
 		if was, err = readSpool(ctx, n, s.o.Spool); err != nil {
 			return failed("read the spool's row", err)
 		}
+		if was.token != s.token { // at once: if this attempt fails, the next may find our own
+			s.handovers.Add(1)
+		}
 	}
 	changed, err := n.commit(ctx,
 		query{makeSQL, [][]byte{name}},
@@ -188,7 +191,7 @@ func (s *Store) takeWith(ctx context.Context, n *session) error {
 	if changed != 1 || row.token != s.token {
 		return fmt.Errorf("%w: %q holds the spool for another %v", store.ErrLocked, store.Cut(row.holder), row.left.Round(time.Millisecond))
 	}
-	if was.epoch > 0 && (was.token != s.token || row.epoch != was.epoch+1) {
+	if was.epoch > 0 && row.epoch != was.epoch+1 {
 		s.handovers.Add(1)
 	}
 	s.id.Store(row.id)
@@ -236,7 +239,7 @@ func (s *Store) Reopen() error {
 	})
 }
 
-// Handovers says how often another had the spool since it was opened here.
+// Handovers rises when another has had the spool since it was opened here, or has it.
 func (s *Store) Handovers() int64 { return s.handovers.Load() }
 
 // letGo ends the lease.
@@ -294,6 +297,13 @@ func (s *Store) ours() error {
 		return store.ErrReopening
 	case s.readOnly:
 		return nil
+	}
+	return s.Held()
+}
+
+// Held is nil while the lease lasts.
+func (s *Store) Held() error {
+	switch {
 	case s.lost.Load():
 		return fmt.Errorf("%w: %w", store.ErrReopening, errFenced)
 	case s.now() > s.until.Load():

@@ -49,6 +49,7 @@ func (s *stage) arrival(content []byte) (a arrival, err error) {
 // said is what the secondaries' logs say of a message.
 type said struct {
 	noted                 map[*machine]int // a relaying, durably
+	unanswered            map[*machine]int // a session ended without the primary's reply to it
 	moved, doubt, unnoted bool
 }
 
@@ -57,7 +58,7 @@ func (s *stage) logs(twice map[int][]arrival) (map[string]*said, error) {
 	all := map[string]*said{}
 	for _, copies := range twice {
 		for _, a := range copies {
-			all[a.id] = &said{noted: map[*machine]int{}}
+			all[a.id] = &said{noted: map[*machine]int{}, unanswered: map[*machine]int{}}
 		}
 	}
 	for _, m := range s.machines {
@@ -70,14 +71,19 @@ func (s *stage) logs(twice map[int][]arrival) (map[string]*said, error) {
 		lines.Buffer(nil, 1<<20)
 		for lines.Scan() {
 			var l struct {
-				Msg, ID string
-				Relayed int
+				Msg, ID    string
+				Relayed    int
+				Unanswered string
 			}
-			if json.Unmarshal(lines.Bytes(), &l) != nil || all[l.ID] == nil {
+			if json.Unmarshal(lines.Bytes(), &l) != nil {
 				continue // one that a kill cut short
+			}
+			if about := all[l.Unanswered]; about != nil {
+				about.unanswered[m]++
 			}
 			about := all[l.ID]
 			switch {
+			case about == nil:
 			case l.Msg == "relay attempt" && l.Relayed > 0:
 				about.noted[m]++
 			case strings.HasPrefix(l.Msg, "relayed a message that another secondary has taken over"):
@@ -156,7 +162,7 @@ func (s *stage) window(copies []arrival, said *said) string {
 			why = secondaryKilled
 		case s.noted(nil, a.at.Add(-time.Second), earlier(next.at, a.at.Add(time.Minute)), "killed", "dead"):
 			why = primaryKilled
-		case s.noted(a.by, a.at.Add(-10*time.Second), a.at.Add(time.Second), "deaf"):
+		case said.unanswered[a.by] > 0, s.noted(a.by, a.at.Add(-10*time.Second), a.at.Add(time.Second), "deaf"):
 			why = replyLost
 		default:
 			return outsideOfAny

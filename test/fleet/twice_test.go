@@ -40,6 +40,8 @@ func TestWindow(t *testing.T) {
 		"the primary killed":            {twice(first, first), said{noted: noted(first)}, []note{{at(12), nil, "killed"}}, primaryKilled},
 		"the primary killed afterwards": {twice(first, first), said{noted: noted(first)}, []note{{at(31), nil, "killed"}}, outsideOfAny},
 		"a reply lost":                  {twice(first, first), said{noted: noted(first)}, []note{{at(8), first, "deaf"}}, replyLost},
+		"a reply lost, as the log says": {twice(first, second), said{noted: noted(second), unanswered: noted(first)}, nil, replyLost},
+		"another's reply lost":          {twice(first, second), said{noted: noted(second), unanswered: noted(second)}, nil, outsideOfAny},
 		"a lease lost":                  {twice(first, second), said{noted: noted(first, second), moved: true}, nil, leaseLost},
 		"sent on twice":                 {other, said{noted: noted(first, first)}, []note{{at(11), first, "killed"}}, outsideOfAny},
 		"the primary's own":             {same, said{noted: noted(first)}, nil, primarysOwn},

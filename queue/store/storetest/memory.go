@@ -19,6 +19,7 @@ type Memory struct {
 	open   bool
 	broken bool
 	fenced int64 // times that another holder was quicker
+	lost   error // why another may have it
 	keys   map[string][]byte
 	bodies map[string][]byte
 }
@@ -51,6 +52,13 @@ func (m *Memory) Fence(b store.Batch, err error) {
 		m.apply(b)
 		return false, err
 	})
+}
+
+// Lose has another holder be possible from now on, nil none.
+func (m *Memory) Lose(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.lost = err
 }
 
 // Clone is another store of the same content, as a power cut leaves it.
@@ -198,6 +206,13 @@ func (o *opened) Handovers() int64 {
 	o.m.mu.Lock()
 	defer o.m.mu.Unlock()
 	return o.m.fenced
+}
+
+// Held is what Lose was told.
+func (o *opened) Held() error {
+	o.m.mu.Lock()
+	defer o.m.mu.Unlock()
+	return o.m.lost
 }
 
 func (o *opened) Free() (octets, files uint64, err error) { return 1 << 40, 1 << 20, nil }
