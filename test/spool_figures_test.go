@@ -43,9 +43,9 @@ func TestSpoolFigures(t *testing.T) {
 		return fmt.Sprintf("[queue]\nstore = \"postgres\"\ndsn = %q\ndsn_password = %q\n", dsn, secret)
 	}
 	over := "postgres://understudy@" + link.Addr().String() + "/understudy?sslmode=disable"
-	rounds := 1
-	if full {
-		rounds = 2
+	rounds, _ := strconv.Atoi(os.Getenv("ROUNDS"))
+	if rounds == 0 {
+		rounds = 1
 	}
 	for range rounds {
 		for _, peer := range []struct{ name, conf string }{
@@ -58,7 +58,14 @@ func TestSpoolFigures(t *testing.T) {
 			}
 		}
 		for members := 1; members <= 3 && full; members++ {
-			t.Run(fmt.Sprintf("%d members", members), func(t *testing.T) { scaleFigures(t, db, members, n) })
+			t.Run(fmt.Sprintf("%d members", members), func(t *testing.T) { scaleFigures(t, db, members, members, n, 0) })
+		}
+		for _, far := range []time.Duration{0, 10 * time.Millisecond} {
+			for _, with := range [][2]int{{1, 1}, {3, 1}, {3, 3}} {
+				if full {
+					t.Run(fmt.Sprintf("backlog of %d of %d, primary %v away", with[1], with[0], far), func(t *testing.T) { scaleFigures(t, db, with[0], with[1], n, far) })
+				}
+			}
 		}
 	}
 }
@@ -90,13 +97,23 @@ func swallow(t *testing.T, addr string) {
 	})
 }
 
-// scaleFigures has members share 60 sessions' mail, and 15 sessions to the primary.
-func scaleFigures(t *testing.T, db *listertest.Node, members, n int) {
+// scaleFigures has members share 15 sessions to the primary, over a round trip of far, and the first
+// of them the mail of 60 sessions.
+func scaleFigures(t *testing.T, db *listertest.Node, members, loaded, n int, far time.Duration) {
 	t.Helper()
 	addr := testmx.FreeAddr()
+	hop := addr
+	if far > 0 {
+		link, err := testmx.NewLink("127.0.0.1:0", addr, far)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer link.Close()
+		hop = link.Addr().String()
+	}
 	var all []*secondary
 	for i := range members {
-		s := newMember(t, fmt.Sprintf("scale%d.of%d.example.org", i, members), addr, policyFor("a@example.org"), "", db)
+		s := newMember(t, fmt.Sprintf("scale%d.of%d.example.org", i, members), hop, policyFor("a@example.org"), "", db)
 		write(t, s.path("understudy.toml"), strings.Replace(readFile(t, s.path("understudy.toml")), "max_connections = 5", "max_connections = 15", 1))
 		s.start()
 		defer s.stop()
@@ -108,11 +125,11 @@ func scaleFigures(t *testing.T, db *listertest.Node, members, n int) {
 		}
 		return sum
 	}
-	n -= n % members
+	n -= n % loaded
 	cpu, began := db.CPU(t), time.Now()
 	var work errgroup.Group
-	for _, s := range all {
-		work.Go(func() error { return pour(t.Context(), s.addr, 60/members, n/members) })
+	for _, s := range all[:loaded] {
+		work.Go(func() error { return pour(t.Context(), s.addr, 60/loaded, n/loaded) })
 	}
 	if err := work.Wait(); err != nil {
 		t.Fatal(err)
