@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"path/filepath"
 	"slices"
 	"time"
 )
@@ -134,10 +135,7 @@ func (s *Store) change(domain, match string, write func(*list, *writer) error) (
 	}
 	if err == nil {
 		st.Pushed = s.o.Now().UTC().Truncate(time.Second)
-		err = l.put(st)
-	}
-	if err == nil {
-		err = l.mark(st)
+		err = l.commit(st)
 	}
 	return Result{etag, w.n, changed, st.Staged}, err
 }
@@ -154,15 +152,15 @@ func (l *list) install(st *state, temp, etag string, n int) error {
 	if st.Staged != nil {
 		since = st.Staged.Since
 	}
-	st.Staged = staged
-	if err := l.rebase(st, now); err != nil {
+	if err := l.rebase(st, now, staged != nil); err != nil {
 		return err
 	}
+	st.Staged = staged
 	if staged != nil {
 		staged.Since = since
 		held, err := d.Exists(l.path(heldFile))
 		if err == nil && !held {
-			err = d.Link(l.path(listFile), l.path(heldFile))
+			err = errors.Join(d.Link(l.path(listFile), l.path(heldFile)), d.SyncDir(l.store.o.Dir))
 		}
 		if err == nil {
 			err = l.put(*st)
@@ -182,9 +180,6 @@ func (l *list) install(st *state, temp, etag string, n int) error {
 	}
 	if st.ETag != etag {
 		st.ETag, st.Count, st.Changed, st.Rejected = etag, n, now, ""
-	}
-	if staged == nil {
-		return d.Remove(l.path(heldFile))
 	}
 	return nil
 }
@@ -248,23 +243,23 @@ func (l *list) lost(ending, temp string) (removed, of int, err error) {
 // rebase moves the lists with which deletions are compared on, so that a list can't
 // be removed in slices. The state goes first: a crash then leaves an older list,
 // which is stricter.
-func (l *list) rebase(st *state, now time.Time) error {
-	d := l.store.o.disk
+func (l *list) rebase(st *state, now time.Time, staged bool) error {
 	if st.ETag == "" || st.BaseAt.IsZero() || st.NextAt.After(now) {
 		st.BaseAt, st.NextAt = now, now
 		if st.ETag == "" {
 			return nil
 		}
-		return errors.Join(d.Link(l.path(listFile), l.path(baseFile)), d.Link(l.path(listFile), l.path(nextFile)))
+		return l.forgetDeletions()
 	}
+	d := l.store.o.disk
 	base, err := d.Exists(l.path(baseFile))
 	if err != nil {
 		return err
 	}
 	if !base {
-		return errors.Join(d.Link(l.path(listFile), l.path(baseFile)), d.Link(l.path(listFile), l.path(nextFile)))
+		return l.forgetDeletions()
 	}
-	if now.Sub(st.NextAt) < window || st.Staged != nil {
+	if now.Sub(st.NextAt) < window || staged {
 		return nil
 	}
 	st.BaseAt, st.NextAt = st.NextAt, now
@@ -277,14 +272,19 @@ func (l *list) rebase(st *state, now time.Time) error {
 	return d.Link(l.path(listFile), l.path(nextFile))
 }
 
+// forgetDeletions has deletions compared with the list in force.
+func (l *list) forgetDeletions() error {
+	d := l.store.o.disk
+	return errors.Join(d.Link(l.path(listFile), l.path(baseFile)), d.Link(l.path(listFile), l.path(nextFile)))
+}
+
 var errNothing = errors.New("no deletion waits for a decision")
 
 // Approve lets a staged deletion take effect.
 func (s *Store) Approve(domain string) error {
 	return s.decide(domain, func(l *list, st *state) error {
-		d := s.o.disk
-		st.BaseAt, st.NextAt = s.o.Now(), s.o.Now()
-		return errors.Join(d.Remove(l.path(heldFile)), d.Link(l.path(listFile), l.path(baseFile)), d.Link(l.path(listFile), l.path(nextFile)))
+		st.BaseAt, st.NextAt, st.Rejected = s.o.Now(), s.o.Now(), "" // Reject may have been cut short
+		return l.forgetDeletions()
 	})
 }
 
@@ -296,11 +296,16 @@ func (s *Store) Reject(domain string) error {
 		if err != nil {
 			return err
 		}
-		if err := s.o.disk.Rename(l.path(heldFile), l.path(listFile)); err != nil {
+		d, temp := s.o.disk, filepath.Join(s.o.Dir, tempPrefix+domain)
+		st.Rejected = st.ETag
+		if err := l.put(*st); err != nil {
 			return err
 		}
-		st.Rejected, st.ETag, st.Count, st.Changed = st.ETag, etag, n, s.o.Now().UTC().Truncate(time.Second)
-		return s.o.disk.SyncDir(s.o.Dir)
+		if err := errors.Join(d.Link(l.path(heldFile), temp), d.Rename(temp, l.path(listFile))); err != nil {
+			return err
+		}
+		st.ETag, st.Count, st.Changed = etag, n, s.o.Now().UTC().Truncate(time.Second)
+		return d.SyncDir(s.o.Dir)
 	})
 }
 
@@ -319,8 +324,5 @@ func (s *Store) decide(domain string, do func(*list, *state) error) error {
 		return err
 	}
 	st.Staged = nil
-	if err := l.put(st); err != nil {
-		return err
-	}
-	return l.mark(st)
+	return l.commit(st)
 }

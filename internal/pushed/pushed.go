@@ -11,10 +11,10 @@
 // old list or the new one, after a crash, too. Each has an ETag, the SHA-256 of its
 // lines, which whoever pushes can compute as well.
 //
-// A list that deletes too much is staged, unless somebody after us does that: it takes effect, but nobody of that
-// domain is unknown for good (P3) until the operator has decided. The same holds for a
-// list that nobody has confirmed for too long. Readers tell by a file beside the list,
-// DOMAIN.unsure.
+// A list that deletes too much is staged: it takes effect, but nobody of that domain
+// is unknown for good (P3) until the operator has decided. A publisher's lists aren't:
+// its secondaries stage deletions. A list that nobody has confirmed for too long makes
+// nobody unknown for good either. Readers tell by a file beside the list, DOMAIN.unsure.
 package pushed
 
 import (
@@ -196,8 +196,8 @@ func (s *Store) Limit(to Limits) error {
 
 func (l *list) path(ending string) string { return filepath.Join(l.store.o.Dir, l.domain+ending) }
 
-// load reads the state. The list's own file has the last word on its ETag: a crash
-// may have come between the two.
+// load reads the state, and ends what a crash has cut short. The list's own file has
+// the last word on which list is in force.
 func (l *list) load() error {
 	b, err := l.store.o.disk.ReadFile(l.path(stateFile))
 	if err == nil {
@@ -207,15 +207,22 @@ func (l *list) load() error {
 		return fmt.Errorf("read %s: %w; remove it, and make a new token", l.path(stateFile), err)
 	}
 	etag, n, err := l.sum(listFile)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		l.state.ETag, l.state.Count = "", 0
-	case err != nil:
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
-	case etag != l.state.ETag:
-		l.state.ETag, l.state.Count = etag, n
 	}
-	return nil
+	st := l.state
+	if st.Staged != nil {
+		if held, _, err := l.sum(heldFile); err == nil && held == etag { // the deletion hadn't come in, or was undone
+			st.Staged = nil
+		}
+	}
+	if st.ETag != etag {
+		st.ETag, st.Count = etag, n
+	}
+	if st != l.state {
+		return l.commit(st)
+	}
+	return l.letGo(st)
 }
 
 // Tick marks the lists that nobody confirmed for too long. It is called now and then.
@@ -267,6 +274,25 @@ func (l *list) put(st state) error {
 	defer l.mu.Unlock()
 	l.state = st
 	return nil
+}
+
+// commit makes a state durable, and then what follows from it.
+func (l *list) commit(st state) error {
+	if err := l.put(st); err != nil {
+		return err
+	}
+	if err := l.letGo(st); err != nil {
+		return err
+	}
+	return l.mark(st)
+}
+
+// letGo removes the list before a deletion that isn't staged any more.
+func (l *list) letGo(st state) error {
+	if st.Staged != nil {
+		return nil
+	}
+	return l.store.o.disk.Remove(l.path(heldFile))
 }
 
 // Status returns the lists by domain.

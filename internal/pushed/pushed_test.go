@@ -11,6 +11,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/syndtr/goleveldb/leveldb/storage"
+
+	"github.com/understudy-mx/understudy/internal/testmx"
 )
 
 const domain = "example.org"
@@ -50,7 +54,12 @@ func put(s *Store, list ...string) (Result, error) {
 // inForce reads a list as a policy does.
 func inForce(t *testing.T, dir string) (list []string, unsure bool) {
 	t.Helper()
-	f, err := os.Open(filepath.Join(dir, ListName(domain)))
+	return inForceOn(t, osDisk{}, dir)
+}
+
+func inForceOn(t *testing.T, d disk, dir string) (list []string, unsure bool) {
+	t.Helper()
+	f, err := d.Open(filepath.Join(dir, ListName(domain)))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, false
 	}
@@ -58,7 +67,7 @@ func inForce(t *testing.T, dir string) (list []string, unsure bool) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	v, err := Verify(f.Name(), f)
+	v, err := Verify(ListName(domain), f)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,13 +75,19 @@ func inForce(t *testing.T, dir string) (list []string, unsure bool) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = os.Stat(filepath.Join(dir, UnsureName(domain)))
-	return strings.Fields(string(b)), err == nil
+	unsure, err = d.Exists(filepath.Join(dir, UnsureName(domain)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Fields(string(b)), unsure
 }
 
 func TestReplace(t *testing.T) {
-	dir, c := t.TempDir(), &clock{time.Unix(1e9, 0)}
+	dir, c := filepath.Join(t.TempDir(), "new"), &clock{time.Unix(1e9, 0)}
 	s := open(t, dir, c, nil)
+	if i, err := os.Stat(dir); err != nil || i.Mode().Perm() != 0o700 {
+		t.Errorf("the directory: %v, %v", i, err)
+	}
 	r, err := put(s, "Bob@Example.org", "alice@example.org", "bob@example.org", `"a,b"@example.org`)
 	want := []string{`"a,b"@example.org`, "alice@example.org", "bob@example.org"}
 	if err != nil || !r.Changed || r.Count != 3 || r.ETag != ETag(want) {
@@ -95,9 +110,64 @@ func TestReplace(t *testing.T) {
 	if _, err = s.Change(domain, ETag(want), nil, nil); !errors.Is(err, ErrETag) {
 		t.Errorf("a change of an old list: %v", err)
 	}
+	if _, err = s.Change(domain, "", users(0, 1), nil); !errors.Is(err, ErrETag) {
+		t.Errorf("a change of any list: %v", err)
+	}
+	if _, err = s.Change(domain, r.ETag, users(0, 996), nil); !errors.Is(err, ErrTooLong) {
+		t.Errorf("a change to 1001 of 1000: %v", err)
+	}
 	again := open(t, dir, c, nil)
 	if st, err := again.One(domain); err != nil || st.ETag != r.ETag || st.Count != 5 {
 		t.Errorf("after a restart: %+v, %v", st, err)
+	}
+}
+
+// TestBusy: a list that comes while another one of its domain is read is refused, and
+// takes no place in a line.
+func TestBusy(t *testing.T) {
+	s := open(t, t.TempDir(), &clock{time.Unix(1e9, 0)}, nil)
+	_, err := s.Replace(domain, "", func(add func(string) error) error {
+		second := make(chan error, 1)
+		go func() {
+			_, err := put(s, users(0, 2)...)
+			second <- err
+		}()
+		select {
+		case err := <-second:
+			if !errors.Is(err, ErrBusy) {
+				t.Errorf("the second: %v", err)
+			}
+		case <-time.After(20 * time.Second):
+			t.Error("the second waits")
+		}
+		return add("a@example.org")
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAddress(t *testing.T) {
+	long := strings.Repeat("d", 60) + "." + strings.Repeat("d", 60) + "." + strings.Repeat("d", 60) + "." + strings.Repeat("d", 60) + ".example"
+	a := strings.Repeat("a", 64)
+	for _, tt := range []struct {
+		text, domain string
+		want         bool
+	}{
+		{a + "@example.org", domain, true},
+		{"a" + a + "@example.org", domain, false},
+		{`"` + a[:63] + `,"@example.org`, domain, true},
+		{`"` + a[:64] + `,"@example.org`, domain, false},
+		{strings.Repeat("é", 32) + "@example.org", domain, true},
+		{strings.Repeat("é", 32) + "a@example.org", domain, false},
+		{a + "@" + long, long, true},
+		{strings.Repeat("\u023a", 32) + "@" + long, long, false}, // in lower case each has three octets
+		{`"a\b"@example.org`, domain, false},                     // it isn't how that is written
+		{"#@example.org", domain, false},
+	} {
+		if got, err := Address(tt.text, tt.domain); (err == nil) != tt.want {
+			t.Errorf("%q: %q, %v", tt.text, got, err)
+		}
 	}
 }
 
@@ -230,13 +300,28 @@ func TestDecide(t *testing.T) {
 	if got, unsure := inForce(t, dir); len(got) != 9 || unsure {
 		t.Errorf("they are back: %d, unsure %v", len(got), unsure)
 	}
+	staged := c.at
+	for i, list := range [][]string{users(0, 4), few} { // of two one after the other, the first says when and from what
+		r, err := put(s, list...)
+		if err != nil || r.Staged == nil || r.Staged.Removed != 10-len(list) || r.Staged.Of != 10 || !r.Staged.Since.Equal(staged) {
+			t.Fatalf("staged once more: %d: %+v, %v", i, r.Staged, err)
+		}
+		c.at = c.at.Add(time.Minute)
+	}
+	if err := s.Reject(domain); err != nil {
+		t.Fatal(err)
+	}
+	if got, unsure := inForce(t, dir); len(got) != 9 || unsure {
+		t.Errorf("the second of two rejected: %d, unsure %v", len(got), unsure)
+	}
+	few = few[:2]
 	if r, err := put(s, few...); err != nil || r.Staged == nil {
-		t.Fatalf("staged once more: %+v, %v", r, err)
+		t.Fatalf("and again: %+v, %v", r, err)
 	}
 	if err := s.Approve(domain); err != nil {
 		t.Fatal(err)
 	}
-	if got, unsure := inForce(t, dir); len(got) != 3 || unsure {
+	if got, unsure := inForce(t, dir); len(got) != 2 || unsure {
 		t.Errorf("after approve: %d, unsure %v", len(got), unsure)
 	}
 }
@@ -397,122 +482,183 @@ func TestDamaged(t *testing.T) {
 	}
 }
 
-// dying is a disk that dies at operation n: that one and all after it fail.
-type dying struct {
-	osDisk
-	left int
+// memory is a disk that may lose its power.
+type memory struct {
+	*testmx.Disk
+	temps int
 }
 
-var errDead = errors.New("the disk is gone")
+const memoryDir = "/lists"
 
-func (d *dying) op() error {
-	if d.left--; d.left < 0 {
-		return errDead
-	}
-	return nil
+func (m *memory) MkdirAll(dir string) error { return m.Mkdir(dir) }
+
+func (m *memory) Create(dir string) (file, error) {
+	m.temps++
+	name := filepath.Join(dir, fmt.Sprint(tempPrefix, m.temps))
+	w, err := m.Disk.Create(name)
+	return &memoryFile{Writer: w, name: name}, err
 }
 
-func (d *dying) Create(dir string) (file, error) {
-	if err := d.op(); err != nil {
+func (m *memory) Open(name string) (io.ReadCloser, error) {
+	r, _, err := m.Disk.Open(name)
+	return r, err
+}
+
+func (m *memory) ReadFile(name string) ([]byte, error) {
+	r, err := m.Open(name)
+	if err != nil {
 		return nil, err
 	}
-	f, err := os.CreateTemp(dir, tempPrefix)
-	return &dyingFile{f, d}, err
+	return io.ReadAll(r)
 }
 
-func (d *dying) Rename(from, to string) error {
-	return errors.Join(d.op(), errUnless(d.left >= 0, func() error { return os.Rename(from, to) }))
+func (m *memory) Link(from, to string) error {
+	return errors.Join(m.Remove(to), m.Disk.Link(from, to))
 }
 
-func (d *dying) Link(from, to string) error {
-	return errors.Join(d.op(), errUnless(d.left >= 0, func() error { return d.osDisk.Link(from, to) }))
-}
-
-func (d *dying) Remove(name string) error {
-	return errors.Join(d.op(), errUnless(d.left >= 0, func() error { return d.osDisk.Remove(name) }))
-}
-
-func (d *dying) SyncDir(dir string) error { return d.op() }
-
-func errUnless(alive bool, do func() error) error {
-	if alive {
-		return do()
+func (m *memory) Exists(name string) (bool, error) {
+	_, err := m.Open(name)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
 	}
-	return nil
+	return err == nil, err
 }
 
-type dyingFile struct {
-	*os.File
-	d *dying
-}
-
-func (f *dyingFile) Write(b []byte) (int, error) {
-	if err := f.d.op(); err != nil {
-		n, _ := f.File.Write(b[:len(b)/2]) // torn
-		return n, err
+func (m *memory) RemoveTemps(dir string) error {
+	names, err := m.List(dir)
+	for _, name := range names {
+		if strings.HasPrefix(name, tempPrefix) {
+			err = errors.Join(err, m.Remove(filepath.Join(dir, name)))
+		}
 	}
-	return f.File.Write(b)
+	return err
 }
 
-func (f *dyingFile) WriteAt(b []byte, at int64) (int, error) {
-	if err := f.d.op(); err != nil {
-		return 0, err
+// memoryFile keeps what was written until it is synced or closed: a file of
+// testmx.Disk only grows.
+type memoryFile struct {
+	storage.Writer
+	name string
+	buf  []byte
+}
+
+func (f *memoryFile) Name() string { return f.name }
+
+func (f *memoryFile) Write(b []byte) (int, error) {
+	f.buf = append(f.buf, b...)
+	return len(b), nil
+}
+
+func (f *memoryFile) WriteAt(b []byte, at int64) (int, error) { return copy(f.buf[at:], b), nil }
+
+func (f *memoryFile) flush() error {
+	b := f.buf
+	f.buf = nil
+	if len(b) == 0 {
+		return nil
 	}
-	return f.File.WriteAt(b, at)
+	_, err := f.Writer.Write(b)
+	return err
 }
 
-func (f *dyingFile) Sync() error { return f.d.op() }
+func (f *memoryFile) Sync() error { return errors.Join(f.flush(), f.Writer.Sync()) }
 
-// TestCrash ends the disk at each of its operations, for each kind of change: after
-// it the list is the old one or the new one, never a mixture; the new one if the
-// change was said to be done; and a mass deletion is never in force without its mark.
-func TestCrash(t *testing.T) {
+func (f *memoryFile) Close() error { return errors.Join(f.flush(), f.Writer.Close()) }
+
+// TestPowerCut ends the power at each operation of each kind of change. After it the
+// list is the old one or the new one, never a mixture; the new one if the change was
+// said to be done; and a mass deletion is never in force without its mark, unless the
+// operator has approved it.
+func TestPowerCut(t *testing.T) {
+	all := users(0, 20)
+	staged := func(s *Store) error { _, err := put(s, users(0, 5)...); return err }
 	for _, tt := range []struct {
-		name string
-		next []string
-		do   func(s *Store) error
+		name     string
+		before   func(*Store) error // nil: all are in force
+		after    time.Duration
+		do       func(*Store) error
+		next     []string
+		approved bool
 	}{
-		{"small change", users(0, 19), func(s *Store) error { _, err := put(s, users(0, 19)...); return err }},
-		{"mass deletion", users(0, 5), func(s *Store) error { _, err := put(s, users(0, 5)...); return err }},
-		{"difference", users(0, 21), func(s *Store) error {
-			_, err := s.Change(domain, ETag(users(0, 20)), users(20, 21), nil)
-			return err
-		}},
+		{name: "small change", do: func(s *Store) error { _, err := put(s, users(0, 19)...); return err }, next: users(0, 19)},
+		{name: "mass deletion", do: staged, next: users(0, 5)},
+		{name: "difference", do: func(s *Store) error { _, err := s.Change(domain, ETag(all), users(20, 21), nil); return err }, next: users(0, 21)},
+		{name: "back", before: staged, do: func(s *Store) error { _, err := put(s, all...); return err }, next: all},
+		{name: "back after a week", before: staged, after: 2 * window, do: func(s *Store) error { _, err := put(s, all...); return err }, next: all},
+		{name: "small change after a week", after: 2 * window, do: func(s *Store) error { _, err := put(s, users(0, 19)...); return err }, next: users(0, 19)},
+		{name: "approve", before: staged, do: func(s *Store) error { return s.Approve(domain) }, next: users(0, 5), approved: true},
+		{name: "reject", before: staged, do: func(s *Store) error { return s.Reject(domain) }, next: all},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			for n := 0; ; n++ {
-				dir, c := t.TempDir(), &clock{time.Unix(1e9, 0)}
-				if _, err := put(open(t, dir, c, nil), users(0, 20)...); err != nil {
+			c := &clock{time.Unix(1e9, 0)}
+			open := func(m *memory) *Store {
+				t.Helper()
+				s, err := Open(Options{Dir: memoryDir, Limits: Limits{Domains: []string{domain}, MaxEntries: 1000, StaleAfter: 10 * window}, Now: c.now, disk: m})
+				if err != nil {
 					t.Fatal(err)
 				}
-				d := &dying{left: 1 << 30}
-				s := open(t, dir, c, d)
-				d.left = n
+				return s
+			}
+			first := testmx.NewDisk()
+			s := open(&memory{Disk: first})
+			if _, err := put(s, all...); err != nil {
+				t.Fatal(err)
+			}
+			last := all
+			if tt.before != nil {
+				if err := tt.before(s); err != nil {
+					t.Fatal(err)
+				}
+				last = users(0, 5)
+			}
+			c.at = c.at.Add(tt.after)
+			for n := 1; ; n++ {
+				disk := first.Clone()
+				s := open(&memory{Disk: disk, temps: 1000})
+				ops := 0
+				disk.Fault(func(op testmx.Op) error {
+					if op.Kind != testmx.OpOpen && op.Kind != testmx.OpRead && op.Kind != testmx.OpList {
+						ops++
+					}
+					if ops >= n {
+						return errors.New("the disk is gone")
+					}
+					return nil
+				})
 				err := tt.do(s)
-				list, unsure := inForce(t, dir)
-				isNew := slices.Equal(list, tt.next)
-				switch {
-				case !isNew && !slices.Equal(list, users(0, 20)):
-					t.Fatalf("dead at %d: %d recipients, neither list", n, len(list))
-				case err == nil && !isNew:
-					t.Fatalf("dead at %d: said to be done, and isn't", n)
-				case isNew && len(list) < 10 && !unsure:
-					t.Fatalf("dead at %d: the mass deletion is in force", n)
+				for i, left := range []testmx.Left{testmx.LeftNothing, testmx.LeftAll, testmx.LeftSome, testmx.LeftSome, testmx.LeftSome, testmx.LeftSome} {
+					what := fmt.Sprintf("cut at %d, %d", n, i)
+					after := &memory{Disk: disk.Cut(left, rand.New(rand.NewPCG(uint64(n), uint64(i)))), temps: 2000}
+					again := open(after)
+					list, unsure := inForceOn(t, after, memoryDir)
+					isNew := slices.Equal(list, tt.next)
+					switch {
+					case !isNew && !slices.Equal(list, last):
+						t.Fatalf("%s: %d recipients, neither list", what, len(list))
+					case err == nil && !isNew:
+						t.Fatalf("%s: said to be done, and isn't", what)
+					case len(list) < 10 && !unsure && !tt.approved:
+						t.Fatalf("%s: the mass deletion is in force", what)
+					case unsure != (again.Status()[0].Staged != nil):
+						t.Fatalf("%s: unsure %v, and %+v", what, unsure, again.Status()[0])
+					}
+					if err := again.Reject(domain); unsure != (err == nil) {
+						t.Fatalf("%s: unsure %v, rejected: %v", what, unsure, err)
+					}
+					if list, unsure = inForceOn(t, after, memoryDir); unsure || !tt.approved && len(list) < 10 {
+						t.Fatalf("%s: rejected, and %d are in force, unsure %v", what, len(list), unsure)
+					}
+					if _, err := put(again, all...); err != nil {
+						t.Fatalf("%s: nothing can be pushed any more: %v", what, err)
+					}
+					if list, unsure = inForceOn(t, after, memoryDir); len(list) != 20 || unsure {
+						t.Fatalf("%s: after another push %d, unsure %v", what, len(list), unsure)
+					}
+					if names, _ := after.List(memoryDir); slices.ContainsFunc(names, func(s string) bool { return strings.HasPrefix(s, tempPrefix) }) {
+						t.Fatalf("%s: temporary files are left: %q", what, names)
+					}
 				}
-				again := open(t, dir, c, nil)
-				if _, unsure = inForce(t, dir); isNew && len(list) < 10 && !unsure {
-					t.Fatalf("dead at %d: the restart lets the mass deletion in", n)
-				}
-				if _, err := put(again, users(0, 20)...); err != nil {
-					t.Fatalf("dead at %d: nothing can be pushed any more: %v", n, err)
-				}
-				if list, unsure = inForce(t, dir); len(list) != 20 || unsure {
-					t.Fatalf("dead at %d: after another push %d, unsure %v", n, len(list), unsure)
-				}
-				if left, _ := filepath.Glob(filepath.Join(dir, tempPrefix+"*")); len(left) > 0 {
-					t.Fatalf("dead at %d: temporary files are left: %q", n, left)
-				}
-				if err == nil && d.left > 0 {
+				if err == nil && ops < n {
 					if n < 8 {
 						t.Fatalf("only %d operations", n)
 					}
