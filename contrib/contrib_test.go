@@ -23,6 +23,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/understudy-mx/understudy/internal/lister/listertest"
 )
@@ -109,6 +110,8 @@ type fake struct {
 	mu  sync.Mutex // held for each request
 	how string     // how it fails: "", or a word of the test's
 	n   int        // requests that asked for a page
+
+	tokens int // that have ended
 }
 
 func serve(t *testing.T, h func(f *fake, w http.ResponseWriter, r *http.Request)) *fake {
@@ -137,20 +140,37 @@ func answer(w http.ResponseWriter, text string, args ...any) {
 	fmt.Fprintf(w, text, args...)
 }
 
-// fault fails page n in the way that how says, and says whether it has.
-func (f *fake) fault(w http.ResponseWriter, page int) bool {
-	if f.n++; f.n != page {
+// fault fails page n in the way that how says, and says whether it has. refused is the
+// body of an error, as the API has it: %d, %s, %s for the status, a word and a text.
+func (f *fake) fault(w http.ResponseWriter, page int, refused string) bool {
+	if f.n++; f.n != page && !(f.how == "revoked" && f.n > page) {
 		return false
+	}
+	fail := func(status int, word, text string) bool {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(status)
+		fmt.Fprintf(w, refused, status, word, text)
+		return true
 	}
 	switch f.how {
 	case "429":
 		w.Header().Set("Retry-After", "0")
-		w.WriteHeader(429)
+		return fail(429, "TooManyRequests", "Please retry after")
 	case "later":
 		w.Header().Set("Retry-After", "9000")
-		w.WriteHeader(429)
+		return fail(429, "TooManyRequests", "Please retry again later.")
+	case "date":
+		w.Header().Set("Retry-After", time.Now().Add(2*time.Hour).UTC().Format(http.TimeFormat))
+		return fail(503, "serviceNotAvailable", "The service is temporarily unavailable.")
+	case "503":
+		return fail(503, "backendError", "Service unavailable.")
+	case "slower":
+		return fail(403, "userRateLimitExceeded", "User Rate Limit Exceeded")
+	case "expired", "revoked":
+		f.tokens++ // the ones before are no longer good
+		return fail(401, "InvalidAuthenticationToken", "Access token has expired or is not yet valid.")
 	case "403":
-		w.WriteHeader(403)
+		return fail(403, "Authorization_RequestDenied", "Insufficient privileges to complete the operation.")
 	case "garbage":
 		answer(w, "<html>")
 	case "other":
@@ -164,32 +184,76 @@ func (f *fake) fault(w http.ResponseWriter, page int) bool {
 	return true
 }
 
+// token answers as a token endpoint (RFC 6749, section 5.1).
+func (f *fake) token(w http.ResponseWriter) {
+	answer(w, `{"token_type": "Bearer", "expires_in": 3599, "ext_expires_in": 3599, "access_token": "tok%d"}`, f.tokens)
+}
+
+// known says whether a request has the token that is good now.
+func (f *fake) known(r *http.Request) bool {
+	return r.Header.Get("Authorization") == fmt.Sprintf("Bearer tok%d", f.tokens)
+}
+
+// Graph's and Google's errors (learn.microsoft.com/graph/errors,
+// developers.google.com/workspace/admin/directory/v1/limits).
+const (
+	graphError  = `{"error": {"code": "%[2]s", "message": "%[3]s", "innerError": {"date": "2026-11-30T02:00:00", "request-id": "0", "client-request-id": "0"}}}`
+	googleError = `{"error": {"code": %[1]d, "message": "%[3]s", "errors": [{"message": "%[3]s", "domain": "usageLimits", "reason": "%[2]s"}]}}`
+)
+
+// TestMicrosoft365 has the fields of microsoft-graph-docs-contrib, api-reference/v1.0:
+// api/user-list.md, group-list.md, orgcontact-list.md; with $select nothing else comes.
 func TestMicrosoft365(t *testing.T) {
 	f := serve(t, func(f *fake, w http.ResponseWriter, r *http.Request) {
 		q := r.URL.Query()
+		user := func(id, mail, proxies string) string {
+			return fmt.Sprintf(`{"id": %q, "mail": %s, "proxyAddresses": %s}`, id, mail, proxies)
+		}
+		first := q.Get("$skiptoken") == "" && q.Get("$top") == "999" && q.Get("$select") == "id,mail,proxyAddresses"
+		alice := user("1", `"Alice@Example.org"`, `["SMTP:Alice@Example.org", "smtp:a.l@example.org", "SIP:alice@example.org", "X500:/o=x"]`)
+		shared := user("4", `"shared@example.org"`, `["SMTP:shared@example.org"]`)
+		list := func(kind, next string, entries ...string) {
+			if next != "" {
+				next = fmt.Sprintf(`"@odata.nextLink": "%s/v1.0/%s?$select=id,mail,proxyAddresses&$top=999&$skiptoken=RFNwdAIAAQAAABc6p2", `, next, kind)
+			}
+			answer(w, `{"@odata.context": "https://graph.microsoft.com/v1.0/$metadata#%s(id,mail,proxyAddresses)", %s"value": [%s]}`, kind, next, strings.Join(entries, ","))
+		}
+		switch f.how {
+		case "hidden": // an application that may see names only
+			shared = user("4", "null", "null")
+		case "absent":
+			shared = `{"id": "4", "mail": "shared@example.org"}`
+		case "twice":
+			shared = alice
+		case "nameless":
+			shared = `{"mail": "shared@example.org", "proxyAddresses": []}`
+		}
+		next := f.URL
 		switch {
-		case r.URL.Path == "/t1/oauth2/v2.0/token" && r.Form.Get("grant_type") == "client_credentials" && r.Form.Get("client_id") == "app" && r.Form.Get("client_secret") == "s3cret" && strings.HasSuffix(r.Form.Get("scope"), "/.default"):
-			answer(w, `{"token_type": "Bearer", "expires_in": 3599, "access_token": "tok"}`)
-		case r.Header.Get("Authorization") != "Bearer tok":
+		case r.URL.Path == "/t1/oauth2/v2.0/token" && (r.Form.Get("client_secret") != "s3cret" || r.Form.Get("client_id") != "app"):
 			w.WriteHeader(401)
-		case f.fault(w, 3):
-		case r.URL.Path == "/v1.0/users" && q.Get("$skiptoken") == "" && q.Get("$top") == "999" && q.Get("$select") == "mail,proxyAddresses":
-			next := f.URL
+			fmt.Fprint(w, `{"error": "invalid_client", "error_description": "AADSTS7000215: Invalid client secret provided.", "error_codes": [7000215], "timestamp": "2026-11-30 02:00:00Z", "trace_id": "0", "correlation_id": "0", "error_uri": "https://login.microsoftonline.com/error?code=7000215"}`)
+		case r.URL.Path == "/t1/oauth2/v2.0/token" && r.Form.Get("grant_type") == "client_credentials" && r.Form.Get("scope") == f.URL+"/.default":
+			f.token(w)
+		case !f.known(r):
+			w.WriteHeader(401)
+			fmt.Fprintf(w, graphError, 401, "InvalidAuthenticationToken", "Access token has expired or is not yet valid.")
+		case f.fault(w, 3, graphError):
+		case r.URL.Path == "/v1.0/users" && f.how == "nobody":
+			list("users", "")
+		case r.URL.Path == "/v1.0/users" && first:
 			if f.how == "elsewhere" {
 				next = "http://127.0.0.2:1"
 			}
-			answer(w, `{"@odata.context": "x", "@odata.nextLink": "%s/v1.0/users?$select=mail,proxyAddresses&$top=999&$skiptoken=p2", "value": [
-				{"id": "1", "mail": "Alice@Example.org", "proxyAddresses": ["SMTP:Alice@Example.org", "smtp:a.l@example.org", "SIP:alice@example.org", "X500:/o=x"]},
-				{"id": "2", "mail": null, "proxyAddresses": []},
-				{"id": "3", "mail": "guest@elsewhere.example", "proxyAddresses": ["SMTP:guest@elsewhere.example"]}]}`, next)
+			list("users", next, alice, user("2", "null", "[]"), user("3", `"guest@elsewhere.example"`, `["SMTP:guest@elsewhere.example"]`))
 		case r.URL.Path == "/v1.0/users" && f.how == "loop":
-			answer(w, `{"@odata.nextLink": "%s/v1.0/users?$select=mail,proxyAddresses&$top=999&$skiptoken=p2", "value": []}`, f.URL)
+			list("users", next)
 		case r.URL.Path == "/v1.0/users":
-			answer(w, `{"value": [{"id": "4", "mail": "shared@example.org", "proxyAddresses": ["SMTP:shared@example.org"]}]}`)
-		case r.URL.Path == "/v1.0/groups":
-			answer(w, `{"value": [{"id": "5", "mail": "all@example.org", "proxyAddresses": ["SMTP:all@example.org", "smtp:all@example.onmicrosoft.com"]}]}`)
-		case r.URL.Path == "/v1.0/contacts":
-			answer(w, `{"value": [{"id": "6", "mail": "out@example.org", "proxyAddresses": ["smtp:out@example.org"]}]}`)
+			list("users", "", shared)
+		case r.URL.Path == "/v1.0/groups" && first:
+			list("groups", "", user("5", `"all@example.org"`, `["SMTP:all@example.org", "smtp:all@example.onmicrosoft.com"]`))
+		case r.URL.Path == "/v1.0/contacts" && first:
+			list("contacts", "", user("6", `"out@example.org"`, `["smtp:out@example.org"]`))
 		default:
 			w.WriteHeader(404)
 		}
@@ -197,25 +261,27 @@ func TestMicrosoft365(t *testing.T) {
 	args := []string{"microsoft365", "example.org", "--tenant", "t1", "--client-id", "app", "--secret-file", file(t, "s3cret\n"), "--url", f.URL, "--login-url", f.URL}
 	const want = "a.l@example.org alice@example.org all@example.org out@example.org shared@example.org"
 	wants(t, want, args...)
-	for _, word := range []string{"429", "cut"} {
+	for _, word := range []string{"429", "503", "cut", "expired"} {
 		f.next(word)
 		wants(t, want, args...)
 	}
-	for word, reason := range map[string]string{"later": "try again after 9000 s", "403": "403", "garbage": "no JSON", "other": "lacks 'value'"} {
+	for word, reason := range map[string]string{
+		"later": "try again after 9000 s", "date": "try again after 7", "403": "403 Forbidden 'Authorization_RequestDenied: Insufficient privileges", "garbage": "no JSON",
+		"other": "lacks 'value'", "elsewhere": "sends us to another", "loop": "no end", "revoked": "401 Unauthorized 'InvalidAuthenticationToken: ",
+		"hidden": "keeps back the addresses of users", "absent": "keeps back the addresses of users", "twice": "comes twice", "nameless": "has no id", "nobody": "no users",
+	} {
 		f.next(word)
 		fails(t, reason, args...)
 	}
-	f.next("elsewhere")
-	fails(t, "sends us to another", args...)
-	f.next("loop")
-	fails(t, "no end", args...)
 	args[1] = "example.com"
 	f.next("")
 	fails(t, "no recipient of example.com", args...)
-	fails(t, "401", append(args[:6:6], "--secret-file", file(t, "wrong"), "--url", f.URL, "--login-url", f.URL)...)
+	fails(t, "401 Unauthorized 'invalid_client: AADSTS7000215", append(args[:6:6], "--secret-file", file(t, "wrong"), "--url", f.URL, "--login-url", f.URL)...)
 	fails(t, "https only", "microsoft365", "example.org", "--tenant", "t1", "--client-id", "app", "--secret-file", file(t, "x"), "--url", f.URL, "--login-url", "http://192.0.2.1")
 }
 
+// TestGoogle has the fields of the Directory API's discovery document, admin
+// directory_v1: User and Group.
 func TestGoogle(t *testing.T) {
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
@@ -229,6 +295,14 @@ func TestGoogle(t *testing.T) {
 		"private_key": string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))})
 	f := serve(t, func(f *fake, w http.ResponseWriter, r *http.Request) {
 		q := r.URL.Query()
+		bob := `{"kind": "admin#directory#user", "id": "3", "primaryEmail": "bob@example.net", "suspended": false, "archived": false, "isMailboxSetup": true, "aliases": ["bob@example.org"]}`
+		more := `"nextPageToken": "p2", `
+		switch f.how {
+		case "twice":
+			bob = strings.Replace(bob, `"3"`, `"1"`, 1)
+		case "nameless":
+			bob = `{"kind": "admin#directory#user", "id": "3"}`
+		}
 		switch {
 		case r.URL.Path == "/token":
 			if err := checkJWT(r.Form, &key.PublicKey, f.URL+"/token"); err != nil {
@@ -236,18 +310,31 @@ func TestGoogle(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			answer(w, `{"access_token": "tok", "expires_in": 3599}`)
-		case r.Header.Get("Authorization") != "Bearer tok" || q.Get("customer") != "my_customer":
+			if f.how == "undelegated" {
+				w.WriteHeader(401)
+				fmt.Fprint(w, `{"error": "unauthorized_client", "error_description": "Client is unauthorized to retrieve access tokens using this method"}`)
+				return
+			}
+			f.token(w)
+		case !f.known(r):
 			w.WriteHeader(401)
-		case f.fault(w, 2):
-		case r.URL.Path == "/admin/directory/v1/users" && q.Get("pageToken") == "":
-			answer(w, `{"kind": "admin#directory#users", "nextPageToken": "p2", "users": [
-				{"primaryEmail": "alice@example.org", "aliases": ["a@example.org"], "nonEditableAliases": ["alice@example.org.test-google-a.com"]},
-				{"primaryEmail": "gone@example.org", "suspended": true}]}`)
+			fmt.Fprintf(w, googleError, 401, "authError", "Invalid Credentials")
+		case q.Get("customer") != "my_customer":
+			w.WriteHeader(400)
+		case f.fault(w, 2, googleError):
+		case r.URL.Path == "/admin/directory/v1/users" && f.how == "nobody":
+			answer(w, `{"kind": "admin#directory#users", "etag": "e"}`)
+		case r.URL.Path == "/admin/directory/v1/users" && q.Get("pageToken") == "" && q.Get("maxResults") == "500":
+			answer(w, `{"kind": "admin#directory#users", "etag": "e", %s"users": [
+				{"kind": "admin#directory#user", "id": "1", "primaryEmail": "alice@example.org", "suspended": false, "aliases": ["a@example.org"], "nonEditableAliases": ["alice@example.org.test-google-a.com"]},
+				{"kind": "admin#directory#user", "id": "2", "primaryEmail": "gone@example.org", "suspended": true, "suspensionReason": "ADMIN"}]}`, more)
 		case r.URL.Path == "/admin/directory/v1/users" && q.Get("pageToken") == "p2":
-			answer(w, `{"kind": "admin#directory#users", "users": [{"primaryEmail": "bob@example.net", "aliases": ["bob@example.org"]}]}`)
+			if f.how != "loop" {
+				more = ""
+			}
+			answer(w, `{"kind": "admin#directory#users", "etag": "e", %s"users": [%s]}`, more, bob)
 		case r.URL.Path == "/admin/directory/v1/groups" && q.Get("maxResults") == "200":
-			answer(w, `{"kind": "admin#directory#groups", "groups": [{"email": "team@example.org", "aliases": ["all@example.org"]}]}`)
+			answer(w, `{"kind": "admin#directory#groups", "etag": "e", "groups": [{"kind": "admin#directory#group", "id": "g1", "email": "team@example.org", "name": "team", "directMembersCount": "2", "adminCreated": true, "aliases": ["all@example.org"]}]}`)
 		default:
 			w.WriteHeader(404)
 		}
@@ -255,10 +342,18 @@ func TestGoogle(t *testing.T) {
 	args := []string{"google", "example.org", "--key-file", file(t, string(account)), "--admin", "admin@example.org", "--url", f.URL, "--token-url", f.URL + "/token"}
 	const want = "a@example.org alice@example.org all@example.org bob@example.org team@example.org"
 	wants(t, want, args...)
-	f.next("429")
-	wants(t, want, args...)
-	f.next("other")
-	fails(t, "answer", args...)
+	for _, word := range []string{"429", "503", "slower", "expired", "cut"} {
+		f.next(word)
+		wants(t, want, args...)
+	}
+	for word, reason := range map[string]string{
+		"403": "403 Forbidden '403: Insufficient privileges", "revoked": "401 Unauthorized '401: ", "other": "isn't a list of users", "loop": "no end", "twice": "comes twice",
+		"nameless": "lacks 'primaryEmail'", "nobody": "no users", "undelegated": "401 Unauthorized 'unauthorized_client: Client is unauthorized",
+	} {
+		f.next(word)
+		fails(t, reason, args...)
+	}
+	f.next("")
 	fails(t, "can't sign", "google", "example.org", "--key-file", file(t, `{"client_email": "x", "private_key": "none"}`), "--admin", "a@example.org", "--url", f.URL, "--token-url", f.URL+"/token")
 }
 
@@ -302,11 +397,15 @@ func TestStalwart(t *testing.T) {
 			w.WriteHeader(401)
 		case r.URL.Path != "/api/principal" || q.Get("types") != "individual,group,list":
 			w.WriteHeader(404)
-		case f.fault(w, 2):
+		case f.fault(w, 2, `{}`):
 		case q.Get("page") == "1":
 			answer(w, `{"data": {"items": [{"id": 1, "type": "individual", "name": "alice", "emails": ["alice@example.org", "@example.org"]}, {"id": 2, "type": "group", "name": "team", "emails": "team@example.org"}], "total": %d}}`, total)
 		case q.Get("page") == "2":
-			answer(w, `{"data": {"items": [{"id": 3, "type": "list", "name": "all", "emails": ["all@example.org"]}], "total": %d}}`, total)
+			name := "all"
+			if f.how == "twice" {
+				name = "team"
+			}
+			answer(w, `{"data": {"items": [{"id": 3, "type": "list", "name": "%s", "emails": ["all@example.org"]}], "total": %d}}`, name, total)
 		default:
 			answer(w, `{"data": {"items": [], "total": %d}}`, total)
 		}
@@ -317,6 +416,8 @@ func TestStalwart(t *testing.T) {
 	fails(t, "answer", args...)
 	f.next("changed")
 	fails(t, "3 of 4", args...)
+	f.next("twice")
+	fails(t, "2 of 3", args...)
 }
 
 // TestStalwartJMAP lists a Stalwart of 0.16 or later, as its schema reference has the
@@ -360,7 +461,7 @@ func TestStalwartJMAP(t *testing.T) {
 		}
 		var found []string
 		switch {
-		case f.how != "refused" && f.fault(w, 4):
+		case f.how != "refused" && f.fault(w, 4, `{}`):
 			return
 		case f.how == "refused" && method == "x:Account/get":
 			answer(w, `{"methodResponses": [["error", {"type": "forbidden"}, "c"]]}`)
@@ -416,7 +517,7 @@ func TestMox(t *testing.T) {
 			answer(w, `{"error": {"code": "user:loginFailed", "message": "invalid credentials"}}`)
 		case !ready:
 			answer(w, `{"error": {"code": "user:noAuth", "message": "no session"}}`)
-		case f.fault(w, 1):
+		case f.fault(w, 1, `{}`):
 		case r.URL.Path == "/admin/api/DomainLocalparts" && f.how == "old":
 			answer(w, `{"result": {"alice": "alice", "": "alice"}}`)
 		case r.URL.Path == "/admin/api/DomainLocalparts" && strings.Join(call.Params, " ") == "example.org":
@@ -439,14 +540,18 @@ func TestProxmox(t *testing.T) {
 		c, _ := r.Cookie("PMGAuthCookie")
 		switch path := strings.TrimPrefix(r.URL.Path, "/api2/json"); {
 		case path == "/access/ticket" && r.Form.Get("username") == "push@pmg" && r.Form.Get("password") == "pass":
-			answer(w, `{"data": {"ticket": "PMG:push@pmg:65::x", "CSRFPreventionToken": "y", "role": "audit"}}`)
+			if f.how == "second" {
+				answer(w, `{"data": {"ticket": "PMG:!tfa!%%7B%%7D:65::x", "CSRFPreventionToken": "y", "username": "push@pmg", "role": "audit", "NeedTFA": 1}}`)
+				return
+			}
+			answer(w, `{"data": {"ticket": "PMG:push@pmg:65::x", "CSRFPreventionToken": "y", "username": "push@pmg", "role": "audit"}}`)
 		case c == nil || c.Value != url.QueryEscape("PMG:push@pmg:65::x"):
 			w.WriteHeader(401)
-		case f.fault(w, 4):
+		case f.fault(w, 4, `{}`):
 		case path == "/config/domains":
 			answer(w, `{"data": [{"domain": "example.org", "comment": ""}]}`)
 		case path == "/config/ldap":
-			answer(w, `{"data": [{"profile": "ad", "server1": "192.0.2.1"}, {"profile": "old", "disable": 1}]}`)
+			answer(w, `{"data": [{"profile": "ad", "disable": 0, "server1": "192.0.2.1", "mode": "ldaps", "ucount": 2, "mcount": 3, "gcount": 0}, {"profile": "old", "disable": 1, "server1": "192.0.2.2", "mode": "ldap"}]}`)
 		case path == "/config/ldap/ad/users":
 			answer(w, `{"data": [{"dn": "cn=a", "account": "alice", "pmail": "alice@example.org"}, {"dn": "cn=b", "account": "bob", "pmail": "bob@example.org"}]}`)
 		case path == "/config/ldap/ad/users/alice@example.org":
@@ -464,6 +569,8 @@ func TestProxmox(t *testing.T) {
 	args[1] = "example.net"
 	f.next("")
 	fails(t, "no relay domain", args...)
+	f.next("second")
+	fails(t, "second factor", args...)
 }
 
 // TestLDAP lists a real OpenLDAP, in pages, and one that cuts the search off.
