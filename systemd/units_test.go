@@ -32,7 +32,7 @@ func TestVerify(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(dir, dropIns), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for name, file := range map[string]string{"understudy.service": "", "understudy.socket": "", "understudy-publish.service": "", "understudy-push@.service": "", "understudy-push@.timer": "", dropIns + "postgrey.conf": "postgrey.conf", dropIns + "rspamd.conf": "rspamd.conf", dropIns + "exim.conf": "exim.conf", dropIns + "docker.conf": "docker.conf"} {
+	for name, file := range map[string]string{"understudy.service": "", "understudy.socket": "", "understudy-publish.service": "", "understudy-push@.service": "", "understudy-push@.timer": "", dropIns + "postgrey.conf": "postgrey.conf", dropIns + "rspamd.conf": "rspamd.conf", dropIns + "exim.conf": "exim.conf", dropIns + "docker.conf": "docker.conf", dropIns + "chroot.conf": "chroot.conf"} {
 		b, err := os.ReadFile(cmp.Or(file, name))
 		if err != nil {
 			t.Fatal(err)

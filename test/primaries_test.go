@@ -193,20 +193,14 @@ func suitePair(t *testing.T) (mx1, mx2 *machine) {
 
 var secondaryLine = regexp.MustCompile(`(?m)^understudy setup secondary .*$`)
 
-// TestContainerSetup follows docs/primaries/suites.md with a docker-mailserver of another name than
-// by default, in a root of its own that what stands in for docker enters: what set-up finds, writes and
-// starts, and what doctor says then, and without the container; then mail, while it is up, down and back.
-func TestContainerSetup(t *testing.T) {
-	const page = "../docs/primaries/suites.md"
-	blocks := blocksOf(strings.Split(readFile(t, page), "<!--")[0])
-	if len(blocks) != 4 {
-		t.Fatalf("the page has %d blocks of code, this test knows 4:\n%q", len(blocks), blocks)
-	}
-	mx1, mx2 := suitePair(t)
+// dockerMailserver starts one in the container "mail", in a root of its own that what stands in for
+// docker enters; it returns the root.
+func dockerMailserver(t *testing.T, m *machine) string {
+	t.Helper()
 	const files = "../policy/postfix/testdata/containers/"
-	root := filepath.Join(mx1.dir, "mail")
+	root := filepath.Join(m.dir, "mail")
 	for name, text := range map[string]string{
-		"bin/docker":               strings.ReplaceAll(readFile(t, files+"docker"), "@CONTAINERS@", mx1.dir),
+		"bin/docker":               strings.ReplaceAll(readFile(t, files+"docker"), "@CONTAINERS@", m.dir),
 		"start":                    readFile(t, files+"start"),
 		"ps":                       "mail\tghcr.io/docker-mailserver/docker-mailserver:latest\tmailserver\n",
 		"mail/etc/postfix/main.cf": readFile(t, files+"docker-mailserver/main.cf"),
@@ -220,18 +214,31 @@ func TestContainerSetup(t *testing.T) {
 		"mail/etc/hosts":                           "127.0.0.1 localhost\n203.0.113.1 mx1.example.org\n",
 		"mail/etc/resolv.conf":                     "nameserver 127.0.0.1\n",
 	} {
-		if err := os.MkdirAll(filepath.Dir(filepath.Join(mx1.dir, name)), 0o755); err != nil {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(m.dir, name)), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		write(t, filepath.Join(mx1.dir, name), text)
+		write(t, filepath.Join(m.dir, name), text)
 	}
 	// Nothing is set twice: postlogd would fill its own socket with warnings, and wait for itself.
 	const set = "postconf -e maillog_file=/var/log/mail.log inet_protocols=ipv4 virtual_transport=virtual virtual_mailbox_base=/var/mail virtual_uid_maps=static:65534 virtual_gid_maps=static:65534 " +
 		"myhostname=mx1.example.org smtpd_milters= non_smtpd_milters="
-	mx1.sh("chmod 755 ../bin/docker; groupadd -f docker\nsetsid unshare --mount --uts --ipc --pid --fork --kill-child sh ../start " + root +
+	m.sh("chmod 755 ../bin/docker; groupadd -f docker\nsetsid unshare --mount --uts --ipc --pid --fork --kill-child sh ../start " + root +
 		" mail '" + set + "; postalias hash:/etc/aliases; install -d -o nobody /var/mail; postfix start' > ../said 2>&1 < /dev/null &\nfor _ in {1..600}; do docker exec -i mail postfix status && exit; sleep 0.1; done; cat ../said; exit 1")
-	t.Cleanup(func() { _, _ = mx1.try("docker exec -i mail postfix stop; kill -9 $(cat ../mail/pid)") })
+	t.Cleanup(func() { _, _ = m.try("docker exec -i mail postfix stop; kill -9 $(cat ../mail/pid)") })
+	return root
+}
 
+// TestContainerSetup follows docs/primaries/suites.md with a docker-mailserver of another name than
+// by default: what set-up finds, writes and starts, and what doctor says then, and without the
+// container; then mail, while it is up, down and back.
+func TestContainerSetup(t *testing.T) {
+	const page = "../docs/primaries/suites.md"
+	blocks := blocksOf(strings.Split(readFile(t, page), "<!--")[0])
+	if len(blocks) != 4 {
+		t.Fatalf("the page has %d blocks of code, this test knows 4:\n%q", len(blocks), blocks)
+	}
+	mx1, mx2 := suitePair(t)
+	dockerMailserver(t, mx1)
 	out := mx1.sh(strings.TrimSpace(blocks[0]) + " --yes")
 	for _, want := range []string{"This is docker-mailserver: docker ps shows the container mail", "SupplementaryGroups=docker", `postfix_prefix = ["docker", "exec", "-i", "mail"]`, "Put this into postfix-main.cf in the directory"} {
 		if !strings.Contains(out, want) {
@@ -270,6 +277,55 @@ func TestContainerSetup(t *testing.T) {
 		out, _ := mx1.try("ls ../mail/var/mail/alice/new | wc -l")
 		return strings.TrimSpace(out) == "2"
 	})
+}
+
+// TestContainerPage follows docs/primaries/container.md word for word: with the container's file system,
+// by a publisher that has no other rights than its drop-in gives, and with the container.
+func TestContainerPage(t *testing.T) {
+	blocks := blocksOf(readFile(t, "../docs/primaries/container.md"))
+	if len(blocks) != 5 {
+		t.Fatalf("the page has %d blocks of code, this test knows 5:\n%q", len(blocks), blocks)
+	}
+	byHand := codeBlocks(t, "../README.md", "The same by hand")
+	mx1, mx2 := suitePair(t)
+	root := dockerMailserver(t, mx1)
+	mx1.sh("mount -t tmpfs tmpfs /srv; mkdir -p /srv/mail/root; mount --bind " + root + " /srv/mail/root; mount --bind /usr /srv/mail/root/usr")
+	follow := func(conf, dropIn string) (domains, join string) {
+		write(t, filepath.Join(mx1.dir, "publish.toml"), conf)
+		out := mx1.sh("cp ../publish.toml /etc/understudy/\n" + dropIn + blocks[4])
+		domains = regexp.MustCompile(`domains = \[.*"example.org".*\]`).FindString(out)
+		if domains == "" {
+			t.Errorf("--check says\n%s", out)
+		}
+		if out := mx1.sh("understudy policy status -c /etc/understudy/publish.toml"); !strings.Contains(out, "example.org") {
+			t.Errorf("published is\n%s", out)
+		}
+		return domains, regexp.MustCompile(`(?m)^understudy join understudy1-\S+$`).FindString(out)
+	}
+	follow(blocks[2], blocks[3])
+	mx1.sh("systemctl stop understudy-publish; sed -i s/^AmbientCapabilities=CAP_SYS_CHROOT/AmbientCapabilities=/ /etc/systemd/system/understudy-publish.service.d/chroot.conf; systemctl enable --now understudy-publish")
+	if out, err := mx1.try("understudy doctor --secondary 203.0.113.2"); err == nil || !strings.Contains(out, "publisher-failing") || !strings.Contains(out, "/usr/share/understudy/chroot.conf says how") {
+		t.Errorf("without the right to chroot doctor says\n%s", out)
+	}
+	if out, err := mx1.try("understudy doctor --secondary 203.0.113.2"); err == nil || !strings.Contains(out, "mend: put `smtpd_authorized_xclient_hosts = 203.0.113.2` into /srv/mail/root/etc/postfix/main.cf, and have the Postfix there reload it") {
+		t.Errorf("below a root doctor says\n%s", out)
+	}
+	mx1.sh("systemctl stop understudy-publish; rm -r /etc/systemd/system/understudy-publish.service.d /var/lib/understudy")
+
+	domains, join := follow(blocks[0], blocks[1])
+	if out, err := mx1.try("understudy doctor --secondary 203.0.113.2"); err == nil || !strings.Contains(out, "mend: put `smtpd_authorized_xclient_hosts = 203.0.113.2` where the container keeps its main.cf, as one that is changed inside goes with it; then docker exec -i mail postfix reload") {
+		t.Errorf("with the container doctor says\n%s", out)
+	}
+	mx1.sh("docker exec -i mail postconf -e 'mynetworks = 127.0.0.0/8 203.0.113.2' 'smtpd_authorized_xclient_hosts = 203.0.113.2'; docker exec -i mail postfix reload")
+	write(t, filepath.Join(mx2.dir, "understudy.toml"), regexp.MustCompile(`(?m)^domains = .*`).ReplaceAllLiteralString(byHand[3], domains))
+	mx2.sh("cp ../understudy.toml /etc/understudy/\n" + strings.Replace(byHand[5], "understudy join understudy1-…", join, 1))
+	for _, m := range []*machine{mx1, mx2} {
+		if out := m.sh("understudy doctor"); strings.Contains(out, "no-client-identity") || !strings.Contains(out, "ok ") {
+			t.Errorf("%s: the doctor says\n%s", m.name, out)
+		}
+	}
+	mx1.sh("docker exec -i mail postfix stop")
+	knowsAlice(t, mx1, "down")
 }
 
 // TestAppliancePage follows docs/primaries/appliance.md word for word, with a Postfix for the filter

@@ -42,12 +42,12 @@ mount -t proc proc /proc
 printf '127.0.0.1 localhost\n203.0.113.1 mx1.example.org mx1 filter.example.org\n203.0.113.2 mx2.example.org mx2\n203.0.113.3 mail.example.org\n' > /etc/hosts
 echo nameserver 127.0.0.1 > /etc/resolv.conf
 touch %[1]s/up
-exec sleep infinity`
+sleep infinity & wait # and reap whom others leave`
 
 // A stand-in for systemctl starts what the unit starts, and waits until it is
-// ready as Type=notify does. Where a drop-in names groups, it runs as a user of its own
-// with these, who gets no other rights; the group docker is as good as root. "show" says what the
-// unit's files say. It knows no socket activation: cmd's TestUnderSystemd does.
+// ready as Type=notify does. Where a drop-in names groups or capabilities, it runs as a user of
+// its own with these, who gets no other rights; the group docker is as good as root. "show" says
+// what the unit's files say. It knows no socket activation: cmd's TestUnderSystemd does.
 const systemctl = `#!/bin/bash
 set -eu
 [ "$1" = daemon-reload ] && exec ls /etc/systemd/system/understudy.socket
@@ -59,19 +59,28 @@ if [ "$1" = show ]; then
   for property in User ProtectHome MemoryDenyWriteExecute SupplementaryGroups; do echo $property=$(said $unit $property); done
   exit
 fi
+if [ "$1" = stop ]; then
+  pid=$(cat /var/log/$2.pid)
+  kill $pid
+  for _ in {1..300}; do [ -d /proc/$pid ] || exit 0; sleep 0.1; done
+  exit 1
+fi
 [ "$1 $2" = "enable --now" ]
 for unit in "${@:3}"; do
   [ -f "/etc/systemd/system/${unit%.service}.service" ] || [ -f "/etc/systemd/system/$unit" ]
   [ "${unit%.socket}" = "$unit" ] || continue
   unit=${unit%.service} log=/var/log/${unit%.service}.log
   mkdir -p -m 700 /var/lib/understudy
+  : > $log
   groups=$(said $unit SupplementaryGroups) as=
-  if grep -qs ^SupplementaryGroups /etc/systemd/system/$unit.service.d/*.conf; then
+  if grep -Eqs '^(SupplementaryGroups|AmbientCapabilities)' /etc/systemd/system/$unit.service.d/*.conf; then
     getent group $groups > /dev/null # with one that is missing systemd starts nothing
+    caps=$(for c in $(said $unit AmbientCapabilities); do echo -n ,+${c#CAP_}; done | tr A-Z a-z)
     [[ $groups = *docker* ]] || chown -R 64000:64000 /var/lib/understudy
-    [[ $groups = *docker* ]] || as="setpriv --no-new-privs --bounding-set=-all --inh-caps=-all --reuid=64000 --regid=64000 --groups=$(for g in $groups; do getent group $g | cut -d: -f3; done | paste -sd,)"
+    [[ $groups = *docker* ]] || as="setpriv --no-new-privs --bounding-set=-all$caps --inh-caps=-all$caps --ambient-caps=-all$caps --reuid=64000 --regid=64000 --groups=$(for g in $groups; do getent group $g | cut -d: -f3; done | paste -sd,)"
   fi
   setsid $as $(sed -n s/^ExecStart=//p /etc/systemd/system/$unit.service) > $log 2>&1 < /dev/null &
+  echo $! > /var/log/$unit.pid
   for _ in {1..300}; do grep -q '"msg":"ready"' $log && continue 2; sleep 0.1; done
   cat $log; exit 1
 done

@@ -241,7 +241,10 @@ func (c *doctorCmd) onPrimary(ctx context.Context, cfg *config.Config, e doctor.
 	client := publisherOf(cfg)
 	defer client.Close()
 	peers, err := client.Peers(ctx)
-	p.Running = err
+	if p.Running = err; err == nil {
+		s, _ := client.Status(ctx)
+		p.Failing = s.Notice
+	}
 	files := sourceFiles(cfg)
 	if cfg.Policy.File != "" {
 		_, more, _ := handwritten.Load(cfg.Policy.File, nil) // a mistake in it is seen below

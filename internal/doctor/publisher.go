@@ -31,10 +31,11 @@ type Publisher struct {
 	ReadFile    func(ctx context.Context, name string, max int64) ([]byte, error)
 	Secondaries []netip.Addr // where mail is handed over from
 	Peers       []Peer
-	Running     error // why the publisher can't be asked, nil when it runs
-	Gaps        []Gap // what a secondary can't know: items of the import's report
-	Guarded     []Gap // what the import needs, and the publisher's unit may not read
-	Unread      error // why there is no report, nil when there is
+	Running     error  // why the publisher can't be asked, nil when it runs
+	Failing     string // what it says of its sources, "" when they are well
+	Gaps        []Gap  // what a secondary can't know: items of the import's report
+	Guarded     []Gap  // what the import needs, and the publisher's unit may not read
+	Unread      error  // why there is no report, nil when there is
 }
 
 // Exim is what is to be known of a primary's Exim.
@@ -99,6 +100,9 @@ func (p *Publisher) peers(_ context.Context, x *exam) (looked bool) {
 	if p.Running != nil {
 		x.report(Fault, "publisher-down", "", "The publisher doesn't answer: the secondaries' policy grows stale.", p.Running.Error(), "systemctl start understudy-publish")
 		return true
+	}
+	if p.Failing != "" && p.Unread == nil { // else whoever examines it can't read them either
+		x.report(Fault, "publisher-failing", "", "The publisher can't read the policy, though it can be read from here: the secondaries keep the last one.", p.Failing, "journalctl -u understudy-publish; its unit's user has other rights than you")
 	}
 	if len(p.Peers) == 0 {
 		x.report(Fault, "no-secondary", "", "No secondary is paired.", "", "understudy invite mx2")

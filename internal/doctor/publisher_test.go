@@ -26,6 +26,8 @@ func TestPublisher(t *testing.T) {
 		"healthy":         {func(*doctor.Publisher) {}, ""},
 		"policy unread":   {func(p *doctor.Publisher) { p.Unread = errors.New("main.cf: no such file") }, "policy-unread"},
 		"publisher down":  {func(p *doctor.Publisher) { p.Running = errors.New("no such socket") }, "publisher-down"},
+		"it fails":        {func(p *doctor.Publisher) { p.Failing = "chroot: operation not permitted" }, "publisher-failing"},
+		"so does anybody": {func(p *doctor.Publisher) { p.Failing, p.Unread = "gone", errors.New("gone") }, "policy-unread"},
 		"nobody paired":   {func(p *doctor.Publisher) { p.Peers = nil }, "no-secondary"},
 		"never seen":      {func(p *doctor.Publisher) { p.Peers[0].Seen = time.Time{} }, "secondary-silent"},
 		"long ago":        {func(p *doctor.Publisher) { p.Peers[0].Seen = now.Add(-time.Hour) }, "secondary-silent"},

@@ -141,13 +141,17 @@ func (i *postfixImporter) Import(ctx context.Context, ask []string) (r Imported,
 	return r, err
 }
 
-// remedyThere says what to do about a container that can't be reached.
+// remedyThere says what to do about a container, or a root, that can't be reached.
 func remedyThere(h *host.Host, err error) string {
-	if h.Local() || len(h.Prefix) == 0 {
-		return ""
-	}
 	said := strings.ToLower(err.Error())
 	switch {
+	case h.Local():
+		return ""
+	case h.Root != "":
+		if errors.Is(err, fs.ErrPermission) {
+			return "; let the publisher work below that root: /usr/share/understudy/chroot.conf says how"
+		}
+		return ""
 	case strings.Contains(said, "no such container"), strings.Contains(said, "no container with name"), strings.Contains(said, "is not running"):
 		return fmt.Sprintf("; start it or, if %s ps shows another name, name it under [policy]: postfix_prefix = [%q, \"exec\", \"-i\", \"NAME\"]", h.Prefix[0], h.Prefix[0])
 	case strings.Contains(said, "permission denied"):

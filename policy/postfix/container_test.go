@@ -99,6 +99,9 @@ func TestContainers(t *testing.T) {
 						t.Errorf("the preset leaves open: %s (%s) -> %s", it.ID(), it.Why, it.Instead)
 					}
 				}
+				if !c.byRoot && strings.Contains(it.Remedy, "postgrey.conf") {
+					t.Errorf("%s: no right of the publisher's helps in a container: %s", it.ID(), it.Remedy)
+				}
 			}
 			c.compareTables(src)
 			snap, err := policy.Compile(spec)

@@ -40,12 +40,19 @@ const (
 // whyGreyUnread is why a postgrey isn't followed that could be.
 const whyGreyUnread = "who passed there can't be read"
 
-const (
-	// ReadRemedy gives the publisher's unit the right to read what is its owner's alone.
-	ReadRemedy = "let the publisher read it: install -D -m 644 /usr/share/understudy/postgrey.conf /etc/systemd/system/understudy-publish.service.d/postgrey.conf, " +
-		"systemctl daemon-reload, systemctl restart understudy-publish"
-	greyRemedy = ReadRemedy + "; or name a command that prints it: postfix_list = [\"postgrey:DIR=COMMAND\"]"
-)
+// ReadRemedy gives the publisher's unit the right to read what is its owner's alone.
+const ReadRemedy = "let the publisher read it: install -D -m 644 /usr/share/understudy/postgrey.conf /etc/systemd/system/understudy-publish.service.d/postgrey.conf, " +
+	"systemctl daemon-reload, systemctl restart understudy-publish"
+
+// unreadRemedy is what the operator can do about a database of who has passed a test. Behind
+// a command, no right helps.
+func (i *importer) unreadRemedy(name string) string {
+	remedy := "name a command that prints it: postfix_list = [\"" + name + "=COMMAND\"]"
+	if i.src.Host != nil && len(i.src.Host.Prefix) > 0 {
+		return remedy
+	}
+	return ReadRemedy + "; or " + remedy
+}
 
 // greyScript prints both databases as db_dump(1) does.
 const greyScript = `use strict; use BerkeleyDB;

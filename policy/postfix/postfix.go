@@ -226,9 +226,9 @@ func (i *importer) remedy(parameter, element, why string) string {
 	case why == unknownFilter || strings.Contains(why, filters.WhyLive):
 		return filterRemedy(parameter, element, why)
 	case strings.Contains(why, whyGreyUnread):
-		return greyRemedy
+		return i.unreadRemedy("postgrey:DIR")
 	case parameter == "postscreen_greet_action" && strings.Contains(why, whyScreenUnread):
-		return ReadRemedy
+		return i.unreadRemedy(strings.TrimPrefix(i.conf.postscreen["postscreen_cache_map"], "proxy:"))
 	case strings.Contains(why, whyRefusing):
 		return "name the answers that count in main.cf: zone=127.0.0.[2..11]"
 	case why == whyReceived:
