@@ -282,7 +282,7 @@ func (c *committer) saveTotals() {
 // fail poisons the store (D3).
 func (c *committer) fail(ops []*op, err error) {
 	c.q.m.StoreErrors.WithLabelValues("write").Inc()
-	c.q.log.Error("queue write failed; reopening the store before another", "err", err)
+	c.q.often.Error(c.q.log, "", "queue write failed; reopening the store before another", "err", err)
 	c.broken, c.wait = err, reopenMin
 	c.q.poison.Store(&err)
 	for _, o := range ops {
@@ -311,7 +311,7 @@ func (c *committer) recover() (goOn bool) {
 		return true
 	}
 	c.q.m.StoreErrors.WithLabelValues("reopen").Inc()
-	c.q.log.Error("reopen queue store", "err", err, "retry_in", c.wait)
+	c.q.often.Error(c.q.log, "", "reopen queue store", "err", err, "retry_in", c.wait)
 	timer := time.NewTimer(c.wait)
 	defer timer.Stop()
 	c.wait = min(2*c.wait, reopenMax)

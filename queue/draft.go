@@ -181,7 +181,7 @@ func shortIf(short bool) error {
 // bodyError counts a failure of the body's file and makes it a reply.
 func (q *Queue) bodyError(operation string, err error) error {
 	q.m.StoreErrors.WithLabelValues("body_" + operation).Inc()
-	q.log.Error("message body not stored", "operation", operation, "err", err)
+	q.often.Error(q.log, operation, "message body not stored", "operation", operation, "err", err)
 	return poisoned(err)
 }
 
@@ -310,6 +310,6 @@ func (q *Queue) forget(r *store.Record) *op {
 func (q *Queue) removeBody(id string) {
 	if err := q.store.Remove(id); err != nil {
 		q.m.StoreErrors.WithLabelValues("body_remove").Inc()
-		q.log.Warn("remove body file", "err", err)
+		q.often.Warn(q.log, "", "remove body file", "err", err)
 	}
 }

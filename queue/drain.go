@@ -405,7 +405,7 @@ func (q *Queue) readFailed(err error) {
 		return
 	}
 	q.m.StoreErrors.WithLabelValues("read").Inc()
-	q.log.Error("read queue store", "err", err)
+	q.often.Error(q.log, "", "read queue store", "err", err)
 }
 
 // quarantineRaw moves a record aside that can't be decoded any more, and takes

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/internal/repeat"
 	"github.com/understudy-mx/understudy/metrics"
 	"github.com/understudy-mx/understudy/queue/store"
 )
@@ -107,6 +108,7 @@ type Queue struct {
 	Reader // whose store is the queue's
 	o      Options
 	log    *slog.Logger
+	often  repeat.Log // of what fails for each message while the store is away
 	m      *metrics.Metrics
 	ids    ids
 

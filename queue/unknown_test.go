@@ -1,11 +1,17 @@
 package queue
 
 import (
+	"bytes"
 	"errors"
+	"log/slog"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/understudy-mx/understudy/queue/store"
 	"github.com/understudy-mx/understudy/queue/store/storetest"
 )
 
@@ -83,4 +89,24 @@ func TestUnknownResultBehindCursor(t *testing.T) {
 			t.Errorf("relayed %v, want %v", h.taken(), want)
 		}
 	})
+}
+
+// TestSaidOnce: while bodies can't be stored the log says so once, and not for each message;
+// the metric counts each.
+func TestSaidOnce(t *testing.T) {
+	var log bytes.Buffer
+	o := options(nil)
+	o.Store, o.Log = storetest.New(), slog.New(slog.NewTextHandler(&log, nil))
+	q := mustOpen(t, o)
+	for range 1000 {
+		if err := q.bodyError("create", store.ErrReopening); err == nil {
+			t.Fatal("no reply")
+		}
+	}
+	if n := testutil.ToFloat64(o.Metrics.StoreErrors.WithLabelValues("body_create")); n != 1000 {
+		t.Errorf("%v counted, want 1000", n)
+	}
+	if n := strings.Count(log.String(), "message body not stored"); n != 1 {
+		t.Errorf("%d lines:\n%s", n, log.String())
+	}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/internal/repeat"
 	"github.com/understudy-mx/understudy/metrics"
 	"github.com/understudy-mx/understudy/queue"
 	"github.com/understudy-mx/understudy/queue/leveldb"
@@ -26,12 +27,13 @@ const fallbackEvery = 2 * time.Second
 // it from there. Once the database is back, the rest is moved. The directory's queue
 // is open, or being moved, never both.
 type fallback struct {
-	main *queue.Queue
-	dir  leveldb.Dir
-	o    queue.Options // of the directory's queue
-	log  *slog.Logger
-	m    *metrics.Metrics
-	open atomic.Pointer[queue.Queue] // local, for who can't wait for mu
+	main  *queue.Queue
+	dir   leveldb.Dir
+	o     queue.Options // of the directory's queue
+	log   *slog.Logger
+	m     *metrics.Metrics
+	often repeat.Log
+	open  atomic.Pointer[queue.Queue] // local, for who can't wait for mu
 
 	mu     sync.Mutex   // guards what follows
 	local  *queue.Queue // nil: closed
@@ -79,7 +81,7 @@ func (f *fallback) Begin(env *envelope.Envelope) (smtpd.Draft, error) {
 	}
 	local, lerr := f.here()
 	if lerr != nil {
-		f.log.Error("no mail can be kept on this machine either", "err", lerr)
+		f.often.Error(f.log, "", "no mail can be kept on this machine either", "err", lerr)
 		return nil, err
 	}
 	return spool{local}.Begin(env)
@@ -202,7 +204,7 @@ func (f *fallback) run(ctx context.Context) error {
 			case err == nil:
 				left = false
 			case ctx.Err() == nil:
-				f.log.Warn("mail isn't moved into the database yet", "err", err)
+				f.often.Warn(f.log, "", "mail isn't moved into the database yet", "err", err)
 			}
 		}
 		select {

@@ -58,7 +58,7 @@ func (f *Fleet) adoptOne(ctx context.Context) {
 	name := f.orphan()
 	if name == "" {
 		if err := f.settleComing(ctx); err != nil && !errors.Is(err, store.ErrReopening) { // the queue says so itself
-			f.o.Log.Warn("a move that was cut short isn't settled", "err", err)
+			f.often.Warn(f.o.Log, "", "a move that was cut short isn't settled", "err", err)
 		}
 		return
 	}
@@ -69,7 +69,7 @@ func (f *Fleet) adoptOne(ctx context.Context) {
 		return // another was quicker
 	}
 	if err != nil {
-		f.o.Log.Warn("spool of a silent member not opened", "member", name, "err", err)
+		f.often.Warn(f.o.Log, name, "spool of a silent member not opened", "member", name, "err", err)
 		return
 	}
 	f.setAdopts(name)

@@ -31,6 +31,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/understudy-mx/understudy/internal/repeat"
 	"github.com/understudy-mx/understudy/metrics"
 	"github.com/understudy-mx/understudy/queue"
 	"github.com/understudy-mx/understudy/queue/postgres"
@@ -88,6 +89,7 @@ type Fleet struct {
 	o       Options
 	members *postgres.Members
 	queue   *queue.Queue // that adopts
+	often   repeat.Log
 
 	mu     sync.Mutex // guards the rest
 	last   []Member   // by name

@@ -20,6 +20,8 @@ import (
 	"time"
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
+
+	"github.com/understudy-mx/understudy/internal/repeat"
 )
 
 // Frame holds a daemon's parts.
@@ -29,6 +31,7 @@ type Frame struct {
 	Stopping func()                      // called when the stop begins; may be nil
 
 	log         *slog.Logger
+	often       repeat.Log
 	hup         chan os.Signal
 	front, back []part
 }
@@ -158,7 +161,7 @@ func (f *Frame) feedWatchdog(ctx context.Context) error {
 		if err := f.Alive(ctx); err == nil {
 			f.notify(sd.SdNotifyWatchdog)
 		} else if ctx.Err() == nil {
-			f.log.Error("not alive, the watchdog of systemd is not fed", "err", err)
+			f.often.Error(f.log, "", "not alive, the watchdog of systemd is not fed", "err", err)
 		}
 		select {
 		case <-ctx.Done():

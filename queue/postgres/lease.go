@@ -262,7 +262,7 @@ func (s *Store) keep(ctx context.Context) {
 		case <-tick.C:
 		}
 		if err := s.renew(ctx); err != nil && ctx.Err() == nil {
-			s.o.Log.Warn("the spool's lease isn't renewed", "err", err)
+			s.often.Warn(s.o.Log, "", "the spool's lease isn't renewed", "err", err)
 		}
 	}
 }

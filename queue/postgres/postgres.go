@@ -40,6 +40,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/understudy-mx/understudy/internal/repeat"
 	"github.com/understudy-mx/understudy/queue/store"
 )
 
@@ -102,8 +103,9 @@ type Store struct {
 	pool   pool
 	ahead  ahead
 
-	stop context.CancelFunc // ends the keeper
-	kept sync.WaitGroup
+	stop  context.CancelFunc // ends the keeper
+	kept  sync.WaitGroup
+	often repeat.Log // the keeper's
 }
 
 func (o Opener) store(alarm func(kind, detail string)) (*Store, error) {
