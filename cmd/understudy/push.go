@@ -20,6 +20,7 @@ import (
 
 	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/doctor"
+	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/internal/operator"
 	"github.com/understudy-mx/understudy/internal/push"
 	"github.com/understudy-mx/understudy/internal/pushed"
@@ -198,8 +199,8 @@ func (c *pushSendCmd) client() (*push.Client, error) {
 	if fi, err := os.Stat(c.TokenFile); err == nil && fi.Mode()&0o077 != 0 {
 		fmt.Fprintf(os.Stderr, "understudy: others may read %s: chmod go= %[1]s\n", printable(c.TokenFile))
 	}
-	token := strings.TrimSpace(string(b))
-	if token == "" || strings.ContainsAny(token, " \r\n") {
+	token := strings.TrimSpace(strings.TrimPrefix(string(b), "\ufeff"))
+	if token == "" || strings.ContainsFunc(token, envelope.Unseen) {
 		return nil, fmt.Errorf("--token-file: %s has no token", c.TokenFile)
 	}
 	client := &push.Client{URL: c.URL, Token: token, Tries: max(1, c.Tries), Say: func(text string) { fmt.Fprintln(os.Stderr, "understudy:", printable(text)+"; trying again") }}

@@ -202,3 +202,10 @@ func PlainLocal(s string) bool {
 	}
 	return !dot && len(s) <= 64
 }
+
+// Unseen says that a character, in an address that somebody has written into a list, is a
+// space, a control, a line's end, a mark of the text's encoding, or none at all: nobody
+// means it, and with it the address is another one.
+func Unseen(r rune) bool {
+	return r <= ' ' || r >= 0x7f && r <= 0x9f || strings.ContainsRune("\u00a0\u200b\u2028\u2029\u2060\ufeff\ufffd", r)
+}

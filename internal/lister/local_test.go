@@ -82,6 +82,7 @@ func TestText(t *testing.T) {
 		want   map[string]string
 	}{
 		{"file", lister.Source{Type: "file", Path: plain}, want},
+		{"file with a BOM", lister.Source{Type: "file", Path: file(t, "\ufeffalice@example.org\r\nbob@example.org")}, map[string]string{"alice@example.org": "", "bob@example.org": ""}},
 		{"empty file", lister.Source{Type: "file", Path: "/dev/null"}, map[string]string{}},
 		{"hash", lister.Source{Type: "map", Path: "hash:" + virtual}, map[string]string{"sales@example.org": "a@b, c@d", "@example.com": "x"}},
 		{"capitals are never found", lister.Source{Type: "map", Path: "hash:" + folded}, map[string]string{}},

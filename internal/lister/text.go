@@ -16,8 +16,13 @@ const maxLine = 256 << 10
 
 var errLine = fmt.Errorf("a line of more than %d octets", maxLine)
 
+// readLines leaves out the byte order mark with which some programs begin a text.
 func readLines(r io.Reader, line func(string) error) error {
-	sc := bufio.NewScanner(r)
+	in := bufio.NewReader(r)
+	if mark, _ := in.Peek(3); string(mark) == "\ufeff" {
+		_, _ = in.Discard(len(mark))
+	}
+	sc := bufio.NewScanner(in)
 	sc.Buffer(nil, maxLine)
 	for sc.Scan() {
 		if err := line(strings.TrimSuffix(sc.Text(), "\r")); err != nil {
@@ -53,7 +58,12 @@ func (s *Source) listFile(ctx context.Context, row func(key, value string) error
 				return s.fail("path", "correct it", fmt.Errorf("%s:%d: %w", s.Path, n, err))
 			}
 			logical = ""
-			return rowUnlessEmpty(m, row, key, value)
+			return rowUnlessEmpty(m, func(key, value string) error {
+				if err := row(key, value); err != nil {
+					return fmt.Errorf("%s:%d: %w", s.Path, n, err)
+				}
+				return nil
+			}, key, value)
 		}
 		at := 0
 		err := readLines(metered{f, m}, func(line string) error {

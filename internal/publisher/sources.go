@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/understudy-mx/understudy/internal/config"
+	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/internal/lister"
 	"github.com/understudy-mx/understudy/internal/pushed"
 	"github.com/understudy-mx/understudy/policy"
@@ -190,7 +191,11 @@ func (r *Reading) addRecipients(ctx context.Context, spec *policy.Spec, src *lis
 	var keys []string
 	used := false
 	err := src.List(ctx, func(key, _ string) error {
-		if len(key) > maxAddress || strings.ContainsFunc(key, func(c rune) bool { return c <= ' ' || c == 0x7f }) {
+		unseen := func(c rune) bool { return c <= ' ' || c == 0x7f }
+		if src.Type == "file" { // its writer can correct it
+			unseen = envelope.Unseen
+		}
+		if len(key) > maxAddress || strings.ContainsFunc(key, unseen) {
 			return fmt.Errorf("%s: %.80q is no address; let it list addresses only", src.Name, key)
 		}
 		key = strings.ToLower(key)

@@ -406,15 +406,9 @@ func Address(text, domain string) (string, error) {
 		return folded, nil
 	}
 	m, err := envelope.ParseMailbox(text)
-	if err != nil || m.String() != text || len(m.Local) > 64 || strings.ContainsFunc(text, unseen) ||
+	if err != nil || m.String() != text || len(m.Local) > 64 || strings.ContainsFunc(text, envelope.Unseen) ||
 		strings.HasPrefix(text, "#") || len(folded) > 320 {
 		return "", fmt.Errorf("%w: %.80q is no address as a list can have it", ErrContent, text)
 	}
 	return folded, nil
-}
-
-// unseen says that a character is a control, a line's end, a mark of the text's
-// encoding, or none.
-func unseen(r rune) bool {
-	return r <= ' ' || r >= 0x7f && r <= 0x9f || strings.ContainsRune("\u00a0\u2028\u2029\ufeff\ufffd", r)
 }

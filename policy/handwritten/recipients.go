@@ -75,6 +75,14 @@ func (p *file) recipients(n node, doms, domPaths []string) {
 // pieceSize is how much of a list one piece holds, at least.
 const pieceSize = 256 << 10
 
+// maxLine bounds a line of a list, which a file that is none may have as long as it is.
+const maxLine = 1 << 20
+
+var errLine = fmt.Errorf("the line is longer than %d octets; is it a list with an address a line?", maxLine)
+
+// mark is what some programs begin a text with, U+FEFF.
+var mark = []byte("\ufeff")
+
 // piece is what a part of a list holds.
 type piece struct {
 	p     *file
@@ -97,9 +105,9 @@ func (c *piece) add(addr string) error {
 	}
 	switch {
 	case domain == "" || !validLocal(local):
-		return fmt.Errorf("%q is not an address; write user@example.org, or @example.org for every user", addr)
+		return fmt.Errorf("%.100q is not an address; write user@example.org, or @example.org for every user", addr)
 	case !ours:
-		return fmt.Errorf("recipient %q is outside of the domains; add %q to domains or remove it", addr, domain)
+		return fmt.Errorf("recipient %.100q is outside of the domains; add %.100q to domains or remove it", addr, domain)
 	}
 	c.run.Add(addr)
 	return nil
@@ -188,17 +196,23 @@ func (p *file) pieces(path string, r io.Reader, b *table.Builder) ([]*piece, err
 		}
 		c.wrong, lines = nil, lines+c.lines
 	}
+	if errors.Is(err, errLine) {
+		err = fmt.Errorf("%s:%d: %w", path, lines+1, err)
+	}
 	return all, err
 }
 
 // eachPiece cuts what r says into pieces of whole lines.
 func eachPiece(r io.Reader, fn func(text string)) error {
 	var buf []byte // a piece, and the line that was begun
-	for {
+	for first := true; ; first = false {
 		n := len(buf)
 		buf = slices.Grow(buf, pieceSize)[:n+pieceSize]
 		m, err := io.ReadFull(r, buf[n:])
 		buf = buf[:n+m]
+		if first {
+			buf = bytes.TrimPrefix(buf, mark)
+		}
 		end := 0
 		if i := bytes.LastIndexByte(buf[n:], '\n'); i >= 0 { // before n there is none
 			end = n + i + 1
@@ -215,6 +229,8 @@ func eachPiece(r io.Reader, fn func(text string)) error {
 			return nil
 		case err != nil:
 			return err
+		case len(buf) > maxLine:
+			return errLine
 		}
 	}
 }
@@ -250,7 +266,7 @@ func validLocal(s string) bool {
 	if envelope.PlainLocal(s) {
 		return true
 	}
-	if len(s) > 256 || strings.ContainsFunc(s, func(r rune) bool { return r < 0x20 || r == 0x7f }) {
+	if len(s) > 256 || strings.ContainsFunc(s, func(r rune) bool { return r != ' ' && envelope.Unseen(r) }) {
 		return false
 	}
 	if inner, quoted := strings.CutPrefix(s, `"`); quoted && strings.HasSuffix(inner, `"`) {

@@ -178,3 +178,52 @@ func TestEachPiece(t *testing.T) {
 		t.Errorf("a reader's error became %v", err)
 	}
 }
+
+// TestListAsWritten has what editors and spreadsheets make of a list: it is read as it was
+// meant, or its line is named.
+func TestListAsWritten(t *testing.T) {
+	for name, tt := range map[string]struct{ text, want string }{ // want: the recipients, or a mistake
+		"a BOM":                    {"\ufeffalice@example.org\r\nbob@example.org\r\n", "alice@example.org bob@example.org"},
+		"a BOM and a comment":      {"\ufeff# ours\nalice@example.org", "alice@example.org"},
+		"nothing but a BOM":        {"\ufeff", `policy.toml:1:12: domain "example.org" has no recipient`},
+		"spaces at the end":        {"alice@example.org \t \r\nbob@example.org  ", "alice@example.org bob@example.org"},
+		"no newline at the end":    {"alice@example.org\nbob@example.org", "alice@example.org bob@example.org"},
+		"CR alone":                 {"alice@example.org\rbob@example.org", "list:1:1:"},
+		"NUL":                      {"alice@example.org\nb\x00b@example.org\n", "list:2:1:"},
+		"NUL at the end":           {"alice@example.org\nbob@example.org\x00\n", "list:2:1:"},
+		"UTF-16":                   {"\xff\xfea\x00@\x00e\x00x\x00\n\x00", "list:1:1:"},
+		"Latin-1":                  {"alice@example.org\nren\xe9@example.org", "list:2:1:"},
+		"a BOM in the middle":      {"alice@example.org\n\ufeffbob@example.org\n", "list:2:1:"},
+		"a no-break space":         {"alice@example.org\u00a0\n", "list:1:1:"},
+		"a no-break space before":  {"\u00a0alice@example.org\n", "list:1:1:"},
+		"a zero-width space":       {"ali\u200bce@example.org\n", "list:1:1:"},
+		"a line of 1 MB":           {"alice@example.org\n" + strings.Repeat("a", 1<<20) + "@example.org\nbob@example.org\n", "list:2:1:"},
+		"a line of 3 MB":           {"alice@example.org\n" + strings.Repeat("a", 3<<20) + "\nbob@example.org\n", "list:2: the line is longer than 1048576 octets"},
+		"a file of 3 MB, one line": {strings.Repeat("alice@example.org ", 200_000), "list:1: the line is longer than 1048576 octets"},
+		"a comma":                  {"alice@example.org,\nbob@example.org", "list:1:1:"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			for file, text := range map[string]string{"policy.toml": "domains = [\"example.org\"]\nrecipients_file = \"list\"\n", "list": tt.text} {
+				if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			snap, _, err := Load(filepath.Join(dir, "policy.toml"), nil)
+			if err != nil {
+				if text := strings.ReplaceAll(err.Error(), dir+"/", ""); !strings.Contains(text, tt.want) || len(text) > 1000 {
+					t.Errorf("%.1000s, want %s", text, tt.want)
+				}
+				return
+			}
+			var got []string
+			list := snap.Spec().Tables[recipientsTable]
+			for key := range list.Entries(0, list.Len()) {
+				got = append(got, string(key))
+			}
+			if strings.Join(got, " ") != tt.want {
+				t.Errorf("%q, want %s", got, tt.want)
+			}
+		})
+	}
+}
