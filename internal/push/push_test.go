@@ -129,6 +129,15 @@ func users(n int) (list []string) {
 // raw sends octets over TLS and returns the status, 0 for none.
 func (s *site) raw(t *testing.T, octets []byte, half bool) int {
 	t.Helper()
+	if resp := s.response(t, octets, half); resp != nil {
+		return resp.StatusCode
+	}
+	return 0
+}
+
+// response is raw for all of the answer, nil for none.
+func (s *site) response(t *testing.T, octets []byte, half bool) *http.Response {
+	t.Helper()
 	c, err := tls.Dial("tcp", s.addr, &tls.Config{RootCAs: s.roots})
 	if err != nil {
 		t.Fatal(err)
@@ -145,10 +154,12 @@ func (s *site) raw(t *testing.T, octets []byte, half bool) int {
 	for {
 		resp, err := http.ReadResponse(r, nil)
 		if err != nil {
-			return 0
+			return nil
 		}
 		if resp.StatusCode != http.StatusContinue {
-			return resp.StatusCode
+			b, _ := io.ReadAll(resp.Body)
+			resp.Body = io.NopCloser(bytes.NewReader(b))
+			return resp
 		}
 	}
 }
@@ -191,6 +202,17 @@ func gz(b []byte) []byte {
 func zst(b []byte) []byte {
 	z, _ := zstd.NewWriter(nil)
 	return z.EncodeAll(b, nil)
+}
+
+// zstWindow is zst with a window of that size.
+func zstWindow(b []byte, size int) []byte {
+	var out bytes.Buffer
+	z, _ := zstd.NewWriter(&out, zstd.WithWindowSize(size))
+	_, _ = z.Write(b[:len(b)/2])
+	_ = z.Flush()
+	_, _ = z.Write(b[len(b)/2:])
+	_ = z.Close()
+	return out.Bytes()
 }
 
 func sum(b []byte) string {
@@ -314,6 +336,7 @@ func (s *site) attacks() []attack {
 		{"PATCH without If-Match", patch(`{"removed": ["u0000001@example.org"]}`), 428, false},
 		{"PATCH of any", patch(`{"removed": ["u0000001@example.org"]}`, "If-Match: *"), 428, false},
 		{"PATCH of an old list", patch(`{"removed": ["u0000001@example.org"]}`, `If-Match: "`+pushed.ETag(nil)+`"`), 412, false},
+		{"PATCH of too many", patch(`{"added": [`+strings.Repeat(`"u0000001@example.org",`, pushed.MaxChange)+`"u0000001@example.org"]}`, match), 413, false},
 		{"PATCH as text", s.request("PATCH", at, nine, match), 415, false},
 		{"PATCH, other domain", patch(`{"added": ["a@example.net"]}`, match), 422, false},
 		{"PATCH, both", patch(`{"added": ["a@example.org"], "removed": ["a@example.org"]}`, match), 422, false},
@@ -349,8 +372,10 @@ func (s *site) attacks() []attack {
 		{"star and ETag", put(nine, `If-Match: *, "`+s.etag+`"`), 412, false},
 		{"If-None-Match twice", put(nine, "If-None-Match: *", "If-None-Match: *"), 400, false},
 		{"zstd with a huge window", put([]byte("\x28\xb5\x2f\xfd\x00\xd0\x01\x00\x00"), "Content-Encoding: zstd"), 422, false},
+		{"zstd with a window of 16 MiB", put(zstWindow(nine, 16<<20), "Content-Encoding: zstd"), 422, false},
 		{"zstd with a dictionary", put([]byte("\x28\xb5\x2f\xfd\x03\x58\x01\x02\x03\x04\x01\x00\x00"), "Content-Encoding: zstd"), 422, false},
 		{"many gzip members", put(bytes.Repeat(gz(bytes.Repeat([]byte("\n"), 4000)), 400), "Content-Encoding: gzip"), 413, false},
+		{"gzip members of nothing", put(bytes.Repeat(gz(nil), 60_000), "Content-Encoding: gzip"), 413, false},
 		{"JSON, key twice by an escape", json(`{"recipients": ["a@example.org"], "r\u0065cipients": ["b@example.org"]}`), 422, false},
 		{"JSON, key of another case", json(`{"Recipients": ["a@example.org"]}`), 422, false},
 		{"JSON, bad UTF-8", json("{\"recipients\": [\"a\xff@example.org\"]}"), 422, false},
@@ -410,11 +435,14 @@ func TestGood(t *testing.T) {
 		{"with a BOM", s.request("PUT", at, append([]byte("\ufeff"), nine...)), 200},
 		{"gzip", s.request("PUT", at, gz(nine), "Content-Encoding: gzip", sum(gz(nine))), 200},
 		{"zstd", s.request("PUT", at, zst(nine), "Content-Encoding: zstd"), 200},
+		{"zstd with a window of 8 MiB", s.request("PUT", at, zstWindow(nine, 8<<20), "Content-Encoding: zstd"), 200},
 		{"JSON", s.request("PUT", at, []byte(`{"recipients": ["`+strings.Join(users(9), `","`)+`"]}`), "Content-Type: application/json; charset=utf-8"), 200},
 		{"chunked with a trailer", append(s.request("PUT", at, nil, "-Content-Length: ", "Transfer-Encoding: chunked", "Trailer: Content-Digest"), string(chunked(string(nine[:50]), string(nine[50:])))+"0\r\n"+sum(nine)+"\r\n\r\n"...), 200},
 		{"If-Match", s.request("PUT", at, nine, `If-Match: "`+pushed.ETag(users(9))+`"`), 200},
 		{"confirm", s.request("PATCH", at, []byte("{}"), "Content-Type: application/json", `If-Match: "`+pushed.ETag(users(9))+`"`), 200},
 		{"GET", s.request("GET", at, nil), 200},
+		{"a long change", s.request("PATCH", at, gz([]byte(`{"added": ["`+strings.Repeat(`u0000001@example.org","`, 60_000)+`u0000002@example.org"], "removed": []}`)),
+			"Content-Type: application/json", "Content-Encoding: gzip", `If-Match: "`+pushed.ETag(users(9))+`"`), 200},
 		{"mass deletion", s.request("PUT", at, []byte(strings.Join(users(2), "\n"))), 202},
 		{"and back", s.request("PATCH", at, []byte(`{"added": ["`+strings.Join(users(9), `","`)+`"]}`), "Content-Type: application/json", `If-Match: "`+pushed.ETag(users(2))+`"`), 200},
 	} {
@@ -451,6 +479,40 @@ func TestTogether(t *testing.T) {
 	if st, err := s.store.One(domain); err != nil || st.Count != 11 {
 		t.Errorf("in the end %+v, %v", st, err)
 	}
+}
+
+// TestSeats: so many lists are received at a time. Beyond that a client is told when to
+// come again, until one of them ends.
+func TestSeats(t *testing.T) {
+	s := start(t, 1000)
+	until := func(want int) *http.Response {
+		t.Helper()
+		for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
+			if resp := s.response(t, s.request("PATCH", prefix+domain, []byte("{}"), "Content-Type: application/json", `If-Match: "`+pushed.ETag(nil)+`"`), false); resp != nil && resp.StatusCode == want {
+				return resp
+			}
+		}
+		t.Fatalf("never answered %d", want)
+		return nil
+	}
+	var all []net.Conn
+	for range maxLists {
+		until(412)
+		c, err := tls.Dial("tcp", s.addr, &tls.Config{RootCAs: s.roots})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := c.Write(s.request("PATCH", prefix+domain, []byte("{"), "Content-Type: application/json", `If-Match: "`+s.etag+`"`, "Content-Length: 9")); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, c)
+	}
+	if after := until(429).Header.Get("Retry-After"); after != "5" {
+		t.Errorf("Retry-After: %q", after)
+	}
+	all[0].Close()
+	until(412)
 }
 
 // TestSlow leaves requests unfinished: they hold a place until they are given up,

@@ -642,6 +642,13 @@ func TestPowerCut(t *testing.T) {
 					case unsure != (again.Status()[0].Staged != nil):
 						t.Fatalf("%s: unsure %v, and %+v", what, unsure, again.Status()[0])
 					}
+					other := open(&memory{Disk: after.Clone(), temps: 3000})
+					if err := other.Approve(domain); err == nil {
+						_, err = put(other, list...)
+						if err != nil || other.Status()[0].Staged != nil {
+							t.Fatalf("%s: approved, and then %+v, %v", what, other.Status()[0], err)
+						}
+					}
 					if err := again.Reject(domain); unsure != (err == nil) {
 						t.Fatalf("%s: unsure %v, rejected: %v", what, unsure, err)
 					}
