@@ -13,6 +13,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -26,6 +27,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
@@ -72,6 +74,15 @@ func writePair(t *testing.T, dir string) *x509.CertPool {
 
 func start(t *testing.T, most int) *site {
 	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return startOn(t, most, l)
+}
+
+func startOn(t *testing.T, most int, l net.Listener) *site {
+	t.Helper()
 	s := &site{dir: t.TempDir(), certs: t.TempDir()}
 	s.roots = writePair(t, s.certs)
 	var err error
@@ -86,10 +97,6 @@ func start(t *testing.T, most int) *site {
 	}
 	server, err := New(Options{Store: s.store, TLSCert: filepath.Join(s.certs, "cert"), TLSKey: filepath.Join(s.certs, "key"),
 		Log: slog.New(slog.DiscardHandler), Metrics: metrics.New(prometheus.NewRegistry())})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -454,6 +461,129 @@ func TestGood(t *testing.T) {
 	}
 	if st, err := s.store.One(domain); err != nil || st.Count != 9 || st.Staged != nil {
 		t.Errorf("in the end %+v, %v", st, err)
+	}
+}
+
+// TestVerdict: what went wrong is told apart by its code.
+func TestVerdict(t *testing.T) {
+	for err, want := range map[error]int{
+		pushed.ErrUnknown: 404, pushed.ErrETag: 412, pushed.ErrRejected: 409, pushed.ErrBusy: 429, pushed.ErrTooLong: 413, errSize: 413,
+		&http.MaxBytesError{Limit: 1}: 413, pushed.ErrContent: 422, errBody: 422, errors.New("the disk is gone"): 500,
+	} {
+		if got, _ := verdict(nil, fmt.Errorf("list: %w", err)); got != want {
+			t.Errorf("%v: %d, want %d", err, got, want)
+		}
+	}
+}
+
+// TestFailed: a list that can't be stored is the server's fault, whose paths are its own.
+func TestFailed(t *testing.T) {
+	s := start(t, 1000)
+	get := s.response(t, s.request("GET", prefix+domain, nil), false)
+	if get == nil || get.Header.Get("ETag") != `"`+s.etag+`"` {
+		t.Errorf("GET: %+v", get)
+	}
+	if err := os.RemoveAll(s.dir); err != nil {
+		t.Fatal(err)
+	}
+	resp := s.response(t, s.request("PUT", prefix+domain, []byte(strings.Join(users(9), "\n"))), false)
+	if resp == nil || resp.StatusCode != 500 {
+		t.Fatalf("%+v", resp)
+	}
+	if b, _ := io.ReadAll(resp.Body); string(b) != `{"error":"the list can't be stored now"}`+"\n" {
+		t.Errorf("%s", b)
+	}
+}
+
+// TestTLS: a certificate that is renewed is used from then on, and one that is broken
+// isn't. Only TLS 1.2 and later is spoken, and no HTTP/2.
+func TestTLS(t *testing.T) {
+	s := start(t, 1000)
+	state := func() tls.ConnectionState {
+		t.Helper()
+		c, err := tls.Dial("tcp", s.addr, &tls.Config{RootCAs: s.roots, NextProtos: []string{"h2", "http/1.1"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		return c.ConnectionState()
+	}
+	first := state()
+	if first.NegotiatedProtocol == "h2" {
+		t.Error("HTTP/2 is spoken")
+	}
+	s.roots = writePair(t, s.certs)
+	if second := state(); second.PeerCertificates[0].Equal(first.PeerCertificates[0]) {
+		t.Error("the certificate was renewed, and the old one is used")
+	}
+	if err := os.WriteFile(filepath.Join(s.certs, "key"), []byte("junk"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	state()
+	if c, err := tls.Dial("tcp", s.addr, &tls.Config{RootCAs: s.roots, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}); err == nil {
+		c.Close()
+		t.Error("TLS 1.1 is spoken")
+	}
+}
+
+// pipes is a listener without a network, whose time is the test's.
+type pipes chan net.Conn
+
+func (p pipes) Accept() (net.Conn, error) {
+	if c, ok := <-p; ok {
+		return c, nil
+	}
+	return nil, net.ErrClosed
+}
+
+func (p pipes) Close() error   { close(p); return nil }
+func (p pipes) Addr() net.Addr { return &net.TCPAddr{} }
+
+// TestPatience: a client that falls silent is given up, sooner before its request than
+// within a list.
+func TestPatience(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		tls  bool
+		sent func(*site) string
+		want time.Duration
+	}{
+		{"nothing", false, func(*site) string { return "" }, headerTime},
+		{"no request", true, func(*site) string { return "" }, headerTime},
+		{"half a header", true, func(*site) string { return "PUT " + prefix + domain + " HTTP/1.1\r\nHost: x\r\n" }, headerTime},
+		{"half a list", true, func(s *site) string {
+			return string(s.request("PUT", prefix+domain, nil, "Content-Length: 100")) + "u0@"
+		}, silence},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := make(pipes)
+				s := startOn(t, 1000, l)
+				c, server := net.Pipe()
+				defer c.Close()
+				l <- server
+				began := time.Now()
+				if tt.tls {
+					c = tls.Client(c, &tls.Config{RootCAs: s.roots, ServerName: "127.0.0.1"})
+				}
+				if text := tt.sent(s); tt.tls {
+					if _, err := io.WriteString(c, text); err != nil {
+						t.Fatal(err)
+					}
+				}
+				_, _ = io.Copy(io.Discard, c)
+				if took := time.Since(began); took < tt.want || took > tt.want+6*time.Second {
+					t.Errorf("given up after %v, want %v", took, tt.want)
+				}
+			})
+		})
+	}
+}
+
+// TestShortTokens: JSON that goes on without a quote ends.
+func TestShortTokens(t *testing.T) {
+	if n, err := io.Copy(io.Discard, &shortTokens{r: io.LimitReader(strings.NewReader(strings.Repeat("a", 1<<20)), 1<<20)}); err == nil || n > 100<<10 {
+		t.Errorf("%d octets, %v", n, err)
 	}
 }
 
