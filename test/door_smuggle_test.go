@@ -103,6 +103,7 @@ func smuggle(t *testing.T, addr, seam, subject string, split int, encrypt bool) 
 // end, as it does by default. Whatever a client makes of its line ends, that
 // Postfix receives one mail at the most, and just the one that we took.
 func TestSmuggling(t *testing.T) {
+	t.Parallel()
 	primary := newPostfix(t, "smtpd_forbid_bare_newline = no", "smtpd_forbid_unauth_pipelining = no")
 	primary.start()
 	if n := smuggle(t, primary.addr, "\n.\r\n", "control", -1, false); n != 2 {

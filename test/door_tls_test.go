@@ -27,11 +27,12 @@ var excused = map[string]string{
 // TestTestssl has testssl.sh look at our STARTTLS. Nothing above LOW may be
 // found.
 func TestTestssl(t *testing.T) {
+	t.Parallel()
 	secondary := newSecondary(t, testmx.FreeAddr(), policyFor("alice@example.org"), "")
 	ca := secondary.certificate(t)
 	secondary.start()
 	report := secondary.path("testssl.json")
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	// Its exit status is the number of findings.
 	out, err := exec.CommandContext(ctx, "testssl", "--quiet", "--color", "0", "--warnings", "off", "--nodns", "none", "-t", "smtp",

@@ -30,6 +30,7 @@ func port(addr string) string { return addr[strings.LastIndexByte(addr, ':')+1:]
 // TestNmap lets nmap's scripts try to relay, to list users and to find known
 // holes.
 func TestNmap(t *testing.T) {
+	t.Parallel()
 	secondary := newSecondary(t, testmx.FreeAddr(), policyFor("alice@example.org"), "")
 	secondary.start()
 	out := tool(t, 2*time.Minute, "nmap", "-Pn", "-n", "-p", port(secondary.addr), "--script",

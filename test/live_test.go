@@ -139,6 +139,7 @@ func (d *dialogue) do(say, want string) string {
 // sender hears 250 all the same; nothing is lost, and nothing is there twice but
 // where the primary died with the whole message in its hands.
 func TestLivePrimaryDies(t *testing.T) {
+	t.Parallel()
 	primary := newPostfix(t)
 	s := newSecondary(t, primary.addr, policyFor("alice@example.org", "carol@example.org"), "")
 	s.start()
@@ -226,6 +227,7 @@ func TestLivePrimaryDies(t *testing.T) {
 // TestLivePrimaryStops: a primary that is stopped, so that the kernel alone
 // answers, costs one client a quarter of a minute, and no mail.
 func TestLivePrimaryStops(t *testing.T) {
+	t.Parallel()
 	primary := newPostfix(t, xclientHosts)
 	primary.start()
 	s := newSecondary(t, primary.addr, policyFor("alice@example.org"), "")
@@ -412,6 +414,7 @@ func TestStandIn(t *testing.T) {
 // TestLiveCutOff: a line that swallows everything, from one moment on, leaves
 // sessions at each of their steps. Their senders hear 250 all the same.
 func TestLiveCutOff(t *testing.T) {
+	t.Parallel()
 	far := newFarAway(t)
 	primary := newPostfix(t)
 	primary.addr = far.addr + ":25"

@@ -34,6 +34,7 @@ func sh(t *testing.T, script string, args ...string) string {
 // installs, upgrades, removes and purges it in a Debian made for it, which runs
 // under its own systemd.
 func TestPackage(t *testing.T) {
+	t.Parallel()
 	packages := func() map[string][32]byte {
 		sh(t, "make deb")
 		sums := map[string][32]byte{}

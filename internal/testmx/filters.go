@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // What the filters below refuse: rspamd GTUBE by itself, and the subjects
@@ -91,17 +92,29 @@ func StartClamAV(t testing.TB, addr string) *ClamAV {
 	clamd := FreeAddr()
 	_, clamdPort, _ := net.SplitHostPort(clamd)
 	conf := put(t, dir, "clamd.conf", "TCPSocket "+clamdPort+"\nTCPAddr 127.0.0.1\nDatabaseDirectory "+dir+"/db\nForeground true\nLogFile "+dir+"/log\nTemporaryDirectory "+dir+"\n")
-	put(t, dir, "milter.conf", "MilterSocket inet:"+port+"@127.0.0.1\nClamdSocket tcp:127.0.0.1:"+clamdPort+"\nForeground true\nOnInfected Reject\nRejectMsg Infected: %v\nTemporaryDirectory "+dir+"\n")
+	put(t, dir, "milter.conf", "MilterSocket inet:"+port+"@127.0.0.1\nClamdSocket tcp:127.0.0.1:"+clamdPort+"\nForeground true\nOnInfected Reject\nRejectMsg Infected: %v\nLogFile "+dir+"/milter.log\nLogVerbose yes\nTemporaryDirectory "+dir+"\n")
 	startFilter(t, clamd, filepath.Join(dir, "log"), "/usr/sbin/clamd", "-c", conf)
 	c := &ClamAV{t: t, addr: addr, dir: dir}
 	c.Restart()
 	return c
 }
 
-// Restart starts the milter anew, after a Kill.
+// Restart starts the milter anew, after a Kill, and waits until it has found its clamd: before,
+// it defers what it is asked.
 func (c *ClamAV) Restart() {
 	c.t.Helper()
-	c.Daemon = startFilter(c.t, c.addr, filepath.Join(c.dir, "log"), "/usr/sbin/clamav-milter", "-c", filepath.Join(c.dir, "milter.conf"))
+	log := filepath.Join(c.dir, "milter.log")
+	_ = os.Remove(log)
+	c.Daemon = startFilter(c.t, c.addr, log, "/usr/sbin/clamav-milter", "-c", filepath.Join(c.dir, "milter.conf"))
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		text, _ := os.ReadFile(log)
+		if bytes.Contains(text, []byte("returned: success")) {
+			return
+		}
+		if time.Now().After(deadline) {
+			c.t.Fatalf("clamav-milter doesn't find clamd: %s", text)
+		}
+	}
 }
 
 func startFilter(t testing.TB, addr, log string, argv ...string) *Daemon {

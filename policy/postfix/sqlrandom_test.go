@@ -1,3 +1,7 @@
+//go:build !race
+
+// Without the race detector: see suites_test.go.
+
 package postfix
 
 import (

@@ -1,3 +1,8 @@
+//go:build !race
+
+// Most of the time here is a database's, and the race detector makes that of SQLite ten times as
+// long.
+
 package postfix
 
 import (
