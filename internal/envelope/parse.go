@@ -3,6 +3,7 @@ package envelope
 import (
 	"errors"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -204,8 +205,15 @@ func PlainLocal(s string) bool {
 }
 
 // Unseen says that a character, in an address that somebody has written into a list, is a
-// space, a control, a line's end, a mark of the text's encoding, or none at all: nobody
-// means it, and with it the address is another one.
+// space, a control, a mark of the text's direction or encoding, or none at all: nobody
+// means it, and with it the address is another one. The joiners, by which some scripts
+// tell words apart, are seen.
 func Unseen(r rune) bool {
-	return r <= ' ' || r >= 0x7f && r <= 0x9f || strings.ContainsRune("\u00a0\u200b\u2028\u2029\u2060\ufeff\ufffd", r)
+	switch r {
+	case '\u200c', '\u200d':
+		return false
+	case utf8.RuneError:
+		return true
+	}
+	return unicode.IsSpace(r) || unicode.In(r, unicode.Cc, unicode.Cf)
 }

@@ -127,7 +127,10 @@ func errIf(is bool, text string) error {
 // trailer. What has no length must have one.
 func wantDigest(r *http.Request) (string, error) {
 	v := r.Header.Get("Content-Digest")
-	if t := r.Trailer["Content-Digest"]; v == "" && len(t) == 1 {
+	if t := r.Trailer["Content-Digest"]; len(t) > 0 {
+		if v != "" || len(t) > 1 {
+			return "", fmt.Errorf("%w: Content-Digest is there twice", errBody)
+		}
 		v = t[0]
 	}
 	if v == "" {
@@ -136,14 +139,21 @@ func wantDigest(r *http.Request) (string, error) {
 		}
 		return "", nil
 	}
+	digest := ""
 	for part := range strings.SplitSeq(v, ",") {
-		if d, ok := strings.CutPrefix(strings.TrimSpace(part), "sha-256=:"); ok {
-			if d, ok = strings.CutSuffix(d, ":"); ok && len(d) == base64.StdEncoding.EncodedLen(sha256.Size) {
-				return d, nil
-			}
+		d, ok := strings.CutPrefix(strings.TrimSpace(part), "sha-256=:")
+		if !ok {
+			continue
 		}
+		if d, ok = strings.CutSuffix(d, ":"); !ok || len(d) != base64.StdEncoding.EncodedLen(sha256.Size) || digest != "" {
+			return "", fmt.Errorf("%w: Content-Digest has not one sha-256, but several or half of one", errBody)
+		}
+		digest = d
 	}
-	return "", fmt.Errorf("%w: Content-Digest has no sha-256 (RFC 9530)", errBody)
+	if digest == "" {
+		return "", fmt.Errorf("%w: Content-Digest has no sha-256 (RFC 9530)", errBody)
+	}
+	return digest, nil
 }
 
 // patient gives each piece of a body its own time.

@@ -394,6 +394,92 @@ func (s *site) attacks() []attack {
 		{"UTF-16", put([]byte("a\x00@\x00e\x00")), 422, false},
 		{"line separators", line("a@example.org\u2028b@example.org"), 422, false},
 		{"huge header", put(nine, "X-A: "+strings.Repeat("a", 64<<10)), 431, false},
+		{"part of a list", put(nine, "Content-Range: bytes 0-143/200"), 400, false}, // curl -C does so
+		{"part of a list, nothing after it", put(nine, "Content-Range: bytes 0-143/144"), 400, false},
+		{"only if there is none", put(nine, "If-None-Match: *"), 400, false},
+		{"only if it isn't that one", put(nine, `If-None-Match: "`+s.etag+`"`), 400, false},
+		{"digest in the header and in the trailer", open("PUT", string(chunked(string(nine)))+"0\r\n"+sum(nil)+"\r\n\r\n", sum(nine), "Trailer: Content-Digest"), 422, false},
+		{"two digests of a kind", put(nine, sum(nine)+", "+strings.TrimPrefix(sum(nil), "Content-Digest: ")), 422, false},
+		{"two digests, the wrong one first", put(nine, sum(nil)+", "+strings.TrimPrefix(sum(nine), "Content-Digest: ")), 422, false},
+		{"half a digest", put(nine, sum(nine)[:60]), 422, false},
+		{"another digest in the trailer", open("PUT", string(chunked(string(nine)))+"0\r\nDigest: x\r\n\r\n", "Trailer: Digest"), 422, false},
+		{"a token in the trailer", open("PUT", string(chunked(string(nine)))+"0\r\nAuthorization: Bearer "+s.token+"\r\n\r\n", "-Authorization: ", "Trailer: Authorization"), 401, false},
+		{"a length in the trailer", open("PUT", string(chunked(string(nine)))+"0\r\nContent-Length: 5\r\n\r\n", "Trailer: Content-Length"), 400, false},
+		{"huge trailer", open("PUT", string(chunked(string(nine)))+"0\r\nX-A: "+strings.Repeat("a", 64<<10)+"\r\n\r\n", "Trailer: Content-Digest"), 422, false},
+		{"huge chunk extension", open("PUT", "28;x="+strings.Repeat("a", 64<<10)+"\r\n"+string(nine[:40])+"\r\n0\r\n\r\n", sum(nine[:40])), 422, false},
+		{"chunk ends with LF", open("PUT", "5\n"+string(nine[:5])+"\r\n0\r\n\r\n", sum(nine)), 422, false},
+		{"no last chunk", open("PUT", string(chunked(string(nine))), sum(nine)), 422, true},
+		{"transfer coding spelt otherwise", open("PUT", string(chunked(string(nine)))+"0\r\n\r\n", sum(nine), "Transfer-Encoding: xchunked"), 501, false},
+		{"two transfer codings, one a field", open("PUT", string(chunked(string(nine)))+"0\r\n\r\n", sum(nine), "Transfer-encoding: chunked"), 501, false},
+		{"HTTP/1.0 without a length", bytes.Replace(s.request("PUT", at, nil, "-Content-Length: "), []byte("HTTP/1.1"), []byte("HTTP/1.0"), 1), 422, false},
+		{"HTTP/1.0 in chunks", bytes.Replace(open("PUT", string(chunked(string(nine)))+"0\r\n\r\n"), []byte("HTTP/1.1"), []byte("HTTP/1.0"), 1), 422, false},
+		{"HTTP/3.0", bytes.Replace(put(nine), []byte("HTTP/1.1"), []byte("HTTP/3.0"), 1), 505, false},
+		{"a length that is none", put(nine, "Content-Length: 0x90"), 400, false},
+		{"a length of 1 EiB", put(nine, "Content-Length: 1152921504606846976"), 422, true},
+		{"expects something else", put(nine, "Expect: 200-ok"), 417, false},
+		{"waits for 100, without a token", put(nil, "Authorization: Bearer x", "Expect: 100-continue", "Content-Length: 144"), 401, false},
+		{"no host", put(nine, "-Host: "), 400, false},
+		{"two hosts", put(nine, "host: other.example.org"), 400, false},
+		{"lower-case method", s.request("put", at, nine), 405, false},
+		{"TRACE", s.request("TRACE", at, nil), 405, false},
+		{"HEAD", s.request("HEAD", at, nil), 405, false},
+		{"a method with a NUL", s.request("PUT\x00", at, nine), 400, false},
+		{"semicolon", to(at + ";x=1"), 401, false},
+		{"empty query", to(at + "?"), 401, false},
+		{"fragment", to(at + "#"), 401, false},
+		{"escaped dot", to(prefix + "example%2eorg"), 401, false},
+		{"escaped slash", to("/v1/recipients%2f" + domain), 401, false},
+		{"octets beyond ASCII in the path", to(prefix + "ex\xc3\xa4mple.org"), 401, false},
+		{"mixed case", to(prefix + "Example.org"), 401, false},
+		{"two domains in the path", to(at + "," + "example.net"), 401, false},
+		{"another address in the target", s.request("PUT", "https://"+s.addr+at, nine), 401, false},
+		{"the right path in another field", s.request("PUT", prefix+"example.net", nine, "X-Original-URL: "+at, "X-Rewrite-URL: "+at), 401, false},
+		{"multipart", put(nine, "Content-Type: multipart/form-data; boundary=x"), 415, false},
+		{"UTF-16 by its name", put([]byte("\xfe\xff\x00a\x00@"), "Content-Type: text/plain; charset=utf-16"), 422, false},
+		{"a kind with its parameter twice", put(nine, "Content-Type: text/plain; charset=a; charset=b"), 415, false},
+		{"x-gzip", put(gz(nine), "Content-Encoding: x-gzip"), 415, false},
+		{"deflate", put(nine, "Content-Encoding: deflate"), 415, false},
+		{"gzip of nothing", put(gz(nil), "Content-Encoding: gzip"), 422, false},
+		{"gzip with a wrong sum", put(func() []byte { z := gz(nine); z[len(z)-6] ^= 1; return z }(), "Content-Encoding: gzip"), 422, false},
+		{"gzip with a wrong length", put(func() []byte { z := gz(nine); z[len(z)-1] ^= 1; return z }(), "Content-Encoding: gzip"), 422, false},
+		{"gzip with an endless name", put(append([]byte("\x1f\x8b\x08\x08\x00\x00\x00\x00\x00\x03"), strings.Repeat("a", 100_000)...), "Content-Encoding: gzip"), 422, false},
+		{"gzip, its second member cut off", put(append(gz(nine), gz(nine)[:20]...), "Content-Encoding: gzip"), 422, false},
+		{"zstd with a wrong sum", put(func() []byte { z := zst(nine); z[len(z)-1] ^= 1; return z }(), "Content-Encoding: zstd"), 422, false},
+		{"zstd of 1 EiB by its header", put([]byte("\x28\xb5\x2f\xfd\xe0\x00\x00\x00\x00\x00\x00\x00\x10\x01\x00\x00"), "Content-Encoding: zstd"), 422, false},
+		{"zstd of frames that are skipped", put(bytes.Repeat([]byte("\x50\x2a\x4d\x18\x04\x00\x00\x00abcd"), 1000), "Content-Encoding: zstd"), 422, false},
+		{"zstd, its second frame cut off", put(append(zst(nine), zst(nine)[:12]...), "Content-Encoding: zstd"), 422, false},
+		{"JSON array", json(`["a@example.org"]`), 422, false},
+		{"JSON, a comma too many", json(`{"recipients": ["a@example.org",]}`), 422, false},
+		{"JSON, a comma too few", json(`{"recipients": ["a@example.org" "b@example.org"]}`), 422, false},
+		{"JSON, none", json(`{"recipients": []}`), 422, false},
+		{"JSON, nothing", json(`{"recipients": [""]}`), 422, false},
+		{"JSON with a comment", json(`{"recipients": ["a@example.org"] /* all */}`), 422, false},
+		{"JSON and a NUL", json("{\"recipients\": [\"a@example.org\"]}\x00"), 422, false},
+		{"JSON, deep in an object", json(strings.Repeat(`{"recipients":`, 5000)), 422, false},
+		{"JSON, PATCH's keys", json(`{"added": ["a@example.org"], "removed": []}`), 422, false},
+		{"JSON, two addresses in a string", json(`{"recipients": ["a@example.org\nb@example.org"]}`), 422, false},
+		{"PATCH, both, in another case", patch(`{"added": ["A@EXAMPLE.ORG"], "removed": ["a@example.org"]}`, match), 422, false},
+		{"PATCH, null", patch(`{"added": null}`, match), 422, false},
+		{"PATCH, a string", patch(`{"added": "a@example.org"}`, match), 422, false},
+		{"PATCH, PUT's key", patch(`{"recipients": ["a@example.org"]}`, match), 422, false},
+		{"PATCH of part", patch(`{"added": ["a@example.org"]}`, match, "Content-Range: bytes 0-10/20"), 400, false},
+		{"PATCH, weak", patch(`{"added": ["a@example.org"]}`, `If-Match: W/"`+s.etag+`"`), 412, false},
+		{"PATCH, too many", patch(`{"added": ["`+strings.Join(users(pushed.MaxChange+1), `","`)+`"]}`, match), 413, false},
+		{"PATCH, more than a list has", patch(`{"added": ["`+strings.Join(users(1001), `","`)+`"]}`, match), 413, false},
+		{"CSV", line("a@example.org,Alice"), 422, false},
+		{"a comment after an address", line("a@example.org # Alice"), 422, false},
+		{"mailto", line("mailto:a@example.org"), 422, false},
+		{"a name and an address", line("Alice <a@example.org>"), 422, false},
+		{"right to left", line("a\u202eb@example.org"), 422, false},
+		{"zero-width space", line("a\u200bb@example.org"), 422, false},
+		{"soft hyphen", line("a\u00adb@example.org"), 422, false},
+		{"overlong UTF-8", line("a\xc0\xafb@example.org"), 422, false},
+		{"surrogate in UTF-8", line("a\xed\xa0\x80b@example.org"), 422, false},
+		{"escape sequence", line("\x1b[2Ja@example.org"), 422, false},
+		{"space before", line(" a@example.org"), 422, false},
+		{"space after", line("a@example.org "), 422, false},
+		{"domain literal", line("a@[192.0.2.1]"), 422, false},
+		{"A-label of the domain", line("a@xn--example-.org"), 422, false},
 		{"no HTTP", []byte("EHLO example.org\r\n\r\n"), 400, false},
 		{"HTTP/2", []byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), 401, false},
 	}
@@ -424,6 +510,71 @@ func TestAttacks(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestEachRequest: a client that is known on a connection isn't known for its next request.
+func TestEachRequest(t *testing.T) {
+	s := start(t, 1000)
+	c, err := tls.Dial("tcp", s.addr, &tls.Config{RootCAs: s.roots})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Write(append(s.request("GET", prefix+domain, nil, "Connection: keep-alive"), s.request("PUT", prefix+domain, []byte(users(9)[0]), "-Authorization: ")...)); err != nil {
+		t.Fatal(err)
+	}
+	r := bufio.NewReader(c)
+	for _, want := range []int{200, 401} {
+		resp, err := http.ReadResponse(r, nil)
+		if err != nil || resp.StatusCode != want {
+			t.Fatalf("%v, %v; want %d", resp, err, want)
+		}
+		if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if st, err := s.store.One(domain); err != nil || st.ETag != s.etag {
+		t.Errorf("%+v, %v", st, err)
+	}
+	for _, config := range []*tls.Config{{RootCAs: s.roots, NextProtos: []string{"h2"}}, {RootCAs: s.roots, MaxVersion: tls.VersionTLS11}} {
+		if c, err := tls.Dial("tcp", s.addr, config); err == nil {
+			c.Close()
+			t.Errorf("HTTP/2 or an old TLS is spoken: %+v", c.ConnectionState())
+		}
+	}
+}
+
+// TestOneToken: whoever has one domain's token, and sends slowly, keeps another domain's
+// list out for no moment.
+func TestOneToken(t *testing.T) {
+	s := start(t, 1000)
+	answers := make(chan int, maxLists)
+	for range maxLists {
+		c, err := tls.Dial("tcp", s.addr, &tls.Config{RootCAs: s.roots})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := c.Write(s.request("PATCH", prefix+domain, []byte("{"), "Content-Type: application/json", `If-Match: "`+s.etag+`"`, "Content-Length: 100")); err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
+			if resp, err := http.ReadResponse(bufio.NewReader(c), nil); err == nil {
+				answers <- resp.StatusCode
+			} else {
+				answers <- 0 // at the test's end, or too late
+			}
+		}()
+	}
+	for range maxLists - 1 { // one is being received
+		if got := <-answers; got != 429 {
+			t.Fatalf("answered %d", got)
+		}
+	}
+	if got := s.raw(t, s.request("PUT", prefix+"example.net", []byte("a@example.net"), "Authorization: Bearer "+s.other), false); got != 200 {
+		t.Fatalf("answered %d", got)
 	}
 }
 

@@ -61,16 +61,16 @@ type Options struct {
 
 // Server takes lists.
 type Server struct {
-	o     Options
-	seats chan struct{}
+	o Options
 
-	mu   sync.Mutex
-	cert *tls.Certificate // the last good one
+	mu        sync.Mutex          // guards what follows
+	cert      *tls.Certificate    // the last good one
+	receiving map[string]struct{} // domains whose lists are on their way
 }
 
 // New makes a server, if its certificate can be read.
 func New(o Options) (*Server, error) {
-	s := &Server{o: o, seats: make(chan struct{}, maxLists)}
+	s := &Server{o: o, receiving: map[string]struct{}{}}
 	o.Metrics.Pushed(s.stats)
 	_, err := s.certificate(nil)
 	return s, err
@@ -264,14 +264,30 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) (domain string, a
 		st, err := s.o.Store.One(domain)
 		return domain, &Answer{pushed.Result{ETag: st.ETag, Count: st.Count, Staged: st.Staged}, st.Pushed, st.Stale, true}, err
 	}
-	select {
-	case s.seats <- struct{}{}:
-		defer func() { <-s.seats }()
-	default:
-		return domain, nil, &problem{http.StatusTooManyRequests, "too many lists are being received"}
+	if !s.begin(domain) {
+		return domain, nil, &problem{http.StatusTooManyRequests, "another list of this domain, or too many of others, are being received"}
 	}
+	defer s.end(domain)
 	res, err := s.take(w, r, domain, match)
 	return domain, &Answer{Result: res}, err
+}
+
+// begin says that a list of domain may come: one at a time, so that whoever has one
+// token, and sends slowly, keeps nobody else out.
+func (s *Server) begin(domain string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, is := s.receiving[domain]; is || len(s.receiving) >= maxLists {
+		return false
+	}
+	s.receiving[domain] = struct{}{}
+	return true
+}
+
+func (s *Server) end(domain string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.receiving, domain)
 }
 
 // take stores what a PUT or a PATCH has.
@@ -322,6 +338,11 @@ func (s *Server) admit(r *http.Request) (domain string, err error) {
 		return "", &problem{http.StatusNotFound, "no such thing"}
 	case r.Method != http.MethodGet && r.Method != http.MethodPut && r.Method != http.MethodPatch:
 		return "", &problem{http.StatusMethodNotAllowed, "GET, PUT or PATCH"}
+	case r.Method == http.MethodGet:
+	case r.Header.Values("Content-Range") != nil: // RFC 9110 §14.5
+		return "", &problem{http.StatusBadRequest, "a list comes whole: Content-Range is part of one"}
+	case r.Header.Values("If-None-Match") != nil:
+		return "", &problem{http.StatusBadRequest, "If-None-Match isn't understood; use If-Match"}
 	}
 	return domain, nil
 }
