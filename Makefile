@@ -1,5 +1,5 @@
 # The commands of the README, by name. CI runs the same ones.
-.PHONY: build deb image demo test crash forged soak fleet fleet-machines bench bench-all bench-sync bench-door bench-memory bench-live bench-push bench-spool live parity parity-exim parity-exim-random parity-filters milters greylist suites reach screenshots generate lint
+.PHONY: build deb image demo test crash forged soak fleet leases fleet-machines bench bench-all bench-sync bench-door bench-memory bench-live bench-push bench-spool live parity parity-exim parity-exim-random parity-filters milters greylist suites reach screenshots generate lint
 
 build:
 	go build -o understudy ./cmd/understudy
@@ -60,6 +60,10 @@ soak:
 FLEET = -faults 200 -messages 100000
 fleet:
 	go run ./test/fleet $(FLEET)
+
+# Members of a fleet lose their leases while they relay: some quarter of an hour.
+leases:
+	LEASES=$${LEASES:-300} go test -timeout 2h -v ./test/leases
 
 # docs/FLEET.md word for word, on three machines with systemd and a primary, in containers:
 # as root. About a quarter of an hour.

@@ -38,11 +38,26 @@ type run struct {
 	last   string
 	length int // keys to read at a time
 	octets int // of a value, on average
+	// Keys from here on are being read; closed once they are. nil: none are.
+	from    string
+	arrives chan struct{}
 }
 
 // take is a value that was read ahead, nil when there is none: then so many keys
-// are to be read.
+// are to be read, and kept.
 func (a *ahead) take(key []byte) (value []byte, length, age int) {
+	for patient := true; ; patient = false {
+		value, length, age, arrives := a.takeNow(key, patient)
+		if arrives == nil {
+			return value, length, age
+		}
+		<-arrives
+	}
+}
+
+// takeNow is take. With patience it waits for nothing to be read twice: several
+// sessions get keys of one run, each its own.
+func (a *ahead) takeNow(key []byte, patient bool) (value []byte, length, age int, arrives chan struct{}) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	r := a.runs[key[0]]
@@ -57,7 +72,10 @@ func (a *ahead) take(key []byte) (value []byte, length, age int) {
 		delete(a.values, string(key))
 		a.octets -= len(value)
 		r.last = string(key)
-		return value, 0, 0
+		return value, 0, 0, nil
+	}
+	if patient && r.arrives != nil && string(key) >= r.from {
+		return nil, 0, 0, r.arrives
 	}
 	if string(key) > r.last && r.last != "" {
 		r.length = min(2*r.length, aheadKeys, aheadOctets/(r.octets+1))
@@ -68,14 +86,21 @@ func (a *ahead) take(key []byte) (value []byte, length, age int) {
 	r.last = string(key)
 	if r.length > 1 {
 		a.reading++
+		if r.arrives == nil {
+			r.from, r.arrives = string(key), make(chan struct{})
+		}
 	}
-	return nil, r.length, a.age
+	return nil, r.length, a.age, nil
 }
 
-// keep takes what was read, but for what has changed meanwhile.
-func (a *ahead) keep(age int, keys, values [][]byte) {
+// keep takes what was read from a key on, but for what has changed meanwhile.
+func (a *ahead) keep(from []byte, age int, keys, values [][]byte) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if r := a.runs[from[0]]; r.arrives != nil && r.from == string(from) {
+		close(r.arrives)
+		r.arrives = nil
+	}
 	for i, key := range keys {
 		if a.octets > aheadKept {
 			clear(a.values)
@@ -150,7 +175,7 @@ func (s *Store) Get(key []byte) ([]byte, error) {
 		value = values[0]
 		keys, values = keys[1:], values[1:]
 	}
-	s.ahead.keep(age, keys, values)
+	s.ahead.keep(key, age, keys, values)
 	switch {
 	case err != nil:
 		return nil, failed("read a key", err)
