@@ -776,15 +776,26 @@ func TestSeats(t *testing.T) {
 		t.Fatalf("never answered %d", want)
 		return nil
 	}
+	limits := pushed.Limits{Domains: []string{domain}, MaxEntries: 1000, StaleAfter: time.Hour}
+	for n := range maxLists {
+		limits.Domains = append(limits.Domains, fmt.Sprintf("d%d.example.org", n))
+	}
+	if err := s.store.Limit(limits); err != nil {
+		t.Fatal(err)
+	}
 	var all []net.Conn
-	for range maxLists {
+	for _, other := range limits.Domains[1:] {
+		token, err := s.store.NewToken(other, false)
+		if err != nil {
+			t.Fatal(err)
+		}
 		until(412)
 		c, err := tls.Dial("tcp", s.addr, &tls.Config{RootCAs: s.roots})
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		if _, err := c.Write(s.request("PATCH", prefix+domain, []byte("{"), "Content-Type: application/json", `If-Match: "`+s.etag+`"`, "Content-Length: 9")); err != nil {
+		if _, err := c.Write(s.request("PATCH", prefix+other, []byte("{"), "Authorization: Bearer "+token, "Content-Type: application/json", `If-Match: "`+s.etag+`"`, "Content-Length: 9")); err != nil {
 			t.Fatal(err)
 		}
 		all = append(all, c)
