@@ -203,22 +203,22 @@ func (m *machine) dns(records ...string) {
 }
 
 // connect puts two machines on one net with the README's addresses, each with a DNS.
-func connect(t *testing.T, mx1, mx2 *machine) {
+func connect(t *testing.T, mx1, mx2 *machine, records ...string) {
 	t.Helper()
 	run(t, "ip", "link", "add", "eth0", "netns", mx1.name, "type", "veth", "peer", "name", "eth0", "netns", mx2.name)
 	for m, address := range map[*machine]string{mx1: "203.0.113.1/24", mx2: "203.0.113.2/24"} {
 		run(t, "ip", "-n", m.name, "addr", "add", address, "dev", "eth0")
 		run(t, "ip", "-n", m.name, "link", "set", "eth0", "up")
-		m.dns(". 60 IN NS ns.example.", "example.org. 60 IN MX 10 mx1.example.org.", "example.org. 60 IN MX 20 mx2.example.org.", "example.net. 60 IN MX 10 mx1.example.org.",
-			"mx1.example.org. 60 IN A 203.0.113.1", "filter.example.org. 60 IN A 203.0.113.1", "mail.example.org. 60 IN A 203.0.113.3", "mx2.example.org. 60 IN A 203.0.113.2", "2.113.0.203.in-addr.arpa. 60 IN PTR mx2.example.org.")
+		m.dns(append(records, ". 60 IN NS ns.example.", "example.org. 60 IN MX 10 mx1.example.org.", "example.org. 60 IN MX 20 mx2.example.org.", "example.net. 60 IN MX 10 mx1.example.org.",
+			"mx1.example.org. 60 IN A 203.0.113.1", "filter.example.org. 60 IN A 203.0.113.1", "mail.example.org. 60 IN A 203.0.113.3", "mx2.example.org. 60 IN A 203.0.113.2", "2.113.0.203.in-addr.arpa. 60 IN PTR mx2.example.org.")...)
 	}
 }
 
 // readmePair is two machines on one net, the first a Postfix.
-func readmePair(t *testing.T) (mx1, mx2 *machine) {
+func readmePair(t *testing.T, records ...string) (mx1, mx2 *machine) {
 	t.Helper()
 	mx1, mx2 = newMachine(t, "mx1", ""), newMachine(t, "mx2", "")
-	connect(t, mx1, mx2)
+	connect(t, mx1, mx2, records...)
 	mx1.sh(`postconf -e myhostname=mx1.example.org 'mydestination = $myhostname, localhost' inet_protocols=ipv4 inet_interfaces=all maillog_file=/var/log/mail.log \
   smtpd_tls_security_level= virtual_mailbox_domains=example.org virtual_mailbox_maps=hash:/etc/postfix/vmailbox virtual_mailbox_base=/var/mail \
   virtual_uid_maps=static:65534 virtual_gid_maps=static:65534

@@ -72,9 +72,10 @@ func (d *daemon) compare(c *smtpd.Command, v policy.Verdict, primary envelope.Re
 		Snapshot: d.current(), Ours: v, Primary: primary}
 	if c.At == policy.Rcpt {
 		at.To = c.To.Path
-		d.smtp.Compare("live", v, primary)
-		if v.MustVerify() {
+		if v.MustVerify() { // no list vouches for him
 			d.asked.Heard(c.To.Path.Mailbox, primary)
+		} else {
+			d.smtp.Compare("live", v, primary)
 		}
 	}
 	d.meter.Note(time.Now(), at)
