@@ -3,19 +3,27 @@ package test
 import (
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/understudy-mx/understudy/internal/lister/listertest"
 )
 
-// engine stands in for docker. The file "now" beside it says what is wrong with the container.
+// engine stands in for docker. The file "now" beside it says what is wrong with the container,
+// which may have another name than "mx" now.
 const engine = `#!/bin/sh
+[ "$1" != ps ] || { printf 'cow\tghcr.io/mailcow/postfix:3.10\tpostfix-mailcow\n'; exit; }
+name=$3
 shift 3
 case $(cat "$(dirname "$0")/now") in
 gone) echo "Error response from daemon: No such container: mx" >&2; exit 1 ;;
+renamed) [ "$name" = cow ] && exec "$@"; echo "Error response from daemon: No such container: $name" >&2; exit 1 ;;
 cut) "$@" | head -c 60 ;;
 ended) "$@" >/dev/null; exit 137 ;;
 hangs) exec sleep 600 ;;
@@ -28,17 +36,7 @@ esac
 // told, and what changed meanwhile comes when it is back. HANGS=1 waits for what hangs, half a minute.
 func TestContainerGone(t *testing.T) {
 	p := newPublisher(t, newFarAway(t))
-	docker, state := filepath.Join(p.dir, "docker"), filepath.Join(p.dir, "now")
-	write(t, docker, engine)
-	if err := os.Chmod(docker, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	write(t, state, "")
-	metrics := p.far.addr + ":9627"
-	write(t, p.conf(), strings.NewReplacer(
-		"[policy]\n", fmt.Sprintf("poll = \"1s\"\n[policy]\npostfix_prefix = [%q, \"exec\", \"-i\", \"mx\"]\n", docker),
-		"[metrics]\nlisten = \"\"", fmt.Sprintf("[metrics]\nlisten = %q", metrics),
-	).Replace(readFile(t, p.conf())))
+	state, metrics := p.contained("")
 	p.start()
 	s := newFollowing(t, p.postfix.addr)
 	pair(t, p, s)
@@ -87,4 +85,110 @@ func failing(t *testing.T, addr string) string {
 	_, rest, _ := strings.Cut(string(b), "\nunderstudy_publish_failing ")
 	value, _, _ := strings.Cut(rest, "\n")
 	return value
+}
+
+// contained puts the publisher's Postfix into a container, more under [policy], and returns the file
+// that says what is wrong with it, and where the metrics are.
+func (p *publisher) contained(more string) (state, metrics string) {
+	p.t.Helper()
+	docker, state := filepath.Join(p.dir, "docker"), filepath.Join(p.dir, "now")
+	write(p.t, docker, engine)
+	if err := os.Chmod(docker, 0o755); err != nil {
+		p.t.Fatal(err)
+	}
+	write(p.t, state, "")
+	metrics = p.far.addr + ":9627"
+	write(p.t, p.conf(), strings.NewReplacer(
+		"[policy]\n", fmt.Sprintf("poll = \"1s\"\n[policy]\npostfix_prefix = [%q, \"exec\", \"-i\", \"mx\"]\n%s", docker, more),
+		"[metrics]\nlisten = \"\"", fmt.Sprintf("[metrics]\nlisten = %q", metrics),
+	).Replace(readFile(p.t, p.conf())))
+	return state, metrics
+}
+
+// TestContainerMoved: the database of the primary's tables is reached at another port than before, as
+// after a change of a compose file, and the container has another name, as by another version of compose.
+// The last good policy stays, the operator is told what to write, and that makes it well.
+func TestContainerMoved(t *testing.T) {
+	db := listertest.MariaDB(t, "CREATE TABLE box (a VARCHAR(80)); INSERT INTO box VALUES ('alice@example.org');")
+	p := newPublisher(t, newFarAway(t))
+	first := publishPort(t, p.far.peer, db.Address())
+	_, metrics := p.contained(fmt.Sprintf("suite = \"mailcow\"\npostfix_hosts = [\"db:3306=%s\"]\n", first.Addr()))
+	t.Setenv("PATH", p.dir+":"+os.Getenv("PATH")) // for docker ps
+	write(t, filepath.Join(p.postfix.dir, "conf/box.cf"), fmt.Sprintf("hosts = db:3306\nuser = reader\npassword = %s\ndbname = mail\nquery = SELECT a FROM box WHERE a = '%%s'\n", listertest.Password))
+	sh(t, `postconf -c "$1" -e 'virtual_mailbox_maps = mysql:$config_directory/box.cf'`, filepath.Join(p.postfix.dir, "conf"))
+	p.start()
+	s := newFollowing(t, p.postfix.addr)
+	pair(t, p, s)
+	s.start()
+	s.wantReply("alice@example.org", 250)
+
+	moved := func(what, says, from, to string) {
+		later := what + "@example.org"
+		db.Exec(t, "INSERT INTO box VALUES ('"+later+"')")
+		eventually(t, 90*time.Second, what+": the secondary is told", func() bool { return strings.Contains(s.sync().Notice, says) })
+		if n := failing(t, metrics); n != "1" {
+			t.Errorf("%s: understudy_publish_failing is %s", what, n)
+		}
+		for to, code := range map[string]int{"alice@example.org": 250, "nobody@example.org": 550, later: 550} {
+			if got := s.ask(to); got != code {
+				t.Errorf("%s: %s is answered %d, want %d", what, to, got, code)
+			}
+		}
+		conf := strings.Replace(readFile(t, p.conf()), from, to, 1)
+		write(t, p.conf(), conf)
+		p.kill()
+		p.start()
+		s.wantReply(later, 250)
+		eventually(t, 30*time.Second, what+": it is well again", func() bool { return s.sync().Notice == "" && failing(t, metrics) == "0" })
+	}
+	first.end()
+	second := publishPort(t, p.far.peer, db.Address())
+	moved("port", `if db:3306 is reached in another way now, say so: postfix_hosts = ["db:3306=127.0.0.1:PORT"]`, first.Addr().String(), second.Addr().String())
+	write(t, filepath.Join(p.dir, "now"), "renamed")
+	moved("name", `docker ps shows the container cow: name it under [policy]: postfix_prefix = ["docker", "exec", "-i", "cow"]`, `"mx"]`, `"cow"]`)
+	s.stop()
+}
+
+// publishedPort is a container's port as the machine has it.
+type publishedPort struct {
+	net.Listener
+	conns sync.Map
+}
+
+func publishPort(t *testing.T, host, to string) *publishedPort {
+	t.Helper()
+	l, err := net.Listen("tcp", host+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &publishedPort{Listener: l}
+	t.Cleanup(p.end)
+	go func() {
+		for {
+			near, err := l.Accept()
+			if err != nil {
+				return
+			}
+			far, err := net.Dial("tcp", to)
+			if err != nil {
+				near.Close()
+				continue
+			}
+			p.conns.Store(near, far)
+			for a, b := range map[net.Conn]net.Conn{near: far, far: near} {
+				go func() {
+					_, _ = io.Copy(a, b)
+					a.Close()
+					b.Close()
+				}()
+			}
+		}
+	}()
+	return p
+}
+
+// end closes it, and its connections.
+func (p *publishedPort) end() {
+	p.Close()
+	p.conns.Range(func(near, far any) bool { near.(net.Conn).Close(); far.(net.Conn).Close(); return true })
 }

@@ -109,6 +109,45 @@ func TestEximPage(t *testing.T) {
 	}
 }
 
+const (
+	byXClient = "smtpd_authorized_xclient_hosts=203.0.113.2 smtpd_upstream_proxy_protocol="
+	byProxy   = "smtpd_upstream_proxy_protocol=haproxy smtpd_authorized_xclient_hosts="
+)
+
+// providerPages are those whose primaries can't be read, and how such a one is told of the secondary, if
+// it can be.
+var providerPages = []struct{ name, trust string }{
+	{"microsoft365", ""}, {"google", ""}, {"mox", ""}, {"ldap", byXClient}, {"proxmox", byXClient}, {"asking", byXClient}, {"stalwart", byProxy},
+}
+
+// TestPages: each page of docs/primaries is followed by a test, and docs/PRIMARIES.md leads to it.
+func TestPages(t *testing.T) {
+	followed := map[string]func(*testing.T){
+		"appliance": TestAppliancePage, "container": TestContainerPage, "exim": TestEximPage, "postfix": TestSetup, "suites": TestContainerSetup,
+	}
+	for _, p := range providerPages {
+		followed[p.name] = TestProviderPages
+	}
+	files, err := filepath.Glob("../docs/primaries/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	index := readFile(t, "../docs/PRIMARIES.md")
+	for _, f := range files {
+		name := strings.TrimSuffix(filepath.Base(f), ".md")
+		if followed[name] == nil {
+			t.Errorf("no test follows %s", f)
+		}
+		if !strings.Contains(index, "(primaries/"+name+".md") {
+			t.Errorf("docs/PRIMARIES.md doesn't lead to %s", f)
+		}
+		delete(followed, name)
+	}
+	for name := range followed {
+		t.Errorf("the page %s is followed, and isn't there", name)
+	}
+}
+
 // TestProviderPages follows each page whose recipients are pushed or asked for word for word, but
 // for list-recipients, which contrib plays. A Postfix stands in for the provider, told of the
 // secondary as the page says.
@@ -120,17 +159,20 @@ func TestProviderPages(t *testing.T) {
 	write(t, filepath.Join(mx2.dir, "cert.pem"), string(cert))
 	write(t, filepath.Join(mx2.dir, "key.pem"), string(key))
 	mx2.sh(codeBlocks(t, "../README.md", "Set it up beside a Postfix primary")[0])
-	const byXClient, byProxy = "smtpd_authorized_xclient_hosts=203.0.113.2 smtpd_upstream_proxy_protocol=", "smtpd_upstream_proxy_protocol=haproxy smtpd_authorized_xclient_hosts="
-	for _, page := range []struct{ name, trust string }{{"microsoft365", ""}, {"google", ""}, {"mox", ""}, {"ldap", byXClient}, {"proxmox", byXClient}, {"asking", byXClient}, {"stalwart", byProxy}} {
+	for _, page := range providerPages {
 		t.Run(page.name, func(t *testing.T) {
 			mx1, mx2 := &machine{t: t, dir: mx1.dir, pid: mx1.pid, name: mx1.name}, &machine{t: t, dir: mx2.dir, pid: mx2.pid, name: mx2.name}
 			if page.trust != "" {
-				mx1.sh("postfix stop; postconf -e " + page.trust + " 'mynetworks=127.0.0.0/8 203.0.113.2'; postfix start")
+				mx1.sh("! postfix status || postfix stop; postconf -e " + page.trust + " 'mynetworks=127.0.0.0/8 203.0.113.2'; postfix start")
 			}
 			followProvider(t, mx2, page.name, page.trust != "")
 			knowsAlice(t, mx1, "up")
 			if log := mx2.sh("cat /var/log/understudy.log"); strings.Contains(log, "contradicts") {
 				t.Errorf("the secondary takes nobody's word for it that nosuch is there:\n%s", log)
+			}
+			if page.trust != "" {
+				mx1.sh("postfix stop")
+				knowsAlice(t, mx1, "down")
 			}
 			mx2.sh("systemctl stop understudy; cd ..; rm -rf src/list src/token src/pushed /var/lib/understudy")
 		})

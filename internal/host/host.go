@@ -318,15 +318,20 @@ func (h *Host) Dial(ctx context.Context, network, address string, timeout time.D
 	if h.Local() {
 		return d.DialContext(ctx, network, address)
 	}
-	if to, named := h.server(network, address); named {
-		if path, is := strings.CutPrefix(to, "unix:"); is {
-			return d.DialContext(ctx, "unix", path)
-		}
-		return d.DialContext(ctx, "tcp", to)
-	}
 	spelt := address
 	if network == "unix" {
 		spelt = "unix:" + address
+	}
+	if to, named := h.server(network, address); named {
+		network := "tcp"
+		if path, is := strings.CutPrefix(to, "unix:"); is {
+			network, to = "unix", path
+		}
+		c, err := d.DialContext(ctx, network, to)
+		if err != nil { // it may have moved
+			err = fmt.Errorf("%w; if %s is reached in another way now, say so: postfix_hosts = [%q]", err, spelt, spelt+"=127.0.0.1:PORT")
+		}
+		return c, err
 	}
 	inside := fmt.Errorf("%s is inside of %s; say how it is reached from here: postfix_hosts = [%q]", spelt, h, spelt+"=127.0.0.1:PORT")
 	if network == "unix" {

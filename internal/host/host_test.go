@@ -234,7 +234,7 @@ func TestDial(t *testing.T) {
 	behind := prefixed(t, passOn)
 	below := &host.Host{Root: root}
 	for _, h := range []*host.Host{behind, below} {
-		h.Servers = host.ParseServers([]string{"mysql=" + tcp.Addr().String(), "pg:5432=unix:" + unix.Addr().String(), "unix:/run/my.sock=" + tcp.Addr().String()})
+		h.Servers = host.ParseServers([]string{"mysql=" + tcp.Addr().String(), "pg:5432=unix:" + unix.Addr().String(), "unix:/run/my.sock=" + tcp.Addr().String(), "moved=unix:/none"})
 	}
 	for _, tt := range []struct {
 		h                *host.Host
@@ -245,6 +245,7 @@ func TestDial(t *testing.T) {
 		{behind, "tcp", "pg:5432", ""},
 		{behind, "tcp", "pg:5433", `postfix_hosts = ["pg:5433=127.0.0.1:PORT"]`},
 		{behind, "unix", "/run/my.sock", ""},
+		{behind, "tcp", "moved:3306", `no such file or directory; if moved:3306 is reached in another way now, say so: postfix_hosts = ["moved:3306=127.0.0.1:PORT"]`},
 		{behind, "unix", "/run/other.sock", `postfix_hosts = ["unix:/run/other.sock=127.0.0.1:PORT"]`},
 		{behind, "tcp", tcp.Addr().String(), "postfix_hosts"},
 		{behind, "tcp", "localhost:25", "postfix_hosts"},

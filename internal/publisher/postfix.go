@@ -18,6 +18,7 @@ import (
 	"github.com/understudy-mx/understudy/internal/config"
 	"github.com/understudy-mx/understudy/internal/host"
 	"github.com/understudy-mx/understudy/internal/service"
+	"github.com/understudy-mx/understudy/internal/suite"
 	"github.com/understudy-mx/understudy/policy/fidelity"
 	"github.com/understudy-mx/understudy/policy/postfix"
 )
@@ -25,6 +26,7 @@ import (
 // postfixImporter reads a live Postfix.
 type postfixImporter struct {
 	src     postfix.Source
+	suite   string // its name, if any
 	keep    bool   // what was learned, in the file
 	file    string // has what the tables that can't be listed answered; only a cache: without it they are asked again
 	learned postfix.Learned
@@ -40,7 +42,7 @@ func newPostfix(cfg *config.Config, keep bool) (Importer, error) {
 		Host: HostOf(c), ConfigDir: c.Postfix, Service: c.PostfixService, Lister: postfix.Databases{}, Learned: &i.learned, Memo: &i.memo,
 		Choices: fidelity.ParseChoices(c.PostfixChoose), Filters: c.PostfixFilter, RejectUnlisted: c.PostfixUnlisted == "reject",
 	}
-	if c.Preset != nil {
+	if i.suite = c.Suite; c.Preset != nil {
 		i.src.Usual = fidelity.ParseChoices(c.Preset.Choose)
 	}
 	i.src.Commands, i.src.Queries = postfix.ParseLists(c.PostfixList)
@@ -125,7 +127,7 @@ func (i *postfixImporter) Import(ctx context.Context, ask []string) (r Imported,
 	src.Ask = ask
 	spec, report, err := postfix.Import(ctx, src)
 	if err != nil {
-		return r, fmt.Errorf("import %s: %w%s", src.ConfigDir, err, remedyThere(src.Host, err))
+		return r, fmt.Errorf("import %s: %w%s", src.ConfigDir, err, remedyThere(ctx, src.Host, i.suite, err))
 	}
 	spec.NotReplicated = report.Lacking()
 	r.Choosing = `postfix_choose = ["ITEM=CHOICE", ...], postfix_list = ["TABLE=COMMAND", ...]`
@@ -142,7 +144,7 @@ func (i *postfixImporter) Import(ctx context.Context, ask []string) (r Imported,
 }
 
 // remedyThere says what to do about a container, or a root, that can't be reached.
-func remedyThere(h *host.Host, err error) string {
+func remedyThere(ctx context.Context, h *host.Host, preset string, err error) string {
 	said := strings.ToLower(err.Error())
 	switch {
 	case h.Local():
@@ -153,6 +155,11 @@ func remedyThere(h *host.Host, err error) string {
 		}
 		return ""
 	case strings.Contains(said, "no such container"), strings.Contains(said, "no container with name"), strings.Contains(said, "is not running"):
+		for _, f := range suite.Detect(ctx) {
+			if f.Name == preset && len(f.Prefix) > 0 && !slices.Equal(f.Prefix, h.Prefix) && strings.Contains(f.Why, " ps ") {
+				return fmt.Sprintf("; %s: name it under [policy]: postfix_prefix = [\"%s\"]", f.Why, strings.Join(f.Prefix, `", "`))
+			}
+		}
 		return fmt.Sprintf("; start it or, if %s ps shows another name, name it under [policy]: postfix_prefix = [%q, \"exec\", \"-i\", \"NAME\"]", h.Prefix[0], h.Prefix[0])
 	case strings.Contains(said, "permission denied"):
 		return fmt.Sprintf("; let the publisher run %s: /usr/share/understudy/docker.conf says how", h.Prefix[0])
