@@ -111,7 +111,8 @@ func (p *publisher) contained(more string) (state, metrics string) {
 func TestContainerMoved(t *testing.T) {
 	db := listertest.MariaDB(t, "CREATE TABLE box (a VARCHAR(80)); INSERT INTO box VALUES ('alice@example.org');")
 	p := newPublisher(t, newFarAway(t))
-	first := publishPort(t, p.far.peer, db.Address())
+	first, second := listen(t, p.far.peer), listen(t, p.far.peer)
+	end := forward(t, first, "tcp", db.Address())
 	_, metrics := p.contained(fmt.Sprintf("suite = \"mailcow\"\npostfix_hosts = [\"db:3306=%s\"]\n", first.Addr()))
 	t.Setenv("PATH", p.dir+":"+os.Getenv("PATH")) // for docker ps
 	write(t, filepath.Join(p.postfix.dir, "conf/box.cf"), fmt.Sprintf("hosts = db:3306\nuser = reader\npassword = %s\ndbname = mail\nquery = SELECT a FROM box WHERE a = '%%s'\n", listertest.Password))
@@ -141,40 +142,34 @@ func TestContainerMoved(t *testing.T) {
 		s.wantReply(later, 250)
 		eventually(t, 30*time.Second, what+": it is well again", func() bool { return s.sync().Notice == "" && failing(t, metrics) == "0" })
 	}
-	first.end()
-	second := publishPort(t, p.far.peer, db.Address())
+	end()
+	forward(t, second, "tcp", db.Address())
 	moved("port", `if db:3306 is reached in another way now, say so: postfix_hosts = ["db:3306=127.0.0.1:PORT"]`, first.Addr().String(), second.Addr().String())
 	write(t, filepath.Join(p.dir, "now"), "renamed")
 	moved("name", `docker ps shows the container cow: name it under [policy]: postfix_prefix = ["docker", "exec", "-i", "cow"]`, `"mx"]`, `"cow"]`)
 	s.stop()
 }
 
-// publishedPort is a container's port as the machine has it.
-type publishedPort struct {
-	net.Listener
-	conns sync.Map
-}
-
-func publishPort(t *testing.T, host, to string) *publishedPort {
-	t.Helper()
-	l, err := net.Listen("tcp", host+":0")
-	if err != nil {
-		t.Fatal(err)
+// forward passes on what connects at l, until the end of the test or until end is called.
+func forward(t *testing.T, l net.Listener, network, to string) (end func()) {
+	var conns sync.Map
+	end = func() {
+		l.Close()
+		conns.Range(func(near, far any) bool { near.(net.Conn).Close(); far.(net.Conn).Close(); return true })
 	}
-	p := &publishedPort{Listener: l}
-	t.Cleanup(p.end)
+	t.Cleanup(end)
 	go func() {
 		for {
 			near, err := l.Accept()
 			if err != nil {
 				return
 			}
-			far, err := net.Dial("tcp", to)
+			far, err := net.Dial(network, to)
 			if err != nil {
 				near.Close()
 				continue
 			}
-			p.conns.Store(near, far)
+			conns.Store(near, far)
 			for a, b := range map[net.Conn]net.Conn{near: far, far: near} {
 				go func() {
 					_, _ = io.Copy(a, b)
@@ -184,11 +179,15 @@ func publishPort(t *testing.T, host, to string) *publishedPort {
 			}
 		}
 	}()
-	return p
+	return end
 }
 
-// end closes it, and its connections.
-func (p *publishedPort) end() {
-	p.Close()
-	p.conns.Range(func(near, far any) bool { near.(net.Conn).Close(); far.(net.Conn).Close(); return true })
+// listen has a port of an address.
+func listen(t *testing.T, host string) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
 }

@@ -1,7 +1,6 @@
 package test
 
 import (
-	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -234,41 +233,6 @@ func suitePair(t *testing.T) (mx1, mx2 *machine) {
 }
 
 var secondaryLine = regexp.MustCompile(`(?m)^understudy setup secondary .*$`)
-
-// dockerMailserver starts one in the container "mail", in a root of its own that what stands in for
-// docker enters; it returns the root.
-func dockerMailserver(t *testing.T, m *machine) string {
-	t.Helper()
-	const files = "../policy/postfix/testdata/containers/"
-	root := filepath.Join(m.dir, "mail")
-	for name, text := range map[string]string{
-		"bin/docker":               strings.ReplaceAll(readFile(t, files+"docker"), "@CONTAINERS@", m.dir),
-		"start":                    readFile(t, files+"start"),
-		"ps":                       "mail\tghcr.io/docker-mailserver/docker-mailserver:latest\tmailserver\n",
-		"mail/etc/postfix/main.cf": readFile(t, files+"docker-mailserver/main.cf"),
-		"mail/etc/postfix/master.cf": strings.Replace(readFile(t, files+"docker-mailserver/master.cf")+readFile(t, files+"master.cf"), "submission", "127.0.0.1:587", 1) +
-			"virtual unix - n n - - virtual\n",
-		"mail/etc/postfix/vhost":                   "example.org\n",
-		"mail/etc/postfix/vmailbox":                "alice@example.org alice/\n",
-		"mail/etc/postfix/virtual":                 "",
-		"mail/etc/aliases":                         "",
-		"mail/etc/postfix/maps/header_checks.pcre": "/^X-Reject-Me:/ REJECT no such header\n",
-		"mail/etc/hosts":                           "127.0.0.1 localhost\n203.0.113.1 mx1.example.org\n",
-		"mail/etc/resolv.conf":                     "nameserver 127.0.0.1\n",
-	} {
-		if err := os.MkdirAll(filepath.Dir(filepath.Join(m.dir, name)), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		write(t, filepath.Join(m.dir, name), text)
-	}
-	// Nothing is set twice: postlogd would fill its own socket with warnings, and wait for itself.
-	const set = "postconf -e maillog_file=/var/log/mail.log inet_protocols=ipv4 virtual_transport=virtual virtual_mailbox_base=/var/mail virtual_uid_maps=static:65534 virtual_gid_maps=static:65534 " +
-		"myhostname=mx1.example.org smtpd_milters= non_smtpd_milters="
-	m.sh("chmod 755 ../bin/docker; groupadd -f docker\nsetsid unshare --mount --uts --ipc --pid --fork --kill-child sh ../start " + root +
-		" mail '" + set + "; postalias hash:/etc/aliases; install -d -o nobody /var/mail; postfix start' > ../said 2>&1 < /dev/null &\nfor _ in {1..600}; do docker exec -i mail postfix status && exit; sleep 0.1; done; cat ../said; exit 1")
-	t.Cleanup(func() { _, _ = m.try("docker exec -i mail postfix stop; kill -9 $(cat ../mail/pid)") })
-	return root
-}
 
 // TestContainerSetup follows docs/primaries/suites.md with a docker-mailserver of another name than
 // by default: what set-up finds, writes and starts, and what doctor says then, and without the

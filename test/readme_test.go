@@ -179,11 +179,10 @@ func blocksOf(text string) (blocks []string) {
 	return blocks
 }
 
-// dns starts a DNS server on the machine, which serves records.
-func (m *machine) dns(records ...string) {
+// inside runs do in the machine's network.
+func (m *machine) inside(do func() error) {
 	m.t.Helper()
-	started := make(chan error)
-	var d *demo.DNS
+	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // for good: the thread stays in the namespace, and ends with the goroutine
 		ns, err := os.Open("/run/netns/" + m.name)
@@ -192,14 +191,25 @@ func (m *machine) dns(records ...string) {
 			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
 		}
 		if err == nil {
-			d, err = demo.StartDNSAt("127.0.0.1:53", records...)
+			err = do()
 		}
-		started <- err
+		done <- err
 	}()
-	if err := <-started; err != nil {
+	if err := <-done; err != nil {
 		m.t.Fatal(err)
 	}
-	m.t.Cleanup(d.Close)
+}
+
+// dns starts a DNS server on the machine, which serves records.
+func (m *machine) dns(records ...string) {
+	m.t.Helper()
+	m.inside(func() error {
+		d, err := demo.StartDNSAt("127.0.0.1:53", records...)
+		if err == nil {
+			m.t.Cleanup(d.Close)
+		}
+		return err
+	})
 }
 
 // connect puts two machines on one net with the README's addresses, each with a DNS.

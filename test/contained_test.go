@@ -1,0 +1,168 @@
+package test
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/understudy-mx/understudy/internal/lister/listertest"
+)
+
+// suiteFiles are of policy/postfix, which plays each suite's tables and verdicts; here the same layouts
+// are set up by the whole program.
+const suiteFiles = "../policy/postfix/testdata/"
+
+// contained is a Postfix in a root of its own, which what stands in for docker enters.
+type contained struct {
+	name, ps string            // of the container, and as docker ps shows it: image and service
+	conf     string            // directory of main.cf
+	files    map[string]string // below the root
+	set      string            // settings that the machine needs, none of which the suite has: of what is set twice postlogd would tell itself without end
+	begin    string            // commands before Postfix's start
+}
+
+// contain starts a container on the machine and returns its root.
+func (m *machine) contain(c contained) (root string) {
+	m.t.Helper()
+	root = filepath.Join(m.dir, c.name)
+	files := map[string]string{
+		m.dir + "/bin/docker":     strings.ReplaceAll(readFile(m.t, suiteFiles+"containers/docker"), "@CONTAINERS@", m.dir),
+		m.dir + "/start":          readFile(m.t, suiteFiles+"containers/start"),
+		m.dir + "/ps":             c.name + "\t" + c.ps + "\n",
+		root + "/etc/aliases":     "",
+		root + "/etc/hosts":       "127.0.0.1 localhost\n203.0.113.1 mx1.example.org\n",
+		root + "/etc/resolv.conf": "nameserver 127.0.0.1\n",
+	}
+	for name, text := range c.files {
+		files[root+name] = text
+	}
+	for name, text := range files {
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			m.t.Fatal(err)
+		}
+		write(m.t, name, text)
+	}
+	postfix := "docker exec -i " + c.name + " postfix -c " + c.conf
+	m.sh("chmod 755 ../bin/docker; groupadd -f docker\nsetsid unshare --mount --uts --ipc --pid --fork --kill-child sh ../start " + root +
+		" mail '" + c.begin + "postconf -c " + c.conf + " -e maillog_file=/var/log/mail.log inet_protocols=ipv4 myhostname=mx1.example.org smtpd_milters= non_smtpd_milters= " + c.set +
+		"; postalias -c " + c.conf + " hash:/etc/aliases; install -d -o nobody /var/mail; postfix -c " + c.conf + " start' > ../said 2>&1 < /dev/null &\n" +
+		"for _ in {1..600}; do " + postfix + " status && exit; sleep 0.1; done; cat ../said; exit 1")
+	m.t.Cleanup(func() { _, _ = m.try(postfix + " stop; kill -9 $(cat " + root + "/pid)") })
+	return root
+}
+
+// dockerMailserver starts one of another name than by default, and returns its root.
+func dockerMailserver(t *testing.T, m *machine) string {
+	t.Helper()
+	return m.contain(contained{
+		name: "mail", ps: "ghcr.io/docker-mailserver/docker-mailserver:latest\tmailserver", conf: "/etc/postfix",
+		files: map[string]string{
+			"/etc/postfix/main.cf":                 readFile(t, suiteFiles+"containers/docker-mailserver/main.cf"),
+			"/etc/postfix/master.cf":               services(t, "docker-mailserver") + "virtual unix - n n - - virtual\n",
+			"/etc/postfix/vhost":                   "example.org\n",
+			"/etc/postfix/vmailbox":                "alice@example.org alice/\n",
+			"/etc/postfix/virtual":                 "",
+			"/etc/postfix/maps/header_checks.pcre": "/^X-Reject-Me:/ REJECT no such header\n",
+		},
+		set: "virtual_transport=virtual virtual_mailbox_base=/var/mail virtual_uid_maps=static:65534 virtual_gid_maps=static:65534",
+	})
+}
+
+// services is a suite's master.cf. Its submission would be in the way of others'.
+func services(t *testing.T, suite string) string {
+	t.Helper()
+	return strings.Replace(readFile(t, suiteFiles+"containers/"+suite+"/master.cf")+readFile(t, suiteFiles+"containers/master.cf"), "submission", "127.0.0.1:587", 1)
+}
+
+// mailcow starts one as its compose file names it. Its database is reached by a socket in the container,
+// and at the port that the compose file publishes.
+func mailcow(t *testing.T, m *machine) string {
+	t.Helper()
+	db := listertest.MariaDB(t, readFile(t, suiteFiles+"suites/mailcow/schema.sql")+`
+INSERT INTO domain (domain) VALUES ('example.org');
+INSERT INTO mailbox (username, password, local_part, domain, attributes) VALUES ('alice@example.org', 'x', 'alice', 'example.org', '{"mailbox_format": "maildir:", "tls_enforce_in": "0"}');
+INSERT INTO alias (address, goto, domain) VALUES ('alice@example.org', 'alice@example.org', 'example.org');`)
+	if err := os.Symlink(filepath.Base(db.Socket), filepath.Join(db.Dir, "mysqld.sock")); err != nil {
+		t.Fatal(err)
+	}
+	m.inside(func() error {
+		l, err := net.Listen("tcp", "127.0.0.1:13306")
+		if err == nil {
+			forward(t, l, "unix", db.Socket)
+		}
+		return err
+	})
+	files := map[string]string{
+		"/mysqld/where": db.Dir, "/opt/postfix/conf/main.cf": readFile(t, suiteFiles+"containers/mailcow/main.cf") + "# Overrides\n",
+		"/opt/postfix/conf/master.cf":                        services(t, "mailcow") + "discard unix - - n - - discard\n",
+		"/opt/postfix/conf/custom_postscreen_whitelist.cidr": "# yours\n", "/opt/postfix/conf/postscreen_access.cidr": "", "/opt/postfix/conf/custom_transport.pcre": "",
+		"/opt/postfix/conf/local_transport": "/watchdog@localhost$/   watchdog_discard:\n/localhost$/  local:\n",
+		"/opt/whitelist_forwardinghosts.sh": "#!/bin/sh\nwhile read -r q; do echo '500 dunno'; done\n",
+	}
+	tables, err := filepath.Glob(suiteFiles + "suites/mailcow/*.cf")
+	if err != nil || len(tables) < 10 {
+		t.Fatal(err, tables)
+	}
+	for _, f := range tables {
+		files["/opt/postfix/conf/sql/"+filepath.Base(f)] = strings.Replace(readFile(t, f), "@CONNECTION@", "hosts = unix:/var/run/mysqld/mysqld.sock\nuser = reader\npassword = "+listertest.Password+"\ndbname = mail", 1)
+	}
+	return m.contain(contained{
+		name: "mailcowdockerized-postfix-mailcow-1", ps: "ghcr.io/mailcow/postfix:3.10.12-1\tpostfix-mailcow", conf: "/opt/postfix/conf",
+		files: files, set: "virtual_transport=discard", begin: "chmod 755 /opt/*.sh; ",
+	})
+}
+
+// TestMailcowSetup follows docs/primaries/suites.md with a mailcow: its line that imports, set-up and what it
+// writes, which is what the page has; the lines for extra.cf, which the container's start appends to main.cf; then mail.
+func TestMailcowSetup(t *testing.T) {
+	mx1, mx2 := suitePair(t)
+	root := mailcow(t, mx1)
+	const page = "../docs/primaries/suites.md"
+	blocks := blocksOf(strings.Split(readFile(t, page), "<!--")[0])
+	part, _, _ := strings.Cut(strings.Split(readFile(t, page), "\n### mailcow\n")[1], "\n### ")
+	if out := mx1.sh(blocksOf(part)[0] + "grep -c alice@example.org policy.json"); !strings.Contains(out, "domain") {
+		t.Errorf("the import says\n%s", out)
+	}
+
+	out := mx1.sh(strings.TrimSpace(blocks[0]) + " --yes")
+	const main = "data/conf/postfix/extra.cf in mailcow's directory, and run docker compose restart postfix-mailcow there"
+	for _, want := range []string{"This is mailcow: dockerized: docker ps shows the container mailcowdockerized-postfix-mailcow-1", "Put this into " + main} {
+		if !strings.Contains(out, want) {
+			t.Errorf("set-up doesn't say %q:\n%s", want, out)
+		}
+	}
+	if conf := mx1.sh("cat /etc/understudy/publish.toml"); conf != blocks[3] {
+		t.Errorf("set-up writes\n%s\nand the page has\n%s", conf, blocks[3])
+	}
+	if out, err := mx1.try("understudy doctor --secondary 203.0.113.2"); err == nil || !strings.Contains(out, "mend: put `smtpd_authorized_xclient_hosts = 203.0.113.2` into "+main) {
+		t.Errorf("before extra.cf has the secondary, doctor says\n%s", out)
+	}
+	extra := ""
+	for _, l := range regexp.MustCompile(`(?m)^    ((?:mynetworks|smtpd_authorized_xclient_hosts) = .*)$`).FindAllStringSubmatch(out, -1) {
+		extra += l[1] + "\n"
+	}
+	write(t, root+"/opt/postfix/conf/extra.cf", extra)
+	mx1.sh(`docker exec -i mailcowdockerized-postfix-mailcow-1 sh -c 'cd /opt/postfix/conf; cat extra.cf >> main.cf; postfix -c /opt/postfix/conf reload'`)
+	mx2.sh(secondaryLine.FindString(out) + " --yes")
+	for _, m := range []*machine{mx1, mx2} {
+		if out := m.sh("understudy doctor"); strings.Contains(out, "no-client-identity") || strings.Contains(out, "primary-screens") || !strings.Contains(out, "ok ") {
+			t.Errorf("%s: the doctor says\n%s", m.name, out)
+		}
+	}
+	knowsAlice(t, mx1, "up")
+	mx1.sh("docker exec -i mailcowdockerized-postfix-mailcow-1 postfix -c /opt/postfix/conf stop")
+	knowsAlice(t, mx1, "down")
+	mx1.sh("docker exec -i mailcowdockerized-postfix-mailcow-1 postfix -c /opt/postfix/conf start")
+	log := ""
+	eventually(t, time.Minute, "alice has both messages", func() bool {
+		log = readFile(t, root+"/var/log/mail.log")
+		return strings.Count(log, "to=<alice@example.org>, relay=none") == 2
+	})
+	if strings.Count(log, "client=unknown[203.0.113.9]") != 2 {
+		t.Errorf("Postfix isn't told whose mail it is:\n%s", tail([]byte(log), 3000))
+	}
+}
