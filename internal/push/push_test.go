@@ -20,6 +20,7 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -265,6 +266,8 @@ func (s *site) attacks() []attack {
 		{"token's hash", put(nine, "Authorization: Bearer "+func() string { h := sha256.Sum256([]byte(s.token)); return fmt.Sprintf("%x", h) }()), 401, false},
 		{"another domain's token", put(nine, "Authorization: Bearer "+s.other), 401, false},
 		{"our token, another domain", to(prefix + "example.net"), 401, false},
+		{"token alone", put(nine, "Authorization: "+s.token), 401, false},
+		{"CONNECT to the domain", s.request("CONNECT", domain, nil), 405, false},
 		{"basic", put(nine, "Authorization: Basic "+s.token), 401, false},
 		{"token twice", s.request("PUT", at, nil, "authorization: Bearer "+s.other), 401, false},
 		{"token in the target", s.request("PUT", at+"?token="+s.token, nine, "-Authorization: "), 401, false},
@@ -881,6 +884,96 @@ func TestCrowded(t *testing.T) {
 	}
 }
 
+// TestCrowd: the oldest of the network with the most goes, none that is busy, and who comes
+// when all are busy.
+func TestCrowd(t *testing.T) {
+	l := make(pipes, 10)
+	c := &crowd{Listener: l, most: 4}
+	enter := func(addr string) (*guest, net.Conn, *guest) {
+		us, peer := net.Pipe()
+		a, err := netip.ParseAddrPort(addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		g := &guest{Conn: us, crowd: c, from: network(net.TCPAddrFromAddrPort(a))}
+		oldest := c.enter(g)
+		if oldest != nil {
+			oldest.Close()
+			oldest.Close() // counts once
+		}
+		return g, peer, oldest
+	}
+	a1, _, _ := enter("[2001:db8::1]:1")
+	b1, _, _ := enter("192.0.2.1:1")
+	a2, _, _ := enter("[2001:db8::2]:1")
+	b2, _, gone := enter("[::ffff:192.0.2.1]:1")
+	if gone != nil {
+		t.Fatal("there is a place, and somebody had to go")
+	}
+	if _, _, gone = enter("192.0.2.1:2"); gone != b1 {
+		t.Error("not the oldest of the network with the most")
+	}
+	if _, _, gone = enter("[2001:db8::3]:1"); gone != a1 {
+		t.Error("not the oldest of those with as many")
+	}
+	a2.busy(true)
+	b2.busy(true)
+	if _, _, gone = enter("198.51.100.1:1"); gone == a2 || gone == b2 || gone == nil {
+		t.Error("a busy one has to go")
+	}
+	for _, g := range slices.Clone(c.idle) {
+		g.busy(true)
+	}
+	if g, _, gone := enter("198.51.100.2:1"); gone != g {
+		t.Error("who comes when all are busy stays")
+	}
+	a2.busy(false)
+	if _, _, gone := enter("198.51.100.3:1"); gone != a2 {
+		t.Error("who isn't busy any more stays")
+	}
+	if c.count != 4 {
+		t.Errorf("%d are counted", c.count)
+	}
+	us, peer := net.Pipe()
+	l <- us
+	full := &crowd{Listener: l, most: 1}
+	if _, err := full.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	us2, _ := net.Pipe()
+	l <- us2
+	if g, err := full.Accept(); err != nil || g.(*guest).Conn != us2 {
+		t.Error(err)
+	}
+	if _, err := peer.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the oldest wasn't closed: %v", err)
+	}
+}
+
+// TestRun: a list that nobody confirms is marked when its time is over.
+func TestRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := startOn(t, 1000, make(pipes))
+		ctx, stop := context.WithCancel(t.Context())
+		server, err := New(Options{Store: s.store, TLSCert: filepath.Join(s.certs, "cert"), TLSKey: filepath.Join(s.certs, "key"),
+			Log: slog.New(slog.DiscardHandler), Metrics: metrics.New(prometheus.NewRegistry())})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var work sync.WaitGroup
+		work.Go(func() { _ = server.Run(ctx) })
+		for _, unsure := range []bool{false, true} {
+			time.Sleep(time.Hour - time.Minute)
+			synctest.Wait()
+			if _, err := os.Stat(filepath.Join(s.dir, pushed.UnsureName(domain))); (err == nil) != unsure {
+				t.Errorf("unsure %v, want %v", err == nil, unsure)
+			}
+		}
+		stop()
+		work.Wait()
+	})
+}
+
 func (s *site) client() *Client {
 	return &Client{URL: "https://" + s.addr, Token: s.token, Roots: s.roots, Tries: 3, Wait: func(context.Context, time.Duration) error { return nil }}
 }
@@ -899,6 +992,11 @@ func TestClient(t *testing.T) {
 	push(users(13), users(12), "PATCH")
 	push(users(14), users(12), "PUT") // the server has another one
 	push(users(500), users(14), "PUT")
+	stranger := s.client()
+	stranger.Roots = x509.NewCertPool()
+	if _, _, err := stranger.Push(t.Context(), domain, users(500), nil); err == nil {
+		t.Error("it talks to a server whose certificate isn't good")
+	}
 	if _, _, err := s.client().Push(t.Context(), "example.net", []string{"a@example.net"}, nil); err == nil || !strings.Contains(err.Error(), "401") {
 		t.Errorf("without its token: %v", err)
 	}
@@ -907,6 +1005,43 @@ func TestClient(t *testing.T) {
 			t.Errorf("a list %q: %v, want %s", text, err, want)
 		}
 	}
+}
+
+// front is a server whose first answers to GET are those codes, and then ETag's of before.
+func (s *site) front(t *testing.T, codes []int, before []string, answer func(w http.ResponseWriter, r *http.Request)) (c *Client, gets *int) {
+	t.Helper()
+	pair, err := tls.LoadX509KeyPair(filepath.Join(s.certs, "cert"), filepath.Join(s.certs, "key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{pair}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	gets = new(int)
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if *gets++; r.Method == http.MethodGet && *gets <= len(codes) {
+			w.Header().Set("Location", "/elsewhere")
+			if code := codes[*gets-1]; code > 1000 { // with so many seconds
+				w.Header().Set("Retry-After", fmt.Sprint(code/1000))
+				w.WriteHeader(code % 1000)
+			} else {
+				w.WriteHeader(code)
+			}
+			return
+		}
+		if r.Method == http.MethodGet {
+			fmt.Fprintf(w, `{"etag": %q, "count": 10}`, pushed.ETag(before))
+			return
+		}
+		answer(w, r)
+	})}
+	var work sync.WaitGroup
+	work.Go(func() { _ = server.Serve(l) })
+	t.Cleanup(func() { server.Close(); work.Wait() })
+	c = s.client()
+	c.URL = "https://" + l.Addr().String()
+	return c, gets
 }
 
 // TestClientTries has a server that fails before it succeeds, or for good.
@@ -921,42 +1056,62 @@ func TestClientTries(t *testing.T) {
 		{"503 twice", []int{503, 503}, 3, true},
 		{"412", []int{412}, 2, true},
 		{"429", []int{429}, 2, true},
+		{"408", []int{408}, 2, true},
 		{"500 for ever", []int{500, 500, 500, 500}, 3, false},
 		{"401", []int{401}, 1, false},
 		{"422", []int{422}, 1, false},
 		{"302", []int{302}, 1, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			n := 0
-			pair, err := tls.LoadX509KeyPair(filepath.Join(s.certs, "cert"), filepath.Join(s.certs, "key"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{pair}})
-			if err != nil {
-				t.Fatal(err)
-			}
-			front := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				if r.Method == http.MethodGet {
-					if n++; n <= len(tt.codes) {
-						w.Header().Set("Location", "https://"+s.addr)
-						w.WriteHeader(tt.codes[n-1])
-						return
-					}
+			confirmed := 0
+			c, gets := s.front(t, tt.codes, users(10), func(w http.ResponseWriter, r *http.Request) {
+				confirmed++
+				b, _ := io.ReadAll(r.Body)
+				if got := "Content-Digest: " + r.Header.Get("Content-Digest"); r.Method != http.MethodPatch || got != sum(b) {
+					t.Errorf("%s of %s with %s", r.Method, b, got)
 				}
 				fmt.Fprintf(w, `{"etag": %q, "count": 10}`, pushed.ETag(users(10)))
-			})}
-			var work sync.WaitGroup
-			work.Go(func() { _ = front.Serve(l) })
-			defer work.Wait()
-			defer front.Close()
-			c := s.client()
-			c.URL = "https://" + l.Addr().String()
-			_, _, err = c.Push(t.Context(), domain, users(10), nil)
-			if (err == nil) != tt.ok || n != tt.tries {
-				t.Errorf("%d tries, %v; want %d", n, err, tt.tries)
+			})
+			_, _, err := c.Push(t.Context(), domain, users(10), nil)
+			if (err == nil) != tt.ok || *gets-confirmed != tt.tries || (confirmed == 1) != tt.ok {
+				t.Errorf("%d tries, %d confirmations, %v; want %d", *gets-confirmed, confirmed, err, tt.tries)
 			}
 		})
+	}
+}
+
+// TestClientWaits: it waits as long as the server says, within reason, else longer each time.
+func TestClientWaits(t *testing.T) {
+	s := start(t, 1000)
+	c, _ := s.front(t, []int{5429, 3600503, 503, 503, 503, 503, 503, 503, 503, 503}, nil, nil)
+	var waits []string
+	c.Tries = 9
+	c.Wait = func(_ context.Context, d time.Duration) error { waits = append(waits, d.String()); return nil }
+	if _, _, err := c.Push(t.Context(), domain, users(10), nil); err == nil || strings.Join(waits, " ") != "5s 1m0s 4s 8s 16s 32s 1m0s 1m0s" {
+		t.Errorf("%v, waited %v", err, waits)
+	}
+}
+
+// TestClientBounds: a change is no larger than the server takes, and an answer than it is
+// worth.
+func TestClientBounds(t *testing.T) {
+	s := start(t, 1000)
+	list := users(3*pushed.MaxChange + 10)
+	for _, n := range []int{pushed.MaxChange, pushed.MaxChange + 1} {
+		c, _ := s.front(t, nil, list[n:], func(w http.ResponseWriter, r *http.Request) {
+			if (r.Method == http.MethodPatch) != (n == pushed.MaxChange) {
+				t.Errorf("a change of %d: %s", n, r.Method)
+			}
+			fmt.Fprint(w, "{}")
+		})
+		if _, _, err := c.Push(t.Context(), domain, list, list[n:]); err != nil {
+			t.Error(err)
+		}
+	}
+	c, _ := s.front(t, nil, nil, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, strings.Repeat(" ", maxAnswer), "{}") })
+	c.Tries = 1
+	if _, _, err := c.Push(t.Context(), domain, users(1), nil); err == nil {
+		t.Error("it reads on and on")
 	}
 }
 

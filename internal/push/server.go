@@ -323,7 +323,7 @@ func (s *Server) take(w http.ResponseWriter, r *http.Request, domain, match stri
 // admit looks whether a request is one that may be made. Who has no token learns
 // nothing of domains.
 func (s *Server) admit(r *http.Request) (domain string, err error) {
-	domain, known := strings.CutPrefix(r.RequestURI, prefix) // as sent: nothing is unescaped or cleaned
+	domain = strings.TrimPrefix(r.RequestURI, prefix) // as sent: nothing is unescaped or cleaned
 	token, bearer := strings.CutPrefix(one(r, "Authorization"), "Bearer ")
 	if !bearer || !s.o.Store.Allowed(domain, token) {
 		return "", &problem{http.StatusUnauthorized, "the token isn't that of this domain"}
@@ -334,8 +334,6 @@ func (s *Server) admit(r *http.Request) (domain string, err error) {
 		}
 	}
 	switch {
-	case !known:
-		return "", &problem{http.StatusNotFound, "no such thing"}
 	case r.Method != http.MethodGet && r.Method != http.MethodPut && r.Method != http.MethodPatch:
 		return "", &problem{http.StatusMethodNotAllowed, "GET, PUT or PATCH"}
 	case r.Method == http.MethodGet:

@@ -266,6 +266,75 @@ func TestSlices(t *testing.T) {
 	}
 }
 
+// TestWindow: deletions are summed up over one to two weeks, whatever else happens.
+func TestWindow(t *testing.T) {
+	type step struct {
+		day, gone int
+		staged    bool
+	}
+	slow := []step{{8, 30, false}, {16, 60, false}, {24, 90, false}, {32, 120, false}, {40, 150, false}, {48, 180, false}}
+	for name, tt := range map[string]struct{ steps, rejected []step }{
+		"slowly":                  {steps: append([]step{{0, 0, false}, {0, 1, false}}, slow...)},
+		"the clock was wrong":     {steps: append([]step{{40_000, 0, false}, {0, 1, false}}, slow...)},
+		"one to two weeks":        {steps: []step{{0, 0, false}, {0, 1, false}, {6, 60, false}, {7, 61, false}, {8, 101, true}}},
+		"more than two weeks":     {steps: []step{{0, 0, false}, {0, 1, false}, {6, 60, false}, {7, 61, false}, {14, 62, false}, {15, 110, false}}},
+		"staged for weeks":        {[]step{{0, 0, false}, {0, 1, false}, {1, 60, false}, {8, 900, true}, {16, 901, true}}, []step{{16, 101, true}}},
+		"staged, and few go then": {[]step{{0, 0, false}, {0, 1, false}, {8, 900, true}}, []step{{9, 60, false}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := &clock{time.Unix(1e9, 0)}
+			s := open(t, t.TempDir(), c, nil)
+			play := func(steps []step) {
+				for _, p := range steps {
+					c.at = time.Unix(1e9, 0).Add(time.Duration(p.day) * 24 * time.Hour)
+					if r, err := put(s, users(p.gone, 1000)...); err != nil || (r.Staged != nil) != p.staged {
+						t.Errorf("%+v: %+v, %v", p, r.Staged, err)
+					}
+				}
+			}
+			play(tt.steps)
+			if tt.rejected != nil {
+				if err := s.Reject(domain); err != nil {
+					t.Fatal(err)
+				}
+				play(tt.rejected)
+			}
+		})
+	}
+}
+
+// TestWindowCut: where the power fails while the sum begins anew, nothing of it is lost.
+func TestWindowCut(t *testing.T) {
+	for n := 1; ; n++ {
+		c := &clock{time.Unix(1e9, 0)}
+		disk := testmx.NewDisk()
+		s := open(t, memoryDir, c, &memory{Disk: disk})
+		for _, gone := range []int{0, 1, 60} {
+			if r, err := put(s, users(gone, 1000)...); err != nil || r.Staged != nil {
+				t.Fatal(r, err)
+			}
+		}
+		c.at = c.at.Add(window)
+		ops := 0
+		disk.Fault(func(op testmx.Op) error {
+			if ops++; ops >= n {
+				return errors.New("the disk is gone")
+			}
+			return nil
+		})
+		_, err := put(s, users(61, 1000)...)
+		s = open(t, memoryDir, c, &memory{Disk: disk.Cut(testmx.LeftAll, nil), temps: 1000})
+		for _, gone := range []int{61, 101} {
+			if r, err := put(s, users(gone, 1000)...); err != nil || (r.Staged != nil) != (gone > 100) {
+				t.Fatalf("cut at %d, %d are gone: %+v, %v", n, gone, r.Staged, err)
+			}
+		}
+		if err == nil && ops < n {
+			return
+		}
+	}
+}
+
 func TestDecide(t *testing.T) {
 	dir, c := t.TempDir(), &clock{time.Unix(1e9, 0)}
 	s := open(t, dir, c, nil)
@@ -629,6 +698,7 @@ func TestPowerCut(t *testing.T) {
 				for i, left := range []testmx.Left{testmx.LeftNothing, testmx.LeftAll, testmx.LeftSome, testmx.LeftSome, testmx.LeftSome, testmx.LeftSome} {
 					what := fmt.Sprintf("cut at %d, %d", n, i)
 					after := &memory{Disk: disk.Cut(left, rand.New(rand.NewPCG(uint64(n), uint64(i)))), temps: 2000}
+					open(after)
 					again := open(after)
 					list, unsure := inForceOn(t, after, memoryDir)
 					isNew := slices.Equal(list, tt.next)
@@ -642,12 +712,28 @@ func TestPowerCut(t *testing.T) {
 					case unsure != (again.Status()[0].Staged != nil):
 						t.Fatalf("%s: unsure %v, and %+v", what, unsure, again.Status()[0])
 					}
-					other := open(&memory{Disk: after.Clone(), temps: 3000})
-					if err := other.Approve(domain); err == nil {
-						_, err = put(other, list...)
-						if err != nil || other.Status()[0].Staged != nil {
-							t.Fatalf("%s: approved, and then %+v, %v", what, other.Status()[0], err)
+					if tt.name == "reject" && isNew {
+						if _, err := put(open(&memory{Disk: after.Clone(), temps: 3000}), last...); !errors.Is(err, ErrRejected) {
+							t.Fatalf("%s: the rejected list again: %v", what, err)
 						}
+					}
+					other := &memory{Disk: after.Clone(), temps: 3000}
+					approved := open(other)
+					next := [][]string{users(0, 1)}
+					if approved.Approve(domain) == nil {
+						next = [][]string{list, users(0, 1)}
+					}
+					for _, to := range next {
+						r, err := put(approved, to...)
+						if err != nil || (r.Staged != nil) != (len(to) == 1) {
+							t.Fatalf("%s: approved, and then %d: %+v, %v", what, len(to), r, err)
+						}
+					}
+					if err := approved.Reject(domain); err != nil {
+						t.Fatalf("%s: %v", what, err)
+					}
+					if back, _ := inForceOn(t, other, memoryDir); !slices.Equal(back, list) {
+						t.Fatalf("%s: %d are back, want %d", what, len(back), len(list))
 					}
 					if err := again.Reject(domain); unsure != (err == nil) {
 						t.Fatalf("%s: unsure %v, rejected: %v", what, unsure, err)
