@@ -179,6 +179,27 @@ func fence(t *testing.T, _ *listertest.Node, o Opener) {
 	if ok, err := store.Has(s, []byte("z1")); ok || err != nil {
 		t.Errorf("part of a refused batch: %v, %v", ok, err)
 	}
+	// A transaction that is past its fence is waited for.
+	under, err := s.connect(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer under.close()
+	if _, err := under.conn.Exec(t.Context(), "BEGIN").ReadAll(); err != nil {
+		t.Fatal(err)
+	}
+	if err := under.rows(t.Context(), query{fenceSQL, [][]byte{int4(s.id.Load()), int8b(is)}}, func([][]byte) {}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Reopen(); err == nil || !strings.Contains(err.Error(), "an earlier commit still waits") {
+		t.Errorf("beside a transaction that is past its fence: %v", err)
+	}
+	if _, err := under.conn.Exec(t.Context(), "COMMIT").ReadAll(); err != nil {
+		t.Error(err)
+	}
+	if err := s.Reopen(); err != nil {
+		t.Error(err)
+	}
 }
 
 // comeBack: after a kill -9 the same directory needn't wait for the lease.
