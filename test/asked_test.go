@@ -102,7 +102,7 @@ func TestDictionary(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return bytes.Count(log, []byte("RCPT from")) // each is refused, and logged once
+		return bytes.Count(log, []byte("to=<guess-")) // each is refused, and logged once
 	}
 	begun, asked := time.Now(), 0
 	for _, c := range []struct {

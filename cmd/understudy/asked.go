@@ -96,6 +96,9 @@ func printAsked(out io.Writer, s asked.Status) error {
 	fmt.Fprintf(w, "Recipients asked about\t%s\n", printable(strings.Join(s.Domains, " ")))
 	fmt.Fprintf(w, "  known by asking\t%d, of them %d from logs only\n", s.Yes, s.Log)
 	fmt.Fprintf(w, "  unknown by asking\t%d\n", s.No)
+	if len(s.Everybody) > 0 {
+		fmt.Fprintf(w, "  accepts everybody\t%s: the primary accepts recipients that are made up\n", printable(strings.Join(s.Everybody, " ")))
+	}
 	fmt.Fprintln(w, "  learned, not listed\tall others are put off (450) while the primary can't be asked")
 	return w.Flush()
 }

@@ -151,6 +151,9 @@ func beside(ctx context.Context, daemon operator.Daemon, d *doctor.Daemon) {
 	if r, err := daemon.Parity(ctx, false); err == nil {
 		d.Decided, d.Unexplained = r.Same+r.Different, r.Unexplained
 	}
+	if s, err := daemon.Asked(ctx); err == nil {
+		d.Everybody = s.Everybody
+	}
 }
 
 // examineSpool asks the database itself, and the daemon for the others; nil when the

@@ -4,7 +4,7 @@
 //
 //	         kept     asked again after
 //	yes      31 days  7 days
-//	no       3 days   3 hours
+//	no       3 days   3 hours, when somebody wants it
 //
 // What is known so is learned, not listed: who was never asked about is put off while
 // the primary is down, and who was deleted may be let in for a month. A "no" doesn't
@@ -96,6 +96,7 @@ type Book struct {
 	total   bucket
 	clients map[netip.Prefix]*bucket
 	asking  map[string]*question
+	trials  map[string]trial // by domain
 }
 
 // question is one under way, for all who want its answer.
@@ -111,7 +112,7 @@ func Open(o Options) *Book {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	b := &Book{o: o, entries: map[string]*entry{}, clients: map[netip.Prefix]*bucket{}, asking: map[string]*question{}}
+	b := &Book{o: o, entries: map[string]*entry{}, clients: map[netip.Prefix]*bucket{}, asking: map[string]*question{}, trials: map[string]trial{}}
 	text, err := os.ReadFile(o.File)
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
@@ -206,19 +207,22 @@ func (b *Book) Lookup(ctx context.Context, client netip.Addr, m envelope.Mailbox
 	key := strings.ToLower(m.String())
 	now := b.o.Now()
 	b.mu.Lock()
-	if e := b.entries[key]; e != nil && !e.expired(now) {
+	e := b.entries[key]
+	if e != nil && e.expired(now) {
+		e = nil
+	}
+	if e != nil && (e.Yes || !e.due(now)) {
 		b.mu.Unlock()
-		b.count("remembered")
-		if e.Yes {
-			return replyYes, nil
-		}
-		return replyUnknown, nil
+		return b.remembered(e), nil
 	}
 	q := b.asking[key]
 	first := q == nil
 	if first {
 		if !b.allow(now, client) {
 			b.mu.Unlock()
+			if e != nil {
+				return b.remembered(e), nil
+			}
 			b.count("limited")
 			return envelope.Reply{}, ErrLimit
 		}
@@ -235,10 +239,22 @@ func (b *Book) Lookup(ctx context.Context, client netip.Addr, m envelope.Mailbox
 	}
 	select {
 	case <-q.done:
+		if q.err != nil && e != nil {
+			return b.remembered(e), nil
+		}
 		return q.reply, q.err
 	case <-ctx.Done():
 		return envelope.Reply{}, ctx.Err()
 	}
+}
+
+// remembered is the answer that e has.
+func (b *Book) remembered(e *entry) envelope.Reply {
+	b.count("remembered")
+	if e.Yes {
+		return replyYes
+	}
+	return replyUnknown
 }
 
 func (b *Book) count(result string) { b.o.Metrics.RecipientsAsked.WithLabelValues(result).Inc() }
@@ -345,11 +361,12 @@ func (b *Book) allow(now time.Time, client netip.Addr) bool {
 
 // Status counts what is known.
 type Status struct {
-	Domains []string  `json:"domains"`
-	Yes     int       `json:"yes"`
-	No      int       `json:"no"`
-	Log     int       `json:"log"` // of yes, those that were only read in a log
-	Since   time.Time `json:"since,omitzero"`
+	Domains   []string  `json:"domains"`
+	Everybody []string  `json:"everybody,omitempty"` // domains of which the primary accepts recipients that are made up
+	Yes       int       `json:"yes"`
+	No        int       `json:"no"`
+	Log       int       `json:"log"` // of yes, those that were only read in a log
+	Since     time.Time `json:"since,omitzero"`
 }
 
 // Status returns it.
@@ -357,6 +374,7 @@ func (b *Book) Status() (s Status) {
 	s.Domains = b.o.Domains()
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	s.Everybody = b.everybody()
 	for _, e := range b.entries {
 		if e.Yes {
 			s.Yes++
@@ -416,7 +434,9 @@ func (b *Book) Run(ctx context.Context) error {
 			b.save()
 			due = b.due()
 		case <-ask.C:
-			if len(due) > 0 {
+			if domain := b.untried(); domain != "" {
+				b.try(ctx, domain)
+			} else if len(due) > 0 {
 				b.refresh(ctx, due[0])
 				due = due[1:]
 			}

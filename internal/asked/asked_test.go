@@ -79,9 +79,11 @@ func TestAges(t *testing.T) {
 		{0, "alice@example.org", 250, 1},
 		{0, "ALICE@Example.ORG", 250, 0},
 		{0, "bob@example.org", 550, 1},
-		{noKept, "bob@example.org", 550, 0},
-		{time.Second, "bob@example.org", 550, 1},
-		{yesKept - noKept - time.Second, "alice@example.org", 250, 0},
+		{noAgain, "bob@example.org", 550, 0},
+		{time.Second, "bob@example.org", 550, 1}, // who may have come to be
+		{time.Second, "bob@example.org", 550, 0},
+		{noKept, "bob@example.org", 550, 1},
+		{yesKept - noKept - noAgain - 2*time.Second, "alice@example.org", 250, 0},
 		{time.Second, "alice@example.org", 250, 1},
 	} {
 		p.now = p.now.Add(step.after)
@@ -105,6 +107,72 @@ func TestAges(t *testing.T) {
 	p.err = errors.New("down")
 	if code, _ := look(t, b, p, "carol@example.org"); code != 0 {
 		t.Errorf("the primary is down: %d", code)
+	}
+}
+
+// TestNoAgain: a "no" is asked again after three hours, when somebody wants it. What can't
+// be asked then is as it was.
+func TestNoAgain(t *testing.T) {
+	p := &primary{now: time.Unix(1e9, 0)}
+	b := newBook(t, filepath.Join(t.TempDir(), "asked.json"), p)
+	want := func(code, asked int) {
+		t.Helper()
+		if c, a := look(t, b, p, "bob@example.org"); c != code || a != asked {
+			t.Errorf("%d, asked %d times; want %d, %d", c, a, code, asked)
+		}
+	}
+	want(550, 1)
+	p.now, p.err = p.now.Add(noAgain+time.Second), errors.New("down")
+	want(550, 1)
+	want(550, 0) // not at once again
+	p.now = p.now.Add(retryAfter + time.Second)
+	for b.allow(p.now, client) { // until it may ask no more
+	}
+	want(550, 0)
+	p.now, p.err, p.has = p.now.Add(time.Hour), nil, map[string]envelope.Reply{"bob@example.org": envelope.NewReply(250, "", "ok")}
+	want(250, 1)
+}
+
+// TestEverybody: a primary that accepts a made-up recipient is named, until it refuses one.
+func TestEverybody(t *testing.T) {
+	p := &primary{now: time.Unix(1e9, 0)}
+	b := newBook(t, filepath.Join(t.TempDir(), "asked.json"), p)
+	reply, replyErr := envelope.NewReply(250, "", "ok"), error(nil)
+	var to []string
+	b.o.Ask = func(_ context.Context, m envelope.Mailbox) (envelope.Reply, error) {
+		to = append(to, m.String())
+		return reply, replyErr
+	}
+	for _, step := range []struct {
+		after time.Duration
+		reply envelope.Reply
+		err   error
+		want  string
+		due   bool
+	}{
+		{0, envelope.NewReply(451, "4.3.0", "later"), nil, "[]", true},
+		{retryAfter - time.Second, envelope.Reply{}, nil, "[]", false},
+		{time.Second, envelope.NewReply(250, "", "ok"), nil, "[example.org]", true},
+		{trialEvery - time.Second, envelope.Reply{}, nil, "[example.org]", false},
+		{time.Second, envelope.Reply{}, errors.New("down"), "[example.org]", true},
+		{retryAfter, envelope.NewReply(550, "5.7.1", "blocked"), nil, "[example.org]", true},
+		{retryAfter, envelope.NewReply(550, "5.1.1", "unknown"), nil, "[]", true},
+	} {
+		p.now = p.now.Add(step.after)
+		reply, replyErr = step.reply, step.err
+		domain := b.untried()
+		if (domain != "") != step.due {
+			t.Fatalf("after %v due: %q, want %v", step.after, domain, step.due)
+		}
+		if domain != "" {
+			b.try(t.Context(), domain)
+		}
+		if s := b.Status(); fmt.Sprint(s.Everybody) != step.want || s.Yes+s.No > 0 {
+			t.Errorf("%v, %v: %+v, want %s", step.reply, step.err, s, step.want)
+		}
+	}
+	if len(to) != 5 || to[0] == to[1] || !strings.HasSuffix(to[0], "@example.org") {
+		t.Errorf("asked about %q", to)
 	}
 }
 

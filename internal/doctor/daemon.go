@@ -20,6 +20,7 @@ type Daemon struct {
 	Unexplained uint64   // of them, otherwise than by an exact rule of ours
 	Filters     []string // of [[filter]] that don't answer, and why
 	Idle        []string // of [[filter]] that stand for no milter of the policy
+	Everybody   []string // domains whose recipients are asked about, and all of them accepted
 }
 
 func (x *exam) daemon(context.Context) (looked bool) {
@@ -42,6 +43,9 @@ func (x *exam) daemon(context.Context) (looked bool) {
 	}
 	if len(d.Idle) > 0 {
 		x.report(Warning, "filter-idle", "", "Filters are never asked: the policy has no milter that they stand for.", listed(d.Idle), "write milter under [[filter]] as the primary's smtpd_milters has it")
+	}
+	if len(d.Everybody) > 0 {
+		x.report(Warning, "asked-everybody", "", "The primary accepts recipients that are made up, so this machine accepts everybody as well.", listed(d.Everybody), "have the primary refuse unknown recipients at RCPT; or list them: recipients_file, recipients_pushed")
 	}
 	if d.Staged != "" {
 		x.report(Fault, "policy-deletion", "", "Many recipients were deleted at the primary: somebody has to say that this was meant.", d.Staged, "understudy policy pending")

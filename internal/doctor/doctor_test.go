@@ -81,6 +81,7 @@ func TestFaults(t *testing.T) {
 		"staged":          {func(l *lab) { l.exam.Daemon.Staged = "pending" }, "policy-deletion"},
 		"held, damaged":   {func(l *lab) { l.exam.Daemon.Held = 2; l.exam.Daemon.Damaged = true }, "queue-damaged mail-held"},
 		"lists set aside": {func(l *lab) { l.exam.Daemon.SetAside = []string{"zen.list.example"} }, "list-set-aside"},
+		"everybody":       {func(l *lab) { l.exam.Daemon.Everybody = []string{"example.org"} }, "asked-everybody"},
 		"idle filter":     {func(l *lab) { l.exam.Daemon.Idle = []string{"rspamd for inet:localhost:11333"} }, "filter-idle"},
 		"another verdict": {func(l *lab) { l.exam.Daemon.Decided, l.exam.Daemon.Unexplained = 100, 2 }, "parity"},
 		"all alike":       {func(l *lab) { l.exam.Daemon.Decided = 100 }, ""},
