@@ -50,7 +50,7 @@ func (c *claim) transfer() *envelope.Transfer {
 	for i, n := range c.to {
 		env.To[i] = c.rec.Recipients[n].Recipient
 	}
-	return &envelope.Transfer{Envelope: &env, Size: c.rec.Size, Open: c.open, Settle: c.settle}
+	return &envelope.Transfer{Envelope: &env, Size: c.rec.Size, Open: c.open, Held: c.q.held, Settle: c.settle}
 }
 
 // open reads the body and remembers when it is damaged: settle will put the

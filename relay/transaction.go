@@ -205,8 +205,28 @@ func (s *session) command(a awaited, parts ...string) error {
 	return nil
 }
 
+// stillOurs asks the queue once more before a final dot goes out: finding the next
+// message may have taken a database's time.
+func (s *session) stillOurs() error {
+	if len(s.awaited) == 0 || s.awaited[0].step != stepEnd || s.bw.Buffered() == 0 {
+		return nil
+	}
+	x := s.awaited[0].x
+	if x.t.Held == nil {
+		return nil
+	}
+	if err := x.t.Held(); err != nil {
+		x.ended = false
+		return &contentError{err}
+	}
+	return nil
+}
+
 // drain sends what is queued and reads all replies that are owed.
 func (s *session) drain() error {
+	if err := s.stillOurs(); err != nil {
+		return err
+	}
 	if err := s.bw.Flush(); err != nil {
 		if len(s.awaited) > 0 && s.awaited[0].step == stepEnd {
 			return s.lastWord(s.awaited[0].x, err)

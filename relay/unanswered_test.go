@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -80,5 +81,31 @@ func TestUnanswered(t *testing.T) {
 	}
 	if !strings.Contains(log.String(), "unanswered=the-message") {
 		t.Errorf("the log: %s", log.String())
+	}
+}
+
+// TestHeld: a message that another may relay by now, after its content was read and the next
+// one was looked for, gets no final dot.
+func TestHeld(t *testing.T) {
+	played := make(chan error, 1)
+	c := newClient(t, Route{}, func(conn net.Conn) {
+		played <- play(conn, []turn{
+			{"", greeting}, {ehlo, pipe},
+			{"MAIL FROM:<a@example.org>\r\nRCPT TO:<b@example.com>\r\nDATA\r\n", ok + ok + goAhead},
+		})
+	})
+	var o outbox
+	first := o.add("Subject: first\r\n", mail("a@example.org", "b@example.com"))
+	second := o.add("Subject: second\r\n", mail("a@example.org", "b@example.com"))
+	lost := errors.New("lost")
+	first.Held = func() error { return lost }
+	if err := c.Relay(t.Context(), dest, o.next); !errors.Is(err, lost) {
+		t.Errorf("the session: %v", err)
+	}
+	if err := <-played; err != nil {
+		t.Error(err)
+	}
+	if o.check(t); !errors.Is(first.err, lost) || second.err == nil {
+		t.Errorf("settled with %v and %v", first.err, second.err)
 	}
 }

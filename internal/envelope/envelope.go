@@ -106,6 +106,9 @@ type Transfer struct {
 	// Open reads the content from its start: lines end in CRLF, no
 	// dot-stuffing, our Received field first.
 	Open func() (io.ReadCloser, error)
+	// Held, if not nil, is asked right before the final dot goes out: its error means
+	// that another may relay the message now, and the session ends.
+	Held func() error
 	// Settle MUST be called exactly once for each Transfer that was taken.
 	// With a nil err, replies has one final reply for each of Envelope.To,
 	// in that order. A non-nil err says that the session ended before the

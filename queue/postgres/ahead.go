@@ -41,15 +41,24 @@ type run struct {
 	// Keys from here on are being read; closed once they are. nil: none are.
 	from    string
 	arrives chan struct{}
+	end     string // the last key that was read, "" when nothing came after it
+	kept    int    // of its values, at most
 }
 
-// take is a value that was read ahead, nil when there is none: then so many keys
-// are to be read, and kept.
-func (a *ahead) take(key []byte) (value []byte, length, age int) {
+// span is keys to be read ahead.
+type span struct {
+	from   []byte
+	length int
+	age    int
+}
+
+// take is a value that was read ahead, nil when there is none: then its span is to be
+// read, and kept. With a value there may be one as well: what comes next, in good time.
+func (a *ahead) take(key []byte) (value []byte, next span) {
 	for patient := true; ; patient = false {
-		value, length, age, arrives := a.takeNow(key, patient)
+		value, next, arrives := a.takeNow(key, patient)
 		if arrives == nil {
-			return value, length, age
+			return value, next
 		}
 		<-arrives
 	}
@@ -57,7 +66,7 @@ func (a *ahead) take(key []byte) (value []byte, length, age int) {
 
 // takeNow is take. With patience it waits for nothing to be read twice: several
 // sessions get keys of one run, each its own.
-func (a *ahead) takeNow(key []byte, patient bool) (value []byte, length, age int, arrives chan struct{}) {
+func (a *ahead) takeNow(key []byte, patient bool) (value []byte, next span, arrives chan struct{}) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	r := a.runs[key[0]]
@@ -72,46 +81,61 @@ func (a *ahead) takeNow(key []byte, patient bool) (value []byte, length, age int
 		delete(a.values, string(key))
 		a.octets -= len(value)
 		r.last = string(key)
-		return value, 0, 0, nil
+		if r.kept--; r.kept < r.length/2 && r.end != "" && r.arrives == nil {
+			r.longer()
+			next = a.read(r, append([]byte(r.end), 0))
+		}
+		return value, next, nil
 	}
 	if patient && r.arrives != nil && string(key) >= r.from {
-		return nil, 0, 0, r.arrives
+		return nil, span{}, r.arrives
 	}
 	if string(key) > r.last && r.last != "" {
-		r.length = min(2*r.length, aheadKeys, aheadOctets/(r.octets+1))
+		r.longer()
 	} else {
-		r.length /= 2
+		r.length = max(1, r.length/2)
 	}
-	r.length = max(1, r.length)
 	r.last = string(key)
-	if r.length > 1 {
-		a.reading++
-		if r.arrives == nil {
-			r.from, r.arrives = string(key), make(chan struct{})
-		}
+	if r.length == 1 {
+		return nil, span{key, 1, a.age}, nil
 	}
-	return nil, r.length, a.age, nil
+	return nil, a.read(r, key), nil
 }
 
-// keep takes what was read from a key on, but for what has changed meanwhile.
-func (a *ahead) keep(from []byte, age int, keys, values [][]byte) {
+func (r *run) longer() { r.length = max(1, min(2*r.length, aheadKeys, aheadOctets/(r.octets+1))) }
+
+// read begins to read ahead. The caller holds mu.
+func (a *ahead) read(r *run, from []byte) span {
+	a.reading++
+	if r.arrives == nil {
+		r.from, r.arrives = string(from), make(chan struct{})
+	}
+	return span{from, r.length, a.age}
+}
+
+// keep takes what was read of a span, but for what has changed meanwhile, and for the first
+// key if that is wanted at once.
+func (a *ahead) keep(of span, wanted bool, keys, values [][]byte) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if r := a.runs[from[0]]; r.arrives != nil && r.from == string(from) {
+	r := a.runs[of.from[0]]
+	if r.arrives != nil && r.from == string(of.from) {
 		close(r.arrives)
 		r.arrives = nil
 	}
+	if r.end = ""; len(keys) == of.length {
+		r.end = string(keys[len(keys)-1])
+	}
 	for i, key := range keys {
 		if a.octets > aheadKept {
-			clear(a.values)
-			a.octets = 0
+			a.drop()
 		}
-		r := a.runs[key[0]]
 		r.octets += (len(values[i]) - r.octets) / 8
 		_, changing := a.changing[string(key)]
-		if k := string(key); age == a.age && !changing && !a.changed[k] && a.values[k] == nil {
+		if k := string(key); of.age == a.age && !changing && !a.changed[k] && a.values[k] == nil && (!wanted || k != string(of.from)) {
 			a.values[k] = values[i]
 			a.octets += len(values[i])
+			r.kept++
 		}
 	}
 	if a.reading--; a.reading == 0 {
@@ -142,9 +166,18 @@ func (a *ahead) change(keys map[string]int) {
 func (a *ahead) forget() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	clear(a.values)
-	a.octets, a.changing = 0, nil
+	a.drop()
+	a.changing = nil
 	a.age++
+}
+
+// drop gives up what is kept. The caller holds mu.
+func (a *ahead) drop() {
+	clear(a.values)
+	a.octets = 0
+	for _, r := range a.runs {
+		r.kept = 0
+	}
 }
 
 // Get reads one key.
@@ -155,32 +188,43 @@ func (s *Store) Get(key []byte) ([]byte, error) {
 	if len(key) == 0 {
 		return nil, store.ErrNotFound
 	}
-	value, length, age := s.ahead.take(key)
+	value, next := s.ahead.take(key)
 	switch {
 	case value != nil:
+		if next.from != nil {
+			s.reads.Go(func() { s.readAhead(next, false) }) // who misses a key of it meets the error
+		}
 		return value, nil
-	case length == 1:
+	case next.length == 1:
 		return s.get(key)
 	}
+	value, err := s.readAhead(next, true)
+	switch {
+	case err != nil:
+		return nil, failed("read a key", err)
+	case value == nil:
+		return nil, store.ErrNotFound
+	}
+	return value, nil
+}
+
+// readAhead reads a span, and returns the value of its first key if that is wanted, nil when
+// there is none.
+func (s *Store) readAhead(of span, wanted bool) (value []byte, err error) {
 	var keys, values [][]byte
-	err := s.read(func(ctx context.Context, n *session) error {
+	err = s.read(func(ctx context.Context, n *session) error {
 		keys, values = nil, nil
-		q := query{aheadSQL, [][]byte{int4(s.id.Load()), key, {key[0] + 1}, int8b(int64(length))}}
+		q := query{aheadSQL, [][]byte{int4(s.id.Load()), of.from, {of.from[0] + 1}, int8b(int64(of.length))}}
 		return n.rows(ctx, q, func(c [][]byte) {
 			keys, values = append(keys, bytes.Clone(c[0])), append(values, append([]byte{}, c[1]...))
 		})
 	})
-	found := len(keys) > 0 && bytes.Equal(keys[0], key)
-	if found {
+	if err != nil {
+		keys, values = nil, nil
+	}
+	s.ahead.keep(of, wanted, keys, values)
+	if wanted && len(keys) > 0 && bytes.Equal(keys[0], of.from) {
 		value = values[0]
-		keys, values = keys[1:], values[1:]
 	}
-	s.ahead.keep(key, age, keys, values)
-	switch {
-	case err != nil:
-		return nil, failed("read a key", err)
-	case !found:
-		return nil, store.ErrNotFound
-	}
-	return value, nil
+	return value, err
 }

@@ -102,6 +102,7 @@ type Store struct {
 	batch  folded   // Apply's, used again
 	pool   pool
 	ahead  ahead
+	reads  sync.WaitGroup // that read ahead
 
 	stop  context.CancelFunc // ends the keeper
 	kept  sync.WaitGroup
@@ -216,6 +217,7 @@ func (s *Store) Close() error {
 		s.kept.Wait()
 	}
 	s.ready.Store(false)
+	s.reads.Wait()
 	var err error
 	if s.writer != nil {
 		err = s.letGo()

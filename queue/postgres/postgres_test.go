@@ -253,12 +253,11 @@ func readAhead(t *testing.T, _ *listertest.Node, o Opener) {
 		t.Error("nothing was read ahead")
 	}
 	// A change that comes while keys are being read, or before they are kept.
-	_, _, age := s.ahead.take(store.SeqKey('y', 1))
-	second := store.SeqKey('y', 2) // in order: read ahead
-	s.ahead.take(second)
+	s.ahead.take(store.SeqKey('y', 1))
+	_, second := s.ahead.take(store.SeqKey('y', 2)) // in order: read ahead
 	s.ahead.change(map[string]int{"y1": 0})
 	s.ahead.change(nil)
-	s.ahead.keep(second, age, [][]byte{[]byte("y1"), []byte("y2")}, [][]byte{[]byte("old"), []byte("good")})
+	s.ahead.keep(second, true, [][]byte{[]byte("y1"), []byte("y2")}, [][]byte{[]byte("old"), []byte("good")})
 	if s.ahead.values["y1"] != nil || s.ahead.values["y2"] == nil {
 		t.Errorf("kept %q and %q", s.ahead.values["y1"], s.ahead.values["y2"])
 	}
