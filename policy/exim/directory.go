@@ -196,58 +196,45 @@ var keyedFilter = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9;-]*)=\x00\d+\x00$`)
 // listingFilter makes a filter for all keys out of one for a key, and says which
 // attributes hold the keys.
 func listingFilter(s string) (filter string, by []string, err error) {
-	s = strings.TrimSpace(s)
-	if !strings.HasPrefix(s, "(") {
-		s = "(" + s + ")"
+	f, err := lister.ParseFilter(s)
+	if err != nil {
+		return "", nil, fmt.Errorf("its filter: %w", err)
 	}
-	filter, by, rest, err := filterNode(s)
-	switch {
-	case err != nil:
+	if by, err = forAllKeys(f); err == nil && len(by) == 0 {
+		err = fmt.Errorf("its filter compares the key with no attribute")
+	}
+	if err != nil {
 		return "", nil, err
-	case strings.TrimSpace(rest) != "" || len(by) == 0:
-		return "", nil, fmt.Errorf("its filter compares the key with no attribute")
 	}
-	return filter, by, nil
+	return f.String(), by, nil
 }
 
-// filterNode reads one pair of brackets: by are the attributes that it compares with
-// the key.
-func filterNode(s string) (filter string, by []string, rest string, err error) {
+// forAllKeys has a filter find what has any key, and returns the attributes that it
+// compares with the key.
+func forAllKeys(f *lister.Filter) (by []string, err error) {
 	bad := fmt.Errorf("its filter compares the key with more than attributes")
-	if !strings.HasPrefix(s, "(") {
-		return "", nil, "", fmt.Errorf("its filter can't be read")
+	if m := keyedFilter.FindStringSubmatch(f.Item); m != nil {
+		f.Item = m[1] + "=*"
+		return []string{m[1]}, nil
 	}
-	if s = strings.TrimLeft(s[1:], " "); s == "" || strings.IndexByte("&|!", s[0]) < 0 {
-		end := strings.IndexByte(s, ')')
-		if end < 0 {
-			return "", nil, "", fmt.Errorf("its filter can't be read")
-		}
-		leaf := s[:end]
-		if m := keyedFilter.FindStringSubmatch(leaf); m != nil {
-			return "(" + m[1] + "=*)", []string{m[1]}, s[end+1:], nil
-		}
-		if strings.Contains(leaf, "\x00") {
-			return "", nil, "", bad
-		}
-		return "(" + leaf + ")", nil, s[end+1:], nil
+	if strings.Contains(f.Item, "\x00") {
+		return nil, bad
 	}
-	op := s[0]
-	out, kids, keyed, bound := "("+s[:1], 0, 0, false
-	for s = strings.TrimLeft(s[1:], " "); !strings.HasPrefix(s, ")"); s = strings.TrimLeft(s, " ") {
-		one, in, after, err := filterNode(s)
+	keyed, bound := 0, false
+	for _, c := range f.Children {
+		in, err := forAllKeys(c)
 		if err != nil {
-			return "", nil, "", err
+			return nil, err
 		}
 		if len(in) > 0 {
 			keyed++
 			by = append(by, in...)
-			bound = bound || strings.Contains(one, "(&") // only with something else does an entry have that key
+			bound = bound || strings.Contains(c.String(), "(&") // only with something else does an entry have that key
 		}
-		kids++
-		out, s = out+one, after
 	}
-	if keyed > 0 && (op == '!' || op == '|' && (keyed != kids || kids > 1 && bound) || op == '&' && keyed > 1) {
-		return "", nil, "", bad
+	kids := len(f.Children)
+	if keyed > 0 && (f.Op == '!' || f.Op == '|' && (keyed != kids || kids > 1 && bound) || f.Op == '&' && keyed > 1) {
+		return nil, bad
 	}
-	return out + ")", by, s[1:], nil
+	return by, nil
 }

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/go-ldap/ldap/v3"
+
+	"github.com/understudy-mx/understudy/internal/lister"
 )
 
 // Search is how to list what an LDAP table answers to. The key stands in
@@ -80,14 +82,11 @@ var trivial = strings.NewReplacer("(&)", "(objectClass=*)", "(|)", "(!(objectCla
 
 // splitFilter makes the arms.
 func (se *Search) splitFilter(query string) error {
-	f, rest, err := parseFilter(query, 0)
-	if err == nil && rest != "" {
-		err = fmt.Errorf("query_filter goes on after its end: %q", rest)
-	}
+	f, err := lister.ParseFilter(query)
 	if err != nil {
-		return err
+		return fmt.Errorf("query_filter: %w", err)
 	}
-	all, err := f.arms(false)
+	all, err := arms(f, false)
 	if err != nil {
 		return err
 	}

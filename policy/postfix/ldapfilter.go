@@ -2,64 +2,16 @@ package postfix
 
 import (
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/understudy-mx/understudy/internal/lister"
 )
 
-// filter is an LDAP filter, RFC 4515.
-type filter struct {
-	op       byte // '&', '|', '!' or 0 for an item
-	children []*filter
-	item     string // as written
-}
-
-func parseFilter(s string, depth int) (f *filter, rest string, err error) {
-	s = strings.TrimSpace(s)
-	if !strings.HasPrefix(s, "(") || len(s) < 2 || depth > maxDepth {
-		if depth == 0 && s != "" && s[0] != '(' {
-			return parseFilter("("+s+")", 1) // the old form without parentheses
-		}
-		return nil, "", fmt.Errorf("query_filter: want a filter at %q", s)
-	}
-	if strings.IndexByte("&|!", s[1]) >= 0 {
-		f = &filter{op: s[1]}
-		s = strings.TrimSpace(s[2:])
-		for strings.HasPrefix(s, "(") {
-			var c *filter
-			if c, s, err = parseFilter(s, depth+1); err != nil {
-				return nil, "", err
-			}
-			f.children = append(f.children, c)
-			s = strings.TrimSpace(s)
-		}
-		if !strings.HasPrefix(s, ")") || len(f.children) == 0 || f.op == '!' && len(f.children) > 1 {
-			return nil, "", errors.New("query_filter: a parenthesis isn't closed")
-		}
-		return f, strings.TrimSpace(s[1:]), nil
-	}
-	end := strings.IndexByte(s, ')')
-	if end < 0 {
-		return nil, "", errors.New("query_filter: a parenthesis isn't closed")
-	}
-	return &filter{item: s[1:end]}, strings.TrimSpace(s[end+1:]), nil
-}
-
 // keyed says that a part of the filter depends on the key.
-func (f *filter) keyed() bool {
-	return len(placeholders(f.item)) > 0 || slices.ContainsFunc(f.children, (*filter).keyed)
-}
-
-func (f *filter) spell() string {
-	if f.op == 0 {
-		return "(" + strings.ReplaceAll(f.item, "%%", "%") + ")"
-	}
-	s := "(" + string(f.op)
-	for _, c := range f.children {
-		s += c.spell()
-	}
-	return s + ")"
+func keyed(f *lister.Filter) bool {
+	return len(placeholders(f.Item)) > 0 || slices.ContainsFunc(f.Children, keyed)
 }
 
 // literal is a part of an arm: a filter that doesn't depend on the key, or an
@@ -76,27 +28,27 @@ const maxArms = 64
 // arms are the filter's disjunctive normal form: what holds for a key and an
 // entry is what holds in one of the arms. That is so with LDAP's third truth
 // value, too.
-func (f *filter) arms(not bool) ([][]literal, error) {
-	if !f.keyed() {
-		return [][]literal{{{constant: f.spell(), not: not}}}, nil
+func arms(f *lister.Filter, not bool) ([][]literal, error) {
+	if !keyed(f) {
+		return [][]literal{{{constant: strings.ReplaceAll(f.String(), "%%", "%"), not: not}}}, nil
 	}
-	switch {
-	case f.op == 0:
-		item, err := newItem(f.item)
+	switch f.Op {
+	case 0:
+		item, err := newItem(f.Item)
 		return [][]literal{{{item: item, not: not}}}, err
-	case f.op == '!':
-		return f.children[0].arms(!not)
+	case '!':
+		return arms(f.Children[0], !not)
 	}
 	all := [][]literal{{}}
-	if (f.op == '|') != not {
+	if (f.Op == '|') != not {
 		all = nil
 	}
-	for _, c := range f.children {
-		more, err := c.arms(not)
+	for _, c := range f.Children {
+		more, err := arms(c, not)
 		if err != nil {
 			return nil, err
 		}
-		if (f.op == '|') != not {
+		if (f.Op == '|') != not {
 			all = append(all, more...)
 		} else {
 			var both [][]literal
