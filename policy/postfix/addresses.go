@@ -175,7 +175,8 @@ func (i *importer) ownLiterals() []string {
 	return all
 }
 
-// own are the primary's own addresses, as far as parameters name them.
+// own are the primary's own addresses, as far as parameters name them. An address of a
+// family that inet_protocols leaves out isn't its own, whatever the machine has.
 func (i *importer) own(parameters ...string) (addrs []netip.Addr) {
 	for _, parameter := range parameters {
 		for _, w := range words(i.set[parameter]) {
@@ -191,6 +192,17 @@ func (i *importer) own(parameters ...string) (addrs []netip.Addr) {
 			}
 		}
 	}
+	protocols := words(i.set["inet_protocols"])
+	if slices.Contains(protocols, "all") {
+		protocols = []string{"ipv4", "ipv6"}
+	}
+	addrs = slices.DeleteFunc(addrs, func(a netip.Addr) bool {
+		family := "ipv6"
+		if a.Is4() {
+			family = "ipv4"
+		}
+		return !slices.Contains(protocols, family)
+	})
 	slices.SortFunc(addrs, netip.Addr.Compare)
 	return slices.Compact(addrs)
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/understudy-mx/understudy/internal/host"
+	"github.com/understudy-mx/understudy/internal/testmx"
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/fidelity"
 	"github.com/understudy-mx/understudy/policy/postfix"
@@ -256,6 +257,23 @@ func TestOwnNames(t *testing.T) {
 		a := &spec.Addresses
 		if a.BareDomain != tt.bare || a.DoubleBounce != tt.bounce || a.VerifySender != tt.verify {
 			t.Errorf("%q: unqualified at %q, bounces from %q, probes from %q", tt.main, a.BareDomain, a.DoubleBounce, a.VerifySender)
+		}
+	}
+}
+
+// TestOwnLiterals reads at which address literals mail is local.
+func TestOwnLiterals(t *testing.T) {
+	for main, want := range map[string]string{
+		"":                        "[127.0.0.1] [192.0.2.1] [ipv6:::1]",
+		"inet_protocols = ipv4\n": "[127.0.0.1] [192.0.2.1]",
+		"inet_protocols = ipv6\n": "[ipv6:::1]",
+		"inet_protocols = ipv6, ipv4\nproxy_interfaces =\n": "[127.0.0.1] [ipv6:::1]",
+	} {
+		src := install(t, map[string]string{"main.cf": testmx.Override(base, "inet_interfaces = loopback-only\nproxy_interfaces = 192.0.2.1\n"+main)})
+		spec, _ := load(t, src)
+		domains := slices.DeleteFunc(slices.Clone(spec.Addresses.Local.Domains), func(d string) bool { return d[0] != '[' })
+		if got := strings.Join(domains, " "); got != want {
+			t.Errorf("%q: %s, want %s", main, got, want)
 		}
 	}
 }

@@ -5,14 +5,18 @@
 //
 // SESSIONS sets how many sessions each profile gets, SEED which ones, MUTANTS
 // that every so many-th mutant of each policy is played (1: all; 0: none).
+// PROFILES is a directory of other configurations to play: a subdirectory each,
+// @DIR@ in its files being where they end up; databases are asked themselves.
 package parity
 
 import (
+	"cmp"
 	"context"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -48,13 +52,18 @@ func number(t *testing.T, name string, def int) int {
 
 // TestProfiles compares every profile of the importer.
 func TestProfiles(t *testing.T) {
-	dirs, err := filepath.Glob("../../policy/postfix/testdata/profiles/*")
-	if err != nil || len(dirs) < 10 {
+	dirs, err := filepath.Glob(filepath.Join(profiles(), "*"))
+	if err != nil || len(dirs) < 10 && os.Getenv("PROFILES") == "" {
 		t.Fatalf("only %d profiles: %v", len(dirs), err)
 	}
 	for _, dir := range dirs {
 		t.Run(filepath.Base(dir), func(t *testing.T) { profile(t, filepath.Base(dir)) })
 	}
+}
+
+// profiles is the directory that has them.
+func profiles() string {
+	return cmp.Or(os.Getenv("PROFILES"), "../../policy/postfix/testdata/profiles")
 }
 
 // run is one profile's: its sessions and what the primary said.
@@ -74,6 +83,9 @@ func profile(t *testing.T, name string) {
 	r := &run{primary: newPrimary(t, name, d.Addr()), nameserver: d.Addr(), seed: uint64(number(t, "SEED", 1)), whys: map[string]int{}}
 	p := r.primary
 	r.material = world(t, d, p.spec)
+	if p.postconf(filepath.Join(p.dir, "run"), "-xh", "inet_protocols") == "ipv4\n" {
+		r.material.Clients = slices.DeleteFunc(r.material.Clients, func(c parity.Client) bool { return c.Addr.Is6() })
+	}
 	local, stop := serve(t, p.spec, d.Addr(), false)
 	defer stop()
 	began := time.Now()
@@ -147,7 +159,7 @@ func compiled(t *testing.T, spec *policy.Spec) *policy.Snapshot {
 	t.Helper()
 	spec.Limits.SoftErrors = 0
 	client := &spec.Limits.Client
-	client.Connections, client.ConnectionRate, client.MessageRate = 0, 0, 0
+	client.Connections, client.ConnectionRate, client.MessageRate, client.RecipientRate = 0, 0, 0, 0
 	snap, err := policy.Compile(spec)
 	if err != nil {
 		t.Fatal(err)

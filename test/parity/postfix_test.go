@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -46,6 +47,7 @@ smtpd_error_sleep_time = 0
 smtpd_client_connection_count_limit = 0
 smtpd_client_connection_rate_limit = 0
 smtpd_client_message_rate_limit = 0
+smtpd_client_recipient_rate_limit = 0
 max_use = 5000
 in_flow_delay = 0
 local_transport = discard:
@@ -76,7 +78,7 @@ func newTwin(t *testing.T, profile string) *twin {
 		}
 	}
 	conf, run := filepath.Join(p.dir, "conf"), filepath.Join(p.dir, "run")
-	src := postfix.Source{ConfigDir: conf, Commands: map[string][]string{}}
+	src := postfix.Source{ConfigDir: conf, Commands: map[string][]string{}, Lister: postfix.Databases{}}
 	p.install(profile, conf, &src)
 	p.install(profile, run, nil)
 	var err error
@@ -95,7 +97,7 @@ func (p *twin) install(profile, dir string, src *postfix.Source) {
 	t := p.t
 	t.Helper()
 	files := map[string]string{}
-	for _, d := range []string{filepath.Join("../../policy/postfix/testdata/profiles", profile), filepath.Join("testdata", profile)} {
+	for _, d := range []string{filepath.Join(profiles(), profile), filepath.Join("testdata", profile)} {
 		names, _ := filepath.Glob(filepath.Join(d, "*"))
 		for _, name := range names {
 			files[filepath.Base(name)] = readFile(t, name)
@@ -123,7 +125,7 @@ func (p *twin) install(profile, dir string, src *postfix.Source) {
 		}
 		writeOld(t, filepath.Join(dir, name), text)
 	}
-	if src != nil && strings.Contains(files["master.cf"], "postscreen") {
+	if src != nil && screened.MatchString(files["master.cf"]) {
 		src.Service = "smtpd" // XCLIENT can't speak to postscreen
 	}
 	index(t, dir)
@@ -144,12 +146,22 @@ func replaceTable(text, from, to, suffix string) string {
 	}
 }
 
-// index makes the hash tables of a directory.
+// screened is a master.cf with postscreen at a port.
+var screened = regexp.MustCompile(`(?m)^[^#\s]\S*\s+inet\s.*\spostscreen\b`)
+
+// indexed are the tables that postmap makes.
+var indexed = regexp.MustCompile(`\b(hash|btree|lmdb|cdb):([^\s,{}]+)`)
+
+// index makes the indexed tables that a configuration names.
 func index(t *testing.T, dir string) {
 	t.Helper()
-	maps, _ := filepath.Glob(filepath.Join(dir, "*.map"))
-	for _, name := range maps {
-		if out, err := exec.Command("/usr/sbin/postmap", "-c", dir, "hash:"+name).CombinedOutput(); err != nil {
+	text := readFile(t, filepath.Join(dir, "main.cf")) + readFile(t, filepath.Join(dir, "master.cf"))
+	for _, m := range indexed.FindAllStringSubmatch(text, -1) {
+		name := strings.NewReplacer("$config_directory", dir, "${config_directory}", dir).Replace(m[2])
+		if _, err := os.Stat(name); err != nil || filepath.Dir(name) != dir {
+			continue
+		}
+		if out, err := exec.Command("/usr/sbin/postmap", "-c", dir, m[1]+":"+name).CombinedOutput(); err != nil {
 			t.Fatalf("postmap %s: %v\n%s", name, err, out)
 		}
 	}

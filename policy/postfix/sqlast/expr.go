@@ -352,6 +352,14 @@ func (p *parser) primary() (*Expr, error) {
 	if n := p.peekAt(1); n.kind == punct && n.text == "(" && (!reserved(t.text) || slices.Contains([]string{"left", "right", "mod", "values", "binary", "match", "glob"}, t.text)) {
 		return p.call()
 	}
+	if n := p.peekAt(1); n.kind == str && p.dialect == MySQL && slices.Contains([]string{"_utf8mb4", "_utf8mb3", "_utf8", "_latin1", "_ascii"}, t.text) {
+		p.n++ // a string's character set
+		e, err := p.strings()
+		if err == nil {
+			e.Span = p.from(start)
+		}
+		return e, err
+	}
 	if n := p.peekAt(1); n.kind == str && p.dialect == PostgreSQL && !reserved(t.text) { // type 'text'
 		p.n += 2
 		return &Expr{Span: p.from(start), Op: OpOpaque}, nil

@@ -56,6 +56,7 @@ func TestConditions(t *testing.T) {
 		{"mysql pgsql sqlite", "CASE WHEN a THEN b WHEN c THEN d ELSE e END = f", "(= (case a b c d e) f)"},
 		{"mysql pgsql sqlite", "CASE a WHEN 1 THEN b END = f", "(= (case a 1 b) f)"},
 		{"mysql pgsql sqlite", "a LIKE 'x' ESCAPE '!' AND t.b = 'y' COLLATE nocase", "(and (like a 'x' '!') (= t.b (collate 'y')))"},
+		{"mysql", "a = _utf8mb4'x' COLLATE utf8mb4_general_ci", "(= a (collate _utf8mb4'x'))"},
 		{"mysql pgsql sqlite", "(a = 1 OR b) AND ((c))", "(and (or (= a 1) b) ((c)))"},
 		{"mysql pgsql sqlite", "(a, b) = ('x', 'y')", "(= (row a b) (row 'x' 'y'))"},
 		{"mysql pgsql sqlite", "coalesce((SELECT a FROM b LIMIT 1), 'x') = lower(c)", "(= (coalesce (query {(SELECT a FROM b LIMIT 1)}) 'x') (lower c))"},
