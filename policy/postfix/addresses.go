@@ -94,7 +94,8 @@ func (i *importer) bounces() {
 func (i *importer) transport(parameter string) string {
 	if v := i.set[parameter]; refusing(v) {
 		i.item(parameter, v, fidelity.Exact, "", "")
-		return v
+		name, text, _ := strings.Cut(v, ":")
+		return name + ":" + text
 	}
 	return ""
 }

@@ -91,9 +91,11 @@ func (i *importer) deferFor(parameter string) {
 	r.Data = slices.Insert(r.Data, 0, policy.Restriction{Kind: "defer_if_permit"})
 }
 
-// refusing says that mail for a transport is refused.
+// refusing says that mail for a transport is refused. Without a text Postfix takes the
+// domain for one.
 func refusing(transport string) bool {
-	return strings.HasPrefix(transport, "error:") || strings.HasPrefix(transport, "retry:")
+	name, _, _ := strings.Cut(transport, ":")
+	return name == "error" || name == "retry"
 }
 
 // otherTables reports the tables that decide outside of smtpd's restrictions.

@@ -315,6 +315,24 @@ func TestAccessValues(t *testing.T) {
 	}
 }
 
+// TestClassNames gives classes the names of restrictions that the engine has and Postfix doesn't.
+func TestClassNames(t *testing.T) {
+	src := install(t, map[string]string{"main.cf": base + "smtpd_restriction_classes = check_greylist, check_spf\ncheck_greylist = reject_unauth_pipelining, sleep 0\n" +
+		"check_spf = check_greylist, static:DUNNO\nsmtpd_sender_restrictions = check_spf, check_sender_access inline:{{x@y = check_greylist, check_spf}}\n"})
+	spec, _ := load(t, src)
+	want := map[string][]string{
+		"check_greylist/class":          {"reject_unauth_pipelining"},
+		"check_spf/check_sender_access": {"check_greylist/class", "check_sender_access static:DUNNO"},
+	}
+	got := map[string][]string{}
+	for name, list := range spec.Classes {
+		got[name] = kinds(list)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
 // TestContentTables reports tables of header_checks and body_checks that hold
 // whole lines, once one of the tables refuses: the first that matches decides.
 func TestContentTables(t *testing.T) {

@@ -126,14 +126,14 @@ func TestLikePostfix(t *testing.T) {
 			" check_sasl_access inline:{x=OK}, permit_inet_interfaces, permit_sasl_authenticated\nsmtpd_client_restrictions = sleep 0\n" +
 			"smtpd_recipient_restrictions = check_recipient_maps, reject_unauth_destination\nsmtpd_reject_unlisted_recipient = no\n" +
 			"sender_canonical_maps = inline:{nobody@mailbox.example=alice@mailbox.example}\nrecipient_canonical_maps = inline:{other@alias.example=x@y}\n" +
-			"proxy_interfaces = 192.0.2.99\nsmtpd_relay_restrictions = permit_mynetworks, reject_unauth_destination\ndefault_transport = error:5.4.4 nowhere else\n",
+			"proxy_interfaces = 192.0.2.99\nsmtpd_relay_restrictions = permit_mynetworks, reject_unauth_destination\ndefault_transport = error:5.4.4 nowhere else\nvirtual_transport = error\n",
 		// alias_maps as it is by default where NIS is compiled in.
 		"combined": "alias_maps = hash:@DIR@/aliases.map, nis:mail.aliases\n" +
 			"local_recipient_maps = unionmap:{inline:{carol=x}, regexp:{{/^dave/ x}}} unionmap:{regexp:{{/^frank@/ x}}, inline:{erin=x}} $alias_maps\n" +
 			"virtual_alias_maps = pipemap:{inline:{sales@alias.example=q}, static:x} hash:@DIR@/virtual.map\n" +
 			"smtpd_sender_restrictions = check_sender_access unionmap:{inline:{{news@x.example = 450 4.7.1 one}}, regexp:{{/^(a|news)@/ REJECT two}}}\n" +
 			"smtpd_recipient_restrictions = reject_unauth_destination, check_recipient_access pipemap:{inline:{alice@mailbox.example=x}, static:REJECT}\n",
-		"soft":         "soft_bounce = yes\nsmtpd_null_access_lookup_key = null\nlocal_transport = error:5.1.1 nobody here\n",
+		"soft":         "soft_bounce = yes\nsmtpd_null_access_lookup_key = null\nlocal_transport = error:5.1.1 nobody here\nrelay_transport = retry\n",
 		"all accepted": "relay_recipient_maps =\nlocal_recipient_maps =\nsmtpd_reject_unlisted_sender = no\nvirtual_alias_domains = alias.example\n",
 		"bare": "smtpd_client_restrictions =\nsmtpd_helo_restrictions =\nsmtpd_sender_restrictions =\nsmtpd_recipient_restrictions =\n" +
 			"smtpd_relay_restrictions = permit_mynetworks, defer_unauth_destination\nmyorigin = mailbox.example\n",

@@ -293,6 +293,9 @@ func (i *importer) class(name, implied string) string {
 	if i.hasBare(es, implied, 0) {
 		key += "/" + cmp.Or(implied, "none")
 	}
+	if slices.Contains(policy.Kinds(), key) {
+		key += "/class" // the engine has more restrictions than Postfix: check_greylist, check_spf
+	}
 	if _, done := i.spec.Classes[key]; !done {
 		i.spec.Classes[key] = nil // against recursion
 		i.spec.Classes[key] = i.list(name, i.set[name], implied)
