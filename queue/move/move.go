@@ -123,9 +123,6 @@ type run struct {
 }
 
 func (r *run) begin() (err error) {
-	if err = store.CheckFormat(r.From); err != nil {
-		return err
-	}
 	if r.totals, err = store.LoadTotals(r.From); err != nil {
 		return fmt.Errorf("origin: %w; `understudy queue verify` tells more", err)
 	}

@@ -198,6 +198,41 @@ func TestThirdStore(t *testing.T) {
 	}
 }
 
+// TestOthersNotes: where messages went is still known when others have gone elsewhere.
+func TestOthersNotes(t *testing.T) {
+	a, b, c := storetest.New(), storetest.New(), storetest.New()
+	want := fill(t, a)
+	if _, err := moveAll(t, a, b, &cut{left: 6, applied: true}); err == nil { // as in TestUnconfirmed, and gone from there
+		t.Fatal("not cut")
+	}
+	q := open(t, a, nil)
+	commit(t, q, &envelope.Envelope{}, "Subject: 8\r\n\r\n", "a@keep.example")
+	if err := q.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if result, err := moveAll(t, a, c, nil); err != nil || result.Messages != 1 {
+		t.Errorf("to the third: %+v, %v", result, err)
+	}
+	if result, err := moveAll(t, a, b, nil); err != nil || result.Messages != len(want) || result.Dropped != 0 {
+		t.Errorf("later: %+v, %v", result, err)
+	}
+	same(t, b, want)
+}
+
+// TestSameStore: a copy of a store isn't another one.
+func TestSameStore(t *testing.T) {
+	disk := testmx.NewDisk()
+	a := leveldb.Dir{Path: "/q", Disk: disk}
+	fill(t, a)
+	if _, err := moveAll(t, a, leveldb.Dir{Path: "/other", Disk: disk}, &cut{left: 2}); err == nil { // it has an identity now
+		t.Fatal("not cut")
+	}
+	b := leveldb.Dir{Path: "/q", Disk: disk.Clone()}
+	if result, err := moveAll(t, a, b, nil); err == nil || !strings.Contains(err.Error(), "same store") {
+		t.Errorf("%+v, %v", result, err)
+	}
+}
+
 // TestSameID: a message of an ID that the target gave to another one stays.
 func TestSameID(t *testing.T) {
 	a, b := storetest.New(), storetest.New()

@@ -44,7 +44,7 @@ func TestServer(t *testing.T) {
 	}
 	for name, test := range map[string]func(*testing.T, *listertest.Node, Opener){
 		"lease": lease, "clock": otherClock, "fence": fence, "return": comeBack, "ahead": readAhead, "read only": lookOnly,
-		"free": free, "cancelled wait": cancelledWait, "quorum": quorum, "disk full": diskFull,
+		"free": free, "settings": settings, "cancelled wait": cancelledWait, "quorum": quorum, "disk full": diskFull,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, node, opener(t)) })
 	}
@@ -287,6 +287,29 @@ func lookOnly(t *testing.T, node *listertest.Node, o Opener) {
 	}
 	if after := node.SQL(t, "SELECT sum(epoch) FROM understudy.spool"); after != before {
 		t.Error("it took the spool")
+	}
+}
+
+// settings: a session commits as we need it, whatever the role's default is. A server that
+// doesn't sync is refused.
+func settings(t *testing.T, node *listertest.Node, o Opener) {
+	for role, want := range map[string]string{"off": "on", "local": "on", "remote_write": "on", "on": "on", "remote_apply": "remote_apply"} {
+		node.Admin(t, "ALTER ROLE understudy SET synchronous_commit = "+role)
+		s := mustOpen(t, o)
+		got := ""
+		if err := s.writer.rows(t.Context(), query{"SHOW synchronous_commit", nil}, func(c [][]byte) { got = string(c[0]) }); err != nil || got != want {
+			t.Errorf("synchronous_commit is %q for the role: %q, %v; want %q", role, got, err, want)
+		}
+		s.Close()
+	}
+	node.Admin(t, "ALTER ROLE understudy RESET synchronous_commit; ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf()")
+	defer func() {
+		node.Admin(t, "ALTER SYSTEM RESET fsync; SELECT pg_reload_conf()")
+		node.Await(t, "SELECT current_setting('fsync') = 'on'")
+	}()
+	node.Await(t, "SELECT current_setting('fsync') = 'off'")
+	if _, err := o.Open(nil); err == nil || !strings.Contains(err.Error(), "fsync = off") {
+		t.Errorf("a server without fsync: %v", err)
 	}
 }
 
