@@ -42,7 +42,8 @@ func (policyLearnCmd) Help() string {
 Examples:
 
     understudy policy learn /var/log/mail.log.1 /var/log/mail.log
-    zcat /var/log/mail.log.*.gz | understudy policy learn -`
+    zcat /var/log/mail.log.*.gz | understudy policy learn -
+    docker logs mailserver 2>&1 | understudy policy learn -`
 }
 
 func (c *policyLearnCmd) Run(ctx context.Context, out io.Writer) error {

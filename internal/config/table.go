@@ -290,7 +290,7 @@ var settings = []setting{
 		"Send the secondaries no recipients' addresses but their HMAC-SHA-256, under a key of each pairing's own. Decisions are the same; the secondary's operator sees numbers and domains instead of addresses. Tables of patterns are sent as they are. Secondaries paired before understudy could do this must first be paired again.",
 		func(c *Config) any { return &c.Publish.Hashed }},
 	{"publish", "log", text("log", checkLog), "", nil,
-		`The primary's own log. Everybody whom the primary judged by it is judged by the published policy, too: "understudy parity shadow" shows how well they agree. "auto" is Postfix's maillog_file, else /var/log/mail.log, else the journal; "journal" runs journalctl. The publisher's user must be able to read it. The look-ups are made by [dns]. Without it nothing is read.`,
+		`The primary's own log. Everybody whom the primary judged by it is judged by the published policy, too: "understudy parity shadow" shows how well they agree. "auto" is Postfix's maillog_file, else /var/log/mail.log, /var/log/maillog or /var/log/mail/mail.log, else the journal; where Postfix lives in a container, the file there, else what the container prints (docker logs). "journal" runs journalctl; a file's name is one on this machine. The publisher's user must be able to read it. The look-ups are made by [dns]. Without it nothing is read.`,
 		func(c *Config) any { return &c.Publish.Log }},
 
 	{"source", "name", label, "", nil,

@@ -21,8 +21,8 @@ import (
 
 const (
 	shadowLook     = 250 * time.Millisecond // between two looks at the log
-	shadowRetry    = 5 * time.Second        // before journalctl is run again
-	shadowRuns     = 2 * time.Second        // one that hasn't ended by then reads the journal
+	shadowRetry    = 5 * time.Second        // before a command that prints the log is run again
+	shadowRuns     = 2 * time.Second        // one that hasn't ended by then reads the log
 	shadowStale    = 10 * time.Second       // between two looks for tables without a new index, and what an edit may take
 	shadowJudge    = 10 * time.Second       // for one verdict, with its DNS answers
 	shadowWorkers  = 4
@@ -99,44 +99,35 @@ func (s *Shadow) read(ctx context.Context) error {
 		case <-timer.C:
 		}
 		wait := shadowLook
-		at := s.where()
-		if at == "journal" {
-			runs := time.AfterFunc(shadowRuns, func() { s.note(at, nil) })
-			err := followJournal(ctx, func(b []byte) { s.line(maillog.Journal(b)) })
-			runs.Stop()
-			s.note(at, err)
+		at, err := s.where(ctx)
+		if err != nil {
+			s.note(at.name, err)
 			timer.Reset(shadowRetry)
 			continue
 		}
-		if t.path != at {
+		if at.argv != nil {
+			read := func(b []byte) { s.line(maillog.Line(string(b))) }
+			if at.name == journal {
+				read = func(b []byte) { s.line(maillog.Journal(b)) }
+			}
+			runs := time.AfterFunc(shadowRuns, func() { s.note(at.name, nil) })
+			err := at.follow(ctx, read)
+			runs.Stop()
+			s.note(at.name, err)
+			timer.Reset(shadowRetry)
+			continue
+		}
+		if t.path != at.file {
 			t.close()
-			t.path = at
+			t.path = at.file
 		}
 		more, err := t.look(func(b []byte) { s.line(maillog.Line(string(b))) })
-		s.note(at, err)
+		s.note(at.name, err)
 		if more {
 			wait = 0
 		}
 		timer.Reset(wait)
 	}
-}
-
-// where is the log: as configured, or where Postfix says that it is, or else where
-// syslog usually keeps it, or else the journal.
-func (s *Shadow) where() string {
-	at := s.p.cfg.Publish.Log
-	if at != "auto" {
-		return at
-	}
-	if r := s.p.last.Load(); r != nil && r.Report != nil && r.Report.LogFile != "" {
-		return r.Report.LogFile
-	}
-	for _, at := range []string{"/var/log/mail.log", "/var/log/maillog"} {
-		if _, err := os.Stat(at); err == nil {
-			return at
-		}
-	}
-	return "journal"
 }
 
 func (s *Shadow) note(at string, err error) {

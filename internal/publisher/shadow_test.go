@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -18,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/understudy-mx/understudy/internal/config"
+	"github.com/understudy-mx/understudy/internal/host"
 	"github.com/understudy-mx/understudy/internal/meter"
 	"github.com/understudy-mx/understudy/metrics"
 	"github.com/understudy-mx/understudy/policy"
@@ -273,7 +275,7 @@ func TestJournal(t *testing.T) {
 	}
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 	var got bytes.Buffer
-	err := followJournal(context.Background(), func(b []byte) {
+	err := journalPlace().follow(context.Background(), func(b []byte) {
 		program, message, ok := maillog.Journal(b)
 		fmt.Fprintln(&got, program, message, ok)
 	})
@@ -282,5 +284,103 @@ func TestJournal(t *testing.T) {
 	}
 	if err == nil || !strings.Contains(err.Error(), "no journal here") {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestWhere: the log is looked for where Postfix lives.
+func TestWhere(t *testing.T) {
+	bin := t.TempDir()
+	for name, script := range map[string]string{ // the engine has one container, which is this machine; its name is "mail"
+		"docker": "#!/bin/sh\n[ \"$1 $2 $3\" = \"exec -i mail\" ] || { echo \"No such container: $3\" >&2; exit 1; }\nshift 3; exec \"$@\"\n",
+	} {
+		if err := os.WriteFile(filepath.Join(bin, name), []byte(script), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	root, bare, here := t.TempDir(), t.TempDir(), filepath.Join(t.TempDir(), "log")
+	for _, name := range []string{here, filepath.Join(root, "var/log/mail/mail.log"), filepath.Join(root, "var/log/own")} {
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	docker := []string{"docker", "exec", "-i", "mail"}
+	for name, tt := range map[string]struct {
+		log, said string // by the configuration, by Postfix
+		policy    config.Policy
+		want      string // the name, or a part of the error
+	}{
+		"named":                      {log: here, said: "/x", policy: config.Policy{PostfixPrefix: docker}, want: here},
+		"the journal":                {log: "journal", policy: config.Policy{PostfixPrefix: docker}, want: "journal"},
+		"by Postfix":                 {log: "auto", said: here, want: here},
+		"its output":                 {log: "auto", said: "/dev/stdout", want: "name the one that has it by log under [publish]"},
+		"below a directory":          {log: "auto", policy: config.Policy{PostfixRoot: root}, want: root + "/var/log/mail/mail.log"},
+		"below one, by Postfix":      {log: "auto", said: "/var/log/own", policy: config.Policy{PostfixRoot: root}, want: root + "/var/log/own"},
+		"below one, none":            {log: "auto", policy: config.Policy{PostfixRoot: bare}, want: "no log of Postfix's below it: /var/log/mail.log, /var/log/maillog, /var/log/mail/mail.log; name"},
+		"below one, its output":      {log: "auto", said: "/dev/stdout", policy: config.Policy{PostfixRoot: root}, want: "name the one that has it by log"},
+		"in a container":             {log: "auto", said: here, policy: config.Policy{PostfixPrefix: docker}, want: "docker exec -i mail tail " + here},
+		"the container's output":     {log: "auto", said: "/dev/stdout", policy: config.Policy{PostfixPrefix: docker}, want: "docker logs --follow --tail 0 mail"},
+		"a file that isn't there":    {log: "auto", said: here + ".none", policy: config.Policy{PostfixPrefix: docker}, want: "docker logs --follow --tail 0 mail"},
+		"compose":                    {log: "auto", said: "/dev/stdout", policy: config.Policy{PostfixPrefix: []string{"/usr/bin/docker", "compose", "-f", "c.yaml", "exec", "-T", "smtp"}}, want: "/usr/bin/docker compose -f c.yaml logs --follow --tail 0 --no-log-prefix smtp"},
+		"podman by sudo":             {log: "auto", said: "/dev/stdout", policy: config.Policy{PostfixPrefix: []string{"sudo", "podman", "exec", "-i", "smtp"}}, want: "sudo podman logs --follow --tail 0 smtp"},
+		"another machine's output":   {log: "auto", said: "/dev/stdout", policy: config.Policy{PostfixPrefix: []string{"ssh", "mx1"}}, want: "how that machine keeps its output isn't known; name a file that has it here by log under [publish]"},
+		"a container that has gone":  {log: "auto", policy: config.Policy{PostfixPrefix: []string{"docker", "exec", "-i", "gone"}}, want: "No such container: gone"},
+		"a container without a name": {log: "auto", said: "/dev/stdout", policy: config.Policy{PostfixPrefix: []string{"docker", "exec", "-i"}}, want: "isn't known"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newShadow(t, nil)
+			s.p.cfg.Policy, s.p.cfg.Publish.Log = tt.policy, tt.log
+			s.p.last.Load().Report.LogFile = tt.said
+			at, err := s.where(t.Context())
+			if err != nil && !strings.Contains(err.Error(), tt.want) || err == nil && at.name != tt.want {
+				t.Errorf("%q, %v; want %q", at.name, err, tt.want)
+			}
+		})
+	}
+}
+
+// TestFollowThere follows a log in a container through a rotation. When we end, nothing is
+// left running there, though it isn't our child.
+func TestFollowThere(t *testing.T) {
+	l := &logFile{t: t, path: filepath.Join(t.TempDir(), "mail.log")}
+	l.open()
+	// A session of its own, whose output something else reads, stands for the engine's daemon.
+	at := tailThere(&host.Host{Prefix: []string{"setsid", "--wait", "env", "-u", "UNDERSTUDY_RUN", "sh", "-c", `"$@" | cat`, "sh"}}, l.path)
+	ctx, stop := context.WithCancel(t.Context())
+	got, ended := make(chan string), make(chan error)
+	go func() { ended <- at.follow(ctx, func(line []byte) { got <- string(line) }) }()
+	for i := 0; ; i++ { // until tail is there
+		l.write(fmt.Sprintf("begin %d\n", i))
+		select {
+		case <-got:
+		case <-time.After(20 * time.Millisecond):
+			continue
+		}
+		break
+	}
+	l.do(os.Rename(l.path, l.path+".1"))
+	l.do(l.f.Close())
+	l.open()
+	l.write("rotated\n")
+	for line := ""; line != "rotated"; {
+		line = <-got
+	}
+	l.do(l.f.Close())
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		left, err := exec.Command("pgrep", "-f", "tail -n 0 -F "+l.path).Output()
+		if err != nil && len(left) == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("left running: %s", left)
+		}
+		<-time.After(20 * time.Millisecond)
 	}
 }

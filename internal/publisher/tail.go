@@ -2,15 +2,11 @@ package publisher
 
 import (
 	"bytes"
-	"context"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 
-	"github.com/understudy-mx/understudy/internal/program"
 	"github.com/understudy-mx/understudy/policy/postfix/maillog"
 )
 
@@ -137,47 +133,4 @@ func (t *tail) close() {
 		t.f.Close()
 		t.f = nil
 	}
-}
-
-// maxEntry bounds an entry of the journal, which spells octets as numbers.
-const maxEntry = 8 * maillog.MaxLine
-
-// followJournal calls emit for each new entry about mail until ctx ends or
-// journalctl does.
-func followJournal(ctx context.Context, emit func(entry []byte)) error {
-	cmd := exec.CommandContext(ctx, "journalctl", "--no-pager", "-o", "json", "-f", "-n", "0", "SYSLOG_FACILITY=2")
-	said := &head{max: 1024}
-	cmd.Stderr = said
-	readErr, err := program.Read(ctx, cmd, func(r io.Reader) error {
-		t := &lines{max: maxEntry}
-		b := make([]byte, 64<<10)
-		for {
-			n, err := r.Read(b)
-			t.take(b[:n], emit)
-			if err == io.EOF {
-				return nil
-			}
-			if err != nil {
-				return err
-			}
-		}
-	})
-	if ctx.Err() != nil {
-		return nil
-	}
-	if err = errors.Join(readErr, err); err == nil {
-		err = errors.New("it has ended")
-	}
-	return fmt.Errorf("journalctl: %w: %s", err, bytes.TrimSpace(said.b))
-}
-
-// head keeps the beginning of what is written to it.
-type head struct {
-	max int
-	b   []byte
-}
-
-func (h *head) Write(p []byte) (int, error) {
-	h.b = append(h.b, p[:min(len(p), h.max-len(h.b))]...)
-	return len(p), nil
 }
