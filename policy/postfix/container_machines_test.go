@@ -196,6 +196,7 @@ func (c *container) machine(m machine) {
 			}
 		}
 	}
+	c.file(filepath.Join(c.root, "bin-local/systemctl"), systemctl, 0o755)
 	if m.more != nil {
 		m.more(c)
 	}

@@ -31,7 +31,6 @@ import (
 	"github.com/understudy-mx/understudy/internal/resolver"
 	presets "github.com/understudy-mx/understudy/internal/suite"
 	"github.com/understudy-mx/understudy/internal/testmx"
-	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/fidelity"
 )
 
@@ -47,6 +46,7 @@ type container struct {
 	*testing.T
 	suite    presets.Suite
 	servers  *suiteServers
+	program  string // understudy
 	root     string
 	engine   string // directory of the stand-in
 	data     *suiteData
@@ -64,14 +64,19 @@ type container struct {
 }
 
 // TestContainers: every preset is played against a Postfix of its suite's layout, in a root
-// and a network of its own. What is imported through the stand-in for docker is compared with
-// postmap there, key by key, and what it decides with the Postfix there.
+// and a network of its own. What its page has an operator type is typed there, and what that
+// imports is compared with the Postfix there, session by session; what is listed through the
+// stand-in for docker, with postmap, key by key.
 func TestContainers(t *testing.T) {
 	servers := &suiteServers{t: t}
+	program := filepath.Join(t.TempDir(), "understudy")
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, "../../cmd/understudy").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
 	for _, s := range presets.Suites {
 		t.Run(s.Name, func(t *testing.T) {
 			c := newContainer(t, s.Name)
-			c.servers = servers
+			c.servers, c.program = servers, program
 			switch s.Name {
 			case "mailcow":
 				c.same = []string{"mysql_virtual_mailbox_maps.cf emptied", "mysql_virtual_resource_maps.cf emptied"}
@@ -88,10 +93,7 @@ func TestContainers(t *testing.T) {
 			c.marked()
 			c.start()
 			src := c.source()
-			spec, report, err := Import(t.Context(), src)
-			if err != nil {
-				t.Fatalf("%v\n%s", err, c.log())
-			}
+			snap, report := c.typed()
 			for _, id := range slices.Sorted(maps.Keys(src.Usual)) {
 				if !slices.ContainsFunc(report.Items, func(it fidelity.Item) bool { return it.ID() == id }) {
 					t.Errorf("the preset chooses for %q, which isn't there", id)
@@ -103,19 +105,16 @@ func TestContainers(t *testing.T) {
 						t.Errorf("the preset leaves open: %s (%s) -> %s", it.ID(), it.Why, it.Instead)
 					}
 				}
-				if !c.byRoot && strings.Contains(it.Remedy, "postgrey.conf") {
+				if !c.onMachine() && strings.Contains(it.Remedy, "postgrey.conf") {
 					t.Errorf("%s: no right of the publisher's helps in a container: %s", it.ID(), it.Remedy)
 				}
 			}
 			c.compareTables(src)
-			snap, err := policy.Compile(spec)
-			if err != nil {
-				t.Fatal(err)
-			}
 			sessions := c.compareVerdicts(snap)
 			c.mutate(snap, sessions)
 			c.below(src, sessions)
 			c.gone(src)
+			c.setUp()
 		})
 	}
 }
