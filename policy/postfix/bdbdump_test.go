@@ -12,11 +12,12 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/understudy-mx/understudy/internal/lister"
 	"github.com/understudy-mx/understudy/policy"
 )
 
 func dumped(text string) (got []string, err error) {
-	err = readDump(strings.NewReader(text), func(database int, key, value []byte) error {
+	err = lister.ReadDump(strings.NewReader(text), func(database int, key, value []byte) error {
 		got = append(got, fmt.Sprintf("%d %s %s", database, key, value))
 		return nil
 	})
@@ -40,7 +41,7 @@ func TestReadDump(t *testing.T) {
 		{"a format", "format=xml\nHEADER=END\nDATA=END\n", nil, `"format=xml" is unknown`},
 		{"no hexadecimal", "HEADER=END\n zz\n", nil, "encoding/hex: invalid byte: U+007A 'z'"},
 		{"half an escape", "format=print\nHEADER=END\n a\\4\n", nil, `"a\\4" ends in an escape`},
-		{"a long line", "HEADER=END\n " + strings.Repeat("6", maxDumpLine) + "\n", nil, "bufio.Scanner: token too long"},
+		{"a long line", "HEADER=END\n " + strings.Repeat("6", 64<<10) + "\n", nil, "bufio.Scanner: token too long"},
 	} {
 		got, err := dumped(tt.text)
 		if diff := cmp.Diff(tt.want, got); diff != "" || fmt.Sprint(err) != fmt.Sprint(orNil(tt.err)) {

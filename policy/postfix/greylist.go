@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/understudy-mx/understudy/internal/lister"
 	"github.com/understudy-mx/understudy/internal/program"
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/table"
@@ -208,7 +209,7 @@ type seen struct {
 func chooseKnown(r io.Reader, g *policy.Greylist, now int64) (*greyKnown, error) {
 	var lists [2][]seen
 	k := &greyKnown{}
-	err := readDump(r, func(database int, key, value []byte) error {
+	err := lister.ReadDump(r, func(database int, key, value []byte) error {
 		if database > 1 {
 			return errors.New("more than two databases")
 		}

@@ -224,7 +224,7 @@ func (s *statement) steady() bool {
 	s.query.Walk(func(e *sqlast.Expr) {
 		switch {
 		case e.Op == sqlast.OpCall:
-			ok = ok && (scalarFunctions[e.Name] || slices.Contains([]string{"max", "min", "count", "sum", "avg", "group_concat", "string_agg"}, e.Name)) && !unsteady[e.Name]
+			ok = ok && (sqlast.Scalar(e.Name) || slices.Contains([]string{"max", "min", "count", "sum", "avg", "group_concat", "string_agg"}, e.Name)) && !unsteady[e.Name]
 		case e.Op == sqlast.OpNumber && strings.HasPrefix(e.Name, "current_"), e.Op == sqlast.OpColumn && strings.HasPrefix(e.Name, "@"), e.Op == sqlast.OpColumn && unsteady[e.Name]:
 			ok = false
 		}
@@ -400,7 +400,7 @@ func (s *statement) tied() map[string][]string {
 	look := func(sel *sqlast.Select) {
 		for _, f := range sel.From {
 			if f.Table != "" && len(sel.From) == 1 && sel.Where != nil {
-				if column := s.tie(conjuncts(sel.Where)); column != "" {
+				if column := s.tie(sel.Where.Conjuncts()); column != "" {
 					all[f.Table] = append(all[f.Table], column)
 					continue
 				}

@@ -100,7 +100,7 @@ func (s *statement) rewrite(domains []string) ([]Query, error) {
 
 // ordered keeps ORDER BY, and reads LIMIT.
 func (s *statement) ordered(q *Query, top *sqlast.Query) (err error) {
-	if slices.ContainsFunc(top.Order, mayAggregate) || s.keyed(top.Tail) {
+	if slices.ContainsFunc(top.Order, (*sqlast.Expr).MayAggregate) || s.keyed(top.Tail) {
 		return errors.New("ORDER BY computes")
 	}
 	if len(top.Order) > 0 {
@@ -123,7 +123,7 @@ func (s *statement) rewriteSelect(sel *sqlast.Select) (*Query, error) {
 		return nil, errors.New("the key in what is selected")
 	}
 	for _, i := range sel.Items {
-		if i.Expr != nil && mayAggregate(i.Expr) {
+		if i.Expr != nil && i.Expr.MayAggregate() {
 			return nil, errors.New("a function that may look at many rows")
 		}
 	}
@@ -186,7 +186,7 @@ func (s *statement) joined(sel *sqlast.Select) (from string, conditions []*sqlas
 			return err
 		}
 		if f.On != nil {
-			conditions = append(conditions, conjuncts(f.On)...)
+			conditions = append(conditions, f.On.Conjuncts()...)
 		}
 		return add(f.Right)
 	}
@@ -200,7 +200,7 @@ func (s *statement) joined(sel *sqlast.Select) (from string, conditions []*sqlas
 		tables++
 	}
 	if sel.Where != nil {
-		conditions = append(conditions, conjuncts(sel.Where)...)
+		conditions = append(conditions, sel.Where.Conjuncts()...)
 	}
 	return strings.Join(parts, ", "), conditions, tables, nil
 }
@@ -222,7 +222,7 @@ func (q *Query) condition(s *statement, c *sqlast.Expr) error {
 	if s.keyed(left.Span) {
 		left, right = right, left
 	}
-	if s.keyed(left.Span) || left.Op == sqlast.OpRow || mayAggregate(left) {
+	if s.keyed(left.Span) || left.Op == sqlast.OpRow || left.MayAggregate() {
 		return fmt.Errorf("%s has the key on both sides", visible(s.spell(c.Span)))
 	}
 	e := equation{column: q.column(s.spell(left.Span))}

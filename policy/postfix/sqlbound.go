@@ -125,7 +125,7 @@ func (b *bounder) keyed(s sqlast.Span) bool { return sqlast.Holes(b.spell(s)) }
 
 // query returns the ways in which one finds something.
 func (b *bounder) query(q *sqlast.Query, outer *scope, n need) ways {
-	if len(q.With) > 0 || slices.ContainsFunc(q.Order, mayAggregate) {
+	if len(q.With) > 0 || slices.ContainsFunc(q.Order, (*sqlast.Expr).MayAggregate) {
 		return nil
 	}
 	if q.Limit != nil {
@@ -202,15 +202,10 @@ func (b *bounder) aggregates(s *sqlast.Select) bool {
 	return found || s.Having != nil && len(s.Group) == 0
 }
 
-// mayAggregate says that an expression may look at many rows.
-func mayAggregate(e *sqlast.Expr) bool {
-	return e.Op == sqlast.OpCall && (e.Window || !scalarFunctions[e.Name]) || slices.ContainsFunc(e.Args, mayAggregate)
-}
-
 // collapses says that an expression may turn a query's rows, or none, into one.
 // A window function leaves as many as there are.
 func collapses(e *sqlast.Expr) bool {
-	return e.Op == sqlast.OpCall && !e.Window && !scalarFunctions[e.Name] || slices.ContainsFunc(e.Args, collapses)
+	return e.Op == sqlast.OpCall && !e.Window && !sqlast.Scalar(e.Name) || slices.ContainsFunc(e.Args, collapses)
 }
 
 // value is the ways for an expression to be what is needed.

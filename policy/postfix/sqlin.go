@@ -16,7 +16,7 @@ import (
 // stand before it.
 func (q *Query) among(s *statement, c *sqlast.Expr) (derived string, err error) {
 	x := c.Args[0]
-	if c.Sub == nil || c.Negated || s.keyed(x.Span) || x.Op == sqlast.OpRow || mayAggregate(x) {
+	if c.Sub == nil || c.Negated || s.keyed(x.Span) || x.Op == sqlast.OpRow || x.MayAggregate() {
 		return "", fmt.Errorf("%s is no equation", visible(s.spell(c.Span)))
 	}
 	sub := c.Sub
@@ -53,7 +53,7 @@ func (q *Query) among(s *statement, c *sqlast.Expr) (derived string, err error) 
 // keyedRows rewrites a SELECT of one column so that it yields what its WHERE
 // equates with the key, too.
 func (s *statement) keyedRows(sel *sqlast.Select) (text string, key *sqlast.Expr, err error) {
-	if len(sel.Group) > 0 || sel.Having != nil || len(sel.Items) != 1 || sel.Items[0].Expr == nil || s.keyed(sel.ItemSpan) || mayAggregate(sel.Items[0].Expr) || sel.Where == nil || len(sel.From) == 0 {
+	if len(sel.Group) > 0 || sel.Having != nil || len(sel.Items) != 1 || sel.Items[0].Expr == nil || s.keyed(sel.ItemSpan) || sel.Items[0].Expr.MayAggregate() || sel.Where == nil || len(sel.From) == 0 {
 		return "", nil, errors.New("IN (…) whose rows aren't those of one table")
 	}
 	own := &ownColumns{}
@@ -66,7 +66,7 @@ func (s *statement) keyedRows(sel *sqlast.Select) (text string, key *sqlast.Expr
 	}
 	var where []string
 	var column *sqlast.Expr
-	for _, c := range conjuncts(sel.Where) {
+	for _, c := range sel.Where.Conjuncts() {
 		if !s.keyed(c.Span) {
 			where = append(where, "("+s.spell(c.Span)+")")
 			continue

@@ -43,7 +43,7 @@ func (b *bounder) scope(s *sqlast.Select, outer *scope) *scope {
 		all = append(all, sc.add(f, false)...)
 	}
 	if s.Where != nil {
-		all = append(all, conjuncts(s.Where)...)
+		all = append(all, s.Where.Conjuncts()...)
 	}
 	sc.group = make([]int, len(sc.units))
 	for n := range sc.group {
@@ -73,17 +73,6 @@ func (sc *scope) tie(a, b int) {
 	}
 }
 
-// conjuncts takes a condition apart at AND.
-func conjuncts(e *sqlast.Expr) (all []*sqlast.Expr) {
-	if e.Op != sqlast.OpAnd {
-		return []*sqlast.Expr{e}
-	}
-	for _, a := range e.Args {
-		all = append(all, conjuncts(a)...)
-	}
-	return all
-}
-
 // add takes a part of FROM apart into units. It returns the conditions that
 // every row meets.
 func (sc *scope) add(f *sqlast.From, nullable bool) []*sqlast.Expr {
@@ -96,7 +85,7 @@ func (sc *scope) add(f *sqlast.From, nullable bool) []*sqlast.Expr {
 		case f.On != nil && nullable:
 			b.lose(f.On.Span)
 		case f.On != nil:
-			all = append(all, conjuncts(f.On)...)
+			all = append(all, f.On.Conjuncts()...)
 		}
 		return all
 	case f.Left != nil && keyed && f.Join != "natural" && !f.Using:
@@ -175,7 +164,7 @@ func (sc *scope) speaksOf(e *sqlast.Expr) []int {
 		nested = nested || x.Sub != nil
 		switch x.Op {
 		case sqlast.OpCall:
-			ok = ok && (scalarFunctions[x.Name] || x.Name == "max" || x.Name == "min" || x.Name == "count") && x.Name != "rand" && x.Name != "random" && x.Name != "uuid"
+			ok = ok && (sqlast.Scalar(x.Name) || x.Name == "max" || x.Name == "min" || x.Name == "count") && x.Name != "rand" && x.Name != "random" && x.Name != "uuid"
 		case sqlast.OpColumn:
 			n := sc.resolve(x.Name)
 			if n >= 0 && !slices.Contains(units, n) {
@@ -206,7 +195,7 @@ func (sc *scope) source(e *sqlast.Expr) *rowSource {
 	}
 	group, ok, outside := -1, true, false
 	e.Walk(func(x *sqlast.Expr) {
-		ok = ok && x.Sub == nil && (x.Op != sqlast.OpCall || scalarFunctions[x.Name])
+		ok = ok && x.Sub == nil && (x.Op != sqlast.OpCall || sqlast.Scalar(x.Name))
 		if x.Op != sqlast.OpColumn {
 			return
 		}
@@ -243,20 +232,3 @@ func (sc *scope) source(e *sqlast.Expr) *rowSource {
 	sc.sources[group] = r
 	return r
 }
-
-// scalarFunctions make one value of one row. A function that isn't here may
-// make one of many rows, or of none.
-var scalarFunctions = func() map[string]bool {
-	set := map[string]bool{}
-	for _, f := range strings.Fields(`
-		abs adddate ascii bin_to_uuid binary bit_length cast ceil ceiling char char_length character_length coalesce concat concat_ws convert
-		crc32 curdate current_date current_timestamp current_user curtime database date date_add date_format date_part date_sub date_trunc datediff datetime day dayname
-		elt encode decode export_set extract field find_in_set floor format from_unixtime glob greatest hex hour host if ifnull iif inet_aton inet_ntoa initcap insert instr
-		isnull json_array json_extract json_object json_unquote json_value julianday lcase least left length like likelihood locate lower lpad ltrim make_set md5 mid minute
-		mod month now nullif nvl octet_length ord position quote quote_literal rand random regexp_replace regexp_substr repeat replace reverse right round rpad rtrim second sha sha1
-		sha2 sign soundex space split_part starts_with str_to_date strcmp strftime strpos substr substring substring_index sysdate time timediff timestamp to_char to_date
-		to_timestamp translate trim trunc truncate typeof ucase unhex unicode unix_timestamp upper utc_timestamp uuid version week weekday year`) {
-		set[f] = true
-	}
-	return set
-}()

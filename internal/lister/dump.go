@@ -1,4 +1,4 @@
-package postfix
+package lister
 
 import (
 	"bufio"
@@ -15,7 +15,7 @@ const (
 	maxDumpEntries = 8_000_000
 )
 
-// readDump reads what db_dump(1) of Berkeley DB prints, with or without -p, of one
+// ReadDump reads what db_dump(1) of Berkeley DB prints, with or without -p, of one
 // database after another, and calls fn with each entry and the number of its
 // database. fn may keep nothing of its arguments.
 //
@@ -26,7 +26,7 @@ const (
 //	 192.0.2.1
 //	 5,1790000000
 //	DATA=END
-func readDump(r io.Reader, fn func(database int, key, value []byte) error) error {
+func ReadDump(r io.Reader, fn func(database int, key, value []byte) error) error {
 	lines := bufio.NewScanner(r)
 	lines.Buffer(make([]byte, 0, 4096), maxDumpLine)
 	database, entries := -1, 0
