@@ -52,6 +52,9 @@ func (r *aclRun) Lookup(typ, file, key string) (string, bool, error) {
 	if file == "" {
 		return "", false, errors.New("a query can't be asked here")
 	}
+	if base, options, optioned := strings.Cut(typ, ","); base == "table" && optioned {
+		return r.inTables(","+options, file, key)
+	}
 	return r.search(typ, file, key)
 }
 
@@ -133,7 +136,15 @@ func (r *aclRun) Variable(name string) (string, bool) {
 		return strconv.Itoa(s.defers), true
 	case "recipients_count":
 		return strconv.Itoa(s.accepted), true
-	case "message_size", "message_body_size":
+	case "message_size":
+		switch {
+		case s.header != nil:
+			return strconv.FormatInt(s.header.octets(), 10), true
+		case s.size > 0: // as the client states it
+			return strconv.FormatInt(s.size, 10), true
+		}
+		return "-1", true
+	case "message_body_size":
 		return strconv.FormatInt(s.header.octets(), 10), true
 	case "max_received_linelength":
 		return strconv.Itoa(s.header.longest()), true

@@ -205,7 +205,7 @@ func (r *aclRun) getter(base, name string) func(key string) (string, bool, error
 			if base == "dsearch" && strings.Contains(key, "/") {
 				return "", false, expansion.ErrDefer
 			}
-			if (base == "cdb" || base == "dsearch") && key != expansion.Lower(key) {
+			if (base == "cdb" || base == "dbm" || base == "dbmnz" || base == "dsearch") && key != expansion.Lower(key) {
 				return "", false, nil
 			}
 			if base == "iplsearch" && key != "*" {

@@ -304,7 +304,14 @@ func (r *aclRun) str(what, item string, kind listKind, caseless, partial bool, v
 		if !partial {
 			typ = strings.TrimPrefix(typ, "partial-")
 		}
-		v, there, err := r.search(typ, file, what)
+		var v string
+		var there bool
+		var err error
+		if strings.HasPrefix(typ, "table,") {
+			v, there, err = r.inTables(typ, file, what+"\n.")
+		} else {
+			v, there, err = r.search(typ, file, what)
+		}
 		switch {
 		case err != nil:
 			return itemDefer

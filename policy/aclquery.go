@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/understudy-mx/understudy/policy/expansion"
@@ -168,4 +170,129 @@ func (l *lookups) ask(ctx context.Context, typ, name string, a *answer) error {
 		return err
 	}
 	return fmt.Errorf("no records of type %q are looked up", typ)
+}
+
+// KeySeparator stands between the keys of a look-up in several tables.
+const KeySeparator = "\x1e"
+
+// FillMark stands in a table's values for the n-th of the texts that a look-up brings.
+func FillMark(n int) string { return "\x02" + string(rune('0'+n)) + "\x03" }
+
+// TableLookup says how tables of ours are asked that stand for a query of a database. It
+// is the type of a look-up: "table,exact".
+//
+// The tables' names have a space between, the keys a KeySeparator; the texts that fill
+// marks follow the keys. What several tables have is joined by line feeds.
+type TableLookup struct {
+	Exact    bool   // capitals count: keys are those of ExactKey
+	Plain    bool   // the database sees keys without quoting, and the look-up fails for now with some
+	Missed   bool   // … or finds nothing
+	Distinct bool   // the same answer counts once
+	Default  string // what is answered where nothing is found
+	Fill     int    // how many texts fill marks
+}
+
+func (l TableLookup) String() string {
+	s := "table"
+	if !l.Exact {
+		s += ",folded"
+	}
+	for _, o := range []struct {
+		word string
+		set  bool
+	}{{"exact", l.Exact}, {"plain", l.Plain}, {"missed", l.Missed}, {"distinct", l.Distinct}} {
+		if o.set {
+			s += "," + o.word
+		}
+	}
+	if l.Default != "" {
+		s += ",default=" + l.Default
+	}
+	if l.Fill > 0 {
+		s += ",fill=" + strconv.Itoa(l.Fill)
+	}
+	return s
+}
+
+func parseTableLookup(typ string) (l TableLookup) {
+	_, options, _ := strings.Cut(typ, ",")
+	for o := range strings.SplitSeq(options, ",") {
+		name, value, _ := strings.Cut(o, "=")
+		switch name {
+		case "exact":
+			l.Exact = true
+		case "plain":
+			l.Plain = true
+		case "missed":
+			l.Missed = true
+		case "distinct":
+			l.Distinct = true
+		case "default":
+			l.Default = value
+		case "fill":
+			l.Fill, _ = strconv.Atoi(value)
+		}
+	}
+	return l
+}
+
+// ExactKey spells a key so that no two differ by capitals alone.
+func ExactKey(key string) string {
+	var b strings.Builder
+	for i := range len(key) {
+		if c := key[i]; c >= 'A' && c <= 'Z' {
+			b.WriteByte('\x01')
+			b.WriteByte(c | 0x20)
+		} else {
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
+}
+
+// inTables asks tables that stand for a query.
+func (r *aclRun) inTables(typ, names, key string) (string, bool, error) {
+	l := parseTableLookup(typ)
+	keys := strings.Split(key, KeySeparator)
+	tables := strings.Fields(names)
+	if len(keys) != len(tables)+l.Fill {
+		return "", false, expansion.ErrDefer // a key that has the separator in it
+	}
+	var found []string
+	asked := map[string]bool{}
+	for n, name := range tables {
+		k := keys[n]
+		switch {
+		case l.Plain && strings.ContainsAny(k, `'\`):
+			return "", false, expansion.ErrDefer
+		case l.Missed && strings.Contains(k, "'"):
+			return "", false, nil
+		}
+		if l.Exact {
+			k = ExactKey(k)
+		}
+		t := r.acl.tables[name]
+		if t == nil {
+			return "", false, errNoFile
+		}
+		if asked[name+"\n"+k] {
+			continue
+		}
+		asked[name+"\n"+k] = true
+		v, ok, err := r.get(t, k)
+		if err != nil {
+			return "", false, err
+		}
+		if ok && (!l.Distinct || !slices.Contains(found, v)) {
+			found = append(found, v)
+		}
+	}
+	if len(found) == 0 {
+		return l.Default, l.Default != "", nil
+	}
+	v := strings.Join(found, "\n")
+	for n, text := range keys[len(tables):] {
+		v = strings.ReplaceAll(v, FillMark(n), text)
+	}
+	return v, true, nil
 }

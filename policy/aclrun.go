@@ -34,6 +34,7 @@ type aclSession struct {
 	heloChecked  bool
 	heloVerified bool
 	sender       string // with its domain; "" is nobody
+	size         int64  // of the message, as MAIL states it
 	verified     map[string]*aclAddress
 	told         map[string]bool // sender failures whose details went out
 	rcpts        int             // RCPT commands

@@ -94,7 +94,7 @@ func (s *Session) aclMail(ctx context.Context, from envelope.ReversePath, p Mail
 	if limit := s.snap.spec.Limits.MessageSize; limit > 0 && p.Size > limit {
 		return refuse(Mail, kindSize, 552, "", "Message size exceeds maximum permitted")
 	}
-	s.aclState.sender = sender
+	s.aclState.sender, s.aclState.size = sender, p.Size
 	v, rc := r.judge("mail")
 	switch rc {
 	case aclOK:

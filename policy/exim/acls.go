@@ -163,7 +163,9 @@ func (i *importer) statement(list string, s *statementText) (out policy.ACLState
 	}
 	if len(missing) > 0 {
 		for _, name := range sets {
-			i.tainted[name] = true
+			if i.tainted[name] == nil {
+				i.tainted[name] = errors.New("it is set where something else isn't known")
+			}
 		}
 	}
 	if never >= 0 {
@@ -270,7 +272,7 @@ func (i *importer) condition(list string, it itemText) (c policy.ACLCondition, c
 		got, why = i.str(strings.TrimSpace(value))
 		name, _, _ := strings.Cut(it.arg, "=")
 		if c.Arg = strings.TrimSpace(name) + "=" + got; why != nil {
-			i.tainted[strings.TrimSpace(name)] = true
+			i.tainted[strings.TrimSpace(name)] = why
 		}
 	case "message":
 		if c.Arg, why = i.str(it.arg); why != nil { // the verdict is the same
@@ -316,8 +318,12 @@ func hostClass(list string) fidelity.Class {
 func (i *importer) verify(it itemText) (policy.ACLCondition, fidelity.Class, error) {
 	c := policy.ACLCondition{Kind: it.kind, Arg: it.arg}
 	if err := policy.CheckACLVerify(it.arg); err != nil {
-		if strings.Contains(it.arg, "callout") {
+		what, _, _ := strings.Cut(it.arg, "/")
+		switch {
+		case strings.Contains(it.arg, "callout"):
 			return c, "", scanner{"callouts ask other servers"}
+		case slices.Contains([]string{"header_sender", "certificate", "csa", "arc"}, strings.TrimSpace(what)):
+			return c, "", scanner{"verify = " + strings.TrimSpace(what) + " isn't followed; the primary decides when the message is relayed to it"}
 		}
 		return c, "", err
 	}

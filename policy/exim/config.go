@@ -209,7 +209,7 @@ func (c *config) routerLine(line string) error {
 		return fmt.Errorf("%q: in no router", line)
 	}
 	r := &c.routers[len(c.routers)-1]
-	name, value := setting(line)
+	name, value := setting(strings.TrimPrefix(line, "hide "))
 	if before := r.options[name]; before != "" && name == "condition" {
 		value = "${if and {{bool_lax{" + before + "}}{bool_lax{" + value + "}}}{1}{0}}"
 	}

@@ -54,6 +54,8 @@ type Source struct {
 	Directory func(ctx context.Context, db *lister.Source, entry func(lister.Entry) error) error
 	// Getent is the command that lists login names; "" for the one on the path.
 	Getent string
+	// DBDump is the command that lists a file of Berkeley DB's; "" for db_dump on the path.
+	DBDump string
 	// Etc is where control panels keep their files; "" for /etc.
 	Etc string
 	// Own are the primary's addresses; nil for those of this machine.
@@ -88,14 +90,15 @@ type importer struct {
 	polled  map[string]bool   // sources that announce no change
 	failed  map[string]error  // tables that can't be listed
 	queries map[string]string // of databases: what stands for each in the Spec
-	tainted map[string]bool   // variables whose values aren't known
+	tainted map[string]error  // variables whose values aren't known, and why
+	routing bool              // a router is read
 }
 
 // Import reads the configuration. An error joins all that is wrong; then there is no
 // Spec.
 func Import(ctx context.Context, src Source) (*policy.Spec, fidelity.Report, error) {
 	i := &importer{ctx: ctx, src: &src, spec: policy.NewSpec(), files: map[string]bool{}, polled: map[string]bool{}, failed: map[string]error{},
-		queries: map[string]string{}, tainted: map[string]bool{}}
+		queries: map[string]string{}, tainted: map[string]error{}}
 	if err := i.read(); err != nil {
 		return nil, fidelity.Report{}, err
 	}
@@ -291,12 +294,16 @@ func (i *importer) choose(parameter, element string, options ...string) string {
 	return choice
 }
 
-// passwords are those of queries.
-var passwords = regexp.MustCompile(`(?i)(\bpass=).*?( ldap[is]?://|$)`)
+// passwords are those of queries, and servers with theirs.
+var (
+	passwords = regexp.MustCompile(`(?i)(\bpass=).*?( ldap[is]?://|$)`)
+	servers   = regexp.MustCompile(`(?i)(\bservers=)[^;{\s]*`)
+)
 
 // short is an element as the report spells it.
 func short(s string) string {
 	s = passwords.ReplaceAllString(strings.Join(strings.Fields(s), " "), "${1}…$2")
+	s = servers.ReplaceAllString(s, "${1}…")
 	const most = 160
 	if len(s) > most {
 		s = s[:most] + "…"

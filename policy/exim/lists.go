@@ -9,6 +9,7 @@ import (
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/expansion"
 	"github.com/understudy-mx/understudy/policy/fidelity"
+	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // namedLists translates domainlist and its like.
@@ -191,6 +192,14 @@ func (i *importer) domainsOf(list string, seen map[string]bool, depth int) {
 			seen[d] = true
 		}
 	}
+	keysOf := func(t *table.Table) {
+		if t == nil || !t.Keyed() {
+			return
+		}
+		for k := range t.Entries(0, t.Len()) {
+			add(strings.TrimSuffix(string(k), "\n"+constantKey))
+		}
+	}
 	take := func(p *expansion.String) {
 		glob, _ := p.Pattern()
 		for _, e := range expansion.List(glob) {
@@ -213,16 +222,19 @@ func (i *importer) domainsOf(list string, seen map[string]bool, depth int) {
 				if expansion.BaseType(typ) == "table" {
 					name = strings.TrimSpace(file)
 				}
-				if t := i.spec.Tables[name]; t != nil && t.Keyed() {
-					for k := range t.Entries(0, t.Len()) {
-						add(string(k))
-					}
-				}
+				keysOf(i.spec.Tables[name])
 			default:
 				add(e)
 			}
 		}
 	}
 	take(p)
-	p.Walk(&expansion.Visitor{Branch: take})
+	p.Walk(&expansion.Visitor{Branch: take, Lookup: func(typ string, file, key *expansion.String) {
+		if expansion.BaseType(typ) != "table" || strings.Replace(key.Source(), "{domain}", "domain", 1) != "$domain\n"+constantKey {
+			return
+		}
+		if name, constant := file.Constant(); constant {
+			keysOf(i.spec.Tables[name])
+		}
+	}})
 }

@@ -1,12 +1,15 @@
 package exim
 
 import (
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/understudy-mx/understudy/internal/lister"
+	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/expansion"
 	"github.com/understudy-mx/understudy/policy/fidelity"
 	"github.com/understudy-mx/understudy/policy/table"
@@ -32,11 +35,11 @@ func (i *importer) rewriteQueries(s string) (string, error) {
 		if end < 0 {
 			return s, nil // Parse says so
 		}
-		name, key, err := i.query(s[m[2]:m[3]], group(s, m, 2), s[m[1]:end])
+		in, key, tables, err := i.query(s[m[2]:m[3]], group(s, m, 2), s[m[1]:end])
 		if err != nil {
 			return "", err
 		}
-		s = s[:m[0]] + "${lookup{" + key + "}table{" + name + "}" + s[end+1:]
+		s = s[:m[0]] + "${lookup{" + key + "}" + in + "{" + tables + "}" + s[end+1:]
 	}
 }
 
@@ -85,158 +88,206 @@ func (i *importer) rewriteItems(s, kind string) (string, error) {
 				break
 			}
 		}
-		name, key, err := i.query(typ, "", strings.TrimSpace(strings.ReplaceAll(query[:end], "::", ":")))
+		in, key, tables, err := i.query(typ, "", strings.TrimSpace(strings.ReplaceAll(query[:end], "::", ":")))
 		if err != nil {
 			return "", err
 		}
-		if !slices.Contains(subject, key) {
+		key, own := strings.CutSuffix(key, "\n"+constantKey)
+		if !own && !slices.Contains(directories, typ) || !slices.Contains(subject, key) {
 			return "", fmt.Errorf("a query of a %s asks for %q", kind, key)
 		}
-		s = s[:at] + "table;" + strings.ReplaceAll(name, ":", "::") + query[end:]
+		s = s[:at] + in + ";" + strings.ReplaceAll(tables, ":", "::") + query[end:]
 	}
 	return s, nil
 }
 
-// harmless are expressions that need no quoting: domains have the form of such.
-var harmless = []string{"$domain", "$domain_data", "$sender_address_domain"}
-
-var (
-	equality  = regexp.MustCompile(`(?i)([A-Za-z_][A-Za-z0-9_.]*)\s*=\s*'\x00(\d+)\x00'`)
-	forbidden = regexp.MustCompile(`(?i)\b(or|union|group|having|not|limit\s+\d+\s*,|offset)\b`)
-	selects   = regexp.MustCompile(`(?is)^\s*select\s+(distinct\s+)?(.+?)\s+from\s+(.+)$`)
-	limitOne  = regexp.MustCompile(`(?i)\s+limit\s+1\s*;?\s*$`)
-)
-
-// query lists a query's answers, and returns the table that has them and the string that
-// makes its key.
-func (i *importer) query(typ, options, text string) (name, key string, err error) {
+// query lists a query's answers. It returns the look-up in a table that has them: its
+// type, its key and the tables.
+func (i *importer) query(typ, options, text string) (in, key, tables string, err error) {
+	if servers, rest, ok := strings.Cut(text, ";"); ok && strings.HasPrefix(strings.TrimSpace(servers), "servers=") {
+		return "", "", "", fmt.Errorf("a %s query names its servers itself: %.40q", typ, rest)
+	}
 	p, err := expansion.Parse(text)
 	if err != nil {
-		return "", "", err
+		return "", "", "", err
 	}
-	var sql strings.Builder
+	if slices.Contains(directories, typ) {
+		return i.search(typ, text, p)
+	}
+	q, err := newSQLQuery(typ, p)
+	if err != nil {
+		return "", "", "", fmt.Errorf("a %s query can't be listed: %w", typ, err)
+	}
+	arms, union, err := q.arms()
+	if _, scans := err.(scanner); err != nil && !scans && len(q.exprs) == 0 { // the same answer to everybody
+		arms, err = []sqlArm{{sql: q.text, names: []string{""}}}, nil
+	}
+	if err != nil {
+		if scans, is := err.(scanner); is {
+			return "", "", "", scans
+		}
+		return "", "", "", fmt.Errorf("a %s query can't be listed: %w", typ, err)
+	}
+	l := policy.TableLookup{Exact: typ != "mysql", Plain: q.plain && typ != "sqlite", Missed: q.plain && typ == "sqlite", Distinct: union}
+	var keys, names []string
+	filled := false
+	for _, a := range arms {
+		name, err := i.answers(typ, options, &a)
+		if err != nil {
+			return "", "", "", fmt.Errorf("a %s query can't be listed: %w", typ, err)
+		}
+		if a.count {
+			l.Default = "0"
+		}
+		filled = filled || strings.Contains(a.sql, policy.FillMark(0)[:1])
+		names = append(names, name)
+		keys = append(keys, strings.Join(append(a.keys, constantKey), "\n"))
+	}
+	if filled {
+		l.Fill = len(q.exprs)
+		keys = append(keys, q.exprs...)
+	}
+	if len(arms) > 1 {
+		i.item(typ, text, fidelity.Approximated, i.here+": what both sides of its OR or UNION find may come in another order", "")
+	} else {
+		i.item(typ, text, fidelity.Exact, "", "")
+	}
+	return l.String(), strings.Join(keys, policy.KeySeparator), strings.Join(names, " "), nil
+}
+
+// constantKey ends each key: a table has no empty one, and a query without a key has one
+// answer.
+const constantKey = "."
+
+// search lists what a directory answers.
+func (i *importer) search(typ, text string, p *expansion.String) (in, key, tables string, err error) {
+	var query strings.Builder
 	var keys []string
 	for _, part := range p.Parts() {
 		if part.Expr == nil {
-			sql.WriteString(part.Text)
+			query.WriteString(part.Text)
 			continue
 		}
-		quoting := typ
-		if slices.Contains(directories, typ) {
-			quoting = "ldap"
-		}
-		if part.Quoted != quoting && !slices.Contains(harmless, part.Expr.Source()) {
-			return "", "", fmt.Errorf("a %s query has an expression outside of ${quote_%s:…}", typ, quoting)
+		if part.Quoted != "ldap" && !slices.Contains(harmless, part.Expr.Source()) {
+			return "", "", "", fmt.Errorf("a %s query has an expression outside of ${quote_ldap:…}", typ)
 		}
 		keys = append(keys, part.Expr.Source())
-		fmt.Fprintf(&sql, "\x00%d\x00", len(keys)-1)
+		fmt.Fprintf(&query, "\x00%d\x00", len(keys)-1)
 	}
-	key, asked := strings.Join(keys, "\n"), typ+options+text
-	if slices.Contains(directories, typ) && len(keys) > 0 {
-		key = keys[0]
+	if len(keys) == 0 {
+		return "", "", "", fmt.Errorf("a %s query asks for nothing", typ)
 	}
-	if name = i.queries[asked]; name != "" {
-		return name, key, nil
+	filter, keys := wholeKeys(query.String(), keys)
+	if name := i.queries[typ+text]; name != "" {
+		return "table", keys[0], name, nil
 	}
-	name = fmt.Sprintf("%s;%d", typ, len(i.queries)+1)
-	var entries map[string]string
-	if slices.Contains(directories, typ) {
-		if len(keys) == 0 {
-			return "", "", fmt.Errorf("a %s query asks for nothing", typ)
-		}
-		entries, err = i.directory(typ, sql.String(), keys)
-	} else {
-		var query string
-		if query, err = listing(sql.String(), len(keys)); err == nil {
-			entries, err = i.answers(typ, options, name, query, len(keys))
-		}
-	}
+	entries, err := i.directory(typ, filter, keys)
 	if err != nil {
-		return "", "", fmt.Errorf("a %s query can't be listed: %w", typ, err)
+		return "", "", "", fmt.Errorf("a %s query can't be listed: %w", typ, err)
 	}
+	name, err := i.keep(typ, typ+text, entries)
+	if err != nil {
+		return "", "", "", err
+	}
+	i.item(typ, text, fidelity.Exact, "", "")
+	return "table", keys[0], name, nil
+}
+
+// comparedWith is what a filter compares an attribute with, where that holds a key.
+var comparedWith = regexp.MustCompile(`=((?:[A-Za-z0-9@._+:$-]|\x00\d+\x00)*\x00(?:[A-Za-z0-9@._+:$-]|\x00\d+\x00)*)(\)|$)`)
+
+// wholeKeys joins what stands beside a key in a filter to it.
+//
+//	(mail=KEY0@KEY1)
+func wholeKeys(filter string, parts []string) (string, []string) {
+	var keys []string
+	filter = comparedWith.ReplaceAllStringFunc(filter, func(s string) string {
+		end := strings.TrimPrefix(s[len(s)-1:], "\x00")
+		if end != ")" {
+			end = ""
+		}
+		key := ""
+		for n, piece := range strings.Split(strings.TrimSuffix(s[1:], end), "\x00") {
+			if at, err := strconv.Atoi(piece); n%2 == 1 && err == nil && at < len(parts) {
+				key += parts[at]
+			} else {
+				key += expansion.Quote(piece)
+			}
+		}
+		keys = append(keys, key)
+		return fmt.Sprintf("=\x00%d\x00%s", len(keys)-1, end)
+	})
+	if len(keys) == 0 || strings.Count(filter, "\x00") != 2*len(keys) {
+		return filter, parts
+	}
+	return filter, keys
+}
+
+// keep makes a table of what was listed.
+func (i *importer) keep(typ, asked string, entries map[string]string) (name string, err error) {
 	t, err := table.NewHash(entries)
 	if err != nil {
-		return "", "", err
+		return "", err
 	}
-	i.queries[asked] = name
-	i.spec.Tables[name] = t
-	i.item(typ, text, fidelity.Exact, "", "")
-	return name, key, nil
-}
-
-// listing makes a query for all keys out of one for a key.
-func listing(sql string, keys int) (query string, err error) {
-	sql = limitOne.ReplaceAllString(sql, "")
-	m := selects.FindStringSubmatch(sql)
-	if m == nil {
-		return "", fmt.Errorf("it isn't a plain SELECT")
-	}
-	columns, rest := m[2], m[3]
-	if forbidden.MatchString(rest) {
-		return "", fmt.Errorf("its condition isn't a row of equalities")
-	}
-	found := equality.FindAllStringSubmatch(rest, -1)
-	if len(found) != keys || keys == 0 || strings.Count(rest, "\x00") != 2*keys || strings.Contains(columns, "\x00") {
-		return "", fmt.Errorf("its keys aren't each compared with a column")
-	}
-	var names []string
-	for _, f := range found {
-		names = append(names, f[1])
-	}
-	rest = equality.ReplaceAllString(rest, "1=1")
-	if strings.ContainsAny(columns, "*") && !strings.Contains(columns, "(") || splitColumns(columns) != 1 {
-		return "", fmt.Errorf("it selects more than one column")
-	}
-	return "SELECT " + strings.Join(names, ", ") + ", " + columns + " FROM " + rest, nil
-}
-
-func splitColumns(s string) int {
-	n, depth := 1, 0
-	for _, c := range s {
-		switch {
-		case c == '(':
-			depth++
-		case c == ')':
-			depth--
-		case c == ',' && depth == 0:
-			n++
-		}
-	}
-	return n
+	name = fmt.Sprintf("%s;%d", typ, len(i.queries)+1)
+	i.queries[asked], i.spec.Tables[name] = name, t
+	return name, nil
 }
 
 // answers lists what a query says to each key. A key of several rows has them in lines.
-func (i *importer) answers(typ, options, name, query string, keys int) (map[string]string, error) {
-	db := &lister.Source{Type: typ, Name: name}
+func (i *importer) answers(typ, options string, a *sqlArm) (name string, err error) {
+	asked := typ + options + "\x00" + a.sql + "\x00" + strconv.Itoa(a.limit)
+	if name := i.queries[asked]; name != "" {
+		return name, nil
+	}
+	if err := i.failed[asked]; err != nil {
+		return "", err
+	}
+	entries, err := i.rows(typ, options, a)
+	if err != nil {
+		i.failed[asked] = err
+		return "", err
+	}
+	i.polled[typ] = true
+	return i.keep(typ, asked, entries)
+}
+
+func (i *importer) rows(typ, options string, a *sqlArm) (map[string]string, error) {
+	if i.src.Rows == nil {
+		return nil, errors.New("databases aren't listed here")
+	}
+	db := &lister.Source{Type: typ, Name: typ}
 	var err error
 	if db.Settings, err = i.connection(typ, options); err != nil {
 		return nil, err
 	}
-	if i.src.Rows == nil {
-		return nil, fmt.Errorf("databases aren't listed here")
-	}
-	entries := map[string]string{}
-	err = i.src.Rows(i.ctx, db, query, func(columns []string) error {
-		if len(columns) != keys+1 {
-			return fmt.Errorf("a row has %d columns", len(columns))
-		}
-		key := strings.Join(columns[:keys], "\n")
-		if typ != "mysql" && key != strings.ToLower(key) {
-			return nil // nobody asks for it: local-parts and domains come in small letters
-		}
-		key = strings.ToLower(key)
-		if before, again := entries[key]; again {
-			entries[key] = before + "\n" + columns[keys]
+	entries, rows := map[string]string{}, map[string]int{}
+	err = i.src.Rows(i.ctx, db, a.sql, func(columns []string) error {
+		key := strings.Join(append(slices.Clone(columns[:len(a.keys)]), constantKey), "\n")
+		if typ == "mysql" {
+			key = strings.ToLower(key)
 		} else {
-			entries[key] = columns[keys]
+			key = policy.ExactKey(key)
+		}
+		if rows[key]++; a.limit > 0 && rows[key] > a.limit {
+			return nil
+		}
+		if !a.nulls && len(columns) != len(a.keys)+1 {
+			return errors.New("it answers with several columns")
+		}
+		value, null := a.row(typ, columns[len(a.keys):])
+		before, again := entries[key]
+		switch {
+		case again && null:
+			entries[key] = before + "\n"
+		case again:
+			entries[key] = before + "\n" + value
+		case !null:
+			entries[key] = value
 		}
 		return nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	i.polled[typ] = true
-	return entries, nil
+	return entries, err
 }
 
 // connection describes the database in the lister's words.
@@ -254,18 +305,32 @@ func (i *importer) connection(typ, options string) (map[string]string, error) {
 		return map[string]string{"dbpath": path}, nil
 	}
 	servers := expansion.List(m[typ+"_servers"])
+	if _, given, ok := strings.Cut(options, "servers="); ok {
+		own := expansion.List(given)
+		at := slices.IndexFunc(servers, func(s string) bool { return len(own) > 0 && strings.HasPrefix(s, own[0]+"/") })
+		if servers = own; at >= 0 { // named by its host alone
+			servers = expansion.List(m[typ+"_servers"])[at:]
+		}
+	}
 	if len(servers) == 0 {
 		return nil, fmt.Errorf("%s_servers is missing", typ)
 	}
 	f := strings.SplitN(servers[0], "/", 4)
-	if strings.HasPrefix(servers[0], "(") { // a socket
-		return nil, fmt.Errorf("%s_servers names a socket, which isn't followed", typ)
+	if host, path, ok := strings.Cut(servers[0], "("); ok && !strings.Contains(host, "/") { // host(socket)/…
+		path, rest, closed := strings.Cut(path, ")/")
+		if !closed {
+			return nil, fmt.Errorf("%s_servers isn't host(socket)/database/user/password", typ)
+		}
+		if typ == "pgsql" { // the socket's own name is of its port
+			path = path[:max(0, strings.LastIndexByte(path, '/'))]
+		}
+		f = append([]string{"unix:" + path}, strings.SplitN(rest, "/", 3)...)
 	}
 	if len(f) != 4 {
 		return nil, fmt.Errorf("%s_servers isn't host/database/user/password", typ)
 	}
-	if f[0] == "localhost" && typ == "mysql" {
-		f[0] = "127.0.0.1"
+	if typ == "mysql" {
+		f[3], _, _ = strings.Cut(f[3], "[") // a group of an option file
 	}
 	return map[string]string{"hosts": f[0], "dbname": f[1], "user": f[2], "password": f[3]}, nil
 }

@@ -38,11 +38,13 @@ var routerNone = []string{
 	"modemask", "one_time", "hide_child_in_errmsg", "ignore_eacces", "ignore_enotdir", "include_directory", "sieve_subaddress", "sieve_useraddress", "sieve_vacation_directory",
 	"forbid_include", "forbid_exim_filter", "forbid_file", "forbid_pipe", "forbid_filter_run", "forbid_filter_lookup", "forbid_filter_perl", "forbid_filter_existstest",
 	"forbid_filter_dlfunc", "forbid_filter_logwrite", "forbid_filter_readfile", "forbid_filter_readsocket", "forbid_filter_reply", "forbid_sieve_filter", "dnssec_request_domains",
-	"qualify_single", "widen_domains", "search_parents", "set", "headers_rewrite", "translate_ip_address",
+	"verify_only", "qualify_single", "widen_domains", "search_parents", "set", "headers_rewrite", "translate_ip_address",
 }
 
 // routers translates those that verify addresses.
 func (i *importer) routers() {
+	i.routing = true
+	defer func() { i.routing = false }()
 	for n := range i.conf.routers {
 		r := &i.conf.routers[n]
 		if r.options["verify"] == "false" && r.options["verify_recipient"] != "true" && r.options["verify_sender"] != "true" {

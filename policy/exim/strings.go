@@ -33,8 +33,15 @@ func (i *importer) str(s string) (string, error) {
 	}
 	p.Walk(&expansion.Visitor{
 		Variable: func(name string) {
-			if i.tainted[name] {
-				fail(fmt.Errorf("$%s isn't known", name))
+			why := i.tainted[name]
+			_, scans := why.(scanner)
+			switch {
+			case scans:
+				fail(scanner{fmt.Sprintf("$%s isn't known here: %v", name, why)})
+			case why != nil:
+				fail(fmt.Errorf("$%s isn't known here: %w", name, why))
+			case expansion.Scanned(name) && !i.routing:
+				fail(scanner{fmt.Sprintf("$%s is of what looks at the whole message, when it is relayed to the primary", name)})
 			}
 		},
 		Lookup: func(typ string, file, key *expansion.String) { fail(i.lookup(typ, file, key)) },

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/understudy-mx/understudy/internal/lister"
 	"github.com/understudy-mx/understudy/internal/program"
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/expansion"
@@ -167,6 +168,14 @@ func (i *importer) readTable(name, typ, file string) error {
 		if t, err = table.NewHash(byKey(entries)); err != nil {
 			return err
 		}
+	case "dbm", "dbmnz":
+		entries, err := i.dump(typ, file)
+		if err != nil {
+			return err
+		}
+		if t, err = table.NewHash(entries); err != nil {
+			return err
+		}
 	case "dsearch":
 		list, err := os.ReadDir(file)
 		if err != nil {
@@ -192,10 +201,40 @@ func (i *importer) readTable(name, typ, file string) error {
 	case "wildlsearch", "nwildlsearch":
 		return i.patterns(name, typ, file)
 	default:
-		return fmt.Errorf("look-ups of type %s aren't listed", typ)
+		return fmt.Errorf("look-ups of type %s aren't listed; those of type cdb, dbm and lsearch are", typ)
 	}
 	i.spec.Tables[name] = t
 	return nil
+}
+
+// dump lists a file of Berkeley DB's, by its own tool. What exim_dbmbuild writes has a
+// NUL after each key, and after each value.
+func (i *importer) dump(typ, file string) (map[string]string, error) {
+	if _, err := os.Stat(file); err != nil {
+		return nil, err
+	}
+	tool := i.src.DBDump
+	if tool == "" {
+		tool = "db_dump"
+	}
+	entries := map[string]string{}
+	cmd := exec.CommandContext(i.ctx, tool, "-p", file)
+	readErr, err := program.Read(i.ctx, cmd, func(r io.Reader) error {
+		return lister.ReadDump(r, func(_ int, key, value []byte) error {
+			k, nul := strings.CutSuffix(string(key), "\x00")
+			if nul == (typ == "dbm") && k == strings.ToLower(k) { // no key has capitals
+				entries[k], _, _ = strings.Cut(string(value), "\x00")
+			}
+			return nil
+		})
+	})
+	switch {
+	case errors.Is(err, exec.ErrNotFound):
+		return nil, fmt.Errorf("%s isn't installed: it comes with Debian's db-util; or use cdb", tool)
+	case err != nil:
+		return nil, fmt.Errorf("%s: %w: only Berkeley DB's files are read; use cdb instead", tool, err)
+	}
+	return entries, readErr
 }
 
 // patterns reads a file whose keys are patterns.

@@ -46,6 +46,12 @@ type Unsupported struct {
 }
 
 func (u *Unsupported) Error() string {
+	switch u.What {
+	case "${env…}":
+		return "${env…} is of the environment that Exim was started in, which isn't known here: write its value into the configuration"
+	case "$runrc":
+		return "$runrc is of a program that ${run} has started, and is never executed"
+	}
 	if u.Runs {
 		return u.What + " asks another program, and is never executed"
 	}
@@ -54,8 +60,9 @@ func (u *Unsupported) Error() string {
 
 // String is a parsed string. It may be used by many goroutines.
 type String struct {
-	src   string
-	nodes []node
+	src     string
+	nodes   []node
+	spelled []string // each node as it was written, but for text
 }
 
 func (s *String) String() string { return s.src }

@@ -38,7 +38,7 @@ func (p *parser) str(inside bool) (*String, error) {
 	var b strings.Builder
 	flush := func() {
 		if b.Len() > 0 {
-			out.nodes = append(out.nodes, text(b.String()))
+			out.nodes, out.spelled = append(out.nodes, text(b.String())), append(out.spelled, "")
 			b.Reset()
 		}
 	}
@@ -54,11 +54,12 @@ func (p *parser) str(inside bool) (*String, error) {
 			return out, nil
 		case c == '$':
 			flush()
+			begin := p.i
 			n, err := p.dollar()
 			if err != nil {
 				return nil, err
 			}
-			out.nodes = append(out.nodes, n)
+			out.nodes, out.spelled = append(out.nodes, n), append(out.spelled, p.s[begin:p.i])
 		default:
 			b.WriteByte(c)
 			p.i++
@@ -291,7 +292,7 @@ func (p *parser) args(least, most int) (all []*String, err error) {
 }
 
 // runners are items that ask other programs.
-var runners = map[string]bool{"run": true, "readsocket": true, "perl": true, "dlfunc": true, "readfile": true, "env": true, "acl": false}
+var runners = map[string]bool{"run": true, "readsocket": true, "perl": true, "dlfunc": true, "readfile": true, "acl": false}
 
 func (p *parser) item(name string) (node, error) {
 	switch name {

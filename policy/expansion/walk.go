@@ -20,9 +20,19 @@ var variables = []string{
 	"srs_recipient", "tod_log", "tod_epoch", "tod_full", "pid", "verify_mode", "item",
 }
 
+// scanned are variables of what looks at a whole message. Before that they are empty.
+var scanned = []string{
+	"arc_", "bmi_", "dkim_", "dmarc_", "malware_name", "mime_", "prdr_requested", "regex_match_string", "regex1", "sender_rate", "smtp_notquit_reason", "spam_", "spf_",
+}
+
+// Scanned says that a variable is empty until something has looked at the whole message.
+func Scanned(name string) bool {
+	return slices.ContainsFunc(scanned, func(s string) bool { return strings.HasPrefix(name, s) })
+}
+
 // KnownVariable says that a policy has a variable, or that its text decides nothing.
 func KnownVariable(name string) bool {
-	return strings.HasPrefix(name, "acl_c") || strings.HasPrefix(name, "acl_m") || slices.Contains(variables, name)
+	return strings.HasPrefix(name, "acl_c") || strings.HasPrefix(name, "acl_m") || slices.Contains(variables, name) || Scanned(name)
 }
 
 // Visitor is told of what a string refers to.
@@ -274,13 +284,13 @@ func Quote(s string) string {
 
 // Parts are the string's pieces in order: constants, and expressions.
 func (s *String) Parts() (parts []Part) {
-	for _, n := range s.nodes {
+	for i, n := range s.nodes {
 		if t, ok := n.(text); ok {
 			parts = append(parts, Part{Text: string(t)})
 			continue
 		}
-		p := Part{Expr: &String{nodes: []node{n}}}
-		if v, ok := n.(variable); ok {
+		p := Part{Expr: &String{src: s.spelled[i], nodes: []node{n}}}
+		if v, ok := n.(variable); ok && !strings.Contains(string(v), "h_") {
 			p.Expr.src = "$" + string(v)
 		}
 		if op, ok := n.(*operator); ok && op.name == "quote" {

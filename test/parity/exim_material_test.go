@@ -112,15 +112,15 @@ func eximClients(t *testing.T, d *demo.DNS, m *parity.Material, text string) (of
 // eximRecipients adds the keys of tables.
 func eximRecipients(out *parity.Material, spec *policy.Spec) {
 	for name, tab := range spec.Tables {
-		if file, ok := strings.CutPrefix(name, "lsearch;"); ok || strings.HasPrefix(name, "sqlite;") || name == "passwd" {
+		if file, ok := strings.CutPrefix(name, "lsearch;"); ok || strings.HasPrefix(name, "sqlite;") || strings.HasPrefix(name, "mysql;") || name == "passwd" {
 			for i := range min(tab.Len(), 200) {
 				k, _ := tab.Entry(i)
-				local, domain, at := strings.Cut(strings.ReplaceAll(string(k), "\n", "@"), "@")
+				local, domain, at := strings.Cut(strings.ReplaceAll(strings.TrimSuffix(string(k), "\n."), "\n", "@"), "@")
 				if !at {
 					domain = filepath.Base(file)
 				}
 				for _, dom := range []string{domain, "mx.example.org"} {
-					if local != "" && strings.Contains(dom, ".") {
+					if local != "" && strings.Contains(dom, ".") && !strings.Contains(local+dom, "\x01") { // a capital
 						out.Recipients = append(out.Recipients, local+"@"+dom)
 					}
 				}
