@@ -116,17 +116,83 @@ INSERT INTO alias (address, goto, domain) VALUES ('alice@example.org', 'alice@ex
 	})
 }
 
+// mailu starts one as its compose file names it: Postfix, its socket of tables and, in the same root, the
+// administration, which prints its configuration.
+func mailu(t *testing.T, m *machine) string {
+	t.Helper()
+	root := filepath.Join(m.dir, "mailu-smtp-1")
+	if err := os.Symlink(root, filepath.Join(m.dir, "mailu-admin-1")); err != nil {
+		t.Fatal(err)
+	}
+	return m.contain(contained{
+		name: "mailu-smtp-1", ps: "ghcr.io/mailu/postfix:2024.06\tsmtp\nmailu-admin-1\tghcr.io/mailu/admin:2024.06\tadmin", conf: "/etc/postfix",
+		files: map[string]string{
+			"/etc/postfix/main.cf":       readFile(t, suiteFiles+"containers/mailu/main.cf"),
+			"/etc/postfix/master.cf":     services(t, "mailu") + "discard unix - - n - - discard\n",
+			"/etc/postfix/transport.map": "",
+			"/root/config.json":          `{"domain": [{"name": "example.org"}], "user": [{"email": "alice@example.org", "enabled": true}], "alias": [], "relay": []}`,
+			"/bin-local/flask":           "#!/bin/sh\n[ \"$*\" = 'mailu config-export --full --json domain user alias relay' ] || exit 2\ncat /root/config.json\n",
+			"/podop": `import os, socketserver
+known = {"domain example.org": "example.org", "mailbox alice@example.org": "alice@example.org", "alias alice@example.org": "alice@example.org"}
+class Client(socketserver.StreamRequestHandler):
+    def handle(self):
+        while size := b"".join(iter(lambda: self.rfile.read(1).strip(b":"), b"")):
+            key = self.rfile.read(int(size) + 1)[:-1].decode()
+            answer = "OK " + known[key] if key in known else "NOTFOUND "
+            self.wfile.write(b"%d:%s," % (len(answer), answer.encode()))
+os.umask(0)
+socketserver.ThreadingUnixStreamServer("/tmp/podop.socket", Client).serve_forever()
+`,
+		},
+		set: "virtual_transport=discard", begin: "chmod 755 /bin-local/flask; python3 /podop & until [ -S /tmp/podop.socket ]; do sleep 0.1; done; postmap lmdb:/etc/postfix/transport.map; ",
+	})
+}
+
+// suitePage imports on the machine as the suite's part of docs/primaries/suites.md says, and returns the
+// blocks of code at the page's top: two commands, with the secondary's between them, and the configuration.
+func suitePage(t *testing.T, m *machine, suite string) []string {
+	t.Helper()
+	head, parts, _ := strings.Cut(readFile(t, "../docs/primaries/suites.md"), "<!--")
+	_, part, _ := strings.Cut(parts, "\n### "+suite+"\n")
+	blocks, lines := blocksOf(head), blocksOf(part)
+	if len(blocks) != 4 || len(lines) == 0 {
+		t.Fatalf("the page has %d blocks of code and for %s %d, this test knows 4:\n%q", len(blocks), suite, len(lines), blocks)
+	}
+	if suite == "docker-mailserver" { // which has another name here
+		return blocks
+	}
+	if out := m.sh(lines[0] + "grep -c alice@example.org policy.json"); !strings.Contains(out, "domain") {
+		t.Errorf("the import says\n%s", out)
+	}
+	return blocks
+}
+
+// TestMailuSetup follows docs/primaries/suites.md with a Mailu, but for its nginx: its line that imports,
+// set-up and what it writes; then mail while the primary is down.
+func TestMailuSetup(t *testing.T) {
+	mx1, mx2 := suitePair(t)
+	mailu(t, mx1)
+	blocks := suitePage(t, mx1, "mailu")
+	out := mx1.sh(strings.TrimSpace(blocks[0]) + " --yes")
+	for _, want := range []string{"This is Mailu: docker ps shows the container mailu-smtp-1", "Put this into overrides/postfix/postfix.cf in Mailu's directory, and run docker restart mailu-smtp-1"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("set-up doesn't say %q:\n%s", want, out)
+		}
+	}
+	if conf, want := mx1.sh("cat /etc/understudy/publish.toml"), strings.Replace(blocks[3], "mailcow", "mailu", 1); conf != want {
+		t.Errorf("set-up writes\n%s\nand the page has\n%s", conf, want)
+	}
+	mx1.sh("docker exec -i mailu-smtp-1 postfix stop")
+	_, _ = mx2.try(secondaryLine.FindString(out) + " --yes") // doctor, at its end, finds no primary
+	knowsAlice(t, mx1, "down")
+}
+
 // TestMailcowSetup follows docs/primaries/suites.md with a mailcow: its line that imports, set-up and what it
 // writes, which is what the page has; the lines for extra.cf, which the container's start appends to main.cf; then mail.
 func TestMailcowSetup(t *testing.T) {
 	mx1, mx2 := suitePair(t)
 	root := mailcow(t, mx1)
-	const page = "../docs/primaries/suites.md"
-	blocks := blocksOf(strings.Split(readFile(t, page), "<!--")[0])
-	part, _, _ := strings.Cut(strings.Split(readFile(t, page), "\n### mailcow\n")[1], "\n### ")
-	if out := mx1.sh(blocksOf(part)[0] + "grep -c alice@example.org policy.json"); !strings.Contains(out, "domain") {
-		t.Errorf("the import says\n%s", out)
-	}
+	blocks := suitePage(t, mx1, "mailcow")
 
 	out := mx1.sh(strings.TrimSpace(blocks[0]) + " --yes")
 	const main = "data/conf/postfix/extra.cf in mailcow's directory, and run docker compose restart postfix-mailcow there"

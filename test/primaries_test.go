@@ -238,13 +238,9 @@ var secondaryLine = regexp.MustCompile(`(?m)^understudy setup secondary .*$`)
 // by default: what set-up finds, writes and starts, and what doctor says then, and without the
 // container; then mail, while it is up, down and back.
 func TestContainerSetup(t *testing.T) {
-	const page = "../docs/primaries/suites.md"
-	blocks := blocksOf(strings.Split(readFile(t, page), "<!--")[0])
-	if len(blocks) != 4 {
-		t.Fatalf("the page has %d blocks of code, this test knows 4:\n%q", len(blocks), blocks)
-	}
 	mx1, mx2 := suitePair(t)
 	dockerMailserver(t, mx1)
+	blocks := suitePage(t, mx1, "docker-mailserver")
 	out := mx1.sh(strings.TrimSpace(blocks[0]) + " --yes")
 	for _, want := range []string{"This is docker-mailserver: docker ps shows the container mail", "SupplementaryGroups=docker", `postfix_prefix = ["docker", "exec", "-i", "mail"]`, "Put this into postfix-main.cf in the directory"} {
 		if !strings.Contains(out, want) {
