@@ -2,6 +2,7 @@ package handwritten
 
 import (
 	"io/fs"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -30,5 +31,32 @@ func TestPresets(t *testing.T) {
 	}
 	if _, known := Preset("../google"); known {
 		t.Error("a name leads out of the presets")
+	}
+}
+
+// TestPresetsSources: each rule and each figure names the source that the head has, or says
+// that it is ours.
+func TestPresetsSources(t *testing.T) {
+	mark := regexp.MustCompile(`\[\d\]`)
+	for _, name := range Presets() {
+		text, _ := Preset(name)
+		head, rest, _ := strings.Cut(string(text), "\ndomains ")
+		_, sources, _ := strings.Cut(head, "# Source")
+		_, rules, _ := strings.Cut(rest, "\n[")
+		for line := range strings.Lines(rules) {
+			rule, note, _ := strings.Cut(line, " # ")
+			if !strings.Contains(rule, "=") {
+				continue
+			}
+			marks := mark.FindAllString(note, -1)
+			if len(marks) == 0 && strings.TrimSpace(note) != "ours" {
+				t.Errorf("%s: %s names no source", name, rule)
+			}
+			for _, m := range marks {
+				if !strings.Contains(sources, m+" ") {
+					t.Errorf("%s: %s is of source %s, which the head lacks", name, rule, m)
+				}
+			}
+		}
 	}
 }
