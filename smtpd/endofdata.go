@@ -178,14 +178,14 @@ func (s *session) accepted(b *body) {
 		slog.String("tls", tx.env.Client.TLS))...)
 }
 
-// failed answers a spool's error and logs it.
+// failed answers an error of the queue, and logs it: while that can't keep mail, once a minute.
 func (s *session) failed(op string, err error) {
 	r := envelope.NewReply(451, "4.3.0", "Error: queue file write error")
 	var named *envelope.ReplyError
 	if errors.As(err, &named) {
 		r = named.Reply
 	}
-	s.srv.Log.LogAttrs(s.ctx, slog.LevelError, "spool", slog.String("op", op), slog.String("id", s.tx.env.ID), slog.Any("error", err))
+	s.srv.often.Error(s.srv.Log, op, "message not kept", "op", op, "err", err)
 	s.reply(r)
 	s.errs-- // ours, not the client's
 }

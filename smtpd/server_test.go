@@ -348,6 +348,33 @@ func TestOneWrite(t *testing.T) {
 	stop()
 }
 
+// TestNotKept: while the queue keeps nothing each message is put off and counted, and the log
+// says so once.
+func TestNotKept(t *testing.T) {
+	s, spool := newServer(t)
+	spool.commit = errors.New("away")
+	var log bytes.Buffer
+	s.Log = slog.New(slog.NewTextHandler(&log, nil))
+	s.Metrics = metrics.New(prometheus.NewRegistry())
+	const n = 20
+	talk(t, s, "S: 220\nC: EHLO client.sender.example\nS: 250\n"+strings.Repeat(`C: MAIL FROM:<s@sender.example>
+S: 250
+C: RCPT TO:<alice@corp.example>
+S: 250
+C: DATA
+S: 354
+C: x
+C: .
+S: 451
+`, n))
+	if lines := strings.Count(log.String(), "message not kept"); lines != 1 {
+		t.Errorf("%d lines", lines)
+	}
+	if counted := testutil.ToFloat64(s.Metrics.Commands.WithLabelValues("DATA", "4xx")); counted != n {
+		t.Errorf("%v counted, want %d", counted, n)
+	}
+}
+
 // TestHostileText sends text that would forge log lines and metric series.
 func TestHostileText(t *testing.T) {
 	s, _ := newServer(t)

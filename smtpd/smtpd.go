@@ -66,6 +66,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/internal/repeat"
 	"github.com/understudy-mx/understudy/metrics"
 	"github.com/understudy-mx/understudy/policy"
 )
@@ -146,6 +147,7 @@ type Server struct {
 	Metrics *metrics.Metrics
 
 	once         sync.Once
+	often        repeat.Log // of messages that can't be kept
 	crowd        crowd
 	contradicted sync.Map // of a policy.Rule without its key: Compare has logged one of it
 
