@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/understudy-mx/understudy/queue/store"
 )
 
@@ -130,7 +132,15 @@ func readSpool(ctx context.Context, n *session, name string) (s spool, err error
 	return s, err
 }
 
-func (s *Store) now() int64 { return int64(time.Since(s.began)) }
+// now is a clock in nanoseconds that goes on while the machine is suspended, as a lease does.
+// Go's own stands still then.
+func now() int64 {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
+		panic(err) // every Linux has it
+	}
+	return t.Nano()
+}
 
 // take connects and takes the spool: what an earlier connection has under way is
 // done, or will be refused. schema looks at the schema first. ErrLocked.
@@ -161,7 +171,7 @@ func (s *Store) take(schema func(context.Context, *session) error) error {
 }
 
 func (s *Store) takeWith(ctx context.Context, n *session) error {
-	name, before := []byte(s.o.Spool), s.now()
+	name, before := []byte(s.o.Spool), now()
 	var keys, values [][]byte
 	for _, c := range store.Created() {
 		keys, values = append(keys, c.Key), append(values, c.Value)
@@ -268,7 +278,7 @@ func (s *Store) keep(ctx context.Context) {
 }
 
 func (s *Store) renew(ctx context.Context) error {
-	before, epoch := s.now(), s.epoch.Load()
+	before, epoch := now(), s.epoch.Load()
 	ctx, cancel := context.WithTimeout(ctx, max(s.o.Lease/3, 100*time.Millisecond))
 	defer cancel()
 	var changed int64
@@ -306,7 +316,7 @@ func (s *Store) Held() error {
 	switch {
 	case s.lost.Load():
 		return fmt.Errorf("%w: %w", store.ErrReopening, errFenced)
-	case s.now() > s.until.Load():
+	case now() > s.until.Load():
 		return fmt.Errorf("%w: the lease is over, and wasn't renewed", store.ErrReopening)
 	}
 	return nil

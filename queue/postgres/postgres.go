@@ -87,9 +87,8 @@ type Store struct {
 
 	id        atomic.Int32
 	epoch     atomic.Int64
-	until     atomic.Int64 // when the lease ends by our own clock: nanoseconds since began
-	began     time.Time
-	lost      atomic.Bool // another holds it
+	until     atomic.Int64 // when the lease ends by our own clock, see now
+	lost      atomic.Bool  // another holds it
 	handovers atomic.Int64
 	ready     atomic.Bool // false between a failed Apply and Reopen
 	readOnly  bool
@@ -122,7 +121,7 @@ func (o Opener) store(alarm func(kind, detail string)) (*Store, error) {
 	if alarm == nil {
 		alarm = func(string, string) {}
 	}
-	s := &Store{o: o, alarm: alarm, began: time.Now(), token: rand.Text()}
+	s := &Store{o: o, alarm: alarm, token: rand.Text()}
 	s.pool.init(s.connect)
 	if o.Dir == "" {
 		return s, nil
