@@ -103,7 +103,9 @@ func (r *aclRun) Variable(name string) (string, bool) {
 	if v, ok := r.clientVariable(name); ok {
 		return v, true
 	}
-	s := &r.aclState
+	if n, ok := r.number(name); ok {
+		return strconv.FormatInt(n, 10), true
+	}
 	switch name {
 	case "sender_address":
 		return r.senderNow(), true
@@ -126,30 +128,6 @@ func (r *aclRun) Variable(name string) (string, bool) {
 		return r.dnslist[3], true
 	case "acl_verify_message":
 		return r.verifyMessage, true
-	case "acl_narg":
-		return strconv.Itoa(len(r.args)), true
-	case "rcpt_count":
-		return strconv.Itoa(s.rcpts), true
-	case "rcpt_fail_count":
-		return strconv.Itoa(s.fails), true
-	case "rcpt_defer_count":
-		return strconv.Itoa(s.defers), true
-	case "recipients_count":
-		return strconv.Itoa(s.accepted), true
-	case "message_size":
-		switch {
-		case s.header != nil:
-			return strconv.FormatInt(s.header.octets(), 10), true
-		case s.size > 0: // as the client states it
-			return strconv.FormatInt(s.size, 10), true
-		}
-		return "-1", true
-	case "message_body_size":
-		return strconv.FormatInt(s.header.octets(), 10), true
-	case "max_received_linelength":
-		return strconv.Itoa(s.header.longest()), true
-	case "received_count":
-		return strconv.Itoa(r.message.Hops + 1), true
 	case "smtp_active_hostname":
 		if r.acl.ActiveHostname != "" {
 			if name, err := r.expand(r.acl.ActiveHostname); err == nil {
@@ -165,6 +143,38 @@ func (r *aclRun) Variable(name string) (string, bool) {
 		return r.acl.QualifyRecipient, true
 	}
 	return "", expansion.KnownVariable(name)
+}
+
+// number is a variable that counts something.
+func (r *aclRun) number(name string) (int64, bool) {
+	s := &r.aclState
+	switch name {
+	case "acl_narg":
+		return int64(len(r.args)), true
+	case "rcpt_count":
+		return int64(s.rcpts), true
+	case "rcpt_fail_count":
+		return int64(s.fails), true
+	case "rcpt_defer_count":
+		return int64(s.defers), true
+	case "recipients_count":
+		return int64(s.accepted), true
+	case "message_size":
+		switch {
+		case s.header != nil:
+			return s.header.octets(), true
+		case s.size > 0: // as the client states it
+			return s.size, true
+		}
+		return -1, true
+	case "message_body_size":
+		return s.header.octets(), true
+	case "max_received_linelength":
+		return int64(s.header.longest()), true
+	case "received_count":
+		return int64(r.message.Hops + 1), true
+	}
+	return 0, false
 }
 
 // senderNow is $sender_address: nobody while the sender itself is verified.

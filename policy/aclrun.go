@@ -308,13 +308,7 @@ func (r *aclRun) condition(s *aclStatement, it *aclItem) outcome {
 	}
 	switch it.kind {
 	case "condition":
-		ok, err := expansion.Bool(arg, false)
-		switch {
-		case err != nil:
-			return aclDefer
-		case !ok:
-			return aclFail
-		}
+		return holds(arg)
 	case "dnslists":
 		return r.dnslists(arg)
 	case "set":
@@ -330,6 +324,18 @@ func (r *aclRun) condition(s *aclStatement, it *aclItem) outcome {
 		return rc
 	case "unknown":
 		return r.unknown(s, it.arg)
+	}
+	return aclOK
+}
+
+// holds is the condition called condition.
+func holds(arg string) outcome {
+	ok, err := expansion.Bool(arg, false)
+	switch {
+	case err != nil:
+		return aclDefer
+	case !ok:
+		return aclFail
 	}
 	return aclOK
 }

@@ -168,10 +168,11 @@ func parseDNSList(item string) (d dnsList) {
 
 // dnslists asks DNS lists until one lists the client, or the keys that it is asked for.
 func (r *aclRun) dnslists(list string) outcome {
-	unanswered, names := aclFail, 0
+	usual, names := aclFail, 0
 	if r.deferUnanswered {
-		unanswered = aclDefer
+		usual = aclDefer
 	}
+	unanswered := usual
 	ask := func(d *dnsList, prepend string) outcome {
 		if names++; names > maxNames {
 			return aclDefer
@@ -184,10 +185,7 @@ func (r *aclRun) dnslists(list string) outcome {
 			unanswered = aclOK
 			continue
 		case "+exclude_unknown":
-			unanswered = aclFail
-			if r.deferUnanswered {
-				unanswered = aclDefer
-			}
+			unanswered = usual
 			continue
 		case "+defer_unknown":
 			unanswered = aclDefer

@@ -135,25 +135,18 @@ func (s *milterSession) serve() {
 // event answers one packet; false hangs up.
 func (s *milterSession) event(letter byte, data string) bool {
 	args := strings.Split(strings.TrimSuffix(data, "\x00"), "\x00")
+	if letter == 'C' {
+		if name, rest, _ := strings.Cut(data, "\x00"); len(rest) > 3 {
+			args = []string{name, rest[:1], strings.TrimSuffix(rest[3:], "\x00")} // without the port
+		}
+	}
+	s.note(letter, data, args)
+	action := ""
+	silent := map[byte]uint32{'C': 0x1000, 'H': 0x2000, 'M': 0x4000, 'R': 0x8000, 'T': 0x10000, 'U': 0x20000, 'N': 0x40000, 'B': 0x80000, 'L': 0x80}[letter]
 	switch letter {
 	case 'O':
 		s.negotiate(data)
 		return true
-	case 'D':
-		fmt.Fprintf(s.log, "  %s\n", describe(data))
-		return true
-	case 'B':
-		fmt.Fprintf(s.log, "B %d octets, %q\n", len(data), data[:min(len(data), 40)])
-	case 'A': // says nothing, and comes more often than need be
-	default:
-		if name, rest, _ := strings.Cut(data, "\x00"); letter == 'C' && len(rest) > 3 {
-			args = []string{name, rest[:1], strings.TrimSuffix(rest[3:], "\x00")} // without the port
-		}
-		fmt.Fprintf(s.log, "%c %q\n", letter, args)
-	}
-	action := ""
-	silent := map[byte]uint32{'C': 0x1000, 'H': 0x2000, 'M': 0x4000, 'R': 0x8000, 'T': 0x10000, 'U': 0x20000, 'N': 0x40000, 'B': 0x80000, 'L': 0x80}[letter]
-	switch letter {
 	case 'A':
 		s.todo = map[string]string{}
 		return true
@@ -197,6 +190,19 @@ func (s *milterSession) event(letter byte, data string) bool {
 		}
 	}
 	return s.answer(letter, action)
+}
+
+// note writes an event to the log.
+func (s *milterSession) note(letter byte, data string, args []string) {
+	switch letter {
+	case 'O', 'A': // the second comes more often than need be
+	case 'D':
+		fmt.Fprintf(s.log, "  %s\n", describe(data))
+	case 'B':
+		fmt.Fprintf(s.log, "B %d octets, %q\n", len(data), data[:min(len(data), 40)])
+	default:
+		fmt.Fprintf(s.log, "%c %q\n", letter, args)
+	}
 }
 
 func (s *milterSession) connected(addr string) string {

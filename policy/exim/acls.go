@@ -107,11 +107,23 @@ var controls = []string{
 	"utf8_downconvert", "no_rewrite",
 }
 
+// taint notes variables that may have another value than on the primary.
+func (i *importer) taint(names []string) {
+	for _, name := range names {
+		if i.tainted[name] == nil {
+			i.tainted[name] = errors.New("it is set where something else isn't known")
+		}
+	}
+}
+
+// acts says that an item does something even where its statement decides nothing.
+func (it itemText) acts() bool {
+	return slices.Contains([]string{"set", "control", "acl"}, strings.TrimPrefix(it.kind, "!"))
+}
+
 // statement translates one. keep is false for one that decides nothing.
 func (i *importer) statement(list string, s *statementText) (out policy.ACLStatement, keep bool) {
-	if s.verb == "warn" && !slices.ContainsFunc(s.items, func(it itemText) bool {
-		return slices.Contains([]string{"set", "control", "acl"}, strings.TrimPrefix(it.kind, "!"))
-	}) {
+	if s.verb == "warn" && !slices.ContainsFunc(s.items, itemText.acts) {
 		return out, false
 	}
 	out.Verb = s.verb
@@ -162,11 +174,7 @@ func (i *importer) statement(list string, s *statementText) (out policy.ACLState
 		}
 	}
 	if len(missing) > 0 {
-		for _, name := range sets {
-			if i.tainted[name] == nil {
-				i.tainted[name] = errors.New("it is set where something else isn't known")
-			}
-		}
+		i.taint(sets)
 	}
 	if never >= 0 {
 		return onlySets(out)
@@ -246,9 +254,7 @@ func (i *importer) condition(list string, it itemText) (c policy.ACLCondition, c
 	}
 	c = policy.ACLCondition{Kind: it.kind, Arg: it.arg}
 	switch kind {
-	case "domains":
-		c.Arg, why = i.listString(it.arg, "domainlist")
-	case "sender_domains":
+	case "domains", "sender_domains":
 		c.Arg, why = i.listString(it.arg, "domainlist")
 	case "local_parts":
 		c.Arg, why = i.listString(it.arg, "localpartlist")
@@ -256,23 +262,18 @@ func (i *importer) condition(list string, it itemText) (c policy.ACLCondition, c
 		c.Arg, why = i.listString(it.arg, "addresslist")
 	case "hosts":
 		c.Arg, why = i.listString(it.arg, "hostlist")
-		class = hostClass(it.arg)
-		return c, class, why
-	case "authenticated", "encrypted", "condition":
+		return c, hostClass(it.arg), why
+	case "authenticated", "encrypted", "condition", "dnslists":
 		c.Arg, why = i.str(it.arg)
-		if i.asksDNS {
+		if i.asksDNS || kind == "dnslists" {
 			return c, fidelity.GivenDNS, why
 		}
-	case "dnslists":
-		c.Arg, why = i.str(it.arg)
-		return c, fidelity.GivenDNS, why
 	case "set":
-		_, value, _ := strings.Cut(it.arg, "=")
-		var got string
-		got, why = i.str(strings.TrimSpace(value))
-		name, _, _ := strings.Cut(it.arg, "=")
-		if c.Arg = strings.TrimSpace(name) + "=" + got; why != nil {
-			i.tainted[strings.TrimSpace(name)] = why
+		name, value, _ := strings.Cut(it.arg, "=")
+		name = strings.TrimSpace(name)
+		value, why = i.str(strings.TrimSpace(value))
+		if c.Arg = name + "=" + value; why != nil {
+			i.tainted[name] = why
 		}
 	case "message":
 		if c.Arg, why = i.str(it.arg); why != nil { // the verdict is the same

@@ -117,12 +117,18 @@ func (i *importer) router(r *routerText) policy.ACLRouter {
 		i.item("router "+r.name, out.Driver, class, "", "")
 		return out
 	}
-	choice := i.choose("router "+r.name, out.Driver, fidelity.Defer, fidelity.Ignore)
-	i.item("router "+r.name, out.Driver, fidelity.NotReplicated, why.Error(), choice, fidelity.Defer, fidelity.Ignore)
+	i.notFollowed(&out, why)
+	return out
+}
+
+// notFollowed has a router that isn't followed decide as the operator chooses.
+func (i *importer) notFollowed(r *policy.ACLRouter, why error) {
+	name := "router " + r.Name
+	choice := i.choose(name, r.Driver, fidelity.Defer, fidelity.Ignore)
+	i.item(name, r.Driver, fidelity.NotReplicated, why.Error(), choice, fidelity.Defer, fidelity.Ignore)
 	it := &i.report.Items[len(i.report.Items)-1]
 	it.Unknown, it.Concerns = choice == fidelity.Defer, "recipients that no router before it has"
-	out.Driver, out.Options["choice"] = "unknown", choice
-	return out
+	r.Driver, r.Options["choice"] = "unknown", choice
 }
 
 var homeVariable = regexp.MustCompile(`\$home\b|\$\{home\}`)

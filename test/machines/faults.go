@@ -85,10 +85,28 @@ func (s *stage) faults() error {
 	if err := s.primaryUp(false); err != nil {
 		return err
 	}
-	for _, f := range []struct {
-		row string
-		do  func(leader, sync, replica *machine) error
-	}{
+	for _, f := range slices.Concat(s.ofMachines(), s.ofDatabases()) {
+		fmt.Printf("-- %s\n", f.row)
+		leader, sync, replica, err := s.roles()
+		if err == nil {
+			err = f.do(leader, sync, replica)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", f.row, err)
+		}
+	}
+	_, _, _, err := s.roles()
+	return errors.Join(err, s.primaryUp(true), s.arrived(3*time.Minute))
+}
+
+// fault is a row of what fails how in docs/FLEET.md.
+type fault struct {
+	row string
+	do  func(leader, sync, replica *machine) error
+}
+
+func (s *stage) ofMachines() []fault {
+	return []fault{
 		{"the leader's machine falls silent", func(leader, sync, replica *machine) error {
 			err := errors.Join(leader.link("down"), s.takes("cut off", sync, replica))
 			err = errors.Join(err, leader.link("up"), s.takes("back", s.machines...), s.primaryUp(true), s.arrived(2*time.Minute))
@@ -99,6 +117,25 @@ func (s *stage) faults() error {
 			s.answers("killed")
 			return errors.Join(err, s.takes("after that", sync))
 		}},
+		{"a standby's machine falls silent", func(leader, sync, replica *machine) error {
+			err := errors.Join(sync.link("down"), s.takes("cut off", leader, replica))
+			return errors.Join(err, sync.link("up"), s.takes("back", s.machines...))
+		}},
+		{"the way from one secondary to the database", func(leader, sync, replica *machine) error {
+			rule := " OUTPUT -d " + leader.ip() + " -p tcp --dport 5432 -j DROP"
+			if _, err := bash("ip netns exec " + sync.ns() + " iptables -A" + rule); err != nil {
+				return err
+			}
+			s.answers("cut")
+			s.answers("cut, again")
+			_, err := bash("ip netns exec " + sync.ns() + " iptables -D" + rule)
+			return errors.Join(err, s.takes("mended", s.machines...))
+		}},
+	}
+}
+
+func (s *stage) ofDatabases() []fault {
+	return []fault{
 		{"the database's leader", func(leader, sync, replica *machine) error {
 			_, err := leader.do(killDatabase)
 			s.answers("killed")
@@ -110,10 +147,6 @@ func (s *stage) faults() error {
 			err = errors.Join(err, s.takes("after that", s.machines...), replica.finds("spool-one-standby"))
 			_, started := sync.do("systemctl start patroni")
 			return errors.Join(err, started)
-		}},
-		{"a standby's machine falls silent", func(leader, sync, replica *machine) error {
-			err := errors.Join(sync.link("down"), s.takes("cut off", leader, replica))
-			return errors.Join(err, sync.link("up"), s.takes("back", s.machines...))
 		}},
 		{"both standbys", func(leader, sync, replica *machine) error {
 			for _, m := range []*machine{sync, replica} {
@@ -137,10 +170,9 @@ func (s *stage) faults() error {
 			return errors.Join(err, s.takes("started", s.machines...))
 		}},
 		{"etcd's majority", func(leader, sync, replica *machine) error {
-			for _, m := range []*machine{sync, replica} {
-				if _, err := m.do("systemctl stop etcd"); err != nil {
-					return err
-				}
+			two := []*machine{sync, replica}
+			if err := each(two, func(m *machine) error { _, err := m.do("systemctl stop etcd"); return err }); err != nil {
+				return err
 			}
 			began := time.Now()
 			err := retry(time.Minute, func() error {
@@ -153,35 +185,12 @@ func (s *stage) faults() error {
 				return err
 			}
 			s.answers(fmt.Sprintf("stopped for %v", time.Since(began).Round(time.Second)))
-			for _, m := range []*machine{sync, replica} {
-				if _, err := m.do("systemctl start --no-block etcd"); err != nil {
-					return err
-				}
+			if err := each(two, func(m *machine) error { _, err := m.do("systemctl start --no-block etcd"); return err }); err != nil {
+				return err
 			}
 			return s.takes("started", s.machines...)
 		}},
-		{"the way from one secondary to the database", func(leader, sync, replica *machine) error {
-			rule := " OUTPUT -d " + leader.ip() + " -p tcp --dport 5432 -j DROP"
-			if _, err := bash("ip netns exec " + sync.ns() + " iptables -A" + rule); err != nil {
-				return err
-			}
-			s.answers("cut")
-			s.answers("cut, again")
-			_, err := bash("ip netns exec " + sync.ns() + " iptables -D" + rule)
-			return errors.Join(err, s.takes("mended", s.machines...))
-		}},
-	} {
-		fmt.Printf("-- %s\n", f.row)
-		leader, sync, replica, err := s.roles()
-		if err == nil {
-			err = f.do(leader, sync, replica)
-		}
-		if err != nil {
-			return fmt.Errorf("%s: %w", f.row, err)
-		}
 	}
-	_, _, _, err := s.roles()
-	return errors.Join(err, s.primaryUp(true), s.arrived(3*time.Minute))
 }
 
 // finds waits until the doctor reports the check.
