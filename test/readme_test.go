@@ -62,7 +62,7 @@ fi
 if [ "$1" = stop ]; then
   pid=$(cat /var/log/$2.pid)
   kill $pid
-  for _ in {1..300}; do [ -d /proc/$pid ] || exit 0; sleep 0.1; done
+  for _ in {1..300}; do [ -d /proc/$pid ] || exec rm /var/log/$2.pid; sleep 0.1; done
   exit 1
 fi
 [ "$1 $2" = "enable --now" ]
@@ -70,6 +70,7 @@ for unit in "${@:3}"; do
   [ -f "/etc/systemd/system/${unit%.service}.service" ] || [ -f "/etc/systemd/system/$unit" ]
   [ "${unit%.socket}" = "$unit" ] || continue
   unit=${unit%.service} log=/var/log/${unit%.service}.log
+  [ ! -d /proc/$(cat /var/log/$unit.pid 2>/dev/null || echo none) ] || continue
   mkdir -p -m 700 /var/lib/understudy
   : > $log
   groups=$(said $unit SupplementaryGroups) as=
