@@ -232,12 +232,21 @@ func (c *committer) write(ops []*op, again bool) {
 	c.batch.Reset()
 	t := &tx{q: c.q, batch: &c.batch, totals: c.totals, again: again, handed: again && c.handovers() != c.handed}
 	good := ops[:0:0]
+	var lost error // the store was lost while the batch was filled
 	for _, o := range ops {
-		if err := o.fill(t); err != nil {
+		err := o.fill(t)
+		switch {
+		case err == nil:
+			good = append(good, o)
+		case o.keep && errors.Is(err, store.ErrReopening):
+			good, lost = append(good, o), err
+		default:
 			o.done(err)
-			continue
 		}
-		good = append(good, o)
+	}
+	if lost != nil {
+		c.fail(good, lost)
+		return
 	}
 	t.totals.Alive = c.q.aliveNow()
 	t.put([]byte{store.SpaceTotals}, t.totals.Encode())

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -146,4 +147,57 @@ func (relayFunc) Up(string) bool { return true }
 func (f relayFunc) Relay(_ context.Context, _ string, next func(time.Duration) *envelope.Transfer) error {
 	f(next)
 	return nil
+}
+
+// failing is a store of which a record can't be read once: the lease ended just then.
+type failing struct {
+	*storetest.Memory
+	armed atomic.Bool
+}
+
+type failingStore struct {
+	store.Store
+	f *failing
+}
+
+func (f *failing) Open(alarm func(kind, detail string)) (store.Store, error) {
+	s, err := f.Memory.Open(alarm)
+	return failingStore{s, f}, err
+}
+
+func (s failingStore) Get(key []byte) ([]byte, error) {
+	if key[0] == store.SpaceRecord && s.f.armed.Swap(false) {
+		return nil, store.ErrReopening
+	}
+	return s.Store.Get(key)
+}
+
+// TestLostAgain: the store is lost, comes back, and is lost again before what a next hop has
+// taken meanwhile is noted. It is noted later, and not relayed twice.
+func TestLostAgain(t *testing.T) {
+	mem := &failing{Memory: storetest.New()}
+	o := options(nil)
+	o.Store = mem
+	var relayed atomic.Int64
+	o.Relayer = relayFunc(func(next func(time.Duration) *envelope.Transfer) {
+		for t := next(0); t != nil; t = next(0) {
+			if relayed.Add(1) == 1 {
+				mem.FaultOnce(false, errors.New("lost"))
+				mem.armed.Store(true)
+			}
+			t.Settle([]envelope.Reply{envelope.NewReply(250, "", "taken")}, nil)
+		}
+	})
+	q := mustOpen(t, o)
+	if _, err := commit(q, mailTo("a@example.com"), "Subject: lost\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	stop := run(t, q)
+	for deadline := time.Now().Add(30 * time.Second); q.Stats().Messages > 0 && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	stop()
+	if n := relayed.Load(); n != 1 || mem.armed.Load() {
+		t.Errorf("relayed %d times; lost again: %v", n, !mem.armed.Load())
+	}
 }
