@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -216,6 +217,9 @@ func TestLimits(t *testing.T) {
 	if n := asks(client, 100); n != clientBurst {
 		t.Errorf("one client causes %d questions", n)
 	}
+	if n := asks(netip.MustParseAddr("::ffff:"+client.String()), 5); n != 0 {
+		t.Errorf("the same client by IPv6 causes %d questions", n)
+	}
 	if n := asks(netip.MustParseAddr("2001:db8::1"), 15) + asks(netip.MustParseAddr("2001:db8::2"), 15); n != clientBurst {
 		t.Errorf("one /64 causes %d questions", n)
 	}
@@ -292,6 +296,84 @@ func TestGarbage(t *testing.T) {
 	if code, asked := look(t, b, p, "alice@example.org"); code != 550 || asked != 1 {
 		t.Errorf("dated in the future, after its time: %d, asked %d", code, asked)
 	}
+}
+
+// TestExpiry: what is too old doesn't count, stands in no answer's way, and is dropped.
+func TestExpiry(t *testing.T) {
+	p := &primary{now: time.Unix(1e9, 0), has: map[string]envelope.Reply{"alice@example.org": envelope.NewReply(250, "", "ok")}}
+	b := newBook(t, filepath.Join(t.TempDir(), "asked.json"), p)
+	look(t, b, p, "alice@example.org")
+	look(t, b, p, "bob@example.org")
+	p.now = p.now.Add(noAgain + time.Second)
+	if due := b.due(); len(due) != 0 {
+		t.Errorf("a no is asked again by itself: %v", due)
+	}
+	p.err = errors.New("down")
+	p.now = p.now.Add(noKept - noAgain - time.Second)
+	if code, _ := look(t, b, p, "bob@example.org"); code != 550 {
+		t.Errorf("after three days: %d", code)
+	}
+	p.now = p.now.Add(time.Second)
+	if code, _ := look(t, b, p, "bob@example.org"); code != 0 {
+		t.Errorf("after more than three days: %d", code)
+	}
+	p.has, p.err = nil, nil
+	p.now = p.now.Add(yesKept)
+	for _, asked := range []int{1, 0} {
+		if code, n := look(t, b, p, "alice@example.org"); code != 550 || n != asked {
+			t.Errorf("after a month, and deleted: %d, asked %d", code, n)
+		}
+	}
+	p.now = p.now.Add(noKept + time.Second)
+	if due := b.due(); len(due) != 0 || len(b.entries) != 0 {
+		t.Errorf("%v are due, %d are kept", due, len(b.entries))
+	}
+	b.refresh(t.Context(), "alice@example.net")
+	if n := len(p.asked); p.asked[n-1] == "alice@example.net" {
+		t.Error("the primary is asked about a domain that isn't its own")
+	}
+}
+
+// TestBounds: what is remembered has a bound, and addresses have.
+func TestBounds(t *testing.T) {
+	p := &primary{now: time.Unix(1e9, 0)}
+	b := newBook(t, filepath.Join(t.TempDir(), "asked.json"), p)
+	for i := range maxYes + 10 {
+		b.keep(&entry{Address: fmt.Sprintf("y%d@example.org", i), Yes: true, At: p.now})
+	}
+	for i := range maxNo + 10 {
+		b.keep(&entry{Address: fmt.Sprintf("n%d@example.org", i), At: p.now})
+	}
+	b.keep(&entry{Address: "y1@example.org", Yes: true, At: p.now}) // is there
+	b.Heard(envelope.Mailbox{Local: strings.Repeat("a", maxAddress), Domain: "example.org"}, envelope.NewReply(550, "5.1.1", "User unknown"))
+	if s := b.Status(); s.Yes != maxYes || s.No != maxNo || b.entries[strings.Repeat("a", maxAddress)+"@example.org"] != nil {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestRunSaves: what is learned is saved each minute, and at the end.
+func TestRunSaves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &primary{now: time.Now()}
+		file := filepath.Join(t.TempDir(), "asked.json")
+		b := newBook(t, file, p)
+		ctx, stop := context.WithCancel(t.Context())
+		var work sync.WaitGroup
+		work.Go(func() { _ = b.Run(ctx) })
+		saved := func() int { return newBook(t, file, p).Status().No }
+		_, _ = b.Lookup(ctx, client, envelope.Mailbox{Local: "bob", Domain: "example.org"})
+		time.Sleep(saveEvery + time.Second)
+		synctest.Wait()
+		if n := saved(); n != 1 {
+			t.Errorf("after a minute %d are saved", n)
+		}
+		_, _ = b.Lookup(ctx, client, envelope.Mailbox{Local: "carol", Domain: "example.org"})
+		stop()
+		work.Wait()
+		if n := saved(); n != 2 {
+			t.Errorf("at the end %d are saved", n)
+		}
+	})
 }
 
 // TestTogether asks once for many who want the same answer.
