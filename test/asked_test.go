@@ -87,7 +87,7 @@ func TestRecipientsByAsking(t *testing.T) {
 
 // TestDictionary tries names at a secondary that asks a Postfix, from one address and
 // from 200: Postfix's log has no more questions than docs/PUSH.md says, and memory
-// stays. UNDERSTUDY_GUESSES makes it longer, for a run by hand.
+// stays. UNDERSTUDY_GUESSES makes it longer, for a run by hand; docs/PUSH.md has what came of it.
 func TestDictionary(t *testing.T) {
 	guesses := 200
 	if n, err := strconv.Atoi(os.Getenv("UNDERSTUDY_GUESSES")); err == nil {
