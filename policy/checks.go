@@ -149,6 +149,8 @@ func nonFQDNHelo(e *eval, c *check, name string) status {
 		rejectedText(name, classHelo, "need fully-qualified hostname"))
 }
 
+const malformedReply = "Malformed DNS server reply"
+
 func unknownHelo(e *eval, c *check, name string) status {
 	rule := e.ruleKey(c, name)
 	text := rejectedText(name, classHelo, "Host not found")
@@ -157,7 +159,10 @@ func unknownHelo(e *eval, c *check, name string) status {
 		status = e.lookups.get(e.ctx, e.lookups.exists(name, false)).status
 	}
 	switch status {
-	case dnsNotFound:
+	case dnsNotFound, dnsMalformed:
+		if status == dnsMalformed {
+			text = rejectedText(name, classHelo, malformedReply)
+		}
 		return e.reject(rule, e.snap.spec.Codes.UnknownHostname, "4.7.1", text)
 	case dnsTemp:
 		return e.tempfail(e.snap.spec.UnknownHeloTempfail, rule, 450, "4.7.1", text)
@@ -240,7 +245,7 @@ func (e *eval) unknownDomain(c *check, a *address, class, dsn string) status {
 	}
 	rule := e.ruleKey(c, a.domain)
 	text := rejectedText(a.raw, class, "Domain not found")
-	switch e.lookups.get(e.ctx, e.lookups.exists(a.domain, true)).status {
+	switch status := e.lookups.get(e.ctx, e.lookups.exists(a.domain, true)).status; status {
 	case dnsNullMX:
 		code, dsn := 550, "4.7.27"
 		if class == classRcpt {
@@ -248,7 +253,10 @@ func (e *eval) unknownDomain(c *check, a *address, class, dsn string) status {
 		}
 		return e.reject(rule, code, dsn,
 			rejectedText(a.raw, class, "Domain "+toASCII(a.domain)+" does not accept mail (nullMX)"))
-	case dnsNotFound:
+	case dnsNotFound, dnsMalformed:
+		if status == dnsMalformed {
+			text = rejectedText(a.raw, class, malformedReply)
+		}
 		return e.reject(rule, e.snap.spec.Codes.UnknownAddress, dsn, text)
 	case dnsTemp:
 		return e.tempfail(e.snap.spec.UnknownAddressTempfail, rule, 450, dsn, text)

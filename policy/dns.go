@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 
@@ -20,6 +21,7 @@ const (
 	dnsNotFound
 	dnsTemp
 	dnsNullMX
+	dnsMalformed // there are records, but what they name can't be a host
 )
 
 func statusOf(err error) dnsStatus {
@@ -261,6 +263,13 @@ func (l *lookups) listed(name string) question {
 	}}
 }
 
+// hostLike says that Postfix takes what a record names for a host: an address is one,
+// and so is a wildcard. It passes over other records.
+func hostLike(host string) bool {
+	host = trimDot(host)
+	return envelope.ValidHostaddr(host) || envelope.ValidHostname(strings.TrimPrefix(host, "*."))
+}
+
 // exists asks whether a name has MX or address records, of which the MX come
 // first or last. Any record decides; else a temporary failure does.
 func (l *lookups) exists(name string, mxFirst bool) question {
@@ -278,10 +287,10 @@ func (l *lookups) exists(name string, mxFirst bool) question {
 			mxs, err := l.r.LookupMX(ctx, name)
 			st := a.outcome(err)
 			switch {
-			case st == dnsFound && len(mxs) == 0:
-				st = dnsNotFound
 			case st == dnsFound && len(mxs) == 1 && (mxs[0].Host == "." || mxs[0].Host == ""):
 				st = dnsNullMX
+			case st == dnsFound && !slices.ContainsFunc(mxs, func(mx *net.MX) bool { return hostLike(mx.Host) }):
+				st = dnsMalformed
 			}
 			return st
 		}
@@ -301,7 +310,7 @@ func (l *lookups) exists(name string, mxFirst bool) question {
 		}
 		for _, ask := range asks {
 			switch st := ask(); st {
-			case dnsFound, dnsNullMX:
+			case dnsFound, dnsNullMX, dnsMalformed:
 				a.status = st
 				return
 			case dnsTemp:

@@ -104,11 +104,11 @@ func (l *lookups) servers(typ serverType, domain string) question {
 			mxs, err := l.r.LookupMX(ctx, domain)
 			a.status = statusOf(err)
 			for _, mx := range mxs {
-				if host := trimDot(mx.Host); host != "." && host != "" {
+				if host := trimDot(mx.Host); hostLike(host) {
 					a.hosts = append(a.hosts, host)
 				}
 			}
-			if a.status == dnsNotFound || a.status == dnsFound && len(mxs) == 0 {
+			if a.status == dnsNotFound {
 				a.hosts = []string{domain}
 			}
 			return
@@ -119,9 +119,11 @@ func (l *lookups) servers(typ serverType, domain string) question {
 				return
 			}
 			for _, ns := range nss {
-				a.hosts = append(a.hosts, trimDot(ns.Host))
+				if host := trimDot(ns.Host); hostLike(host) {
+					a.hosts = append(a.hosts, host)
+				}
 			}
-			if len(a.hosts) > 0 {
+			if a.status == dnsFound {
 				return
 			}
 		}

@@ -137,7 +137,8 @@ func (c *chain) negative(m *dns.Msg) answer {
 }
 
 // add takes rr's value. A name that is no host name is dropped: nothing that
-// prints or compares names should have to expect one.
+// prints or compares names should have to expect one. Mail servers take more for
+// an MX: an address, a wildcard.
 func (a *answer) add(rr dns.RR) {
 	switch rr := rr.(type) {
 	case *dns.A:
@@ -149,7 +150,8 @@ func (a *answer) add(rr dns.RR) {
 			a.addrs = append(a.addrs, ip)
 		}
 	case *dns.MX:
-		if isHostName(rr.Mx) || rr.Mx == "." {
+		_, err := netip.ParseAddr(strings.TrimSuffix(rr.Mx, "."))
+		if isHostName(strings.TrimPrefix(rr.Mx, "*.")) || rr.Mx == "." || err == nil {
 			a.hosts = append(a.hosts, host{rr.Mx, rr.Preference})
 		}
 	case *dns.PTR:

@@ -157,11 +157,11 @@ func servers(spec *policy.Spec, m *parity.Material, add func(string, ...any)) {
 			n++
 			name, host := fmt.Sprintf("s%d.served.example", n), fmt.Sprintf("h%d.served.example", n)
 			if a, err := netip.ParseAddr(strings.TrimSuffix(string(key), "/8")); err == nil {
-				add("%s. 300 IN A %s", host, a)
-				add("%s. 300 IN A %s", name, a)
+				add("%s. 300 IN %s %s", host, recordType(a), a)
+				add("%s. 300 IN %s %s", name, recordType(a), a)
 			} else if p, err := netip.ParsePrefix(string(key)); err == nil {
-				add("%s. 300 IN A %s", host, p.Addr())
-				add("%s. 300 IN A %s", name, p.Addr())
+				add("%s. 300 IN %s %s", host, recordType(p.Addr()), p.Addr())
+				add("%s. 300 IN %s %s", name, recordType(p.Addr()), p.Addr())
 			} else {
 				host = strings.TrimPrefix(string(key), ".")
 				add("%s. 300 IN A 198.18.0.1", host)
@@ -173,6 +173,13 @@ func servers(spec *policy.Spec, m *parity.Material, add func(string, ...any)) {
 			m.Clients = append(m.Clients, client("198.18.0.1", name, name), client("198.18.0.4", "", name))
 		}
 	}
+}
+
+func recordType(a netip.Addr) string {
+	if a.Is6() {
+		return "AAAA"
+	}
+	return "A"
 }
 
 // restrictions are all of a policy: of its lists, classes and tables.
