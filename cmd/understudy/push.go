@@ -115,7 +115,7 @@ type pushSendCmd struct {
 	URL       string        `name:"url" required:"" placeholder:"URL" help:"The server, such as https://mx2.example.org:9628."`
 	TokenFile string        `required:"" placeholder:"FILE" help:"File with the token that understudy push token printed there."`
 	CA        string        `name:"ca" placeholder:"FILE" help:"PEM file with the certificates to trust, instead of the system's."`
-	Cache     string        `placeholder:"FILE" help:"Keeps the list as it was pushed, so that the next time a difference is enough."`
+	Cache     string        `placeholder:"FILE" help:"Keep the pushed list here, so that only a difference is sent next time."`
 	Tries     int           `default:"5" help:"How often to try while the server is busy or can't be reached."`
 	Timeout   time.Duration `default:"10m" help:"How long to try at most."`
 	DryRun    bool          `help:"Read and check the list, say what would be pushed, and push nothing."`
@@ -261,7 +261,7 @@ func pushedOf(cfg *config.Config) operator.Pushed {
 
 type pushTokenCmd struct {
 	Domain string `arg:"" help:"One of the domains under [push]."`
-	Rotate bool   `help:"The token before stays good for a week."`
+	Rotate bool   `help:"Keep the old token good for a week."`
 	pushFlag
 }
 
@@ -281,7 +281,7 @@ func (c *pushTokenCmd) Run(ctx context.Context, out io.Writer) error {
 
 type pushRevokeCmd struct {
 	Domain string `arg:"" help:"The domain whose token ends; its list stays, and grows stale."`
-	Former bool   `help:"End only the token before, which a rotation left."`
+	Former bool   `help:"End only the old token that --rotate has left."`
 	pushFlag
 }
 

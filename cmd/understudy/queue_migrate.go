@@ -15,7 +15,7 @@ import (
 
 type queueMigrateCmd struct {
 	daemonFlag
-	To   string `required:"" enum:"leveldb,postgres" help:"Where the mail shall be: leveldb (the state directory) or postgres (the database of dsn)."`
+	To   string `required:"" enum:"leveldb,postgres" help:"Where the mail is to go: leveldb (the state directory) or postgres (the database of dsn)."`
 	JSON bool   `name:"json" help:"As a JSON object."`
 }
 
