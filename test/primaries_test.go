@@ -106,6 +106,7 @@ func TestEximPage(t *testing.T) {
 	if log := mx1.sh("cat /var/log/exim4/mainlog"); strings.Count(log, "<= bob@example.net H=(client.example.net) [203.0.113.9]") != 2 {
 		t.Errorf("Exim doesn't name the client:\n%s", log)
 	}
+	eximChoice(t, mx1)
 }
 
 const (
@@ -117,6 +118,27 @@ const (
 // it can be.
 var providerPages = []struct{ name, trust string }{
 	{"microsoft365", ""}, {"google", ""}, {"mox", ""}, {"ldap", byXClient}, {"proxmox", byXClient}, {"asking", byXClient}, {"stalwart", byProxy},
+}
+
+// eximChoice has an ACL that can't be followed, and makes the page's choice.
+func eximChoice(t *testing.T, m *machine) {
+	t.Helper()
+	choices := codeBlocks(t, "../docs/primaries/exim.md", "Choices")
+	const item = "acl_check_rcpt: deny ratelimit = 10 / 1h / strict"
+	m.sh(`cd /etc/exim4
+echo 'CHECK_RCPT_LOCAL_ACL_FILE = /etc/exim4/rcpt' > conf.d/main/00_local
+printf 'deny\n  ratelimit = 10 / 1h / strict\n' > rcpt
+update-exim4.conf`)
+	for _, instead := range []string{"ignore", "ask"} {
+		out := m.sh("understudy publish --check")
+		_, said, _ := strings.Cut(out, item+"\n")
+		said, _, _ = strings.Cut(said, " or: ")
+		if !strings.Contains(said, "here: "+instead+"\n") {
+			t.Errorf("the statement isn't named with %q:\n%s", instead, out)
+		}
+		write(t, filepath.Join(m.dir, "choice"), choices[0])
+		m.sh("cat ../choice >> /etc/understudy/publish.toml")
+	}
 }
 
 // TestPages: each page of docs/primaries is followed by a test, and docs/PRIMARIES.md leads to it.
