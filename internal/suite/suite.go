@@ -161,7 +161,8 @@ func (c Container) is(r running) bool {
 	if c.Service != "" && r.service != "" && r.service != c.Service {
 		return false
 	}
-	return strings.Contains(r.image+":", c.Image+":")
+	image, _, _ := strings.Cut(r.image, "@") // which a digest follows
+	return strings.Contains(image+":", c.Image+":")
 }
 
 // containers asks the engines that are installed.

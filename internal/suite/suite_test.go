@@ -27,6 +27,8 @@ func TestDetect(t *testing.T) {
 		"elsewhere": {"cow-postfix-mailcow-1\tghcr.io/mailcow/postfix:3.10.12-1\tpostfix-mailcow\n", "mailcow", "cow-postfix-mailcow-1", true},
 		"dms":       {"mailserver\tghcr.io/docker-mailserver/docker-mailserver:latest\tmailserver\n", "docker-mailserver", "mailserver", false},
 		"dms run":   {"mx\tdocker-mailserver/docker-mailserver\t<no value>\n", "docker-mailserver", "mx", true},
+		"digest":    {"mailserver\tghcr.io/docker-mailserver/docker-mailserver@sha256:0f4e\tmailserver\n", "docker-mailserver", "mailserver", false},
+		"compose 1": {"mailcowdockerized_postfix-mailcow_1\tmailcow/postfix:1.80\tpostfix-mailcow\n", "mailcow", "mailcowdockerized_postfix-mailcow_1", true},
 		"mailu":     {"mailu-admin-1\tghcr.io/mailu/admin:2024.06\tadmin\nmailu-smtp-1\tghcr.io/mailu/postfix:2024.06\tsmtp\n", "mailu", "mailu-smtp-1", false},
 		"broken":    {"\x00\t\t\t\n", "", "", false},
 	} {
