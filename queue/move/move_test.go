@@ -198,6 +198,31 @@ func TestThirdStore(t *testing.T) {
 	}
 }
 
+// TestGiverGone: what came from a store that is no more may have been relayed from there.
+func TestGiverGone(t *testing.T) {
+	a, b, c := storetest.New(), storetest.New(), storetest.New()
+	want := fill(t, a)
+	if _, err := moveAll(t, a, b, &cut{left: 6}); err == nil { // as in TestUnconfirmed
+		t.Fatal("not cut")
+	}
+	from, err := b.Open(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer from.Close()
+	q := open(t, c, nil)
+	defer q.Close()
+	m := move.Move{From: from, To: q, Route: route, Ask: func(string, string, string) (move.Whereabouts, error) { return move.Gone, nil }}
+	if result, err := m.Run(t.Context()); err != nil || result.Messages != len(want) {
+		t.Errorf("%+v, %v", result, err)
+	}
+	for id, is := range found(t, q) {
+		if !is.info.MayHaveArrived {
+			t.Errorf("%s isn't marked", id)
+		}
+	}
+}
+
 // TestOthersNotes: where messages went is still known when others have gone elsewhere.
 func TestOthersNotes(t *testing.T) {
 	a, b, c := storetest.New(), storetest.New(), storetest.New()
