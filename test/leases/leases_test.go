@@ -101,7 +101,7 @@ func compare(t *testing.T, p *primary, all []*process, losses int) {
 			case strings.HasPrefix(l.Msg, "a member is silent"):
 				adoptions++
 			}
-			if strings.Contains(l.Err, "another process has taken the spool") {
+			if strings.Contains(l.Err, "another process has taken the spool") || strings.Contains(l.Err, "holds the spool for another") {
 				fenced++
 			}
 		}
@@ -121,7 +121,7 @@ func compare(t *testing.T, p *primary, all []*process, losses int) {
 	if late > 0 {
 		t.Error("a member that came back sent what another had taken over")
 	}
-	if adoptions < losses/3 || fenced == 0 {
+	if adoptions < losses/3 || fenced == 0 && losses > 20 { // of a few, each may have come back when its adopter was done
 		t.Errorf("%d adoptions at %d faults, %d lines tell of a fence: nothing was tried", adoptions, losses, fenced)
 	}
 }
@@ -208,7 +208,7 @@ func (m *process) lose(t *testing.T, rnd *rand.Rand, all []*process) {
 	default:
 		m.way.cut(true)
 	}
-	wait(5*time.Second, func() bool { return m.adopted(t, all, began) }) // who has no mail isn't
+	wait(10*time.Second, func() bool { return m.adopted(t, all, began) }) // who has no mail isn't
 	time.Sleep(time.Duration(rnd.IntN(600)) * time.Millisecond)
 	switch how {
 	case 0:
