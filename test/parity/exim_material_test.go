@@ -120,7 +120,7 @@ func eximRecipients(out *parity.Material, spec *policy.Spec) {
 					domain = filepath.Base(file)
 				}
 				for _, dom := range []string{domain, "mx.example.org"} {
-					if local != "" && strings.Contains(dom, ".") && !strings.Contains(local+dom, "\x01") { // a capital
+					if local != "" && strings.Contains(dom, ".") && !strings.ContainsAny(local+dom, "\x01@") { // a capital, a key of three parts
 						out.Recipients = append(out.Recipients, local+"@"+dom)
 					}
 				}

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"github.com/miekg/dns"
 
 	"github.com/understudy-mx/understudy/internal/demo"
+	"github.com/understudy-mx/understudy/internal/lister/listertest"
 	"github.com/understudy-mx/understudy/internal/testmx"
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/exim"
@@ -34,7 +36,7 @@ func eximProfiles() string {
 // policy that was imported from it. EXIM_SESSIONS sets how many each profile gets.
 //
 // A profile is a directory with an exim.conf. @DIR@ in its files is the directory that
-// it is played in; where it has an etc of its own, /etc/ in its configuration files is that, and postmap makes its *.cdb of the texts of these names. The lines
+// it is played in; where it has a mail.mysql, that is what a MariaDB at @PORT@ holds; where it has an etc of its own, /etc/ in its configuration files is that, and postmap makes its *.cdb of the texts of these names. The lines
 // of its file "choices" are the operator's, as after --choose.
 func TestEximProfiles(t *testing.T) {
 	dirs, err := os.ReadDir(eximProfiles())
@@ -178,6 +180,10 @@ func installExim(t *testing.T, name, nameserver string) *testmx.Exim {
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("sqlite3: %v\n%s", err, out)
 		}
+	}
+	if sql := filepath.Join(x.Dir, "mail.mysql"); isThere(sql) {
+		db := listertest.MariaDB(t, readFile(t, sql))
+		writeOld(t, x.Config, strings.ReplaceAll(readFile(t, x.Config), "@PORT@", strconv.Itoa(db.Port)))
 	}
 	head := fmt.Sprintf("spool_directory = %[1]s/spool\nlog_file_path = %[1]s/log/%%slog\nkeep_environment =\n", x.Dir)
 	text := strings.ReplaceAll(readFile(t, x.Config), "\nspool_directory =", "\n#")
