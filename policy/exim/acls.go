@@ -272,6 +272,9 @@ func (i *importer) condition(list string, it itemText) (c policy.ACLCondition, c
 		name, value, _ := strings.Cut(it.arg, "=")
 		name = strings.TrimSpace(name)
 		value, why = i.str(strings.TrimSpace(value))
+		if p, err := expansion.Parse(value); why == nil && err == nil && i.ofClients(p) {
+			i.clients[name] = true
+		}
 		if c.Arg = name + "=" + value; why != nil {
 			i.tainted[name] = why
 		}

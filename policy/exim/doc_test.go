@@ -56,6 +56,7 @@ var elements = []row{
 	{"${lookup passwd{NAME}}, ${stat:FILE}", fidelity.Exact, "login names without passwords; of a file with a constant name its mode, size and mtime", "TestAccounts, cpanel"},
 	{"inbound_srs", fidelity.Approximated, "the secret stays on the primary: who comes to SRS0=… is deferred", "hestia, TestSRS"},
 	{"files whose names are looked up: ${lookup{$domain}dsearch{/etc/virtual}}, $home", fidelity.Exact, "", "hestia, cpanel"},
+	{"files whose names clients have a part in: lsearch{/etc/virtual/$domain}", fidelity.Exact, "Exim 4.94 and later opens none of these: the look-up fails", "TestTainted"},
 	{"unseen", fidelity.Exact, "", "hestia"},
 	{"router: accept, redirect", fidelity.Exact, "data by lsearch, dsearch, SQL or constants; :fail:, :defer:, :blackhole:, :unknown:; check_local_user, affixes, condition, senders, require_files", "virtual, sql, hosting"},
 	{"router: redirect with file", fidelity.NotReplicated, "unless it has no_verify", ""},

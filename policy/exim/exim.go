@@ -31,6 +31,7 @@ import (
 	"os/exec"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -92,13 +93,17 @@ type importer struct {
 	queries map[string]string // of databases: what stands for each in the Spec
 	tainted map[string]error  // variables whose values aren't known, and why
 	routing bool              // a router is read
+	clients map[string]bool   // variables that are set to what clients choose
+	ofPerl  string            // a file that Perl opens, whatever its name is
+	refused []string          // names of files in a string that this Exim doesn't open
+	taints  bool              // this Exim opens no files whose names clients have a part in
 }
 
 // Import reads the configuration. An error joins all that is wrong; then there is no
 // Spec.
 func Import(ctx context.Context, src Source) (*policy.Spec, fidelity.Report, error) {
 	i := &importer{ctx: ctx, src: &src, spec: policy.NewSpec(), files: map[string]bool{}, polled: map[string]bool{}, failed: map[string]error{},
-		queries: map[string]string{}, tainted: map[string]error{}}
+		queries: map[string]string{}, tainted: map[string]error{}, clients: map[string]bool{}}
 	if err := i.read(); err != nil {
 		return nil, fidelity.Report{}, err
 	}
@@ -234,6 +239,8 @@ func (i *importer) read() error {
 		i.files[f] = true
 	}
 	i.conf.effective(settings)
+	minor, _ := strconv.Atoi(strings.TrimFunc(m[1][2:min(4, len(m[1]))], func(r rune) bool { return r < '0' || r > '9' }))
+	i.taints = minor >= 94 && i.conf.main["allow_insecure_tainted_data"] != "true"
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package exim
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -84,6 +85,9 @@ func (i *importer) elements(p *expansion.String, kind string) error {
 			if at := strings.LastIndexByte(e, '@'); at > 0 && !strings.HasPrefix(e, "@@") && !strings.Contains(e[:at], ";") && e[0] != '^' && e[0] != '/' {
 				e = e[at+1:]
 			}
+		}
+		if _, file, ok := strings.Cut(e, ";"); ok && strings.HasPrefix(file, "/") && strings.Contains(file, "*") && i.ofClients(p) {
+			return errors.New(whyTainted)
 		}
 		if err := i.element(e, kind); err != nil {
 			return err

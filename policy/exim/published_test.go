@@ -3,6 +3,7 @@ package exim
 import (
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -266,6 +267,86 @@ rcpt:
 	for to, want := range map[string]string{"bob@example.org": "permit", "alice@example.org": "reject", "nobody@example.org": "reject"} {
 		if got := decided(t, spec, to); got != want {
 			t.Errorf("%s: %s, want %s", to, got, want)
+		}
+	}
+}
+
+// TestTainted: files whose names clients have a part in aren't opened, as in Exim, which
+// refuses for now.
+func TestTainted(t *testing.T) {
+	x := newExim(t, `domainlist local_domains = one.example
+acl_smtp_rcpt = rcpt
+begin acl
+rcpt:
+  deny local_parts = q1
+       message = <${lookup{$local_part}lsearch{@DIR@/d/$domain}{$value}{no}}>
+  deny local_parts = q2
+       condition = ${lookup{$local_part}lsearch{@DIR@/d/$domain}{yes}{no}}
+  deny domains = one.example
+       local_parts = q3
+       message = <${lookup{q1}lsearch{@DIR@/d/${lookup{$domain}dsearch{@DIR@/d}}}{$value}{no}}>
+  deny local_parts = q4
+       message = <${if exists{@DIR@/d/$domain}{there}{no}}>
+  deny local_parts = q5
+       message = <${lookup{$domain}dsearch{@DIR@/$local_part}{$value}{none}}>
+  deny local_parts = q6
+       set acl_m_x = ${lc:$domain}
+       message = <${lookup{q1}lsearch{@DIR@/d/$acl_m_x}{$value}{no}}>
+  deny local_parts = q7
+       message = <${lookup{q1}lsearch{@DIR@/d/${sg{$domain}{x}{x}}}{$value}{no}}>
+  deny local_parts = q8
+       message = <${lookup{q1}lsearch{@DIR@/d/${if eq{$domain}{one.example}{one.example}{no}}}{$value}{no}}>
+  require verify = recipient
+begin routers
+r1:
+  driver = redirect
+  local_parts = r1
+  data = ${lookup{$local_part}lsearch{@DIR@/d/$domain}}
+r2:
+  driver = accept
+  local_parts = r2
+  condition = ${lookup{$local_part}lsearch{@DIR@/d/$domain}{yes}{no}}
+  transport = t
+r3:
+  driver = accept
+  local_parts = r3
+  require_files = @DIR@/d/$domain
+  transport = t
+begin transports
+t:
+  driver = appendfile
+  file = /dev/null
+  user = mail
+`)
+	if err := os.Mkdir(filepath.Join(x.Dir, "d"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(x.Dir, "d/one.example"), []byte("q1: v\nq2: v\nr1: r3@one.example\nr2: x\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	spec, report, err := Import(t.Context(), Source{Program: x.Program, Config: x.Config, Getent: x.Getent, Own: []string{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if it := itemOf(t, &report, "lsearch: "); !strings.Contains(it.Why, "use $domain_data") || !strings.HasPrefix(it.Why, x.Config+":") {
+		t.Errorf("%+v", it)
+	}
+	input := "HELO mail.example.com\r\nMAIL FROM:<>\r\n"
+	var to []string
+	for _, local := range []string{"q1", "q2", "q3", "q4", "q5", "q6", "q7", "q8", "r1", "r2", "r3"} {
+		to = append(to, local+"@one.example")
+		input += "RCPT TO:<" + local + "@one.example>\r\n"
+	}
+	cmd := exec.Command(x.Program, "-C", x.Config, "-bh", "192.0.2.1")
+	cmd.Stdin = strings.NewReader(input + "QUIT\r\n")
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs := replies(string(out))[3:]
+	for n, got := range repliesOurs(t, spec, to) {
+		if n >= len(theirs) || got != theirs[n] {
+			t.Errorf("%s: %q; Exim says %q", to[n], got, theirs[min(n, len(theirs)-1)])
 		}
 	}
 }

@@ -15,7 +15,7 @@ import (
 // str checks a string and lists what it refers to. It returns the string as the Spec
 // has it.
 func (i *importer) str(s string) (string, error) {
-	i.asksDNS = false
+	i.asksDNS, i.refused = false, nil
 	for _, rewrite := range []func(string) (string, error){i.rewriteSRS, i.rewritePerl, i.rewriteFiles, i.rewriteStat, i.rewriteQueries} {
 		var err error
 		if s, err = rewrite(s); err != nil {
@@ -56,6 +56,9 @@ func (i *importer) str(s string) (string, error) {
 			}
 		},
 	})
+	for _, name := range i.refused { // no table is called so
+		s = strings.ReplaceAll(s, "{"+name+"}", "{tainted "+name+"}")
+	}
 	return s, err
 }
 
@@ -226,7 +229,9 @@ func (i *importer) rewritePerl(s string) (string, error) {
 		case fidelity.Defer:
 			return "", &expansion.Unsupported{What: "${perl{" + name + "}…}", Runs: true}
 		case perlPanel:
-			return strings.ReplaceAll(f.instead, "@ETC@", cmp.Or(i.src.Etc, "/etc")), nil
+			etc := cmp.Or(i.src.Etc, "/etc")
+			i.ofPerl = etc + "/virtual/$domain/passwd"
+			return strings.ReplaceAll(f.instead, "@ETC@", etc), nil
 		}
 		return choice, nil
 	})

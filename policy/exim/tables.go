@@ -41,6 +41,11 @@ func (i *importer) lookup(typ string, file, key *expansion.String) error {
 	if !expansion.Keyed(typ) {
 		return fmt.Errorf("look-ups of type %s aren't listed", typ)
 	}
+	if i.ofClients(file) && file.Source() != i.ofPerl {
+		i.refused = append(i.refused, file.Source())
+		i.item(expansion.BaseType(typ), file.Source(), fidelity.Exact, i.here+": "+whyTainted, "")
+		return nil
+	}
 	globs, ok := file.Shapes(i.values)
 	if !ok {
 		return fmt.Errorf("which file a look-up of type %s asks depends on too much", typ)
@@ -49,11 +54,21 @@ func (i *importer) lookup(typ string, file, key *expansion.String) error {
 		if glob = strings.TrimSpace(glob); !strings.HasPrefix(glob, "/") {
 			continue // nothing was found that would name one
 		}
+		if strings.HasSuffix(glob, "/") && expansion.BaseType(typ) != "dsearch" {
+			continue // nor here: a directory can't be read
+		}
 		if err := i.tables(typ, glob); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+const whyTainted = "Exim 4.94 and later opens no file whose name a client has a part in, and the look-up fails; use $domain_data or $local_part_data in it"
+
+// ofClients says that Exim won't open a file of such a name.
+func (i *importer) ofClients(s *expansion.String) bool {
+	return i.taints && s.Tainted(func(v string) bool { return i.clients[v] })
 }
 
 // values are the answers that a look-up may give.

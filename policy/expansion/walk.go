@@ -311,3 +311,40 @@ type Part struct {
 
 // Source spells the string as it was written.
 func (s *String) Source() string { return s.src }
+
+// clients are variables whose values clients choose. $domain_data and its like, and what
+// look-ups answer, are the configuration's own.
+var clients = []string{
+	"domain", "local_part", "local_part_prefix", "local_part_suffix", "original_domain", "original_local_part", "parent_domain", "parent_local_part",
+	"sender_address", "sender_address_domain", "sender_address_local_part", "sender_helo_name", "sender_host_name", "sender_ident", "tls_sni", "tls_in_sni",
+}
+
+// Tainted says that a client chooses a part of the string: Exim 4.94 and later opens no
+// file of such a name. also says so of further variables.
+func (s *String) Tainted(also func(variable string) bool) bool {
+	if s == nil {
+		return false
+	}
+	branches := func(b *branch) bool { return b.yes.Tainted(also) || b.no.Tainted(also) }
+	return slices.ContainsFunc(s.nodes, func(n node) bool {
+		switch n := n.(type) {
+		case variable:
+			return slices.Contains(clients, string(n)) || strings.Contains(string(n), "h_") && !strings.HasPrefix(string(n), "acl_") || also(string(n))
+		case *operator:
+			return n.subject.Tainted(also)
+		case *ifItem:
+			return branches(&n.branch)
+		case *lookup:
+			return branches(&n.branch)
+		case *extract:
+			return n.yes == nil && n.args[len(n.args)-1].Tainted(also) || branches(&n.branch)
+		case *listextract:
+			return n.yes == nil && n.args[1].Tainted(also) || branches(&n.branch)
+		case *substitute:
+			return n.args[0].Tainted(also) || n.args[2].Tainted(also)
+		case *sized:
+			return n.args[len(n.args)-1].Tainted(also)
+		}
+		return false
+	})
+}

@@ -54,6 +54,9 @@ func eximMaterial(t *testing.T, d *demo.DNS, spec *policy.Spec) *parity.Material
 		*list = slices.DeleteFunc(*list, func(s string) bool { return strings.ContainsAny(s, "\n ") })
 	}
 	weigh(out, often, named, spec.ACL.Hostname)
+	if strings.Contains(text, "h_x-spam-flag") {
+		out.Fields = append(slices.Clone(out.Fields), "X-Spam-Flag: YES", "X-Spam-Flag: no")
+	}
 	out.Data = "*"
 	return out
 }
@@ -120,7 +123,7 @@ func eximRecipients(out *parity.Material, spec *policy.Spec) {
 					domain = filepath.Base(file)
 				}
 				for _, dom := range []string{domain, "mx.example.org"} {
-					if local != "" && strings.Contains(dom, ".") && !strings.ContainsAny(local+dom, "\x01@") { // a capital, a key of three parts
+					if local != "" && strings.Contains(dom, ".") && !strings.Contains(local+dom, "\x01") && strings.Count(string(k), "\n") < 3 { // a capital, a key of three parts
 						out.Recipients = append(out.Recipients, local+"@"+dom)
 					}
 				}
