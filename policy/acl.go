@@ -38,6 +38,10 @@ type ACL struct {
 
 	Interfaces []string `json:"interface_addresses,omitempty"` // of the primary's, those that mail comes to
 
+	// HostsFile has the addresses of the names in the primary's /etc/hosts, which go before
+	// the DNS for a name in a host list.
+	HostsFile map[string][]string `json:"hosts_file,omitempty"`
+
 	Routers []ACLRouter `json:"routers,omitempty"`
 
 	Hostname         string `json:"primary_hostname"`

@@ -121,8 +121,16 @@ func keyOf(addr netip.Addr, sep string) string {
 	return strings.ReplaceAll(addr.StringExpanded(), ":", sep)
 }
 
-// hasAddress says that a host's name has the client's address.
+// hasAddress says that a host's name has the client's address. The DNS isn't asked for
+// localhost (RFC 6761 §6.3): whoever answers could let anybody relay.
 func (r *aclRun) hasAddress(name string, addr netip.Addr) listResult {
+	name = expansion.Lower(name)
+	if there, ok := r.acl.HostsFile[name]; ok {
+		return yesNo(slices.Contains(there, addr.String()))
+	}
+	if name == "localhost" {
+		return yesNo(addr.IsLoopback())
+	}
 	addrs, st := r.addresses(name)
 	switch st {
 	case dnsTemp:

@@ -33,10 +33,12 @@ func (r *aclRun) redirect(t *routing, ro *aclRouter) routeResult {
 	if ro.flag("qualify_preserve_domain", false) {
 		qualify = t.domain
 	}
-	children, ok := parseRedirection(text, qualify)
-	if !ok && !ro.flag("skip_syntax_errors", false) {
+	parsed := redirection{qualify: qualify, files: r.acl.Files}
+	parsed.read(text, 0)
+	if parsed.absent || parsed.malformed && !ro.flag("skip_syntax_errors", false) {
 		return routeDefer
 	}
+	children := parsed.all
 	if len(children) == 0 {
 		return routeDecline
 	}
@@ -116,50 +118,70 @@ func stripComments(s string) string {
 	return strings.Join(out, "\n")
 }
 
-// parseRedirection splits a list of addresses, pipes and files; ok is false where one
-// can't be read.
-func parseRedirection(s, qualify string) (all []string, ok bool) {
-	ok = true
+// maxIncludes bounds how deep files of addresses name others.
+const maxIncludes = 10
+
+// redirection is a list of addresses, pipes and files.
+type redirection struct {
+	qualify string
+	files   map[string][]string // the lines of "include;FILE"
+
+	all       []string
+	malformed bool // one can't be read
+	absent    bool // a file that it includes isn't there
+}
+
+// read splits a text, and those of the files that it includes.
+func (d *redirection) read(text string, depth int) {
 	quoted := false
 	start := 0
-	add := func(e string) {
-		switch e = strings.TrimSpace(e); {
-		case e == "":
-			return
-		case strings.HasPrefix(e, ":include:"), len(all) >= maxChildren:
-			all = append(all, "|"+e) // somebody is in there
-			return
-		case strings.HasPrefix(e, `"|`), strings.HasPrefix(e, `"/`):
-			all = append(all, strings.Trim(e, `"`))
-			return
-		case isDelivery(e):
-			all = append(all, e)
-			return
-		}
-		e = strings.TrimPrefix(e, `\`)
-		if i := strings.LastIndexByte(e, '<'); i >= 0 && strings.HasSuffix(e, ">") {
-			e = e[i+1 : len(e)-1]
-		}
-		if strings.ContainsAny(e, " \t()<>") && !strings.Contains(e, `"`) {
-			ok = false
-			return
-		}
-		if !strings.Contains(e, "@") {
-			e += "@" + qualify
-		}
-		all = append(all, strings.ReplaceAll(e, `"`, ""))
-	}
-	for i := range len(s) {
+	for i := range len(text) {
 		switch {
-		case s[i] == '"':
+		case text[i] == '"':
 			quoted = !quoted
-		case !quoted && (s[i] == ',' || s[i] == '\n'):
-			add(s[start:i])
+		case !quoted && (text[i] == ',' || text[i] == '\n'):
+			d.add(strings.TrimSpace(text[start:i]), depth)
 			start = i + 1
 		}
 	}
-	add(s[start:])
-	return all, ok
+	d.add(strings.TrimSpace(text[start:]), depth)
+}
+
+// add takes one element.
+func (d *redirection) add(e string, depth int) {
+	file, included := strings.CutPrefix(e, ":include:")
+	switch {
+	case e == "":
+		return
+	case len(d.all) >= maxChildren: // it has more than one, and that is all that counts
+		return
+	case included:
+		lines, there := d.files["include;"+strings.TrimSpace(file)]
+		if !there || depth == maxIncludes {
+			d.absent = true
+			return
+		}
+		d.read(stripComments(strings.Join(lines, "\n")), depth+1)
+		return
+	case strings.HasPrefix(e, `"|`), strings.HasPrefix(e, `"/`):
+		d.all = append(d.all, strings.Trim(e, `"`))
+		return
+	case isDelivery(e):
+		d.all = append(d.all, e)
+		return
+	}
+	e = strings.TrimPrefix(e, `\`)
+	if i := strings.LastIndexByte(e, '<'); i >= 0 && strings.HasSuffix(e, ">") {
+		e = e[i+1 : len(e)-1]
+	}
+	if strings.ContainsAny(e, " \t()<>") && !strings.Contains(e, `"`) {
+		d.malformed = true
+		return
+	}
+	if !strings.Contains(e, "@") {
+		e += "@" + d.qualify
+	}
+	d.all = append(d.all, strings.ReplaceAll(e, `"`, ""))
 }
 
 // isDelivery says that a child is a pipe or a file, not an address: a slash may begin one, too.

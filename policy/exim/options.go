@@ -1,8 +1,12 @@
 package exim
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -129,6 +133,7 @@ func (i *importer) settings() {
 	a.QualifyRecipient = orElse(m["qualify_recipient"], a.QualifyDomain)
 	a.Own = i.own()
 	a.Interfaces = i.interfaces()
+	a.HostsFile = i.hostsFile()
 	if name := m["smtp_active_hostname"]; name != "" {
 		i.here = i.conf.where("smtp_active_hostname")
 		got, err := i.str(name)
@@ -223,4 +228,36 @@ func (i *importer) size(name string, otherwise int64) int64 {
 		return otherwise
 	}
 	return n << shift
+}
+
+// mostHosts bounds the names of /etc/hosts: some have a blocklist of advertisers in there.
+const mostHosts = 1000
+
+// hostsFile has the addresses of each name in /etc/hosts; nil where there is none.
+func (i *importer) hostsFile() map[string][]string {
+	file := filepath.Join(orElse(i.src.Etc, "/etc"), "hosts")
+	i.files[file] = true
+	b, err := os.ReadFile(file)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		i.errorf("list the hosts that have no need of the DNS: %w", err)
+	}
+	all := map[string][]string{}
+	for line := range strings.Lines(string(b)) {
+		line, _, _ = strings.Cut(line, "#")
+		f := strings.Fields(line)
+		if len(f) < 2 {
+			continue
+		}
+		addr, err := netip.ParseAddr(f[0])
+		if err != nil || addr.IsUnspecified() {
+			continue
+		}
+		for _, name := range f[1:] {
+			name = strings.ToLower(name)
+			if len(all) < mostHosts || all[name] != nil {
+				all[name] = append(all[name], addr.String())
+			}
+		}
+	}
+	return all
 }

@@ -12,7 +12,6 @@ import (
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/expansion"
 	"github.com/understudy-mx/understudy/policy/fidelity"
-	"github.com/understudy-mx/understudy/policy/table"
 )
 
 // databases are the look-ups by query that can be listed.
@@ -225,7 +224,7 @@ func wholeKeys(filter string, parts []string) (string, []string) {
 
 // keep makes a table of what was listed.
 func (i *importer) keep(typ, asked string, entries map[string]string) (name string, err error) {
-	t, err := table.NewHash(entries)
+	t, err := i.hash(entries)
 	if err != nil {
 		return "", err
 	}

@@ -17,7 +17,7 @@ import (
 var routerLists = map[string]string{"domains": "domainlist", "local_parts": "localpartlist", "senders": "addresslist", "ignore_target_hosts": "hostlist"}
 
 // routerTexts are options that are expanded otherwise.
-var routerTexts = []string{"condition", "data", "cannot_route_message", "address_data", "router_home_directory", "route_data", "qualify_domain", "unseen"}
+var routerTexts = []string{"condition", "cannot_route_message", "address_data", "router_home_directory", "route_data", "qualify_domain", "unseen"}
 
 // routerFlags take part in a verification.
 var routerFlags = []string{
@@ -80,6 +80,9 @@ func (i *importer) router(r *routerText) policy.ACLRouter {
 			value, err = i.listString(value, kind)
 		case name == "require_files":
 			err = i.requireFiles(value)
+		case name == "data":
+			i.include(value)
+			value, err = i.str(value)
 		case name == "file":
 			err = fmt.Errorf("what is in a file of each user decides")
 		case slices.Contains(routerTexts, name):

@@ -163,7 +163,7 @@ func (i *importer) readTable(name, typ, file string) error {
 		if err != nil {
 			return err
 		}
-		if t, err = table.NewHash(byKey(entries)); err != nil {
+		if t, err = i.hash(byKey(entries)); err != nil {
 			return err
 		}
 	case "cdb":
@@ -180,7 +180,7 @@ func (i *importer) readTable(name, typ, file string) error {
 			return err
 		}
 		entries = slices.DeleteFunc(entries, func(e [2]string) bool { return e[0] != strings.ToLower(e[0]) })
-		if t, err = table.NewHash(byKey(entries)); err != nil {
+		if t, err = i.hash(byKey(entries)); err != nil {
 			return err
 		}
 	case "dbm", "dbmnz":
@@ -188,7 +188,7 @@ func (i *importer) readTable(name, typ, file string) error {
 		if err != nil {
 			return err
 		}
-		if t, err = table.NewHash(entries); err != nil {
+		if t, err = i.hash(entries); err != nil {
 			return err
 		}
 	case "dsearch":

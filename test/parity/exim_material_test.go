@@ -186,6 +186,9 @@ func eximText(spec *policy.Spec) string {
 	for _, lines := range a.Files {
 		all = append(all, lines...)
 	}
+	for _, addrs := range a.HostsFile {
+		all = append(all, addrs...)
+	}
 	for _, t := range spec.Tables {
 		for i := range min(t.Len(), 200) {
 			k, _ := t.Entry(i)

@@ -1,0 +1,71 @@
+package exim
+
+import (
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/understudy-mx/understudy/internal/envelope"
+	"github.com/understudy-mx/understudy/internal/testmx"
+	"github.com/understudy-mx/understudy/policy"
+)
+
+// TestHostsFile: a name in a host list has the addresses that the primary's /etc/hosts gives
+// it, as for a real Exim. No DNS server says who localhost is.
+func TestHostsFile(t *testing.T) {
+	x := newExim(t, `acl_smtp_mail = mail
+begin acl
+mail:
+  accept hosts = localhost : Office.internal : short
+  deny   message = no
+`)
+	for name, text := range map[string]string{
+		"etc/nsswitch.conf": "passwd: files\nhosts: files\n",
+		"etc/hosts":         "127.0.0.1\tlocalhost localhost.localdomain # 198.51.100.1 localhost\n# 198.51.100.1 short\n198.51.100.2 office.internal SHORT\n0.0.0.0 short\n2001:db8::2 office.internal\nnonsense short\n",
+	} {
+		if err := os.WriteFile(filepath.Join(x.Dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	spec, _, err := Import(t.Context(), Source{Program: x.Program, Config: x.Config, Getent: x.Getent, Etc: filepath.Join(x.Dir, "etc"), Own: []string{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	snap, err := policy.Compile(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bare, acl := *spec, *spec.ACL
+	acl.HostsFile, bare.ACL = nil, &acl
+	without, err := policy.Compile(&bare)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resolver := &testmx.MapResolver{IP: map[string][]string{"localhost": {"198.51.100.8"}, "office.internal": {"198.51.100.9"}}}
+	for _, addr := range []string{"127.0.0.1", "::1", "198.51.100.1", "198.51.100.2", "198.51.100.8", "198.51.100.9", "2001:db8::2"} {
+		cmd := exec.Command(x.Program, "-C", x.Config, "-bh", addr)
+		cmd.Stdin = strings.NewReader("HELO mail.example.com\r\nMAIL FROM:<>\r\nQUIT\r\n")
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		theirs := strings.Contains(string(out), "\n250 OK\r\n")
+		ours := func(snap *policy.Snapshot) bool {
+			s := snap.Session(resolver, envelope.Client{Addr: netip.MustParseAddr(addr)})
+			defer s.Close()
+			s.Connect(t.Context())
+			s.Helo(t.Context(), "mail.example.com")
+			return s.Mail(t.Context(), envelope.ReversePath{}, policy.MailParams{}).Action == policy.Permit
+		}
+		if got := ours(snap); got != theirs {
+			t.Errorf("%s: let in %v; Exim %v: %s", addr, got, theirs, out)
+		}
+		byDNS := addr == "127.0.0.1" || addr == "::1" || addr == "198.51.100.9"
+		if got := ours(without); got != byDNS {
+			t.Errorf("%s: without the file, let in %v", addr, got)
+		}
+	}
+}
