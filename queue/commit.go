@@ -320,7 +320,7 @@ func (c *committer) recover() (goOn bool) {
 		return true
 	}
 	c.q.m.StoreErrors.WithLabelValues("reopen").Inc()
-	c.q.often.Error(c.q.log, "", "reopen queue store", "err", err, "retry_in", c.wait)
+	c.q.often.Error(c.q.log, err.Error(), "reopen queue store", "err", err, "retry_in", c.wait)
 	timer := time.NewTimer(c.wait)
 	defer timer.Stop()
 	c.wait = min(2*c.wait, reopenMax)
@@ -388,6 +388,7 @@ func (c *committer) reopen() error {
 	// read already.
 	c.q.each("", (*dest).rewind)
 	c.q.poison.Store(nil)
+	c.q.often.Over()
 	c.q.log.Info("queue store reopened", "messages", c.totals.Messages)
 	c.q.Wake("")
 	return nil

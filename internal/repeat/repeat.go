@@ -38,6 +38,7 @@ type line struct {
 	msg   string
 	args  []any
 	times int // since it was written
+	timer *time.Timer
 }
 
 // Error writes a line to log, or counts it. Lines are told apart by msg and about, which is
@@ -56,7 +57,7 @@ func (l *Log) add(about string, n line) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if was := l.lines[key]; was != nil {
-		n.times = was.times + 1
+		n.times, n.timer = was.times+1, was.timer
 		*was = n
 		return
 	}
@@ -66,23 +67,44 @@ func (l *Log) add(about string, n line) {
 	n.write()
 	if len(l.lines) < most {
 		l.lines[key] = &n
-		time.AfterFunc(Every, func() { l.again(key) })
+		n.timer = time.AfterFunc(Every, func() { l.again(key, &n) })
 	}
 }
 
 // again writes what came since, and forgets a line that didn't come again.
-func (l *Log) again(key string) {
+func (l *Log) again(key string, n *line) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	n := l.lines[key]
-	if n.times == 0 {
+	switch {
+	case l.lines[key] != n: // it is over
+	case n.finish():
+		n.timer.Reset(Every)
+	default:
 		delete(l.lines, key)
-		return
+	}
+}
+
+// finish writes what came since, if anything did.
+func (n *line) finish() bool {
+	if n.times == 0 {
+		return false
 	}
 	n.args = append(slices.Clip(n.args), "times", n.times)
 	n.write()
 	n.times = 0
-	time.AfterFunc(Every, func() { l.again(key) })
+	return true
+}
+
+// Over says that what the lines told of is mended: what isn't written yet of them is, and the
+// next one comes at once.
+func (l *Log) Over() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for key, n := range l.lines {
+		n.finish()
+		n.timer.Stop()
+		delete(l.lines, key)
+	}
 }
 
 func (n *line) write() { n.to.Log(context.Background(), n.level, n.msg, n.args...) }

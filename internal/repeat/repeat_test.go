@@ -85,6 +85,38 @@ func TestLog(t *testing.T) {
 	})
 }
 
+// TestOver: after it is mended, what was counted is written, and the next trouble at once.
+func TestOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out written
+		log := slog.New(slog.NewTextHandler(&out, nil))
+		var l Log
+		l.Error(log, "", "not stored", "n", 1)
+		l.Error(log, "", "not stored", "n", 2)
+		l.Over()
+		if got := out.take(); strings.Count(got, "\n") != 2 || !strings.Contains(got, "n=2 times=1") {
+			t.Errorf("over: %s", got)
+		}
+		time.Sleep(Every / 2)
+		l.Error(log, "", "not stored", "n", 3)
+		if got := out.take(); !strings.Contains(got, "n=3\n") {
+			t.Errorf("the next: %q", got)
+		}
+		l.Error(log, "", "not stored", "n", 4)
+		time.Sleep(Every - time.Second) // the first one's minute is over
+		synctest.Wait()
+		if got := out.take(); got != "" || l.remembered() != 1 {
+			t.Errorf("too early: %s", got)
+		}
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if got := out.take(); !strings.Contains(got, "n=4 times=1") {
+			t.Errorf("at the end: %s", got)
+		}
+		time.Sleep(Every)
+	})
+}
+
 // TestMany: however many lines there are to be told apart, each is written, and few are
 // remembered. Goroutines may use a Log together.
 func TestMany(t *testing.T) {
