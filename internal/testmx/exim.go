@@ -22,8 +22,8 @@ type Exim struct {
 
 // eximEtc are the files of its /etc.
 var eximEtc = map[string]string{
-	"nsswitch.conf": "passwd: files\ngroup: files\nhosts: dns\n",
-	"hosts":         "",
+	"nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
+	"hosts":         "127.0.0.1 localhost\n::1 localhost\n",
 	"services":      "smtp 25/tcp\n",
 	"group":         "root:x:0:\nmail:x:8:\nDebian-exim:x:990:\n",
 	"passwd": "root:x:0:0:root:/root:/bin/sh\nuucp:x:10:10:uucp:/var/spool/uucp:/usr/sbin/nologin\nmail:x:8:8:mail:/var/mail:/usr/sbin/nologin\n" +
