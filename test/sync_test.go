@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,10 +28,13 @@ type farAway struct {
 	addr, peer string // theirs and ours
 }
 
+// farAways counts them: tests run side by side.
+var farAways atomic.Int32
+
 // newFarAway needs root, as the tests with a Postfix do.
 func newFarAway(t *testing.T) *farAway {
 	t.Helper()
-	id := os.Getpid() % 10000
+	id := (os.Getpid() + int(farAways.Add(1))) % 10000
 	f := &farAway{t: t, name: fmt.Sprintf("understudy-test-%d", id), here: fmt.Sprintf("us%da", id), there: fmt.Sprintf("us%db", id),
 		addr: fmt.Sprintf("198.18.%d.2", id%256), peer: fmt.Sprintf("198.18.%d.1", id%256)}
 	t.Cleanup(func() {
