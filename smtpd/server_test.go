@@ -216,6 +216,14 @@ func TestShutdown(t *testing.T) {
 	if _, err := net.Dial("tcp", ln.Addr().String()); err == nil {
 		t.Error("still listening")
 	}
+	for told := false; !told; time.Sleep(time.Millisecond) { // one after the other is
+		told = true
+		s.crowd.each(nil, func(c *connection) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			told = told && c.draining
+		})
+	}
 	inData.send("done\r\n.\r\nNOOP\r\n")
 	close(spool.hold)
 	inData.want("250 2.0.0")
