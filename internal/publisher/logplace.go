@@ -49,7 +49,7 @@ func (s *Shadow) where(ctx context.Context) (logPlace, error) {
 	case stdout && len(h.Prefix) > 0:
 		return containersOwn(h.Prefix)
 	case stdout:
-		return logPlace{name: said}, errors.New("Postfix logs there (maillog_file), which is no file; name the one that has it by log under [publish]")
+		return logPlace{name: said}, errors.New("maillog_file of Postfix is no file; name the one that has it by log under [publish]")
 	case said != "" && h.Local():
 		return logPlace{name: said, file: said}, nil
 	}

@@ -64,7 +64,7 @@ func (i *importer) lookup(typ string, file, key *expansion.String) error {
 	return nil
 }
 
-const whyTainted = "Exim 4.94 and later opens no file whose name a client has a part in, and the look-up fails; use $domain_data or $local_part_data in it"
+const whyTainted = "a file whose name a client has a part in isn't opened by Exim 4.94 and later: the look-up fails; use $domain_data or $local_part_data in it"
 
 // ofClients says that Exim won't open a file of such a name.
 func (i *importer) ofClients(s *expansion.String) bool {
