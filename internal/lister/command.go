@@ -2,6 +2,7 @@ package lister
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,7 +39,7 @@ func (s *Source) listMap(ctx context.Context, row func(key, value string) error)
 	if !ok || typ == "" || strings.HasPrefix(s.Path, "-") {
 		return s.fail("path", "write type:name, such as hash:/etc/postfix/virtual", fmt.Errorf("%q is no map", s.Path))
 	}
-	name := orElse(s.Postmap, "postmap")
+	name := cmp.Or(s.Postmap, "postmap")
 	if _, err := exec.LookPath(name); err != nil && s.Postmap == "" {
 		name = "/usr/sbin/postmap"
 	}

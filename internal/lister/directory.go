@@ -1,6 +1,7 @@
 package lister
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -153,7 +154,7 @@ func (d *Directory) Ask(search Search, limit int) ([]Entry, error) {
 
 func (d *Directory) failed(err error) error {
 	setting, remedy := connectFailure(err)
-	return d.s.fail(orElse(setting, "server_host"), remedy, err)
+	return d.s.fail(cmp.Or(setting, "server_host"), remedy, err)
 }
 
 func (d *Directory) entry(e *ldap.Entry) (Entry, error) {

@@ -1,6 +1,7 @@
 package lister
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -82,10 +83,10 @@ func ldapHost(w, port string) (endpoint, error) {
 	switch scheme, rest, _ := strings.Cut(w, "://"); scheme {
 	case "ldapi":
 		path, err := url.PathUnescape(strings.TrimSuffix(rest, "/"))
-		return endpoint{"unix", orElse(path, "/var/run/slapd/ldapi"), w}, err
+		return endpoint{"unix", cmp.Or(path, "/var/run/slapd/ldapi"), w}, err
 	case "ldap", "ldaps":
 		usual := map[string]string{"ldap": "389", "ldaps": "636"}[scheme]
-		return endpoint{"tcp", net.JoinHostPort(orElse(u.Hostname(), "localhost"), orElse(u.Port(), usual)), w}, nil
+		return endpoint{"tcp", net.JoinHostPort(cmp.Or(u.Hostname(), "localhost"), cmp.Or(u.Port(), usual)), w}, nil
 	}
 	return endpoint{}, fmt.Errorf("scheme %q", u.Scheme)
 }

@@ -1,6 +1,7 @@
 package lister
 
 import (
+	"cmp"
 	"errors"
 	"slices"
 	"strings"
@@ -63,9 +64,9 @@ func parseSchema(definitions []string) Schema {
 		for _, t := range schema {
 			if up := schema[t.sup]; up != nil {
 				before := *t
-				t.Equality = orElse(t.Equality, up.Equality)
-				t.Substr = orElse(t.Substr, up.Substr)
-				t.Syntax = orElse(t.Syntax, up.Syntax)
+				t.Equality = cmp.Or(t.Equality, up.Equality)
+				t.Substr = cmp.Or(t.Substr, up.Substr)
+				t.Syntax = cmp.Or(t.Syntax, up.Syntax)
 				changed = changed || before.Equality != t.Equality || before.Substr != t.Substr || before.Syntax != t.Syntax
 			}
 		}

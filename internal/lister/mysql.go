@@ -1,6 +1,7 @@
 package lister
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -18,7 +19,7 @@ func (s *Source) mysql(ctx context.Context, m *meter, use func(*Session) error) 
 		return err
 	}
 	var hosts []endpoint
-	for _, w := range words(s.set("hosts", orElse(options["host"], "localhost"))) {
+	for _, w := range words(s.set("hosts", cmp.Or(options["host"], "localhost"))) {
 		e, err := s.mysqlHost(ctx, w, options)
 		if err != nil {
 			return s.fail("hosts", "write inet:host:port or unix:/socket", fmt.Errorf("%s: %w", w, err))
@@ -139,7 +140,7 @@ func (s *Source) mysqlHost(ctx context.Context, w string, options map[string]str
 	if strings.EqualFold(host, "localhost") {
 		return endpoint{"unix", s.mysqlSocket(ctx, options["socket"]), w}, nil
 	}
-	address, err := splitPort(name, orElse(options["port"], "3306"))
+	address, err := splitPort(name, cmp.Or(options["port"], "3306"))
 	return endpoint{"tcp", address, w}, err
 }
 
@@ -156,13 +157,6 @@ func (s *Source) mysqlSocket(ctx context.Context, path string) string {
 		}
 	}
 	return usual[0]
-}
-
-func orElse(s, fallback string) string {
-	if s == "" {
-		return fallback
-	}
-	return s
 }
 
 type silent struct{}

@@ -1,6 +1,7 @@
 package exim
 
 import (
+	"cmp"
 	"fmt"
 	"net/url"
 	"regexp"
@@ -52,7 +53,7 @@ func (i *importer) directory(typ, text string, keys []string) (map[string]string
 	if len(wanted) == 0 && typ != "ldapdn" {
 		return nil, fmt.Errorf("it asks for every attribute")
 	}
-	db.Search = lister.Search{Base: strings.TrimSpace(f[0]), Scope: orElse(strings.TrimSpace(f[2]), "base"), Filter: filter, Attributes: append(slices.Clone(wanted), by...)}
+	db.Search = lister.Search{Base: strings.TrimSpace(f[0]), Scope: cmp.Or(strings.TrimSpace(f[2]), "base"), Filter: filter, Attributes: append(slices.Clone(wanted), by...)}
 	entries := map[string]string{}
 	err = i.src.Directory(i.ctx, db, func(e lister.Entry) error {
 		v, found := e.DN, true

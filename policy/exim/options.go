@@ -1,6 +1,7 @@
 package exim
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -129,8 +130,8 @@ func (i *importer) options() {
 func (i *importer) settings() {
 	m, a := i.conf.main, i.acl
 	a.Hostname = m["primary_hostname"]
-	a.QualifyDomain = orElse(m["qualify_domain"], a.Hostname)
-	a.QualifyRecipient = orElse(m["qualify_recipient"], a.QualifyDomain)
+	a.QualifyDomain = cmp.Or(m["qualify_domain"], a.Hostname)
+	a.QualifyRecipient = cmp.Or(m["qualify_recipient"], a.QualifyDomain)
 	a.Own = i.own()
 	a.Interfaces = i.interfaces()
 	a.HostsFile = i.hostsFile()
@@ -200,13 +201,6 @@ func (i *importer) interfaces() []string {
 	return all
 }
 
-func orElse(s, other string) string {
-	if s == "" {
-		return other
-	}
-	return s
-}
-
 // size reads a number with K, M or G; 0 is none.
 func (i *importer) size(name string, otherwise int64) int64 {
 	v := strings.TrimSpace(i.conf.main[name])
@@ -235,7 +229,7 @@ const mostHosts = 1000
 
 // hostsFile has the addresses of each name in /etc/hosts; nil where there is none.
 func (i *importer) hostsFile() map[string][]string {
-	file := filepath.Join(orElse(i.src.Etc, "/etc"), "hosts")
+	file := filepath.Join(cmp.Or(i.src.Etc, "/etc"), "hosts")
 	i.files[file] = true
 	b, err := os.ReadFile(file)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

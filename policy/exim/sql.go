@@ -1,6 +1,7 @@
 package exim
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -253,7 +254,7 @@ func (q *sqlQuery) ways(e *sqlast.Expr) ([]sqlWay, error) {
 		for _, a := range e.Args {
 			some, err := q.ways(a)
 			if err != nil || len(all)*len(some) > maxWays {
-				return nil, cmpErr(err, errors.New("its OR has too many sides"))
+				return nil, cmp.Or(err, errors.New("its OR has too many sides"))
 			}
 			var next []sqlWay
 			for _, w := range all {
@@ -289,15 +290,6 @@ func (q *sqlQuery) ways(e *sqlast.Expr) ([]sqlWay, error) {
 		return all, nil
 	}
 	return nil, fmt.Errorf("%q doesn't compare a column with a key", q.visible(e.Span))
-}
-
-func cmpErr(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // equation reads "column = key", either way round. Without a key it is a condition.

@@ -69,7 +69,7 @@ func (d *Database) search() (*Search, error) {
 	if se.filter, err = cutPieces(query); err != nil {
 		return nil, fmt.Errorf("query_filter: %w", err)
 	}
-	se.inexact = cmpErr(se.splitBase(s["search_base"]), se.splitFilter(query))
+	se.inexact = cmp.Or(se.splitBase(s["search_base"]), se.splitFilter(query))
 	if len(se.dns) > 0 && !slices.Contains([]string{"", "0"}, s["dereference"]) {
 		se.inexact = errors.New("aliases below a search_base with the key in it")
 	}

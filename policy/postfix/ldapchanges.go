@@ -1,6 +1,7 @@
 package postfix
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -137,7 +138,7 @@ func (se *Search) changed(dir Directory, before *remembered, now map[string]stri
 			return err
 		}
 		fresh[id] = possible(keys)
-		return cmpErr(touch(fresh[id]), touch(before.behind[id]))
+		return cmp.Or(touch(fresh[id]), touch(before.behind[id]))
 	})
 	if err != nil {
 		return nil, unlessFull(err)

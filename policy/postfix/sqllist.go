@@ -1,6 +1,7 @@
 package postfix
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -241,7 +242,7 @@ func (li *listing) bounded() (wide byte, err error) {
 	for n, arm := range li.split() {
 		w := b.query(arm, nil, result)
 		if !solvable(w) {
-			return 0, cmpErr(b.err, errUnbounded)
+			return 0, cmp.Or(b.err, errUnbounded)
 		}
 		for range w {
 			of = append(of, n)
@@ -314,15 +315,6 @@ func (li *listing) doubtful(b *bounder, wide byte) {
 	if b.spaces {
 		t.Unsure += " "
 	}
-}
-
-func cmpErr(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func (li *listing) columns(from string) (names []string, err error) {
