@@ -34,7 +34,7 @@ func (r *aclRun) redirect(t *routing, ro *aclRouter) routeResult {
 		qualify = t.domain
 	}
 	parsed := redirection{qualify: qualify, files: r.acl.Files}
-	parsed.read(text, 0)
+	parsed.read(text)
 	if parsed.absent || parsed.malformed && !ro.flag("skip_syntax_errors", false) {
 		return routeDefer
 	}
@@ -118,8 +118,8 @@ func stripComments(s string) string {
 	return strings.Join(out, "\n")
 }
 
-// maxIncludes bounds how deep files of addresses name others.
-const maxIncludes = 10
+// maxIncludes bounds the files of a list, which may include each other.
+const maxIncludes = 100
 
 // redirection is a list of addresses, pipes and files.
 type redirection struct {
@@ -127,12 +127,13 @@ type redirection struct {
 	files   map[string][]string // the lines of "include;FILE"
 
 	all       []string
+	included  int
 	malformed bool // one can't be read
 	absent    bool // a file that it includes isn't there
 }
 
 // read splits a text, and those of the files that it includes.
-func (d *redirection) read(text string, depth int) {
+func (d *redirection) read(text string) {
 	quoted := false
 	start := 0
 	for i := range len(text) {
@@ -140,28 +141,26 @@ func (d *redirection) read(text string, depth int) {
 		case text[i] == '"':
 			quoted = !quoted
 		case !quoted && (text[i] == ',' || text[i] == '\n'):
-			d.add(strings.TrimSpace(text[start:i]), depth)
+			d.add(strings.TrimSpace(text[start:i]))
 			start = i + 1
 		}
 	}
-	d.add(strings.TrimSpace(text[start:]), depth)
+	d.add(strings.TrimSpace(text[start:]))
 }
 
 // add takes one element.
-func (d *redirection) add(e string, depth int) {
+func (d *redirection) add(e string) {
 	file, included := strings.CutPrefix(e, ":include:")
 	switch {
-	case e == "":
-		return
-	case len(d.all) >= maxChildren: // it has more than one, and that is all that counts
+	case e == "", d.absent, len(d.all) >= maxChildren: // more than one child is all that counts
 		return
 	case included:
 		lines, there := d.files["include;"+strings.TrimSpace(file)]
-		if !there || depth == maxIncludes {
+		if d.included++; !there || d.included > maxIncludes {
 			d.absent = true
 			return
 		}
-		d.read(stripComments(strings.Join(lines, "\n")), depth+1)
+		d.read(stripComments(strings.Join(lines, "\n")))
 		return
 	case strings.HasPrefix(e, `"|`), strings.HasPrefix(e, `"/`):
 		d.all = append(d.all, strings.Trim(e, `"`))

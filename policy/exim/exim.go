@@ -87,23 +87,22 @@ type importer struct {
 	asksDNS bool   // the string that was checked last asks the DNS
 	here    string // where what is being read stands: FILE:LINE
 
-	files    map[string]bool   // that the policy depends on
-	polled   map[string]bool   // sources that announce no change
-	failed   map[string]error  // tables that can't be listed
-	included map[string]bool   // files of addresses, as "include;FILE"
-	queries  map[string]string // of databases: what stands for each in the Spec
-	tainted  map[string]error  // variables whose values aren't known, and why
-	routing  bool              // a router is read
-	clients  map[string]bool   // variables that are set to what clients choose
-	ofPerl   string            // a file that Perl opens, whatever its name is
-	refused  []string          // names of files in a string that this Exim doesn't open
-	taints   bool              // this Exim opens no files whose names clients have a part in
+	files   map[string]bool   // that the policy depends on
+	polled  map[string]bool   // sources that announce no change
+	failed  map[string]error  // tables that can't be listed
+	queries map[string]string // of databases: what stands for each in the Spec
+	tainted map[string]error  // variables whose values aren't known, and why
+	routing bool              // a router is read
+	clients map[string]bool   // variables that are set to what clients choose
+	ofPerl  string            // a file that Perl opens, whatever its name is
+	refused []string          // names of files in a string that this Exim doesn't open
+	taints  bool              // this Exim opens no files whose names clients have a part in
 }
 
 // Import reads the configuration. An error joins all that is wrong; then there is no
 // Spec.
 func Import(ctx context.Context, src Source) (*policy.Spec, fidelity.Report, error) {
-	i := &importer{ctx: ctx, src: &src, spec: policy.NewSpec(), files: map[string]bool{}, included: map[string]bool{}, polled: map[string]bool{}, failed: map[string]error{},
+	i := &importer{ctx: ctx, src: &src, spec: policy.NewSpec(), files: map[string]bool{}, polled: map[string]bool{}, failed: map[string]error{},
 		queries: map[string]string{}, tainted: map[string]error{}, clients: map[string]bool{}}
 	if err := i.read(); err != nil {
 		return nil, fidelity.Report{}, err

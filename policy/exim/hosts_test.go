@@ -1,16 +1,19 @@
 package exim
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/understudy-mx/understudy/internal/envelope"
 	"github.com/understudy-mx/understudy/internal/testmx"
 	"github.com/understudy-mx/understudy/policy"
+	"github.com/understudy-mx/understudy/policy/fidelity"
 )
 
 // TestHostsFile: a name in a host list has the addresses that the primary's /etc/hosts gives
@@ -66,6 +69,29 @@ mail:
 		byDNS := addr == "127.0.0.1" || addr == "::1" || addr == "198.51.100.9"
 		if got := ours(without); got != byDNS {
 			t.Errorf("%s: without the file, let in %v", addr, got)
+		}
+	}
+}
+
+// TestManyHosts: names beyond the bound are said to be the DNS's.
+func TestManyHosts(t *testing.T) {
+	x := newExim(t, "acl_smtp_rcpt = rcpt\nbegin acl\nrcpt:\n  accept\n")
+	etc := filepath.Join(x.Dir, "etc")
+	for n, want := range map[int]bool{mostHosts: false, mostHosts + 1: true} {
+		var text strings.Builder
+		for i := range n {
+			fmt.Fprintf(&text, "127.0.0.1 host%d.example\n", i)
+		}
+		if err := os.WriteFile(filepath.Join(etc, "hosts"), []byte(text.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		spec, report, err := Import(t.Context(), Source{Program: x.Program, Config: x.Config, Getent: x.Getent, Etc: etc, Own: []string{}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		said := slices.ContainsFunc(report.Items, func(it fidelity.Item) bool { return it.Parameter == "hosts" && it.Class == fidelity.Approximated })
+		if len(spec.ACL.HostsFile) != mostHosts || said != want {
+			t.Errorf("%d names: %d kept, said so: %v", n, len(spec.ACL.HostsFile), said)
 		}
 	}
 }

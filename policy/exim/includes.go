@@ -8,9 +8,6 @@ import (
 	"github.com/understudy-mx/understudy/policy/table"
 )
 
-// maxIncluded bounds the files of addresses that are read.
-const maxIncluded = 10000
-
 var includes = regexp.MustCompile(`:include:[ \t]*([^\s,"$]+)`)
 
 // hash is a table of entries. The files of addresses that they include are read, too.
@@ -30,10 +27,9 @@ func (i *importer) include(data string) {
 	for _, m := range includes.FindAllStringSubmatch(data, -1) {
 		file := m[1]
 		name := "include;" + file
-		if i.included[name] || !strings.HasPrefix(file, "/") || len(i.included) == maxIncluded {
+		if i.acl.Files[name] != nil || !strings.HasPrefix(file, "/") || len(i.acl.Files) >= maxFiles {
 			continue
 		}
-		i.included[name] = true
 		i.files[file] = true
 		b, err := os.ReadFile(file)
 		if err != nil {

@@ -225,7 +225,7 @@ func (i *importer) size(name string, otherwise int64) int64 {
 }
 
 // mostHosts bounds the names of /etc/hosts: some have a blocklist of advertisers in there.
-const mostHosts = 1000
+const mostHosts = 10000
 
 // hostsFile has the addresses of each name in /etc/hosts; nil where there is none.
 func (i *importer) hostsFile() map[string][]string {
@@ -248,9 +248,11 @@ func (i *importer) hostsFile() map[string][]string {
 		}
 		for _, name := range f[1:] {
 			name = strings.ToLower(name)
-			if len(all) < mostHosts || all[name] != nil {
-				all[name] = append(all[name], addr.String())
+			if len(all) == mostHosts && all[name] == nil {
+				i.item("hosts", file, fidelity.Approximated, fmt.Sprintf("of more than %d names; the DNS is asked for %s and those after it", mostHosts, name), "")
+				return all
 			}
+			all[name] = append(all[name], addr.String())
 		}
 	}
 	return all
