@@ -1,15 +1,11 @@
 package exim
 
 import (
-	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/understudy-mx/understudy/internal/envelope"
-	"github.com/understudy-mx/understudy/internal/testmx"
 	"github.com/understudy-mx/understudy/policy"
 	"github.com/understudy-mx/understudy/policy/fidelity"
 )
@@ -233,18 +229,7 @@ t:
 // decided is what a policy decides about a recipient.
 func decided(t *testing.T, spec *policy.Spec, to string) string {
 	t.Helper()
-	snap, err := policy.Compile(spec)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := snap.Session(&testmx.MapResolver{}, envelope.Client{Addr: netip.MustParseAddr("192.0.2.1")})
-	defer s.Close()
-	ctx := t.Context()
-	s.Connect(ctx)
-	s.Helo(ctx, "mail.example.com")
-	s.Mail(ctx, envelope.ReversePath{}, policy.MailParams{})
-	local, domain, _ := strings.Cut(to, "@")
-	return s.Rcpt(ctx, envelope.ForwardPath{Mailbox: envelope.Mailbox{Local: local, Domain: domain}}).Action.String()
+	return rcpt(t, begun(t, spec), to).Action.String()
 }
 
 // TestAccounts: ${lookup passwd} has the login names without their passwords, and
@@ -331,22 +316,9 @@ t:
 	if it := itemOf(t, &report, "lsearch: "); !strings.Contains(it.Why, "use $domain_data") || !strings.HasPrefix(it.Why, x.Config+":") {
 		t.Errorf("%+v", it)
 	}
-	input := "HELO mail.example.com\r\nMAIL FROM:<>\r\n"
 	var to []string
 	for _, local := range []string{"q1", "q2", "q3", "q4", "q5", "q6", "q7", "q8", "r1", "r2", "r3"} {
 		to = append(to, local+"@one.example")
-		input += "RCPT TO:<" + local + "@one.example>\r\n"
 	}
-	cmd := exec.Command(x.Program, "-C", x.Config, "-bh", "192.0.2.1")
-	cmd.Stdin = strings.NewReader(input + "QUIT\r\n")
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	theirs := replies(string(out))[3:]
-	for n, got := range repliesOurs(t, spec, to) {
-		if n >= len(theirs) || got != theirs[n] {
-			t.Errorf("%s: %q; Exim says %q", to[n], got, theirs[min(n, len(theirs)-1)])
-		}
-	}
+	sameAsExim(t, x, spec, to)
 }
