@@ -218,6 +218,10 @@ func followProvider(t *testing.T, m *machine, name string, trusted bool) {
 			word = regexp.MustCompile(`(?m)^\S{20,}$`).FindString(out)
 		case strings.HasPrefix(block, "list-recipients ") && strings.Contains(block, "understudy push "):
 			m.sh("export SSL_CERT_FILE=/etc/understudy/cert.pem\numask 077\necho " + word + " > token\nlist-recipients() { printf 'alice@example.org\\nbob@example.org\\n'; }\n" + block)
+			eventually(t, time.Minute, "the list is in force", func() bool {
+				_, err := m.try("grep 'policy in force.*\"recipients\":2' /var/log/understudy.log")
+				return err == nil
+			})
 		case strings.HasPrefix(block, "list-recipients "): // of another version
 		case strings.HasPrefix(block, "understudy policy learn "):
 			m.sh("cp /dev/null /var/log/mail.log; " + block)
