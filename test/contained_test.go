@@ -167,8 +167,8 @@ func suitePage(t *testing.T, m *machine, suite string) []string {
 	return blocks
 }
 
-// TestMailuSetup follows docs/primaries/suites.md with a Mailu, but for its nginx: its line that imports,
-// set-up and what it writes; then mail while the primary is down.
+// TestMailuSetup follows docs/primaries/suites.md with a Mailu, Postfix's port past its nginx included: its line that imports,
+// set-up and what it writes; then mail, with the primary up and down.
 func TestMailuSetup(t *testing.T) {
 	mx1, mx2 := suitePair(t)
 	mailu(t, mx1)
@@ -182,9 +182,23 @@ func TestMailuSetup(t *testing.T) {
 	if conf, want := mx1.sh("cat /etc/understudy/publish.toml"), strings.Replace(blocks[3], "mailcow", "mailu", 1); conf != want {
 		t.Errorf("set-up writes\n%s\nand the page has\n%s", conf, want)
 	}
+	overrides := mainLines(out)
+	mx1.sh("docker exec -i mailu-smtp-1 sh -c \"cat >> /etc/postfix/main.cf; postconf -M '2525/inet=2525 inet n - n - - smtpd'; postfix reload\" <<'end'\n" + overrides + "end")
+	mx2.sh(strings.Replace(secondaryLine.FindString(out), ":25 ", ":2525 ", 1) + " --yes")
+	if out := mx2.sh("understudy doctor"); strings.Contains(out, "no-client-identity") || !strings.Contains(out, "ok ") {
+		t.Errorf("the doctor says\n%s", out)
+	}
+	knowsAlice(t, mx1, "up")
 	mx1.sh("docker exec -i mailu-smtp-1 postfix stop")
-	_, _ = mx2.try(secondaryLine.FindString(out) + " --yes") // doctor, at its end, finds no primary
 	knowsAlice(t, mx1, "down")
+}
+
+// mainLines are the settings for main.cf that set-up shows.
+func mainLines(out string) (lines string) {
+	for _, l := range regexp.MustCompile(`(?m)^    ((?:mynetworks|smtpd_authorized_xclient_hosts) = .*)$`).FindAllStringSubmatch(out, -1) {
+		lines += l[1] + "\n"
+	}
+	return lines
 }
 
 // TestMailcowSetup follows docs/primaries/suites.md with a mailcow: its line that imports, set-up and what it
@@ -207,11 +221,7 @@ func TestMailcowSetup(t *testing.T) {
 	if out, err := mx1.try("understudy doctor --secondary 203.0.113.2"); err == nil || !strings.Contains(out, "mend: put `smtpd_authorized_xclient_hosts = 203.0.113.2` into "+main) {
 		t.Errorf("before extra.cf has the secondary, doctor says\n%s", out)
 	}
-	extra := ""
-	for _, l := range regexp.MustCompile(`(?m)^    ((?:mynetworks|smtpd_authorized_xclient_hosts) = .*)$`).FindAllStringSubmatch(out, -1) {
-		extra += l[1] + "\n"
-	}
-	write(t, root+"/opt/postfix/conf/extra.cf", extra)
+	write(t, root+"/opt/postfix/conf/extra.cf", mainLines(out))
 	mx1.sh(`docker exec -i mailcowdockerized-postfix-mailcow-1 sh -c 'cd /opt/postfix/conf; cat extra.cf >> main.cf; postfix -c /opt/postfix/conf reload'`)
 	mx2.sh(secondaryLine.FindString(out) + " --yes")
 	for _, m := range []*machine{mx1, mx2} {

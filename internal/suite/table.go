@@ -72,7 +72,7 @@ var Suites = []Suite{
 		Filters: []Filter{{"inet:antispam:11332", rspamd, stillAsks}},
 		Notes: []string{
 			"Postfix's tables are a socket there, and nothing can be listed from it. So the administration is asked for its configuration (`flask mailu config-export`, without secrets), and the keys that its socket would answer are made of that. An alias with a wildcard other than \"%\" can't be listed: other addresses are then asked for at the socket, one by one.",
-			"Mail from outside comes through Mailu's nginx, which names its client to Postfix by itself; a secondary can't. Where nginx takes a PROXY header at port 25 (PROXY_PROTOCOL=mail), set identity = \"proxy\" under [primary] on the secondary.",
+			"Mail from outside comes through Mailu's nginx, which takes no XCLIENT. So let the secondary reach Postfix itself: in docker-compose.override.yml publish a port of the service smtp (`ports: [\"2525:25\"]`), let it through the firewall for the secondary alone, and write mx1.example.org:2525 after --primary. Mailu's Postfix has no certificate: between two sites use a tunnel. Where nginx takes a PROXY header at port 25 (PROXY_PROTOCOL with 25, mail or all), --identity proxy does as well.",
 		},
 	},
 	{
