@@ -14,6 +14,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -180,6 +181,9 @@ func containers(ctx context.Context) (all []running) {
 			sc := bufio.NewScanner(io.LimitReader(r, most))
 			for sc.Scan() {
 				if f := strings.Split(sc.Text(), "\t"); len(f) == 3 {
+					if digits.MatchString(f[1]) {
+						f[1] = imageOf(ctx, path, f[0])
+					}
 					all = append(all, running{engine, f[0], f[1], strings.ReplaceAll(f[2], "<no value>", "")})
 				}
 			}
@@ -188,6 +192,20 @@ func containers(ctx context.Context) (all []running) {
 	}
 	slices.SortStableFunc(all, func(a, b running) int { return strings.Compare(a.engine, b.engine) })
 	return all
+}
+
+// digits are shown in place of an image whose name belongs to a newer one, pulled since.
+var digits = regexp.MustCompile(`^[0-9a-f]{12}$`)
+
+// imageOf is the image that a container was started from, by name.
+func imageOf(ctx context.Context, engine, container string) (name string) {
+	cmd := exec.CommandContext(ctx, engine, "inspect", "--format", "{{.Config.Image}}", container)
+	_, _ = program.Read(ctx, cmd, func(r io.Reader) error {
+		line, err := io.ReadAll(io.LimitReader(r, 1<<10))
+		name = strings.TrimSpace(string(line))
+		return err
+	})
+	return name
 }
 
 // Check says what is wrong with an entry.

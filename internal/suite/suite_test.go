@@ -28,13 +28,17 @@ func TestDetect(t *testing.T) {
 		"dms":       {"mailserver\tghcr.io/docker-mailserver/docker-mailserver:latest\tmailserver\n", "docker-mailserver", "mailserver", false},
 		"dms run":   {"mx\tdocker-mailserver/docker-mailserver\t<no value>\n", "docker-mailserver", "mx", true},
 		"digest":    {"mailserver\tghcr.io/docker-mailserver/docker-mailserver@sha256:0f4e\tmailserver\n", "docker-mailserver", "mailserver", false},
+		"pulled":    {"mailserver\t0f4e1c2d3b4a\tmailserver\nweb-1\t0123456789ab\tweb\n", "docker-mailserver", "mailserver", false},
 		"compose 1": {"mailcowdockerized_postfix-mailcow_1\tmailcow/postfix:1.80\tpostfix-mailcow\n", "mailcow", "mailcowdockerized_postfix-mailcow_1", true},
 		"mailu":     {"mailu-admin-1\tghcr.io/mailu/admin:2024.06\tadmin\nmailu-smtp-1\tghcr.io/mailu/postfix:2024.06\tsmtp\n", "mailu", "mailu-smtp-1", false},
 		"broken":    {"\x00\t\t\t\n", "", "", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bin := t.TempDir()
-			script := "#!/bin/sh\n[ \"$1 $2\" = 'ps --format' ] || exit 1\ncat '" + bin + "/ps'\n"
+			script := `#!/bin/sh
+[ "$*" != 'inspect --format {{.Config.Image}} mailserver' ] || exec echo mailserver/docker-mailserver:15
+[ "$1 $2" = 'ps --format' ] || exit 1
+exec cat '` + bin + "/ps'\n"
 			if err := os.WriteFile(filepath.Join(bin, "ps"), []byte(tt.ps), 0o600); err != nil {
 				t.Fatal(err)
 			}
