@@ -74,6 +74,9 @@ func TestReadInTime(t *testing.T) {
 			inTime++
 			read(next, false)
 		}
+		if len(a.values) > 2*aheadKeys {
+			t.Fatalf("%d values are kept", len(a.values))
+		}
 	}
 	if waited > 3 || inTime < last/aheadKeys || inTime > 15 {
 		t.Errorf("%d keys of %d were waited for, %d reads came in time", waited, last, inTime)

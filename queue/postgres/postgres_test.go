@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/understudy-mx/understudy/internal/lister/listertest"
 	"github.com/understudy-mx/understudy/queue/store"
@@ -43,7 +46,8 @@ func TestServer(t *testing.T) {
 		return o
 	}
 	for name, test := range map[string]func(*testing.T, *listertest.Node, Opener){
-		"lease": lease, "clock": otherClock, "fence": fence, "return": comeBack, "ahead": readAhead, "read only": lookOnly,
+		"lease": lease, "clock": otherClock, "fence": fence, "taken": taken, "renewal": renewal, "in between": inBetween, "return": comeBack, "body": bodies, "lost keys": lostKeys,
+		"connections": connections, "ahead": readAhead, "read only": lookOnly,
 		"free": free, "settings": settings, "cancelled wait": cancelledWait, "quorum": quorum, "disk full": diskFull,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, node, opener(t)) })
@@ -62,13 +66,20 @@ func lease(t *testing.T, node *listertest.Node, o Opener) {
 		t.Errorf("taken while it is held: %v", err)
 	}
 	row := "lease_until FROM understudy.spool WHERE name = '" + o.Spool + "'"
-	until := node.SQL(t, "SELECT "+row)
-	func() {
+	func() { // one renewal at least comes in time, even on a busy machine
+		until := node.SQL(t, "SELECT "+row)
 		deadline := time.After(30 * time.Second)
-		for tick := time.Tick(20 * time.Millisecond); node.SQL(t, "SELECT "+row) == until; {
+		for tick := time.Tick(20 * time.Millisecond); ; {
+			switch now := node.SQL(t, "SELECT lease_until, lease_until < '"+until+"'::timestamptz + interval '4 s', "+row); {
+			case strings.HasPrefix(now, until):
+			case strings.Contains(now, "|t|"):
+				return
+			default:
+				until, _, _ = strings.Cut(now, "|")
+			}
 			select {
 			case <-deadline:
-				t.Fatal("the lease isn't renewed")
+				t.Fatal("the lease isn't renewed before it is over")
 			case <-tick:
 			}
 		}
@@ -135,6 +146,11 @@ func otherClock(t *testing.T, node *listertest.Node, o Opener) {
 		t.Errorf("after a beat of another, left %v", l)
 	}
 	node.SQL(t, ahead)
+	unlock := locked(t, node, o.Spool) // its holder waits for a standby, say, and keeps nobody else from a spool
+	third := o
+	third.Dir, third.Spool = t.TempDir(), o.Spool+", a neighbour"
+	mustOpen(t, third)
+	unlock()
 	other := o
 	other.Dir, other.Member, other.Patience = t.TempDir(), "another", time.Minute
 	mustOpen(t, other)
@@ -202,6 +218,227 @@ func fence(t *testing.T, _ *listertest.Node, o Opener) {
 	}
 }
 
+// taken: a process that was taken for dead, and doesn't know it, does nothing to the spool.
+func taken(t *testing.T, node *listertest.Node, o Opener) {
+	o.Lease = time.Hour // by its own clock it holds the spool
+	s := mustOpen(t, o)
+	kept, err := s.Create("kept")
+	if err == nil {
+		_, err = kept.Write([]byte("text"))
+	}
+	if err = errors.Join(err, kept.Commit()); err != nil {
+		t.Fatal(err)
+	}
+	late, err := s.Create("late")
+	if err != nil {
+		t.Fatal(err)
+	}
+	node.SQL(t, "UPDATE understudy.spool SET epoch = epoch + 1, holder = 'another', token = 'another' WHERE name = '"+o.Spool+"'")
+	look := func() string {
+		return node.SQL(t, "SELECT s.*, (SELECT string_agg(id || piece, ' ') FROM understudy.body b WHERE b.spool = s.id) FROM understudy.spool s WHERE name = '"+o.Spool+"'")
+	}
+	before := look()
+	if _, err := late.Write(make([]byte, pieceSize+1)); !errors.Is(err, errFenced) {
+		t.Errorf("a piece: %v", err)
+	}
+	if late, err = s.Create("later"); err != nil {
+		t.Fatal(err)
+	}
+	if err := late.Commit(); !errors.Is(err, errFenced) {
+		t.Errorf("a last piece: %v", err)
+	}
+	if err := s.Remove("kept"); !errors.Is(err, errFenced) {
+		t.Errorf("a removal: %v", err)
+	}
+	if err := s.letGo(); err != nil {
+		t.Errorf("letting go: %v", err)
+	}
+	if err := s.Held(); err != nil {
+		t.Errorf("it knows too early: %v", err)
+	}
+	if err := s.renew(t.Context()); !errors.Is(err, errFenced) {
+		t.Errorf("a renewal: %v", err)
+	}
+	if err := s.Held(); !errors.Is(err, errFenced) || !errors.Is(err, store.ErrReopening) {
+		t.Errorf("it was told, and goes on: %v", err)
+	}
+	if after := look(); after != before {
+		t.Errorf("the spool was\n%s\nand is\n%s", before, after)
+	}
+	node.SQL(t, "UPDATE understudy.spool SET lease_until = '-infinity' WHERE name = '"+o.Spool+"'")
+	if err := errors.Join(s.Reopen(), s.Held()); err != nil || s.Handovers() == 0 {
+		t.Errorf("it has the spool again: %v, %d handovers", err, s.Handovers())
+	}
+}
+
+// renewal: a lease begins, by our clock, no later than by the database's, and an answer that
+// comes after a Reopen says nothing of the lease that this took.
+func renewal(t *testing.T, node *listertest.Node, o Opener) {
+	o.Lease = time.Hour
+	s := mustOpen(t, o)
+	for name, begin := range map[string]func() error{"renew": func() error { return s.renew(t.Context()) }, "take": s.Reopen} {
+		under := await(t, node, o.Spool, begin)
+		asked := now()
+		if err := under(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if ends := s.until.Load() - int64(o.Lease); ends >= asked {
+			t.Errorf("%s: the lease begins %v after it was asked for", name, time.Duration(ends-asked))
+		}
+	}
+	was := s.until.Load()
+	under := await(t, node, o.Spool, func() error { return s.renew(t.Context()) })
+	s.epoch.Add(1) // as Reopen does
+	if err := under(); err != nil || s.lost.Load() || s.until.Load() != was {
+		t.Errorf("an answer that came late: %v, lost %v", err, s.lost.Load())
+	}
+	s.epoch.Add(-1)
+}
+
+// await begins what changes a spool's row while another has that locked, and returns what
+// unlocks it and waits for the end.
+func await(t *testing.T, node *listertest.Node, spool string, begin func() error) (end func() error) {
+	t.Helper()
+	unlock := locked(t, node, spool)
+	result := make(chan error, 1)
+	go func() { result <- begin() }()
+	node.Await(t, "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND usename = 'understudy'")
+	return func() error {
+		unlock()
+		return <-result
+	}
+}
+
+// locked locks a spool's row.
+func locked(t *testing.T, node *listertest.Node, spool string) (unlock func()) {
+	t.Helper()
+	o := mustParse(t, listertest.DSN(node))
+	o.OneMachine, o.Dir = true, ""
+	s, err := o.store(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := s.connect(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.conn.Exec(t.Context(), "BEGIN; SELECT FROM understudy.spool WHERE name = '"+spool+"' FOR UPDATE").ReadAll(); err != nil {
+		t.Fatal(err)
+	}
+	return n.close
+}
+
+// inBetween: who takes a spool right after us has it, not we.
+func inBetween(t *testing.T, node *listertest.Node, o Opener) {
+	wire := listertest.NewWire(t, node.Address())
+	c, err := ParseDSN(wire.DSN())
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.Config = c
+	looked := false
+	wire.Watch(func(toServer bool, message []byte) int {
+		if toServer && !looked && message[0] == 'P' && strings.Contains(string(message), spoolSQL) { // after the commit
+			looked = true
+			node.SQL(t, "UPDATE understudy.spool SET epoch = epoch + 1, holder = 'another', token = 'another' WHERE name = '"+o.Spool+"'")
+		}
+		return len(message)
+	})
+	if _, err := o.Open(nil); !errors.Is(err, store.ErrLocked) || !strings.Contains(err.Error(), "another") {
+		t.Errorf("opened: %v", err)
+	}
+	if !looked {
+		t.Error("nobody came in between")
+	}
+}
+
+// bodies: the last piece says whether all of them are there. A server that was replaced
+// meanwhile may have lost some.
+func bodies(t *testing.T, node *listertest.Node, o Opener) {
+	s := mustOpen(t, o)
+	for what, sql := range map[string]string{
+		"a piece is lost": "DELETE FROM understudy.body WHERE id = 'b' AND piece = 0",
+		"octets are lost": "UPDATE understudy.body SET data = substr(data, 2) WHERE id = 'b' AND piece = 1",
+		"a piece is another's": "UPDATE understudy.body SET piece = 7 WHERE id = 'b' AND piece = 2; " +
+			"INSERT INTO understudy.body SELECT spool, id, 8, '' FROM understudy.body WHERE id = 'b' AND piece = 7",
+		"": "SELECT",
+	} {
+		b, err := s.Create("b")
+		if err == nil {
+			_, err = b.Write(make([]byte, 3*pieceSize+10))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		node.SQL(t, sql)
+		if err := b.Commit(); (err == nil) != (what == "") {
+			t.Errorf("%s: %v", cmp.Or(what, "nothing is lost"), err)
+		}
+		if err := s.Remove("b"); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// lostKeys: keys that every store has aren't made again in one that has lost them.
+func lostKeys(t *testing.T, node *listertest.Node, o Opener) {
+	s := mustOpen(t, o)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	node.SQL(t, "DELETE FROM understudy.kv WHERE key = 'f' AND spool = (SELECT id FROM understudy.spool WHERE name = '"+o.Spool+"')")
+	if _, err := o.Open(nil); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("opened: %v", err)
+	}
+}
+
+// connections: what was kept and turns out to be dead is replaced, once; a new one isn't.
+func connections(t *testing.T, _ *listertest.Node, o Opener) {
+	s, err := o.store(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	broken := errors.New("broken")
+	calls := 0
+	use := func(breaks int) error {
+		calls = 0
+		return s.pool.with(t.Context(), func(n *session) error {
+			if calls++; calls <= breaks {
+				n.close()
+				return broken
+			}
+			return nil
+		})
+	}
+	if err := use(1); err != broken || calls != 1 {
+		t.Errorf("a new connection: %v, tried %d times", err, calls)
+	}
+	if err := use(0); err != nil || len(s.pool.idle) != 1 {
+		t.Fatalf("%v, %d are kept", err, len(s.pool.idle))
+	}
+	if err := use(1); err != nil || calls != 2 {
+		t.Errorf("a kept connection: %v, tried %d times", err, calls)
+	}
+	if err := use(9); err != broken || calls != 2 {
+		t.Errorf("a kept connection, and a new one: %v, tried %d times", err, calls)
+	}
+	if len(s.pool.idle) != 0 {
+		t.Error("a dead one is kept")
+	}
+	if err := use(0); err != nil {
+		t.Error(err)
+	}
+	s.pool.renew()
+	if err := use(0); err != nil || len(s.pool.idle) != 1 {
+		t.Errorf("%v, %d are kept", err, len(s.pool.idle))
+	}
+	s.pool.close()
+	if err := use(0); err != errClosed {
+		t.Errorf("closed: %v", err)
+	}
+}
+
 // comeBack: after a kill -9 the same directory needn't wait for the lease.
 func comeBack(t *testing.T, _ *listertest.Node, o Opener) {
 	o.Lease = time.Hour
@@ -216,7 +453,7 @@ func comeBack(t *testing.T, _ *listertest.Node, o Opener) {
 
 // readAhead: keys are got in order while they change; nobody sees what isn't true
 // any more.
-func readAhead(t *testing.T, _ *listertest.Node, o Opener) {
+func readAhead(t *testing.T, node *listertest.Node, o Opener) {
 	s := mustOpen(t, o)
 	const n = 600
 	var b store.Batch
@@ -251,6 +488,23 @@ func readAhead(t *testing.T, _ *listertest.Node, o Opener) {
 	}
 	if len(s.ahead.values) == 0 {
 		t.Error("nothing was read ahead")
+	}
+	// Another had the spool meanwhile.
+	s.Get(store.SeqKey('m', 100))
+	s.Get(store.SeqKey('m', 101))
+	if s.ahead.values[string(store.SeqKey('m', 102))] == nil {
+		t.Error("the next isn't read ahead")
+	}
+	node.SQL(t, "UPDATE understudy.kv SET value = 'other' WHERE spool = (SELECT id FROM understudy.spool WHERE name = '"+o.Spool+"') AND value = '102'")
+	kept := s.pool.idle[0]
+	if err := s.Reopen(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := s.Get(store.SeqKey('m', 102)); string(got) != "other" {
+		t.Errorf("it was changed by another, and is %q, %v", got, err)
+	}
+	if !kept.conn.IsClosed() { // it may lead to a server that isn't in charge any more
+		t.Error("a connection outlives a Reopen")
 	}
 	// A change that comes while keys are being read, or before they are kept.
 	s.ahead.take(store.SeqKey('y', 1))
@@ -321,6 +575,7 @@ func cancelledWait(t *testing.T, node *listertest.Node, o Opener) {
 	node.Admin(t, "SET synchronous_commit = off; ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 (nobody)'; SELECT pg_reload_conf()")
 	defer node.Admin(t, "SET synchronous_commit = off; ALTER SYSTEM SET synchronous_standby_names = ''; SELECT pg_reload_conf()")
 	node.Await(t, "SELECT current_setting('synchronous_standby_names') <> ''")
+	node.Admin(t, "CHECKPOINT") // only the checkpointer has commits wait, and sees the names last
 	for _, n := range []int{1, 2 * copyAbove} {
 		s.ready.Store(true)
 		result := make(chan error, 1)
@@ -335,6 +590,21 @@ func cancelledWait(t *testing.T, node *listertest.Node, o Opener) {
 			t.Errorf("%d changes, wait cancelled: %v", n, err)
 		}
 	}
+	s.ready.Store(true)
+	b, err := s.Create("b")
+	if err == nil {
+		_, err = b.Write(make([]byte, pieceSize+1))
+	}
+	if err = errors.Join(err, s.Remove("another")); err != nil {
+		t.Fatalf("this waits for a standby: %v", err)
+	}
+	result := make(chan error, 1)
+	go func() { result <- b.Commit() }()
+	node.Await(t, "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND usename = 'understudy' AND query LIKE '%body%'")
+	node.Admin(t, "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+	if err := <-result; !errors.Is(err, errWarned) {
+		t.Errorf("a body, wait cancelled: %v", err)
+	}
 }
 
 // quorum: it is demanded, by default, at the start and at each commit.
@@ -346,6 +616,9 @@ func quorum(t *testing.T, node *listertest.Node, o Opener) {
 	standby := node.Standby(t, "db2")
 	node.Quorum(t, "db2")
 	s := mustOpen(t, o)
+	if after := node.Admin(t, "SELECT clock_timestamp() - pg_conf_load_time()"); after < "00:00:02" {
+		t.Errorf("opened %s after the quorum was named: commits may not wait for it yet", after)
+	}
 	if err := s.Apply(put("k", "v")); err != nil {
 		t.Fatal(err)
 	}
@@ -366,6 +639,13 @@ func quorum(t *testing.T, node *listertest.Node, o Opener) {
 			t.Errorf("%d changes, nobody waits for a standby any more: %v", len(b), err)
 		}
 	}
+	s.ready.Store(true)
+	if b, err := s.Create("b"); err != nil {
+		t.Error(err)
+	} else if err := b.Commit(); !errors.Is(err, errNoQuorum) {
+		t.Errorf("a body, nobody waits for a standby any more: %v", err)
+	}
+	s.ready.Store(false)
 	if _, err := s.Get([]byte("k")); !errors.Is(err, store.ErrReopening) {
 		t.Errorf("read on after that: %v", err)
 	}
@@ -520,5 +800,75 @@ func TestAway(t *testing.T) {
 	node.Kill()
 	if err := open(listertest.Password); !Away(err) {
 		t.Errorf("a server that was killed isn't away: %v", err)
+	}
+}
+
+// TestFailed: what a server's error means to the queue, and to who looks for the database.
+func TestFailed(t *testing.T) {
+	for code, tt := range map[string]struct {
+		is   error // nil: none of them
+		away bool
+	}{
+		"22012": {errFenced, false},
+		"53100": {syscall.ENOSPC, false},
+		"XX001": {store.ErrDamaged, false},
+		"XX002": {store.ErrDamaged, false},
+		"42P01": {store.ErrDamaged, false},
+		"42703": {store.ErrDamaged, false},
+		"3F000": {store.ErrDamaged, false},
+		"25006": {nil, false},
+		"55P03": {nil, false},
+		"57P01": {errAway, true}, // it stops
+		"57P03": {errAway, true}, // it starts
+		"57014": {errAway, true}, // cancelled
+		"28P01": {nil, false},    // a wrong password
+		"40001": {nil, false},
+	} {
+		err := failed("do it", &pgconn.PgError{Code: code, Message: strings.Repeat("secret", 1000), Detail: "a row"})
+		for _, is := range []error{errFenced, syscall.ENOSPC, store.ErrDamaged, errAway, errWarned} {
+			if errors.Is(err, is) != (is == tt.is) {
+				t.Errorf("%s is %v: %v", code, is, errors.Is(err, is))
+			}
+		}
+		if Away(err) != tt.away || len(err.Error()) > 1000 || strings.Contains(err.Error(), "a row") {
+			t.Errorf("%s: away %v, %d octets", code, Away(err), len(err.Error()))
+		}
+	}
+	for _, err := range []error{errWarned, context.DeadlineExceeded, errors.Join(errWarned, &pgconn.PgError{Code: stateDivision})} {
+		if err := failed("do it", err); !Away(err) || errors.Is(err, errFenced) {
+			t.Errorf("%v: away %v", err, Away(err))
+		}
+	}
+	for severity, want := range map[string]bool{"ERROR": true, "FATAL": false, "PANIC": false} {
+		if got := answered(failed("do it", &pgconn.PgError{Severity: severity})); got {
+			t.Errorf("a %s that was made one of ours is an answer", severity)
+		}
+		if got := answered(fmt.Errorf("do it: %w", &pgconn.PgError{Severity: severity})); got != want {
+			t.Errorf("a %s is an answer: %v", severity, got)
+		}
+	}
+}
+
+// TestToken: a directory names its processes; one whose file says nothing, or too much, gets
+// another name: no two may have the same.
+func TestToken(t *testing.T) {
+	dir := t.TempDir()
+	first, err := tokenOf(dir)
+	if again, err2 := tokenOf(dir); err != nil || err2 != nil || again != first {
+		t.Errorf("%q and %q, %v, %v", first, again, err, err2)
+	}
+	seen := map[string]bool{"": true, first: true}
+	for _, damaged := range []string{"", strings.Repeat("x", 100)} {
+		if err := os.WriteFile(filepath.Join(dir, "token"), []byte(damaged), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		token, err := tokenOf(dir)
+		if again, _ := tokenOf(dir); err != nil || seen[token] || token == damaged || again != token {
+			t.Errorf("of a file with %q: %q, then %q, %v", damaged, token, again, err)
+		}
+		seen[token] = true
+	}
+	if _, err := tokenOf(filepath.Join(dir, "token")); err == nil {
+		t.Error("of a directory that can't be read")
 	}
 }

@@ -154,7 +154,13 @@ func (s *Store) connect(ctx context.Context) (*session, error) {
 const fitSQL = `SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, false),
 	current_setting('synchronous_standby_names'), current_setting('fsync'), current_setting('full_page_writes'),
 	current_setting('server_version_num'), to_regprocedure('understudy.free_octets()')::text,
-	CASE WHEN inet_server_addr() IS NULL AND pg_has_role('pg_read_all_settings', 'USAGE') THEN current_setting('data_directory') END`
+	CASE WHEN inet_server_addr() IS NULL AND pg_has_role('pg_read_all_settings', 'USAGE') THEN current_setting('data_directory') END,
+	(extract(epoch FROM clock_timestamp() - pg_conf_load_time()) * 1000)::bigint::text`
+
+// settled is how long a server is left alone after it has read its configuration. Sessions
+// see synchronous_standby_names before the checkpointer does, and no commit waits for
+// a standby before that has told all of them to.
+const settled = 2 * time.Second
 
 // minServer is PostgreSQL 13.
 const minServer = 130000
@@ -188,7 +194,22 @@ func (s *Store) fit(ctx context.Context, n *session) error {
 		dir := is(6)
 		s.dataDir.Store(&dir)
 	}
+	if n.quorum {
+		age, _ := strconv.Atoi(is(7))
+		return pause(ctx, settled-time.Duration(max(0, age))*time.Millisecond)
+	}
 	return nil
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // noticed takes note of a notice. Its text is in the server's language, so any

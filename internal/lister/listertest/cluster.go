@@ -89,6 +89,7 @@ func (n *Node) Quorum(t testing.TB, names ...string) {
 	n.Admin(t, "SELECT pg_reload_conf()")
 	n.Await(t, fmt.Sprintf("SELECT count(*) >= %d FROM pg_stat_replication WHERE sync_state = 'quorum'", min(1, len(names))))
 	n.Await(t, "SELECT current_setting('synchronous_standby_names') = '"+value+"'")
+	n.Admin(t, "CHECKPOINT") // the checkpointer is who has commits wait, and reads the names last
 }
 
 // Await waits until a query says t.
