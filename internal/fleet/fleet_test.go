@@ -477,6 +477,68 @@ func TestForgetMember(t *testing.T) {
 	}
 }
 
+// TestDefaults: what docs/FLEET.md says of the times.
+func TestDefaults(t *testing.T) {
+	f, err := New(Options{Spool: func(string) postgres.Opener { return postgres.Opener{} }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f.o.Beat != 3*time.Second || f.o.DeadAfter != 15*time.Second || f.o.AdoptAfter != time.Minute {
+		t.Errorf("beats each %v, dead after %v, adopted after %v", f.o.Beat, f.o.DeadAfter, f.o.AdoptAfter)
+	}
+}
+
+// TestWants: what a member wants goes down slowly, so that parts don't follow each lull, and
+// is never more than the limit.
+func TestWants(t *testing.T) {
+	f := &Fleet{o: Options{Self: "mx2", DeadAfter: deadAfter}, parts: map[string]*part{}, ok: time.Now()}
+	for i, want := range []int{40, 30, 22, 16, 40} {
+		limits := []Limit{{Key: "k", Most: 40, Want: map[int]int{0: 1000, 4: 41}[i]}}
+		f.lower(limits)
+		if got := f.claim(limits)["k"].Wants; got != want {
+			t.Errorf("beat %d: wants %d, want %d", i, got, want)
+		}
+	}
+}
+
+// TestRests: a member whose mail can't be moved now is left alone for a while, and no
+// member adopts its own mail, or that of one whose spool is held.
+func TestRests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &Fleet{o: Options{Self: "mx2", AdoptAfter: time.Minute, DeadAfter: 15 * time.Second, Beat: 3 * time.Second, Log: slog.New(slog.DiscardHandler), Metrics: metrics.New(prometheus.NewRegistry())},
+			resting: map[string]time.Time{}}
+		mail := store.Totals{Messages: 1}
+		hear := func() {
+			f.hear([]postgres.Member{{Name: "dead", Ago: time.Hour, Totals: mail}, {Name: "empty", Ago: time.Hour}, {Name: "held", Ago: time.Hour, Totals: mail, Holder: "mx3"},
+				{Name: "mx2", Ago: time.Hour, Totals: mail}}, time.Now(), nil)
+		}
+		hear()
+		if name := f.orphan(); name != "" {
+			t.Errorf("%s is adopted at once", name)
+		}
+		time.Sleep(15 * time.Second)
+		hear()
+		if name := f.orphan(); name != "dead" {
+			t.Errorf("%q is adopted", name)
+		}
+		f.rests("dead")
+		for range 59 {
+			time.Sleep(time.Second)
+			if name := f.orphan(); name != "" {
+				t.Fatalf("%q is adopted meanwhile", name)
+			}
+		}
+		time.Sleep(time.Second)
+		if name := f.orphan(); name != "dead" {
+			t.Errorf("%q is adopted in the end", name)
+		}
+		f.hear(nil, time.Time{}, errors.New("away"))
+		if name := f.orphan(); name != "" {
+			t.Errorf("%q is adopted by one that hears of nobody", name)
+		}
+	})
+}
+
 // TestDrainRate: how fast each member's spool empties, as seen over the last ten seconds.
 func TestDrainRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -593,8 +655,17 @@ func TestPartOverRestart(t *testing.T) {
 		if n := alone(f); n != 100 {
 			t.Errorf("the first start of all: %d", n)
 		}
-		f.hear([]postgres.Member{{Name: "mx2"}, {Name: "mx3"}, {Name: "mx4"}, {Name: "dead", Ago: time.Hour}, {Name: "never", Ago: -1}}, time.Now(), nil)
+		f.hear([]postgres.Member{{Name: "mx2", Totals: store.Totals{Messages: 3}}, {Name: "mx3"}, {Name: "mx4"},
+			{Name: "dead", Ago: time.Hour, Totals: store.Totals{Messages: 1}}, {Name: "never", Ago: -1}}, time.Now(), nil)
 		f.keep()
+		if n := testutil.ToFloat64(f.o.Metrics.FleetMembers); n != 3 {
+			t.Errorf("%v members", n)
+		}
+		for _, m := range f.View().Members {
+			if want := map[string]float64{"mx2": 0.75, "dead": 0.25}[m.Name]; m.Share != want {
+				t.Errorf("%s has %v of all mail, want %v", m.Name, m.Share, want)
+			}
+		}
 		sum, parts := 0, map[string]int{}
 		for _, self := range []string{"mx2", "mx3", "mx4"} {
 			again := start(self)
@@ -648,6 +719,7 @@ func TestPolicyDiffers(t *testing.T) {
 		"hashed alike":               {[3][]byte{says("", 7), says("", 7), says("", 7)}, [3]bool{}},
 		"hashed, one lags":           {[3][]byte{says("", 7), says("", 6), says("", 7)}, [3]bool{false, true, false}},
 		"hashed for some":            {[3][]byte{says("", 7), says("a", 7), says("", 7)}, [3]bool{}},
+		"hashed for another":         {[3][]byte{says("a", 7), says("", 7), says("b", 7)}, [3]bool{false, false, true}},
 		"file and paired":            {[3][]byte{says("a", 7), says("a", 0), says("a", 7)}, [3]bool{false, true, false}},
 		"not paired":                 {[3][]byte{says("a", 7), says("", 0), says("a", 7)}, [3]bool{false, true, false}},
 		"one waits for its operator": {[3][]byte{says("", 7), []byte(`{"version": 7, "staged": "pending"}`), says("", 7)}, [3]bool{false, true, false}},
