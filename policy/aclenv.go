@@ -3,6 +3,8 @@ package policy
 import (
 	"errors"
 	"fmt"
+	"io"
+	"mime"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -95,7 +97,7 @@ func (r *aclRun) Variable(name string) (string, bool) {
 		return "", true
 	}
 	if kind, field, ok := strings.Cut(name, "_"); ok && (kind == "h" || kind == "rh" || kind == "bh") {
-		return r.aclState.header.field(field, kind == "rh"), true
+		return r.aclState.header.field(kind, field), true
 	}
 	if v, ok := r.recipientVariable(name); ok {
 		return v, true
@@ -110,7 +112,7 @@ func (r *aclRun) Variable(name string) (string, bool) {
 	case "sender_address":
 		return r.senderNow(), true
 	case "sender_address_domain":
-		return expansion.Lower(domainOf(r.senderNow())), true
+		return domainOf(r.senderNow()), true
 	case "sender_address_local_part":
 		if i := strings.LastIndexByte(r.senderNow(), '@'); i >= 0 {
 			return r.senderNow()[:i], true
@@ -168,7 +170,7 @@ func (r *aclRun) number(name string) (int64, bool) {
 		}
 		return -1, true
 	case "message_body_size":
-		return s.header.octets(), true
+		return s.header.bodyOctets(), true
 	case "max_received_linelength":
 		return int64(s.header.longest()), true
 	case "received_count":
@@ -322,6 +324,7 @@ type headerBox struct {
 	line   int
 	max    int
 	size   int64
+	body   int64 // of that, after the header
 	parsed []headerField
 	done   bool
 }
@@ -332,7 +335,9 @@ type headerField struct{ name, raw, value string }
 func (h *headerBox) Write(b []byte) (int, error) {
 	for _, c := range b {
 		if c != '\r' {
-			h.size++
+			if h.size++; h.over {
+				h.body++
+			}
 		}
 		if c == '\n' {
 			if h.line == 0 {
@@ -355,6 +360,13 @@ func (h *headerBox) octets() int64 {
 		return 0
 	}
 	return h.size
+}
+
+func (h *headerBox) bodyOctets() int64 {
+	if h == nil {
+		return 0
+	}
+	return h.body
 }
 
 func (h *headerBox) longest() int {
@@ -399,15 +411,16 @@ func (h *headerBox) fields() []headerField {
 // dropped are fields that Exim takes off a message.
 var dropped = []string{"return-path", "envelope-to", "delivery-date"}
 
-// field is $h_NAME: the values of all fields of a name, a line each.
-func (h *headerBox) field(name string, raw bool) string {
+// field is $h_NAME: the values of all fields of a name, a line each. $rh_NAME has them as they
+// came, the others have them decoded.
+func (h *headerBox) field(kind, name string) string {
 	var all []string
 	name = strings.TrimSuffix(name, ":")
 	for _, f := range h.fields() {
 		if strings.EqualFold(f.raw, name) && !slices.Contains(dropped, f.name) {
 			v := f.value
-			if !raw {
-				v = strings.Trim(v, cSpace)
+			if kind != "rh" {
+				v = decodedWords(strings.Trim(v, cSpace))
 			}
 			all = append(all, v)
 		}
@@ -415,7 +428,25 @@ func (h *headerBox) field(name string, raw bool) string {
 	if _, addresses := addressFields[name]; addresses {
 		return strings.Join(all, ",\n")
 	}
-	return strings.Join(all, "\n")
+	text := strings.Join(all, "\n")
+	if kind == "rh" && text != "" {
+		text += "\n"
+	}
+	return text
+}
+
+// decodedWords decodes the encoded words in a field's value (RFC 2047): octets of charsets that
+// aren't known stay as they are.
+func decodedWords(v string) string {
+	const longest = 16 << 10 // the decoder may look at the rest of a value for each word
+	if len(v) > longest || !strings.Contains(v, "=?") {
+		return v
+	}
+	d := mime.WordDecoder{CharsetReader: func(_ string, octets io.Reader) (io.Reader, error) { return octets, nil }}
+	if decoded, err := d.DecodeHeader(v); err == nil {
+		return decoded
+	}
+	return v
 }
 
 var _ expansion.Env = (*aclRun)(nil)

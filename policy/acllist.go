@@ -30,11 +30,12 @@ type listItem struct {
 
 // listSubject is what is matched with a list.
 type listSubject struct {
-	kind  listKind
-	as    string // in small letters, until +caseful
-	given string
-	value *string // where the data of a look-up goes; may be nil
-	depth int
+	kind    listKind
+	as      string // in small letters, until +caseful
+	given   string
+	caseful bool    // from there on
+	value   *string // where the data of a look-up goes; may be nil
+	depth   int
 	listFlags
 }
 
@@ -131,7 +132,7 @@ func (r *aclRun) scan(s *listSubject, items []listItem) outcome {
 func (s *listSubject) option(text string) bool {
 	switch {
 	case text == "+caseful" && (s.kind == listLocal || s.kind == listAddress):
-		s.as = s.given
+		s.as, s.caseful = s.given, true
 		if at := strings.LastIndexByte(s.as, '@'); at >= 0 && s.kind == listAddress {
 			s.as = s.as[:at] + expansion.Lower(s.as[at:])
 		}
@@ -265,7 +266,7 @@ func (r *aclRun) single(s *listSubject, item string) listResult {
 	case listHost, listIP:
 		return r.host(s, item)
 	}
-	return r.str(s.as, item, s.kind, s.as != s.given, true, s.value)
+	return r.str(s.as, item, s.kind, !s.caseful, true, s.value)
 }
 
 // str is Exim's general comparison of a string with a pattern.
@@ -276,7 +277,6 @@ func (r *aclRun) str(what, item string, kind listKind, caseless, partial bool, v
 		}
 		return itemYes
 	}
-	caseless = caseless || kind != listLocal && kind != listAddress || what == expansion.Lower(what)
 	switch {
 	case strings.HasPrefix(item, "^"):
 		if rc := r.regex(what, item, caseless); rc != itemYes {
@@ -363,7 +363,7 @@ func (r *aclRun) address(s *listSubject, item string) listResult {
 	if what != "" && !strings.Contains(what, "@") {
 		return itemNo
 	}
-	caseless := what != s.given || what == expansion.Lower(what)
+	caseless := !s.caseful
 	if strings.HasPrefix(item, "^") {
 		return r.regex(what, item, caseless)
 	}
@@ -396,7 +396,7 @@ func (r *aclRun) address(s *listSubject, item string) listResult {
 		value = item[:min(len(item), len(local))]
 	}
 	data := ""
-	inner := &listSubject{kind: listDomain, as: expansion.Lower(domain), given: domain, depth: s.depth, value: &data}
+	inner := &listSubject{kind: listDomain, as: expansion.Lower(domain), given: domain, caseful: s.caseful, depth: s.depth, value: &data}
 	rc := r.scan(inner, parseItems([]string{rest}, listDomain))
 	if s.value != nil && value+data != "" {
 		*s.value = value + "@" + data
@@ -422,7 +422,7 @@ func WholeAddress(item string) bool {
 func (r *aclRun) split(s *listSubject, lookup, local, domain string, caseless bool) listResult {
 	for range 50 {
 		list := ""
-		if rc := r.str(domain, lookup, listString, false, true, &list); rc != itemYes {
+		if rc := r.str(domain, lookup, listString, true, true, &list); rc != itemYes {
 			return rc
 		}
 		next, chained := "", false

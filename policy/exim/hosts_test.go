@@ -95,3 +95,22 @@ func TestManyHosts(t *testing.T) {
 		}
 	}
 }
+
+// TestReadSmall: a file is read up to its bound, and one without an end no further.
+func TestReadSmall(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	for n, good := range map[int]bool{0: true, maxReadFile: true, maxReadFile + 1: false} {
+		if err := os.WriteFile(file, make([]byte, n), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := readSmall(file); (err == nil) != good || good && len(b) != n {
+			t.Errorf("%d octets: %d are read, %v", n, len(b), err)
+		}
+	}
+	if _, err := readSmall("/dev/zero"); err == nil {
+		t.Error("/dev/zero is read as a whole")
+	}
+	if _, err := readSmall(file + "x"); err == nil {
+		t.Error("a file that isn't there is read")
+	}
+}

@@ -126,7 +126,7 @@ func (i *importer) element(e, kind string) error {
 		return nil
 	}
 	typ, file, ok := strings.Cut(e, ";")
-	if !ok || strings.ContainsAny(typ, " /.") {
+	if !ok || !expansion.Keyed(typ) && strings.ContainsAny(typ, " /.") {
 		return nil
 	}
 	if expansion.BaseType(typ) == "table" {

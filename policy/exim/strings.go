@@ -3,6 +3,7 @@ package exim
 import (
 	"cmp"
 	"fmt"
+	"io"
 	"os"
 	"regexp"
 	"strings"
@@ -153,12 +154,9 @@ func (i *importer) rewriteFiles(s string) (string, error) {
 			}
 		}
 		file := strings.TrimSpace(known[0])
-		b, err := os.ReadFile(file)
+		b, err := readSmall(file)
 		if err != nil {
 			return "", err
-		}
-		if len(b) > maxReadFile {
-			return "", fmt.Errorf("%s has more than %d octets", file, maxReadFile)
 		}
 		i.files[file] = true
 		i.item("readfile", file, fidelity.Exact, "", "")
@@ -168,6 +166,20 @@ func (i *importer) rewriteFiles(s string) (string, error) {
 		}
 		return expansion.Quote(text), nil
 	})
+}
+
+// readSmall reads a file of at most maxReadFile octets.
+func readSmall(file string) ([]byte, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxReadFile+1))
+	if len(b) > maxReadFile {
+		err = fmt.Errorf("%s has more than %d octets", file, maxReadFile)
+	}
+	return b, err
 }
 
 // rewriteStat puts what is known of a file in place of ${stat:FILE}: its size and mode,

@@ -1,6 +1,10 @@
 package exim
 
 import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -13,10 +17,16 @@ import (
 	"github.com/understudy-mx/understudy/policy/fidelity"
 )
 
-// readableDir is a directory that Exim's own user may read, too.
+// readableDir is a directory that Exim's own user may read, too. All have names of one
+// length, since a report cuts long texts short.
 func readableDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "understudy-exim")
+	var dir string
+	err := fs.ErrExist
+	for errors.Is(err, fs.ErrExist) {
+		dir = fmt.Sprintf("/dev/shm/understudy-exim%010d", rand.Uint32())
+		err = os.Mkdir(dir, 0o755)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -30,8 +40,14 @@ func readableDir(t *testing.T) string {
 // newExim makes a real Exim with a configuration. It needs root.
 func newExim(t *testing.T, text string) *testmx.Exim {
 	t.Helper()
+	return newEximWith(t, "127.0.0.1:53", text)
+}
+
+// newEximWith is newExim with a DNS server.
+func newEximWith(t *testing.T, nameserver, text string) *testmx.Exim {
+	t.Helper()
 	dir := readableDir(t)
-	x, err := testmx.NewExim(dir, "127.0.0.1:53")
+	x, err := testmx.NewExim(dir, nameserver)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -136,13 +136,9 @@ func numeric(op, a, b string) (bool, error) {
 		if s == "" {
 			continue // counts as zero
 		}
-		negative := strings.HasPrefix(s, "-")
-		v, err := number(strings.TrimPrefix(s, "-"))
-		if err != nil {
+		var err error
+		if n[i], err = number(s, 10); err != nil {
 			return false, err
-		}
-		if n[i] = v; negative {
-			n[i] = -v
 		}
 	}
 	x, y := n[0], n[1]

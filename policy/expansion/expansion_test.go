@@ -54,6 +54,10 @@ func TestExpand(t *testing.T) {
 		{"${if >{1K}{1000}{1}{0}}", "1"},
 		{"${reverse_ip:192.0.2.1} ${mask:192.0.2.77/24}", "1.2.0.192 192.0.2.0/24"},
 		{"${listextract{2}{a:b:c}}", "b"},
+		{"${eval10:08+1} ${eval10:08K} ${eval:010} ${eval:0x10} ${eval:0x1k} ${eval:-0x10} ${eval:017K}", "9 8192 8 16 1024 -16 15360"},
+		{"${eval:-5%3} ${eval:1<<3} ${eval:5/2} ${eval:1G} ${eval:2*-3} ${eval:~5} ${eval:5|2^1&3} ${eval:7>>1} ${eval: (1 + 2)*3 } ${eval:+5} ${eval:1k} ${eval:2M}", "-2 8 2 1073741824 -6 -6 7 3 9 5 1024 2097152"},
+		{"${if >{010}{9}{y}{n}}${if ={08}{8}{y}{n}}${if ={1K}{1024}{y}{n}}${if ={ 5 }{5}{y}{n}}${if ={}{0}{y}{n}}${if ={+5}{5}{y}{n}}${if ={-1}{-1}{y}{n}}", "yyyyyyy"},
+		{"${if >={2}{10}{y}{n}}${if <={2}{2}{y}{n}}${if =={2}{2}{y}{n}}${if >={3}{2}{y}{n}}${if <{2}{2}{y}{n}}${if >{2}{2}{y}{n}}", "nyyynn"},
 	} {
 		s, err := Parse(c.in)
 		if err != nil {
@@ -76,6 +80,18 @@ func TestExpand(t *testing.T) {
 	for _, in := range []string{"${if", "${lc:x", "${", "$", "${if eq{a}}", "${if and{{match_domain{a}{${lookup{b}lsearch{/f}}}}{eq{a}{a}}}}"} {
 		if _, err := Parse(in); err == nil {
 			t.Errorf("Parse(%q) has no error", in)
+		}
+	}
+	for _, in := range []string{
+		"${eval:08}", "${eval10:0x10}", "${eval:0b11}", "${eval:0o17}", "${eval:1_000}", "${eval:1T}", "${eval:}", "${eval:1+}", "${eval:1 2}", "${eval:5/0}", "${eval:(1}",
+		"${if ={0x10}{16}}", "${if ={5x}{5}}", "${if ={1_0}{10}}", "${if ={1 K}{1024}}", "${if ={--5}{5}}",
+	} {
+		s, err := Parse(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := s.Expand(e); err == nil {
+			t.Errorf("%q: %q; Exim fails", in, got)
 		}
 	}
 	s, err := Parse("${if eq{a}{b}{x}fail}")

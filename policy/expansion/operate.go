@@ -82,8 +82,10 @@ func operate(op, arg, s string) (string, error) {
 		return reverseIP(s)
 	case "listcount":
 		return strconv.Itoa(len(List(s))), nil
-	case "eval", "eval10":
-		return evaluate(s)
+	case "eval":
+		return evaluate(s, 0)
+	case "eval10":
+		return evaluate(s, 10)
 	}
 	return "", fmt.Errorf("unknown operator %q", op)
 }
@@ -288,9 +290,10 @@ func atoi(s string) int {
 	return n
 }
 
-// evaluate is ${eval:…}: integers with + - * / % ~ & | ^ << >> and parentheses.
-func evaluate(s string) (string, error) {
-	a := &arithmetic{s: s}
+// evaluate is ${eval:…}: integers with + - * / % ~ & | ^ << >> and parentheses. With base 0
+// those that begin with 0 are octal or, with 0x, hexadecimal.
+func evaluate(s string, base int) (string, error) {
+	a := &arithmetic{s: s, base: base}
 	n, err := a.binary(0)
 	if a.space(); err == nil && a.s != "" {
 		err = fmt.Errorf("%q follows an expression", a.s)
@@ -300,6 +303,7 @@ func evaluate(s string) (string, error) {
 
 type arithmetic struct {
 	s     string
+	base  int
 	depth int
 }
 
@@ -388,18 +392,26 @@ func (a *arithmetic) unary() (int64, error) {
 	for end < len(a.s) && (isAlnum(a.s[end])) {
 		end++
 	}
-	n, err := number(a.s[:end])
+	n, err := number(a.s[:end], a.base)
 	a.s = a.s[end:]
 	return n, err
 }
 
 // number reads an integer with K, M or G.
-func number(s string) (int64, error) {
+func number(s string, base int) (int64, error) {
 	shift := 0
 	if i := strings.IndexByte("KMG", (s + "\x00")[max(0, len(s)-1)]&^32); s != "" && i >= 0 {
 		shift, s = 10*(i+1), s[:len(s)-1]
 	}
-	n, err := strconv.ParseInt(s, 0, 64)
+	if base == 0 {
+		base = 10
+		if hex, is := strings.CutPrefix(Lower(s), "0x"); is {
+			base, s = 16, hex
+		} else if strings.HasPrefix(s, "0") {
+			base = 8
+		}
+	}
+	n, err := strconv.ParseInt(s, base, 64)
 	if err != nil {
 		return 0, fmt.Errorf("%q is no number", s)
 	}

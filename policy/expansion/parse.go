@@ -405,10 +405,15 @@ func Keyed(typ string) bool {
 }
 
 // BaseType takes "partial-", "*", "*@" and options off a look-up's type.
+//
+//	partial1(.)lsearch*,ret=key
 func BaseType(typ string) string {
 	typ, _, _ = strings.Cut(typ, ",")
 	if rest, ok := strings.CutPrefix(typ, "partial"); ok {
-		if _, after, found := strings.Cut(rest, "-"); found {
+		rest = strings.TrimLeft(rest, "0123456789")
+		if after, dash := strings.CutPrefix(rest, "-"); dash {
+			typ = after
+		} else if _, after, closed := strings.Cut(rest, ")"); closed && rest[0] == '(' {
 			typ = after
 		}
 	}
