@@ -104,7 +104,7 @@ func specialWord(text string) (word, rest string, ok bool) {
 		return "", "", false
 	}
 	word, rest, ok = strings.Cut(text[1:], ":")
-	return strings.ToLower(word), rest, ok && slices.Contains([]string{"fail", "defer", "blackhole", "unknown"}, strings.ToLower(word))
+	return word, rest, ok && slices.Contains([]string{"fail", "defer", "blackhole", "unknown"}, word)
 }
 
 // stripComments takes out what follows "#" at the start of an element.
@@ -173,7 +173,11 @@ func (d *redirection) add(e string) {
 	if i := strings.LastIndexByte(e, '<'); i >= 0 && strings.HasSuffix(e, ">") {
 		e = e[i+1 : len(e)-1]
 	}
-	if strings.ContainsAny(e, " \t()<>") && !strings.Contains(e, `"`) {
+	local := e
+	if at := strings.LastIndexByte(e, '@'); at >= 0 {
+		local = e[:at]
+	}
+	if !strings.Contains(e, `"`) && (strings.ContainsAny(e, " \t()<>") || strings.ContainsAny(local, ":;")) {
 		d.malformed = true
 		return
 	}

@@ -110,18 +110,16 @@ func (r *aclRun) manualRoute(t *routing, ro *aclRouter) routeResult {
 		}
 		return routeDone
 	}
-	list := ro.Options["route_list"]
-	sep := ";"
-	if strings.HasPrefix(list, "<") && len(list) > 1 {
-		sep, list = list[1:2], list[2:]
-	}
-	for rule := range strings.SplitSeq(list, sep) {
-		pattern, _, _ := strings.Cut(strings.TrimSpace(rule), " ")
-		if pattern = strings.Trim(pattern, `"`); pattern == "" {
+	for _, pattern := range RoutePatterns(ro.Options["route_list"]) {
+		text, err := r.expand(pattern)
+		switch {
+		case errors.Is(err, expansion.ErrForced):
 			continue
+		case err != nil:
+			return routeDefer
 		}
 		s := &listSubject{kind: listDomain, as: t.domain, given: t.domain}
-		switch r.scan(s, parseItems([]string{pattern}, listDomain)) {
+		switch r.scan(s, parseItems([]string{text}, listDomain)) {
 		case aclOK:
 			return routeDone
 		case aclDefer:
@@ -129,4 +127,21 @@ func (r *aclRun) manualRoute(t *routing, ro *aclRouter) routeResult {
 		}
 	}
 	return routeDecline
+}
+
+// RoutePatterns are the domains of a route_list, each of which is expanded by itself.
+//
+//	*.example.net host.example ; lsearch;/etc/routes host.example
+func RoutePatterns(list string) (all []string) {
+	sep := ";"
+	if strings.HasPrefix(list, "<") && len(list) > 1 {
+		sep, list = list[1:2], list[2:]
+	}
+	for rule := range strings.SplitSeq(list, sep) {
+		pattern, _, _ := strings.Cut(strings.TrimSpace(rule), " ")
+		if pattern = strings.Trim(pattern, `"`); pattern != "" {
+			all = append(all, pattern)
+		}
+	}
+	return all
 }

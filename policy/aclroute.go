@@ -27,7 +27,7 @@ func (o *ACLRouter) flag(name string, otherwise bool) bool {
 // routerStrings are the options that are expanded.
 var routerStrings = []string{
 	"domains", "local_parts", "senders", "condition", "data", "cannot_route_message", "address_data", "router_home_directory", "require_files",
-	"route_data", "route_list", "unseen", "ignore_target_hosts", "qualify_domain", "local_part_prefix", "local_part_suffix",
+	"route_data", "unseen", "ignore_target_hosts", "qualify_domain", "local_part_prefix", "local_part_suffix",
 }
 
 func (c *compiler) router(a *acl, r *ACLRouter) aclRouter {
@@ -36,9 +36,12 @@ func (c *compiler) router(a *acl, r *ACLRouter) aclRouter {
 		c.errorf("%s: unknown driver %q", where, r.Driver)
 	}
 	for _, name := range routerStrings {
-		if v := r.Options[name]; v != "" && name != "route_list" {
+		if v := r.Options[name]; v != "" {
 			c.parse(a, where+"."+name, v)
 		}
+	}
+	for _, pattern := range RoutePatterns(r.Options["route_list"]) {
+		c.parse(a, where+".route_list", pattern)
 	}
 	if next := r.Options["pass_router"]; next != "" && !slices.ContainsFunc(a.ACL.Routers, func(o ACLRouter) bool { return o.Name == next }) {
 		c.errorf("%s.pass_router: no router is called %q", where, next)
@@ -152,7 +155,7 @@ loop:
 				t.children = append(t.children, t.address)
 			}
 			if rc == routeDone && ro.flag(map[bool]string{true: "fail_verify_sender", false: "fail_verify_recipient"}[t.sender], ro.flag("fail_verify", false)) {
-				t.message = ""
+				t.message = ro.Name + " router forced verify failure"
 				return aclFail
 			}
 		}

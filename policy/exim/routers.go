@@ -2,6 +2,7 @@ package exim
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"regexp"
@@ -27,7 +28,7 @@ var routerFlags = []string{
 }
 
 // routerPlain are options that are taken as they are.
-var routerPlain = []string{"local_part_prefix", "local_part_suffix", "pass_router", "self", "route_list"}
+var routerPlain = []string{"local_part_prefix", "local_part_suffix", "pass_router", "self"}
 
 // routerNone decide nothing when an address is verified.
 var routerNone = []string{
@@ -83,6 +84,8 @@ func (i *importer) router(r *routerText) policy.ACLRouter {
 		case name == "data":
 			i.include(value)
 			value, err = i.str(value)
+		case name == "route_list":
+			err = i.routes(value)
 		case name == "file":
 			err = fmt.Errorf("what is in a file of each user decides")
 		case slices.Contains(routerTexts, name):
@@ -122,6 +125,20 @@ func (i *importer) router(r *routerText) policy.ACLRouter {
 	}
 	i.notFollowed(&out, why)
 	return out
+}
+
+// routes lists what the domains of a route_list refer to.
+func (i *importer) routes(list string) error {
+	for _, pattern := range policy.RoutePatterns(list) {
+		got, err := i.listString(pattern, "domainlist")
+		if err == nil && got != pattern {
+			err = errors.New("a query in route_list isn't followed; use route_data")
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // notFollowed has a router that isn't followed decide as the operator chooses.
