@@ -136,7 +136,7 @@ func (s *listSubject) option(text string) bool {
 		if at := strings.LastIndexByte(s.as, '@'); at >= 0 && s.kind == listAddress {
 			s.as = s.as[:at] + expansion.Lower(s.as[at:])
 		}
-	case s.kind != listHost:
+	case s.kind != listHost && s.kind != listIP:
 		return false
 	case text == "+include_unknown":
 		s.includeUnknown, s.ignoreUnknown = true, false
@@ -170,7 +170,7 @@ func (r *aclRun) item(s *listSubject, it *listItem, last *bool) (rc outcome, dec
 			}
 		}
 		return 0, false
-	case strings.HasPrefix(it.text, "+") && s.kind != listString && s.kind != listIP:
+	case strings.HasPrefix(it.text, "+") && s.kind != listString:
 		text, there := r.acl.named(s.kind)[it.text[1:]]
 		if !there {
 			return aclDefer, true
@@ -248,7 +248,7 @@ func (a *acl) named(kind listKind) map[string]string {
 	switch kind {
 	case listDomain:
 		return a.Domains
-	case listHost:
+	case listHost, listIP:
 		return a.Hosts
 	case listAddress:
 		return a.ACL.Addresses

@@ -120,8 +120,8 @@ func (i *importer) element(e, kind string) error {
 			lists = maps.Clone(lists)
 			maps.Copy(lists, i.conf.lists["domainlist"])
 		}
-		if _, ok := lists[name]; !ok && lists != nil && !strings.Contains(name, "*") {
-			return fmt.Errorf("no %s is called %q", kind, name)
+		if _, ok := lists[name]; !ok && kind != "" && !strings.Contains(name, "*") {
+			i.item(kind, e, fidelity.Exact, fmt.Sprintf("%s: no %s is called %q: Exim defers whoever is looked for in it", i.here, kind, name), "")
 		}
 		return nil
 	}

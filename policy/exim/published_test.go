@@ -2,6 +2,7 @@ package exim
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -321,4 +322,89 @@ t:
 		to = append(to, local+"@one.example")
 	}
 	sameAsExim(t, x, spec, to)
+}
+
+// TestNoSuchList: a list that isn't there defers whoever is looked for in it, and nobody
+// who is found before, as in Exim.
+func TestNoSuchList(t *testing.T) {
+	x := newExim(t, `domainlist local_domains = one.example
+hostlist ours = 198.51.100.1
+hostlist more = !198.51.100.2 : +ours : 198.51.100.3
+acl_smtp_rcpt = rcpt
+begin acl
+rcpt:
+  require domains = +local_domains : +relay_domains
+  deny    local_parts = q1
+          hosts = +nobody
+  deny    local_parts = q2
+          hosts = +ours : 192.0.2.1 : +nobody
+  deny    local_parts = q3
+          condition = ${if match_domain{$domain}{+local_domains : +nobody}}
+  deny    local_parts = q4
+          condition = ${if match_domain{x.example}{+local_domains : +nobody}}
+  deny    local_parts = q5
+          condition = ${if match_ip{$sender_host_address}{+ours : +nobody}}
+  deny    local_parts = q6
+          condition = ${if match_ip{$sender_host_address}{192.0.2.0/24 : +nobody}}
+  deny    local_parts = q9
+          condition = ${if match_ip{198.51.100.1}{+ours}}
+  deny    local_parts = q10
+          condition = ${if match_ip{$sender_host_address}{+ours}}
+  deny    local_parts = q7
+          senders = : *@+nobody
+  deny    local_parts = q8
+          !local_parts = +nobody
+  deny    local_parts = r1
+          condition = ${if match_ip{$sender_host_address}{!+ours}}
+  deny    local_parts = r2
+          condition = ${if !match_ip{198.51.100.1}{+ours : 192.0.2.1}}
+  deny    local_parts = r3
+          condition = ${if match_ip{198.51.100.1}{+ignore_unknown : +ours}}
+  deny    local_parts = r4
+          condition = ${if match_ip{198.51.100.2}{+include_unknown : +more}}
+  deny    local_parts = r5
+          condition = ${if match_ip{198.51.100.3}{+more : 198.51.100.4}}
+  deny    local_parts = r6
+          condition = ${if match_ip{198.51.100.4}{+more : 198.51.100.4}}
+  accept
+`+smallRouters)
+	spec, report, err := Import(t.Context(), Source{Program: x.Program, Config: x.Config, Getent: x.Getent, Own: []string{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for part, line := range map[string]string{"+relay_domains": ":11: ", "hostlist: +nobody": ":13: "} {
+		if it := itemOf(t, &report, part); !strings.HasPrefix(it.Why, x.Config+line) || !strings.Contains(it.Why, "no ") {
+			t.Errorf("%+v; want its place, %s", it, line)
+		}
+	}
+	sameAsExim(t, x, spec, []string{"alice@one.example", "q1@one.example", "alice@two.example",
+		"q2@one.example", "q3@one.example", "q4@one.example", "q5@one.example", "q6@one.example", "q7@one.example", "q8@one.example", "q9@one.example", "q10@one.example",
+		"r1@one.example", "r2@one.example", "r3@one.example", "r4@one.example", "r5@one.example", "r6@one.example"})
+}
+
+// TestFileInQuery: a query of SQLite may begin with its file. With a key, Exim 4.94 and
+// later won't open that.
+func TestFileInQuery(t *testing.T) {
+	x := newExim(t, `domainlist local_domains = one.example
+acl_smtp_rcpt = rcpt
+begin acl
+rcpt:
+  deny local_parts = q1
+       message = <${lookup sqlite{@DIR@/k.db SELECT v FROM k WHERE k='a'}{$value}{none}}>
+  deny local_parts = q2
+       message = <${lookup sqlite{@DIR@/k.db SELECT v FROM k WHERE k='${quote_sqlite:$domain}'}{$value}{none}}>
+  accept
+`+smallRouters)
+	cmd := exec.CommandContext(t.Context(), "sqlite3", filepath.Join(x.Dir, "k.db"), "CREATE TABLE k (k TEXT, v TEXT); INSERT INTO k VALUES ('a', 'constant')")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("sqlite3: %v\n%s", err, out)
+	}
+	spec, report, err := Import(t.Context(), Source{Program: x.Program, Config: x.Config, Getent: x.Getent, Rows: Databases, Own: []string{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if it := itemOf(t, &report, "quote_sqlite"); !strings.HasPrefix(it.Why, x.Config+":12: ") || !strings.Contains(it.Why, "sqlite_dbfile") {
+		t.Errorf("%+v; want the remedy", it)
+	}
+	sameAsExim(t, x, spec, []string{"q1@one.example", "q2@one.example", "q3@one.example"})
 }

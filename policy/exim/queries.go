@@ -42,6 +42,16 @@ func (i *importer) rewriteQueries(s string) (string, error) {
 	}
 }
 
+// fileOf is the file that a query of SQLite begins with.
+func fileOf(typ, query string) (file, rest string, ok bool) {
+	query = strings.TrimLeft(query, cSpace)
+	end := strings.IndexAny(query, cSpace)
+	if typ != "sqlite" || !strings.HasPrefix(query, "/") || end < 0 {
+		return "", "", false
+	}
+	return query[:end], query[end:], true
+}
+
 func group(s string, m []int, n int) string {
 	if m[2*n] < 0 {
 		return ""
@@ -112,6 +122,12 @@ func (i *importer) query(typ, options, text string) (in, key, tables string, err
 	}
 	if slices.Contains(directories, typ) {
 		return i.search(typ, text, p)
+	}
+	if file, rest, ok := fileOf(typ, text); ok {
+		if i.ofClients(p) {
+			return "", "", "", fmt.Errorf("Exim 4.94 and later opens no file that is named in a query with a client's words: use sqlite_dbfile or ${lookup sqlite,file=%s {…}}", file)
+		}
+		return i.query(typ, ",file="+file, rest)
 	}
 	q, err := newSQLQuery(typ, p)
 	if err != nil {

@@ -117,7 +117,11 @@ func sameAsExim(t *testing.T, x *testmx.Exim, spec *policy.Spec, to []string) {
 	s := begun(t, spec)
 	for n, a := range to {
 		v := rcpt(t, s, a)
-		if got := judged(strconv.Itoa(v.Reply.Code), v.Reply.Text); got != theirs[3+n] {
+		got := "250"
+		if v.Action != policy.Permit {
+			got = judged(strconv.Itoa(v.Reply.Code), v.Reply.Text)
+		}
+		if got != theirs[3+n] {
 			t.Errorf("%s: %q; Exim says %q", a, got, theirs[3+n])
 		}
 	}
