@@ -892,6 +892,11 @@ func TestCrowded(t *testing.T) {
 // TestCrowd: the oldest of the network with the most goes, none that is busy, and who comes
 // when all are busy.
 func TestCrowd(t *testing.T) {
+	for addr, want := range map[string]string{"192.0.2.1:5": "192.0.2.1/32", "[::ffff:192.0.2.1]:5": "192.0.2.1/32", "[2001:db8:1:2:3::4]:5": "2001:db8:1:2::/64"} {
+		if got := network(net.TCPAddrFromAddrPort(netip.MustParseAddrPort(addr))); got.String() != want {
+			t.Errorf("%s is of %v, want %s", addr, got, want)
+		}
+	}
 	l := make(pipes, 10)
 	c := &crowd{Listener: l, most: 4}
 	enter := func(addr string) (*guest, net.Conn, *guest) {
@@ -997,6 +1002,12 @@ func TestClient(t *testing.T) {
 	push(users(13), users(12), "PATCH")
 	push(users(14), users(12), "PUT") // the server has another one
 	push(users(500), users(14), "PUT")
+	even := append([]string{"abc@example.org"}, users(48)...)
+	if n := len(strings.Join(even, "\n") + "\n"); n != 1024 {
+		t.Fatalf("%d octets", n)
+	}
+	push(even, nil, "PUT") // it isn't compressed yet
+	push(users(500), nil, "PUT")
 	stranger := s.client()
 	stranger.Roots = x509.NewCertPool()
 	if _, _, err := stranger.Push(t.Context(), domain, users(500), nil); err == nil {

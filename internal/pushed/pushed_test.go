@@ -113,8 +113,20 @@ func TestReplace(t *testing.T) {
 	if _, err = s.Change(domain, "", users(0, 1), nil); !errors.Is(err, ErrETag) {
 		t.Errorf("a change of any list: %v", err)
 	}
-	if _, err = s.Change(domain, r.ETag, users(0, 996), nil); !errors.Is(err, ErrTooLong) {
-		t.Errorf("a change to 1001 of 1000: %v", err)
+	var last []string
+	for i := range 996 {
+		last = append(last, fmt.Sprintf("zz%04d@example.org", i))
+	}
+	for _, added := range [][]string{users(0, 996), last} {
+		if _, err = s.Change(domain, r.ETag, added, nil); !errors.Is(err, ErrTooLong) {
+			t.Errorf("a change to 1001 of 1000: %v", err)
+		}
+	}
+	if _, err := put(s); !errors.Is(err, ErrContent) {
+		t.Errorf("an empty list: %v", err)
+	}
+	if _, err := s.Change(domain, r.ETag, nil, strings.Fields(`"a,b"@example.org aa@example.org alice@example.org carol@example.org zed@example.org`)); !errors.Is(err, ErrContent) {
+		t.Errorf("a change to an empty list: %v", err)
 	}
 	again := open(t, dir, c, nil)
 	if st, err := again.One(domain); err != nil || st.ETag != r.ETag || st.Count != 5 {
@@ -165,6 +177,7 @@ func TestAddress(t *testing.T) {
 		{`"a\b"@example.org`, domain, false},                     // it isn't how that is written
 		{"#@example.org", domain, false},
 		{"@example.org", domain, false},
+		{strings.Repeat("a", 400) + "@example.org", domain, false},
 		{"example.org", domain, false},
 	} {
 		if got, err := Address(tt.text, tt.domain); (err == nil) != tt.want {
@@ -347,6 +360,15 @@ func windowCut(t *testing.T, once bool) {
 		for _, gone := range []int{61, 101} {
 			if r, err := put(s, users(gone, 1000)...); err != nil || (r.Staged != nil) != (gone > 100) {
 				t.Fatalf("cut at %d, once %v, %d are gone: %+v, %v", n, once, gone, r.Staged, err)
+			}
+		}
+		if err := s.Approve(domain); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			c.at = c.at.Add(window)
+			if _, err := put(s, users(101, 1000)...); err != nil {
+				t.Fatalf("cut at %d, once %v, weeks later: %v", n, once, err)
 			}
 		}
 		if err == nil && ops < n {

@@ -5,10 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -47,7 +49,7 @@ func TestServer(t *testing.T) {
 	}
 	for name, test := range map[string]func(*testing.T, *listertest.Node, Opener){
 		"lease": lease, "clock": otherClock, "fence": fence, "taken": taken, "renewal": renewal, "in between": inBetween, "return": comeBack, "body": bodies, "lost keys": lostKeys,
-		"connections": connections, "ahead": readAhead, "read only": lookOnly,
+		"connections": connections, "pages": pages, "ahead": readAhead, "read only": lookOnly,
 		"free": free, "settings": settings, "cancelled wait": cancelledWait, "quorum": quorum, "disk full": diskFull,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, node, opener(t)) })
@@ -126,6 +128,9 @@ func otherClock(t *testing.T, node *listertest.Node, o Opener) {
 	left := func(all []Member, err error) time.Duration {
 		for _, m := range all {
 			if m.Name == o.Spool {
+				if !m.Spool || m.Ago != -1 || m.Totals.Next != 1 {
+					t.Errorf("a member that never came, with a spool: %+v", m)
+				}
 				return m.Left
 			}
 		}
@@ -144,6 +149,14 @@ func otherClock(t *testing.T, node *listertest.Node, o Opener) {
 	all, _, err := members.Beat(t.Context(), "any", []byte("{}"))
 	if l := left(all, err); l > time.Second {
 		t.Errorf("after a beat of another, left %v", l)
+	}
+	node.SQL(t, "UPDATE understudy.member SET seen = clock_timestamp() + interval '10 minutes'") // that clock's as well
+	all, err = members.List(t.Context())
+	if err != nil || !slices.ContainsFunc(all, func(m Member) bool { return m.Name == "any" && !m.Spool && m.Ago == 0 && string(m.Says) == "{}" }) {
+		t.Errorf("a member without a spool: %+v, %v", all, err)
+	}
+	if _, _, err := members.Beat(t.Context(), "any", make([]byte, maxSays+1)); err == nil {
+		t.Error("a member may say any amount of itself")
 	}
 	node.SQL(t, ahead)
 	unlock := locked(t, node, o.Spool) // its holder waits for a standby, say, and keeps nobody else from a spool
@@ -374,6 +387,12 @@ func bodies(t *testing.T, node *listertest.Node, o Opener) {
 		if err := b.Commit(); (err == nil) != (what == "") {
 			t.Errorf("%s: %v", cmp.Or(what, "nothing is lost"), err)
 		}
+		if r, _, err := s.Open("b"); what == "" && err == nil {
+			node.SQL(t, "DELETE FROM understudy.body WHERE id = 'b' AND piece = 2")
+			if got, err := io.ReadAll(r); !errors.Is(err, store.ErrBody) || len(got) != 2*pieceSize {
+				t.Errorf("a piece is lost while it is read: %d octets, %v", len(got), err)
+			}
+		}
 		if err := s.Remove("b"); err != nil {
 			t.Fatal(err)
 		}
@@ -389,6 +408,53 @@ func lostKeys(t *testing.T, node *listertest.Node, o Opener) {
 	node.SQL(t, "DELETE FROM understudy.kv WHERE key = 'f' AND spool = (SELECT id FROM understudy.spool WHERE name = '"+o.Spool+"')")
 	if _, err := o.Open(nil); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("opened: %v", err)
+	}
+	other := o
+	other.Dir, other.Spool = t.TempDir(), o.Spool+", a neighbour"
+	s = mustOpen(t, other)
+	node.SQL(t, "DELETE FROM understudy.spool WHERE name = '"+other.Spool+"'")
+	if err := s.Reopen(); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("an empty spool in place of the one that is gone: %v", err)
+	}
+}
+
+// pages: a connection that is lost on a page is an error, and no key comes twice.
+func pages(t *testing.T, node *listertest.Node, o Opener) {
+	wire := listertest.NewWire(t, node.Address())
+	c, err := ParseDSN(wire.DSN())
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.Config, o.Lease = c, time.Hour // nothing else goes over the wire
+	s := mustOpen(t, o)
+	var b store.Batch
+	for i := range uint64(100) {
+		b.Put(store.SeqKey('m', i), []byte("v"))
+	}
+	if err := s.Apply(b); err != nil {
+		t.Fatal(err)
+	}
+	for cut := range 3 {
+		seen, fetches := map[string]bool{}, 0
+		wire.Watch(func(toServer bool, message []byte) int {
+			if toServer && message[0] == 'P' && strings.Contains(string(message), "FETCH ") {
+				if fetches++; fetches == cut {
+					return 0
+				}
+			}
+			return len(message)
+		})
+		err := s.Page(store.From([]byte{'m'}, nil), func(key, _ []byte) bool {
+			if seen[string(key)] {
+				t.Errorf("%x comes twice", key)
+			}
+			seen[string(key)] = true
+			return true
+		})
+		// Before the first key comes, another connection does as well.
+		if wantErr := cut > 1; (err != nil) != wantErr || err == nil && len(seen) != 100 {
+			t.Errorf("cut at %d of %d: %d keys, %v", cut, fetches, len(seen), err)
+		}
 	}
 }
 
@@ -448,7 +514,12 @@ func comeBack(t *testing.T, _ *listertest.Node, o Opener) {
 	if err := os.CopyFS(again.Dir, os.DirFS(o.Dir)); err != nil {
 		t.Fatal(err)
 	}
-	mustOpen(t, again)
+	s := mustOpen(t, again)
+	s.writer.close() // as its server has, which was replaced meanwhile
+	s.writer.used = time.Now().Add(-time.Minute)
+	if err := s.Apply(put("k", "v")); err != nil {
+		t.Errorf("a batch after a quiet time: %v", err)
+	}
 }
 
 // readAhead: keys are got in order while they change; nobody sees what isn't true
@@ -622,8 +693,11 @@ func quorum(t *testing.T, node *listertest.Node, o Opener) {
 	if err := s.Apply(put("k", "v")); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := o.Examine(context.Background()); err != nil || got.Standbys != 1 {
-		t.Errorf("examined: %+v, %v", got, err)
+	for role, super := range map[string]bool{"SUPERUSER": true, "NOSUPERUSER": false} {
+		node.Admin(t, "ALTER ROLE understudy "+role)
+		if got, err := o.Examine(context.Background()); err != nil || got != (Server{Standbys: 1, Superuser: super}) {
+			t.Errorf("examined: %+v, %v", got, err)
+		}
 	}
 	node.Quorum(t)
 	if _, err := o.Examine(context.Background()); !errors.Is(err, errNoQuorum) {
@@ -638,6 +712,12 @@ func quorum(t *testing.T, node *listertest.Node, o Opener) {
 		if err := s.Apply(b); !errors.Is(err, errNoQuorum) {
 			t.Errorf("%d changes, nobody waits for a standby any more: %v", len(b), err)
 		}
+		if _, err := s.Get([]byte("k")); !errors.Is(err, store.ErrReopening) {
+			t.Errorf("read on after that: %v", err)
+		}
+		if err := s.Apply(put("k", "3")); !errors.Is(err, store.ErrReopening) {
+			t.Errorf("written on after that: %v", err)
+		}
 	}
 	s.ready.Store(true)
 	if b, err := s.Create("b"); err != nil {
@@ -646,9 +726,6 @@ func quorum(t *testing.T, node *listertest.Node, o Opener) {
 		t.Errorf("a body, nobody waits for a standby any more: %v", err)
 	}
 	s.ready.Store(false)
-	if _, err := s.Get([]byte("k")); !errors.Is(err, store.ErrReopening) {
-		t.Errorf("read on after that: %v", err)
-	}
 	if err := s.Reopen(); !errors.Is(err, errNoQuorum) {
 		t.Errorf("reopened: %v", err)
 	}
@@ -731,6 +808,13 @@ func schema(t *testing.T, node *listertest.Node, o Opener) {
 		if _, err := other.Open(nil); !errors.Is(err, want) {
 			t.Errorf("%s: opened: %v", what, err)
 		}
+		if _, err := other.OpenReadOnly(nil); !errors.Is(err, want) {
+			t.Errorf("%s: looked at: %v", what, err)
+		}
+	}
+	node.SQL(t, "UPDATE understudy.meta SET version = 1")
+	if err := s.Reopen(); !errors.Is(err, store.ErrDamaged) {
+		t.Errorf("an older one than there was: %v", err)
 	}
 	node.SQL(t, fmt.Sprintf("UPDATE understudy.meta SET version = %d", SchemaVersion+1))
 	refused("newer", store.ErrNewerVersion)
@@ -752,7 +836,7 @@ func TestParseDSN(t *testing.T) {
 		}
 	}
 	c, err := ParseDSN("postgres://u@db1,db2:5433/understudy?sslmode=disable")
-	if err != nil || hosts(c) != "db1:5432,db2:5433" || c.ValidateConnect == nil {
+	if err != nil || hosts(c) != "db1:5432,db2:5433" || c.ValidateConnect == nil || c.MaxProtocolMessageBodyLen != maxMessage {
 		t.Errorf("%+v, %v", c, err)
 	}
 }
@@ -788,6 +872,10 @@ func TestAway(t *testing.T) {
 		s, err := Opener{Config: c, Password: func() (string, error) { return password, nil }, Spool: "away", Dir: t.TempDir(), OneMachine: true}.Open(nil)
 		if err == nil {
 			err = s.Close()
+		}
+		_, err2 := Opener{Config: c, Password: func() (string, error) { return password, nil }, Spool: "none", OneMachine: true}.OpenReadOnly(nil)
+		if Away(err) != Away(err2) || err2 == nil {
+			t.Errorf("who looks is told another thing: %v, %v", err, err2)
 		}
 		return err
 	}
