@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -236,6 +237,62 @@ func TestBackInTime(t *testing.T) {
 	}
 	if len(inB) == 0 || len(here) == 0 {
 		t.Errorf("%d are at mx3, %d at mx2", len(inB), len(here))
+	}
+}
+
+// TestCutShort: messages that came here in a move that was cut short are in line once their
+// origin notes that they went here, and only then. Those that it has, or has settled since,
+// are forgotten, and those of an origin that nobody knows wait for it.
+func TestCutShort(t *testing.T) {
+	node := listertest.Primary(t)
+	b := join(t, node, "mx3", Says{})
+	here, err := b.queue.Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := b.o.Spool("mx2")
+	s, err := o.Open(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	origin, err := store.Identity(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids := map[string]string{"came": "1m84jpnqcczaqjs1", "elsewhere": "1m84jpnqcczaqjs2", "settled": "1m84jpnqcczaqjs3", "there": "1m84jpnqcczaqjs4", "there again": "1m84jpnqcczaqjs5"}
+	var notes store.Batch
+	for _, id := range []string{ids["came"], ids["there again"]} {
+		notes.Put(store.MovedKey(id), []byte(here))
+	}
+	notes.Put(store.MovedKey(ids["elsewhere"]), []byte("another store"))
+	for _, id := range []string{ids["there"], ids["there again"]} {
+		notes.Put(store.IDKey(id), []byte{0, 0, 0, 0, 0, 0, 0, 1})
+	}
+	if err := s.Apply(notes); err != nil {
+		t.Fatal(err)
+	}
+	const unknown = "1m84jpnqcczaqjs6"
+	arrive := func(origin string, ids ...string) {
+		in := b.queue.Intake(origin, 0)
+		for _, id := range ids {
+			r := &store.Record{Size: 2, Inline: true, Recipients: []store.Recipient{{Since: 1, Recipient: envelope.Recipient{Path: envelope.ForwardPath{Mailbox: envelope.Mailbox{Local: "r", Domain: "example.com"}}}}}}
+			r.Env.ID, r.Env.Received, r.Env.Client.Addr = id, time.Unix(1000, 0), netip.MustParseAddr("192.0.2.1")
+			if err := in.Add(r, func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("\r\n")), nil }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := in.Store(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	arrive("a store that is gone", unknown)
+	arrive(origin, slices.Sorted(maps.Values(ids))...)
+	await(t, "the moves are settled", func() bool { return slices.Equal(b.queue.Origins(), []string{"a store that is gone"}) })
+	if has := b.has(t); len(has) != 2 || !has[ids["came"]] || has[unknown] {
+		t.Errorf("in line (true) or coming: %v", has)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
 	}
 }
 
