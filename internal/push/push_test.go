@@ -377,6 +377,8 @@ func (s *site) attacks() []attack {
 		{"full-width letters", line("a@ｅxample.org"), 422, false},
 		{"dotless i, folded", line("a@exampl\u0131.org"), 422, false},
 		{"Kelvin sign, folded", line("a@example.or\u212a"), 422, false},
+		{"ETag with its first quote alone", put(nine, `If-Match: "`+s.etag), 412, false},
+		{"ETag with its last quote alone", put(nine, `If-Match: `+s.etag+`"`), 412, false},
 		{"ETag without quotes", put(nine, "If-Match: "+s.etag), 412, false},
 		{"ETag in upper case", put(nine, `If-Match: "`+strings.ToUpper(pushed.ETag(nil))+`"`), 412, false},
 		{"star and ETag", put(nine, `If-Match: *, "`+s.etag+`"`), 412, false},
@@ -633,6 +635,27 @@ func TestVerdict(t *testing.T) {
 			t.Errorf("%v: %d, want %d", err, got, want)
 		}
 	}
+}
+
+// TestStats: what the metrics say of the lists, of each domain's.
+func TestStats(t *testing.T) {
+	s := start(t, 1000)
+	server := &Server{o: Options{Store: s.store}}
+	wants := func(when string, want metrics.PushStats) {
+		t.Helper()
+		if got := server.stats(); got != want {
+			t.Errorf("%s: %+v, want %+v", when, got, want)
+		}
+	}
+	wants("one was pushed, one never", metrics.PushStats{Stale: 1, Recipients: 10})
+	if _, err := s.store.Replace(domain, "", func(add func(string) error) error { return addAll(add, users(2)) }); err != nil {
+		t.Fatal(err)
+	}
+	wants("a mass deletion", metrics.PushStats{Stale: 1, Staged: 1, Recipients: 2})
+	if _, err := s.store.Replace("example.net", "", func(add func(string) error) error { return add("a@example.net") }); err != nil {
+		t.Fatal(err)
+	}
+	wants("both were pushed", metrics.PushStats{Staged: 1, Recipients: 3})
 }
 
 // TestFailed: a list that can't be stored is the server's fault, whose paths are its own.
@@ -1103,8 +1126,13 @@ func TestClientWaits(t *testing.T) {
 	var waits []string
 	c.Tries = 9
 	c.Wait = func(_ context.Context, d time.Duration) error { waits = append(waits, d.String()); return nil }
+	var said []string
+	c.Say = func(text string) { said = append(said, text) }
 	if _, _, err := c.Push(t.Context(), domain, users(10), nil); err == nil || strings.Join(waits, " ") != "5s 1m0s 4s 8s 16s 32s 1m0s 1m0s" {
 		t.Errorf("%v, waited %v", err, waits)
+	}
+	if len(said) != 8 || !strings.Contains(said[0], "429") || !strings.Contains(said[7], "503") {
+		t.Errorf("said %q", said)
 	}
 }
 

@@ -300,12 +300,13 @@ func TestWindow(t *testing.T) {
 	}
 	slow := []step{{8, 30, false}, {16, 60, false}, {24, 90, false}, {32, 120, false}, {40, 150, false}, {48, 180, false}}
 	for name, tt := range map[string]struct{ steps, rejected []step }{
-		"slowly":                  {steps: append([]step{{0, 0, false}, {0, 1, false}}, slow...)},
-		"the clock was wrong":     {steps: append([]step{{40_000, 0, false}, {0, 1, false}}, slow...)},
-		"one to two weeks":        {steps: []step{{0, 0, false}, {0, 1, false}, {6, 60, false}, {7, 61, false}, {8, 101, true}}},
-		"more than two weeks":     {steps: []step{{0, 0, false}, {0, 1, false}, {6, 60, false}, {7, 61, false}, {14, 62, false}, {15, 110, false}}},
-		"staged for weeks":        {[]step{{0, 0, false}, {0, 1, false}, {1, 60, false}, {8, 900, true}, {16, 901, true}}, []step{{16, 101, true}}},
-		"staged, and few go then": {[]step{{0, 0, false}, {0, 1, false}, {8, 900, true}}, []step{{9, 60, false}}},
+		"slowly":                          {steps: append([]step{{0, 0, false}, {0, 1, false}}, slow...)},
+		"the clock was wrong":             {steps: append([]step{{40_000, 0, false}, {0, 1, false}}, slow...)},
+		"the clock was wrong, and few go": {steps: []step{{40_000, 0, false}, {40_000, 60, false}, {0, 61, false}, {1, 130, false}}},
+		"one to two weeks":                {steps: []step{{0, 0, false}, {0, 1, false}, {6, 60, false}, {7, 61, false}, {8, 101, true}}},
+		"more than two weeks":             {steps: []step{{0, 0, false}, {0, 1, false}, {6, 60, false}, {7, 61, false}, {14, 62, false}, {15, 110, false}}},
+		"staged for weeks":                {[]step{{0, 0, false}, {0, 1, false}, {1, 60, false}, {8, 900, true}, {16, 901, true}}, []step{{16, 101, true}}},
+		"staged, and few go then":         {[]step{{0, 0, false}, {0, 1, false}, {8, 900, true}}, []step{{9, 60, false}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := &clock{time.Unix(1e9, 0)}
@@ -329,15 +330,15 @@ func TestWindow(t *testing.T) {
 	}
 }
 
-// TestWindowCut: where the power fails while the sum begins anew, or one operation does,
-// nothing of it is lost.
+// TestWindowCut: where the power fails while the sum begins anew, or one operation does
+// and perhaps the power some operations later, nothing of it is lost.
 func TestWindowCut(t *testing.T) {
-	for _, once := range []bool{false, true} {
-		windowCut(t, once)
+	for _, later := range []int{0, 3, 4, 1000} {
+		windowCut(t, later)
 	}
 }
 
-func windowCut(t *testing.T, once bool) {
+func windowCut(t *testing.T, later int) {
 	for n := 1; ; n++ {
 		c := &clock{time.Unix(1e9, 0)}
 		disk := testmx.NewDisk()
@@ -350,25 +351,25 @@ func windowCut(t *testing.T, once bool) {
 		c.at = c.at.Add(window)
 		ops := 0
 		disk.Fault(func(op testmx.Op) error {
-			if ops++; ops == n || ops > n && !once {
+			if ops++; ops == n || ops >= n+later {
 				return errors.New("the disk is gone")
 			}
 			return nil
 		})
 		_, err := put(s, users(61, 1000)...)
-		s = open(t, memoryDir, c, &memory{Disk: disk.Cut(testmx.LeftAll, nil), temps: 1000})
+		left, at := disk.Cut(testmx.LeftAll, nil), c.at
+		s = open(t, memoryDir, c, &memory{Disk: left.Clone(), temps: 1000})
+		for _, gone := range []int{61, 62} {
+			if _, err := put(s, users(gone, 1000)...); err != nil {
+				t.Fatalf("cut at %d, %d later, %v after it: %v", n, later, c.at.Sub(at), err)
+			}
+			c.at = c.at.Add(window)
+		}
+		c.at = at
+		s = open(t, memoryDir, c, &memory{Disk: left, temps: 1000})
 		for _, gone := range []int{61, 101} {
 			if r, err := put(s, users(gone, 1000)...); err != nil || (r.Staged != nil) != (gone > 100) {
-				t.Fatalf("cut at %d, once %v, %d are gone: %+v, %v", n, once, gone, r.Staged, err)
-			}
-		}
-		if err := s.Approve(domain); err != nil {
-			t.Fatal(err)
-		}
-		for range 2 {
-			c.at = c.at.Add(window)
-			if _, err := put(s, users(101, 1000)...); err != nil {
-				t.Fatalf("cut at %d, once %v, weeks later: %v", n, once, err)
+				t.Fatalf("cut at %d, %d later, %d are gone: %+v, %v", n, later, gone, r.Staged, err)
 			}
 		}
 		if err == nil && ops < n {
