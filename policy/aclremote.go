@@ -63,7 +63,7 @@ scan:
 			}
 			if slices.Contains(r.acl.Own, addr.String()) || addr == netip.IPv4Unspecified() {
 				if i < max(1, a.best) {
-					return r.self(t, ro)
+					return r.self(t, ro, byMX)
 				}
 				break scan // those that are no better than the primary don't count
 			}
@@ -82,17 +82,21 @@ scan:
 }
 
 // self is what becomes of an address whose exchanger is the primary itself.
-func (r *aclRun) self(t *routing, ro *aclRouter) routeResult {
+func (r *aclRun) self(t *routing, ro *aclRouter, byMX bool) routeResult {
+	why := "remote host address is the local host"
+	if byMX {
+		why = "lowest numbered MX record points to local host"
+	}
 	switch ro.Options["self"] {
 	case "send":
 		return routeDone
 	case "fail":
-		t.message = "remote host address is the local host"
+		t.message = why
 		return routeFail
 	case "pass":
 		return routePass
 	}
-	t.message = "remote host address is the local host"
+	t.message = why
 	return routeDefer
 }
 
