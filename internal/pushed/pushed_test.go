@@ -235,10 +235,15 @@ func TestMassDeletion(t *testing.T) {
 		{"half and others came", 10, append(users(5, 10), users(20, 40)...), 5, 10},
 		{"a hundred of 900", 900, users(100, 900), 0, 900},
 		{"101 of 900", 900, users(101, 900), 101, 900},
+		{"one in a hundred", 10_100, users(101, 10_100), 0, 10_100},
+		{"more than one in a hundred", 10_099, users(101, 10_099), 101, 10_099},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			dir, c := t.TempDir(), &clock{time.Unix(1e9, 0)}
 			s := open(t, dir, c, nil)
+			if err := s.Limit(Limits{[]string{domain}, 20_000, time.Hour}); err != nil {
+				t.Fatal(err)
+			}
 			if _, err := put(s, users(0, tt.before)...); err != nil {
 				t.Fatal(err)
 			}
@@ -254,6 +259,25 @@ func TestMassDeletion(t *testing.T) {
 				t.Errorf("staged %d, unsure %v, %d in force", got, unsure, len(list))
 			}
 		})
+	}
+}
+
+// TestStagedStays: a deletion that is pushed again, or with a change, waits all the same, also
+// where the list of a window ago hadn't those who are deleted yet.
+func TestStagedStays(t *testing.T) {
+	dir, c := t.TempDir(), &clock{time.Unix(1e9, 0)}
+	s := open(t, dir, c, nil)
+	for _, n := range []int{10, 210} {
+		if r, err := put(s, users(0, n)...); err != nil || r.Staged != nil {
+			t.Fatal(r, err)
+		}
+	}
+	for _, n := range []int{10, 10, 11, 12} {
+		r, err := put(s, users(0, n)...)
+		if _, unsure := inForce(t, dir); err != nil || r.Staged == nil || r.Staged.Removed != 210-n || !unsure {
+			t.Errorf("%d of 210 are left: %+v, %v, unsure %v", n, r.Staged, err, unsure)
+		}
+		c.at = c.at.Add(time.Minute)
 	}
 }
 
