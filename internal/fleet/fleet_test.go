@@ -558,6 +558,43 @@ func TestWants(t *testing.T) {
 	}
 }
 
+// TestUnheard: for as long as the database was away nobody counts as silent, and of a beat that is
+// new only our own clock says how old it may be.
+func TestUnheard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &Fleet{o: Options{Self: "mx2", AdoptAfter: time.Minute, DeadAfter: 15 * time.Second, Beat: 3 * time.Second, Log: slog.New(slog.DiscardHandler), Metrics: metrics.New(prometheus.NewRegistry())}}
+		for _, tt := range []struct {
+			when  string
+			after time.Duration
+			beat  int64
+			ago   time.Duration // by the database's clock
+			want  time.Duration
+			sure  bool
+		}{
+			{"the first", 0, 1, time.Second, time.Second, false},
+			{"the next", 3 * time.Second, 2, 0, 0, true},
+			{"none", 3 * time.Second, 2, time.Hour, 3 * time.Second, true},
+			{"one by another clock", 3 * time.Second, 3, 10 * time.Minute, 3 * time.Second, true},
+			{"none, the database was away", 10 * time.Minute, 3, 10 * time.Minute, 9 * time.Second, true},
+			{"one that may be old", 8 * time.Second, 4, 10 * time.Minute, 6 * time.Second, false},
+			{"and the next", 3 * time.Second, 5, time.Second, time.Second, true},
+			{"none for long", 6 * time.Second, 5, 0, 7 * time.Second, true},
+			{"none for longer", 6 * time.Second, 5, 0, 13 * time.Second, true},
+		} {
+			time.Sleep(tt.after)
+			f.hear([]postgres.Member{{Name: "mx3", Beat: tt.beat, Ago: tt.ago, Totals: store.Totals{Messages: 1}}}, time.Now(), nil)
+			if h := f.heard["mx3"]; h.ago != tt.want || h.sure != tt.sure || !f.back("mx3") || f.orphan() != "" {
+				t.Errorf("%s: silent for %v, sure %v, lives %v; want %v, %v", tt.when, h.ago, h.sure, f.back("mx3"), tt.want, tt.sure)
+			}
+		}
+		time.Sleep(3 * time.Second)
+		f.hear([]postgres.Member{{Name: "mx3", Beat: 5}}, time.Now(), nil)
+		if f.back("mx3") {
+			t.Error("silent for 16 s, and lives")
+		}
+	})
+}
+
 // TestRests: a member whose mail can't be moved now is left alone for a while, and no
 // member adopts its own mail, or that of one whose spool is held.
 func TestRests(t *testing.T) {

@@ -30,13 +30,7 @@ const (
 func byteas(b []byte, list [][]byte) []byte {
 	const oid = 17
 	put := func(n int) { b = binary.BigEndian.AppendUint32(b, uint32(n)) }
-	if len(list) == 0 {
-		put(0) // dimensions
-		put(0)
-		put(oid)
-		return b
-	}
-	put(1)
+	put(1) // dimension
 	put(0) // no NULLs
 	put(oid)
 	put(len(list))
