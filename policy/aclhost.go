@@ -17,6 +17,7 @@ func (r *aclRun) host(s *listSubject, item string) listResult {
 	if err != nil {
 		return itemNo
 	}
+	addr = addr.Unmap()
 	switch item {
 	case "*":
 		return itemYes
@@ -171,7 +172,7 @@ var errNoFile = errors.New("no such table")
 // "partial", then "*@domain" and "*".
 func (r *aclRun) search(typ, file, key string) (string, bool, error) {
 	base := expansion.BaseType(typ)
-	name := base + ";" + strings.TrimSpace(file)
+	name := expansion.TableType(typ) + ";" + strings.TrimSpace(file)
 	if base == "table" {
 		name = strings.TrimSpace(file)
 	}
@@ -184,6 +185,13 @@ func (r *aclRun) search(typ, file, key string) (string, bool, error) {
 		get = func(k string) (string, bool, error) {
 			_, found, err := plain(k)
 			return key, found, err
+		}
+	}
+	if base == "dsearch" && optioned(typ, "ret=full") {
+		plain := get
+		get = func(k string) (string, bool, error) {
+			v, found, err := plain(k)
+			return strings.TrimSpace(file) + "/" + v, found, err
 		}
 	}
 	if v, ok, err := get(key); ok || err != nil {

@@ -145,7 +145,7 @@ func (i *importer) splitLookup(e string) error {
 		return err
 	}
 	typ, file, ok := strings.Cut(e, ";")
-	t := i.spec.Tables[expansion.BaseType(typ)+";"+strings.TrimSpace(file)]
+	t := i.spec.Tables[expansion.TableType(typ)+";"+strings.TrimSpace(file)]
 	if !ok || t == nil {
 		return fmt.Errorf("@@%s: only tables are followed", e)
 	}
@@ -222,7 +222,7 @@ func (i *importer) domainsOf(list string, seen map[string]bool, depth int) {
 					}
 				}
 			case lookup:
-				name := expansion.BaseType(typ) + ";" + strings.TrimSpace(file)
+				name := expansion.TableType(typ) + ";" + strings.TrimSpace(file)
 				if expansion.BaseType(typ) == "table" {
 					name = strings.TrimSpace(file)
 				}

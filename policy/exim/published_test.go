@@ -364,6 +364,8 @@ rcpt:
           condition = ${if match_ip{198.51.100.2}{+include_unknown : +more}}
   deny    local_parts = r5
           condition = ${if match_ip{198.51.100.3}{+more : 198.51.100.4}}
+  deny    local_parts = r7
+          message = <${if match_ip{::ffff:192.0.2.1}{192.0.2.1}{yes}{no}}> <${if first_delivery{yes}{no}}>
   deny    local_parts = r6
           condition = ${if match_ip{198.51.100.4}{+more : 198.51.100.4}}
   accept
@@ -379,7 +381,7 @@ rcpt:
 	}
 	sameAsExim(t, x, spec, []string{"alice@one.example", "q1@one.example", "alice@two.example",
 		"q2@one.example", "q3@one.example", "q4@one.example", "q5@one.example", "q6@one.example", "q7@one.example", "q8@one.example", "q9@one.example", "q10@one.example",
-		"r1@one.example", "r2@one.example", "r3@one.example", "r4@one.example", "r5@one.example", "r6@one.example"})
+		"r1@one.example", "r2@one.example", "r3@one.example", "r4@one.example", "r5@one.example", "r6@one.example", "r7@one.example"})
 }
 
 // TestFileInQuery: a query of SQLite may begin with its file. With a key, Exim 4.94 and
@@ -407,4 +409,31 @@ rcpt:
 		t.Errorf("%+v; want the remedy", it)
 	}
 	sameAsExim(t, x, spec, []string{"q1@one.example", "q2@one.example", "q3@one.example"})
+}
+
+// TestDirectorySearch: what a directory search returns, and which entries it sees.
+func TestDirectorySearch(t *testing.T) {
+	x := newExim(t, `domainlist local_domains = one.example
+acl_smtp_rcpt = rcpt
+begin acl
+rcpt:
+  deny local_parts = dsearch,filter=dir;@DIR@/d
+       message = dir <$local_part_data>
+  deny local_parts = dsearch,filter=file;@DIR@/d
+       message = file <${lookup{$local_part}dsearch,ret=full{@DIR@/d}}> \
+          <${lookup{$local_part}dsearch,filter=subdir{@DIR@/d}{$value}{no}}>
+  deny local_parts = !dsearch,filter=dir;@DIR@/d
+       message = <${lookup{key}lsearch{${lookup{aliases}dsearch,ret=full,filter=file{@DIR@/d}}}}>
+`+smallRouters)
+	if err := os.MkdirAll(filepath.Join(x.Dir, "d/list"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(x.Dir, "d/aliases"), []byte("key: value\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	spec, _, err := Import(t.Context(), Source{Program: x.Program, Config: x.Config, Getent: x.Getent, Own: []string{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sameAsExim(t, x, spec, []string{"list@one.example", "aliases@one.example", "nobody@one.example"})
 }

@@ -80,10 +80,10 @@ func (i *importer) values(typ string, file *expansion.String) ([]string, bool) {
 		return nil, false
 	}
 	name, constant := file.Constant()
-	if !constant || i.table(expansion.BaseType(typ), strings.TrimSpace(name)) != nil {
+	if !constant || i.table(expansion.TableType(typ), strings.TrimSpace(name)) != nil {
 		return nil, false
 	}
-	t := i.spec.Tables[expansion.BaseType(typ)+";"+strings.TrimSpace(name)]
+	t := i.spec.Tables[expansion.TableType(typ)+";"+strings.TrimSpace(name)]
 	if t == nil {
 		return nil, true
 	}
@@ -126,7 +126,10 @@ func (i *importer) tables(typ, glob string) error {
 		return err
 	}
 	for _, f := range files {
-		if err := i.table(expansion.BaseType(typ), f); err != nil {
+		if st, err := os.Stat(f); f != glob && err == nil && st.IsDir() && expansion.BaseType(typ) != "dsearch" {
+			continue // it stands beside the files
+		}
+		if err := i.table(expansion.TableType(typ), f); err != nil {
 			return err
 		}
 	}
@@ -157,7 +160,8 @@ func (i *importer) table(typ, file string) error {
 
 func (i *importer) readTable(name, typ, file string) error {
 	var t *table.Table
-	switch typ {
+	base, filter, _ := strings.Cut(typ, ",filter=")
+	switch base {
 	case "lsearch":
 		entries, err := readLsearch(file)
 		if err != nil {
@@ -198,7 +202,9 @@ func (i *importer) readTable(name, typ, file string) error {
 		}
 		var keys []string
 		for _, e := range list {
-			if e.Name() == strings.ToLower(e.Name()) { // no key has capitals
+			if ok, err := passes(e, filter); err != nil {
+				return err
+			} else if ok && e.Name() == strings.ToLower(e.Name()) { // no key has capitals
 				keys = append(keys, e.Name())
 			}
 		}
@@ -220,6 +226,19 @@ func (i *importer) readTable(name, typ, file string) error {
 	}
 	i.spec.Tables[name] = t
 	return nil
+}
+
+// passes says that an entry of a directory is of the kind that a look-up wants.
+func passes(e fs.DirEntry, filter string) (bool, error) {
+	switch filter {
+	case "":
+		return true, nil
+	case "file":
+		return e.Type().IsRegular(), nil
+	case "dir", "subdir":
+		return e.IsDir(), nil
+	}
+	return false, fmt.Errorf("filter=%s isn't known", filter)
 }
 
 // dump lists a file of Berkeley DB's, by its own tool. What exim_dbmbuild writes has a
@@ -415,73 +434,5 @@ func (i *importer) existing(glob string) error {
 			i.acl.Exist = append(i.acl.Exist, f)
 		}
 	}
-	return nil
-}
-
-// users lists the login names for routers that want a local user.
-func (i *importer) users() error {
-	const name = "passwd"
-	if i.acl.Users != "" {
-		return nil
-	}
-	entries := map[string]string{}
-	err := i.logins(func(f []string) { entries[f[0]] = f[2] + " " + f[3] + " " + f[5] })
-	if err != nil {
-		return err
-	}
-	t, err := table.NewHash(entries)
-	if err != nil {
-		return err
-	}
-	i.spec.Tables[name], i.acl.Users = t, name
-	return nil
-}
-
-// accountsTable has what ${lookup passwd{NAME}} says of each login name.
-const accountsTable = "passwd;"
-
-func (i *importer) accounts() error {
-	if i.spec.Tables[accountsTable] != nil {
-		return nil
-	}
-	entries := map[string]string{}
-	err := i.logins(func(f []string) { entries[f[0]] = "x:" + strings.Join(f[2:7], ":") }) // no password
-	if err != nil {
-		return err
-	}
-	t, err := table.NewHash(entries)
-	if err != nil {
-		return err
-	}
-	i.spec.Tables[accountsTable] = t
-	i.item("passwd", "login names", fidelity.Exact, "", "")
-	return nil
-}
-
-// logins calls one for each login name, with the fields of its line.
-func (i *importer) logins(one func(fields []string)) error {
-	getent := i.src.Getent
-	if getent == "" {
-		getent = "getent"
-	}
-	seen := map[string]bool{}
-	cmd := exec.CommandContext(i.ctx, getent, "passwd")
-	readErr, err := program.Read(i.ctx, cmd, func(r io.Reader) error {
-		s := bufio.NewScanner(io.LimitReader(r, most))
-		for s.Scan() {
-			f := strings.Split(s.Text(), ":")
-			if len(f) < 7 || f[0] != strings.ToLower(f[0]) || seen[f[0]] {
-				continue
-			}
-			seen[f[0]] = true
-			one(f)
-		}
-		return s.Err()
-	})
-	if err = errors.Join(readErr, err); err != nil {
-		return fmt.Errorf("list the login names: %w", err)
-	}
-	i.polled["passwd"] = true
-	i.files["/etc/passwd"] = true
 	return nil
 }

@@ -211,7 +211,7 @@ func (p *parser) condition() (condition, error) {
 		}
 		return defined(n.(variable)), nil
 	case "first_delivery", "queue_running":
-		return all{or: name == "queue_running"}, nil // true and false: nothing is delivered while it is received
+		return all{or: true}, nil // false: nothing is delivered while it is received
 	}
 	n, known := conditions[name]
 	if !known {

@@ -425,6 +425,23 @@ func BaseType(typ string) string {
 	return strings.TrimRight(typ, "*@")
 }
 
+// TableType is the type of the table that a look-up asks: a directory has one for each
+// kind of entry.
+//
+//	dsearch,filter=dir
+func TableType(typ string) string {
+	base, options, _ := strings.Cut(typ, ",")
+	if base = BaseType(base); base != "dsearch" {
+		return base
+	}
+	for o := range strings.SplitSeq(options, ",") {
+		if strings.HasPrefix(o, "filter=") {
+			return base + "," + o
+		}
+	}
+	return base
+}
+
 func (p *parser) lookup() (node, error) {
 	l := &lookup{}
 	key, err := p.arg()

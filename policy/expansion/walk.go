@@ -196,10 +196,20 @@ func shapes(n node, values Values) ([]string, bool) {
 		return n.branch.shapes([]string{"true"}, values)
 	case *lookup:
 		all := []string{"*"}
-		if BaseType(n.typ) != "dsearch" {
-			var ok bool
+		var ok bool
+		switch {
+		case BaseType(n.typ) != "dsearch":
 			if all, ok = values(n.typ, n.file); !ok {
 				return nil, false
+			}
+		case strings.Contains(n.typ, ",ret=full"):
+			dirs, ok := n.file.Shapes(values)
+			if !ok {
+				return nil, false
+			}
+			all = nil
+			for _, dir := range dirs {
+				all = append(all, strings.TrimSpace(dir)+"/*")
 			}
 		}
 		return n.branch.shapes(all, values)
