@@ -595,6 +595,42 @@ func TestUnheard(t *testing.T) {
 	})
 }
 
+// TestClaims: a beat counts from when it began, not from its answer, and what is claimed is
+// never less than what may be used.
+func TestClaims(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		limits := []Limit{{Key: "k", Most: 40, Want: 40}}
+		make := func(others int) *Fleet {
+			f := &Fleet{o: Options{Self: "mx2", DeadAfter: deadAfter, Beat: beatEvery, Log: slog.New(slog.DiscardHandler), Metrics: metrics.New(prometheus.NewRegistry())},
+				parts: map[string]*part{"k": {Limit: limits[0], may: 20, target: 20}}, ok: time.Now()}
+			f.hear([]postgres.Member{{Name: "mx2"}, {Name: "mx3", Says: fmt.Appendf(nil, `{"parts": {"k": {"c": %d, "w": 40}}}`, others)}}, time.Now(), nil)
+			return f
+		}
+		f := make(20)
+		time.Sleep(deadAfter/2 - time.Second)
+		f.confirm(time.Now().Add(-3*time.Second), nil) // its answer took 3 s
+		time.Sleep(deadAfter/2 - 3*time.Second)
+		f.lower(limits)
+		if n := f.Part("k", 40); n != aloneOf(40, false, 0, 2) {
+			t.Errorf("%d at once, 7.5 s after the last beat began", n)
+		}
+		f = make(20)
+		time.Sleep(deadAfter / 2)
+		f.confirm(time.Now(), nil)
+		if n := f.Part("k", 40); n != aloneOf(40, false, 0, 2) {
+			t.Errorf("%d at once after a beat that took 7.5 s", n)
+		}
+		f.hear([]postgres.Member{{Name: "mx2"}, {Name: "mx3", Ago: forgetAfter - time.Second}, {Name: "mx4", Ago: forgetAfter}, {Name: "mx5", Ago: -1}}, time.Now(), nil)
+		if names := f.listed(); !slices.Equal(names, []string{"mx2", "mx3"}) {
+			t.Errorf("something is left to %q", names)
+		}
+		f = make(35) // more than it should
+		if c := f.claim(limits)["k"].Claims; c != 20 {
+			t.Errorf("claims %d, and may use 20", c)
+		}
+	})
+}
+
 // TestRests: a member whose mail can't be moved now is left alone for a while, and no
 // member adopts its own mail, or that of one whose spool is held.
 func TestRests(t *testing.T) {

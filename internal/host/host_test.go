@@ -270,9 +270,27 @@ func TestMachine(t *testing.T) {
 		if got := h.Hostname(t.Context()); got != want && name != "root" {
 			t.Errorf("%s: %q", name, got)
 		}
+		if got := h.Addresses(t.Context()); name != "root" && !slices.Contains(got, netip.MustParseAddr("127.0.0.1")) {
+			t.Errorf("%s: without loopback: %v", name, got)
+		}
 		if got := h.Addresses(t.Context()); name != "root" && !reflect.DeepEqual(sorted(got), sorted((*host.Host)(nil).Addresses(t.Context()))) {
 			t.Errorf("%s: %v", name, got)
 		}
+	}
+}
+
+// TestNameBelow: a root has its name in a file.
+func TestNameBelow(t *testing.T) {
+	root := t.TempDir()
+	if err := os.Mkdir(filepath.Join(root, "etc"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "etc/hostname"), []byte("there.example.org\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	below := &host.Host{Root: root}
+	if name, all := below.Hostname(t.Context()), below.Addresses(t.Context()); name != "there.example.org" || all != nil {
+		t.Errorf("%q, %v", name, all)
 	}
 }
 

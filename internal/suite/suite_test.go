@@ -14,6 +14,56 @@ func TestSuites(t *testing.T) {
 	}
 }
 
+// TestCheck: what each entry of the table is held to.
+func TestCheck(t *testing.T) {
+	good := Suite{Postfix: "/etc/postfix", From: "its files", Containers: []Container{{Role: "mx", Name: "mx-1"}}, Prefix: []string{"docker", "exec", "-i", "{mx}"}, Hosts: []string{"db={mx}"}}
+	if err := good.Check(); err != nil {
+		t.Error(err)
+	}
+	for name, spoil := range map[string]func(*Suite){
+		"no Postfix":            func(s *Suite) { s.Postfix = "" },
+		"no files":              func(s *Suite) { s.From = "" },
+		"nothing to know it by": func(s *Suite) { s.Containers, s.Prefix, s.Hosts = nil, nil, nil },
+		"no such container":     func(s *Suite) { s.Prefix = []string{"docker", "exec", "-i", "{postfix}"} },
+		"half a name":           func(s *Suite) { s.Hosts = []string{"db={mx"} },
+		"no key":                func(s *Suite) { s.List = []string{"pgsql"} },
+	} {
+		s := good
+		spoil(&s)
+		if s.Check() == nil {
+			t.Errorf("%s: passes", name)
+		}
+	}
+	for i, name := range Names() {
+		if Find(name) != &Suites[i] {
+			t.Errorf("%s isn't found", name)
+		}
+	}
+	if len(Names()) != len(Suites) || Find("none") != nil {
+		t.Errorf("%d names of %d suites", len(Names()), len(Suites))
+	}
+}
+
+// TestBy: podman in docker's place is what the preset's commands call.
+func TestBy(t *testing.T) {
+	s := Suite{Prefix: []string{"docker", "exec", "-i", "mx"}, Main: "mount it, then docker restart mx", List: []string{"pgsql=docker exec db psql", "file=/etc/docker"}}.by("podman")
+	if s.Prefix[0] != "podman" || s.Prefix[3] != "mx" || s.Main != "mount it, then podman restart mx" || s.List[0] != "pgsql=podman exec db psql" || s.List[1] != "file=/etc/docker" {
+		t.Errorf("%+v", s)
+	}
+	bin := t.TempDir()
+	script := "#!/bin/sh\n[ \"$1\" = ps ] && printf 'mailserver\\tdocker-mailserver/docker-mailserver:15\\tmailserver\\n'\n"
+	if err := os.WriteFile(filepath.Join(bin, "podman"), []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", bin+":/bin")
+	for _, f := range Detect(t.Context()) {
+		if f.Name == "docker-mailserver" && f.Prefix[0] == "podman" && f.Prefix[3] == "mailserver" {
+			return
+		}
+	}
+	t.Error("podman's container isn't found")
+}
+
 // TestDetect: an engine that shows containers as docker does.
 func TestDetect(t *testing.T) {
 	for name, tt := range map[string]struct {
