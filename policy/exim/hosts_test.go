@@ -114,3 +114,39 @@ func TestReadSmall(t *testing.T) {
 		t.Error("a file that isn't there is read")
 	}
 }
+
+// TestInterfaces: the addresses that mail comes to are those that Exim listens on, but for the
+// machine's own.
+func TestInterfaces(t *testing.T) {
+	for list, want := range map[string]string{
+		"": "192.0.2.1 2001:db8::1", "127.0.0.1 : 192.0.2.9": "192.0.2.9", "<; 192.0.2.9 ; ::1 ; fe80::1 ; 2001:db8::9": "192.0.2.9 2001:db8::9", "[192.0.2.9]": "192.0.2.9",
+		"0.0.0.0": "192.0.2.1 2001:db8::1", "<; ::0 ; 192.0.2.9": "192.0.2.1 2001:db8::1", "nonsense : 192.0.2.9": "192.0.2.9", "$primary_hostname": "192.0.2.1 2001:db8::1",
+	} {
+		i := &importer{conf: &config{main: map[string]string{"local_interfaces": list}}, acl: &policy.ACL{Own: []string{"127.0.0.1", "192.0.2.1", "2001:db8::1", "fe80::1%eth0"}}}
+		if got := strings.Join(i.interfaces(), " "); got != want {
+			t.Errorf("%q: %s, want %s", list, got, want)
+		}
+	}
+}
+
+// TestPlaces: a line of Debian's conf.d has its file there beside its place.
+func TestPlaces(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "conf")
+	text := "# a comment\nacl_smtp_rcpt = rcpt\n### acl/30_exim4-config_check_rcpt\n\nDIRT = x\n deny  domains = DIRT.example \\\n   # between\n  : y\n.ifdef X\naccept\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o := &origin{}
+	if got := o.locate("x"); got != "" {
+		t.Errorf("in no file: %q", got)
+	}
+	o.enter(file)
+	o.define("DIRT", "DIRT = x")
+	o.define("LIST", "LIST == a : b")
+	const from = " (acl/30_exim4-config_check_rcpt)"
+	for _, tt := range [][2]string{{"acl_smtp_rcpt = rcpt", ":2"}, {"deny domains = x.example : y", ":6" + from}, {"accept", ":10" + from}, {"deny domains = z.example : y", ":6" + from}, {"never there", ""}} {
+		if got := strings.TrimPrefix(o.locate(tt[0]), file); got != tt[1] {
+			t.Errorf("%s: %q, want %q", tt[0], got, tt[1])
+		}
+	}
+}

@@ -178,16 +178,21 @@ data:
 // TestUnknownQueries: what isn't followed is named with the query's piece.
 func TestUnknownQueries(t *testing.T) {
 	for query, want := range map[string]string{
-		"SELECT a FROM t WHERE b LIKE '${quote_sqlite:$local_part}'":                "\"b LIKE '$local_part'\" doesn't compare a column with a key",
-		"SELECT a FROM t WHERE b > '${quote_sqlite:$local_part}'":                   "doesn't compare",
-		"SELECT * FROM t WHERE b = '${quote_sqlite:$local_part}'":                   "it selects every column",
-		"SELECT a, b || 'x' FROM t WHERE b = '${quote_sqlite:$local_part}'":         "one of them has no name",
-		"SELECT max(a) FROM t WHERE b = '${quote_sqlite:$local_part}'":              "looks at several rows",
-		"SELECT length('${quote_sqlite:$local_part}') FROM t":                       "calculates with a key",
-		"SELECT a FROM (SELECT a FROM t WHERE b = '${quote_sqlite:$local_part}') x": "it has a key in FROM",
-		"SELECT a FROM t WHERE b = '${quote_sqlite:$local_part}' LIMIT 1 OFFSET 1":  "it has WITH, OFFSET",
-		"SELECT a FROM t WHERE b = $local_part":                                     "isn't understood",
-		"SELEC a FROM t WHERE b = '${quote_sqlite:$local_part}'":                    "isn't understood",
+		"SELECT a FROM t WHERE b LIKE '${quote_sqlite:$local_part}'":                                              "\"b LIKE '$local_part'\" doesn't compare a column with a key",
+		"SELECT a FROM t WHERE b > '${quote_sqlite:$local_part}'":                                                 "doesn't compare",
+		"SELECT * FROM t WHERE b = '${quote_sqlite:$local_part}'":                                                 "it selects every column",
+		"SELECT a, b || 'x' FROM t WHERE b = '${quote_sqlite:$local_part}'":                                       "one of them has no name",
+		"SELECT max(a) FROM t WHERE b = '${quote_sqlite:$local_part}'":                                            "looks at several rows",
+		"SELECT length('${quote_sqlite:$local_part}') FROM t":                                                     "calculates with a key",
+		"SELECT a FROM (SELECT a FROM t WHERE b = '${quote_sqlite:$local_part}') x":                               "it has a key in FROM",
+		"SELECT a FROM t WHERE b = '${quote_sqlite:$local_part}' LIMIT 1 OFFSET 1":                                "it has WITH, OFFSET",
+		"SELECT a FROM t WHERE b = $local_part":                                                                   "isn't understood",
+		"SELECT a FROM t WHERE b = '${quote_sqlite:$local_part}' LIMIT 1+1":                                       "its LIMIT isn't a number",
+		"SELECT a FROM t WHERE b = '${quote_sqlite:$local_part}' LIMIT 0":                                         "its LIMIT isn't a number",
+		"SELECT a FROM t WHERE b = '${quote_sqlite:$local_part}' EXCEPT SELECT a FROM u":                          "otherwise than by one UNION",
+		"SELECT a FROM t WHERE b = '${quote_sqlite:$local_part}' UNION SELECT a FROM u UNION ALL SELECT a FROM v": "otherwise than by one UNION",
+		"SELECT a FROM t WHERE b = '${quote_sqlite:$local_part}' OR c = '${quote_sqlite:$local_part}' LIMIT 1":    "LIMIT or count() over an OR",
+		"SELEC a FROM t WHERE b = '${quote_sqlite:$local_part}'":                                                  "isn't understood",
 	} {
 		_, report, file, err := importText(t, `sqlite_dbfile = @DIR@/none.db
 domainlist local_domains = example.org
