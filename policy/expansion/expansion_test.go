@@ -2,6 +2,8 @@ package expansion
 
 import (
 	"errors"
+	"os"
+	"strings"
 	"testing"
 )
 
@@ -128,4 +130,37 @@ func FuzzExpand(f *testing.F) {
 			_, _ = p.Expand(env{"domain": "x"})
 		}
 	})
+}
+
+// TestLikeExim: what Exim says to testdata/exim.txt is said here, or else that it isn't followed.
+func TestLikeExim(t *testing.T) {
+	b, err := os.ReadFile("testdata/exim.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	followed := 0
+	for line := range strings.Lines(string(b)) {
+		in, want, given := strings.Cut(strings.TrimSuffix(line, "\n"), "\t")
+		if !given || line[0] == '#' {
+			continue
+		}
+		got := "fails"
+		s, err := Parse(in)
+		var unsupported *Unsupported
+		if errors.As(err, &unsupported) {
+			t.Logf("%s: %v", in, err)
+			continue
+		}
+		if err == nil {
+			if text, err := s.Expand(env{"primary_hostname": "mx.example.org"}); err == nil {
+				got = strings.ReplaceAll(text, "\n", `\n`)
+			}
+		}
+		if followed++; got != want {
+			t.Errorf("%s\n got %s\nwant %s", in, got, want)
+		}
+	}
+	if followed < 30 {
+		t.Errorf("only %d are followed", followed)
+	}
 }
