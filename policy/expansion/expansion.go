@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
 	"strings"
 
 	"github.com/understudy-mx/understudy/policy/pattern"
@@ -338,31 +339,44 @@ func (s *substitute) replace(st *state, subject string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	out, rest := "", subject
-	for {
-		// The groups end before the match's end is known: a group around all
-		// and one around what follows tell it.
-		p, err := Regexp("(?s)^(.*?)(" + strings.TrimPrefix(re, "^") + ")(.*)$")
-		if err != nil {
-			return "", err
+	if backReference.MatchString(re) { // the groups around it would shift it
+		return "", fmt.Errorf("%w: a back reference in ${sg…}", ErrDefer)
+	}
+	// Of rest, copied octets are in out already, the last of which is kept for what looks behind;
+	// a match begins at from or later. It ends before its end is known: groups before and after it tell that.
+	out, rest, copied, from := "", subject, 0, 0
+	var patterns [3]*pattern.Pattern // by from
+	for work := len(rest); work <= maxWork; work += len(rest) {
+		if patterns[from] == nil {
+			if patterns[from], err = Regexp(fmt.Sprintf("^((?s:.{%d}.*?))(%s)((?s:.*))$", from, re)); err != nil {
+				return "", err
+			}
 		}
-		g, err := Find(p, rest)
+		g, err := Find(patterns[from], rest)
 		if err != nil || g == nil {
-			return out + rest, err
+			return out + rest[copied:], err
 		}
-		if strings.HasPrefix(re, "^") && (g[1] != "" || out != "") {
-			return out + rest, nil
-		}
-		v := numbered(replacement, append([]string{g[2]}, g[3:len(g)-1]...))
-		if g[2] == "" {
-			return out + rest, nil
-		}
-		out += g[1] + v
-		if rest = g[len(g)-1]; len(out) > maxLen {
+		last := len(g) - 1
+		if out += g[1][copied:] + numbered(replacement, g[2:last]); len(out) > maxLen {
 			return "", errors.New("expanded string is too long")
 		}
+		if g[2] == "" && g[last] == "" {
+			return out, nil
+		}
+		end := len(g[1]) + len(g[2])
+		copied = min(1, end)
+		if from = copied; g[2] == "" {
+			from++
+		}
+		rest = rest[end-copied:]
 	}
+	return "", fmt.Errorf("%w: ${sg…} replaces too much", ErrDefer)
 }
+
+// maxWork bounds the octets that one ${sg…} looks at.
+const maxWork = 4 << 20
+
+var backReference = regexp.MustCompile(`\\[1-9gk]`)
 
 // numbered puts the groups of a match in place of $1 and ${1}.
 func numbered(s string, groups []string) string {
@@ -400,7 +414,7 @@ func (s *sized) eval(st *state) (string, error) {
 // Regexp compiles a regular expression as Exim does: without regard to UTF-8.
 func Regexp(src string) (*pattern.Pattern, error) { return pattern.Compile(pattern.PCRE, src, "") }
 
-// Find returns the groups of a match, the first of which is group 0, or nil.
+// Find returns what matches and its groups, or nil.
 func Find(p *pattern.Pattern, s string) ([]string, error) {
 	var subject pattern.Subject
 	subject.Set([]byte(s))
@@ -411,17 +425,10 @@ func Find(p *pattern.Pattern, s string) ([]string, error) {
 	if !ok {
 		return nil, nil
 	}
-	if p.Groups() == 0 {
-		return []string{s}, nil
-	}
 	g, err := p.Find(&subject)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDefer, err)
 	}
-	if len(g) == 0 {
-		return nil, nil
-	}
-	g[0] = s
 	return g, nil
 }
 

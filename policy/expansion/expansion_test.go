@@ -164,3 +164,16 @@ func TestLikeExim(t *testing.T) {
 		t.Errorf("only %d are followed", followed)
 	}
 }
+
+// TestBounds: work that grows with the square of what a client sends ends, in doubt.
+func TestBounds(t *testing.T) {
+	for name, in := range map[string]string{"matches": "${sg{" + strings.Repeat("x", 60<<10) + "}{x}{y}}", "back reference": `${sg{aabb}{\N(.)\1\N}{-}}`} {
+		s, err := Parse(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Expand(env{}); !errors.Is(err, ErrDefer) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

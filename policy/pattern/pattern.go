@@ -149,7 +149,7 @@ func (p *Pattern) Match(s *Subject) (bool, error) {
 	return p.backtrack.MatchRunes(s.characters())
 }
 
-// Find returns what the groups of a match hold; group 0 is unused.
+// Find returns what matches, as group 0, and what its groups hold.
 func (p *Pattern) Find(s *Subject) ([]string, error) {
 	groups := make([]string, p.groups+1)
 	if p.linear != nil {
