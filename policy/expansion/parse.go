@@ -331,6 +331,9 @@ func (p *parser) item(name string) (node, error) {
 		if err != nil {
 			return nil, err
 		}
+		if re, _ := args[1].Constant(); name == "sg" && backReference.MatchString(re) {
+			return nil, &Unsupported{What: "a back reference in ${sg…}"}
+		}
 		return &substitute{name, args}, p.end()
 	case "length", "substr":
 		args, err := p.args(2, 3)
