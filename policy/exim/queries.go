@@ -125,7 +125,7 @@ func (i *importer) query(typ, options, text string) (in, key, tables string, err
 	}
 	if file, rest, ok := fileOf(typ, text); ok {
 		if i.ofClients(p) {
-			return "", "", "", fmt.Errorf("Exim 4.94 and later opens no file that is named in a query with a client's words: use sqlite_dbfile or ${lookup sqlite,file=%s {…}}", file)
+			return "", "", "", fmt.Errorf("a file that is named in a query with a client's words isn't opened by Exim 4.94 and later: use sqlite_dbfile or ${lookup sqlite,file=%s {…}}", file)
 		}
 		return i.query(typ, ",file="+file, rest)
 	}
