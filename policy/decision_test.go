@@ -39,7 +39,9 @@ func TestDecisions(t *testing.T) {
 	}
 }
 
-func playFile(t *testing.T, file string) {
+// playerOf reads an archive. Its parts are the player's bodies.
+func playerOf(t *testing.T, file string) *player {
+	t.Helper()
 	ar, err := txtar.ParseFile(file)
 	if err != nil {
 		t.Fatal(err)
@@ -48,11 +50,13 @@ func playFile(t *testing.T, file string) {
 	for _, f := range ar.Files {
 		parts[f.Name] = f.Data
 	}
-	snap := loadParts(t, parts)
-	r := parseDNS(t, string(parts["dns"]))
+	return &player{t: t, snap: loadParts(t, parts), r: parseDNS(t, string(parts["dns"])), bodies: parts, deferUnanswered: strings.TrimSpace(string(parts["on_failure"])) == "defer"}
+}
+
+func playFile(t *testing.T, file string) {
+	p := playerOf(t, file)
 	offset := strings.Count(fileBefore(t, file), "\n") + 1
-	p := &player{t: t, snap: snap, r: r, bodies: parts, deferUnanswered: strings.TrimSpace(string(parts["on_failure"])) == "defer"}
-	for i, line := range strings.Split(string(parts["sessions"]), "\n") {
+	for i, line := range strings.Split(string(p.bodies["sessions"]), "\n") {
 		if line = strings.TrimSpace(line); line == "" || line[0] == '#' {
 			continue
 		}

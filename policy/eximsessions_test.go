@@ -6,8 +6,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/rogpeppe/go-internal/txtar"
-
 	"github.com/understudy-mx/understudy/policy"
 )
 
@@ -21,17 +19,9 @@ func TestEximSessions(t *testing.T) {
 	}
 	for _, file := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
-			ar, err := txtar.ParseFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			parts := map[string][]byte{}
-			for _, f := range ar.Files {
-				parts[f.Name] = f.Data
-			}
-			p := &player{t: t, snap: loadParts(t, parts), r: parseDNS(t, string(parts["dns"])), bodies: parts}
+			p := playerOf(t, file)
 			defer p.end()
-			for line := range strings.Lines(string(parts["sessions"])) {
+			for line := range strings.Lines(string(p.bodies["sessions"])) {
 				cmd, want, given := strings.Cut(strings.TrimSuffix(line, "\n"), " => ")
 				if !given {
 					continue
