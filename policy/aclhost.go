@@ -172,11 +172,7 @@ var errNoFile = errors.New("no such table")
 // "partial", then "*@domain" and "*".
 func (r *aclRun) search(typ, file, key string) (string, bool, error) {
 	base := expansion.BaseType(typ)
-	name := expansion.TableType(typ) + ";" + strings.TrimSpace(file)
-	if base == "table" {
-		name = strings.TrimSpace(file)
-	}
-	get := r.getter(base, name)
+	get := r.getter(base, expansion.TableName(typ, file))
 	if get == nil {
 		return "", false, errNoFile
 	}

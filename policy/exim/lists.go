@@ -219,11 +219,7 @@ func (i *importer) domainsOf(list string, seen map[string]bool, depth int) {
 					}
 				}
 			case lookup:
-				name := expansion.TableType(typ) + ";" + strings.TrimSpace(file)
-				if expansion.BaseType(typ) == "table" {
-					name = strings.TrimSpace(file)
-				}
-				keysOf(i.spec.Tables[name])
+				keysOf(i.spec.Tables[expansion.TableName(typ, file)])
 			default:
 				add(e)
 			}

@@ -445,6 +445,15 @@ func TableType(typ string) string {
 	return base
 }
 
+// TableName is what a policy calls the table that a look-up asks. "table" has no file, but a name.
+func TableName(typ, file string) string {
+	file = strings.TrimSpace(file)
+	if BaseType(typ) == "table" {
+		return file
+	}
+	return TableType(typ) + ";" + file
+}
+
 func (p *parser) lookup() (node, error) {
 	l := &lookup{}
 	key, err := p.arg()
